@@ -1,0 +1,51 @@
+"""Merge trained image classifiers into one network, without labels: knowledge amalgamation on Ray.
+
+Example:
+    >>> import ka_ray
+    >>> config = ka_ray.Config.load("jobs/configs/digits.yaml", ["joint.epochs=5"])
+    >>> config.joint.epochs
+    5
+
+    ``report = ka_ray.amalgamate(config)`` then runs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ka_ray.api import evaluate, load_student, predict, teach
+    from ka_ray.config import Config, TeachConfig
+    from ka_ray.errors import InputError
+    from ka_ray.pipeline import amalgamate
+    from ka_ray.report import Report
+
+_WHERE = {
+    "Config": "ka_ray.config",
+    "InputError": "ka_ray.errors",
+    "Report": "ka_ray.report",
+    "TeachConfig": "ka_ray.config",
+    "amalgamate": "ka_ray.pipeline",
+    "evaluate": "ka_ray.api",
+    "load_student": "ka_ray.api",
+    "predict": "ka_ray.api",
+    "teach": "ka_ray.api",
+}
+
+__all__ = [
+    "Config",
+    "InputError",
+    "Report",
+    "TeachConfig",
+    "amalgamate",
+    "evaluate",
+    "load_student",
+    "predict",
+    "teach",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch and Ray take seconds, and ``ka-ray --help`` needs neither."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ka_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

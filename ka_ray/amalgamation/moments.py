@@ -1,0 +1,102 @@
+"""Count, mean and covariance of stacked features, as sums that merge.
+
+Shapes: n positions, S stacked channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ka_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of `[n, S]` features in float64.
+
+    Attributes:
+        count: Number of positions.
+        mean: `[S]`.
+        scatter: `[S, S]`, sum of the outer products of ``x - mean``.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def empty(channels: int, device: torch.device | str = "cpu") -> "Moments":
+        """Make the moments of no features at all, the neutral element of :meth:`merge`."""
+        zeros = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        return Moments(0, zeros[0].clone(), zeros)
+
+    @staticmethod
+    def of(features: Tensor) -> "Moments":
+        """Compute the moments of `[B, S, *space]` or `[n, S]` features over images and positions."""
+        flat = features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
+        flat = flat.to(torch.float64)
+        mean = flat.mean(dim=0)
+        centred = flat - mean
+        return Moments(len(flat), mean, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Merge two disjoint sets by Chan, Golub and LeVeque's update (1983), safe for large means."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        scatter = (
+            self.scatter + other.scatter + torch.outer(delta, delta) * (self.count * other.count / count)
+        )
+        return Moments(count, mean, scatter)
+
+    def merge_over_ranks(self) -> "Moments":
+        """Merge the moments of all ranks of the process group; the same on every rank."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self
+        packed = torch.cat([self.mean.new_tensor([self.count]), self.mean, self.scatter.flatten()])
+        parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, packed)
+        merged = Moments.empty(len(self.mean), self.mean.device)
+        for part in parts:
+            size = len(self.mean)
+            merged = merged.merge(
+                Moments(int(part[0]), part[1 : size + 1], part[size + 1 :].view(size, size))
+            )
+        return merged
+
+    def cpu(self) -> "Moments":
+        """Move to the CPU."""
+        return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance `[S, S]` (divided by the count)."""
+        return self.scatter / max(self.count, 1)
+
+    def check_variance(self) -> None:
+        """Refuse features that are the same everywhere: no code can be learned, and no error is relative.
+
+        Raises:
+            InputError: The covariance is zero.
+        """
+        if not self.covariance.trace() > 0:
+            raise InputError(
+                "the stacked features never vary: every teacher is dead at this tap; drop the tap"
+            )
+
+    def optimal_relative_error(self, code_channels: int) -> float:
+        """Compute the least relative error that any code of this width can have.
+
+        The best affine auto-encoder spans the principal subspace, so what is lost are the eigenvalues of the
+        covariance past the ``code_channels`` largest.
+
+        Returns:
+            Sum of the lost eigenvalues / sum of all, in [0, 1].
+        """
+        self.check_variance()
+        ascending = torch.linalg.eigvalsh(self.covariance).clamp_min(0)
+        return float(ascending[: len(ascending) - code_channels].sum() / ascending.sum())

@@ -1,0 +1,172 @@
+"""The `ka-ray` command. Everything heavy is imported inside the commands: `ka-ray --help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ka_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from ka_ray.report import Report
+
+app = typer.Typer(
+    help="Merge trained image classifiers into one network, without labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. joint.epochs=5."),
+]
+Output = Annotated[Path | None, typer.Option(help="Output folder; default runs/NAME.")]
+RunFolder = Annotated[Path, typer.Argument(help="Output folder of a finished run.")]
+
+
+@app.command()
+def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> None:
+    """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
+    run(demo_config(), overrides, output)
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
+    """Merge teachers into one student."""
+    from ka_ray import Config, amalgamate
+
+    loaded = Config.load(config, with_output(overrides, output))
+    show_report(amalgamate(loaded), loaded.output_dir)
+
+
+@app.command()
+def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
+    """Train one teacher on chosen classes of a labelled source."""
+    from ka_ray import TeachConfig
+    from ka_ray import teach as teach_one
+
+    result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
+    typer.echo(f"teacher {result['teacher']}: accuracy {percent(result['accuracy'])}")
+    typer.echo(f"checkpoint: {result['checkpoint']}")
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    images: Annotated[str, typer.Option(help="A folder per class, a Parquet file or folder, or `digits`.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A key of the image source, e.g. label_column=label."
+        ),
+    ] = None,
+) -> None:
+    """Judge a finished student on labelled images; needs its folder alone."""
+    from ka_ray.api import evaluate as evaluate_folder
+    from ka_ray.api import images_for
+
+    accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
+    typer.echo(f"union {percent(accuracy['union'])} on {accuracy['labelled']} labelled images")
+    for name, pair in accuracy["per_teacher"].items():
+        typer.echo(f"classes of {name}: {percent(pair['student'])}")
+
+
+@app.command()
+def predict(
+    folder: RunFolder, images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+) -> None:
+    """Name the class of image files."""
+    from ka_ray.api import predict as predict_images
+
+    for prediction in predict_images(folder, images):
+        typer.echo(f"{prediction.path}\t{prediction.class_name}\t{prediction.probability:.3f}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: Python, libraries, CPUs, GPUs, disk."""
+    import os
+    import platform
+    import shutil
+    from importlib.metadata import version
+
+    import torch
+
+    libraries = " ".join(
+        f"{name}={version(name)}" for name in ("ka_ray", "ray", "torch", "torchvision", "mlflow")
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    typer.echo(f"python={platform.python_version()} {libraries}")
+    typer.echo(f"cpus={os.cpu_count()} gpus={gpus or 'none'}")
+    typer.echo(f"disk_free_gib={shutil.disk_usage(Path.cwd()).free / 1024**3:.1f} ({Path.cwd()})")
+    typer.echo(f"ray_address={os.environ.get('RAY_ADDRESS', 'none: Ray starts on this machine')}")
+
+
+def demo_config() -> Path:
+    """Find the demo's config: packaged in a wheel, in `jobs/` of a checkout."""
+    package = Path(__file__).parent
+    places = (package / "configs" / "digits.yaml", package.parent / "jobs" / "configs" / "digits.yaml")
+    return next(place for place in places if place.exists())
+
+
+def with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
+    """Turn `--output` into an override."""
+    return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
+
+
+def percent(share: float | None) -> str:
+    """Write a share for people; what was not measured is a dash.
+
+    Example:
+        >>> percent(0.9375), percent(None)
+        ('93.8 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def show_report(report: "Report", folder: Path) -> None:
+    """Print what came out, and what to do with it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, accuracy = Console(soft_wrap=True), report.accuracy
+    table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
+    for column in ("", "teachers", "student"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("all classes (ensemble, union)", percent(accuracy.ensemble), percent(accuracy.union))
+    for name, pair in accuracy.per_teacher.items():
+        table.add_row(f"classes of {name}", percent(pair.teacher), percent(pair.student))
+    table.add_row("student says what the ensemble says", "", percent(accuracy.agreement))
+    sizes: list[tuple[str, Any, Any]] = [
+        (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
+        for key in ("parameters", "macs", "bytes")
+    ]
+    for key, teachers, student in sizes:
+        table.add_row(key, f"{teachers:,}", f"{student:,}")
+    console.print(table)
+    if accuracy.union is None:
+        console.print("The images have no labels: agreement is all that can be said.")
+    console.print(f"report:  {folder / 'report.md'}")
+    for figure in sorted((folder / "figures").glob("*.png")):
+        console.print(f"figure:  {figure}")
+    if report.mlflow.tracking_uri is not None:
+        console.print(f"browse:  mlflow ui --backend-store-uri {report.mlflow.tracking_uri}")
+    console.print(f"try:     ka-ray predict {folder} IMAGE...")
+
+
+def main() -> None:
+    """Run the command line; bad input is one clear message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

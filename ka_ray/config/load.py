@@ -1,0 +1,174 @@
+"""From YAML and dotted overrides to a checked config, and from a config to flat keys."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ka_ray.config.base import Section
+from ka_ray.config.schema import Config, TeachConfig
+from ka_ray.config.sources import ImagesConfig
+from ka_ray.errors import InputError
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+SAME_RESULT = ("output", "ray", "tracking")
+"""Sections that change where a run happens, not what it computes."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load a run description; see :meth:`Config.load`."""
+    return _load(Config, path, overrides)
+
+
+def load_teach_config(path: str | Path, overrides: Sequence[str] = ()) -> TeachConfig:
+    """Load the description of one teacher's training.
+
+    Raises:
+        InputError: naming every key that cannot work.
+    """
+    return _load(TeachConfig, path, overrides)
+
+
+def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
+    """Check the description of an image source.
+
+    Raises:
+        InputError: naming every key that cannot work.
+    """
+    for override in overrides:
+        _apply(tree, override)
+    adapter: TypeAdapter[ImagesConfig] = TypeAdapter(ImagesConfig)
+    try:
+        return adapter.validate_python(tree)
+    except ValidationError as error:
+        raise InputError(_explain("images", tree, error)) from None
+
+
+def _load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> AnySection:
+    tree = read_yaml(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(str(path), tree, error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: The file is missing, not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"config {path} does not exist")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path} must be a mapping of keys, it is a {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value``; the value is YAML, a number in the path indexes a list."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override!r}: must read dotted.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise InputError(f"--set {override!r}: {'.'.join(parents)} is a value, it has no keys")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise InputError(f"--set {override!r}: {part!r} must be an index below {len(node)}")
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node[part]
+    raise InputError(f"--set {override!r}: {part!r} is below a value, not a mapping")
+
+
+def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
+    lines = [f"{path}: {error.error_count()} problem(s)"]
+    for problem in error.errors():
+        key = ".".join(_written_keys(tree, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) else ""
+        lines.append(f"  {key + ': ' if key else ''}{message}{given}")
+    return "\n".join(lines)
+
+
+def _written_keys(tree: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Drop what pydantic puts between the keys that a user writes: the names of union members."""
+    keys = []
+    for place, part in enumerate(loc):
+        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
+            tree = tree[part]
+        elif place < len(loc) - 1 or not isinstance(tree, dict):
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _is_short(value: Any) -> bool:
+    return not isinstance(value, dict) and len(repr(value)) <= 80
+
+
+def flatten(config: Section) -> dict[str, Any]:
+    """Give every leaf of a config its dotted key, as ``--set`` writes it.
+
+    Example:
+        >>> from ka_ray.config import TrainingConfig
+        >>> flatten(TrainingConfig(epochs=2))
+        {'epochs': 2, 'batch_size': 128, 'learning_rate': 0.001}
+    """
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        items = [(str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list) and any(isinstance(value, dict) for value in tree):
+        items = [(str(index), value) for index, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare two dumped configs where they decide the result.
+
+    Args:
+        old: ``config.model_dump(mode="json")`` of the run that wrote the output folder.
+        new: The same of the run that wants to go on in it.
+
+    Returns:
+        Dotted key -> (old value, new value); where it runs and is tracked does not count.
+    """
+    a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}

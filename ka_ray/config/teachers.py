@@ -1,0 +1,55 @@
+"""What a teacher is: a network, its weights, its classes, its preprocessing."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ka_ray.config.base import ClassNames, ExistingPath, Section
+
+
+class Preprocessing(Section):
+    """What a network does to an image in [0, 1] before its first layer."""
+
+    size: int | None = Field(None, ge=1, description="Resize to size x size (bilinear); null: as decoded.")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Augmentation(Section):
+    """Label-preserving views of an image, drawn anew for every epoch."""
+
+    flip: bool = Field(False, description="Mirror left-right with probability 1/2.")
+    shift: int = Field(0, ge=0, description="Shift by up to this many pixels in each direction.")
+
+    @property
+    def on(self) -> bool:
+        """Whether any view differs from the image itself."""
+        return self.flip or self.shift > 0
+
+
+class TeachingConfig(Section):
+    """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle rate)."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(5e-3, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    augment: Augmentation = Augmentation()
+
+
+class TeacherConfig(Section):
+    """One trained classifier. Give `checkpoint`, or `training` to train it at the start of the run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
+    network: str = Field(description="plain, a torchvision model name, or package.module:factory")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
+    classes: ClassNames = Field(min_length=2)
+    checkpoint: ExistingPath | None = Field(None, description=".safetensors, or .pt / .pth with a state dict")
+    preprocessing: Preprocessing = Preprocessing()
+    training: TeachingConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TeacherConfig":
+        if self.checkpoint is not None and self.training is not None:
+            raise ValueError(f"teacher {self.name}: give `checkpoint` or `training`, not both")
+        return self

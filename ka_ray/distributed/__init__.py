@@ -1,0 +1,1 @@
+"""The only place that imports Ray: adapters that carry the mathematics onto a cluster, none of their own."""

@@ -1,0 +1,1 @@
+"""Reading features inside networks, stacking them, and keeping them on disk."""

@@ -1,0 +1,76 @@
+"""The output folder of a run: who it belongs to, and what stands in it already."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ka_ray.config import Config, TeachConfig, differing_keys
+from ka_ray.errors import InputError
+from ka_ray.features.store import write_json
+
+CONFIG = "config.json"
+RUN = "mlflow_run.json"
+
+
+def claim_output(config: Config | TeachConfig) -> Path:
+    """Make the output folder, or go on in one that the same config made.
+
+    Raises:
+        InputError: The folder belongs to a run with another config (its differing keys are listed), or is
+            not a run's folder at all.
+    """
+    folder, new = config.output_dir, config.model_dump(mode="json")
+    if (folder / CONFIG).exists():
+        differing = differing_keys(json.loads((folder / CONFIG).read_text()), new)
+        if differing:
+            lines = [f"  {key}: {old!r} there, {now!r} now" for key, (old, now) in differing.items()]
+            raise InputError(
+                "\n".join([f"output {folder} holds a run of another config:", *lines])
+                + "\ngive another --output, or the config that made it"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"output {folder} is not empty and no run made it; give another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, new)
+    return folder
+
+
+def known_run(folder: Path) -> str | None:
+    """The tracker's run id that an earlier attempt in this folder has."""
+    return read_json(folder / RUN).get("run_id") if (folder / RUN).exists() else None
+
+
+def remember_run(folder: Path, run_id: str | None) -> None:
+    """Keep the tracker's run id for a later attempt."""
+    write_json(folder / RUN, {"run_id": run_id})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def check_disk(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start what will not fit on the disk.
+
+    Raises:
+        InputError: With both sizes, and the key that lowers what is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise InputError(
+            f"the features take {in_gib(needed_bytes)}, {folder} has {in_gib(free)} free; "
+            "lower extract.images, drop taps, or give another --output"
+        )
+
+
+def in_gib(num_bytes: float) -> str:
+    """Write a size for people.
+
+    Example:
+        >>> in_gib(1536 * 1024**2)
+        '1.50 GiB'
+    """
+    return f"{num_bytes / 1024**3:.2f} GiB"

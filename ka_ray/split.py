@@ -1,0 +1,50 @@
+"""Which images are learned from, and which the student is judged on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ka_ray.config import Config, ImagesConfig, TeachConfig
+from ka_ray.errors import InputError
+from ka_ray.images import Source, chosen_ids, open_source
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Some images of a source."""
+
+    config: ImagesConfig
+    source: Source
+    ids: Ids
+
+
+def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
+    """Give the images to learn from and those to judge on, by config and seed alone.
+
+    Raises:
+        InputError: A source has no images, or too few to hold any out.
+    """
+    source = open_source(config.images)
+    ids = chosen_ids(source.num_images, config.images.limit, config.seed)
+    judged = config.evaluation.images
+    if judged is not None:
+        judged_source = open_source(judged)
+        judged_ids = chosen_ids(judged_source.num_images, judged.limit, config.seed)
+        return ImageSet(config.images, source, ids), ImageSet(judged, judged_source, judged_ids)
+    num_held = round(config.evaluation.holdout * len(ids))
+    if not 0 < num_held < len(ids):
+        raise InputError(f"evaluation.holdout: {config.evaluation.holdout} of {len(ids)} images leaves none")
+    held = np.zeros(len(ids), dtype=bool)
+    held[chosen_ids(len(ids), num_held, config.seed + 1)] = True
+    return ImageSet(config.images, source, ids[~held]), ImageSet(config.images, source, ids[held])
+
+
+def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Choose the images whose features are kept; give them and the others."""
+    chosen = np.zeros(len(images.ids), dtype=bool)
+    chosen[chosen_ids(len(images.ids), limit, seed + 2)] = True
+    kept, others = images.ids[chosen], images.ids[~chosen]
+    return ImageSet(images.config, images.source, kept), ImageSet(images.config, images.source, others)

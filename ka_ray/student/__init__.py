@@ -1,0 +1,6 @@
+"""The one network over all classes: its family, its stages, and how each is learned."""
+
+from ka_ray.student.families import FAMILIES, Family, find_family
+from ka_ray.student.network import Student, StudentSpec, load_student, save_student
+
+__all__ = ["FAMILIES", "Family", "Student", "StudentSpec", "find_family", "load_student", "save_student"]

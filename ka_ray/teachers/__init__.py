@@ -1,0 +1,7 @@
+"""Where a teacher comes from: a network, a checkpoint, its classes and its own preprocessing."""
+
+from ka_ray.teachers.networks import NETWORKS, build_network
+from ka_ray.teachers.preprocess import Preprocess
+from ka_ray.teachers.teacher import Teacher, load_teacher
+
+__all__ = ["NETWORKS", "Preprocess", "Teacher", "build_network", "load_teacher"]

@@ -1,0 +1,37 @@
+"""What the run tells of itself, whoever keeps it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # the protocol alone must not cost an import of torch
+    from ka_ray.student import Student
+
+
+class Tracker(Protocol):
+    """Keeps the parameters, metrics, files and model of one run.
+
+    Only the process that started the run talks to it; its methods may be called from any thread there.
+
+    Attributes:
+        tracking_uri: Where it keeps them; None if nowhere.
+        run_id: The run there; given to a later attempt, that one goes on with the same run.
+    """
+
+    tracking_uri: str | None
+    run_id: str | None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Keep parameters under flat dotted keys; those that a resumed run has already stay as they are."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Keep values of metrics named ``stage/quantity``, at one step."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file, or of a directory with all that is in it, in a folder of the run."""
+
+    def log_student(self, student: "Student") -> None:
+        """Keep the student as a model that can be loaded and served."""
+
+    def finish(self, failed: bool) -> None:
+        """End the run, as failed or as finished."""

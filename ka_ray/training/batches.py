@@ -1,0 +1,100 @@
+"""Shuffled batches out of a store, the same global batch however many ranks share it.
+
+Shapes: B images of a global batch, b = B / world size of one rank's share.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ka_ray.errors import InputError
+from ka_ray.features.store import Store
+from ka_ray.training.ranks import rank, world_size
+
+
+class Batches:
+    """Epochs of batches. Order and random numbers follow from (seed, epoch, step) alone.
+
+    Rank r gets rows ``r b`` to ``(r + 1) b`` of every global batch, so that any number of workers sees the
+    same global batches and averaged gradients are those of one process. An incomplete last batch is left
+    out (the next epoch shuffles anew).
+
+    Args:
+        store: Where the rows are.
+        columns: Numeric columns to read.
+        batch_size: B.
+        seed: Of shuffling and draws.
+        num_draws: Uniform random numbers for every image, in column ``draws [b, num_draws]``.
+        positions_per_image: P > 0 reads P random positions of each map, ``[b P, S]``, not the whole map.
+        device: Where the tensors go.
+        targets: Class index of every stored row, read as ``target [b]``; rows with -1 are left out.
+
+    Raises:
+        InputError: The batch is larger than the store, or cannot be split evenly.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        columns: Sequence[str],
+        batch_size: int,
+        seed: int,
+        num_draws: int = 0,
+        positions_per_image: int = 0,
+        device: torch.device | str = "cpu",
+        targets: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.rows = np.arange(len(store)) if targets is None else np.flatnonzero(targets >= 0)
+        self.targets = targets
+        if batch_size > len(self.rows):
+            raise InputError(f"batch_size {batch_size} is larger than the {len(self.rows)} images there are")
+        if batch_size % world_size():
+            raise InputError(f"batch_size {batch_size} is not divisible by {world_size()} workers")
+        self.store, self.columns, self.batch_size = store, list(columns), batch_size
+        self.seed, self.num_draws, self.device = seed, num_draws, torch.device(device)
+        self.positions_per_image = positions_per_image
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in one epoch."""
+        return len(self.rows) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Yield this rank's share of every global batch of one epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.rows)
+        share = self.batch_size // world_size()
+        mine = slice(rank() * share, (rank() + 1) * share)
+        num_numbers = self.num_draws + self.positions_per_image
+        for step in range(self.steps_per_epoch):
+            numbers = rng.random((self.batch_size, num_numbers), dtype=np.float32)[mine]
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size][mine]
+            positions = numbers[:, self.num_draws :] if self.positions_per_image else None
+            batch = self._read(rows, positions)
+            if self.num_draws:
+                batch["draws"] = self._move(torch.from_numpy(numbers[:, : self.num_draws]))
+            yield batch
+
+    def once(self) -> Iterator[dict[str, Tensor]]:
+        """Yield every row of the store once over all ranks, whole, in order and without draws."""
+        share = self.batch_size // world_size()
+        mine = self.rows[rank() :: world_size()]
+        for start in range(0, len(mine), share):
+            yield self._read(mine[start : start + share])
+
+    def _read(
+        self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.float32] | None = None
+    ) -> dict[str, Tensor]:
+        gathered = self.store.gather(self.columns, rows, positions)
+        if self.targets is not None:
+            gathered["target"] = self.targets[rows]
+        tensors = {name: self._move(torch.from_numpy(column)) for name, column in gathered.items()}
+        return {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor

@@ -1,0 +1,153 @@
+"""The one training loop: a learner, its batches, a few settings. Plain torch, alone or under DDP."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ka_ray.training.batches import Batches
+from ka_ray.training.ranks import rank, sum_over_ranks, world_size
+
+REPORT_EVERY_S = 2.0
+WARM_UP = 0.1
+"""The share of all steps in which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit: AdamW, learning rate up linearly to its peak and down as a cosine."""
+
+    stage: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage stands. ``losses`` are means over the epoch so far, over all ranks at its end."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images: int
+    seconds: float
+    losses: dict[str, float]
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether this is the last word on its epoch."""
+        return self.step == self.steps
+
+
+Report = Callable[[Progress], None]
+
+
+def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Report) -> list[Progress]:
+    """Fit a learner, in place.
+
+    The sum of the learner's losses is minimised. Under a process group gradients are averaged over the
+    ranks, which share every global batch evenly: the steps are those of one process with that batch.
+
+    Args:
+        learner: Maps a batch to named scalar losses; its parameters without gradient stay as they are.
+        batches: What it sees, once an epoch.
+        settings: Epochs and rates.
+        report: Called by rank 0 alone, every two seconds and at every epoch's end.
+
+    Returns:
+        One record an epoch, the same on every rank.
+
+    Raises:
+        FloatingPointError: A loss is no longer finite.
+    """
+    model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    fused = batches.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
+    total_steps = settings.epochs * batches.steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total_steps))
+    learner.train()
+    meter = _Meter(batches, settings, report)
+    for epoch in range(1, settings.epochs + 1):
+        meter.start(epoch)
+        for batch in batches.epoch(epoch):
+            losses: dict[str, Tensor] = model(batch)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+            meter.add(losses)
+        meter.end()
+    learner.eval()
+    return meter.history
+
+
+def rate_factor(step: int, total_steps: int) -> float:
+    """Give the learning rate of a step as a share of its peak.
+
+    Example:
+        >>> [round(rate_factor(step, 20), 2) for step in (0, 1, 2, 11, 19)]
+        [0.5, 1.0, 1.0, 0.5, 0.01]
+    """
+    rising = max(1, round(WARM_UP * total_steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
+
+
+class _Meter:
+    """Adds losses up without waiting for the device, and reports now and then."""
+
+    def __init__(self, batches: Batches, settings: FitSettings, report: Report) -> None:
+        self._batches, self._settings, self._report = batches, settings, report
+        self.history: list[Progress] = []
+        self._began = self._reported = time.perf_counter()
+
+    def start(self, epoch: int) -> None:
+        self._epoch, self._step = epoch, 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self._step += 1
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + loss.detach()
+        due = time.perf_counter() - self._reported > REPORT_EVERY_S
+        if rank() == 0 and due and self._step < self._batches.steps_per_epoch:
+            self._report(self._progress(torch.stack(list(self._sums.values()))))
+            self._reported = time.perf_counter()
+
+    def end(self) -> None:
+        sums = sum_over_ranks(torch.stack(list(self._sums.values()))) / world_size()
+        progress = self._progress(sums)
+        if not all(math.isfinite(loss) for loss in progress.losses.values()):
+            raise FloatingPointError(
+                f"stage {progress.stage}, epoch {progress.epoch}: the loss is {progress.losses}; "
+                "lower its learning_rate"
+            )
+        self.history.append(progress)
+        if rank() == 0:
+            self._report(progress)
+
+    def _progress(self, sums: Tensor) -> Progress:
+        means = (sums / self._step).tolist()
+        steps = self._batches.steps_per_epoch
+        images = ((self._epoch - 1) * steps + self._step) * self._batches.batch_size
+        return Progress(
+            stage=self._settings.stage,
+            epoch=self._epoch,
+            epochs=self._settings.epochs,
+            step=self._step,
+            steps=steps,
+            images=images,
+            seconds=time.perf_counter() - self._began,
+            losses=dict(zip(self._sums, means, strict=True)),
+        )

@@ -1,0 +1,95 @@
+"""Train a teacher on labelled images, so that the whole story can be told from scratch.
+
+Shapes: B images, K classes of the teacher.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ka_ray.config import Augmentation, TeacherConfig
+from ka_ray.errors import InputError
+from ka_ray.features.store import Store, write_json
+from ka_ray.images.augment import NUM_DRAWS, augment
+from ka_ray.teachers import Preprocess, build_network
+from ka_ray.training.batches import Batches
+from ka_ray.training.fit import FitSettings, Report, fit
+from ka_ray.training.ranks import rank, wait_for_all
+
+
+class ClassifierLearner(nn.Module):
+    """A classifier's cross-entropy on augmented images."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, views: Augmentation) -> None:
+        super().__init__()
+        self.network, self.preprocess, self.views = network, preprocess, views
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the loss of ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
+        images = augment(batch["image"], self.views, batch["draws"])
+        scores = self.network(self.preprocess(images))
+        return {"loss": functional.cross_entropy(scores, batch["target"])}
+
+
+def teacher_checkpoint(folder: Path, name: str) -> Path:
+    """Where a trained teacher's weights are kept in an output folder."""
+    return folder / name / "teacher.safetensors"
+
+
+def teach(
+    teacher: TeacherConfig, images: Path, folder: Path, seed: int, device: torch.device, report: Report
+) -> None:
+    """Train one teacher, alone or as one of a process group; skipped where its checkpoint stands.
+
+    Args:
+        teacher: With its ``training`` section.
+        images: A finished store of ``image`` and ``label``.
+        folder: Gets ``<name>/teacher.safetensors`` and ``<name>/teacher.json``.
+        seed: Of weights, shuffling and views.
+        device: Where to train.
+        report: Told the progress, on rank 0.
+
+    Raises:
+        InputError: A class has no image.
+    """
+    path = teacher_checkpoint(folder, teacher.name)
+    if path.exists():
+        return
+    assert teacher.training is not None
+    torch.manual_seed(seed)
+    network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
+    learner = ClassifierLearner(network, Preprocess(teacher.preprocessing), teacher.training.augment).to(
+        device
+    )
+    store, settings = Store(images), teacher.training
+    targets = _targets(store, teacher)
+    batches = Batches(
+        store, ["image"], settings.batch_size, seed, num_draws=NUM_DRAWS, device=device, targets=targets
+    )
+    stage = FitSettings(
+        f"teach_{teacher.name}", settings.epochs, settings.learning_rate, settings.weight_decay
+    )
+    history = fit(learner, batches, stage, report)
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
+        part = path.with_suffix(".part")
+        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
+        part.replace(path)
+    wait_for_all()
+
+
+def _targets(store: Store, teacher: TeacherConfig) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    index = {name: i for i, name in enumerate(teacher.classes)}
+    labels = store.gather(["label"], np.arange(len(store)))["label"]
+    targets = np.array([index.get(label, -1) for label in labels], dtype=np.int64)
+    unseen = [name for name, i in index.items() if not (targets == i).any()]
+    if unseen:
+        raise InputError(f"teacher {teacher.name}: no image is labelled {', '.join(unseen)}")
+    return targets

@@ -1,0 +1,151 @@
+"""Auto-encoders: closed forms against sums over data, whitening against none."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ka_ray.amalgamation import METHODS, AutoEncoder, Moments, WhitenedAutoEncoder
+
+
+def decaying(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:
+    """Features whose variances fall by so many decades, in a random basis, around a mean."""
+    basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0]
+    deviations = 10 ** (-decades / 2 * torch.linspace(0, 1, channels, dtype=torch.float64))
+    return (torch.randn(count, channels, dtype=torch.float64) * deviations) @ basis.T + 2
+
+
+def optimal(features: Tensor, code_channels: int) -> AutoEncoder:
+    """The auto-encoder of the principal subspace, by numpy."""
+    values = features.numpy()
+    mean = values.mean(0)
+    basis = np.linalg.eigh(np.cov(values.T, bias=True))[1][:, ::-1][:, :code_channels].copy()
+    autoencoder = AutoEncoder(values.shape[1], code_channels).double()
+    with torch.no_grad():
+        autoencoder.encoder.weight.copy_(torch.from_numpy(basis.T))
+        autoencoder.encoder.bias.copy_(torch.from_numpy(-mean @ basis))
+        autoencoder.decoder.weight.copy_(torch.from_numpy(basis))
+        autoencoder.decoder.bias.copy_(torch.from_numpy(mean))
+    return autoencoder
+
+
+def direct_relative_error(autoencoder: AutoEncoder, features: Tensor) -> float:
+    """``||rebuilt - stacked||^2 / ||stacked - mean||^2``, summed over the data themselves."""
+    with torch.no_grad():
+        rebuilt = autoencoder.double()(features.double())
+    dims = [0, *range(2, features.dim())]
+    centred = features.double() - features.double().mean(dim=dims, keepdim=True)
+    return float((rebuilt - features.double()).square().sum() / centred.square().sum())
+
+
+def nudged(module: torch.nn.Module) -> torch.nn.Module:
+    """Move every parameter off its start, biases too."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def test_encoder_and_decoder_are_1x1_convs():
+    autoencoder = AutoEncoder(6, 4)
+    stacked = torch.randn(3, 6, 5, 2)
+    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    code = functional.conv2d(stacked, encoder.weight[:, :, None, None], encoder.bias)
+    rebuilt = functional.conv2d(code, decoder.weight[:, :, None, None], decoder.bias)
+    torch.testing.assert_close(autoencoder.encode(stacked), code)
+    torch.testing.assert_close(autoencoder(stacked), rebuilt)
+
+
+@pytest.mark.parametrize("shape", [(200, 12), (30, 12, 4, 3)])
+@pytest.mark.parametrize("code_channels", [1, 5, 12])
+def test_the_closed_form_is_the_error_over_the_data(shape, code_channels):
+    features = torch.randn(shape, dtype=torch.float64) * torch.rand(12, *[1] * (len(shape) - 2)) + 1
+    autoencoder = AutoEncoder(12, code_channels)
+    expected = direct_relative_error(autoencoder, features)
+    assert autoencoder.relative_error(Moments.of(features)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("code_channels", [1, 4, 11])
+def test_the_principal_subspace_attains_the_optimum(code_channels):
+    features = decaying()
+    moments = Moments.of(features)
+    error = optimal(features, code_channels).relative_error(moments)
+    assert error == pytest.approx(moments.optimal_relative_error(code_channels), rel=1e-8)
+
+
+@pytest.mark.parametrize("code_channels", [1, 4, 11])
+def test_nothing_beats_the_optimum(code_channels):
+    features = decaying()
+    moments = Moments.of(features)
+    best = optimal(features, code_channels)
+    least = moments.optimal_relative_error(code_channels)
+    for size in (1e-3, 1e-2, 0.1):
+        other = AutoEncoder(12, code_channels).double()
+        with torch.no_grad():
+            for mine, optimum in zip(other.parameters(), best.parameters(), strict=True):
+                mine.copy_(optimum + size * torch.randn_like(optimum))
+        assert other.relative_error(moments) > least
+
+
+def test_the_whitened_loss_is_that_of_the_raw_features_in_units_of_their_variance():
+    features = decaying()
+    learner = nudged(WhitenedAutoEncoder(Moments.of(features), 4))
+    rebuilt = learner.collapse().double()(features)
+    variance = np.trace(np.cov(features.numpy().T, bias=True)) / 12
+    expected = 0.5 * (rebuilt - features).square().mean() / variance
+    assert learner(features.float()).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("code_channels", [1, 4, 12])
+def test_collapsing_changes_no_rebuilt_feature(code_channels):
+    features = decaying()
+    learner = nudged(WhitenedAutoEncoder(Moments.of(features), code_channels)).double()
+    whitened = (features - learner.mean) @ learner.whitening
+    rebuilt = learner.mean + learner.scale * learner.decoder(learner.encoder(whitened))
+    collapsed = learner.collapse()
+    assert isinstance(collapsed, AutoEncoder)
+    torch.testing.assert_close(collapsed(features.float()), rebuilt.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_features_have_unit_variance_above_the_floor():
+    features = decaying(decades=2)
+    learner = WhitenedAutoEncoder(Moments.of(features), 4)
+    whitened = (features.float() - learner.mean) @ learner.whitening
+    np.testing.assert_allclose(np.cov(whitened.double().T, bias=True), np.eye(12), atol=5e-3)
+
+
+def test_directions_without_variance_are_not_amplified():
+    features = decaying()
+    features[:, 7:] = 1.5
+    learner = WhitenedAutoEncoder(Moments.of(features), 3)
+    whitened = (features.float() - learner.mean) @ learner.whitening
+    assert whitened.isfinite().all()
+    assert whitened.var(dim=0).max() < 1.1
+    assert torch.isfinite(learner(features.float()))
+
+
+def test_a_tap_without_any_variance_is_finite():
+    features = torch.full((20, 4), 3.0)
+    moments = Moments.of(features)
+    learner = WhitenedAutoEncoder(moments, 2)
+    assert torch.isfinite(learner(features))
+    assert learner.collapse()(features).isfinite().all()
+
+
+def test_code_of_full_width_loses_nothing_at_the_optimum():
+    features = decaying(decades=1)
+    moments = Moments.of(features)
+    assert moments.optimal_relative_error(12) == 0
+    assert optimal(features, 12).relative_error(moments) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_from_positions_and_collapses(method):
+    features = decaying()
+    learner = METHODS[method](Moments.of(features), 3)
+    loss = learner(features.float())
+    loss.backward()
+    assert loss.shape == ()
+    assert all(p.grad is not None for p in learner.parameters())
+    assert learner.collapse().encode(features.float()).shape == (400, 3)

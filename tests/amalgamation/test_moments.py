@@ -1,0 +1,123 @@
+"""Moments against numpy, however the features are cut up."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from ka_ray.amalgamation.moments import Moments
+
+
+def features_of(count: int = 60, channels: int = 5) -> torch.Tensor:
+    mixing = torch.randn(channels, channels, dtype=torch.float64)
+    return torch.randn(count, channels, dtype=torch.float64) @ mixing + 3
+
+
+def assert_same(moments: Moments, features: np.ndarray) -> None:
+    assert moments.count == len(features)
+    np.testing.assert_allclose(moments.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(features.T, bias=True), rtol=1e-9, atol=1e-12)
+
+
+def test_moments_are_numpys():
+    features = features_of()
+    assert_same(Moments.of(features), features.numpy())
+
+
+def test_moments_of_maps_run_over_images_and_positions():
+    maps = torch.randn(6, 4, 3, 2)
+    flat = maps.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
+    moments = Moments.of(maps)
+    assert moments.mean.dtype == torch.float64
+    assert_same(moments, flat)
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [20, 20, 20], [1] * 60, [0, 13, 0, 47]])
+def test_merged_parts_are_the_whole(sizes):
+    features = features_of()
+    merged = Moments.empty(5)
+    for part in features.split(sizes):
+        merged = merged.merge(Moments.of(part) if len(part) else Moments.empty(5))
+    assert_same(merged, features.numpy())
+
+
+def test_the_order_of_merging_does_not_matter():
+    features = features_of()
+    parts = [Moments.of(part) for part in features.split([7, 13, 40])]
+    for order in itertools.permutations(parts):
+        assert_same(order[0].merge(order[1]).merge(order[2]), features.numpy())
+    assert_same(parts[0].merge(parts[1].merge(parts[2])), features.numpy())
+
+
+def test_no_features_are_neutral():
+    moments = Moments.of(features_of())
+    for merged in (moments.merge(Moments.empty(5)), Moments.empty(5).merge(moments)):
+        assert merged.count == moments.count
+        torch.testing.assert_close(merged.scatter, moments.scatter)
+    assert Moments.empty(5).merge(Moments.empty(5)).count == 0
+    assert Moments.empty(5).covariance.abs().max() == 0
+
+
+def test_a_large_mean_does_no_harm():
+    features = features_of()
+    shifted = features + 1e7
+    merged = Moments.empty(5)
+    for part in shifted.split(7):
+        merged = merged.merge(Moments.of(part))
+    np.testing.assert_allclose(merged.covariance, np.cov(features.T, bias=True), rtol=1e-6)
+
+
+def test_half_precision_features_are_summed_in_double():
+    features = (torch.rand(4000, 2) * 60_000).half()
+    assert_same(Moments.of(features), features.double().numpy())
+
+
+def test_ranks_merge_to_the_whole(monkeypatch):
+    features = features_of()
+    parts = [Moments.of(part) for part in features.split([10, 20, 30])]
+    packed = [
+        torch.cat([part.mean.new_tensor([part.count]), part.mean, part.scatter.flatten()]) for part in parts
+    ]
+
+    def all_gather(received, mine):
+        assert any(torch.equal(mine, other) for other in packed)
+        for target, source in zip(received, packed, strict=True):
+            target.copy_(source)
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    for part in parts:
+        assert_same(part.merge_over_ranks(), features.numpy())
+
+
+def test_alone_merging_over_ranks_changes_nothing():
+    moments = Moments.of(features_of())
+    assert moments.merge_over_ranks() is moments
+
+
+@pytest.mark.parametrize("code_channels", [1, 2, 4, 5])
+def test_the_optimum_is_the_share_of_the_lost_eigenvalues(code_channels):
+    features = features_of()
+    eigenvalues = np.linalg.eigh(np.cov(features.numpy().T, bias=True))[0][::-1]
+    expected = eigenvalues[code_channels:].sum() / eigenvalues.sum()
+    assert Moments.of(features).optimal_relative_error(code_channels) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("code_channels", [1, 3])
+def test_the_optimum_is_the_error_of_the_principal_subspace(code_channels):
+    features = features_of().numpy()
+    centred = features - features.mean(0)
+    basis = np.linalg.svd(centred, full_matrices=False)[2][:code_channels]
+    error = ((centred - centred @ basis.T @ basis) ** 2).sum() / (centred**2).sum()
+    optimum = Moments.of(torch.from_numpy(features)).optimal_relative_error(code_channels)
+    assert optimum == pytest.approx(error, rel=1e-9)
+
+
+def test_the_optimum_of_features_in_a_subspace_is_zero():
+    features = torch.randn(100, 2, dtype=torch.float64) @ torch.randn(2, 6, dtype=torch.float64)
+    moments = Moments.of(features)
+    assert moments.optimal_relative_error(2) == pytest.approx(0, abs=1e-12)
+    assert moments.optimal_relative_error(1) > 1e-3

@@ -1,0 +1,229 @@
+"""The config: every mistake is one clear message, every override lands, every leaf has its key."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from ka_ray.config import Config, differing_keys, flatten, load_teach_config
+from ka_ray.errors import InputError
+
+MISTAKES = {
+    "unknown section": (["colour=red"], ["colour: unknown key", "red"]),
+    "unknown key": (["codes.epohcs=3"], ["codes.epohcs: unknown key"]),
+    "unknown key of a source": (["images.colour=3"], ["images.colour: unknown key"]),
+    "wrong type": (["codes.epochs=many"], ["codes.epochs: ", "integer", "'many'"]),
+    "wrong type in a teacher": (["teachers.1.arguments=3"], ["teachers.1.arguments: ", "dict"]),
+    "out of range": (["evaluation.holdout=1"], ["evaluation.holdout: ", "less than 1"]),
+    "bad name": (["name=a b"], ["name: ", "a b"]),
+    "no such choice": (["joint.loss=hinge"], ["joint.loss: ", "'mse'", "'kl'", "'hinge'"]),
+    "no such source": (["images.source=webcam"], ["images", "'digits'", "'folder'", "'parquet'", "'webcam'"]),
+    "missing checkpoint": (
+        ["teachers.0.checkpoint=/nowhere/low.pt"],
+        ["teachers.0.checkpoint: ", "/nowhere/low.pt does not exist"],
+    ),
+    "missing folder": (
+        ["images={source: folder, path: /nowhere, size: 8}"],
+        ["images.path: ", "/nowhere does not exist"],
+    ),
+    "class named twice": (["teachers.0.classes=[a, b, a]"], ["teachers.0.classes: ", "class named twice: a"]),
+    "one class": (["teachers.0.classes=[a]"], ["teachers.0.classes: ", "at least 2"]),
+    "missing class list": (["teachers.0.classes=/nowhere.txt"], ["teachers.0.classes: ", "/nowhere.txt"]),
+    "class list is a folder": (["teachers.0.classes=/"], ["teachers.0.classes: "]),
+    "teachers named twice": (["teachers.1.name=low"], ["teachers", "unique", "['low', 'low']"]),
+    "no teachers": (["teachers=[]"], ["teachers", "at least", "[]"]),
+    "checkpoint and training": (
+        ["teachers.0.training.epochs=1"],
+        ["teachers.0", "low", "checkpoint", "training", "not both"],
+    ),
+    "batch over workers": (
+        ["codes.batch_size=63"],
+        ["codes.batch_size: 63 is not divisible by ray.workers = 2"],
+    ),
+    "batch over more workers": (
+        ["ray.workers=3", "codes.batch_size=63", "layers.batch_size=63"],
+        ["joint.batch_size: 128 is not divisible by ray.workers = 3"],
+    ),
+    "teacher's batch over workers": (
+        ["teachers.0.checkpoint=null", "teachers.0.training.batch_size=33"],
+        ["teachers.low.training.batch_size: 33 is not divisible"],
+    ),
+    "widths like nobody": (
+        ["codes.widths.like=nobody"],
+        ["codes.widths.like: no teacher 'nobody'", "'low'", "'high'"],
+    ),
+    "width is no number": (["codes.widths.conv1=wide"], ["codes.widths.conv1: ", "integer", "'wide'"]),
+    "tap without a teacher": (["taps.conv1={low: norm1}"], ["taps.conv1: ", "['low', 'high']"]),
+    "tap is no path": (["taps.conv1=3"], ["taps.conv1: ", "3"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_message_that_names_its_key(load_config, overrides, said):
+    with pytest.raises(InputError) as caught:
+        load_config(*overrides)
+    message = str(caught.value)
+    assert "1 problem" in message
+    for part in said:
+        assert part in message
+
+
+def test_all_mistakes_are_named_at_once(load_config):
+    with pytest.raises(InputError, match="2 problem") as caught:
+        load_config("codes.epochs=many", "joint.colour=red")
+    assert "codes.epochs: " in str(caught.value)
+    assert "joint.colour: unknown key" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed",
+        "=3",
+        "teachers.7.name=x",
+        "teachers.first.name=x",
+        "teachers.9={}",
+        "name.deep=1",
+        "name.much.deeper=1",
+        "seed=[1",
+    ],
+)
+def test_a_bad_override_is_named(load_config, override):
+    with pytest.raises(InputError, match="--set") as caught:
+        load_config(override)
+    assert repr(override) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (b"a: [1", "is not YAML"),
+        (b"\xff\xfe\x00\x01", "is not YAML"),
+        (b"- a\n- b\n", "mapping"),
+        (b"", "mapping"),
+    ],
+    ids=["missing", "broken", "binary", "list", "empty"],
+)
+def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        Config.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "expected"),
+    [
+        ("seed=7", lambda c: c.seed, 7),
+        ("codes.learning_rate=1e-3", lambda c: c.codes.learning_rate, 1e-3),
+        ("teachers.1.name=top", lambda c: c.teachers[1].name, "top"),
+        ("teachers.1.classes.0=five", lambda c: c.teachers[1].classes[0], "five"),
+        ("teachers.0.preprocessing.size=16", lambda c: c.teachers[0].preprocessing.size, 16),
+        ("codes.widths.conv1=5", lambda c: c.codes.widths, {"conv1": 5}),
+        ("codes.widths={like: high}", lambda c: getattr(c.codes.widths, "like", None), "high"),
+        ("joint.augment.flip=true", lambda c: c.joint.augment.on, True),
+        ("images={source: digits, split: test}", lambda c: c.images.split, "test"),
+        ("student.arguments.note=a=b", lambda c: c.student.arguments, {"note": "a=b"}),
+        ("tracking.uri=", lambda c: c.tracking.uri, None),
+    ],
+)
+def test_an_override_lands(load_config, override, read, expected):
+    assert read(load_config()) != expected or expected is None
+    assert read(load_config(override)) == expected
+
+
+def test_the_last_of_two_overrides_counts(load_config):
+    assert load_config("seed=1", "seed=2").seed == 2
+
+
+def test_classes_come_from_a_text_file(load_config, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("red\n\n  green \nblue\n")
+    assert load_config(f"teachers.0.classes={names}").teachers[0].classes == ("red", "green", "blue")
+
+
+def test_a_class_twice_in_a_text_file_is_refused(load_config, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nred\n")
+    with pytest.raises(InputError, match="class named twice: red"):
+        load_config(f"teachers.0.classes={names}")
+
+
+def test_paths_become_absolute(load_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("output=out", "teachers.0.checkpoint=low.safetensors")
+    assert config.output_dir == tmp_path / "out"
+    assert config.teachers[0].checkpoint == tmp_path / "low.safetensors"
+    assert load_config().output_dir == tmp_path / "runs" / "run"
+
+
+def test_a_config_is_frozen(load_config):
+    config = load_config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("taps={conv1: norm1, conv2: {low: norm2, high: act2}}", "codes.widths.conv1=3"),
+        ("codes.widths.like=high", "joint.augment.shift=2", "student.arguments.widths=[4, 6]"),
+    ],
+)
+def test_flat_keys_are_overrides_that_give_the_config_back(tmp_path, load_config, overrides):
+    config = load_config(*overrides)
+    flat = flatten(config)
+    # Only the lists whose items are sections must stand in the file: --set indexes a list, it makes none.
+    bare = {"teachers": [{}, {}]}
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump(bare))
+    again = Config.load(path, [f"{key}={json.dumps(value)}" for key, value in flat.items()])
+    assert again == config
+    assert flat["teachers.1.name"] == "high"
+    assert not any(isinstance(value, dict) and value for value in flat.values())
+
+
+def test_differing_keys_ignore_where_a_run_happens(load_config):
+    old = load_config().model_dump(mode="json")
+    moved = load_config("ray.workers=1", "output=/tmp/other", "tracking.backend=none").model_dump(mode="json")
+    assert differing_keys(old, moved) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("codes.epochs=7", {"codes.epochs": (6, 7)}),
+        ("codes.widths.conv1=3", {"codes.widths": (None, None), "codes.widths.conv1": (None, 3)}),
+        ("teachers.1.name=top", {"teachers.1.name": ("high", "top")}),
+        ("images.limit=10", {"images.limit": (None, 10)}),
+    ],
+)
+def test_differing_keys_name_what_changes_the_result(load_config, override, expected):
+    differing = differing_keys(
+        load_config().model_dump(mode="json"), load_config(override).model_dump(mode="json")
+    )
+    assert differing == {key: pair for key, pair in expected.items() if pair[0] != pair[1]}
+
+
+def test_teaching_needs_training(tmp_path, config_tree):
+    teacher = {**config_tree["teachers"][0], "checkpoint": None}
+    path = tmp_path / "teach.yaml"
+    path.write_text(yaml.safe_dump({"name": "t", "images": {"source": "digits"}, "teacher": teacher}))
+    with pytest.raises(InputError, match=r"teacher\.training"):
+        load_teach_config(path)
+    with pytest.raises(InputError, match=r"teacher\.training\.batch_size: 3 .* ray\.workers = 2"):
+        load_teach_config(path, ["teacher.training.batch_size=3"])
+    assert load_teach_config(path, ["teacher.training.epochs=3"]).teacher.training.epochs == 3
+
+
+def test_importing_the_config_imports_neither_torch_nor_ray():
+    code = "import sys, ka_ray.config; print(*(m for m in ('torch', 'ray', 'mlflow') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,202 @@
+"""The store on disk against plain arrays: whole rows, positions, folders, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ka_ray.features import store as store_module
+from ka_ray.features.store import DONE, Store, finish_folder, start_folder, write_json, write_shard
+
+
+def make_columns(ids: np.ndarray) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    count = len(ids)
+    return {
+        "image_id": np.asarray(ids, np.int64),
+        "image": rng.integers(0, 256, (count, 3, 4, 4), dtype=np.uint8),
+        "tap": rng.normal(size=(count, 5, 2, 3)).astype(np.float16),
+        "vector": rng.normal(size=(count, 6)).astype(np.float32),
+        "label": np.array([f"name {i}" for i in ids], dtype=object),
+    }
+
+
+@pytest.fixture
+def columns() -> dict[str, np.ndarray]:
+    """Rows whose image ids are neither sorted nor without gaps."""
+    return make_columns(np.random.default_rng(1).permutation(40)[:23])
+
+
+@pytest.fixture
+def by_id(columns):
+    order = np.argsort(columns["image_id"])
+    return {name: column[order] for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("shards", [1, 4, 23])
+def test_rows_come_in_the_order_of_their_ids(make_store, columns, by_id, shards):
+    store = make_store(columns, shards)
+    gathered = store.gather(list(columns), np.arange(len(store)))
+    assert len(store) == 23
+    np.testing.assert_array_equal(store.image_ids, by_id["image_id"])
+    for name, column in by_id.items():
+        np.testing.assert_array_equal(gathered[name], column)
+        assert gathered[name].dtype == column.dtype
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_gather_is_plain_indexing(make_store, columns, by_id, shards):
+    store = make_store(columns, shards)
+    rows = np.random.default_rng(2).integers(0, 23, 50)
+    gathered = store.gather(["tap", "label", "image"], rows)
+    assert set(gathered) == {"tap", "label", "image"}
+    for name, column in gathered.items():
+        np.testing.assert_array_equal(column, by_id[name][rows])
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_gather_at_positions_is_a_plain_loop(make_store, columns, by_id, shards):
+    store = make_store(columns, shards)
+    rng = np.random.default_rng(3)
+    rows, draws = rng.integers(0, 23, 11), rng.random((11, 4), dtype=np.float32)
+    draws[0] = [0, 1 - 2**-24, 1 / 6, 0.5]
+    expected = []
+    for row, numbers in zip(rows, draws, strict=True):
+        for number in numbers:
+            y, x = divmod(int(number * 6), 3)
+            expected.append(by_id["tap"][row, :, y, x])
+    gathered = store.gather(["tap"], rows, draws)["tap"]
+    assert gathered.shape == (44, 5)
+    np.testing.assert_array_equal(gathered, np.stack(expected))
+
+
+def test_a_vector_has_one_position(make_store, columns, by_id):
+    store = make_store(columns)
+    rows = np.array([5, 2, 9])
+    gathered = store.gather(["vector"], rows, np.random.default_rng(0).random((3, 4), dtype=np.float32))
+    np.testing.assert_array_equal(gathered["vector"], by_id["vector"][rows])
+
+
+def test_every_position_is_drawn_equally_often(make_store):
+    ids = np.arange(4)
+    maps = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3).repeat(4, axis=0)
+    store = make_store({"image_id": ids, "tap": maps}, shards=2)
+    draws = np.random.default_rng(0).random((4, 3000), dtype=np.float32)
+    times = np.bincount(store.gather(["tap"], ids, draws)["tap"][:, 0].astype(int), minlength=6)
+    assert np.abs(times / 12_000 - 1 / 6).max() < 5 * np.sqrt(1 / 6 * 5 / 6 / 12_000)
+
+
+def test_gathered_rows_are_copies(make_store, columns, by_id):
+    store = make_store(columns)
+    gathered = store.gather(["vector"], np.arange(23))["vector"]
+    gathered[:] = 0
+    np.testing.assert_array_equal(store.gather(["vector"], np.arange(23))["vector"], by_id["vector"])
+
+
+def test_row_shapes_and_names(make_store, columns):
+    store = make_store(columns)
+    assert store.row_shape("tap") == (5, 2, 3)
+    assert store.row_shape("image_id") == ()
+    assert set(store.column_names) == set(columns)
+
+
+def test_shards_are_mapped_not_read(make_store):
+    big = {"image_id": np.arange(64), "tap": np.zeros((64, 4096), np.float32)}
+    make_store(big, shards=2)
+    before = pa.total_allocated_bytes()
+    store = make_store(big, shards=2)
+    assert len(store) == 64
+    assert pa.total_allocated_bytes() - before < 64 * 4096 * 4 / 10
+
+
+def test_two_folders_are_one_set_with_their_common_columns(make_store, tmp_path, columns, by_id):
+    make_store({name: column[:10] for name, column in columns.items()}, folder="features")
+    make_store({n: column[10:] for n, column in columns.items() if n != "tap"}, folder="images")
+    merged = Store(tmp_path / "features", tmp_path / "images")
+    assert [summary["rows"] for summary in merged.summaries] == [10, 13]
+    assert set(merged.column_names) == set(columns) - {"tap"}
+    gathered = merged.gather(["image", "label"], np.arange(23))
+    np.testing.assert_array_equal(merged.image_ids, by_id["image_id"])
+    np.testing.assert_array_equal(gathered["image"], by_id["image"])
+    np.testing.assert_array_equal(gathered["label"], by_id["label"])
+
+
+def test_writing_a_shard_twice_changes_nothing(tmp_path, columns):
+    start_folder(tmp_path / "store")
+    sizes = [write_shard(tmp_path / "store", columns) for _ in range(2)]
+    files = list((tmp_path / "store").iterdir())
+    finish_folder(tmp_path / "store", {})
+    assert len(files) == 1
+    assert sizes == [files[0].stat().st_size] * 2
+    assert len(Store(tmp_path / "store")) == 23
+
+
+def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
+    folder = tmp_path / "store"
+    start_folder(folder)
+
+    class Broken(pa.ipc.RecordBatchFileWriter):
+        def write_table(self, table, max_chunksize=None):
+            super().write_table(table.slice(0, 3), max_chunksize)
+            raise OSError("disk full")
+
+    monkeypatch.setattr(store_module.pa.ipc, "new_file", Broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_shard(folder, columns)
+    monkeypatch.undo()
+    assert list(folder.glob("*.arrow")) == []
+    write_shard(folder, columns)
+    finish_folder(folder, {})
+    assert len(Store(folder)) == 23
+
+
+def test_an_image_twice_is_refused(tmp_path, columns):
+    folder = tmp_path / "store"
+    start_folder(folder)
+    write_shard(folder, columns)
+    write_shard(folder, {name: column[:2] for name, column in columns.items()})
+    finish_folder(folder, {})
+    with pytest.raises(ValueError, match="2 image ids twice"):
+        Store(folder)
+
+
+def test_an_image_in_two_folders_is_refused(make_store, tmp_path, columns):
+    make_store(columns, folder="features")
+    make_store({name: column[:1] for name, column in columns.items()}, shards=1, folder="images")
+    with pytest.raises(ValueError, match="1 image ids twice"):
+        Store(tmp_path / "features", tmp_path / "images")
+
+
+def test_an_unfinished_folder_is_refused(tmp_path, columns):
+    start_folder(tmp_path / "store")
+    write_shard(tmp_path / "store", columns)
+    with pytest.raises(FileNotFoundError, match=DONE):
+        Store(tmp_path / "store")
+
+
+def test_a_folder_without_rows_is_refused(tmp_path):
+    start_folder(tmp_path / "store")
+    finish_folder(tmp_path / "store", {})
+    with pytest.raises(ValueError, match=r"no images in .*store"):
+        Store(tmp_path / "store")
+
+
+def test_starting_a_folder_clears_what_was_left(tmp_path, columns):
+    folder = tmp_path / "deep" / "store"
+    start_folder(folder)
+    write_shard(folder, columns)
+    finish_folder(folder, {})
+    start_folder(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "done.json"
+    write_json(path, {"rows": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"rows": object()})
+    assert json.loads(path.read_text()) == {"rows": 1}
+    write_json(path, {"rows": 2})
+    assert json.loads(path.read_text()) == {"rows": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["done.json"]

@@ -1,0 +1,352 @@
+"""Every source of images: ids, pixels, labels, selections, and what is said of unreadable images."""
+
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ka_ray.config import DigitsImages, FolderImages, ParquetImages
+from ka_ray.errors import InputError
+from ka_ray.images import chosen_ids, open_source, read_chunk, reading
+from ka_ray.images.decode import decode
+
+SIZE = 6
+
+
+def random_pixels(count: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def refuse(image_id: int, name: str) -> None:
+    raise AssertionError(f"image {image_id} is unreadable: {name}")
+
+
+def read(
+    config: Any, ids: np.ndarray | None = None, only=None, on_unreadable=refuse
+) -> dict[str, np.ndarray]:
+    """Read a whole source, chunk after chunk, into one set of columns."""
+    source = open_source(config)
+    ids = np.arange(source.num_images) if ids is None else ids
+    batches = [
+        batch
+        for chunk in source.chunks
+        for batch in read_chunk(config, source.read, chunk, ids, only, on_unreadable)
+    ]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five PNG files in two class folders, written in no particular order."""
+    pixels = random_pixels(5)
+    names = ["dog/b.png", "cat/z.png", "cat/a.PNG", "dog/deep/a.png", "cat/m.png"]
+    for name, image in zip(names, pixels, strict=True):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")
+    order = np.argsort(names)
+    return FolderImages(source="folder", path=tmp_path / "photos", size=SIZE), pixels[order]
+
+
+def write_parquet(path, contents: list[Any], labels: list[Any] | None = None) -> None:
+    columns = {"image": contents} if labels is None else {"image": contents, "label": labels}
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+
+
+@pytest.fixture(params=["bytes", "struct"])
+def parquet(tmp_path, request):
+    """Two Parquet files of three images each, two to a row group."""
+    pixels = random_pixels(6)
+    contents: list[Any] = [png(image) for image in pixels]
+    if request.param == "struct":
+        contents = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(contents)]
+    write_parquet(tmp_path / "part-0.parquet", contents[:3], ["cat", "dog", "cat"])
+    write_parquet(tmp_path / "part-1.parquet", contents[3:], ["dog", None, "cat"])
+    config = ParquetImages(source="parquet", path=tmp_path, size=SIZE, label_column="label")
+    return config, pixels
+
+
+@pytest.fixture(params=["folder", "parquet", "digits"])
+def any_source(request):
+    if request.param == "parquet":
+        return _one_parquet(request.getfixturevalue("tmp_path"))
+    if request.param == "folder":
+        return request.getfixturevalue("folder")[0]
+    return DigitsImages(source="digits")
+
+
+def _one_parquet(tmp_path) -> ParquetImages:
+    write_parquet(tmp_path / "images.parquet", [png(image) for image in random_pixels(5)], list("abcab"))
+    return ParquetImages(source="parquet", path=tmp_path / "images.parquet", size=SIZE, label_column="label")
+
+
+class TestEverySource:
+    """What holds for a source, whichever it is."""
+
+    def test_ids_count_from_zero_and_no_rerun_changes_them(self, any_source):
+        first, again = read(any_source), read(any_source)
+        assert first["image_id"].tolist() == list(range(open_source(any_source).num_images))
+        for name, column in first.items():
+            np.testing.assert_array_equal(column, again[name])
+
+    def test_columns_have_their_types(self, any_source):
+        columns = read(any_source)
+        count = len(columns["image_id"])
+        assert columns["image_id"].dtype == np.int64
+        assert columns["image"].dtype == np.uint8
+        assert columns["image"].shape == (count, 3, any_source.size, any_source.size)
+        assert all(isinstance(label, str) and label for label in columns["label"])
+
+    def test_wanted_ids_are_those_rows_of_the_whole(self, any_source):
+        whole = read(any_source)
+        ids = np.array([1, 2, 4])
+        some = read(any_source, ids)
+        for name, column in whole.items():
+            np.testing.assert_array_equal(some[name], column[ids])
+
+    def test_only_some_classes(self, any_source):
+        whole = read(any_source)
+        label = whole["label"][0]
+        some = read(any_source, only=frozenset([label]))
+        np.testing.assert_array_equal(some["image_id"], np.flatnonzero(whole["label"] == label))
+
+    def test_small_batches_give_the_same_rows(self, any_source, monkeypatch):
+        whole = read(any_source)
+        monkeypatch.setattr(reading, "BATCH_BYTES", 2 * 3 * any_source.size**2)
+        source = open_source(any_source)
+        chunk = source.chunks[0]
+        ids = np.arange(chunk.num_images)
+        batches = list(read_chunk(any_source, source.read, chunk, ids, None, refuse))
+        assert max(len(batch["image_id"]) for batch in batches) == min(2, chunk.num_images)
+        np.testing.assert_array_equal(
+            np.concatenate([batch["image"] for batch in batches]), whole["image"][: chunk.num_images]
+        )
+
+    def test_chunks_and_reader_travel_to_workers(self, any_source):
+        source = open_source(any_source)
+        chunk, reader = pickle.loads(pickle.dumps((source.chunks[-1], source.read)))
+        ids = [encoded.image_id for encoded in reader(chunk, lambda image_id: True)]
+        assert ids == list(range(chunk.first_id, chunk.first_id + chunk.num_images))
+
+
+def test_a_folder_gives_pixels_and_labels_in_path_order(folder):
+    config, pixels = folder
+    columns = read(config)
+    np.testing.assert_array_equal(columns["image"], pixels.transpose(0, 3, 1, 2))
+    assert columns["label"].tolist() == ["cat", "cat", "cat", "dog", "dog"]
+    assert open_source(config).class_names == ("cat", "dog")
+
+
+def test_an_unlabelled_folder_has_no_labels(folder):
+    config = folder[0].model_copy(update={"labelled": False})
+    assert set(read(config)["label"]) == {""}
+    assert open_source(config).class_names is None
+
+
+def test_a_file_beside_the_class_folders_is_refused(folder):
+    config = folder[0]
+    (config.path / "stray.png").write_bytes(png(random_pixels(1)[0]))
+    with pytest.raises(InputError, match=r"stray\.png.*labelled=false"):
+        open_source(config)
+    assert open_source(config.model_copy(update={"labelled": False})).num_images == 6
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no image files.*\.jpg"):
+        open_source(FolderImages(source="folder", path=tmp_path, size=SIZE))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", png(random_pixels(1)[0])[:-40]])
+def test_an_unreadable_file_is_reported_by_name_and_left_out(folder, content):
+    config = folder[0]
+    bad = config.path / "cat" / "m.png"
+    bad.write_bytes(content)
+    told: list[tuple[int, str]] = []
+    columns = read(config, on_unreadable=lambda image_id, name: told.append((image_id, name)))
+    assert columns["image_id"].tolist() == [0, 2, 3, 4]
+    assert [image_id for image_id, _ in told] == [1]
+    assert str(bad) in told[0][1]
+
+
+def test_a_file_that_went_away_is_unreadable(folder):
+    config = folder[0]
+    source = open_source(config)
+    (config.path / "cat" / "a.PNG").unlink()
+    told: list[int] = []
+    for chunk in source.chunks:
+        batches: Iterator[Any] = read_chunk(
+            config, source.read, chunk, np.arange(5), None, lambda image_id, name: told.append(image_id)
+        )
+        assert [batch["image_id"].tolist() for batch in batches] == [[1, 2, 3, 4]]
+    assert told == [0]
+
+
+def test_reading_stops_when_the_caller_raises(folder):
+    config = folder[0]
+    (config.path / "cat" / "m.png").write_bytes(b"")
+    with pytest.raises(AssertionError, match=r"m\.png"):
+        read(config)
+
+
+def test_parquet_gives_pixels_and_labels_in_row_order(parquet):
+    config, pixels = parquet
+    columns = read(config)
+    np.testing.assert_array_equal(columns["image"], pixels.transpose(0, 3, 1, 2))
+    assert columns["label"].tolist() == ["cat", "dog", "cat", "dog", "", "cat"]
+    assert [chunk.num_images for chunk in open_source(config).chunks] == [2, 1, 2, 1]
+
+
+def test_parquet_without_a_label_column_is_unlabelled(parquet):
+    config = parquet[0].model_copy(update={"label_column": None})
+    assert set(read(config)["label"]) == {""}
+
+
+def test_parquet_reads_the_files_of_the_pattern_alone(parquet):
+    config, pixels = parquet
+    config = config.model_copy(update={"files": "*-1.parquet"})
+    np.testing.assert_array_equal(read(config)["image"], pixels[3:].transpose(0, 3, 1, 2))
+
+
+def test_integer_labels_are_named_by_the_classes(tmp_path):
+    path = tmp_path / "images.parquet"
+    write_parquet(path, [png(image) for image in random_pixels(3)], [2, 0, 1])
+    config = ParquetImages(
+        source="parquet", path=path, size=SIZE, label_column="label", classes=("red", "green", "blue")
+    )
+    assert read(config)["label"].tolist() == ["blue", "red", "green"]
+    assert open_source(config).class_names == ("red", "green", "blue")
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_an_integer_label_beyond_the_classes_is_refused(tmp_path, label):
+    path = tmp_path / "images.parquet"
+    write_parquet(path, [png(image) for image in random_pixels(2)], [0, label])
+    config = ParquetImages(source="parquet", path=path, size=SIZE, label_column="label", classes=("a", "b"))
+    with pytest.raises(InputError, match=rf"images\.classes: label {label} found, but only 2"):
+        read(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_column": "picture"}, r"images\.image_column: .* no column 'picture'; it has .*'image'"),
+        ({"label_column": "kind"}, r"images\.label_column: .* no column 'kind'"),
+        ({"files": "*.pq"}, r"images\.files = '\*\.pq'"),
+        ({"label_column": "number"}, r"images\.classes: column 'number' holds int64"),
+    ],
+)
+def test_a_parquet_source_that_cannot_work_is_refused(tmp_path, changes, said):
+    table = pa.table({"image": [b"x"], "label": ["a"], "number": [1]})
+    pq.write_table(table, tmp_path / "images.parquet")
+    given = {"source": "parquet", "path": tmp_path, "size": SIZE, **changes}
+    with pytest.raises(InputError, match=said):
+        open_source(ParquetImages.model_validate(given))
+
+
+def test_a_file_that_is_not_parquet_is_refused(tmp_path):
+    (tmp_path / "images.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match=r"images\.parquet is not a Parquet file"):
+        open_source(ParquetImages(source="parquet", path=tmp_path, size=SIZE))
+
+
+def test_an_unreadable_row_is_reported_by_its_place(tmp_path):
+    path = tmp_path / "images.parquet"
+    good = [png(image) for image in random_pixels(2)]
+    write_parquet(path, [good[0], good[1], b"broken", None])
+    told: list[tuple[int, str]] = []
+    config = ParquetImages(source="parquet", path=path, size=SIZE)
+    columns = read(config, on_unreadable=lambda image_id, name: told.append((image_id, name)))
+    assert columns["image_id"].tolist() == [0, 1]
+    assert [image_id for image_id, _ in told] == [2, 3]
+    assert all(str(path) in name and "row group 1" in name for _, name in told)
+
+
+def test_digits_are_those_of_scikit_learn():
+    digits = load_digits()
+    columns = read(DigitsImages(source="digits", split="all"))
+    expected = np.round(digits.images * 255 / 16)
+    for channel in range(3):
+        np.testing.assert_array_equal(columns["image"][:, channel], expected)
+    assert columns["label"].tolist() == [f"digit_{target}" for target in digits.target]
+
+
+def test_digit_splits_share_all_images():
+    splits = {split: read(DigitsImages(source="digits", split=split)) for split in ("train", "test", "all")}
+    labels = splits["all"]["label"]
+    every_fifth = np.arange(len(labels)) % 5 == 4
+    assert splits["test"]["label"].tolist() == labels[every_fifth].tolist()
+    assert splits["train"]["label"].tolist() == labels[~every_fifth].tolist()
+    np.testing.assert_array_equal(splits["train"]["image"], splits["all"]["image"][~every_fifth])
+
+
+def test_crop_cuts_the_centre():
+    pixels = random_pixels(1, height=4, width=8)[0]
+    np.testing.assert_array_equal(decode(pixels, 4, "crop"), pixels[:, 2:6].transpose(2, 0, 1))
+    tall = pixels.transpose(1, 0, 2).copy()
+    np.testing.assert_array_equal(decode(tall, 4, "crop"), tall[2:6].transpose(2, 0, 1))
+
+
+def test_squash_keeps_both_ends_and_crop_does_not():
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 16:] = 255
+    squashed, cropped = decode(pixels, 8, "squash"), decode(pixels, 8, "crop")
+    assert squashed[:, :, 0].max() == 0
+    assert squashed[:, :, -1].min() == 255
+    assert squashed.mean() / 255 == pytest.approx(1 / 3, abs=0.01)
+    assert cropped.max() == 0
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (9, 5), (3, 3), (100, 7)])
+def test_any_image_becomes_square(height, width, resize):
+    pixels = np.full((height, width, 3), 77, np.uint8)
+    np.testing.assert_array_equal(decode(pixels, 4, resize), np.full((3, 4, 4), 77))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(mode):
+    file = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (255, 255, 255)).convert(mode).save(file, "TIFF")
+    np.testing.assert_array_equal(decode(file.getvalue(), SIZE, "squash"), np.full((3, SIZE, SIZE), 255))
+
+
+@pytest.mark.parametrize("limit", [1, 10, 99])
+def test_chosen_ids_are_sorted_distinct_and_in_range(limit):
+    ids = chosen_ids(100, limit, seed=0)
+    assert len(set(ids.tolist())) == limit
+    assert (np.diff(ids) > 0).all()
+    assert ids.min() >= 0
+    assert ids.max() < 100
+
+
+@pytest.mark.parametrize("limit", [None, 100, 1000])
+def test_no_limit_chooses_all(limit):
+    assert chosen_ids(100, limit, seed=0).tolist() == list(range(100))
+
+
+def test_chosen_ids_follow_from_the_seed():
+    assert chosen_ids(100, 10, 1).tolist() == chosen_ids(100, 10, 1).tolist()
+    assert chosen_ids(100, 10, 1).tolist() != chosen_ids(100, 10, 2).tolist()
+
+
+def test_a_larger_limit_adds_to_a_smaller_one():
+    assert set(chosen_ids(100, 10, 3)) < set(chosen_ids(100, 20, 3))
+
+
+def test_every_id_is_chosen_equally_often():
+    times = np.bincount(np.concatenate([chosen_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
+    assert np.abs(times / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)

@@ -1,0 +1,160 @@
+"""Every family is the torchvision network it is named after."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ka_ray.config import Preprocessing
+from ka_ray.errors import InputError
+from ka_ray.features.taps import Taps
+from ka_ray.student import FAMILIES, Student, find_family
+from ka_ray.student.families import PARTS
+from ka_ray.teachers import Preprocess, build_network
+from ka_ray.teachers.plain import plain_conv_net
+
+NUM_CLASSES = 4
+TORCHVISION = sorted(set(FAMILIES) - {"plain"})
+
+
+def untouched() -> Preprocess:
+    """Pixels / 255 and nothing else."""
+    return Preprocess(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
+
+
+def every_tap(network: str, **arguments) -> dict[str, int]:
+    """Each layer but the scores a tap, as wide as in the original."""
+    return {layer.name: layer.width for layer in find_family(network, arguments)[:-1]}
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """Give a network from the meta device quick random weights that keep the scale of its features."""
+    network = network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = (6 / module.weight[0].numel()) ** 0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+def folded_layers(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Walk a network's conv and linear layers, in order, batch norms folded into them: (weight, bias)."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bias = module.bias if module.bias is not None else torch.zeros(len(module.weight))
+            layers.append((module.weight.detach(), bias.detach()))
+        elif isinstance(module, nn.BatchNorm2d):
+            weight, bias = layers.pop()
+            factor = module.weight.detach() / (module.running_var + module.eps).sqrt()
+            folded = weight * factor[:, None, None, None]
+            layers.append((folded, (bias - module.running_mean) * factor + module.bias.detach()))
+    return layers
+
+
+def copied_into(student: Student, teacher: nn.Module) -> Student:
+    """Put a teacher's folded layers into the student's, in order, and drop its preprocessing."""
+    own = [m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer, (weight, bias) in zip(own, folded_layers(teacher), strict=True):
+        assert layer.weight.shape == weight.shape
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    student.preprocess = untouched()
+    return student.eval()
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "plain": (lambda: plain_conv_net(NUM_CLASSES, widths=(4, 6, 8)), 20),
+    "alexnet": (lambda: torchvision.models.alexnet(num_classes=NUM_CLASSES), 127),
+    "vgg11_bn": (lambda: torchvision.models.vgg11_bn(num_classes=NUM_CLASSES), 64),
+}
+
+
+@pytest.mark.parametrize("network", CASES)
+@torch.no_grad()
+def test_a_student_with_the_teachers_weights_gives_its_scores(make_spec, network):
+    make, size = CASES[network]
+    arguments = {"widths": (4, 6, 8)} if network == "plain" else {}
+    with torch.device("meta"):
+        teacher, student = make(), Student(make_spec(network, every_tap(network, **arguments), **arguments))
+    teacher = filled(teacher)
+    student = copied_into(student, teacher)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    expected = teacher(images / 255)
+    difference = (student(images) - expected).abs().max()
+    assert expected.std(dim=1).min() > 1e-2
+    assert difference <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+@torch.no_grad()
+def test_every_tap_of_the_teacher_has_the_students_shape(make_spec, network):
+    widths = every_tap(network)
+    paths = {layer.name: layer.teacher_path for layer in find_family(network, {})}
+    with torch.device("meta"):
+        teacher = build_network(network, {}, NUM_CLASSES).eval()
+        student = Student(make_spec(network, widths))
+    images = torch.empty(1, 3, 96, 96, device="meta")
+    with Taps(teacher, paths) as theirs:
+        teacher(images)
+    with Taps(student, {name: f"stages.{name}" for name in paths}) as ours:
+        student(images)
+    assert len(theirs.features) == len(paths)
+    for name, features in theirs.features.items():
+        assert ours.features[name].shape == features.shape
+        assert features.shape[1] == widths.get(name, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+def test_taps_stand_behind_a_batch_norm_or_a_layer_and_before_the_activation(network):
+    with torch.device("meta"):
+        teacher = build_network(network, {}, NUM_CLASSES)
+    modules = dict(teacher.named_modules())
+    has_norm = any(isinstance(module, nn.BatchNorm2d) for module in modules.values())
+    for layer in find_family(network, {}):
+        conv = nn.BatchNorm2d if has_norm else nn.Conv2d
+        assert isinstance(modules[layer.teacher_path], conv if layer.kind == "conv" else nn.Linear)
+
+
+@pytest.mark.parametrize("network", TORCHVISION)
+def test_a_family_has_all_layers_of_its_network(network):
+    with torch.device("meta"):
+        teacher = build_network(network, {}, NUM_CLASSES)
+    layers = [m for m in teacher.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    family = find_family(network, {})
+    assert len(family) == len(layers)
+    for ours, theirs in zip(family, layers, strict=True):
+        if isinstance(theirs, nn.Conv2d):
+            given = (theirs.kernel_size[0], theirs.stride[0], theirs.padding[0])
+            assert (ours.kind, ours.kernel) == ("conv", given)
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+def test_names_are_unique_and_parts_are_known(network):
+    family = find_family(network, {})
+    names = [layer.name for layer in family]
+    assert len(set(names)) == len(names)
+    assert names[-1] == "scores"
+    assert {part for layer in family for part in layer.before} <= PARTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "said"),
+    [
+        ("resnet18", {}, r"no family 'resnet18'; there are plain, alexnet"),
+        ("plain", {"depth": 3}, r"student\.arguments for 'plain': .*depth"),
+        ("alexnet", {"widths": [3]}, r"student\.arguments for 'alexnet'"),
+        ("plain", {"widths": 3}, r"student\.arguments for 'plain'"),
+    ],
+)
+def test_an_unknown_family_or_argument_is_refused(network, arguments, said):
+    with pytest.raises(InputError, match=said):
+        find_family(network, arguments)

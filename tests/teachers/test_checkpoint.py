@@ -1,0 +1,171 @@
+"""Checkpoints in every wrapping are found; what does not fit or is no checkpoint is refused, unrun."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ka_ray.errors import InputError
+from ka_ray.teachers.checkpoint import load_checkpoint, read_state_dict
+from ka_ray.teachers.plain import plain_conv_net
+
+
+def network() -> nn.Sequential:
+    return plain_conv_net(3, widths=(4, 6))
+
+
+@pytest.fixture
+def state(randomised):
+    return randomised(network()).state_dict()
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+WRAPPINGS = {
+    "plain": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "model": lambda state: {"model": state, "epoch": 3},
+    "module.": lambda state: prefixed(state, "module."),
+    "_orig_mod.": lambda state: prefixed(state, "_orig_mod."),
+    "both prefixes": lambda state: prefixed(state, "module._orig_mod."),
+    "nested and prefixed": lambda state: {"state_dict": prefixed(state, "module.")},
+}
+
+
+def assert_loaded(loaded: nn.Module, state) -> None:
+    assert loaded.state_dict().keys() == state.keys()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth"])
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS.keys())
+def test_a_torch_file_is_loaded_in_any_wrapping(tmp_path, state, wrap, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    torch.save(wrap(state), path)
+    loaded = network()
+    load_checkpoint(loaded, path)
+    assert_loaded(loaded, state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_safetensors_are_loaded(tmp_path, state, prefix):
+    path = tmp_path / "weights.safetensors"
+    save_file(prefixed(state, prefix), path)
+    loaded = network()
+    load_checkpoint(loaded, path)
+    assert_loaded(loaded, state)
+
+
+def test_the_legacy_torch_format_is_loaded(tmp_path, state):
+    path = tmp_path / "weights.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    loaded = network()
+    load_checkpoint(loaded, path)
+    assert_loaded(loaded, state)
+
+
+def test_a_prefix_on_some_keys_alone_stays(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, path)
+    assert set(read_state_dict(path)) == {"module.a", "b"}
+
+
+def test_a_mismatch_lists_every_kind_of_key(tmp_path, state):
+    state = dict(state)
+    del state["conv1.weight"]
+    state["head.weight"] = torch.zeros(5, 6)
+    state["extra.bias"] = torch.zeros(1)
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    target = network()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(target, path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 missing: conv1.weight" in message
+    assert "1 unexpected: extra.bias" in message
+    assert "1 of another shape: head.weight [5, 6] instead of [3, 6]" in message
+    assert_loaded(target, before)
+
+
+def test_a_long_list_of_keys_is_cut(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({f"layer{i:02d}": torch.zeros(1) for i in range(20)}, path)
+    with pytest.raises(InputError, match=r"20 unexpected: layer00, .*layer05 and 14 more"):
+        load_checkpoint(network(), path)
+
+
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save", ["torch", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, state, save):
+    path, trap = tmp_path / "weights.pt", tmp_path / "sprung"
+    content = {"state_dict": state, "trap": Trap(trap)}
+    if save == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(InputError, match=r"weights\.pt .*not unpickled"):
+        read_state_dict(path)
+    assert not trap.exists()
+
+
+def test_a_whole_network_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(network(), path)
+    with pytest.raises(InputError, match=r"weights\.pt .*state_dict\(\).*safetensors"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_truncated_file_is_refused_by_name(tmp_path, state, suffix, share):
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_file(dict(state), path)
+    else:
+        torch.save(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=rf"weights\.{suffix}"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.zeros(1)],
+        torch.zeros(1),
+        {"weights": [1, 2]},
+        {"model": {"a": 1}},
+        {0: torch.zeros(1)},
+        {},
+    ],
+    ids=["list", "tensor", "no tensors", "nested without tensors", "keys that are no names", "empty"],
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"weights\.pt must hold a state dict"):
+        read_state_dict(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.safetensors"):
+        read_state_dict(tmp_path / "nothing.safetensors")

@@ -1,0 +1,84 @@
+"""From a name to a network: the plain one, torchvision's, a factory's, and what is refused."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from ka_ray.errors import InputError
+from ka_ray.teachers import NETWORKS, build_network
+from ka_ray.teachers.plain import plain_conv_net
+
+
+def tiny_net(num_outputs: int = 3) -> nn.Module:
+    """A factory for the tests to name."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_outputs))
+
+
+def no_net() -> str:
+    return "no module"
+
+
+def test_plain_is_conv_norm_relu_pool_and_a_linear_layer(randomised):
+    network = randomised(plain_conv_net(5, widths=(4, 6)))
+    images = torch.randn(3, 3, 9, 9)
+    features = images
+    for i in (1, 2):
+        conv, norm = network.get_submodule(f"conv{i}"), network.get_submodule(f"norm{i}")
+        features = functional.conv2d(features, conv.weight, padding=1)
+        shape = (1, -1, 1, 1)
+        features = (features - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + 1e-5).sqrt()
+        features = (features * norm.weight.view(shape) + norm.bias.view(shape)).relu()
+        features = functional.max_pool2d(features, 2) if i == 1 else features
+    expected = features.mean((2, 3)) @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 13, 32])
+def test_plain_takes_any_size_that_its_pools_can_halve(size):
+    assert plain_conv_net(5, widths=(2, 3, 4))(torch.zeros(2, 3, size, size)).shape == (2, 5)
+
+
+def test_plain_by_name_gets_classes_and_arguments():
+    network = build_network("plain", {"widths": [4, 6]}, num_classes=7)
+    assert network.get_submodule("conv2").out_channels == 6
+    assert network.get_submodule("head").out_features == 7
+
+
+def test_a_torchvision_network_by_name():
+    network = build_network("squeezenet1_1", {"dropout": 0.1}, num_classes=4)
+    assert isinstance(network, torchvision.models.SqueezeNet)
+    assert network.get_submodule("classifier.1").out_channels == 4
+
+
+def test_a_factory_gets_its_own_arguments_alone():
+    network = build_network(f"{__name__}:tiny_net", {"num_outputs": 6}, num_classes=99)
+    assert network(torch.zeros(1, 3, 4, 4)).shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "said"),
+    [
+        ("vgg11bn", {}, r"'vgg11bn' is unknown; near: .*vgg11_bn.*Accepted: plain, a torchvision"),
+        ("zzzzzz", {}, r"'zzzzzz' is unknown; near: nothing"),
+        ("fcn_resnet50", {}, "unknown"),
+        ("plain", {"depth": 3}, r"'plain' with arguments .*depth"),
+        ("plain", {"widths": [-1]}, r"'plain' with arguments"),
+        ("alexnet", {"dropout": 7}, r"'alexnet' with arguments .*dropout"),
+        ("no_such_package:net", {}, "cannot import 'no_such_package'"),
+        (":net", {}, "':net'"),
+        (f"{__name__}:no_such_net", {}, "no function 'no_such_net'"),
+        (f"{__name__}:nn", {}, "no function 'nn'"),
+        (f"{__name__}:no_net", {}, "must give a torch.nn.Module, it gave str"),
+        (f"{__name__}:tiny_net", {"width": 3}, "width"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(network, arguments, said):
+    with pytest.raises(InputError, match=said):
+        build_network(network, arguments, num_classes=3)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_of_our_own_scores_images(network):
+    assert build_network(network, {}, 4)(torch.zeros(2, 3, 16, 16)).shape == (2, 4)

@@ -1,0 +1,161 @@
+"""A teacher scores, gives features, and is checked before the first image."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ka_ray.config import Preprocessing
+from ka_ray.errors import InputError
+from ka_ray.teachers import Preprocess, Teacher, load_teacher
+from ka_ray.teachers.plain import plain_conv_net
+
+PATHS = {"conv1": "norm1", "conv2": "norm2"}
+
+
+@pytest.fixture
+def teacher(randomised) -> Teacher:
+    network = randomised(plain_conv_net(3, widths=(4, 6))).requires_grad_(False)
+    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    return Teacher("low", ("a", "b", "c"), network, Preprocess(preprocessing).eval())
+
+
+def pixels(size: int = 8) -> Tensor:
+    return torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
+
+
+def normalised(images: Tensor) -> Tensor:
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    return ((images.movedim(1, -1) / 255 - mean) / std).movedim(-1, 1)
+
+
+def test_preprocessing_scales_and_normalises(teacher):
+    images = pixels()
+    torch.testing.assert_close(teacher.preprocess(images), normalised(images))
+
+
+def test_preprocessing_resizes_first():
+    preprocess = Preprocess(Preprocessing(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
+    images = pixels(16)
+    for image, result in zip(images, preprocess(images), strict=True):
+        for channel, resized in zip(image, result, strict=True):
+            grey = Image.fromarray(channel.numpy().astype(np.float32) / 255)
+            expected = np.asarray(grey.resize((4, 4), Image.Resampling.BILINEAR))
+            np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_preprocessing_leaves_an_image_of_its_size_sharp():
+    preprocess = Preprocess(Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
+    images = pixels(8)
+    assert torch.equal(preprocess(images), images / 255)
+
+
+def test_scores_are_the_networks_without_gradients(teacher):
+    images = pixels()
+    scores = teacher.scores(images)
+    torch.testing.assert_close(scores, teacher.network(normalised(images)))
+    assert not scores.requires_grad
+
+
+def test_features_are_those_behind_the_batch_norm(teacher):
+    images = pixels()
+    features, scores = teacher.features(images, PATHS)
+    network, x = teacher.network, normalised(images)
+    first = network.norm1(network.conv1(x))
+    second = network.norm2(network.conv2(functional.max_pool2d(first.relu(), 2)))
+    torch.testing.assert_close(features["conv1"], first)
+    torch.testing.assert_close(features["conv2"], second)
+    torch.testing.assert_close(scores, teacher.scores(images))
+
+
+def test_the_check_gives_the_shape_of_one_image(teacher):
+    assert teacher.check(8, {**PATHS, "fc": "head"}) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4), "fc": (3,)}
+
+
+class TwoHeaded(nn.Module):
+    """Gives what the tests ask for, and has modules that no pass comes through."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.attention = nn.MultiheadAttention(3, 1)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]:
+        tokens = images.flatten(2).permute(2, 0, 1)
+        scores = self.attention(tokens, tokens, tokens)[0].mean(0)
+        return {"tuple": (scores, scores), "dict": {"out": scores}}.get(self.mode, scores)
+
+
+def teacher_of(network: nn.Module, num_classes: int = 3) -> Teacher:
+    classes = tuple(f"class_{i}" for i in range(num_classes))
+    return Teacher("odd", classes, network.eval(), Preprocess(Preprocessing()))
+
+
+def tiny_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(16, 4, 1, 1, 4, 4, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "paths", "said"),
+    [
+        (lambda: plain_conv_net(3, (4,)), 8, {"conv9": "norm9"}, r"taps\.conv9: .*'norm9'; near: .*norm1"),
+        (lambda: plain_conv_net(4, (4,)), 8, {}, r"odd: 3 classes named, the network gives \(4,\)"),
+        (lambda: nn.Conv2d(3, 3, 1), 8, {}, r"odd: 3 classes named, the network gives \(3, 8, 8\)"),
+        (lambda: TwoHeaded("tuple"), 8, {}, r"odd: 3 classes named, the network gives tuple"),
+        (lambda: TwoHeaded("dict"), 8, {}, r"odd: 3 classes named, the network gives dict"),
+        (lambda: plain_conv_net(3, (4, 4, 4, 4, 4)), 8, {}, "odd: an image of size 8 fails"),
+        (tiny_vit, 8, {}, "odd: an image of size 8 fails"),
+        (tiny_vit, 16, {"tokens": "encoder.ln"}, r"taps\.tokens: teacher odd gives \[1, 17, 4\]"),
+        (lambda: TwoHeaded(""), 8, {"pair": "attention"}, r"taps\.pair"),
+        (lambda: TwoHeaded(""), 8, {"idle": "unused"}, r"taps\.idle"),
+    ],
+    ids=[
+        "no such tap",
+        "number of scores",
+        "map of scores",
+        "tuple of scores",
+        "dict of scores",
+        "image too small",
+        "image of another size (assertion)",
+        "tap that is no map",
+        "tap that gives a tuple",
+        "tap that no pass comes through",
+    ],
+)
+def test_what_cannot_work_is_refused_by_the_check(make, size, paths, said):
+    with pytest.raises(InputError, match=said):
+        teacher_of(make()).check(size, paths)
+
+
+def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
+    config = load_config().teachers[1]
+    teacher = load_teacher(config)
+    assert teacher.name == "high"
+    assert teacher.classes == config.classes
+    assert not any(module.training for module in teacher.network.modules())
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+    assert teacher.check(8, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
+
+
+def test_a_loaded_teacher_has_the_weights_of_its_checkpoint(load_config):
+    config = load_config().teachers[0]
+    first, again = load_teacher(config), load_teacher(config)
+    images = pixels()
+    assert first.scores(images).abs().max() > 0
+    assert torch.equal(first.scores(images), again.scores(images))
+
+
+def test_a_teacher_without_a_checkpoint_cannot_be_loaded(load_config):
+    config = load_config("teachers.0.checkpoint=null").teachers[0]
+    with pytest.raises(InputError, match=r"teachers\.low: needs a `checkpoint`"):
+        load_teacher(config)
+
+
+def test_a_checkpoint_of_other_classes_does_not_load(load_config):
+    config = load_config("teachers.0.classes=[a, b]").teachers[0]
+    with pytest.raises(InputError, match=r"head\.weight \[5, 6\] instead of \[2, 6\]"):
+        load_teacher(config)

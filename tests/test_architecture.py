@@ -1,0 +1,145 @@
+"""The house rules that no reviewer should have to remember, read from the source itself."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ka_ray
+
+PACKAGE = Path(ka_ray.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 40, 250
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
+
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "metrics": set(),
+    "config": {"errors"},
+    "features": {"errors", "config"},
+    "images": {"errors", "config"},
+    "amalgamation": {"errors", "config", "metrics", "features"},
+    "teachers": {"errors", "config", "metrics", "features"},
+    "student": {"errors", "config", "metrics", "features", "images", "amalgamation", "teachers"},
+    "plan": {"errors", "config", "metrics", "features", "amalgamation", "teachers", "student"},
+    "training": {
+        "errors",
+        "config",
+        "metrics",
+        "features",
+        "images",
+        "amalgamation",
+        "teachers",
+        "student",
+        "plan",
+    },
+}
+"""Part of the package -> the parts that it may import. `distributed` and `tracking` see all of these."""
+
+BELOW["distributed"] = set(BELOW)
+BELOW["tracking"] = set(BELOW) - {"distributed"}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name inside the package: ``features.store``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it, by its absolute name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path, package: str) -> list[str]:
+    return [name for name in imports(path) if name.split(".")[0] == package]
+
+
+def in_part(path: Path, part: str) -> bool:
+    return path.relative_to(PACKAGE).parts[0] == part
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+every_file = pytest.mark.parametrize("path", FILES, ids=identify)
+
+
+@every_file
+def test_ray_is_imported_in_distributed_alone(path):
+    assert in_part(path, "distributed") or imports_of(path, "ray") == []
+
+
+@every_file
+def test_mlflow_is_imported_in_one_file_alone(path):
+    assert module_name(path) == "tracking.mlflow" or imports_of(path, "mlflow") == []
+
+
+@every_file
+@pytest.mark.parametrize("heavy", ["torch", "torchvision", "ray", "numpy"])
+def test_the_config_imports_nothing_heavy(path, heavy):
+    assert not in_part(path, "config") or imports_of(path, heavy) == []
+
+
+@every_file
+def test_imports_point_down(path):
+    own = module_name(path).split(".")[0]
+    if own not in BELOW:
+        assert own in {"", "__main__"} or path.parent == PACKAGE, f"say what {own} may import in BELOW"
+        return
+    used = {name.split(".")[1] for name in imports_of(path, "ka_ray")}
+    assert used <= BELOW[own] | {own}
+
+
+@every_file
+def test_no_file_has_a_vague_name(path):
+    assert not {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts} & VAGUE
+
+
+@every_file
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@every_file
+def test_functions_are_short(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def loaded_after(statement: str) -> list[str]:
+    """Which heavy modules a fresh interpreter holds after a statement."""
+    heavy = "('torch', 'torchvision', 'ray', 'mlflow', 'pyarrow', 'sklearn', 'matplotlib')"
+    code = f"import sys; {statement}; print(*(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_importing_the_package_is_light():
+    assert loaded_after("import ka_ray") == []
+
+
+def test_a_config_can_be_loaded_without_anything_heavy():
+    assert loaded_after("import ka_ray; ka_ray.Config; ka_ray.InputError") == []
+
+
+def test_every_public_name_is_there():
+    assert ka_ray.__all__ == sorted(ka_ray.__all__)
+    for name in ka_ray.__all__:
+        assert getattr(ka_ray, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = ka_ray.nothing_of_the_kind

@@ -1,0 +1,212 @@
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from ka_ray.config import TrackingConfig
+from ka_ray.errors import InputError
+from ka_ray.student import Student, StudentSpec
+from ka_ray.tracking import TRACKERS, NullTracker, open_tracker
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+CONFIG = TrackingConfig()
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An output folder (of a name that needs quoting) with a database, and what making it printed."""
+    output = tmp_path_factory.mktemp("an output folder")
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        open_tracker(CONFIG, "first", output, None),
+    ):
+        pass
+    return output, printed.getvalue()
+
+
+@pytest.fixture
+def output(opened: tuple[Path, str]) -> Path:
+    return opened[0]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test may leave files where it was started, or change MLflow's global state."""
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.is_tracking_uri_set(), os.environ.get("MLFLOW_TRACKING_URI"), mlflow.active_run()
+    yield
+    assert (
+        mlflow.is_tracking_uri_set(),
+        os.environ.get("MLFLOW_TRACKING_URI"),
+        mlflow.active_run(),
+    ) == before
+
+
+def client(output: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+
+
+def test_making_a_database_prints_nothing(opened: tuple[Path, str]) -> None:
+    assert opened[1] == ""
+    assert (opened[0] / "mlflow.db").exists()
+
+
+def test_params_come_back_equal_and_cut_to_the_limits(output: Path) -> None:
+    params = {f"section.key_{i}": i for i in range(230)}
+    with open_tracker(CONFIG, "run", output, None) as tracker:
+        assert tracker.run_id is not None
+        tracker.log_params({**params, "long": "x" * 7000, "none": None, "odd@key": 1, "k" * 300: "v"})
+    run = client(output).get_run(tracker.run_id)
+    expected = {key: str(value) for key, value in params.items()}
+    expected |= {"long": "x" * 6000, "none": "None", "odd_key": "1", "k" * 250: "v"}
+    assert run.data.params == expected
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+
+
+def test_metrics_keep_their_steps_from_any_thread(output: Path) -> None:
+    with open_tracker(CONFIG, "run", output, None) as tracker:
+        threads = [
+            threading.Thread(
+                target=tracker.log_metrics,
+                args=({"codes/loss": 1 / step, "codes/other": 0},),
+                kwargs={"step": step},
+            )
+            for step in (1, 2, 4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        tracker.log_metrics({"evaluate/union": 0.75})
+    found = client(output).get_metric_history(tracker.run_id, "codes/loss")
+    assert sorted((metric.step, metric.value) for metric in found) == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert client(output).get_run(tracker.run_id).data.metrics["evaluate/union"] == 0.75
+
+
+def test_files_and_folders_become_artifacts_of_the_output_folder(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a.png").write_bytes(b"a")
+    (tmp_path / "report.md").write_text("text")
+    with open_tracker(CONFIG, "run", output, None) as tracker:
+        tracker.log_artifact(tmp_path / "report.md")
+        tracker.log_artifact(tmp_path / "report.md", "copies/deep")
+        tracker.log_artifact(tmp_path / "figures")
+    names = [entry.path for entry in client(output).list_artifacts(tracker.run_id)]
+    assert names == ["copies", "figures", "report.md"]
+    assert [e.path for e in client(output).list_artifacts(tracker.run_id, "figures")] == ["figures/a.png"]
+    [kept] = output.glob(f"mlartifacts/{tracker.run_id}/artifacts/copies/deep/report.md")
+    assert kept.read_text() == "text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]
+
+
+def test_the_student_is_a_model_that_mlflow_loads_and_serves(
+    output: Path, make_spec: Callable[..., StudentSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student(make_spec("plain", {"conv1": 4, "conv2": 6}, widths=[4, 6])).train()
+    with open_tracker(CONFIG, "run", output, None) as tracker:
+        tracker.log_student(student)
+    assert student.training, "the caller's student was changed"
+    assert client(output).get_run(tracker.run_id).info.status == "FINISHED"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tracker.tracking_uri))
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    model = mlflow.pyfunc.load_model(f"runs:/{tracker.run_id}/student")
+    monkeypatch.undo()
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        expected = student.eval()(torch.tensor(pixels)).numpy()
+    for images in (1, 5):
+        np.testing.assert_allclose(model.predict(pixels[:images]), expected[:images], atol=1e-4)
+    assert model.metadata.metadata == {"classes": [f"class_{i}" for i in range(4)]}
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 4)
+    assert model.metadata.flavors["python_function"]["config"]["device"] == "cpu"  # else it fails on GPUs
+    assert model.metadata.run_id == tracker.run_id
+    torch_pin = f"torch=={torch.__version__.split('+')[0]}"
+    requirements = next(
+        output.glob(f"mlartifacts/models/{model.metadata.model_id}/artifacts/requirements.txt")
+    )
+    assert torch_pin in requirements.read_text().split()
+
+
+def test_a_resumed_run_stays_one_run(output: Path) -> None:
+    with open_tracker(CONFIG, "run", output, None) as first:
+        first.log_params({"same": 1, "changed": 1})
+    with open_tracker(CONFIG, "run", output, first.run_id) as again:
+        assert again.run_id == first.run_id
+        assert client(output).get_run(again.run_id).info.status == "RUNNING"
+        again.log_params({"same": 1, "changed": 2, "new": 3})
+    run = client(output).get_run(first.run_id)
+    assert run.data.params == {"same": "1", "changed": "1", "new": "3"}
+    assert run.data.tags["resumed.changed"] == "2"
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_that_is_gone_is_begun_anew(output: Path) -> None:
+    with open_tracker(CONFIG, "run", output, None) as first:
+        pass
+    client(output).delete_run(first.run_id)
+    for gone in (first.run_id, "0" * 32):
+        with open_tracker(CONFIG, "run", output, gone) as tracker:
+            assert tracker.run_id not in (gone, None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_an_exception_fails_the_run_and_is_raised(output: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), open_tracker(CONFIG, "run", output, None) as tracker:
+        raise error
+    assert client(output).get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_a_given_uri_and_experiment_are_used(output: Path) -> None:
+    uri = f"sqlite:///{output / 'mlflow.db'}"
+    config = TrackingConfig(uri=uri, experiment="mine")
+    with open_tracker(config, "run", output / "unused", None) as tracker:
+        assert tracker.tracking_uri == uri
+    experiment = client(output).get_experiment_by_name("mine")
+    assert client(output).get_run(tracker.run_id).info.experiment_id == experiment.experiment_id
+    assert not (output / "unused").exists()
+
+    client(output).delete_experiment(experiment.experiment_id)
+    with (
+        pytest.raises(InputError, match=r"tracking\.experiment: 'mine' was deleted"),
+        open_tracker(config, "run", output, None),
+    ):
+        pass
+
+
+def test_the_null_tracker_takes_everything_and_leaves_nothing(
+    tmp_path: Path, make_spec: Callable[..., StudentSpec]
+) -> None:
+    with open_tracker(TrackingConfig(backend="none"), "run", tmp_path, None) as tracker:
+        assert isinstance(tracker, NullTracker)
+        tracker.log_params({"a": 1})
+        tracker.log_metrics({"a/b": 1.0}, step=1)
+        tracker.log_artifact(tmp_path)
+        tracker.log_student(Student(make_spec("plain", {"conv1": 4}, widths=[4])))
+    assert (tracker.tracking_uri, tracker.run_id) == (None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_backend_of_the_config_has_a_tracker() -> None:
+    field: Any = TrackingConfig.model_fields["backend"].annotation
+    assert set(TRACKERS) == set(field.__args__)
+
+
+def test_importing_the_package_imports_no_mlflow() -> None:
+    code = "import sys, ka_ray.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,137 @@
+"""Batches: the same global batch however many ranks share it, every row once, draws alike."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from ka_ray.errors import InputError
+from ka_ray.training import Batches
+from ka_ray.training import batches as module
+
+NUM_ROWS = 22
+COLUMNS = ["image", "tap"]
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """Columns in the order of their ids; an image holds its own row number."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(NUM_ROWS)
+    return {
+        "image_id": 10 * rows,
+        "image": np.broadcast_to(rows[:, None], (NUM_ROWS, 3)).astype(np.uint8),
+        "tap": rng.normal(size=(NUM_ROWS, 4, 2, 3)).astype(np.float16),
+    }
+
+
+@pytest.fixture
+def store(make_store, arrays):
+    return make_store(arrays)
+
+
+def as_rank(monkeypatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(module, "rank", lambda: rank)
+    monkeypatch.setattr(module, "world_size", lambda: world_size)
+
+
+def on_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Tensor]]]:
+    """What every rank reads."""
+    parts = []
+    for rank in range(world_size):
+        as_rank(monkeypatch, rank, world_size)
+        parts.append(list(read()))
+    return parts
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_draws": 3}, {"positions_per_image": 5}, {"num_draws": 2, "positions_per_image": 3}]
+)
+def test_the_union_over_ranks_is_the_batch_of_one_process(store, monkeypatch, world_size, options):
+    alone = list(Batches(store, COLUMNS, 8, 3, **options).epoch(2))
+    shares = on_ranks(monkeypatch, world_size, lambda: Batches(store, COLUMNS, 8, 3, **options).epoch(2))
+    assert len(alone) == NUM_ROWS // 8
+    for step, batch in enumerate(alone):
+        for name, column in batch.items():
+            parts = [share[step][name] for share in shares]
+            assert torch.equal(torch.cat(parts), column), name
+            assert len({len(part) for part in parts}) == 1
+
+
+def test_a_batch_holds_the_rows_that_it_says(store, arrays):
+    for batch in Batches(store, COLUMNS, 8, 0).epoch(1):
+        rows = batch["image"][:, 0].numpy()
+        np.testing.assert_array_equal(batch["tap"], arrays["tap"][rows].astype(np.float32))
+        assert batch["tap"].dtype == torch.float32
+        assert batch["image"].dtype == torch.uint8
+
+
+def test_sampled_positions_belong_to_their_image(store, arrays):
+    for batch in Batches(store, ["tap"], 8, 0, positions_per_image=5).epoch(1):
+        assert batch["tap"].shape == (40, 4)
+        known = {
+            tuple(arrays["tap"][row, :, y, x].tolist())
+            for row, y, x in itertools.product(range(NUM_ROWS), range(2), range(3))
+        }
+        assert all(tuple(position) in known for position in batch["tap"].tolist())
+
+
+def test_an_epoch_has_no_row_twice_and_leaves_out_the_rest(store):
+    for epoch in (1, 2, 3):
+        rows = torch.cat([batch["image"][:, 0] for batch in Batches(store, COLUMNS, 8, 0).epoch(epoch)])
+        assert len(rows) == len(set(rows.tolist())) == 16
+
+
+def test_in_time_every_row_is_seen(store):
+    batches = Batches(store, ["image"], 8, 0)
+    seen = {
+        row
+        for epoch in range(1, 9)
+        for batch in batches.epoch(epoch)
+        for row in batch["image"][:, 0].tolist()
+    }
+    assert seen == set(range(NUM_ROWS))
+
+
+@pytest.mark.parametrize(("seed", "epoch", "same"), [(0, 1, True), (0, 2, False), (1, 1, False)])
+def test_order_and_draws_follow_from_seed_and_epoch(store, seed, epoch, same):
+    first = list(Batches(store, ["image"], 8, 0, num_draws=3).epoch(1))
+    other = list(Batches(store, ["image"], 8, seed, num_draws=3).epoch(epoch))
+    for name in ("image", "draws"):
+        equal = all(torch.equal(a[name], b[name]) for a, b in zip(first, other, strict=True))
+        assert equal == same
+
+
+def test_draws_are_uniform_and_new_for_every_image_and_step(store):
+    batches = Batches(store, ["image"], 8, 0, num_draws=3)
+    draws = torch.cat([batch["draws"] for epoch in range(100) for batch in batches.epoch(epoch)])
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert draws.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert len(draws.unique()) > 0.99 * draws.numel()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 8, 20])
+def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_size, batch_size):
+    parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, COLUMNS, batch_size, 0, 3, 5).once())
+    everything = [batch for part in parts for batch in part]
+    rows = torch.cat([batch["image"][:, 0] for batch in everything]).numpy()
+    assert sorted(rows.tolist()) == list(range(NUM_ROWS))
+    taps = torch.cat([batch["tap"] for batch in everything])
+    np.testing.assert_array_equal(taps, arrays["tap"][rows].astype(np.float32))
+    assert max(len(batch["image"]) for batch in everything) <= batch_size // world_size
+
+
+def test_a_batch_larger_than_the_store_is_refused(store):
+    with pytest.raises(InputError, match="batch_size 23 is larger than the 22 images"):
+        Batches(store, COLUMNS, NUM_ROWS + 1, 0)
+    assert Batches(store, COLUMNS, NUM_ROWS, 0).steps_per_epoch == 1
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(store, monkeypatch):
+    as_rank(monkeypatch, 0, 3)
+    with pytest.raises(InputError, match="batch_size 8 is not divisible by 3 workers"):
+        Batches(store, COLUMNS, 8, 0)

@@ -1,0 +1,144 @@
+"""The one loop against steps written out by hand."""
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ka_ray.training import Batches, FitSettings, fit
+from ka_ray.training.fit import Progress, rate_factor
+
+BATCH, STEPS = 4, 3
+FIT_MODULE = importlib.import_module("ka_ray.training.fit")  # the package shows the function by this name
+
+
+class Regression(nn.Module):
+    """Two named losses over one weight, and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+        self.frozen = nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=False)
+        self.modes: list[bool] = []
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.modes.append(self.training)
+        residual = batch["x"] @ self.weight - batch["y"]
+        return {"fit": residual.square().mean(), "size": 0.1 * (self.weight * self.frozen).square().sum()}
+
+
+@pytest.fixture
+def batches(make_store) -> Batches:
+    rng = np.random.default_rng(0)
+    count = BATCH * STEPS + 1
+    return Batches(
+        make_store(
+            {"image_id": np.arange(count), "x": rng.normal(size=(count, 3)), "y": rng.normal(size=count)}
+        ),
+        ["x", "y"],
+        BATCH,
+        seed=5,
+    )
+
+
+def by_hand(
+    batches: Batches, epochs: int, rate: float, weight_decay: float
+) -> tuple[np.ndarray, list[float]]:
+    """AdamW (Loshchilov and Hutter) on the sum of both losses, in numpy; weights and mean loss an epoch."""
+    weight = np.array([0.5, -1.0, 2.0])
+    first, second, step, total = np.zeros(3), np.zeros(3), 0, epochs * STEPS
+    means = []
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for batch in batches.epoch(epoch):
+            x, y = batch["x"].numpy(), batch["y"].numpy()
+            residual = x @ weight - y
+            losses.append((residual**2).mean() + 0.1 * (weight**2).sum())
+            gradient = 2 * x.T @ residual / BATCH + 0.2 * weight
+            rising = max(1, round(0.1 * total))
+            factor = (
+                (step + 1) / rising
+                if step < rising
+                else 0.5 * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
+            )
+            step += 1
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            weight = weight * (1 - factor * rate * weight_decay)
+            corrected = first / (1 - 0.9**step), np.sqrt(second / (1 - 0.999**step))
+            weight = weight - factor * rate * corrected[0] / (corrected[1] + 1e-8)
+        means.append(float(np.mean(losses)))
+    return weight, means
+
+
+def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: float = 0.0):
+    learner, reports = Regression(), list[Progress]()
+    settings = FitSettings("codes", epochs, rate, weight_decay)
+    history = fit(learner, batches, settings, reports.append)
+    return learner, history, reports
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("epochs", [1, 7])
+def test_weights_and_losses_are_those_of_the_bare_loop(batches, epochs, weight_decay):
+    learner, history, _ = run(batches, epochs, weight_decay=weight_decay)
+    weight, means = by_hand(batches, epochs, 0.1, weight_decay)
+    np.testing.assert_allclose(learner.weight.detach(), weight, rtol=1e-10)
+    np.testing.assert_allclose([sum(record.losses.values()) for record in history], means, rtol=1e-10)
+
+
+def test_what_needs_no_gradient_stays(batches):
+    learner, _, _ = run(batches, weight_decay=0.5)
+    assert torch.equal(learner.frozen, torch.ones(3, dtype=torch.float64))
+
+
+def test_the_learner_trains_in_training_mode_and_is_left_in_eval_mode(batches):
+    learner, _, _ = run(batches)
+    assert learner.modes == [True] * STEPS
+    assert not learner.training
+
+
+def test_every_epoch_leaves_one_record(batches):
+    _, history, reports = run(batches, epochs=2)
+    assert [record.epoch for record in history] == [1, 2]
+    assert all(record.epoch_ended and record.step == record.steps == STEPS for record in history)
+    assert [record.images for record in history] == [BATCH * STEPS, 2 * BATCH * STEPS]
+    assert all(record.stage == "codes" and set(record.losses) == {"fit", "size"} for record in history)
+    assert history[0].seconds <= history[1].seconds
+    assert reports == history
+
+
+def test_progress_is_told_between_when_time_has_passed(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+    _, history, reports = run(batches, epochs=2)
+    assert [(r.epoch, r.step) for r in reports] == [(e, s) for e in (1, 2) for s in (1, 2, 3)]
+    assert [r for r in reports if r.epoch_ended] == history
+
+
+def test_rank_zero_alone_reports(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "rank", lambda: 1)
+    _, history, reports = run(batches)
+    assert reports == []
+    assert len(history) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage(batches):
+    learner = Regression()
+    with torch.no_grad():
+        learner.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"stage codes, epoch 1: .*learning_rate"):
+        fit(learner, batches, FitSettings("codes", 1, 0.1), lambda progress: None)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 10, 1000])
+def test_the_rate_rises_to_its_peak_and_falls(total_steps):
+    factors = [rate_factor(step, total_steps) for step in range(total_steps)]
+    peak = int(np.argmax(factors))
+    assert max(factors) == 1
+    assert min(factors) > 0
+    assert peak <= max(1, 0.1 * total_steps)
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
