@@ -13,11 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ka_ray.api import evaluate, load_student, predict, teach
+    from ka_ray.api import evaluate, load_student, predict
     from ka_ray.config import Config, TeachConfig
     from ka_ray.errors import InputError
     from ka_ray.pipeline import amalgamate
     from ka_ray.report import Report
+    from ka_ray.teaching import teach
 
 _WHERE = {
     "Config": "ka_ray.config",
@@ -28,7 +29,7 @@ _WHERE = {
     "evaluate": "ka_ray.api",
     "load_student": "ka_ray.api",
     "predict": "ka_ray.api",
-    "teach": "ka_ray.api",
+    "teach": "ka_ray.teaching",
 }
 
 __all__ = [

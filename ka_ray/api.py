@@ -1,4 +1,4 @@
-"""What a library user calls besides :func:`ka_ray.amalgamate`: teach, evaluate, predict, load."""
+"""What is done with a finished student: evaluate, predict, load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,15 @@ from typing import Any
 
 import torch
 
-from ka_ray.config import ExtractConfig, ImagesConfig, RayConfig, TeachConfig, flatten, load_images
+from ka_ray.config import ExtractConfig, ImagesConfig, RayConfig, load_images
 from ka_ray.display import Display
-from ka_ray.distributed.cluster import Cluster, check_training_fits, connect
+from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.errors import InputError
-from ka_ray.features.store import write_json
 from ka_ray.images import chosen_ids, open_source
 from ka_ray.images.decode import decode
 from ka_ray.metrics import accuracies
-from ka_ray.output import claim_output, known_run, remember_run
-from ka_ray.run import report_training
-from ka_ray.split import split_images
-from ka_ray.steps import teach_all, with_checkpoint
 from ka_ray.student import load_student
-from ka_ray.tracking import open_tracker
-from ka_ray.tracking.base import Tracker
-from ka_ray.training.fit import Progress
-from ka_ray.training.teaching import teacher_checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,61 +25,6 @@ class Prediction:
     path: str
     class_name: str
     probability: float
-
-
-@dataclass(frozen=True)
-class _Teaching:
-    config: TeachConfig
-    folder: Path
-    cluster: Cluster
-    tracker: Tracker
-    display: Display
-
-    def report(self, progress: Progress) -> None:
-        report_training(self.display, self.tracker, progress)
-
-
-def teach(config: TeachConfig) -> dict[str, Any]:
-    """Train one teacher on the labelled images of its classes.
-
-    Args:
-        config: See ``jobs/configs/cifar10_teacher_a.yaml``.
-
-    Returns:
-        The teacher's ``checkpoint`` and its ``accuracy`` on the images that judge it; the output folder also
-        has them in ``teacher.json``.
-    """
-    learned_from, judged_on = split_images(config)
-    folder, teacher = claim_output(config), config.teacher
-    with (
-        Display() as display,
-        connect(config.ray) as cluster,
-        open_tracker(config.tracking, config.name, folder, known_run(folder)) as tracker,
-    ):
-        check_training_fits(config.ray, cluster)
-        remember_run(folder, tracker.run_id)
-        tracker.log_params(flatten(config))
-        if not teacher_checkpoint(folder, teacher.name).exists():
-            teach_all(_Teaching(config, folder, cluster, tracker, display), [teacher], learned_from, folder)
-        taught = with_checkpoint(teacher, folder)
-        work = Evaluation(
-            images=judged_on.config,
-            source=judged_on.source,
-            ids=judged_on.ids,
-            label_sets={teacher.name: teacher.classes},
-            teachers=[taught],
-            student=None,
-            extract=config.extract,
-            only_classes=frozenset(teacher.classes),
-        )
-        with display.images("evaluate", len(judged_on.ids)) as on_images:
-            counts, _ = evaluate_images(work, on_images)
-        accuracy = accuracies(counts, [teacher.name])["per_teacher"][teacher.name]["teacher"]
-        if accuracy is not None:
-            tracker.log_metrics({"evaluate/accuracy": accuracy})
-    result = {"teacher": teacher.name, "checkpoint": str(taught.checkpoint), "accuracy": accuracy}
-    write_json(folder / "teacher.json", result | {"images": counts.images})
-    return result
 
 
 def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> dict[str, Any]:
@@ -169,4 +105,4 @@ def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) ->
     return load_images(tree, overrides)
 
 
-__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict", "teach"]
+__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict"]

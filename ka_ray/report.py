@@ -34,13 +34,8 @@ class Pair(_Part):
 class Accuracy(_Part):
     """How the student was judged; what needs labels, or teachers, is None without them.
 
-    Attributes:
-        union: Of the student over all classes.
-        ensemble: Of the amalgamated scores: what running all teachers gives.
-        agreement: Share of images on which both say the same.
-        per_teacher: teacher -> accuracies among its classes.
-        images: Images judged on.
-        labelled: Those of them with a label.
+    ``union`` is the student's accuracy over all classes, ``ensemble`` that of the amalgamated scores,
+    ``agreement`` the share of images on which both say the same.
     """
 
     union: float | None
@@ -144,15 +139,10 @@ class Report(_Part):
     def to_markdown(self) -> str:
         """Write the report for people."""
         num_teachers = len(self.accuracy.per_teacher)
-        sections = [
-            f"# {self.name}: {len(self.classes)} classes, {num_teachers} teachers, one student",
-            _accuracy_section(self.accuracy),
-            _size_section(self.size),
-            _codes_section(self.codes, self.layers),
-            _stages_section(self),
-            _places_section(self),
-        ]
-        return "\n\n".join(section for section in sections if section) + "\n"
+        title = f"# {self.name}: {len(self.classes)} classes, {num_teachers} teachers, one student"
+        accuracy, sizes = _accuracy_section(self.accuracy), _size_section(self.size)
+        codes, stages, places = _codes_section(self), _stages_section(self), _places_section(self)
+        return "\n\n".join([title, accuracy, sizes, codes, stages, places]) + "\n"
 
 
 REPORT_SCHEMA: dict[str, Any] = Report.model_json_schema()
@@ -185,14 +175,14 @@ def measure_size(network: torch.nn.Module, image: torch.Tensor) -> Size:
 
 
 def _accuracy_section(accuracy: Accuracy) -> str:
-    agreement = f"Student and ensemble agree on {_share(accuracy.agreement)} of {accuracy.images:,} images."
+    agreement = (
+        f"Agreement of student and ensemble on {accuracy.images:,} images: {_share(accuracy.agreement)}."
+    )
     if not accuracy.labelled:
         return f"## Accuracy\n\n{NO_LABELS}\n\n{agreement}"
     rows = [("all classes (teachers: their ensemble)", _share(accuracy.ensemble), _share(accuracy.union))]
     for name, pair in accuracy.per_teacher.items():
-        rows.append(
-            (f"classes of {name}, told apart from one another", _share(pair.teacher), _share(pair.student))
-        )
+        rows.append((f"classes of {name}, among themselves", _share(pair.teacher), _share(pair.student)))
     table = _table(("on images of", "teachers", "student"), rows)
     labelled = f"Measured on the {accuracy.labelled:,} labelled ones of {accuracy.images:,} images."
     return f"## Accuracy\n\n{table}\n\n{labelled} {agreement}"
@@ -208,14 +198,14 @@ def _size_section(size: Sizes) -> str:
     return f"## Size\n\n{_table(header, rows)}"
 
 
-def _codes_section(codes: dict[str, Code], layers: dict[str, Layer]) -> str:
-    rows = []
-    for tap in dict.fromkeys([*codes, *layers]):
-        code, layer = codes.get(tap), layers.get(tap)
-        kept = f"{code.width} of {code.stacked}" if code else "-"
-        learned = _error(code.relative_error if code else None)
-        optimum = _error(code.optimal_relative_error if code else None)
-        rows.append((tap, kept, learned, optimum, _error(layer.relative_error if layer else None)))
+def _codes_section(report: Report) -> str:
+    cells = {tap: ["-"] * 4 for tap in (*report.codes, *report.layers)}
+    for tap, code in report.codes.items():
+        errors = f"{code.relative_error:.3g}", f"{code.optimal_relative_error:.3g}"
+        cells[tap][:3] = f"{code.width} of {code.stacked}", *errors
+    for tap, layer in report.layers.items():
+        cells[tap][3] = f"{layer.relative_error:.3g}"
+    rows = [(tap, *row) for tap, row in cells.items()]
     header = ("tap", "channels kept", "lost by the code", "least possible", "missed by the layer")
     note = "Errors are shares of the variance, of the stacked features (codes) and of the code (layers)."
     return f"## Codes and layers\n\n{_table(header, rows)}\n\n{note}"
@@ -234,8 +224,8 @@ def _places_section(report: Report) -> str:
     run, parts = report.mlflow, []
     if report.placements:
         rows = [
-            (place.teacher, place.node, place.device, ", ".join(map(str, place.gpus)) or "-", str(place.pid))
-            for place in report.placements
+            (p.teacher, p.node, p.device, ", ".join(map(str, p.gpus)) or "-", str(p.pid))
+            for p in report.placements
         ]
         parts.append(f"## Teacher actors\n\n{_table(('teacher', 'node', 'device', 'GPUs', 'process'), rows)}")
     if report.unreadable:
@@ -244,9 +234,8 @@ def _places_section(report: Report) -> str:
     if run.tracking_uri is None:
         parts.append("## Tracking\n\nNot tracked.")
     else:
-        browse = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
-        if run.tracking_uri.startswith("http"):
-            browse = run.tracking_uri
+        local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
+        browse = run.tracking_uri if run.tracking_uri.startswith("http") else local
         parts.append(f"## Tracking\n\nMLflow run `{run.run_id}`; to see it:\n\n```\n{browse}\n```")
     return "\n\n".join(parts)
 
@@ -259,7 +248,3 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
-
-
-def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

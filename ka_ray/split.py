@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ka_ray.config import Config, ImagesConfig, TeachConfig
 from ka_ray.errors import InputError
-from ka_ray.images import Source, chosen_ids, open_source
-
-Ids = npt.NDArray[np.int64]
+from ka_ray.images import Ids, Source, chosen_ids, open_source
 
 
 @dataclass(frozen=True)

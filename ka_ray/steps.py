@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ka_ray.config import Config, TeacherConfig, flatten
+from ka_ray.config import Config, TeachConfig, TeacherConfig, flatten
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.train import train_in_workers
@@ -29,7 +29,7 @@ TEACHERS = "teachers"
 """The folder of teachers trained in the run."""
 
 
-def teach_missing(run: Run, images: ImageSet) -> Run:
+def teach_missing(run: Run[Config], images: ImageSet) -> Run[Config]:
     """Train the teachers that come with ``training`` instead of a checkpoint.
 
     Returns:
@@ -43,11 +43,13 @@ def teach_missing(run: Run, images: ImageSet) -> Run:
     return dataclasses.replace(run, config=run.config.model_copy(update={"teachers": taught}))
 
 
-def teach_all(run: Any, teachers: Sequence[TeacherConfig], images: ImageSet, folder: Path) -> None:
+def teach_all(
+    run: Run[Config | TeachConfig], teachers: Sequence[TeacherConfig], images: ImageSet, folder: Path
+) -> None:
     """Train teachers, one after the other, in one group of workers.
 
     Args:
-        run: A :class:`ka_ray.run.Run`, of any config with ``ray`` and ``seed``.
+        run: Of a student or of one teacher.
         teachers: With their ``training`` sections.
         images: Labelled.
         folder: Gets one folder a teacher, and the decoded images.
@@ -77,7 +79,7 @@ def with_checkpoint(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
     )
 
 
-def extract(run: Run, plan: Plan, images: ImageSet) -> None:
+def extract(run: Run[Config], plan: Plan, images: ImageSet) -> None:
     """Stream the images through the teachers: some keep all their features, the others their scores."""
     config = run.config
     kept, others = split_for_features(images, config.extract.images, config.seed)
@@ -103,7 +105,7 @@ def extraction_summaries(folder: Path) -> list[dict[str, Any]]:
     return [read_json(folder / part / DONE) for part in (FEATURES, IMAGES) if (folder / part / DONE).exists()]
 
 
-def learn(run: Run, plan: Plan) -> None:
+def learn(run: Run[Config], plan: Plan) -> None:
     """Train codes, layers and student in one group of workers; keep the student for use."""
     config, folder = run.config, run.folder
     missing = [stage for stage in STAGES if not stage_file(folder, stage).exists()]
@@ -120,7 +122,7 @@ def learn(run: Run, plan: Plan) -> None:
         save_student(student, folder)
 
 
-def evaluate_student(run: Run, plan: Plan, images: ImageSet) -> dict[str, Any]:
+def evaluate_student(run: Run[Config], plan: Plan, images: ImageSet) -> dict[str, Any]:
     """Judge the student beside the teachers; give accuracies, confusion and what the pass took."""
     path = stage_file(run.folder, "evaluate")
     if not path.exists():
@@ -140,7 +142,7 @@ def evaluate_student(run: Run, plan: Plan, images: ImageSet) -> dict[str, Any]:
     return read_json(path)
 
 
-def publish(run: Run, plan: Plan, evaluated: dict[str, Any]) -> Report:
+def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
     """Write the report and its figures, and hand all to the tracker."""
     folder, tracker = run.folder, run.tracker
     stages = {stage: read_json(stage_file(folder, stage)) for stage in STAGES}

@@ -23,6 +23,11 @@ TEACHER_CLASSES = {
 TEACHER_WIDTHS = (4, 6)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # the tensors are tiny, and the cores are shared
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -93,7 +93,7 @@ def test_markdown_tells_all_that_a_reader_asks_for() -> None:
 def test_markdown_says_that_there_are_no_labels() -> None:
     text = Report.model_validate(content(labelled=False)).to_markdown()
     assert NO_LABELS in text
-    assert "agree on 1.000 of 4 images" in text
+    assert "Agreement of student and ensemble on 4 images: 1.000." in text
     assert "all classes" not in text
 
 

@@ -89,7 +89,7 @@ class WhitenedAutoEncoder(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Give ``1/2 ||rebuilt - stacked||^2`` a value of `[n, S]` features, in units of their variance."""
         centred = positions - self.mean
-        rebuilt = self.decoder(self.encoder(centred @ self.whitening))
+        rebuilt: Tensor = self.decoder(self.encoder(centred @ self.whitening))
         return 0.5 * (rebuilt - centred / self.scale).square().mean()
 
     @torch.no_grad()

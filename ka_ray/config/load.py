@@ -120,7 +120,7 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _written_keys(tree: Any, loc: tuple[int | str, ...]) -> list[str]:
+def _written_keys(tree: Any, loc: tuple[Any, ...]) -> list[str]:
     """Drop what pydantic puts between the keys that a user writes: the names of union members."""
     keys = []
     for place, part in enumerate(loc):

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-import torch
 from ray.data import DataContext
 
-from ka_ray.config import Config, ExtractConfig, RayConfig
+from ka_ray.config import Config, RayConfig
 from ka_ray.errors import InputError
 
 TASK_CPUS = 0.25
@@ -26,7 +25,8 @@ SMALL_MACHINE = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "16",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
+    # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -54,7 +54,7 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
     context.print_on_execution_start = False
     try:
         resources = ray.cluster_resources()
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         yield Cluster(nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
     finally:
         if own:
@@ -121,14 +121,3 @@ def _compare(stage: str, arithmetic: str, amounts: tuple[str, float, float], key
             f"the plan is larger than the cluster: {stage} needs {arithmetic} = {needs:g} {unit}, "
             f"the cluster has {has:g}; lower {keys}"
         )
-
-
-def actor_device(extract: ExtractConfig) -> torch.device:
-    """The device of a teacher actor: the GPU that Ray gave it, else the CPU.
-
-    On a CPU it also limits torch to the threads that the actor's share of CPUs stands for.
-    """
-    if extract.gpus_per_teacher > 0 and torch.cuda.is_available():
-        return torch.device("cuda")
-    torch.set_num_threads(max(1, round(extract.cpus_per_teacher)))
-    return torch.device("cpu")

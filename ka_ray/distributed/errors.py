@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from ray.exceptions import RayError
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ka_ray.errors import InputError
 
@@ -25,12 +24,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     if error is None:
         return
     yield error
-    if isinstance(error, WorkerGroupError):
-        for failure in error.worker_failures.values():
-            yield from _chain(failure)
-    for inner in (getattr(error, "cause", None), error.__cause__):
+    # Ray Train's errors are known by their attributes: importing their classes takes seconds.
+    for failure in getattr(error, "worker_failures", {}).values():
+        yield from _chain(failure)
+    for inner in (getattr(error, "controller_failure", None), getattr(error, "cause", None), error.__cause__):
         if isinstance(inner, BaseException) and inner is not error:
             yield from _chain(inner)
-
-
-__all__ = ["TrainingFailedError", "unwrap"]

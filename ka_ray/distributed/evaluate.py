@@ -18,11 +18,10 @@ from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
-from ka_ray.distributed.cluster import actor_device
 from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.extract import pop_scores, through_teachers
+from ka_ray.distributed.extract import actor_device, pop_scores, through_teachers
 from ka_ray.distributed.images import Columns, ReadingLog, read_images
-from ka_ray.images import Source
+from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts, count
 from ka_ray.student import load_student
 
@@ -44,7 +43,7 @@ class Evaluation:
 
     images: ImagesConfig
     source: Source
-    ids: npt.NDArray[np.int64]
+    ids: Ids
     label_sets: Mapping[str, tuple[str, ...]]
     teachers: Sequence[TeacherConfig]
     student: Path | None
@@ -55,11 +54,12 @@ class Evaluation:
 class Judge:
     """Scores batches with the student, and counts them against labels and teachers."""
 
-    def __init__(self, work: Evaluation) -> None:
-        self._device = actor_device(work.extract)
-        self._student = load_student(work.student).to(self._device) if work.student else None
-        self._label_sets = LabelSets(work.label_sets)
-        self._with_teachers = bool(work.teachers)
+    def __init__(
+        self, student: Path | None, label_sets: LabelSets, with_teachers: bool, extract: ExtractConfig
+    ) -> None:
+        self._device = actor_device(extract)
+        self._student = load_student(student).to(self._device) if student else None
+        self._label_sets, self._with_teachers = label_sets, with_teachers
         self._index = {name: i for i, name in enumerate(self._label_sets.classes)}
 
     def __call__(self, batch: Columns) -> Columns:
@@ -96,18 +96,18 @@ def evaluate_images(work: Evaluation, on_images: Callable[[int], None]) -> tuple
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
+    label_sets = LabelSets(work.label_sets)
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
     rows = through_teachers(rows, work.teachers, work.extract, {}, log)
     judged = rows.map_batches(
         Judge,
-        fn_constructor_args=(work,),
+        fn_constructor_args=(work.student, label_sets, bool(work.teachers), work.extract),
         batch_size=work.extract.batch_size,
         compute=ActorPoolStrategy(size=1),
         num_cpus=work.extract.cpus_per_teacher,
         num_gpus=work.extract.gpus_per_teacher,
     )
-    label_sets = LabelSets(work.label_sets)
     total = Counts.none(len(label_sets.classes), len(work.label_sets))
     try:
         for row in judged.iter_rows():

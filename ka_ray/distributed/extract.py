@@ -10,24 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
-from ka_ray.distributed.cluster import TASK_CPUS, actor_device
+from ka_ray.distributed.cluster import TASK_CPUS
 from ka_ray.distributed.errors import unwrap
 from ka_ray.distributed.images import Columns, ReadingLog, read_images
-from ka_ray.features.stack import feature_column, stack_columns
-from ka_ray.features.store import finish_folder, start_folder, write_shard
-from ka_ray.images import Source
+from ka_ray.distributed.shards import SHARD_BYTES, ShardWriter
+from ka_ray.features.stack import feature_column
+from ka_ray.features.store import finish_folder, start_folder
+from ka_ray.images import Ids, Source
 from ka_ray.teachers import load_teacher
-
-SHARD_BYTES = 64 * 1024**2
-"""About what one shard holds."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +41,32 @@ class Extraction:
 
     images: ImagesConfig
     source: Source
-    ids: npt.NDArray[np.int64]
+    ids: Ids
     folder: Path
     row_bytes: int
     only_classes: frozenset[str] | None = None
 
 
 class TeacherActor:
-    """Holds one teacher and adds its features and scores to every batch."""
+    """Holds one teacher and adds its features and scores to every batch.
+
+    Args:
+        config: The teacher.
+        extract: Its share of CPUs and GPUs.
+        paths: tap -> module path.
+        log: A :class:`ka_ray.distributed.images.ReadingLog`, told where the actor runs.
+        amalgamate: Given to the last teacher alone: the label sets by which all scores become one.
+    """
 
     def __init__(
-        self, config: TeacherConfig, extract: ExtractConfig, paths: Mapping[str, str], log: Any
+        self,
+        config: TeacherConfig,
+        extract: ExtractConfig,
+        paths: Mapping[str, str],
+        log: Any,
+        amalgamate: LabelSets | None,
     ) -> None:
+        self._amalgamate = amalgamate
         self._device = actor_device(extract)
         self._teacher = load_teacher(config).to(self._device)
         self._paths = paths
@@ -72,12 +82,17 @@ class TeacherActor:
         )
 
     def __call__(self, batch: Columns) -> Columns:
-        """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``."""
+        """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
+
+        The last teacher, if told to, replaces all scores by the amalgamated ``scores [n, K]`` in fp16.
+        """
         images = torch.tensor(batch["image"]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
             batch[feature_column(tap, self._teacher.name)] = feature.half().cpu().numpy()
         batch[feature_column("scores", self._teacher.name)] = scores.float().cpu().numpy()
+        if self._amalgamate is not None:
+            batch["scores"] = pop_scores(batch, self._amalgamate)[1].half().numpy()
         return batch
 
 
@@ -87,12 +102,15 @@ def through_teachers(
     extract: ExtractConfig,
     paths: Mapping[str, Mapping[str, str]],
     log: Any,
+    amalgamate: LabelSets | None = None,
 ) -> ray.data.Dataset:
-    """Chain one actor pool a teacher behind a dataset of images."""
+    """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`."""
     for teacher in teachers:
+        last = teacher is teachers[-1]
+        paths_and_log = (paths.get(teacher.name, {}), log, amalgamate if last else None)
         rows = rows.map_batches(
             TeacherActor,
-            fn_constructor_args=(teacher, extract, paths.get(teacher.name, {}), log),
+            fn_constructor_args=(teacher, extract, *paths_and_log),
             batch_size=extract.batch_size,
             compute=ActorPoolStrategy(size=extract.actors_per_teacher),
             num_cpus=extract.cpus_per_teacher,
@@ -117,15 +135,14 @@ def extract_features(
 ) -> dict[str, Any]:
     """Write one row an image: the image, its label, its stacked features and amalgamated scores.
 
-    A rerun of any task writes the same file again, and the folder counts as whole only when its last line
-    is written: rows are neither lost nor doubled.
+    A retried task writes the same file again: rows are neither lost nor doubled.
 
     Args:
         work: Which images, and where to.
         teachers: In stacking order; none just stores images and labels.
         extract: Batch size and actors.
         paths: teacher -> tap -> module path; no taps gives scores alone.
-        label_sets: Of the teachers; None without teachers.
+        label_sets: None without teachers.
         on_images: Told how many more images are done.
 
     Returns:
@@ -137,26 +154,37 @@ def extract_features(
     began = time.perf_counter()
     start_folder(work.folder)
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
-    rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
-    rows = through_teachers(rows, teachers, extract, paths, log)
-    taps = list(next(iter(paths.values()))) if paths else []
-    folder = work.folder
-
-    def write(batch: Columns) -> Columns:
-        if label_sets is not None:
-            batch["scores"] = pop_scores(batch, label_sets)[1].half().numpy()
-            batch = stack_columns(batch, taps, list(label_sets.by_teacher))
-        return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([write_shard(folder, batch)])}
-
-    per_shard = max(1, SHARD_BYTES // work.row_bytes // extract.batch_size) * extract.batch_size
-    written = rows.map_batches(write, batch_size=per_shard, num_cpus=TASK_CPUS)
+    images = read_images(work.images, work.source, work.ids, log, work.only_classes)
+    rows = through_teachers(images, teachers, extract, paths, log, label_sets)
     totals = {"images": 0, "bytes": 0}
     try:
-        for row in written.iter_rows():
+        for row in _write(rows, work, extract.batch_size, paths).iter_rows():
             totals = {key: total + int(row[key]) for key, total in totals.items()}
             on_images(int(row["images"]))
     except Exception as error:
         raise unwrap(error) from error
-    summary = totals | ray.get(log.summary.remote()) | {"seconds": time.perf_counter() - began}
+    summary: dict[str, Any] = (
+        totals | ray.get(log.summary.remote()) | {"seconds": time.perf_counter() - began}
+    )
     finish_folder(work.folder, summary)
     return summary
+
+
+def _write(
+    rows: ray.data.Dataset, work: Extraction, batch_size: int, paths: Mapping[str, Mapping[str, str]]
+) -> ray.data.Dataset:
+    taps = list(next(iter(paths.values()))) if paths else []
+    per_shard = max(1, SHARD_BYTES // work.row_bytes // batch_size) * batch_size
+    write = ShardWriter(work.folder, taps, list(paths))
+    return rows.map_batches(write, batch_size=per_shard, num_cpus=TASK_CPUS)
+
+
+def actor_device(extract: ExtractConfig) -> torch.device:
+    """The device of a teacher actor: the GPU that Ray gave it, else the CPU.
+
+    On a CPU it also limits torch to the threads that the actor's share of CPUs stands for.
+    """
+    if extract.gpus_per_teacher > 0 and torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(max(1, round(extract.cpus_per_teacher)))
+    return torch.device("cpu")

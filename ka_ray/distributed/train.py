@@ -60,7 +60,21 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
         torch.set_num_threads(max(1, round(config.cpus_per_worker)))
         work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(entry)))
 
-    trainer = TorchTrainer(
+    trainer = _trainer(in_worker, config, folder)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(journal, report, ended), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise unwrap(error) from error
+    finally:
+        ended.set()
+        follower.join()
+
+
+def _trainer(in_worker: Callable[[], None], config: RayConfig, folder: Path) -> TorchTrainer:
+    return TorchTrainer(
         in_worker,
         scaling_config=ScalingConfig(
             num_workers=config.workers,
@@ -74,16 +88,6 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),
     )
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(journal, report, ended), daemon=True)
-    follower.start()
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise unwrap(error) from error
-    finally:
-        ended.set()
-        follower.join()
 
 
 def _resources(config: RayConfig) -> dict[str, float]:

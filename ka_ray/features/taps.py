@@ -65,8 +65,8 @@ def find_module(network: nn.Module, tap: str, path: str) -> nn.Module:
     Raises:
         InputError: There is none; names the nearest paths.
     """
-    modules = {name: module for name, module in network.named_modules() if name}
+    modules = [name for name, _ in network.named_modules() if name]
     if path not in modules:
-        near = difflib.get_close_matches(path, modules, n=5, cutoff=0.3) or list(modules)[:8]
+        near = difflib.get_close_matches(path, modules, n=5, cutoff=0.3) or modules[:8]
         raise InputError(f"taps.{tap}: the network has no module {path!r}; near: {', '.join(near)}")
-    return modules[path]
+    return network.get_submodule(path)

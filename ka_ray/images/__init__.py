@@ -7,7 +7,7 @@ from ka_ray.config import DigitsImages, FolderImages, ImagesConfig, ParquetImage
 from ka_ray.images.digits import list_digits
 from ka_ray.images.folder import list_folder
 from ka_ray.images.parquet import list_parquet
-from ka_ray.images.reading import Chunk, Source, chosen_ids, read_chunk
+from ka_ray.images.reading import Chunk, Ids, Source, chosen_ids, read_chunk
 
 SOURCES: dict[type[Any], Callable[[Any], Source]] = {
     DigitsImages: list_digits,
@@ -25,4 +25,4 @@ def open_source(config: ImagesConfig) -> Source:
     return SOURCES[type(config)](config)
 
 
-__all__ = ["SOURCES", "Chunk", "Source", "chosen_ids", "open_source", "read_chunk"]
+__all__ = ["SOURCES", "Chunk", "Ids", "Source", "chosen_ids", "open_source", "read_chunk"]

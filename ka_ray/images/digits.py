@@ -12,25 +12,27 @@ CHUNK_IMAGES = 512
 
 
 def list_digits(config: DigitsImages) -> Source:
-    """List the digits of one split; ``test`` is every fifth image, ``train`` the others."""
+    """List the digits of one split; ``test`` is every fifth image, ``train`` the others.
+
+    The few pixels travel with the chunks, so that no worker has to import scikit-learn.
+    """
     from sklearn.datasets import load_digits
 
-    rows = np.arange(len(load_digits().target))
+    digits = load_digits()
+    rows = np.arange(len(digits.target))
     if config.split != "all":
         rows = rows[(rows % 5 == 4) == (config.split == "test")]
-    starts = range(0, len(rows), CHUNK_IMAGES)
-    chunks = [Chunk(i, len(rows[i : i + CHUNK_IMAGES]), rows[i : i + CHUNK_IMAGES].tolist()) for i in starts]
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    chunks = []
+    for start in range(0, len(rows), CHUNK_IMAGES):
+        part = rows[start : start + CHUNK_IMAGES]
+        chunks.append(Chunk(start, len(part), (part, grey[part], digits.target[part])))
     return Source(chunks, read_digits, CLASS_NAMES)
 
 
 def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
     """Yield the wanted digits of a chunk; 16 grey levels are spread over 0 ... 255."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for offset, row in enumerate(chunk.payload):
+    for offset, (row, grey, target) in enumerate(zip(*chunk.payload, strict=True)):
         if wanted(chunk.first_id + offset):
-            grey = np.round(digits.images[row] * (255 / 16)).astype(np.uint8)
             pixels = np.repeat(grey[:, :, None], 3, axis=2)
-            label = CLASS_NAMES[int(digits.target[row])]
-            yield Encoded(chunk.first_id + offset, f"digits[{row}]", pixels, label)
+            yield Encoded(chunk.first_id + offset, f"digits[{row}]", pixels, CLASS_NAMES[target])

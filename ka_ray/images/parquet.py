@@ -86,7 +86,7 @@ class ParquetReader:
         if self.classes is None or not 0 <= value < len(self.classes):
             known = 0 if self.classes is None else len(self.classes)
             raise InputError(f"images.classes: label {value} found, but only {known} classes are named")
-        return self.classes[value]
+        return str(self.classes[value])
 
 
 def _bytes(value: Any) -> bytes:

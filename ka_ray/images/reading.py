@@ -14,6 +14,7 @@ from ka_ray.config import ImagesConfig
 from ka_ray.images.decode import decode
 
 Columns = dict[str, npt.NDArray[Any]]
+Ids = npt.NDArray[np.int64]
 
 BATCH_BYTES = 32 * 1024**2
 """Decoded bytes that one yielded batch may hold: bounds the memory of a reading task."""

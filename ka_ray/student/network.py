@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.store import write_json
 from ka_ray.student.families import find_family
+from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.teachers.preprocess import Preprocess
 
 SCORES = "scores"
@@ -86,10 +87,7 @@ class Student(nn.Module):
 
 def save_student(student: Student, folder: Path) -> None:
     """Write ``student.safetensors`` and ``student.json`` into a folder."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    part = folder / ".student.safetensors.part"
-    save_file(weights, part)
-    part.replace(folder / "student.safetensors")
+    save_weights(student, folder / "student.safetensors")
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
@@ -54,6 +54,13 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if state and all(key.startswith(prefix) for key in state):
             return _without_prefix({key.removeprefix(prefix): value for key, value in state.items()})
     return state
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors, in one atomic step."""
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
+    part.replace(path)
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:

@@ -5,7 +5,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from ka_ray.errors import InputError
@@ -29,6 +28,8 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
         return _call(network, _find_factory(network), dict(arguments))
     if network in NETWORKS:
         return _call(network, NETWORKS[network], {"num_classes": num_classes, **arguments})
+    import torchvision  # seconds to import (it pulls torch's compiler in), so only where it is needed
+
     known = torchvision.models.list_models(module=torchvision.models)
     if network not in known:
         near = difflib.get_close_matches(network, [*NETWORKS, *known], n=4, cutoff=0.4)

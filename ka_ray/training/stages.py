@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from ka_ray.amalgamation.scores import LabelSets
+from ka_ray.amalgamation import AutoEncoder, LabelSets
 from ka_ray.config import Config, TrainingConfig
 from ka_ray.features.store import DONE, FEATURES, IMAGES, Store, write_json
 from ka_ray.images.augment import NUM_DRAWS
@@ -24,6 +24,7 @@ from ka_ray.student.joint import JointLearner
 from ka_ray.student.layerwise import LayerwiseLearner, fold_adapters, relative_error
 from ka_ray.student.network import SCORES, Student
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
 from ka_ray.training.codes import CodesLearner, empty_autoencoders, measure_moments
 from ka_ray.training.fit import FitSettings, Report, fit
@@ -86,9 +87,7 @@ def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, A
     """Write a stage's weights, then its summary, each atomically."""
     weights_path = stage_file(folder, stage).with_suffix(".safetensors")
     weights_path.parent.mkdir(parents=True, exist_ok=True)
-    part = weights_path.with_suffix(".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, part)
-    part.replace(weights_path)
+    save_weights(module, weights_path)
     write_json(stage_file(folder, stage), summary)
 
 
@@ -110,7 +109,7 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         tap: {
             "width": widths[tap],
             "stacked": stacked[tap],
-            "relative_error": autoencoders[tap].relative_error(moments[tap].cpu()),
+            "relative_error": cast(AutoEncoder, autoencoders[tap]).relative_error(moments[tap].cpu()),
             "optimal_relative_error": moments[tap].optimal_relative_error(widths[tap]),
         }
         for tap in stacked

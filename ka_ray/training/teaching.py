@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +17,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.store import Store, write_json
 from ka_ray.images.augment import NUM_DRAWS, augment
 from ka_ray.teachers import Preprocess, build_network
+from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import FitSettings, Report, fit
 from ka_ray.training.ranks import rank, wait_for_all
@@ -79,9 +79,7 @@ def teach(
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
-        part = path.with_suffix(".part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-        part.replace(path)
+        save_weights(network, path)
     wait_for_all()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ka_ray.amalgamation import METHODS, AutoEncoder, Moments, WhitenedAutoEncoder
+from ka_ray.errors import InputError
 
 
 def decaying(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:
@@ -125,12 +126,19 @@ def test_directions_without_variance_are_not_amplified():
     assert torch.isfinite(learner(features.float()))
 
 
-def test_a_tap_without_any_variance_is_finite():
-    features = torch.full((20, 4), 3.0)
-    moments = Moments.of(features)
-    learner = WhitenedAutoEncoder(moments, 2)
-    assert torch.isfinite(learner(features))
-    assert learner.collapse()(features).isfinite().all()
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda moments: WhitenedAutoEncoder(moments, 2),
+        lambda moments: AutoEncoder(4, 2).relative_error(moments),
+        lambda moments: moments.optimal_relative_error(2),
+    ],
+    ids=["training", "relative error", "optimum"],
+)
+def test_a_tap_without_any_variance_is_refused(use):
+    moments = Moments.of(torch.full((20, 4), 3.0))
+    with pytest.raises(InputError, match="never vary"):
+        use(moments)
 
 
 def test_code_of_full_width_loses_nothing_at_the_optimum():

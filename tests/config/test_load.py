@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ka_ray.config import Config, differing_keys, flatten, load_teach_config
+from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
 
 MISTAKES = {
@@ -227,3 +228,18 @@ def test_importing_the_config_imports_neither_torch_nor_ray():
     code = "import sys, ka_ray.config; print(*(m for m in ('torch', 'ray', 'mlflow') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_images_alone_can_be_described():
+    images = load_images({"source": "digits"}, ["split=test", "limit=5"])
+    assert (images.split, images.limit) == ("test", 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("colour=red", "colour: unknown key"), ("size=2", "size: "), ("source=webcam", "'digits'")],
+)
+def test_images_that_cannot_work_name_their_key(override, said):
+    with pytest.raises(InputError, match="1 problem") as caught:
+        load_images({"source": "digits"}, [override])
+    assert said in str(caught.value)

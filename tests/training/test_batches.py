@@ -135,3 +135,40 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(store, monkeypatch):
     as_rank(monkeypatch, 0, 3)
     with pytest.raises(InputError, match="batch_size 8 is not divisible by 3 workers"):
         Batches(store, COLUMNS, 8, 0)
+
+
+@pytest.fixture
+def targets() -> np.ndarray:
+    """Every third row has no class."""
+    rows = np.arange(NUM_ROWS)
+    return np.where(rows % 3 == 0, -1, rows % 5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_targets_go_with_their_rows_and_rows_without_one_are_left_out(
+    store, monkeypatch, targets, world_size
+):
+    def read():
+        batches = Batches(store, ["image"], 4, 0, targets=targets)
+        assert batches.steps_per_epoch == (targets >= 0).sum() // 4
+        yield from batches.epoch(1)
+        yield from batches.once()
+
+    for batch in (batch for part in on_ranks(monkeypatch, world_size, read) for batch in part):
+        rows = batch["image"][:, 0].numpy()
+        assert (targets[rows] >= 0).all()
+        np.testing.assert_array_equal(batch["target"], targets[rows])
+
+
+def test_once_covers_every_row_with_a_target(store, targets):
+    rows = [
+        row
+        for batch in Batches(store, ["image"], 4, 0, targets=targets).once()
+        for row in batch["image"][:, 0].tolist()
+    ]
+    assert sorted(rows) == np.flatnonzero(targets >= 0).tolist()
+
+
+def test_a_batch_larger_than_the_rows_with_a_target_is_refused(store, targets):
+    with pytest.raises(InputError, match="batch_size 16 is larger than the 14 images"):
+        Batches(store, ["image"], 16, 0, targets=targets)

@@ -1,0 +1,70 @@
+"""Train one teacher from scratch, track it, and judge it on held-out images."""
+
+from typing import Any
+
+from ka_ray.config import TeachConfig, TeacherConfig, flatten
+from ka_ray.display import Display
+from ka_ray.distributed.cluster import check_training_fits, connect
+from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.features.store import write_json
+from ka_ray.metrics import accuracies
+from ka_ray.output import claim_output, known_run, remember_run
+from ka_ray.run import Run
+from ka_ray.split import ImageSet, split_images
+from ka_ray.steps import teach_all, with_checkpoint
+from ka_ray.tracking import open_tracker
+from ka_ray.training.teaching import teacher_checkpoint
+
+
+def teach(config: TeachConfig) -> dict[str, Any]:
+    """Train one teacher on the labelled images of its classes; skipped where its checkpoint stands.
+
+    Args:
+        config: See ``jobs/configs/cifar10_teacher_a.yaml``.
+
+    Returns:
+        The teacher's ``checkpoint`` and its ``accuracy`` on the ``images`` that judge it; the output folder
+        also has them in ``teacher.json``.
+
+    Raises:
+        InputError: Something given cannot work.
+    """
+    learned_from, judged_on = split_images(config)
+    folder, teacher = claim_output(config), config.teacher
+    with (
+        Display() as display,
+        connect(config.ray) as cluster,
+        open_tracker(config.tracking, config.name, folder, known_run(folder)) as tracker,
+    ):
+        check_training_fits(config.ray, cluster)
+        remember_run(folder, tracker.run_id)
+        tracker.log_params(flatten(config))
+        if not teacher_checkpoint(folder, teacher.name).exists():
+            teach_all(Run(config, folder, cluster, tracker, display), [teacher], learned_from, folder)
+        result = _judge(config, with_checkpoint(teacher, folder), judged_on, display)
+        if result["accuracy"] is not None:
+            tracker.log_metrics({"evaluate/accuracy": result["accuracy"]})
+    write_json(folder / "teacher.json", result)
+    return result
+
+
+def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, display: Display) -> dict[str, Any]:
+    work = Evaluation(
+        images=images.config,
+        source=images.source,
+        ids=images.ids,
+        label_sets={teacher.name: teacher.classes},
+        teachers=[teacher],
+        student=None,
+        extract=config.extract,
+        only_classes=frozenset(teacher.classes),
+    )
+    with display.images("evaluate", len(images.ids)) as on_images:
+        counts, _ = evaluate_images(work, on_images)
+    accuracy = accuracies(counts, [teacher.name])["per_teacher"][teacher.name]["teacher"]
+    return {
+        "teacher": teacher.name,
+        "checkpoint": str(teacher.checkpoint),
+        "accuracy": accuracy,
+        "images": counts.images,
+    }
