@@ -15,7 +15,9 @@ from ka_ray.api import images_for
 
 def main() -> int:
     """Parse, call one function, print the accuracies as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="output folder of a finished run")
     parser.add_argument("--images", required=True, help="a folder per class, Parquet, or `digits`")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")

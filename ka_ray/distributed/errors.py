@@ -1,22 +1,23 @@
 """Dig the one clear message out of what Ray wraps around an error in a worker."""
 
+import re
 from collections.abc import Iterator
-
-from ray.exceptions import RayError
 
 from ka_ray.errors import InputError
 
-MEANT_FOR_USERS = (InputError, FloatingPointError, ValueError)
+MEANT_FOR_USERS = (InputError, FloatingPointError)
 
 
 def unwrap(error: BaseException) -> BaseException:
     """Find the error that a worker raised for the user to read; give the given one where there is none."""
     for inner in _chain(error):
-        if isinstance(inner, InputError):
-            return InputError(str(inner).splitlines()[-1] if isinstance(inner, RayError) else str(inner))
-    for inner in _chain(error):
-        if isinstance(inner, MEANT_FOR_USERS) and not isinstance(inner, RayError):
-            return inner
+        for kind in MEANT_FOR_USERS:
+            if type(inner) is kind:
+                return inner
+            # What crosses processes twice arrives as text alone: the last line of a quoted traceback.
+            quoted = re.findall(rf"^(?:[\w.]+\.)?{kind.__name__}: (.+)$", str(inner), re.MULTILINE)
+            if quoted:
+                return kind(quoted[-1])
     return error
 
 

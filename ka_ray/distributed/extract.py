@@ -133,9 +133,7 @@ def extract_features(
     label_sets: LabelSets | None,
     on_images: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write one row an image: the image, its label, its stacked features and amalgamated scores.
-
-    A retried task writes the same file again: rows are neither lost nor doubled.
+    """Write a row an image: itself, label, stacked features, amalgamated scores; none twice, none lost.
 
     Args:
         work: Which images, and where to.
@@ -151,12 +149,11 @@ def extract_features(
     Raises:
         InputError: Too many unreadable images.
     """
-    began = time.perf_counter()
+    began, totals = time.perf_counter(), {"images": 0, "bytes": 0}
     start_folder(work.folder)
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     images = read_images(work.images, work.source, work.ids, log, work.only_classes)
     rows = through_teachers(images, teachers, extract, paths, log, label_sets)
-    totals = {"images": 0, "bytes": 0}
     try:
         for row in _write(rows, work, extract.batch_size, paths).iter_rows():
             totals = {key: total + int(row[key]) for key, total in totals.items()}

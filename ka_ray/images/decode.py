@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def decode(
@@ -20,14 +20,24 @@ def decode(
 
     Returns:
         RGB pixels ``[3, size, size]``.
+
+    Raises:
+        Exception: Of many kinds, where the bytes are no image or a damaged one.
     """
-    image = Image.open(io.BytesIO(content)) if isinstance(content, bytes) else Image.fromarray(content)
+    image = _open(content) if isinstance(content, bytes) else Image.fromarray(content)
     image = image.convert("RGB")
     if image.size != (size, size):
         image = (
             _crop(image, size) if resize == "crop" else image.resize((size, size), Image.Resampling.BILINEAR)
         )
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("not an image file") from None
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:

@@ -6,6 +6,7 @@ import torch
 
 from ka_ray.amalgamation import METHODS, AutoEncoder, Moments
 from ka_ray.config import CodesConfig
+from ka_ray.errors import InputError
 from ka_ray.training import Batches, FitSettings, fit
 from ka_ray.training import batches as batches_module
 from ka_ray.training.codes import CodesLearner, empty_autoencoders, measure_moments
@@ -95,3 +96,9 @@ def test_empty_autoencoders_take_what_was_collapsed(store):
     features = torch.randn(5, 24, 3, 3)
     assert isinstance(empty["map"], AutoEncoder)
     assert torch.equal(empty["map"](features), collapsed["map"](features))
+
+
+def test_a_tap_that_never_varies_is_refused_before_training(make_store):
+    columns = {"image_id": np.arange(20), "map": np.full((20, 24, 3, 3), 2.0, np.float16)}
+    with pytest.raises(InputError, match="never vary"):
+        measure_moments(Batches(make_store(columns), ["map"], 4, 0), {"map": 24})

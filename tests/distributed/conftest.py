@@ -1,0 +1,16 @@
+"""One local Ray for all tests of this folder: two CPUs, and two logical GPUs that no code touches."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from ka_ray.config import RayConfig
+from ka_ray.distributed.cluster import Cluster, connect
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with connect(RayConfig(num_cpus=2, num_gpus=2)) as connected:
+        assert ray.is_initialized()
+        yield connected

@@ -1,0 +1,155 @@
+"""Extraction on Ray against a plain loop over the teachers."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from ka_ray.config import Config, ExtractConfig, FolderImages
+from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.errors import InputError
+from ka_ray.features.store import Store
+from ka_ray.images import open_source, read_chunk
+from ka_ray.metrics import accuracies
+from ka_ray.plan import Plan, make_plan
+from ka_ray.split import ImageSet, split_images
+from ka_ray.student import Student, save_student
+from ka_ray.teachers import load_teacher
+
+pytestmark = pytest.mark.ray
+
+
+def all_images(images: ImageSet) -> dict[str, np.ndarray]:
+    """Decode by a plain loop."""
+    parts = [
+        part
+        for chunk in images.source.chunks
+        for part in read_chunk(images.config, images.source.read, chunk, images.ids, None, pytest.fail)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def plan_of(config: Config) -> Plan:
+    return make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_config, tmp_path, pool):
+    config = load_config(
+        f"extract={{actors_per_teacher: {pool}, gpus_per_teacher: {1 / pool}, cpus_per_teacher: 0.25}}",
+        "images.limit=150",
+        "extract.batch_size=16",
+    )
+    images, plan, counted = split_images(config)[0], plan_of(config), []
+    work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
+    summary = extract_features(
+        work, config.teachers, config.extract, plan.paths, plan.label_sets, counted.append
+    )
+    store = Store(tmp_path / "features")
+    expected = all_images(images)
+    assert summary["images"] == sum(counted) == len(store) == len(images.ids) == 135
+    assert store.image_ids.tolist() == images.ids.tolist()
+    rows = np.arange(len(store))
+    stored = store.gather(["image", "label", "scores", *plan.shapes], rows)
+    np.testing.assert_array_equal(stored["image"], expected["image"])
+    assert stored["label"].tolist() == expected["label"].tolist()
+
+    pixels, per_teacher = torch.from_numpy(expected["image"]), []
+    for teacher in map(load_teacher, config.teachers):
+        per_teacher.append(teacher.features(pixels, plan.paths[teacher.name]))
+    for tap in plan.shapes:
+        stacked = torch.cat([features[tap] for features, _ in per_teacher], dim=1)
+        assert stored[tap].dtype == np.float16
+        np.testing.assert_allclose(stored[tap], stacked.numpy(), rtol=2e-3, atol=2e-3)
+    scores = torch.cat([scores for _, scores in per_teacher], dim=1)
+    np.testing.assert_allclose(stored["scores"], scores.numpy(), rtol=2e-3, atol=2e-3)
+
+    places = {name: [p for p in summary["placements"] if p["teacher"] == name] for name in ("low", "high")}
+    for (
+        place
+    ) in places.values():  # Ray Data starts before the whole pool is up: one actor can have done it all
+        assert 1 <= len({actor["pid"] for actor in place}) == len(place) <= pool
+    if pool == 1:  # each teacher has a logical GPU of its own, read from inside its actor
+        assert places["low"][0]["gpus"] != places["high"][0]["gpus"]
+        assert sorted(places["low"][0]["gpus"] + places["high"][0]["gpus"]) == [0, 1]
+
+
+@pytest.fixture
+def folder_with_a_broken_file(tmp_path):
+    for i in range(6):
+        path = tmp_path / "photos" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9), (40 * i, 10, 10)).save(path)
+    (tmp_path / "photos" / "cat" / "3.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def extract_folder(folder, target, max_unreadable):
+    config = FolderImages(source="folder", path=folder, size=8, max_unreadable=max_unreadable)
+    source = open_source(config)
+    work = Extraction(config, source, np.arange(source.num_images), target, 200)
+    return extract_features(work, [], ExtractConfig(), {}, None, lambda _: None)
+
+
+def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_with_a_broken_file, tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r"^image \S*cat/3\.png \(not an image file\) cannot be read; images.max_unreadable = 0 allows no",
+    ):
+        extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=0)
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path / "out")  # it never counts as finished
+
+
+def test_unreadable_images_within_the_limit_are_counted_and_named(
+    cluster, folder_with_a_broken_file, tmp_path
+):
+    summary = extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=1)
+    assert summary["images"] == 5
+    assert len(summary["unreadable"]) == 1
+    assert "cat/3.png" in summary["unreadable"][0]
+    assert len(Store(tmp_path / "out")) == 5
+
+
+def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path):
+    config = load_config("images.limit=200")
+    images, plan = split_images(config)[0], plan_of(config)
+    student = Student(plan.spec)
+    save_student(student, tmp_path)
+    work = Evaluation(
+        images.config,
+        images.source,
+        images.ids,
+        plan.label_sets.by_teacher,
+        config.teachers,
+        tmp_path,
+        config.extract,
+    )
+    counts, summary = evaluate_images(work, lambda _: None)
+    assert summary["images"] == counts.images == len(images.ids)
+
+    decoded = all_images(images)
+    pixels = torch.from_numpy(decoded["image"])
+    index = {name: i for i, name in enumerate(plan.spec.classes)}
+    targets = np.array([index[label] for label in decoded["label"]])
+    own = [load_teacher(teacher).scores(pixels).numpy() for teacher in config.teachers]
+    with torch.inference_mode():
+        said = student.eval()(pixels).numpy()
+    ensemble = np.concatenate(own, axis=1)
+    accuracy = accuracies(counts, ["low", "high"])
+    assert accuracy["union"] == pytest.approx((said.argmax(1) == targets).mean())
+    assert accuracy["ensemble"] == pytest.approx((ensemble.argmax(1) == targets).mean())
+    assert accuracy["agreement"] == pytest.approx((said.argmax(1) == ensemble.argmax(1)).mean())
+    for first, scores, name in ((0, own[0], "low"), (5, own[1], "high")):
+        mine = (targets >= first) & (targets < first + 5)
+        pair = accuracy["per_teacher"][name]
+        assert pair["teacher"] == pytest.approx((scores[mine].argmax(1) == targets[mine] - first).mean())
+        among = said[mine][:, first : first + 5].argmax(1)
+        assert pair["student"] == pytest.approx((among == targets[mine] - first).mean())
+
+
+def test_ray_is_left_running_for_the_next_test(cluster):
+    assert ray.is_initialized()
+    assert (cluster.cpus, cluster.gpus) == (2, 2)

@@ -1,0 +1,145 @@
+"""The demo, killed in the middle and started again, and what a user does with its folder afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ka_ray
+from ka_ray.config import Config
+from ka_ray.report import Report
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
+
+REPOSITORY = Path(__file__).parents[2]
+DIGITS = REPOSITORY / "jobs" / "configs" / "digits.yaml"
+PATIENCE_S = 600
+
+
+def start(*arguments: str, cwd: Path = REPOSITORY) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "ka_ray.cli", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    ends = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < ends, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the digits, SIGKILL the driver in the layer stage, run them again."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    arguments = ("run", str(DIGITS), "--output", str(folder))
+    first = start(*arguments)
+    wait_for(folder / "stages" / "codes.json", first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (folder / "stages" / "layers.json").exists()
+    extracted = {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()}
+    second = start(*arguments)
+    output = second.communicate(timeout=PATIENCE_S)[0]
+    assert second.returncode == 0, output
+    return folder, extracted, output
+
+
+def test_the_second_attempt_goes_on_after_the_last_finished_stage(run):
+    folder, extracted, output = run
+    assert {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()} == extracted
+    assert "extract" not in output
+    assert "teach_" not in output
+    assert "learning layers, joint" in output
+
+
+def test_the_report_has_its_schema_and_the_student_keeps_up_with_its_teachers(run):
+    folder, _, output = run
+    report = Report.load(folder)
+    content = json.loads((folder / "report.json").read_text())
+    assert content["classes"] == [f"digit_{i}" for i in range(10)]
+    assert set(content["stages"]) == {"extract", "codes", "layers", "joint", "evaluate"}
+    assert set(content["codes"]) == {"conv1", "conv2", "conv3"}
+    assert set(content["layers"]) == {"conv1", "conv2", "conv3", "scores"}
+    assert report.accuracy.labelled == report.accuracy.images == 359
+    assert report.accuracy.union >= 0.95 * report.accuracy.ensemble
+    for pair in report.accuracy.per_teacher.values():
+        assert pair.student >= 0.98 * pair.teacher
+    assert report.size.student.parameters <= 1.02 * report.size.per_teacher["low"].parameters
+    for code in report.codes.values():
+        # Where the stacked features span fewer directions than the code has, the optimum is 0.
+        assert code.relative_error <= max(1.05 * code.optimal_relative_error, 3e-4)
+    assert "digits: 10 classes" in output
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {"accuracy.png", "losses.png", "reconstruction.png", "confusion.png"}
+
+
+def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monkeypatch):
+    import mlflow
+
+    folder, _, _ = run
+    report = Report.load(folder)
+    client = mlflow.MlflowClient(report.mlflow.tracking_uri)
+    tracked = client.get_run(report.mlflow.run_id)
+    assert tracked.info.status == "FINISHED"
+    assert len(client.search_runs([tracked.info.experiment_id])) == 1
+    assert tracked.data.params["joint.epochs"] == "20"
+    assert tracked.data.metrics["evaluate/union"] == pytest.approx(report.accuracy.union)
+    assert len(client.get_metric_history(report.mlflow.run_id, "joint/loss")) == 20
+    assert {"report.json", "report.md", "figures"} <= {
+        a.path for a in client.list_artifacts(tracked.info.run_id)
+    }
+
+    mlflow.set_tracking_uri(report.mlflow.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"runs:/{report.mlflow.run_id}/student")
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16)).astype(np.float32)
+    with torch.inference_mode():
+        expected = ka_ray.load_student(folder)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(model.predict(images), expected, atol=1e-4)
+
+
+def test_another_config_is_refused_with_the_differing_keys(run):
+    folder, _, _ = run
+    config = Config.load(DIGITS, [f"output={folder}", "joint.epochs=3", "ray.workers=1"])
+    with pytest.raises(ka_ray.InputError) as error:
+        ka_ray.amalgamate(config)
+    assert "joint.epochs: 20 there, 3 now" in str(error.value)
+    assert "ray.workers" not in str(error.value)
+
+
+def test_predict_and_evaluate_need_the_folder_alone(run, tmp_path):
+    from sklearn.datasets import load_digits
+
+    folder, _, _ = run
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("student.json", "student.safetensors"):
+        (moved / name).write_bytes((folder / name).read_bytes())
+    digits = load_digits()
+    paths = []
+    for row in range(4, 104, 5):  # of the test split
+        paths.append(tmp_path / f"digit_{digits.target[row]}" / f"{row}.png")
+        paths[-1].parent.mkdir(exist_ok=True)
+        Image.fromarray(np.round(digits.images[row] * 255 / 16).astype(np.uint8)).save(paths[-1])
+    predictions = ka_ray.predict(moved, paths)
+    right = sum(p.class_name == path.parent.name for p, path in zip(predictions, paths, strict=True))
+    assert right >= 17
+    assert all(0 < prediction.probability <= 1 for prediction in predictions)
+
+    process = start("evaluate", str(moved), "--images", "digits")
+    output = process.communicate(timeout=PATIENCE_S)[0]
+    union = Report.load(folder).accuracy.union
+    assert f"union {100 * union:.1f} % on 359 labelled images" in output
+    assert process.returncode == 0

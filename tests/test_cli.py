@@ -1,0 +1,53 @@
+import sys
+
+import pytest
+
+from ka_ray import cli
+
+
+def run_cli(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["ka-ray", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_help_names_every_command(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("demo", "run", "teach", "evaluate", "predict", "doctor"):
+        assert command in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "missing.yaml"], "config missing.yaml does not exist"),
+        (["teach", "missing.yaml"], "config missing.yaml does not exist"),
+        (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
+        (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_doctor_says_what_is_there(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "doctor") == 0
+    shown = capsys.readouterr().out
+    for name in ("python=", "torch=", "ray=", "mlflow=", "cpus=", "disk_free_gib="):
+        assert name in shown
+
+
+def test_the_demo_config_is_found_in_a_checkout():
+    assert cli.demo_config().name == "digits.yaml"
+
+
+def test_output_is_an_override():
+    assert cli.with_output(["seed=1"], None) == ["seed=1"]
+    assert cli.with_output(None, cli.Path("x")) == ["output=x"]
