@@ -160,10 +160,10 @@ def show_report(report: "Report", folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input is one clear message and exit code 2."""
+    """Run the command line; what the user can mend is one clear message and exit code 2."""
     try:
         app()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ka_ray.errors import InputError
+
 
 def feature_column(tap: str, teacher: str) -> str:
     """Name the column that carries one teacher's features of one tap between the teacher stages."""
@@ -29,7 +31,7 @@ def stack_columns(
         The other columns as they are, and ``tap [n, S, *space]`` for every tap.
 
     Raises:
-        ValueError: A feature is not finite, which in fp16 means larger than 65,504.
+        InputError: A feature is not finite, which in fp16 means larger than 65,504.
     """
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     used = {name for names in parts.values() for name in names}
@@ -37,5 +39,5 @@ def stack_columns(
     for tap, names in parts.items():
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1)
         if not np.isfinite(stacked[tap]).all():
-            raise ValueError(f"tap {tap}: features are not finite (in fp16: NaN, or larger than 65504)")
+            raise InputError(f"tap {tap}: features are not finite (in fp16: NaN, or larger than 65504)")
     return stacked

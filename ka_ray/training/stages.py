@@ -61,7 +61,8 @@ class StageInputs:
     def settings(self, stage: str) -> FitSettings:
         """The stage's epochs and rate."""
         section: TrainingConfig = getattr(self.config, stage)
-        return FitSettings(stage, section.epochs, section.learning_rate)
+        beta2 = 0.999 if stage == "joint" else 0.95
+        return FitSettings(stage, section.epochs, section.learning_rate, beta2=beta2)
 
 
 def run_stages(inputs: StageInputs) -> None:

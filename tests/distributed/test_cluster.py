@@ -46,7 +46,9 @@ def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
     outer.__cause__ = WorkerGroupError("two workers failed", failures)
     assert isinstance(unwrap(outer), InputError)
     assert str(unwrap(outer)) == "batch_size 8 is larger than the 3 images"
-    quoted = "Traceback ...\n  raise InputError(\nka_ray.errors.InputError: image x.png cannot be read\nFailed after 1"
+    quoted = (
+        "Traceback ...\n  raise InputError(\nka_ray.errors.InputError: image x.png cannot be read\nFailed"
+    )
     assert str(unwrap(RuntimeError(quoted))) == "image x.png cannot be read"
     plain = RuntimeError("other")
     assert unwrap(plain) is plain
