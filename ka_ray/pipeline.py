@@ -1,6 +1,6 @@
 """The mission, top-down: from images and teachers to one student, its report and its figures."""
 
-from ka_ray.config import Config
+from ka_ray.config import Config, flatten
 from ka_ray.display import Display
 from ka_ray.distributed.cluster import check_fits, connect
 from ka_ray.output import claim_output, known_run, remember_run
@@ -37,6 +37,7 @@ def amalgamate(config: Config) -> Report:
     ):
         check_fits(config, cluster)
         remember_run(folder, tracker.run_id)
+        tracker.log_params(flatten(config))
         run = Run(config, folder, cluster, tracker, display)
         taught = teach_missing(run, learned_from)  # teachers without a checkpoint
         plan = make_plan(taught.config, [load_teacher(teacher) for teacher in taught.config.teachers])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ka_ray.config import Config, TeachConfig, TeacherConfig, flatten
+from ka_ray.config import Config, TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.train import train_in_workers
@@ -92,8 +92,8 @@ def extract(run: Run[Config], plan: Plan, images: ImageSet) -> None:
     check_disk(run.folder, needed)
     for name, part, row_bytes, paths in parts:
         run.display.note(
-            f"extract {name}: {len(part.ids)} images x {row_bytes / 1024:.1f} KiB "
-            f"= {in_gib(len(part.ids) * row_bytes)} in {run.folder / name}"
+            f"extracting {'features and scores' if name == FEATURES else 'scores'}: {len(part.ids)} images x "
+            f"{row_bytes / 1024:.1f} KiB = {in_gib(len(part.ids) * row_bytes)} into {run.folder / name}"
         )
         work = Extraction(part.config, part.source, part.ids, run.folder / name, row_bytes)
         with run.display.images("extract", len(part.ids)) as on_images:
@@ -166,7 +166,6 @@ def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
     histories = {stage: summary["history"] for stage, summary in stages.items()}
     confusion = np.array(evaluated["confusion"]) if report.accuracy.union is not None else None
     draw_all(report.model_dump(), histories, confusion, folder / "figures")
-    tracker.log_params(flatten(run.config))
     tracker.log_metrics(_final_metrics(report))
     for name in ("report.json", "report.md", "figures"):
         tracker.log_artifact(folder / name)

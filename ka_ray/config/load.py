@@ -115,7 +115,8 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) else ""
+        secret = "password" in message
+        given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
     return "\n".join(lines)
 

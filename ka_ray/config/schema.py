@@ -1,10 +1,11 @@
 """The run description, section by section. `jobs/configs/folder.yaml` is its commented template."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, Section
 from ka_ray.config.sources import ImagesConfig
@@ -111,6 +112,16 @@ class TrackingConfig(Section):
     backend: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = Field(None, description="MLflow tracking URI; null: sqlite in the output folder")
     experiment: str = "ka_ray"
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
+            raise ValueError(
+                "a password in the URI would end up in reports; "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri
 
 
 class _Run(Section):

@@ -18,9 +18,10 @@ from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
+from ka_ray.distributed.actors import ReadingLog
 from ka_ray.distributed.errors import unwrap
 from ka_ray.distributed.extract import actor_device, pop_scores, through_teachers
-from ka_ray.distributed.images import Columns, ReadingLog, read_images
+from ka_ray.distributed.images import Columns, read_images
 from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts, count
 from ka_ray.student import load_student

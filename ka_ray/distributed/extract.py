@@ -16,9 +16,10 @@ from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
+from ka_ray.distributed.actors import ReadingLog
 from ka_ray.distributed.cluster import TASK_CPUS
 from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.images import Columns, ReadingLog, read_images
+from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.shards import SHARD_BYTES, ShardWriter
 from ka_ray.features.stack import feature_column
 from ka_ray.features.store import finish_folder, start_folder
@@ -54,7 +55,7 @@ class TeacherActor:
         config: The teacher.
         extract: Its share of CPUs and GPUs.
         paths: tap -> module path.
-        log: A :class:`ka_ray.distributed.images.ReadingLog`, told where the actor runs.
+        log: A :class:`ka_ray.distributed.actors.ReadingLog`, told where the actor runs.
         amalgamate: Given to the last teacher alone: the label sets by which all scores become one.
     """
 

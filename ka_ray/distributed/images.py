@@ -16,29 +16,6 @@ from ka_ray.images import Source, read_chunk
 Columns = dict[str, npt.NDArray[Any]]
 
 
-@ray.remote(num_cpus=0)
-class ReadingLog:
-    """Remembers, for the whole cluster, which images were unreadable and where actors run."""
-
-    def __init__(self, max_unreadable: int) -> None:
-        self._max_unreadable = max_unreadable
-        self._unreadable: dict[int, str] = {}
-        self._placements: list[dict[str, Any]] = []
-
-    def unreadable(self, image_id: int, name: str) -> bool:
-        """Note an unreadable image (once, however often it is tried); say whether that is one too many."""
-        self._unreadable[image_id] = name
-        return len(self._unreadable) > self._max_unreadable
-
-    def placed(self, placement: dict[str, Any]) -> None:
-        """Note where an actor runs."""
-        self._placements.append(placement)
-
-    def summary(self) -> dict[str, Any]:
-        """Give the names of unreadable images, and the actors' places."""
-        return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
-
-
 def read_images(
     config: ImagesConfig,
     source: Source,
@@ -52,7 +29,7 @@ def read_images(
         config: The source's config.
         source: The listed source.
         ids: Wanted image ids, sorted.
-        log: A :class:`ReadingLog`, told of unreadable images.
+        log: A :class:`ka_ray.distributed.actors.ReadingLog`, told of unreadable images.
         only_classes: Keep images with these labels alone.
 
     Returns:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ka_ray.config import RayConfig
+from ka_ray.distributed.actors import Journal
 from ka_ray.distributed.errors import unwrap
 from ka_ray.training.fit import Progress, Report
 
@@ -21,23 +23,6 @@ Work = Callable[[torch.device, Report], None]
 """What every worker runs: its device, and where rank 0 reports to."""
 
 POLL_S = 0.5
-
-
-@ray.remote(num_cpus=0)
-class Journal:
-    """Carries progress from rank 0 to the driver; also the driver's word that everyone is still there."""
-
-    def __init__(self) -> None:
-        self._entries: list[Progress] = []
-
-    def add(self, entry: Progress) -> None:
-        """Note one report."""
-        self._entries.append(entry)
-
-    def take(self) -> list[Progress]:
-        """Give what came since the last call."""
-        entries, self._entries = self._entries, []
-        return entries
 
 
 def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report) -> None:
@@ -58,7 +43,7 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
 
     def in_worker() -> None:
         torch.set_num_threads(max(1, round(config.cpus_per_worker)))
-        work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(entry)))
+        work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
 
     trainer = _trainer(in_worker, config, folder)
     ended = threading.Event()
@@ -100,4 +85,4 @@ def _follow(journal: Any, report: Report, ended: threading.Event) -> None:
     while not last_round:
         last_round = ended.wait(POLL_S)
         for entry in ray.get(journal.take.remote()):
-            report(entry)
+            report(Progress(**entry))

@@ -25,18 +25,17 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path):
-    """A Ray head of its own, reachable with a token of its own."""
+    """A Ray head of its own as the README starts it: a token is made, authentication stays at its default."""
     port, dashboard = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    (tmp_path / "token").write_text("0123456789abcdef0123456789abcdef")
-    (tmp_path / "token").chmod(0o600)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    assert (tmp_path / ".ray" / "auth_token").exists()
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += ["--temp-dir", f"/tmp/ka_ray_job_{port}"]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr
-    yield f"http://127.0.0.1:{dashboard}", environment
+    yield f"http://127.0.0.1:{dashboard}", environment | {"RAY_AUTH_MODE": "token"}
     pids = subprocess.run(
         ["pgrep", "-f", f"ka_ray_job_{port}"], capture_output=True, text=True
     ).stdout.split()
@@ -75,7 +74,6 @@ def test_the_digits_run_as_a_job_and_a_bad_config_fails_the_job(head, tmp_path):
     assert "joint.rate: unknown key" in bad.stdout + bad.stderr
 
     address, environment = head
-    stranger = environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "wrong")}
-    (tmp_path / "wrong").write_text("f" * 32)
-    refused = submit((address, stranger), "--version")
-    assert refused.returncode != 0
+    for stranger in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
+        refused = submit((address, environment | stranger), "--version")
+        assert refused.returncode != 0, refused.stdout

@@ -1,0 +1,45 @@
+"""Small actors that the whole cluster talks to; they import Ray's core alone, so they start fast."""
+
+from typing import Any
+
+import ray
+
+
+@ray.remote(num_cpus=0)
+class ReadingLog:
+    """Remembers, for the whole cluster, which images were unreadable and where actors run."""
+
+    def __init__(self, max_unreadable: int) -> None:
+        self._max_unreadable = max_unreadable
+        self._unreadable: dict[int, str] = {}
+        self._placements: list[dict[str, Any]] = []
+
+    def unreadable(self, image_id: int, name: str) -> bool:
+        """Note an unreadable image (once, however often it is tried); say whether that is one too many."""
+        self._unreadable[image_id] = name
+        return len(self._unreadable) > self._max_unreadable
+
+    def placed(self, placement: dict[str, Any]) -> None:
+        """Note where an actor runs."""
+        self._placements.append(placement)
+
+    def summary(self) -> dict[str, Any]:
+        """Give the names of unreadable images, and the actors' places."""
+        return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
+
+
+@ray.remote(num_cpus=0)
+class Journal:
+    """Carries reports from rank 0 to the driver, as plain dicts."""
+
+    def __init__(self) -> None:
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note one report."""
+        self._entries.append(entry)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Give what came since the last call."""
+        entries, self._entries = self._entries, []
+        return entries
