@@ -51,6 +51,15 @@ def test_every_config_loads(workplace, path):
     assert config.output_dir == workplace / "runs" / config.name
 
 
+def test_the_readmes_example_loads(workplace):
+    readme = (JOBS.parent / "README.md").read_text()
+    example = readme.split("```yaml\n")[1].split("```")[0]
+    (workplace / "pets.yaml").write_text(example)
+    (workplace / "photos").mkdir()
+    (workplace / "birds.pt").touch()
+    assert [t.name for t in Config.load(workplace / "pets.yaml").teachers] == ["dogs", "birds"]
+
+
 def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace):
     halves = Config.load(
         JOBS / "configs/cifar10_halves.yaml", ["images.path=data", "evaluation.images.path=data"]
