@@ -1,6 +1,6 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
-from ka_ray.config.load import differing_keys, flatten, load_config, load_images, load_teach_config
+from ka_ray.config.load import differing_keys, flatten, load_images
 from ka_ray.config.schema import (
     CodesConfig,
     Config,
@@ -39,7 +39,5 @@ __all__ = [
     "TrainingConfig",
     "differing_keys",
     "flatten",
-    "load_config",
     "load_images",
-    "load_teach_config",
 ]

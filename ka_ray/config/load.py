@@ -8,7 +8,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import Section
-from ka_ray.config.schema import Config, TeachConfig
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 
@@ -16,20 +15,6 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 SAME_RESULT = ("output", "ray", "tracking")
 """Sections that change where a run happens, not what it computes."""
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a run description; see :meth:`Config.load`."""
-    return _load(Config, path, overrides)
-
-
-def load_teach_config(path: str | Path, overrides: Sequence[str] = ()) -> TeachConfig:
-    """Load the description of one teacher's training.
-
-    Raises:
-        InputError: naming every key that cannot work.
-    """
-    return _load(TeachConfig, path, overrides)
 
 
 def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
@@ -47,7 +32,12 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
         raise InputError(_explain("images", tree, error)) from None
 
 
-def _load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> AnySection:
+def load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> AnySection:
+    """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+
+    Raises:
+        InputError: naming every key that cannot work.
+    """
     tree = read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, Section
+from ka_ray.config.load import load
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig
 
@@ -134,6 +135,15 @@ class _Run(Section):
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+
+        Raises:
+            InputError: naming every key that cannot work.
+        """
+        return load(cls, path, overrides)
+
     @property
     def output_dir(self) -> Path:
         """The absolute output folder."""
@@ -151,17 +161,6 @@ class Config(_Run):
     codes: CodesConfig = CodesConfig()
     layers: LayersConfig = LayersConfig()
     joint: JointConfig = JointConfig()
-
-    @staticmethod
-    def load(path: str | Path, overrides: Sequence[str] = ()) -> "Config":
-        """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
-
-        Raises:
-            InputError: naming every key that cannot work.
-        """
-        from ka_ray.config.load import load_config
-
-        return load_config(path, overrides)
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
@@ -192,13 +191,6 @@ class TeachConfig(_Run):
     """`ka-ray teach`: train one teacher on the labelled images of its classes."""
 
     teacher: TeacherConfig
-
-    @staticmethod
-    def load(path: str | Path, overrides: Sequence[str] = ()) -> "TeachConfig":
-        """Read a YAML file as :meth:`Config.load` does."""
-        from ka_ray.config.load import load_teach_config
-
-        return load_teach_config(path, overrides)
 
     @model_validator(mode="after")
     def _can_train(self) -> "TeachConfig":

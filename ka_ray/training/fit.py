@@ -74,15 +74,7 @@ def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Rep
         FloatingPointError: A loss is no longer finite.
     """
     model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    fused = batches.device.type == "cuda"
-    optimizer = torch.optim.AdamW(
-        parameters,
-        settings.learning_rate,
-        betas=(0.9, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=fused,
-    )
+    optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
     total_steps = settings.epochs * batches.steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total_steps))
     learner.train()
@@ -99,6 +91,12 @@ def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Rep
         meter.end()
     learner.eval()
     return meter.history
+
+
+def _optimizer(learner: nn.Module, settings: FitSettings, fused: bool) -> torch.optim.AdamW:
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    rate, decay, betas = settings.learning_rate, settings.weight_decay, (0.9, settings.beta2)
+    return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay, fused=fused)
 
 
 def rate_factor(step: int, total_steps: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ka_ray.config import Config, differing_keys, flatten, load_teach_config
+from ka_ray.config import Config, TeachConfig, differing_keys, flatten
 from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
 
@@ -218,10 +218,10 @@ def test_teaching_needs_training(tmp_path, config_tree):
     path = tmp_path / "teach.yaml"
     path.write_text(yaml.safe_dump({"name": "t", "images": {"source": "digits"}, "teacher": teacher}))
     with pytest.raises(InputError, match=r"teacher\.training"):
-        load_teach_config(path)
+        TeachConfig.load(path)
     with pytest.raises(InputError, match=r"teacher\.training\.batch_size: 3 .* ray\.workers = 2"):
-        load_teach_config(path, ["teacher.training.batch_size=3"])
-    assert load_teach_config(path, ["teacher.training.epochs=3"]).teacher.training.epochs == 3
+        TeachConfig.load(path, ["teacher.training.batch_size=3"])
+    assert TeachConfig.load(path, ["teacher.training.epochs=3"]).teacher.training.epochs == 3
 
 
 def test_importing_the_config_imports_neither_torch_nor_ray():
