@@ -37,7 +37,7 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
         report: Called on the driver with rank 0's reports, in order, from a thread of its own.
 
     Raises:
-        Exception: What a worker raised.
+        Exception: What a worker raised; else, after the work is done, what ``report`` raised first.
     """
     journal = Journal.remote()  # type: ignore[attr-defined]  # ray.remote class
 
@@ -46,8 +46,8 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
         work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
 
     trainer = _trainer(in_worker, config, folder)
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(journal, report, ended), daemon=True)
+    ended, errors = threading.Event(), list[Exception]()
+    follower = threading.Thread(target=_follow, args=(journal, report, ended, errors), daemon=True)
     follower.start()
     try:
         trainer.fit()
@@ -56,6 +56,8 @@ def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report
     finally:
         ended.set()
         follower.join()
+    if errors:
+        raise errors[0]
 
 
 def _trainer(in_worker: Callable[[], None], config: RayConfig, folder: Path) -> TorchTrainer:
@@ -80,9 +82,12 @@ def _resources(config: RayConfig) -> dict[str, float]:
     return resources | {"GPU": config.gpus_per_worker} if config.gpus_per_worker > 0 else resources
 
 
-def _follow(journal: Any, report: Report, ended: threading.Event) -> None:
+def _follow(journal: Any, report: Report, ended: threading.Event, errors: list[Exception]) -> None:
     last_round = False
     while not last_round:
         last_round = ended.wait(POLL_S)
         for entry in ray.get(journal.take.remote()):
-            report(Progress(**entry))
+            try:
+                report(Progress(**entry))
+            except Exception as error:  # a tracker out of reach must not cost hours of training
+                errors.append(error)

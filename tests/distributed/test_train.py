@@ -1,15 +1,17 @@
 """Training under Ray Train against the plain loop: the same weights, however many workers."""
 
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
 from ka_ray.config import RayConfig
-from ka_ray.distributed.train import train_in_workers
+from ka_ray.distributed.train import _follow, train_in_workers
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
 from ka_ray.plan import make_plan
@@ -90,6 +92,27 @@ def test_a_workers_error_reaches_the_user_as_it_was_meant(cluster, tmp_path):
 
     with pytest.raises(InputError, match="batch_size 9 is larger than the 3 images there are"):
         train_in_workers(refuse, RayConfig(workers=1), tmp_path, lambda _: None)
+
+
+def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
+    class Taken:
+        def __init__(self, entries):
+            self.take = self
+            self.entries = entries
+
+        def remote(self):
+            return ray.put(self.entries)
+
+    def report(progress):
+        seen.append(progress.epoch)
+        raise ConnectionError(f"epoch {progress.epoch}")
+
+    fields = {"stage": "joint", "epochs": 2, "step": 1, "steps": 1, "images": 8, "seconds": 1.0, "losses": {}}
+    seen, errors, ended = [], [], threading.Event()
+    ended.set()
+    _follow(Taken([{"epoch": 1, **fields}, {"epoch": 2, **fields}]), report, ended, errors)
+    assert seen == [1, 2]
+    assert str(errors[0]) == "epoch 1"
 
 
 def test_what_travels_to_the_workers_can_be_pickled(inputs_for):

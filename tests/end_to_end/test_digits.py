@@ -102,7 +102,9 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
         a.path for a in client.list_artifacts(tracked.info.run_id)
     }
 
-    mlflow.set_tracking_uri(report.mlflow.tracking_uri)
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", str(report.mlflow.tracking_uri)
+    )  # set_tracking_uri would outlast us
     model = mlflow.pyfunc.load_model(f"runs:/{report.mlflow.run_id}/student")
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16)).astype(np.float32)
     with torch.inference_mode():
