@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ka_ray.config import ExtractConfig, ImagesConfig, RayConfig, load_images
 from ka_ray.display import Display
@@ -84,6 +86,26 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     return predictions
 
 
+def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Path]:
+    """Write the first images of a source as PNG files named after their labels, to try `predict` on.
+
+    Args:
+        images: The source.
+        folder: Gets the files; made if it is not there.
+        count: How many.
+
+    Returns:
+        The files' paths.
+    """
+    source, paths = open_source(images), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for encoded in islice(source.read(source.chunks[0], lambda image_id: True), count):
+        paths.append(folder / f"{encoded.image_id}_{encoded.label}.png")
+        pixels = decode(encoded.content, images.size, images.resize)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(paths[-1])
+    return paths
+
+
 def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
     """Describe images for a finished student, decoded as those that it was learned from.
 
@@ -105,4 +127,4 @@ def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) ->
     return load_images(tree, overrides)
 
 
-__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict"]
+__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict", "save_samples"]

@@ -1,5 +1,8 @@
 """The `ka-ray` command. Everything heavy is imported inside the commands: `ka-ray --help` answers at once."""
 
+import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +35,13 @@ RunFolder = Annotated[Path, typer.Argument(help="Output folder of a finished run
 @app.command()
 def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> None:
     """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
-    run(demo_config(), overrides, output)
+    from ka_ray import Config, amalgamate
+    from ka_ray.api import save_samples
+
+    config = Config.load(demo_config(), with_output(overrides, output))
+    report = amalgamate(config)
+    samples = save_samples(config.evaluation.images or config.images, config.output_dir / "samples")
+    show_report(report, config.output_dir, " ".join(str(sample) for sample in samples))
 
 
 @app.command()
@@ -90,9 +99,7 @@ def predict(
 @app.command()
 def doctor() -> None:
     """Say what this machine has: Python, libraries, CPUs, GPUs, disk."""
-    import os
     import platform
-    import shutil
     from importlib.metadata import version
 
     import torch
@@ -129,7 +136,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def show_report(report: "Report", folder: Path) -> None:
+def program(name: str) -> str:
+    """Write how to call an installed program from here: its name, or its path where PATH lacks it."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
     """Print what came out, and what to do with it."""
     from rich.console import Console
     from rich.table import Table
@@ -155,8 +168,9 @@ def show_report(report: "Report", folder: Path) -> None:
     for figure in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure:  {figure}")
     if report.mlflow.tracking_uri is not None:
-        console.print(f"browse:  mlflow ui --backend-store-uri {report.mlflow.tracking_uri}")
-    console.print(f"try:     ka-ray predict {folder} IMAGE...")
+        uri = shlex.quote(report.mlflow.tracking_uri)
+        console.print(f"browse:  {program('mlflow')} ui --backend-store-uri {uri}")
+    console.print(f"try:     {program('ka-ray')} predict {folder} {images}")
 
 
 def main() -> None:
