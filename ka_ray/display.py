@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from ka_ray.training.fit import Progress
 
@@ -18,13 +19,11 @@ class Display:
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._terminal = self._console.is_terminal
-        columns = (
-            TextColumn("{task.description:>12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._bars = Bars(*columns, TextColumn("{task.fields[info]}"), console=self._console)
+        name = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=12))
+        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=11))
+        elapsed = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
+        info = TextColumn("{task.fields[info]}", table_column=Column(no_wrap=True, ratio=1))
+        self._bars = Bars(name, BarColumn(12), count, elapsed, info, console=self._console, expand=True)
         self._tasks: dict[str, int] = {}
 
     def __enter__(self) -> "Display":
