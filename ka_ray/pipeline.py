@@ -9,7 +9,7 @@ from ka_ray.report import Report
 from ka_ray.run import Run
 from ka_ray.split import split_images
 from ka_ray.steps import evaluate_student, extract, learn, publish, teach_missing
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers import draft_teacher
 from ka_ray.tracking import open_tracker
 
 
@@ -28,6 +28,7 @@ def amalgamate(config: Config) -> Report:
     Raises:
         InputError: Something given cannot work; raised before the first image is read where that is possible.
     """
+    plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
     learned_from, judged_on = split_images(config)
     folder = claim_output(config)
     with (
@@ -40,7 +41,6 @@ def amalgamate(config: Config) -> Report:
         tracker.log_params(flatten(config))
         run = Run(config, folder, cluster, tracker, display)
         taught = teach_missing(run, learned_from)  # teachers without a checkpoint
-        plan = make_plan(taught.config, [load_teacher(teacher) for teacher in taught.config.teachers])
         extract(taught, plan, learned_from)  # images -> stacked features and scores, on disk
         learn(taught, plan)  # codes, layers, joint: one group of workers
         counts = evaluate_student(taught, plan, judged_on)

@@ -12,6 +12,7 @@ from ka_ray.output import claim_output, known_run, remember_run
 from ka_ray.run import Run
 from ka_ray.split import ImageSet, split_images
 from ka_ray.steps import teach_all, with_checkpoint
+from ka_ray.teachers import draft_teacher
 from ka_ray.tracking import open_tracker
 from ka_ray.training.teaching import teacher_checkpoint
 
@@ -29,6 +30,7 @@ def teach(config: TeachConfig) -> dict[str, Any]:
     Raises:
         InputError: Something given cannot work.
     """
+    draft_teacher(config.teacher).check(config.images.size, {})
     learned_from, judged_on = split_images(config)
     folder, teacher = claim_output(config), config.teacher
     with (

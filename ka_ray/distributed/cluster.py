@@ -97,6 +97,13 @@ def check_fits(config: Config, cluster: Cluster) -> None:
         "extract.cpus_per_teacher or extract.actors_per_teacher",
     )
     _compare(
+        "evaluation",
+        f"({teachers} teachers x {extract.actors_per_teacher} actors + 1 for the student) "
+        f"x {extract.cpus_per_teacher:g} + {TASK_CPUS:g} for reading",
+        ("CPUs", (actors + 1) * extract.cpus_per_teacher + TASK_CPUS, cluster.cpus),
+        "extract.cpus_per_teacher or extract.actors_per_teacher",
+    )
+    _compare(
         "extraction",
         f"{teachers} teachers x {extract.actors_per_teacher} actors x {extract.gpus_per_teacher:g}",
         ("GPUs", actors * extract.gpus_per_teacher, cluster.gpus),

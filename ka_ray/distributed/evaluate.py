@@ -87,6 +87,13 @@ class Judge:
         return array
 
 
+def _spare_gpus(work: Evaluation) -> float:
+    """The student's share: a teacher's, where the teachers leave that much; else it runs on a CPU."""
+    each = work.extract.gpus_per_teacher
+    taken = len(work.teachers) * work.extract.actors_per_teacher * each
+    return each if taken + each <= ray.cluster_resources().get("GPU", 0) else 0
+
+
 def evaluate_images(work: Evaluation, on_images: Callable[[int], None]) -> tuple[Counts, dict[str, Any]]:
     """Judge student and teachers on every image once.
 
@@ -101,13 +108,14 @@ def evaluate_images(work: Evaluation, on_images: Callable[[int], None]) -> tuple
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
     rows = through_teachers(rows, work.teachers, work.extract, {}, log)
+    share = work.extract.model_copy(update={"gpus_per_teacher": _spare_gpus(work)})
     judged = rows.map_batches(
         Judge,
-        fn_constructor_args=(work.student, label_sets, bool(work.teachers), work.extract),
+        fn_constructor_args=(work.student, label_sets, bool(work.teachers), share),
         batch_size=work.extract.batch_size,
         compute=ActorPoolStrategy(size=1),
         num_cpus=work.extract.cpus_per_teacher,
-        num_gpus=work.extract.gpus_per_teacher,
+        num_gpus=share.gpus_per_teacher,
     )
     total = Counts.none(len(label_sets.classes), len(work.label_sets))
     try:

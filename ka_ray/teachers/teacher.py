@@ -92,9 +92,23 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     Raises:
         InputError: The network is unknown, it has no checkpoint, or the checkpoint does not fit.
     """
-    network = build_network(config.network, config.arguments, len(config.classes))
     if config.checkpoint is None:
         raise InputError(f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first")
-    load_checkpoint(network, config.checkpoint)
+    return draft_teacher(config)
+
+
+def draft_teacher(config: TeacherConfig) -> Teacher:
+    """Build a teacher as :func:`load_teacher` does, with random weights where it is still to be trained.
+
+    Taps and shapes do not depend on the weights, so a whole run can be planned before any teacher is.
+
+    Raises:
+        InputError: The network is unknown, the checkpoint does not fit, or neither it nor `training` is there.
+    """
+    network = build_network(config.network, config.arguments, len(config.classes))
+    if config.checkpoint is not None:
+        load_checkpoint(network, config.checkpoint)
+    elif config.training is None:
+        raise InputError(f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first")
     network.eval().requires_grad_(False)
     return Teacher(config.name, config.classes, network, Preprocess(config.preprocessing).eval())

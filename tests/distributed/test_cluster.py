@@ -31,9 +31,9 @@ def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_conf
 
 
 def test_a_plan_that_just_fits_passes(load_config):
-    check_fits(load_config("extract.cpus_per_teacher=0.75"), TWO_CPUS)
+    check_fits(load_config("extract.cpus_per_teacher=0.58"), TWO_CPUS)
     with pytest.raises(InputError):
-        check_fits(load_config("extract.cpus_per_teacher=0.76"), TWO_CPUS)
+        check_fits(load_config("extract.cpus_per_teacher=0.59"), TWO_CPUS)
     with pytest.raises(InputError):
         check_training_fits(RayConfig(workers=3), TWO_CPUS)
 

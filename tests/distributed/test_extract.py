@@ -114,7 +114,8 @@ def test_unreadable_images_within_the_limit_are_counted_and_named(
 
 
 def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path):
-    config = load_config("images.limit=200")
+    # Both logical GPUs go to the teachers: the student must not wait for a third.
+    config = load_config("images.limit=200", "extract.gpus_per_teacher=1")
     images, plan = split_images(config)[0], plan_of(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)

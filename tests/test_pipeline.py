@@ -1,0 +1,41 @@
+"""What cannot work is refused before the output folder is claimed: the mended config may use it."""
+
+import pytest
+
+import ka_ray
+from ka_ray.config import TeachConfig
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["taps={conv1: nowhere}"], "taps.conv1: the network has no module 'nowhere'"),
+        (["codes.widths={conv1: 99}"], "codes.widths.conv1: 99 must lie in"),
+        (["teachers.0.arguments={widths: [5, 6]}"], "does not fit the network"),
+        (["teachers.0.checkpoint=null"], "teachers.low: needs a `checkpoint`, or `training`"),
+    ],
+)
+def test_a_plan_that_cannot_work_leaves_no_output_folder(load_config, tmp_path, overrides, words):
+    config = load_config(*overrides, f"output={tmp_path / 'run'}")
+    with pytest.raises(ka_ray.InputError) as error:
+        ka_ray.amalgamate(config)
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_whose_network_does_not_exist_leaves_no_output_folder(tmp_path):
+    teacher = {
+        "name": "low",
+        "network": "plian",
+        "classes": ["digit_0", "digit_1"],
+        "training": {"epochs": 1},
+    }
+    tree = {
+        "name": "low",
+        "images": {"source": "digits"},
+        "teacher": teacher,
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(ka_ray.InputError, match="network 'plian' is unknown; near: plain"):
+        ka_ray.teach(TeachConfig.model_validate(tree))
+    assert not (tmp_path / "run").exists()
