@@ -103,7 +103,7 @@ def draft_teacher(config: TeacherConfig) -> Teacher:
     Taps and shapes do not depend on the weights, so a whole run can be planned before any teacher is.
 
     Raises:
-        InputError: The network is unknown, the checkpoint does not fit, or neither it nor `training` is there.
+        InputError: The network is unknown, the checkpoint does not fit, or it and `training` are missing.
     """
     network = build_network(config.network, config.arguments, len(config.classes))
     if config.checkpoint is not None:
