@@ -3,17 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from ka_ray.config import DigitsImages, FolderImages, ImagesConfig, ParquetImages
-from ka_ray.images.digits import list_digits
-from ka_ray.images.folder import list_folder
-from ka_ray.images.parquet import list_parquet
+from ka_ray.config import ImagesConfig, MixedImages
+from ka_ray.images.mixed import PLAIN_SOURCES, list_mixed
 from ka_ray.images.reading import Chunk, Ids, Source, chosen_ids, read_chunk
 
-SOURCES: dict[type[Any], Callable[[Any], Source]] = {
-    DigitsImages: list_digits,
-    FolderImages: list_folder,
-    ParquetImages: list_parquet,
-}
+SOURCES: dict[type[Any], Callable[[Any], Source]] = {**PLAIN_SOURCES, MixedImages: list_mixed}
 
 
 def open_source(config: ImagesConfig) -> Source:
