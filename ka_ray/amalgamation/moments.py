@@ -72,6 +72,15 @@ class Moments:
         """Move to the CPU."""
         return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
 
+    def part(self, start: int, stop: int) -> "Moments":
+        """Give the moments of channels ``start`` to ``stop`` alone."""
+        return Moments(self.count, self.mean[start:stop], self.scatter[start:stop, start:stop])
+
+    def mapped(self, weight: Tensor, bias: Tensor) -> "Moments":
+        """Give the moments of ``weight x + bias``: `[D, S]` and `[D]`, on any device."""
+        weight, bias = weight.to(self.mean), bias.to(self.mean)
+        return Moments(self.count, weight @ self.mean + bias, weight @ self.scatter @ weight.T)
+
     @property
     def covariance(self) -> Tensor:
         """The covariance `[S, S]` (divided by the count)."""

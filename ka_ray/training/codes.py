@@ -1,49 +1,97 @@
-"""The learner of the codes: one auto-encoder a tap, all side by side.
+"""The learner of the codes: one link of every tap's chain of auto-encoders, all side by side.
 
 Shapes: B images, S stacked channels, C code channels, *space height and width, n positions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import METHODS, AutoEncoder, Moments, WhitenedAutoEncoder
+from ka_ray.amalgamation import METHODS, Amalgamation, LinkLearner, Moments
 from ka_ray.errors import InputError
 from ka_ray.training.batches import Batches
 
 
 class CodesLearner(nn.Module):
-    """Auto-encoders trained on a random sample of positions.
+    """Trains one link of every tap's chain, side by side, on a random sample of positions.
 
     A 1x1 conv sees one position at a time, so a random sample of each image's positions is an unbiased
-    and far smaller training set than its whole maps.
+    and far smaller training set than its whole maps. The links before are frozen and give the input.
 
     Args:
         method: A key of :data:`ka_ray.amalgamation.METHODS`.
         moments: tap -> moments of its stacked features.
-        widths: tap -> C.
+        amalgamations: tap -> :class:`ka_ray.amalgamation.Amalgamation`, whose links before are trained.
+        channels: tap -> each teacher's channels.
+        link: The number of the link to train.
     """
 
-    def __init__(self, method: str, moments: Mapping[str, Moments], widths: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        method: str,
+        moments: Mapping[str, Moments],
+        amalgamations: nn.ModuleDict,
+        channels: Mapping[str, Sequence[int]],
+        link: int,
+    ) -> None:
         super().__init__()
-        self.taps = nn.ModuleDict({tap: METHODS[method](part, widths[tap]) for tap, part in moments.items()})
+        self.link = link
+        self.amalgamations = amalgamations.requires_grad_(False)
+        self.learners = nn.ModuleDict()
+        for tap, part in moments.items():
+            amalgamation = self._amalgamation(tap)
+            with _naming(tap):
+                self.learners[tap] = METHODS[method].learner(
+                    amalgamation.link_moments(part, link), channels[tap], amalgamation.code_channels
+                )
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give each tap's loss on its sampled positions ``[n, S]``."""
-        return {tap: learner(batch[tap]) for tap, learner in self.taps.items()}
+        return {
+            tap: learner(self._amalgamation(tap).link_input(batch[tap], self.link))
+            for tap, learner in self.learners.items()
+        }
 
-    def collapse(self) -> nn.ModuleDict:
-        """Give the auto-encoders on raw features: tap -> :class:`ka_ray.amalgamation.AutoEncoder`."""
-        return nn.ModuleDict(
-            {tap: cast(WhitenedAutoEncoder, learner).collapse() for tap, learner in self.taps.items()}
-        )
+    def finish(self) -> None:
+        """Put what was learned into the link of every tap's chain."""
+        for tap, learner in self.learners.items():
+            link = self._amalgamation(tap).links[self.link]
+            link.load_state_dict(cast(LinkLearner, learner).collapse().state_dict())
+
+    def _amalgamation(self, tap: str) -> Amalgamation:
+        return cast(Amalgamation, self.amalgamations[tap])
 
 
-def empty_autoencoders(stacked: Mapping[str, int], widths: Mapping[str, int]) -> nn.ModuleDict:
-    """Build untrained auto-encoders to load a stage into: tap -> S and tap -> C."""
-    return nn.ModuleDict({tap: AutoEncoder(channels, widths[tap]) for tap, channels in stacked.items()})
+def empty_amalgamations(
+    method: str, channels: Mapping[str, Sequence[int]], widths: Mapping[str, int]
+) -> nn.ModuleDict:
+    """Build untrained amalgamations, to learn or to load a stage into.
+
+    Args:
+        method: A key of :data:`ka_ray.amalgamation.METHODS`.
+        channels: tap -> each teacher's channels.
+        widths: tap -> C.
+
+    Raises:
+        InputError: A code is too wide for the method.
+    """
+    amalgamations = nn.ModuleDict()
+    for tap, counts in channels.items():
+        with _naming(tap):
+            amalgamations[tap] = Amalgamation(METHODS[method].spans(counts), widths[tap])
+    return amalgamations
+
+
+@contextmanager
+def _naming(tap: str) -> Iterator[None]:
+    """Say at which tap a mistake was made."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"taps.{tap}: {error}") from None
 
 
 def measure_moments(batches: Batches, stacked: Mapping[str, int]) -> dict[str, Moments]:
@@ -59,8 +107,6 @@ def measure_moments(batches: Batches, stacked: Mapping[str, int]) -> dict[str, M
             moments = {tap: moments[tap].merge(Moments.of(batch[tap])) for tap in stacked}
         merged = {tap: part.merge_over_ranks() for tap, part in moments.items()}
     for tap, part in merged.items():
-        try:
+        with _naming(tap):
             part.check_variance()
-        except InputError as error:
-            raise InputError(f"taps.{tap}: {error}") from None
     return merged

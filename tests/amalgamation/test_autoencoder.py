@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ka_ray.amalgamation import METHODS, AutoEncoder, Moments, WhitenedAutoEncoder
+from ka_ray.amalgamation import AutoEncoder, IsometricAutoEncoder, Moments, WhitenedAutoEncoder
 from ka_ray.errors import InputError
 
 
@@ -147,12 +147,20 @@ def test_code_of_full_width_loses_nothing_at_the_optimum():
     assert optimal(features, 12).relative_error(moments) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_from_positions_and_collapses(method):
+@pytest.mark.parametrize("code_channels", [1, 4, 12])
+def test_isometric_codes_keep_lengths_and_what_is_rebuilt(code_channels):
     features = decaying()
-    learner = METHODS[method](Moments.of(features), 3)
-    loss = learner(features.float())
-    loss.backward()
-    assert loss.shape == ()
-    assert all(p.grad is not None for p in learner.parameters())
-    assert learner.collapse().encode(features.float()).shape == (400, 3)
+    moments = Moments.of(features)
+    learner = nudged(IsometricAutoEncoder(moments, code_channels))
+    isometric, whitened = learner.collapse(), WhitenedAutoEncoder.collapse(learner)
+    torch.testing.assert_close(isometric(features.float()), whitened(features.float()), rtol=1e-4, atol=1e-4)
+    columns = isometric.decoder.weight
+    torch.testing.assert_close(columns.T @ columns, torch.eye(code_channels), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_are_given_are_kept():
+    weights = torch.randn(3, 5), torch.randn(3), torch.randn(5, 3), torch.randn(5)
+    autoencoder = AutoEncoder.of(weights[:2], weights[2:])
+    for mine, given in zip(autoencoder.parameters(), weights, strict=True):
+        assert torch.equal(mine, given)
+        assert mine.requires_grad

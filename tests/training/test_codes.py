@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from ka_ray.amalgamation import METHODS, AutoEncoder, Moments
+from ka_ray.amalgamation import METHODS, Moments
 from ka_ray.config import CodesConfig
 from ka_ray.errors import InputError
 from ka_ray.training import Batches, FitSettings, fit
 from ka_ray.training import batches as batches_module
-from ka_ray.training.codes import CodesLearner, empty_autoencoders, measure_moments
+from ka_ray.training.codes import CodesLearner, empty_amalgamations, measure_moments
 
 STACKED, WIDTHS = {"map": 24, "vector": 16}, {"map": 8, "vector": 5}
+CHANNELS = {"map": (10, 8, 6), "vector": (6, 6, 4)}
 SPACE = {"map": (3, 3), "vector": ()}
 
 
@@ -58,44 +60,89 @@ def test_moments_of_ranks_merge_to_the_whole(store, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_trained_codes_are_within_five_percent_of_the_optimum(store, method):
-    config = CodesConfig(method=method)
-    batches = Batches(
-        store, list(STACKED), config.batch_size, 0, positions_per_image=config.positions_per_image
-    )
+def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
+    """Every link of every chain through the real loop, with the config's own settings."""
+    config = CodesConfig()
+    positions = config.positions_per_image
+    batches = Batches(store, list(STACKED), config.batch_size, 0, positions_per_image=positions)
     moments = measure_moments(batches, STACKED)
-    learner = CodesLearner(method, moments, WIDTHS)
-    fit(learner, batches, FitSettings("codes", config.epochs, config.learning_rate), lambda progress: None)
-    for tap, autoencoder in learner.collapse().items():
+    amalgamations = empty_amalgamations(method, CHANNELS, WIDTHS)
+    settings = FitSettings("codes", config.epochs, config.learning_rate, beta2=0.95)
+    for link in range(len(amalgamations["map"].links)):
+        learner = CodesLearner(method, moments, amalgamations, CHANNELS, link)
+        fit(learner, batches, settings, lambda progress: None)
+        learner.finish()
+    return amalgamations, moments
+
+
+def test_trained_codes_are_within_five_percent_of_the_optimum(store):
+    amalgamations, moments = learn(store, "direct")
+    for tap, amalgamation in amalgamations.items():
         values = flat(store, tap)
         eigenvalues = np.linalg.eigvalsh(np.cov(values.T, bias=True))
         optimum = eigenvalues[: -WIDTHS[tap]].sum() / eigenvalues.sum()
         with torch.no_grad():
-            rebuilt = autoencoder.double()(torch.from_numpy(values)).numpy()
+            rebuilt = amalgamation.as_one().double()(torch.from_numpy(values)).numpy()
         error = ((rebuilt - values) ** 2).sum() / ((values - values.mean(0)) ** 2).sum()
         assert optimum <= error <= 1.05 * optimum, tap
-        assert autoencoder.relative_error(moments[tap]) == pytest.approx(error, rel=1e-6)
+        assert amalgamation.relative_error(moments[tap]) == pytest.approx(error, rel=1e-6)
+
+
+def test_every_link_of_incremental_codes_is_within_five_percent_of_its_optimum(store):
+    amalgamations, moments = learn(store, "incremental")
+    for tap, amalgamation in amalgamations.items():
+        assert len(amalgamation.links) == 2
+        for number, link in enumerate(amalgamation.links):
+            part = amalgamation.link_moments(moments[tap], number)
+            assert link.relative_error(part) <= 1.05 * part.optimal_relative_error(WIDTHS[tap]), (tap, number)
+
+
+def first_learner(store, method: str) -> CodesLearner:
+    batches = Batches(store, list(STACKED), 64, 0)
+    empty = empty_amalgamations(method, CHANNELS, WIDTHS)
+    return CodesLearner(method, measure_moments(batches, STACKED), empty, CHANNELS, 0)
 
 
 def test_every_tap_has_its_own_loss_and_the_taps_do_not_meet(store):
-    batches = Batches(store, list(STACKED), 64, 0, positions_per_image=4)
-    learner = CodesLearner("direct", measure_moments(batches, STACKED), WIDTHS)
-    losses = learner(next(iter(batches.epoch(1))))
+    learner = first_learner(store, "direct")
+    losses = learner(next(iter(Batches(store, list(STACKED), 64, 0, positions_per_image=4).epoch(1))))
     assert set(losses) == set(STACKED)
     losses["map"].backward()
-    assert all(p.grad is not None for p in learner.taps["map"].parameters())
-    assert all(p.grad is None for p in learner.taps["vector"].parameters())
+    assert all(p.grad is not None for p in learner.learners["map"].parameters())
+    assert all(p.grad is None for p in learner.learners["vector"].parameters())
 
 
-def test_empty_autoencoders_take_what_was_collapsed(store):
-    batches = Batches(store, list(STACKED), 64, 0)
-    collapsed = CodesLearner("direct", measure_moments(batches, STACKED), WIDTHS).collapse()
-    empty = empty_autoencoders(STACKED, WIDTHS)
-    empty.load_state_dict(collapsed.state_dict())
-    features = torch.randn(5, 24, 3, 3)
-    assert isinstance(empty["map"], AutoEncoder)
-    assert torch.equal(empty["map"](features), collapsed["map"](features))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_chains_are_no_part_of_what_is_trained(store, method):
+    learner = first_learner(store, method)
+    trained = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in learner.named_parameters() if name.startswith("learners.")}
+
+
+def test_finishing_writes_its_own_link_alone(store):
+    learner = first_learner(store, "incremental")
+    chain = learner.amalgamations["map"]
+    before = {name: weights.clone() for name, weights in chain.state_dict().items()}
+    learner.finish()
+    changed = {name for name, weights in chain.state_dict().items() if not torch.equal(weights, before[name])}
+    assert changed == {name for name in before if name.startswith("links.0.")}
+    collapsed = learner.learners["map"].collapse().state_dict()
+    assert all(torch.equal(chain.links[0].state_dict()[name], weights) for name, weights in collapsed.items())
+
+
+def test_a_code_too_wide_for_the_method_is_refused_by_its_tap():
+    channels = {"map": (2, 3, 9)}
+    assert empty_amalgamations("direct", channels, {"map": 6})["map"].spans == (14,)
+    with pytest.raises(InputError, match=r"^taps\.map: a code of 6 channels is wider than the 5 "):
+        empty_amalgamations("incremental", channels, {"map": 6})
+
+
+def test_a_dead_teacher_is_refused_by_its_tap():
+    features = torch.randn(40, 24)
+    features[:, 10:18] = 1.0
+    empty = empty_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
+    with pytest.raises(InputError, match=r"^taps\.map: the features of teacher 2 of 3 never vary"):
+        CodesLearner("common_features", {"map": Moments.of(features)}, empty, CHANNELS, 0)
 
 
 def test_a_tap_that_never_varies_is_refused_before_training(make_store):

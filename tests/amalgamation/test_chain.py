@@ -1,0 +1,127 @@
+"""The chain against the nested formula; a teacher that joins later leaves the earlier links alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ka_ray.amalgamation import METHODS, Amalgamation, Moments
+from ka_ray.amalgamation.chain import all_at_once, one_by_one
+from ka_ray.errors import InputError
+
+SPANS, CODE_CHANNELS = (7, 4, 5), 3
+
+
+def make_chain() -> Amalgamation:
+    return Amalgamation(SPANS, CODE_CHANNELS)
+
+
+def make_features(channels: int = sum(SPANS), count: int = 500) -> Tensor:
+    return torch.randn(count, 6) @ torch.randn(6, channels) + 0.1 * torch.randn(count, channels) + 2
+
+
+def train(chain: Amalgamation, link: int, features: Tensor, steps: int = 200) -> None:
+    moments = chain.link_moments(Moments.of(features), link)
+    learner = METHODS["incremental"].learner(moments, [], chain.code_channels)
+    optimizer = torch.optim.Adam(learner.parameters(), 2e-2, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(features), (128,))
+        optimizer.zero_grad()
+        learner(chain.link_input(features[rows], link)).backward()
+        optimizer.step()
+        schedule.step()
+    chain.links[link].load_state_dict(learner.collapse().state_dict())
+
+
+def applied(linear: nn.Linear, *parts: Tensor) -> Tensor:
+    return torch.cat(parts, dim=1) @ linear.weight.T + linear.bias
+
+
+def test_spans():
+    assert all_at_once([4, 6, 8]) == (18,)
+    assert one_by_one([4, 6]) == (10,)
+    assert one_by_one([4, 6, 8, 3]) == (10, 8, 3)
+
+
+def test_the_code_is_the_nested_formula():
+    chain, features = make_chain(), make_features()
+    first, second, third = features.split(SPANS, dim=1)
+    one, two, three = chain.links
+    code_1 = applied(one.encoder, first)
+    code_2 = applied(two.encoder, code_1, second)
+    code_3 = applied(three.encoder, code_2, third)
+    torch.testing.assert_close(chain.encode(features), code_3)
+    assert torch.equal(chain.link_input(features, 0), first)
+    torch.testing.assert_close(chain.link_input(features, 1), torch.cat([code_1, second], dim=1))
+    torch.testing.assert_close(chain.link_input(features, 2), torch.cat([code_2, third], dim=1))
+    assert not chain.link_input(features, 2).requires_grad
+
+
+def test_what_is_rebuilt_is_the_nested_formula():
+    chain, features = make_chain(), make_features()
+    one, two, three = chain.links
+    last = applied(three.decoder, chain.encode(features))
+    middle = applied(two.decoder, last[:, :CODE_CHANNELS])
+    start = applied(one.decoder, middle[:, :CODE_CHANNELS])
+    expected = torch.cat([start, middle[:, CODE_CHANNELS:], last[:, CODE_CHANNELS:]], dim=1)
+    torch.testing.assert_close(chain(features), expected)
+
+
+def test_a_chain_of_one_link_is_its_auto_encoder():
+    chain, features = Amalgamation((16,), 5), make_features()
+    assert torch.equal(chain.encode(features), chain.links[0].encode(features))
+    assert torch.equal(chain(features), chain.links[0](features))
+    for mine, own in zip(chain.as_one().parameters(), chain.links[0].parameters(), strict=True):
+        torch.testing.assert_close(mine, own)
+
+
+@pytest.mark.parametrize("link", [0, 1, 2])
+def test_link_moments_are_those_of_the_links_input(link):
+    chain, features = make_chain().double(), make_features().double()
+    moments = chain.link_moments(Moments.of(features), link)
+    values = chain.link_input(features, link).numpy()
+    assert moments.count == len(features)
+    np.testing.assert_allclose(moments.mean, values.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(moments.covariance, np.cov(values.T, bias=True), rtol=1e-9, atol=1e-10)
+
+
+def test_every_link_is_trained_to_its_own_optimum():
+    chain, features = make_chain(), make_features()
+    for link in range(3):
+        train(chain, link, features)
+        moments = chain.link_moments(Moments.of(features), link)
+        error = chain.links[link].relative_error(moments)
+        assert error <= 1.05 * moments.optimal_relative_error(CODE_CHANNELS)
+
+
+def test_a_code_in_the_units_of_the_features_keeps_what_matters():
+    """Teachers in ever larger units: each link must weigh its code by what it stands for."""
+    features = make_features() * torch.tensor([1.0] * 7 + [10.0] * 4 + [100.0] * 5)
+    chain, moments = Amalgamation(SPANS, 6), Moments.of(features)
+    for link in range(3):
+        train(chain, link, features, steps=400)
+    assert chain.relative_error(moments) <= 1.2 * moments.optimal_relative_error(6)
+
+
+def test_a_teacher_that_joins_later_leaves_the_earlier_links_bit_for_bit():
+    features = make_features(sum(SPANS) + 6)
+    three = make_chain()
+    for link in range(3):
+        train(three, link, features[:, : sum(SPANS)], steps=20)
+    before = copy.deepcopy(three.state_dict())
+    four = Amalgamation((*SPANS, 6), CODE_CHANNELS)
+    four.load_state_dict(three.state_dict(), strict=False)
+    train(four, 3, features, steps=20)
+    after = four.state_dict()
+    assert before.keys() < after.keys()
+    assert all(torch.equal(after[name], weights) for name, weights in before.items())
+    assert torch.equal(four.link_input(features, 3)[:, :CODE_CHANNELS], three.encode(features[:, :16]))
+
+
+def test_a_code_wider_than_its_first_link_is_refused():
+    Amalgamation((4, 8), 4)
+    with pytest.raises(InputError, match=r"a code of 5 channels is wider than the 4 .* lower codes\.widths"):
+        Amalgamation((4, 8), 5)

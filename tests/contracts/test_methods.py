@@ -1,0 +1,171 @@
+"""What every method of learning codes owes the rest, whatever it does inside."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ka_ray.amalgamation import METHODS, Amalgamation, Moments
+from ka_ray.training.codes import CodesLearner, empty_amalgamations
+
+TEACHERS = {"two": (8, 8), "three": (8, 5, 10), "five": (6, 4, 5, 6, 4)}
+CODE_CHANNELS = 6
+STEPS, BATCH_SIZE = 100, 128
+
+
+def make_features(channels: Sequence[int], images: int = 200) -> Tensor:
+    """Maps ``[images, S, 3, 2]`` of teachers that see the same few things, mixed and scaled differently."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    seen = noise(images, 3, 2, 5) * torch.tensor([1, 0.8, 0.6, 0.4, 0.3])
+    parts = [
+        (t + 1) * (seen @ noise(5, count) + 0.1 * noise(images, 3, 2, count)) + noise(count)
+        for t, count in enumerate(channels)
+    ]
+    return torch.cat(parts, dim=-1).movedim(-1, 1).contiguous()
+
+
+def flat(maps: Tensor) -> Tensor:
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
+    torch.manual_seed(0)
+    positions = flat(make_features(channels))
+    moments, by_tap = {"tap": Moments.of(positions)}, {"tap": channels}
+    amalgamations = empty_amalgamations(method, by_tap, {"tap": CODE_CHANNELS})
+    for link in range(len(METHODS[method].spans(channels))):
+        learner = CodesLearner(method, moments, amalgamations, by_tap, link)
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, 2e-2, betas=(0.9, 0.95))
+        for _ in range(steps):
+            rows = torch.randint(len(positions), (BATCH_SIZE,))
+            optimizer.zero_grad()
+            learner({"tap": positions[rows]})["tap"].backward()
+            optimizer.step()
+        learner.finish()
+    return amalgamations["tap"]
+
+
+trained = cache(train)
+every_method = pytest.mark.parametrize("method", METHODS)
+every_case = pytest.mark.parametrize("channels", TEACHERS.values(), ids=TEACHERS)
+
+
+@every_method
+@every_case
+def test_a_code_has_the_width_asked_for_and_the_place_of_its_features(method, channels):
+    maps = make_features(channels)
+    amalgamation = trained(method, channels, STEPS)
+    assert amalgamation.encode(maps).shape == (200, CODE_CHANNELS, 3, 2)
+    assert amalgamation(maps).shape == maps.shape
+    assert amalgamation.encode(maps[..., 0, 0]).shape == (200, CODE_CHANNELS)
+    assert amalgamation(maps[..., 0, 0]).shape == (200, sum(channels))
+    assert amalgamation.encode(maps).isfinite().all()
+    assert amalgamation(maps).isfinite().all()
+
+
+@every_method
+@every_case
+def test_every_position_is_encoded_alike(method, channels):
+    maps = make_features(channels)
+    amalgamation = trained(method, channels, STEPS)
+    code = amalgamation.encode(maps)
+    torch.testing.assert_close(flat(code), amalgamation.encode(flat(maps)), rtol=1e-4, atol=1e-4)
+
+
+@every_method
+@every_case
+def test_a_code_does_not_depend_on_the_other_images(method, channels):
+    maps = make_features(channels)
+    amalgamation = trained(method, channels, STEPS)
+    order = torch.randperm(len(maps))
+    code = amalgamation.encode(maps)
+    torch.testing.assert_close(amalgamation.encode(maps[order]), code[order], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(amalgamation.encode(maps[:1]), code[:1], rtol=1e-4, atol=1e-4)
+
+
+@every_method
+@every_case
+def test_the_closed_form_is_the_error_over_the_data(method, channels):
+    positions = flat(make_features(channels))
+    moments = Moments.of(positions)
+    amalgamation = trained(method, channels, STEPS)
+    with torch.no_grad():
+        lost = (amalgamation(positions) - positions).double().square().sum()
+    whole = (positions - positions.mean(0)).double().square().sum()
+    error = amalgamation.relative_error(moments)
+    assert error == pytest.approx(float(lost / whole), rel=1e-3)
+    assert moments.optimal_relative_error(CODE_CHANNELS) - 1e-9 <= error < 1
+
+
+@every_method
+@every_case
+def test_learning_lowers_the_error(method, channels):
+    moments = Moments.of(make_features(channels))
+    errors = [trained(method, channels, steps).relative_error(moments) for steps in (0, STEPS)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+@every_method
+@every_case
+def test_the_whole_chain_is_one_auto_encoder(method, channels):
+    maps = make_features(channels)
+    amalgamation = trained(method, channels, STEPS)
+    one = amalgamation.as_one()
+    torch.testing.assert_close(one.encode(maps), amalgamation.encode(maps), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one(maps), amalgamation(maps), rtol=1e-4, atol=1e-4)
+
+
+@every_method
+@every_case
+def test_saved_and_loaded_it_gives_the_same_codes(method, channels):
+    amalgamation = trained(method, channels, STEPS)
+    weights = load(save(amalgamation.state_dict()))
+    loaded = empty_amalgamations(method, {"tap": channels}, {"tap": CODE_CHANNELS})["tap"]
+    loaded.requires_grad_(False).load_state_dict(weights)
+    maps = make_features(channels)
+    assert torch.equal(loaded.encode(maps), amalgamation.encode(maps))
+
+
+@every_method
+def test_the_same_seed_learns_the_same_weights(method):
+    first, second = (train(method, TEACHERS["three"], 5).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_method
+@every_case
+def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, channels):
+    """Two data-parallel workers give what one gives; every parameter is used, as they demand."""
+    positions = flat(make_features(channels))
+    learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
+    loss = learner(positions[:BATCH_SIZE])
+    shares = [learner(share) for share in positions[:BATCH_SIZE].chunk(2)]
+    torch.testing.assert_close(loss, torch.stack(shares).mean())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters())
+
+
+@every_method
+def test_dead_channels_do_no_harm(method):
+    channels = TEACHERS["three"]
+    positions = flat(make_features(channels))
+    positions[:, [0, 9, 12, 20]] = 1.5
+    learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
+    learner(positions[:BATCH_SIZE]).backward()
+    assert all(p.grad.isfinite().all() for p in learner.parameters())
+    assert learner.collapse().relative_error(Moments.of(positions)) < 3
+
+
+@every_method
+def test_a_teacher_that_is_wider_than_the_code_or_narrower_is_welcome(method):
+    positions = flat(make_features((12, 3)))
+    learner = METHODS[method].learner(Moments.of(positions), (12, 3), CODE_CHANNELS)
+    assert learner.collapse().encode(positions).shape == (1200, CODE_CHANNELS)
