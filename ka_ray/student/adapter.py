@@ -1,7 +1,9 @@
-"""FAM, the feature adaptation module, and how it disappears into the layer before it.
+"""FAM, the feature adaptation module, and the layer that takes its place where it cannot be folded.
 
 Shapes: B images, C channels of a code, *space height and width.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +29,15 @@ class Adapter(nn.Module):
         return apply_channelwise(self.linear, code)
 
 
-@torch.no_grad()
-def fold(adapter: Adapter, layer: nn.Conv2d | nn.Linear) -> None:
-    """Fold an adapter into the layer before it, in place: ``W' = A W``, ``b' = A b + a``.
+def identity_layer(shape: Sequence[int]) -> nn.Conv2d | nn.Linear:
+    """Build the layer that stays behind a stage into which no adapter can be folded; it starts as identity.
 
-    Exact: the layer then gives what layer and adapter gave. Computed in float64, whatever the weights are.
-
-    Raises:
-        ValueError: The layer has no bias to take the adapter's.
+    Args:
+        shape: Of one image's features there, ``(C, *space)``: a map gets a 1x1 conv, a vector a linear layer.
     """
-    if layer.bias is None:
-        raise ValueError("an adapter folds into a layer with bias only")
-    weight, bias = (t.to(torch.float64) for t in (adapter.linear.weight, adapter.linear.bias))
-    flat = layer.weight.to(torch.float64).flatten(1)
-    layer.weight.copy_((weight @ flat).view_as(layer.weight))
-    layer.bias.copy_(weight @ layer.bias.to(torch.float64) + bias)
+    channels = shape[0]
+    layer = nn.Linear(channels, channels) if len(shape) == 1 else nn.Conv2d(channels, channels, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(channels).view_as(layer.weight))
+        layer.bias.zero_()  # type: ignore[union-attr]  # both are built with a bias
+    return layer

@@ -1,0 +1,242 @@
+"""Stages in turn are the network, wherever it is cut."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from ka_ray.student.cut import SCORES, cut, working_taps
+from ka_ray.student.trace import chance_name
+from ka_ray.teachers.plain import plain_conv_net
+
+
+class Skip(nn.Module):
+    """A sum and two calls of one ReLU inside, none of it a module."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.conv2(self.relu(self.conv1(x)))
+        inner += x
+        return self.relu(inner)
+
+
+class Own(nn.Module):
+    """A user's network: a parameter of its own, the batch size read at the start, in-place activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.skip = Skip()
+        self.bias = nn.Parameter(torch.randn(4, 1, 1))
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("scale", torch.rand(4, 1, 1), persistent=False)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(16, 5)
+        self.unused = nn.Linear(2, 2)
+        self.pair = Pair()
+
+    def forward(self, images: Tensor, gain: float = 2.0) -> Tensor:
+        batch = images.shape[0]
+        x = functional.relu(self.stem(images), inplace=True)
+        x = self.skip(x + self.bias * gain)
+        x = functional.dropout(x, 0.5, training=self.training)
+        left, right = self.pair(self.drop(x))
+        x = self.pool((left + right) * self.scale + self.bias)
+        return self.head(x.view(batch, -1) + self.bias.new_zeros(batch, 1))
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.relu(), x * 3
+
+
+RESNET = {"stem": "bn1", "early": "layer1", "middle": "layer2.0", "late": "layer4", "pooled": "avgpool"}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
+    "plain": (lambda: plain_conv_net(5, (4, 6, 8)), {"a": "norm1", "b": "conv2", "c": "norm3"}),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), RESNET),
+    "mobilenet_v3_small": (
+        lambda: torchvision.models.mobilenet_v3_small(num_classes=5),
+        {f"block{i}": f"features.{i}" for i in range(13)} | {"head": "classifier.0"},
+    ),
+    "efficientnet_b0": (
+        lambda: torchvision.models.efficientnet_b0(num_classes=5),
+        {
+            "block0": "features.0",
+            "inner": "features.2.0.block.1.0",
+            "block3": "features.3",
+            "head": "features.8",
+        },
+    ),
+    "own": (Own, {"stem": "stem", "skip": "skip", "pool": "pool"}),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def run(stages: nn.ModuleDict, features: Tensor) -> Tensor:
+    for stage in stages.values():
+        features = stage(features)
+    return features
+
+
+def images(count: int, size: int = 64) -> Tensor:
+    return torch.randn(count, 3, size, size)
+
+
+@every_network
+@torch.no_grad()
+def test_stages_in_turn_are_the_network(randomised, name):
+    make, paths = NETWORKS[name]
+    network = randomised(make())
+    stages = cut(network, paths)
+    assert list(stages) == [*paths, SCORES]
+    for count in (1, 3):
+        batch = images(count)
+        expected = network(batch)
+        assert expected.std() > 0
+        assert torch.equal(run(stages, batch), expected)
+
+
+@torch.no_grad()
+def test_the_batch_size_is_not_baked_in():
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 2, 3, stride=2), nn.Linear(18, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count, again, last = x.size(0), x.shape[0], x.size()[0]
+            x = self.conv(x)
+            x = x.view(x.size(0), x.shape[1], -1).flatten(1)
+            return self.fc(x.view(count, -1)).view(again, -1) + self.fc.bias.new_ones(last, 1)
+
+    network = Viewed().eval()
+    stages = cut(network, {"conv": "conv"})
+    for count in (1, 3):
+        batch = images(count, 8)
+        assert torch.equal(run(stages, batch), network(batch))
+
+
+@every_network
+@torch.no_grad()
+def test_the_taps_are_the_outputs_of_their_modules(randomised, name):
+    make, paths = NETWORKS[name]
+    network, seen = randomised(make()), {}
+    for tap, path in paths.items():
+        module = network.get_submodule(path)
+        module.register_forward_hook(lambda _, __, output, tap=tap: seen.update({tap: output.clone()}))
+    stages, batch = cut(network, paths), images(2)
+    network(batch)
+    theirs, features = dict(seen), batch
+    for tap, stage in list(stages.items())[:-1]:
+        features = stage(features)
+        assert torch.equal(features, theirs[tap])
+
+
+@every_network
+@torch.no_grad()
+def test_a_stage_leaves_its_input_as_it_was(randomised, name):
+    make, paths = NETWORKS[name]
+    features = images(2)
+    for stage in cut(randomised(make()), paths).values():
+        before = features.clone()
+        output = stage(features)
+        assert torch.equal(features, before)
+        features = output
+
+
+@every_network
+def test_the_stages_share_the_networks_parameters_under_its_names(name):
+    make, paths = NETWORKS[name]
+    network = make()
+    stages, own = cut(network, paths), {}
+    for stage in stages.values():
+        own |= dict(stage.named_parameters())
+    unused = {key for key in dict(network.named_parameters()) if key.startswith("unused")}
+    assert own.keys() | unused == dict(network.named_parameters()).keys()
+    assert all(value is network.get_parameter(key) for key, value in own.items())
+    state, expected = stages.state_dict(), network.state_dict()
+    assert {key.partition(".")[2] for key in state} | unused == expected.keys()
+    if name != "own":  # whose bias is used on both sides of a tap
+        assert sum(v.numel() for v in state.values()) == sum(v.numel() for v in expected.values())
+
+
+def test_keys_are_the_tap_and_the_networks_own_key():
+    stages = cut(torchvision.models.resnet18(num_classes=2), {"early": "layer1"})
+    assert "early.layer1.0.conv1.weight" in stages.state_dict()
+    assert "scores.fc.bias" in stages.state_dict()
+    assert all(isinstance(stage, fx.GraphModule) for stage in stages.values())
+
+
+@every_network
+def test_gradients_reach_every_parameter(randomised, name):
+    make, paths = NETWORKS[name]
+    stages = cut(randomised(make()).train(), paths)
+    run(stages, images(4)).square().sum().backward()
+    assert all(p.grad is not None for p in stages.parameters())
+
+
+@every_network
+def test_the_network_keeps_its_modes_and_the_stages_have_them(name):
+    make, paths = NETWORKS[name]
+    network = make().train()
+    frozen = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    frozen.eval()
+    stages = cut(network, paths)
+    modes = [module.training for module in network.modules()]
+    assert modes.count(False) == 1
+    assert not frozen.training
+    assert all(stage.training for stage in stages.values())
+
+
+def test_batch_norms_learn_in_training_mode(randomised):
+    network = randomised(plain_conv_net(5, (4, 6)))
+    stages = cut(network, {"a": "norm1"})
+    before = network.norm2.running_mean.clone()
+    stages.train()
+    run(stages, images(4, 8))
+    assert not torch.equal(network.norm2.running_mean, before)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "own"])
+def test_nothing_is_dropped(name):
+    make, paths = NETWORKS[name]
+    network = make()
+    droppers = [module for module in network.modules() if chance_name(module)]
+    assert droppers
+    stages = cut(network, paths).train()
+    assert all(module.p == 0 for module in droppers)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    batch = images(2, 32)
+    assert torch.equal(run(stages, batch), run(stages, batch))
+
+
+def test_taps_may_be_given_in_any_order():
+    paths = dict(reversed(RESNET.items()))
+    assert list(cut(torchvision.models.resnet18(num_classes=2), paths)) == [*RESNET, SCORES]
+
+
+def test_without_taps_there_is_one_stage():
+    network = plain_conv_net(5, (4, 6)).eval()
+    stages, batch = cut(network, {}), images(2, 8)
+    assert list(stages) == [SCORES]
+    assert torch.equal(stages[SCORES](batch), network(batch))
+
+
+@every_network
+@torch.no_grad()
+def test_every_working_tap_works(randomised, name):
+    network = randomised(NETWORKS[name][0]())
+    taps = working_taps(network)
+    stages = cut(network, {f"tap{i}": path for i, path in enumerate(taps)})
+    batch = images(2)
+    assert list(stages) == [*(f"tap{i}" for i in range(len(taps))), SCORES]
+    assert torch.equal(run(stages, batch), network(batch))

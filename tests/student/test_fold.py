@@ -1,0 +1,229 @@
+"""Folding is exact wherever it is allowed, and refused elsewhere."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ka_ray.student.adapter import Adapter
+from ka_ray.student.cut import cut
+from ka_ray.student.fold import can_fold, fold
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+class Sum(nn.Module):
+    """Two branches, added."""
+
+    def __init__(self, left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.left, self.right, self.add = left, right, add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.left(x), self.right(x))
+
+
+def conv(bias: bool = True, **others: int) -> nn.Conv2d:
+    return nn.Conv2d(3, 6, 3, padding=1, bias=bias, **others)
+
+
+def conv_norm(bias: bool = False, eps: float = 1e-3) -> nn.Sequential:
+    return nn.Sequential(conv(bias), nn.BatchNorm2d(6, eps=eps))
+
+
+def plus(left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Sum:
+    return Sum(left, right, add)
+
+
+def downsampling_block() -> nn.Module:
+    """All of a ResNet's block with a 1x1 conv as shortcut, but the last ReLU."""
+    block = torchvision.models.resnet18(num_classes=2).layer2[0]
+    conv1 = nn.Conv2d(3, 64, 1)
+    inner = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
+    return nn.Sequential(conv1, plus(inner, block.downsample, lambda a, b: a.add_(b)))
+
+
+MAP, VECTOR = (4, 3, 8, 8), (4, 5)
+STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv": (lambda: nn.Sequential(nn.ReLU(), conv()), MAP),
+    "bare conv": (conv, MAP),
+    "strided conv": (lambda: nn.Sequential(conv(stride=2)), MAP),
+    "1x1 conv": (lambda: nn.Sequential(nn.Conv2d(3, 6, 1)), MAP),
+    "linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6)), MAP),
+    "bare linear": (lambda: nn.Linear(5, 6), VECTOR),
+    "conv and norm": (conv_norm, MAP),
+    "conv with bias and norm": (lambda: conv_norm(bias=True), MAP),
+    "linear and norm": (lambda: nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6)), VECTOR),
+    "linear with bias and norm": (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), VECTOR),
+    "dropout that drops nothing": (lambda: nn.Sequential(conv_norm(), nn.Dropout(0.0), nn.Identity()), MAP),
+    "stochastic depth that keeps all": (
+        lambda: nn.Sequential(conv(), torchvision.ops.StochasticDepth(0.0, "row")),
+        MAP,
+    ),
+    "sum": (lambda: plus(conv(), conv()), MAP),
+    "sum of norms": (lambda: plus(conv_norm(), conv_norm(bias=True), lambda a, b: a + b), MAP),
+    "sum without a bias left": (lambda: plus(conv(bias=False), conv_norm(), lambda a, b: a.add(b)), MAP),
+    "sum without a bias right": (lambda: plus(conv(), conv(bias=False)), MAP),
+    "sum of sums": (lambda: plus(plus(conv(), conv_norm()), conv(bias=False)), MAP),
+    "block of a ResNet before its ReLU": (downsampling_block, MAP),
+    "keywords": (lambda: Keywords(), MAP),
+}
+
+
+class Keywords(nn.Module):
+    """Calls its layers by keyword; folds like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(input=x))
+
+
+class Twice(nn.Module):
+    """Calls its last layer twice, or uses its weight elsewhere."""
+
+    def __init__(self, forward: Callable[["Twice", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self._forward = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self, x)
+
+
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "no bias": lambda: conv(bias=False),
+    "linear without bias": lambda: nn.Linear(5, 6, bias=False),
+    "activation": lambda: nn.Sequential(conv(), nn.ReLU()),
+    "pooling": lambda: nn.Sequential(conv(), nn.AvgPool2d(2)),
+    "depthwise conv": lambda: nn.Conv2d(3, 6, 3, groups=3),
+    "depthwise conv and norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
+    "dropout": lambda: nn.Sequential(conv(), nn.Dropout(0.1)),
+    "norm behind nothing": lambda: nn.BatchNorm2d(3),
+    "norm behind an activation": lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(6)),
+    "norm without weights": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, affine=False)),
+    "norm without statistics": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)),
+    "norm of another kind": lambda: nn.Sequential(conv(), nn.InstanceNorm2d(6, affine=True)),
+    "identity shortcut": lambda: plus(nn.Conv2d(3, 3, 1), nn.Identity()),
+    "branch with activation": lambda: plus(conv(), nn.Sequential(conv(), nn.ReLU())),
+    "sum without any bias": lambda: plus(conv(bias=False), conv(bias=False)),
+    "sum of other widths": lambda: plus(nn.Conv2d(3, 1, 1), nn.Conv2d(3, 6, 1)),
+    "weighted sum": lambda: plus(conv(), conv(), lambda a, b: torch.add(a, b, alpha=2)),
+    "difference": lambda: plus(conv(), conv(), lambda a, b: a - b),
+    "sum with a number": lambda: plus(conv(), conv(), lambda a, b: a + 1),
+    "one value twice": lambda: plus(conv(), conv(), lambda a, b: a + a),
+    "used beside": lambda: plus(conv(), conv(), lambda a, b: a + (a * b)),
+    "layer called twice": lambda: Twice(lambda net, x: net.conv(net.conv(x))),
+    "norm called twice": lambda: Twice(lambda net, x: net.norm(net.conv(net.norm(x)))),
+    "weight used twice": lambda: Twice(lambda net, x: net.conv(x * net.conv.weight.sum())),
+}
+
+
+def scrambled(stage: nn.Module) -> nn.Module:
+    """Give batch norms random weights and statistics, and set eval mode."""
+    for module in stage.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.uniform_(tensor, -0.5, 0.5)
+    return stage.eval()
+
+
+def random_adapter(channels: int) -> Adapter:
+    adapter = Adapter(channels)
+    nn.init.normal_(adapter.linear.weight, std=channels**-0.5)
+    nn.init.normal_(adapter.linear.bias)
+    return adapter
+
+
+def check_exact(stage: nn.Module, features: Tensor) -> None:
+    """Fold a random adapter and compare with the formula."""
+    before, adapter = copy.deepcopy(stage), random_adapter(stage(features).shape[1]).to(features.dtype)
+    expected = adapter(before(features))
+    assert can_fold(stage)
+    fold(adapter, stage)
+    assert stage(features).dtype == features.dtype
+    difference = (stage(features) - expected).abs().max()
+    assert difference <= TOLERANCE[features.dtype] * max(1.0, float(expected.abs().max()))
+    assert (expected - before(features)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", STAGES)
+@torch.no_grad()
+def test_a_folded_stage_gives_what_stage_and_adapter_gave(name, dtype):
+    make, shape = STAGES[name]
+    check_exact(scrambled(make()).to(dtype), torch.randn(shape, dtype=dtype))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...]]] = {
+    "resnet18": (
+        lambda: torchvision.models.resnet18(num_classes=2),
+        ("bn1",),
+        ("layer1", "layer2", "layer3", "layer4", "avgpool"),
+    ),
+    "mobilenet_v3_small": (
+        lambda: torchvision.models.mobilenet_v3_small(num_classes=2),
+        tuple(f"features.{i}" for i in (1, 2, 4, 7, 9)),
+        tuple(f"features.{i}" for i in (0, 3, 5, 6, 8, 10, 11, 12)),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_the_stages_of_a_network_that_fold_exactly(name, dtype):
+    make, folding, kept = NETWORKS[name]
+    network = scrambled(make()).to(dtype)
+    stages = cut(network, {path.replace(".", "_"): path for path in (*folding, *kept)})
+    features = torch.randn(2, 3, 64, 64, dtype=dtype)
+    for tap, stage in stages.items():
+        if tap in [path.replace(".", "_") for path in folding]:
+            check_exact(stage, features)
+        elif tap != "scores":
+            assert not can_fold(stage)
+        features = stage(features)
+        features = features / features.std()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_cannot_be_folded_is_refused_and_left_as_it_was(name):
+    stage = KEPT[name]()
+    before = copy.deepcopy(stage.state_dict())
+    assert not can_fold(stage)
+    with pytest.raises(ValueError, match="bias or a batch norm"):
+        fold(random_adapter(6), stage)
+    assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
+    assert all(module.training for module in stage.modules())
+
+
+def test_an_adapter_of_another_width_is_refused():
+    stage = conv_norm()
+    before = copy.deepcopy(stage.state_dict())
+    with pytest.raises(ValueError, match="5 channels does not fit 6"):
+        fold(random_adapter(5), stage)
+    assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
+
+
+def test_folding_an_identity_changes_no_plain_layer_and_never_the_adapter():
+    layer, adapter = conv(), Adapter(6)
+    before = copy.deepcopy(layer.state_dict())
+    fold(adapter, nn.Sequential(layer))
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert torch.equal(adapter.linear.weight, torch.eye(6))
+
+
+def test_a_folded_norm_is_an_identity_but_for_a_constant():
+    stage = scrambled(conv_norm())
+    fold(random_adapter(6), stage)
+    norm = stage[1]
+    codes = torch.randn(2, 6, 3, 3)
+    constant = (norm.bias - norm.running_mean)[:, None, None]
+    torch.testing.assert_close(norm(codes), codes + constant)
