@@ -1,0 +1,18 @@
+"""The figures of runs, as PNG files. Each function returns the paths it wrote, none if there is nothing.
+
+matplotlib is imported when the first figure is drawn. No window system and no global state is touched.
+"""
+
+from ka_ray.figures.comparison import compare_methods
+from ka_ray.figures.curves import epoch_curve, loss_curves
+from ka_ray.figures.run import accuracy_bars, confusion_matrix, draw_all, reconstruction_error
+
+__all__ = [
+    "accuracy_bars",
+    "compare_methods",
+    "confusion_matrix",
+    "draw_all",
+    "epoch_curve",
+    "loss_curves",
+    "reconstruction_error",
+]
