@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ka_ray.config import Config
-from ka_ray.features.stack import feature_column, stack_columns
+from ka_ray.features.stack import SCORES, feature_column, stack_columns
 from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
 from ka_ray.images import read_chunk
 from ka_ray.metrics import accuracies, count
@@ -27,7 +27,7 @@ from ka_ray.steps import with_checkpoint
 from ka_ray.student import Student
 from ka_ray.teachers import load_teacher
 from ka_ray.training.stages import StageInputs, load_stage, run_stages
-from ka_ray.training.teaching import teach
+from ka_ray.training.teaching import teach, teacher_checkpoint
 
 DIGITS = Path(__file__).parents[1] / "jobs" / "configs" / "digits.yaml"
 
@@ -58,19 +58,21 @@ def plain_digits(folder: Path) -> float:
     store(folder / "teachers" / "images", learned_from)
     for teacher in config.teachers:
         teach(teacher, folder / "teachers/images", folder / "teachers", config.seed, cpu, lambda _: None)
-    taught = tuple(with_checkpoint(teacher, folder / "teachers") for teacher in config.teachers)
+    taught = tuple(
+        with_checkpoint(teacher, teacher_checkpoint(folder / "teachers", teacher.name))
+        for teacher in config.teachers
+    )
     config = config.model_copy(update={"teachers": taught})
     teachers = [load_teacher(teacher) for teacher in config.teachers]
     plan = make_plan(config, teachers)
 
-    columns, scores = dict(learned_from), []
+    columns = dict(learned_from)
     for teacher in teachers:
         features, own = teacher.features(torch.from_numpy(columns["image"]), plan.paths[teacher.name])
         columns |= {feature_column(tap, teacher.name): f.half().numpy() for tap, f in features.items()}
-        scores.append(own)
-    columns["scores"] = plan.label_sets.amalgamate(scores).half().numpy()
+        columns[feature_column(SCORES, teacher.name)] = own.numpy()
     store(folder / FEATURES, stack_columns(columns, list(plan.shapes), list(plan.paths)))
-    run_stages(StageInputs(config, plan, folder, cpu, lambda _: None))
+    run_stages(StageInputs(config, plan, folder, folder, cpu, lambda _: None))
 
     student = Student(plan.spec).eval()
     load_stage(folder, "joint", student)
@@ -80,7 +82,7 @@ def plain_digits(folder: Path) -> float:
         own = [teacher.scores(pixels) for teacher in teachers]
     index = {name: i for i, name in enumerate(plan.spec.classes)}
     targets = np.array([index[label] for label in judged_on["label"]])
-    ensemble = plan.label_sets.amalgamate(own).numpy()
+    ensemble = plan.label_sets.amalgamate(torch.cat(own, dim=1)).numpy()
     per_class = [plan.label_sets.columns(name) for name in plan.paths]
     counts = count(targets, said, ensemble, [scores.numpy() for scores in own], per_class)
     union: float = accuracies(counts, list(plan.paths))["union"]

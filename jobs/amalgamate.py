@@ -19,10 +19,11 @@ def main() -> int:
     parser.add_argument("config", help="YAML run description")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", help="output folder; default runs/NAME")
+    parser.add_argument("--extend", help="output folder of a finished run to which this one adds teachers")
     arguments = parser.parse_args()
-    output = [f"output={arguments.output}"] if arguments.output else []
+    given = [f"{key}={getattr(arguments, key)}" for key in ("output", "extend") if getattr(arguments, key)]
     try:
-        config = ka_ray.Config.load(arguments.config, [*arguments.overrides, *output])
+        config = ka_ray.Config.load(arguments.config, [*arguments.overrides, *given])
         report = ka_ray.amalgamate(config)
     except ka_ray.InputError as error:
         print(f"error: {error}", file=sys.stderr)

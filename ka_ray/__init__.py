@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ka_ray.api import evaluate, load_student, predict
+    from ka_ray.comparing import compare
+    from ka_ray.comparison import Comparison
     from ka_ray.config import Config, TeachConfig
     from ka_ray.errors import InputError
     from ka_ray.pipeline import amalgamate
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
     from ka_ray.teaching import teach
 
 _WHERE = {
+    "Comparison": "ka_ray.comparison",
     "Config": "ka_ray.config",
     "InputError": "ka_ray.errors",
     "Report": "ka_ray.report",
     "TeachConfig": "ka_ray.config",
     "amalgamate": "ka_ray.pipeline",
+    "compare": "ka_ray.comparing",
     "evaluate": "ka_ray.api",
     "load_student": "ka_ray.api",
     "predict": "ka_ray.api",
@@ -33,11 +37,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "Comparison",
     "Config",
     "InputError",
     "Report",
     "TeachConfig",
     "amalgamate",
+    "compare",
     "evaluate",
     "load_student",
     "predict",

@@ -51,12 +51,11 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
             f"none of the images' classes {list(source.class_names)[:10]} is known to the student, "
             f"which knows {list(student.spec.classes)[:10]}"
         )
-    work = Evaluation(
-        images, source, ids, student.spec.label_sets, [], Path(folder).absolute(), ExtractConfig()
-    )
+    students = {"student": Path(folder).absolute()}
+    work = Evaluation(images, source, ids, student.spec.label_sets, [], students, ExtractConfig())
     with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
         counts, _ = evaluate_images(work, on_images)
-    return accuracies(counts, list(student.spec.label_sets))
+    return accuracies(counts["student"], list(student.spec.label_sets))
 
 
 def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction]:

@@ -45,12 +45,46 @@ def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> Non
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    output: Output = None,
+    extend: Annotated[
+        Path | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
+    ] = None,
+) -> None:
     """Merge teachers into one student."""
     from ka_ray import Config, amalgamate
 
-    loaded = Config.load(config, with_output(overrides, output))
+    extended = [f"extend={extend}"] if extend is not None else []
+    loaded = Config.load(config, [*with_output(overrides, output), *extended])
     show_report(amalgamate(loaded), loaded.output_dir)
+
+
+@app.command()
+def compare(
+    config: ConfigPath,
+    methods: Annotated[
+        str,
+        typer.Option(help="Of direct, incremental, common_features, distill, scratch, ensemble; by commas."),
+    ] = "direct,distill",
+    seeds: Annotated[int, typer.Option(min=1, help="Students a method.")] = 1,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Each method with each value, e.g. scores.rule=mean,max."),
+    ] = None,
+    overrides: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Make the student in several ways, on the same teachers, images, budget and seeds."""
+    from ka_ray import Config
+    from ka_ray import compare as compare_methods
+
+    loaded = Config.load(config, with_output(overrides, output))
+    result = compare_methods(loaded, methods.split(","), seeds, vary or [])
+    typer.echo(result.to_markdown())
+    typer.echo(f"table:   {loaded.output_dir / 'compare.md'}")
+    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'compare.png'}")
 
 
 @app.command()

@@ -24,6 +24,7 @@ class Counts:
         compared: Images for which both spoke.
         student: Confusion of the student, rows true classes, columns its argmax, ``[K, K]``.
         ensemble: The same of the amalgamated scores.
+        over_views: The same of the amalgamated scores averaged over views of the image.
         teacher_images: Labelled images of each teacher's classes, ``[T]``.
         teacher_correct: Of these, right by the teacher itself, ``[T]``.
         student_correct: Of these, right by the student among the teacher's classes, ``[T]``.
@@ -34,6 +35,7 @@ class Counts:
     compared: int
     student: Counts1d
     ensemble: Counts1d
+    over_views: Counts1d
     teacher_images: Counts1d
     teacher_correct: Counts1d
     student_correct: Counts1d
@@ -46,7 +48,7 @@ class Counts:
         """Make the counts of no images."""
         square = np.zeros((num_classes, num_classes), np.int64)
         line = np.zeros(num_teachers, np.int64)
-        return Counts(0, 0, 0, square, square, line, line, line)
+        return Counts(0, 0, 0, square, square, square, line, line, line)
 
 
 def count(
@@ -55,6 +57,7 @@ def count(
     ensemble: Scores | None,
     teachers: Sequence[Scores],
     columns: Sequence[Sequence[int]],
+    over_views: Scores | None = None,
 ) -> Counts:
     """Count one batch.
 
@@ -64,9 +67,9 @@ def count(
         ensemble: Amalgamated scores `[B, K]`, or None where there are no teachers.
         teachers: Each teacher's own scores `[B, K_t]`; empty where there are none.
         columns: For each teacher, where its classes stand among the K.
+        over_views: Amalgamated scores averaged over views `[B, K]`, or None where there are no views.
     """
     num_classes = max(max(c) for c in columns) + 1
-    blank = np.zeros((num_classes, num_classes), np.int64)
     both = student is not None and ensemble is not None
     agreed = int((student.argmax(1) == ensemble.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
     known = [np.isin(targets, c) for c in columns]
@@ -74,8 +77,9 @@ def count(
         images=len(targets),
         agreed=agreed,
         compared=len(targets) if both else 0,
-        student=blank if student is None else confusion(targets, student.argmax(1), num_classes),
-        ensemble=blank if ensemble is None else confusion(targets, ensemble.argmax(1), num_classes),
+        student=confusion(targets, student, num_classes),
+        ensemble=confusion(targets, ensemble, num_classes),
+        over_views=confusion(targets, over_views, num_classes),
         teacher_images=np.array([k.sum() for k in known], np.int64),
         teacher_correct=_correct(targets, list(teachers), known, columns),
         student_correct=_correct(targets, [student[:, c] for c in columns], known, columns)
@@ -84,10 +88,12 @@ def count(
     )
 
 
-def confusion(targets: npt.NDArray[np.int64], said: npt.NDArray[np.int64], num_classes: int) -> Counts1d:
-    """Count (true class, said class) over the images whose class is known: `[K, K]`."""
+def confusion(targets: npt.NDArray[np.int64], scores: Scores | None, num_classes: int) -> Counts1d:
+    """Count (true class, argmax of the scores) over the images whose class is known: `[K, K]`."""
+    if scores is None:
+        return np.zeros((num_classes, num_classes), np.int64)
     known = targets >= 0
-    flat = np.bincount(targets[known] * num_classes + said[known], minlength=num_classes**2)
+    flat = np.bincount(targets[known] * num_classes + scores.argmax(1)[known], minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes).astype(np.int64)
 
 
@@ -108,8 +114,9 @@ def accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any]:
     """Turn counts into the report's ``accuracy`` section; what nothing speaks for is None.
 
     Returns:
-        ``union``, ``ensemble``, ``agreement`` and ``per_teacher.<name>.{teacher, student}``, all in [0, 1],
-        and the numbers of ``images`` and ``labelled`` ones behind them.
+        ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement`` and
+        ``per_teacher.<name>.{teacher, student}``, all in [0, 1], and the numbers of ``images`` and
+        ``labelled`` ones behind them.
     """
     spoke = counts.student.sum() > 0
     per_teacher: Mapping[str, dict[str, float | None]] = {
@@ -124,6 +131,7 @@ def accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any]:
     return {
         "union": _share(np.trace(counts.student), counts.student.sum()),
         "ensemble": _share(np.trace(counts.ensemble), counts.ensemble.sum()),
+        "ensemble_over_views": _share(np.trace(counts.over_views), counts.over_views.sum()),
         "agreement": _share(counts.agreed, counts.compared),
         "per_teacher": per_teacher,
         "images": counts.images,

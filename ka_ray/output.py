@@ -36,14 +36,14 @@ def claim_output(config: Config | TeachConfig) -> Path:
     return folder
 
 
-def known_run(folder: Path) -> str | None:
+def known_run(folder: Path, file: str = RUN) -> str | None:
     """The tracker's run id that an earlier attempt in this folder has."""
-    return read_json(folder / RUN).get("run_id") if (folder / RUN).exists() else None
+    return read_json(folder / file).get("run_id") if (folder / file).exists() else None
 
 
-def remember_run(folder: Path, run_id: str | None) -> None:
+def remember_run(folder: Path, run_id: str | None, file: str = RUN) -> None:
     """Keep the tracker's run id for a later attempt."""
-    write_json(folder / RUN, {"run_id": run_id})
+    write_json(folder / file, {"run_id": run_id})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,21 +6,19 @@ Shapes: S stacked channels of a tap, C code channels, *space height and width.
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from ka_ray.amalgamation.scores import LabelSets
-from ka_ray.config import Config
-from ka_ray.config.schema import LikeTeacher
+from ka_ray.amalgamation import METHODS, LabelSets
+from ka_ray.config import STUDENT, Config, LikeTeacher
 from ka_ray.errors import InputError
-from ka_ray.features.taps import Taps
-from ka_ray.student.families import FAMILIES, Family, find_family
-from ka_ray.student.network import SCORES, Student, StudentSpec
-from ka_ray.teachers import Teacher
+from ka_ray.features.space import check_space
+from ka_ray.features.stack import SCORES
+from ka_ray.student import FAMILIES, Family, Student, StudentSpec, find_family, working_taps
+from ka_ray.teachers import Teacher, build_network
 
 FLOAT16_BYTES = 2
+MAX_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,37 @@ class Plan:
     """The checked plan of a run.
 
     Attributes:
-        label_sets: The teachers' classes and their union.
+        label_sets: The teachers' classes, their union and the rule for the scores.
         paths: teacher -> tap -> module path.
-        shapes: tap -> shape of the stacked features of one image, ``(S, *space)``.
+        channels: tap -> channels of each teacher's features there, in the teachers' order.
+        spaces: tap -> the student's height and width there (none for a vector), to which all are brought.
         spec: The student.
+        kept: tap -> parameters of an adapter that cannot be folded there.
     """
 
     label_sets: LabelSets
     paths: Mapping[str, Mapping[str, str]]
-    shapes: Mapping[str, tuple[int, ...]]
+    channels: Mapping[str, tuple[int, ...]]
+    spaces: Mapping[str, tuple[int, ...]]
     spec: StudentSpec
+    kept: Mapping[str, int]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tap -> shape of the stacked features of one image, ``(S, *space)``."""
+        return {tap: (sum(channels), *self.spaces[tap]) for tap, channels in self.channels.items()}
+
+    def code_shapes(self) -> dict[str, dict[str, Any]]:
+        """Describe what auto-encoders depend on, tap by tap, as JSON keeps it."""
+        return {
+            tap: {
+                "channels": list(channels),
+                "paths": [paths[tap] for paths in self.paths.values()],
+                "space": list(self.spaces[tap]),
+                "width": self.spec.widths[tap],
+            }
+            for tap, channels in self.channels.items()
+        }
 
     @property
     def feature_bytes(self) -> int:
@@ -47,53 +66,114 @@ class Plan:
     @property
     def image_bytes(self) -> int:
         """Bytes that one image and its scores take on disk."""
-        return 3 * self.spec.image_size**2 + FLOAT16_BYTES * len(self.spec.classes)
+        return 3 * self.spec.image_size**2 + FLOAT16_BYTES * self.label_sets.num_scores
 
 
 def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     """Check teachers, taps and student against one another.
 
     Raises:
-        InputError: A tap does not exist, the teachers' sizes differ at a tap, a code is wider than its
-            stacked features, or the student's size differs from the teachers'.
+        InputError: A tap does not exist or cannot be cut at, features cannot be brought to the student's
+            size, a code is wider than its stacked features, or the label sets do not suit the rule.
     """
-    label_sets = LabelSets({teacher.name: teacher.classes for teacher in teachers})
+    label_sets = LabelSets({teacher.name: teacher.classes for teacher in teachers}, config.scores.rule)
     network, arguments = _student_network(config)
-    family = find_family(network, arguments)
-    paths = _tap_paths(config, family, network)
+    student_paths = _student_paths(config, network, arguments, len(label_sets.classes))
+    paths = _teacher_paths(config, student_paths, network, arguments)
     found = {t.name: t.check(config.images.size, paths[t.name]) for t in teachers}
-    taps = [layer.name for layer in family if layer.name in paths[teachers[0].name]]
-    shapes = {tap: _stacked_shape(tap, {name: shapes[tap] for name, shapes in found.items()}) for tap in taps}
     preprocessing = config.student.preprocessing or config.teachers[0].preprocessing
     spec = StudentSpec(
         network=network,
         arguments=arguments,
-        widths=_widths(config, taps, shapes, found),
+        paths=student_paths,
+        widths=_family_widths(config, student_paths, network, arguments, found),
         label_sets=dict(label_sets.by_teacher),
+        rule=label_sets.rule,
         image_size=config.images.size,
         resize=config.images.resize,
         preprocessing=preprocessing.model_dump(mode="json"),
     )
-    _check_student(spec, shapes)
-    return Plan(label_sets, paths, shapes, spec)
+    student = Student(spec)
+    taps = [tap for tap in student.stages if tap != SCORES]
+    channels = {tap: tuple(found[t.name][tap][0] for t in teachers) for tap in taps}
+    for tap in taps:
+        for teacher in teachers:
+            check_space(tap, teacher.name, found[teacher.name][tap], student.shapes[tap][1:])
+    widths = {tap: student.shapes[tap][0] for tap in taps}
+    _check_widths(config, widths, channels, found)
+    spec = replace(spec, paths={tap: student_paths[tap] for tap in taps}, widths=widths)
+    spaces = {tap: student.shapes[tap][1:] for tap in taps}
+    return Plan(label_sets, paths, channels, spaces, spec, student.kept)
 
 
 def _student_network(config: Config) -> tuple[str, dict[str, Any]]:
     first = config.teachers[0]
     network = config.student.network or first.network
-    if network not in FAMILIES:
-        raise InputError(
-            f"student.network: {network!r} is no family; set student.network to one of {', '.join(FAMILIES)}"
-        )
     arguments = dict(config.student.arguments)
     if network == first.network:
-        known = inspect.signature(FAMILIES[network]).parameters
-        arguments = {k: v for k, v in first.arguments.items() if k in known} | arguments
+        inherited = dict(first.arguments)
+        if network in FAMILIES:
+            known = inspect.signature(FAMILIES[network]).parameters
+            inherited = {key: value for key, value in inherited.items() if key in known}
+        arguments = inherited | arguments
     return network, arguments
 
 
-def _tap_paths(config: Config, family: Family, network: str) -> dict[str, dict[str, str]]:
-    layers = {layer.name: layer for layer in family if layer.name != SCORES}
+def _student_paths(
+    config: Config, network: str, arguments: dict[str, Any], num_classes: int
+) -> dict[str, str]:
+    """Give each tap's place in the student, in the order of the config."""
+    if network in FAMILIES:
+        return _family_paths(config, network, find_family(network, arguments))
+    try:
+        can = working_taps(build_network(network, arguments, num_classes))
+    except InputError as error:
+        raise InputError(f"student.network: {error}") from None
+    if not config.taps:
+        raise InputError(
+            f"taps: name them; the student {network!r} can be cut at: {', '.join(can[:MAX_LISTED])}"
+            + (f" and {len(can) - MAX_LISTED} more" if len(can) > MAX_LISTED else "")
+        )
+    places = {tap: _place(config, tap, network) for tap in config.taps}
+    missing = [tap for tap, place in places.items() if place is None]
+    if missing:
+        raise InputError(
+            f"taps.{missing[0]}.{STUDENT}: is missing; no teacher is a {network!r}: name the student's path"
+        )
+    return {tap: place for tap, place in places.items() if place is not None}
+
+
+def _family_paths(config: Config, network: str, family: Family) -> dict[str, str]:
+    layers = {layer.name: layer.teacher_path for layer in family[:-1]}
+    if config.taps is None:
+        return {name: name for name in layers}
+    by_path, found = {path: name for name, path in layers.items()}, {}
+    for tap, path in config.taps.items():
+        named = isinstance(path, dict) and STUDENT in path
+        place = tap if tap in layers and not named else _place(config, tap, network) or ""
+        found[tap] = by_path.get(place, place)
+    unknown = {tap: place for tap, place in found.items() if place not in layers or tap == SCORES}
+    if unknown or len(set(found.values())) < len(found) or not found:
+        raise InputError(
+            f"taps: {unknown or found} must name layers of the student {network!r}, none twice: by the "
+            f"tap's name, or as taps.{next(iter(unknown), 'TAP')}.{STUDENT}; there are {list(layers)}"
+        )
+    return found
+
+
+def _place(config: Config, tap: str, network: str) -> str | None:
+    """Find where a tap is in the student: as given, or as in the first teacher of the same network."""
+    assert config.taps is not None
+    path = config.taps[tap]
+    twin = next((teacher.name for teacher in config.teachers if teacher.network == network), None)
+    if isinstance(path, str):
+        return path if twin is not None else None
+    return path.get(STUDENT, path[twin] if twin is not None else None)
+
+
+def _teacher_paths(
+    config: Config, student_paths: Mapping[str, str], network: str, arguments: dict[str, Any]
+) -> dict[str, dict[str, str]]:
     names = [teacher.name for teacher in config.teachers]
     if config.taps is None:
         others = [t.name for t in config.teachers if t.network != network]
@@ -101,63 +181,51 @@ def _tap_paths(config: Config, family: Family, network: str) -> dict[str, dict[s
             raise InputError(
                 f"taps: name them; teachers {others} are not of the student's family {network!r}"
             )
-        return {name: {tap: layer.teacher_path for tap, layer in layers.items()} for name in names}
-    unknown = sorted(set(config.taps) - set(layers))
-    if unknown or not config.taps:
-        raise InputError(
-            f"taps: {unknown} name no layers of the student {network!r}; there are {list(layers)}"
-        )
+        layers = {layer.name: layer.teacher_path for layer in find_family(network, arguments)}
+        return {name: {tap: layers[tap] for tap in student_paths} for name in names}
     return {
         name: {tap: path if isinstance(path, str) else path[name] for tap, path in config.taps.items()}
         for name in names
     }
 
 
-def _stacked_shape(tap: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    spaces = {shape[1:] for shape in shapes.values()}
-    if len(spaces) > 1:
-        raise InputError(
-            f"taps.{tap}: features of different height and width cannot be stacked: {dict(shapes)}"
-        )
-    return (sum(shape[0] for shape in shapes.values()), *spaces.pop())
-
-
-def _widths(
+def _family_widths(
     config: Config,
-    taps: Sequence[str],
-    stacked: Mapping[str, tuple[int, ...]],
+    paths: Mapping[str, str],
+    network: str,
+    arguments: dict[str, Any],
     by_teacher: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> dict[str, int]:
+    """Give the codes' widths of a family's student; a network that is no family has its own."""
     given = config.codes.widths
-    like = given.like if isinstance(given, LikeTeacher) else config.teachers[0].name
-    widths = {tap: by_teacher[like][tap][0] for tap in taps}
-    if isinstance(given, dict):
-        unknown = sorted(set(given) - set(taps))
-        if unknown:
-            raise InputError(f"codes.widths: {unknown} are no taps; there are {list(taps)}")
-        widths |= given
+    if isinstance(given, dict) and (unknown := sorted(set(given) - set(paths))):
+        raise InputError(f"codes.widths: {unknown} are no taps; there are {list(paths)}")
+    if network not in FAMILIES:
+        return {}
+    own = {layer.name: layer.width for layer in find_family(network, arguments)}
+    if isinstance(given, LikeTeacher):
+        return {tap: by_teacher[given.like][tap][0] for tap in paths}
+    return {tap: own[place] for tap, place in paths.items()} | (given or {})
+
+
+def _check_widths(
+    config: Config,
+    widths: Mapping[str, int],
+    channels: Mapping[str, tuple[int, ...]],
+    by_teacher: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> None:
+    given = config.codes.widths
+    if isinstance(given, LikeTeacher):
+        given = {tap: by_teacher[given.like][tap][0] for tap in widths}
     for tap, width in widths.items():
-        if not 1 <= width <= stacked[tap][0]:
+        if given and given.get(tap, width) != width:
             raise InputError(
-                f"codes.widths.{tap}: {width} must lie in 1 ... {stacked[tap][0]} (stacked channels)"
+                f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; only a "
+                f"student of a family ({', '.join(FAMILIES)}) can be given other widths"
             )
-    return widths
-
-
-@torch.inference_mode()
-def _check_student(spec: StudentSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    student = Student(spec).eval()
-    image = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
-    try:
-        with Taps(student, {tap: f"stages.{tap}" for tap in spec.taps}) as taps:
-            student(image)
-    except RuntimeError as error:
-        raise InputError(
-            f"student {spec.network!r}: an image of {spec.image_size} pixels fails: {error}"
-        ) from None
-    for tap, features in taps.features.items():
-        if features.shape[2:] != shapes[tap][1:]:
+        most = METHODS[config.codes.method].spans(channels[tap])[0]
+        if not 1 <= width <= most:
             raise InputError(
-                f"taps.{tap}: the student's features are {tuple(features.shape[2:])} high and wide, "
-                f"the teachers' {shapes[tap][1:]}; check student.preprocessing.size and the taps' paths"
+                f"codes.widths.{tap}: {width} must lie in 1 ... {most}, the stacked channels of "
+                f"{'the first two' if config.codes.method == 'incremental' else 'all'} teachers there"
             )

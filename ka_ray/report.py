@@ -1,8 +1,6 @@
 """The report of a run: what ``report.json`` holds, and the same for people as ``report.md``."""
 
 import json
-import shlex
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from ka_ray.features.store import write_json
+from ka_ray.markdown import write_markdown
 
 StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
-
-NO_LABELS = (
-    "The images have no labels, so agreement with the ensemble alone is reported: accuracy needs labels."
-)
-"""What the readable report says then."""
 
 
 class _Part(BaseModel):
@@ -34,12 +28,14 @@ class Pair(_Part):
 class Accuracy(_Part):
     """How the student was judged; what needs labels, or teachers, is None without them.
 
-    ``union`` is the student's accuracy over all classes, ``ensemble`` that of the amalgamated scores,
-    ``agreement`` the share of images on which both say the same.
+    ``union`` is the student's accuracy over all classes, ``ensemble`` that of the amalgamated scores (of one
+    view; ``ensemble_over_views`` of those averaged over views, if there are views), ``agreement`` the share
+    of images on which student and ensemble say the same.
     """
 
     union: float | None
     ensemble: float | None
+    ensemble_over_views: float | None
     agreement: float | None
     per_teacher: dict[str, Pair]
     images: int
@@ -71,6 +67,20 @@ class Code(_Part):
     optimal_relative_error: float
 
 
+class Extension(_Part):
+    """What a run took over from the one that it extends.
+
+    ``reused`` and ``trained`` auto-encoders of each tap; ``saved_seconds`` is what the extended run's codes
+    took, 0 where all were trained again.
+    """
+
+    extended: str
+    reused: int
+    trained: int
+    seconds: float
+    saved_seconds: float
+
+
 class Layer(_Part):
     """One student layer: the share of its target's variance that it misses."""
 
@@ -82,6 +92,13 @@ class Speed(_Part):
 
     seconds: float
     images_per_s: float
+
+
+class CurvePoint(_Part):
+    """The student after some images of joint learning."""
+
+    images: int
+    accuracy: Accuracy
 
 
 class Cluster(_Part):
@@ -110,13 +127,23 @@ class MlflowRun(_Part):
 
 
 class Report(_Part):
-    """All that came out of a run."""
+    """All that came out of a run.
+
+    ``overlap`` names the classes that several teachers know, with these teachers; ``kept_adapters`` the
+    parameters of adapters that could not be folded, tap by tap.
+    """
 
     name: str
     classes: list[str]
+    method: Literal["direct", "incremental", "common_features", "distill", "scratch"]
+    rule: Literal["concatenate", "mean", "max", "conditional"]
+    overlap: dict[str, list[str]]
     accuracy: Accuracy
+    curve: list[CurvePoint]
     size: Sizes
+    kept_adapters: dict[str, int]
     codes: dict[str, Code]
+    extension: Extension | None
     layers: dict[str, Layer]
     stages: dict[StageName, Speed]
     ray: Cluster
@@ -138,11 +165,7 @@ class Report(_Part):
 
     def to_markdown(self) -> str:
         """Write the report for people."""
-        num_teachers = len(self.accuracy.per_teacher)
-        title = f"# {self.name}: {len(self.classes)} classes, {num_teachers} teachers, one student"
-        accuracy, sizes = _accuracy_section(self.accuracy), _size_section(self.size)
-        codes, stages, places = _codes_section(self), _stages_section(self), _places_section(self)
-        return "\n\n".join([title, accuracy, sizes, codes, stages, places]) + "\n"
+        return write_markdown(self)
 
 
 REPORT_SCHEMA: dict[str, Any] = Report.model_json_schema()
@@ -172,79 +195,3 @@ def measure_size(network: torch.nn.Module, image: torch.Tensor) -> Size:
         macs=counter.get_total_flops() // 2,
         bytes=sum(tensor.nbytes for tensor in (*parameters, *network.buffers())),
     )
-
-
-def _accuracy_section(accuracy: Accuracy) -> str:
-    agreement = (
-        f"Agreement of student and ensemble on {accuracy.images:,} images: {_share(accuracy.agreement)}."
-    )
-    if not accuracy.labelled:
-        return f"## Accuracy\n\n{NO_LABELS}\n\n{agreement}"
-    rows = [("all classes (teachers: their ensemble)", _share(accuracy.ensemble), _share(accuracy.union))]
-    for name, pair in accuracy.per_teacher.items():
-        rows.append((f"classes of {name}, among themselves", _share(pair.teacher), _share(pair.student)))
-    table = _table(("on images of", "teachers", "student"), rows)
-    labelled = f"Measured on the {accuracy.labelled:,} labelled ones of {accuracy.images:,} images."
-    return f"## Accuracy\n\n{table}\n\n{labelled} {agreement}"
-
-
-def _size_section(size: Sizes) -> str:
-    networks = {"**student**": size.student, "all teachers": size.teachers, **size.per_teacher}
-    rows = [
-        (name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}")
-        for name, one in networks.items()
-    ]
-    header = ("network", "parameters", "million multiply-accumulates an image", "MiB")
-    return f"## Size\n\n{_table(header, rows)}"
-
-
-def _codes_section(report: Report) -> str:
-    cells = {tap: ["-"] * 4 for tap in (*report.codes, *report.layers)}
-    for tap, code in report.codes.items():
-        errors = f"{code.relative_error:.3g}", f"{code.optimal_relative_error:.3g}"
-        cells[tap][:3] = f"{code.width} of {code.stacked}", *errors
-    for tap, layer in report.layers.items():
-        cells[tap][3] = f"{layer.relative_error:.3g}"
-    rows = [(tap, *row) for tap, row in cells.items()]
-    header = ("tap", "channels kept", "lost by the code", "least possible", "missed by the layer")
-    note = "Errors are shares of the variance, of the stacked features (codes) and of the code (layers)."
-    return f"## Codes and layers\n\n{_table(header, rows)}\n\n{note}"
-
-
-def _stages_section(report: Report) -> str:
-    order = StageName.__args__  # type: ignore[attr-defined]
-    stages = sorted(report.stages.items(), key=lambda item: order.index(item[0]))
-    rows = [(stage, f"{speed.seconds:,.1f}", f"{speed.images_per_s:,.0f}") for stage, speed in stages]
-    ray = report.ray
-    where = f"Ray had {ray.nodes} node(s), {ray.cpus:g} CPUs and {ray.gpus:g} GPUs."
-    return f"## Stages\n\n{_table(('stage', 'seconds', 'images/s'), rows)}\n\n{where}"
-
-
-def _places_section(report: Report) -> str:
-    run, parts = report.mlflow, []
-    if report.placements:
-        rows = [
-            (p.teacher, p.node, p.device, ", ".join(map(str, p.gpus)) or "-", str(p.pid))
-            for p in report.placements
-        ]
-        parts.append(f"## Teacher actors\n\n{_table(('teacher', 'node', 'device', 'GPUs', 'process'), rows)}")
-    if report.unreadable:
-        names = "\n".join(f"- {name}" for name in report.unreadable)
-        parts.append(f"## Skipped: {len(report.unreadable)} unreadable images\n\n{names}")
-    if run.tracking_uri is None:
-        parts.append("## Tracking\n\nNot tracked.")
-    else:
-        local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
-        browse = run.tracking_uri if run.tracking_uri.startswith("http") else local
-        parts.append(f"## Tracking\n\nMLflow run `{run.run_id}`; to see it:\n\n```\n{browse}\n```")
-    return "\n\n".join(parts)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [header, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"

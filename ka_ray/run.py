@@ -1,16 +1,20 @@
-"""What every step of a run needs at hand."""
+"""What every step of a run needs at hand, and how a run begins and ends."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ka_ray.config import Config, TeachConfig
+from ka_ray.config import Config, TeachConfig, flatten
 from ka_ray.display import Display
-from ka_ray.distributed.cluster import Cluster
-from ka_ray.tracking.base import Tracker
+from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, connect
+from ka_ray.output import RUN, known_run, remember_run
+from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
 
 AnyConfig = TypeVar("AnyConfig", bound=Config | TeachConfig, covariant=True)
+OneConfig = TypeVar("OneConfig", Config, TeachConfig)
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,49 @@ class Run(Generic[AnyConfig]):
     cluster: Cluster
     tracker: Tracker
     display: Display
+    children: Mapping[str, Tracker] = field(default_factory=dict)
+    """Trackers of the students that are learned side by side; theirs is what comes as ``NAME/stage``."""
+
+    def tell(self, *notes: str | None) -> None:
+        """Show the notes that there are."""
+        for note in filter(None, notes):
+            self.display.note(note)
 
     def report(self, progress: Progress) -> None:
         """Show a training report, and log an epoch's losses and speed once it has ended."""
         self.display.training(progress)
         if progress.epoch_ended:
-            losses = {_metric(progress.stage, name): loss for name, loss in progress.losses.items()}
-            speed = {f"{progress.stage}/images_per_s": progress.images / progress.seconds}
-            self.tracker.log_metrics(losses | speed, step=progress.epoch)
+            child, _, stage = progress.stage.rpartition("/")
+            losses = {_metric(stage, name): loss for name, loss in progress.losses.items()}
+            speed = {f"{stage}/images_per_s": progress.images / progress.seconds}
+            self.children.get(child, self.tracker).log_metrics(losses | speed, step=progress.epoch)
+
+
+@contextmanager
+def open_run(config: OneConfig, folder: Path, name: str, file: str = RUN) -> Iterator[Run[OneConfig]]:
+    """Connect to the cluster and the tracker, and close both; a failed run is tracked as failed.
+
+    Args:
+        config: The run.
+        folder: Its claimed output folder.
+        name: Of the tracker's run.
+        file: Where in the folder that run's id is kept, to go on with it.
+
+    Raises:
+        InputError: The cluster is too small for the plan.
+    """
+    with (
+        Display() as display,
+        connect(config.ray) as cluster,
+        open_tracker(config.tracking, name, folder, known_run(folder, file)) as tracker,
+    ):
+        if isinstance(config, Config):
+            check_fits(config, cluster)
+        else:
+            check_training_fits(config.ray, cluster)
+        remember_run(folder, tracker.run_id, file)
+        tracker.log_params(flatten(config))
+        yield Run(config, folder, cluster, tracker, display)
 
 
 def _metric(stage: str, name: str) -> str:

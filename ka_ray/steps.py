@@ -1,32 +1,52 @@
 """The steps of a run. Each is skipped where what it leaves in the output folder stands already."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ka_ray.config import Config, TeachConfig, TeacherConfig
+from ka_ray.amalgamation import LabelSets
+from ka_ray.config import Config, ScoresConfig, TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
-from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.extract import Extraction, Reading, extract_features
 from ka_ray.distributed.train import train_in_workers
+from ka_ray.errors import InputError
+from ka_ray.extension import TEACHERS, taught_before
 from ka_ray.features.store import DONE, FEATURES, IMAGES, write_json
-from ka_ray.figures import draw_all
-from ka_ray.metrics import accuracies
+from ka_ray.metrics import Counts, accuracies
 from ka_ray.output import check_disk, in_gib, read_json
 from ka_ray.plan import Plan
-from ka_ray.report import Report, measure_size
 from ka_ray.run import Run
 from ka_ray.split import ImageSet, split_for_features
-from ka_ray.student import Student, load_student, save_student
-from ka_ray.teachers import load_teacher
-from ka_ray.training.stages import STAGES, StageInputs, load_stage, run_stages, stage_file
+from ka_ray.student import Student, save_student
+from ka_ray.training.fit import Progress
+from ka_ray.training.stages import (
+    StageInputs,
+    epochs_folder,
+    load_stage,
+    run_stages,
+    stage_file,
+    stages_of,
+)
 from ka_ray.training.teaching import teach, teacher_checkpoint
 
-TEACHERS = "teachers"
-"""The folder of teachers trained in the run."""
+NOTHING = Reading({}, {}, ScoresConfig())
+"""What is read of teachers where there are none."""
+
+
+def check_labels(classes: Sequence[str], images: ImageSet) -> None:
+    """Refuse to learn from labels, before anything starts, where the source lists no images of a class.
+
+    Raises:
+        InputError: Naming the classes. A source that does not list its classes is checked when it is read.
+    """
+    known = images.source.class_names
+    missing = [] if known is None else [name for name in classes if name not in known]
+    if missing:
+        raise InputError(f"baseline scratch: no image is labelled {', '.join(missing)}")
 
 
 def teach_missing(run: Run[Config], images: ImageSet) -> Run[Config]:
@@ -35,12 +55,13 @@ def teach_missing(run: Run[Config], images: ImageSet) -> Run[Config]:
     Returns:
         The run with every teacher's checkpoint in its config.
     """
-    untaught = [teacher for teacher in run.config.teachers if teacher.training is not None]
-    folder = run.folder / TEACHERS
-    if any(not teacher_checkpoint(folder, teacher.name).exists() for teacher in untaught):
+    folder, config = run.folder / TEACHERS, run.config
+    places = {t.name: taught_before(config, t) or teacher_checkpoint(folder, t.name) for t in config.teachers}
+    untaught = [t for t in config.teachers if t.training is not None and not places[t.name].exists()]
+    if untaught:
         teach_all(run, untaught, images, folder)
-    taught = tuple(with_checkpoint(teacher, folder) for teacher in run.config.teachers)
-    return dataclasses.replace(run, config=run.config.model_copy(update={"teachers": taught}))
+    taught = tuple(with_checkpoint(teacher, places[teacher.name]) for teacher in config.teachers)
+    return dataclasses.replace(run, config=config.model_copy(update={"teachers": taught}))
 
 
 def teach_all(
@@ -60,7 +81,7 @@ def teach_all(
         row_bytes = 3 * images.config.size**2
         work = Extraction(images.config, images.source, images.ids, stored, row_bytes, classes)
         with run.display.images("read", len(images.ids)) as on_images:
-            extract_features(work, [], run.config.extract, {}, None, on_images)
+            extract_features(work, [], run.config.extract, NOTHING, on_images)
 
     def in_worker(device: torch.device, report: Any) -> None:
         for teacher in teachers:
@@ -70,142 +91,118 @@ def teach_all(
     train_in_workers(in_worker, ray, run.folder / "ray", run.report)
 
 
-def with_checkpoint(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
+def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
     """Point a teacher that was trained here at its checkpoint."""
     if teacher.training is None:
         return teacher
-    return teacher.model_copy(
-        update={"training": None, "checkpoint": teacher_checkpoint(folder, teacher.name)}
-    )
+    return teacher.model_copy(update={"training": None, "checkpoint": checkpoint})
 
 
 def extract(run: Run[Config], plan: Plan, images: ImageSet) -> None:
     """Stream the images through the teachers: some keep all their features, the others their scores."""
-    config = run.config
-    kept, others = split_for_features(images, config.extract.images, config.seed)
-    feature_row, score_row = plan.feature_bytes + plan.image_bytes, plan.image_bytes
-    parts = [(FEATURES, kept, feature_row, plan.paths)]
+    config, scores = run.config, run.config.scores
+    limit = config.extract.images if config.baseline is None else 0
+    kept, others = split_for_features(images, limit, config.seed)
+    parts = []
+    if len(kept.ids):
+        row_bytes = plan.feature_bytes + plan.image_bytes
+        parts.append((FEATURES, kept, row_bytes, Reading(plan.paths, plan.spaces, scores)))
     if len(others.ids):
-        parts.append((IMAGES, others, score_row, {teacher: {} for teacher in plan.paths}))
+        parts.append((IMAGES, others, plan.image_bytes, Reading({}, {}, scores)))
     parts = [part for part in parts if not (run.folder / part[0] / DONE).exists()]
-    needed = sum(len(part.ids) * row for _, part, row, _ in parts)
-    check_disk(run.folder, needed)
-    for name, part, row_bytes, paths in parts:
+    check_disk(run.folder, sum(len(part.ids) * row_bytes for _, part, row_bytes, _ in parts))
+    for name, part, row_bytes, reading in parts:
         run.display.note(
             f"extracting {'features and scores' if name == FEATURES else 'scores'}: {len(part.ids)} images x "
             f"{row_bytes / 1024:.1f} KiB = {in_gib(len(part.ids) * row_bytes)} into {run.folder / name}"
         )
         work = Extraction(part.config, part.source, part.ids, run.folder / name, row_bytes)
         with run.display.images("extract", len(part.ids)) as on_images:
-            extract_features(work, config.teachers, config.extract, paths, plan.label_sets, on_images)
+            extract_features(work, config.teachers, config.extract, reading, on_images)
 
 
-def extraction_summaries(folder: Path) -> list[dict[str, Any]]:
-    """Read what the extraction's parts say of themselves."""
-    return [read_json(folder / part / DONE) for part in (FEATURES, IMAGES) if (folder / part / DONE).exists()]
+@dataclass(frozen=True)
+class Learning:
+    """One student to learn, from features that may be shared with others.
+
+    Attributes:
+        name: Stands before its progress; empty where there is one student alone.
+        config: Its run; every teacher with a checkpoint.
+        plan: What is built.
+        folder: Gets the stages and the student.
+    """
+
+    name: str
+    config: Config
+    plan: Plan
+    folder: Path
+
+    @property
+    def missing(self) -> list[str]:
+        """The stages that do not stand yet."""
+        return [s for s in stages_of(self.config) if not stage_file(self.folder, s).exists()]
 
 
-def learn(run: Run[Config], plan: Plan) -> None:
-    """Train codes, layers and student in one group of workers; keep the student for use."""
-    config, folder = run.config, run.folder
-    missing = [stage for stage in STAGES if not stage_file(folder, stage).exists()]
-    if missing:
+def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
+    """Learn students, one after the other in one group of workers; keep each for use."""
+    waiting, data = [learning for learning in learnings if learning.missing], run.folder
+    if waiting:
 
         def in_worker(device: torch.device, report: Any) -> None:
-            run_stages(StageInputs(config, plan, folder, device, report))
+            for one in waiting:
+                report_as = named(one, report)
+                run_stages(StageInputs(one.config, one.plan, data, one.folder, device, report_as))
 
-        run.display.note(f"learning {', '.join(missing)}: starting {config.ray.workers} workers")
-        train_in_workers(in_worker, config.ray, folder / "ray", run.report)
-    if not (folder / "student.json").exists():
-        student = Student(plan.spec)
-        load_stage(folder, "joint", student)
-        save_student(student, folder)
+        what = ", ".join(waiting[0].missing) if len(learnings) == 1 else f"{len(waiting)} students"
+        run.display.note(f"learning {what}: starting {run.config.ray.workers} workers")
+        train_in_workers(in_worker, run.config.ray, run.folder / "ray", run.report)
+    for one in learnings:
+        if not (one.folder / "student.json").exists():
+            student = Student(one.plan.spec)
+            load_stage(one.folder, "joint", student)
+            save_student(student, one.folder)
+
+
+def named(learning: Learning, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Put the name of a student before its progress."""
+    if not learning.name:
+        return report
+    return lambda progress: report(dataclasses.replace(progress, stage=f"{learning.name}/{progress.stage}"))
+
+
+def judge(
+    run: Run[Config], label_sets: LabelSets, images: ImageSet, students: Mapping[str, Path]
+) -> tuple[dict[str, Counts], dict[str, Any]]:
+    """Judge students beside the teachers, all in one pass over the images."""
+    config = run.config
+    work = Evaluation(
+        images=images.config,
+        source=images.source,
+        ids=images.ids,
+        label_sets=label_sets.by_teacher,
+        teachers=config.teachers,
+        students=students,
+        extract=config.extract,
+        scores=config.scores,
+    )
+    with run.display.images("evaluate", len(images.ids)) as on_images:
+        return evaluate_images(work, on_images)
 
 
 def evaluate_student(run: Run[Config], plan: Plan, images: ImageSet) -> dict[str, Any]:
-    """Judge the student beside the teachers; give accuracies, confusion and what the pass took."""
+    """Judge the student, and its epochs if they were kept; give accuracies, confusion, what the pass took."""
     path = stage_file(run.folder, "evaluate")
     if not path.exists():
-        work = Evaluation(
-            images=images.config,
-            source=images.source,
-            ids=images.ids,
-            label_sets=plan.label_sets.by_teacher,
-            teachers=run.config.teachers,
-            student=run.folder,
-            extract=run.config.extract,
-        )
-        with run.display.images("evaluate", len(images.ids)) as on_images:
-            counts, summary = evaluate_images(work, on_images)
-        accuracy = accuracies(counts, list(plan.label_sets.by_teacher))
-        write_json(path, summary | {"accuracy": accuracy, "confusion": counts.student.tolist()})
+        epochs = sorted(epochs_folder(run.folder).glob("*/student.json"), key=lambda p: int(p.parent.name))
+        students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
+        counts, summary = judge(run, plan.label_sets, images, students)
+        names = list(plan.label_sets.by_teacher)
+        history = read_json(stage_file(run.folder, "joint"))["history"]
+        curve = [
+            {"images": record["images"], "accuracy": accuracies(counts[epoch.parent.name], names)}
+            for record, epoch in zip(history, epochs, strict=False)
+        ]
+        confusion = counts["student"].student.tolist()
+        accuracy = accuracies(counts["student"], names)
+        write_json(path, summary | {"accuracy": accuracy, "confusion": confusion, "curve": curve})
     return read_json(path)
-
-
-def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
-    """Write the report and its figures, and hand all to the tracker."""
-    folder, tracker = run.folder, run.tracker
-    stages = {stage: read_json(stage_file(folder, stage)) for stage in STAGES}
-    extraction = extraction_summaries(folder)
-    report = Report.model_validate(
-        {
-            "name": run.config.name,
-            "classes": list(plan.spec.classes),
-            "accuracy": evaluated["accuracy"],
-            "size": _sizes(run.config, folder),
-            "codes": stages["codes"]["taps"],
-            "layers": stages["layers"]["taps"],
-            "stages": _speeds(stages, extraction, evaluated),
-            "ray": dataclasses.asdict(run.cluster),
-            "placements": [place for part in extraction for place in part["placements"]],
-            "unreadable": [name for part in [*extraction, evaluated] for name in part["unreadable"]],
-            "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id},
-        }
-    )
-    report.save(folder)
-    histories = {stage: summary["history"] for stage, summary in stages.items()}
-    confusion = np.array(evaluated["confusion"]) if report.accuracy.union is not None else None
-    draw_all(report.model_dump(), histories, confusion, folder / "figures")
-    tracker.log_metrics(_final_metrics(report))
-    for name in ("report.json", "report.md", "figures"):
-        tracker.log_artifact(folder / name)
-    tracker.log_student(load_student(folder))
-    return report
-
-
-def _sizes(config: Config, folder: Path) -> dict[str, Any]:
-    image = torch.zeros(1, 3, config.images.size, config.images.size)
-    per_teacher = {}
-    for teacher in map(load_teacher, config.teachers):
-        per_teacher[teacher.name] = measure_size(teacher.network, teacher.preprocess(image)).model_dump()
-    total = {key: sum(size[key] for size in per_teacher.values()) for key in ("parameters", "macs", "bytes")}
-    student = measure_size(load_student(folder), image).model_dump()
-    return {"student": student, "teachers": total, "per_teacher": per_teacher}
-
-
-def _speeds(
-    stages: dict[str, dict[str, Any]], extraction: list[dict[str, Any]], evaluated: dict[str, Any]
-) -> dict[str, dict[str, float]]:
-    amounts = {stage: (s["history"][-1]["images"], s["seconds"]) for stage, s in stages.items()}
-    amounts["extract"] = (sum(p["images"] for p in extraction), sum(p["seconds"] for p in extraction))
-    amounts["evaluate"] = (evaluated["images"], evaluated["seconds"])
-    return {
-        s: {"seconds": seconds, "images_per_s": images / seconds} for s, (images, seconds) in amounts.items()
-    }
-
-
-def _final_metrics(report: Report) -> dict[str, float]:
-    accuracy = report.accuracy
-    metrics: dict[str, float | None] = {
-        "evaluate/union": accuracy.union,
-        "evaluate/ensemble": accuracy.ensemble,
-        "evaluate/agreement": accuracy.agreement,
-    }
-    for name, pair in accuracy.per_teacher.items():
-        metrics |= {f"evaluate/teacher_{name}": pair.teacher, f"evaluate/student_{name}": pair.student}
-    for tap, code in report.codes.items():
-        metrics |= {f"codes/relative_error_{tap}": code.relative_error}
-        metrics |= {f"codes/optimal_relative_error_{tap}": code.optimal_relative_error}
-    metrics |= {f"layers/relative_error_{tap}": layer.relative_error for tap, layer in report.layers.items()}
-    metrics |= {f"{stage}/seconds": speed.seconds for stage, speed in report.stages.items()}
-    return {name: value for name, value in metrics.items() if value is not None}

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-from ka_ray.config import TeachConfig, TeacherConfig, flatten
+from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.display import Display
-from ka_ray.distributed.cluster import check_training_fits, connect
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.features.store import write_json
 from ka_ray.metrics import accuracies
-from ka_ray.output import claim_output, known_run, remember_run
-from ka_ray.run import Run
+from ka_ray.output import claim_output
+from ka_ray.run import open_run
 from ka_ray.split import ImageSet, split_images
 from ka_ray.steps import teach_all, with_checkpoint
 from ka_ray.teachers import draft_teacher
-from ka_ray.tracking import open_tracker
 from ka_ray.training.teaching import teacher_checkpoint
 
 
@@ -33,19 +31,13 @@ def teach(config: TeachConfig) -> dict[str, Any]:
     draft_teacher(config.teacher).check(config.images.size, {})
     learned_from, judged_on = split_images(config)
     folder, teacher = claim_output(config), config.teacher
-    with (
-        Display() as display,
-        connect(config.ray) as cluster,
-        open_tracker(config.tracking, config.name, folder, known_run(folder)) as tracker,
-    ):
-        check_training_fits(config.ray, cluster)
-        remember_run(folder, tracker.run_id)
-        tracker.log_params(flatten(config))
+    with open_run(config, folder, config.name) as run:
         if not teacher_checkpoint(folder, teacher.name).exists():
-            teach_all(Run(config, folder, cluster, tracker, display), [teacher], learned_from, folder)
-        result = _judge(config, with_checkpoint(teacher, folder), judged_on, display)
+            teach_all(run, [teacher], learned_from, folder)
+        taught = with_checkpoint(teacher, teacher_checkpoint(folder, teacher.name))
+        result = _judge(config, taught, judged_on, run.display)
         if result["accuracy"] is not None:
-            tracker.log_metrics({"evaluate/accuracy": result["accuracy"]})
+            run.tracker.log_metrics({"evaluate/accuracy": result["accuracy"]})
     write_json(folder / "teacher.json", result)
     return result
 
@@ -57,16 +49,16 @@ def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, displa
         ids=images.ids,
         label_sets={teacher.name: teacher.classes},
         teachers=[teacher],
-        student=None,
+        students={},
         extract=config.extract,
         only_classes=frozenset(teacher.classes),
     )
     with display.images("evaluate", len(images.ids)) as on_images:
-        counts, _ = evaluate_images(work, on_images)
-    accuracy = accuracies(counts, [teacher.name])["per_teacher"][teacher.name]["teacher"]
+        counts, summary = evaluate_images(work, on_images)
+    accuracy = accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"][teacher.name]["teacher"]
     return {
         "teacher": teacher.name,
         "checkpoint": str(teacher.checkpoint),
         "accuracy": accuracy,
-        "images": counts.images,
+        "images": summary["images"],
     }

@@ -107,8 +107,10 @@ def make_spec() -> Callable[..., StudentSpec]:
         return StudentSpec(
             network=network,
             arguments=arguments,
+            paths={tap: tap for tap in widths},
             widths=widths,
             label_sets={"low": names[: classes // 2], "high": names[classes // 2 :]},
+            rule=None,
             image_size=image_size,
             resize="squash",
             preprocessing={"size": None, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},

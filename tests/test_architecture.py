@@ -41,6 +41,24 @@ BELOW: dict[str, set[str]] = {
 
 BELOW["distributed"] = set(BELOW)
 BELOW["tracking"] = set(BELOW) - {"distributed"}
+BELOW["figures"] = set()  # figures are drawn from plain mappings: no other part is needed, none draws
+
+ABOVE: dict[str, set[str]] = {
+    "markdown": {"report"},
+    "report": {"features", "markdown"},
+    "comparison": {"features", "markdown", "metrics"},
+    "output": {"config", "errors", "features"},
+    "split": {"config", "errors", "images"},
+    "display": {"training"},
+    "extension": {"config", "errors", "output", "plan", "teachers", "training"},
+    "run": {"config", "display", "distributed", "output", "tracking", "training"},
+}
+"""The same for modules beside those parts; ``report`` stands in ``markdown`` for its types alone."""
+
+COMMANDS = {"api", "cli", "comparing", "pipeline", "teaching"}
+"""What a user calls. Nothing below them imports them; they may import everything but the command line."""
+
+TOP = {"", "__main__", "publish", "steps", *COMMANDS}
 
 
 def module_name(path: Path) -> str:
@@ -61,6 +79,11 @@ def imports(path: Path) -> Iterator[str]:
 
 def imports_of(path: Path, package: str) -> list[str]:
     return [name for name in imports(path) if name.split(".")[0] == package]
+
+
+def used_parts(path: Path) -> set[str]:
+    """The parts of the package that a file imports from."""
+    return {name.split(".")[1] for name in imports_of(path, "ka_ray")}
 
 
 def in_part(path: Path, part: str) -> bool:
@@ -93,11 +116,29 @@ def test_the_config_imports_nothing_heavy(path, heavy):
 @every_file
 def test_imports_point_down(path):
     own = module_name(path).split(".")[0]
-    if own not in BELOW:
-        assert own in {"", "__main__"} or path.parent == PACKAGE, f"say what {own} may import in BELOW"
+    used = used_parts(path)
+    if own in TOP:
+        assert own in {"", "cli", "__main__"} or not used & (COMMANDS | {"cli"})
         return
-    used = {name.split(".")[1] for name in imports_of(path, "ka_ray")}
-    assert used <= BELOW[own] | {own}
+    allowed = BELOW | ABOVE
+    assert own in allowed, f"say what {own} may import, in BELOW or ABOVE"
+    assert used <= allowed[own] | {own}
+
+
+def test_the_reports_types_alone_are_imported_by_what_writes_them():
+    assert loaded_after("import ka_ray.markdown", ("ka_ray.report",)) == []
+
+
+def test_no_figure_is_drawn_below_the_commands():
+    drawing = {
+        module_name(path) for path in FILES if used_parts(path) & {"figures"} and not in_part(path, "figures")
+    }
+    assert drawing == {"comparing", "publish"}
+
+
+def test_every_part_that_is_named_here_is_there():
+    parts = {module_name(path).split(".")[0] for path in FILES}
+    assert BELOW.keys() | ABOVE.keys() | TOP - {"__main__"} == parts - {"__main__"}
 
 
 @every_file
@@ -121,10 +162,12 @@ def test_functions_are_short(path):
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
 
 
-def loaded_after(statement: str) -> list[str]:
-    """Which heavy modules a fresh interpreter holds after a statement."""
-    heavy = "('torch', 'torchvision', 'ray', 'mlflow', 'pyarrow', 'sklearn', 'matplotlib')"
-    code = f"import sys; {statement}; print(*(m for m in {heavy} if m in sys.modules))"
+HEAVY = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "sklearn", "matplotlib")
+
+
+def loaded_after(statement: str, modules: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which of some modules (the heavy ones) a fresh interpreter holds after a statement."""
+    code = f"import sys; {statement}; print(*(m for m in {modules} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
@@ -135,6 +178,10 @@ def test_importing_the_package_is_light():
 
 def test_a_config_can_be_loaded_without_anything_heavy():
     assert loaded_after("import ka_ray; ka_ray.Config; ka_ray.InputError") == []
+
+
+def test_figures_load_matplotlib_when_the_first_one_is_drawn():
+    assert loaded_after("import ka_ray.figures") == []
 
 
 def test_every_public_name_is_there():

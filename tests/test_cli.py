@@ -1,8 +1,11 @@
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 
 from ka_ray import cli
+
+DIGITS = str(cli.demo_config())
 
 
 def run_cli(monkeypatch, *arguments: str) -> int:
@@ -15,7 +18,7 @@ def run_cli(monkeypatch, *arguments: str) -> int:
 def test_help_names_every_command(monkeypatch, capsys):
     assert run_cli(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "run", "teach", "evaluate", "predict", "doctor"):
+    for command in ("demo", "run", "compare", "teach", "evaluate", "predict", "doctor"):
         assert command in shown
 
 
@@ -23,6 +26,16 @@ def test_help_names_every_command(monkeypatch, capsys):
     ("arguments", "words"),
     [
         (["run", "missing.yaml"], "config missing.yaml does not exist"),
+        (["run", DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
+        (["run", DIGITS, "--extend", "."], "holds no config.json; give a finished run's folder"),
+        (["compare", "missing.yaml"], "config missing.yaml does not exist"),
+        (["compare", DIGITS, "--methods", "best,direct"], "--methods: best; there are direct, incremental"),
+        (["compare", DIGITS, "--methods", ""], "--methods: none given; there are direct, incremental"),
+        (["compare", DIGITS, "--vary", "scores.rule"], "--vary 'scores.rule': must read key=value,value"),
+        (["compare", DIGITS, "--vary", "images.size=8,16"], "--vary 'images.size=8,16'"),
+        (["compare", DIGITS, "--vary", "scores.rule=mean,conditional"], "scores.rule is 'conditional'"),
+        (["compare", DIGITS, "--vary", "joint.loss=hinge"], "joint.loss: "),
+        (["compare", DIGITS, "--set", "colour=red"], "colour: unknown key"),
         (["teach", "missing.yaml"], "config missing.yaml does not exist"),
         (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
         (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
@@ -35,6 +48,20 @@ def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path,
     assert captured.err.startswith("error: ")
     assert words in captured.err
     assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_students_cannot_be_compared(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "compare", DIGITS, "--seeds", "0") == 2
+    assert "--seeds" in capsys.readouterr().err
+
+
+def test_the_methods_that_help_names_are_those_that_there_are():
+    from ka_ray.comparing import COMPARED
+
+    [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
+    named = option.help.removeprefix("Of ").removesuffix("; by commas.").split(", ")
+    assert named == list(COMPARED)
 
 
 def test_doctor_says_what_is_there(monkeypatch, capsys):

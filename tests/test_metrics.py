@@ -131,5 +131,52 @@ def test_no_images_at_all():
 
 
 def test_a_class_that_nobody_says_keeps_its_row_and_column():
-    table = confusion(np.array([0, 0, 2, -1]), np.array([0, 2, 2, 1]), 4)
+    said = np.eye(4)[[0, 2, 2, 1]]
+    table = confusion(np.array([0, 0, 2, -1]), said, 4)
     assert table.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_without_scores_there_is_no_confusion():
+    assert confusion(np.array([0, 2, -1]), None, 3).tolist() == [[0] * 3] * 3
+
+
+def test_the_ensemble_over_views_is_counted_beside_the_ensemble():
+    data = scored()
+    data["targets"] = np.where(np.arange(NUM_IMAGES) % 4, data["targets"], -1)
+    known = data["targets"] >= 0
+    over_views = np.random.default_rng(1).normal(size=(NUM_IMAGES, NUM_CLASSES))
+    own = [data["ensemble"][:, columns] for columns in COLUMNS]
+    one = (data["targets"], data["student"], data["ensemble"])
+    counts = count(*one, own, COLUMNS, over_views=over_views)
+    expected = confusion_matrix(
+        data["targets"][known], over_views[known].argmax(1), labels=range(NUM_CLASSES)
+    )
+    np.testing.assert_array_equal(counts.over_views, expected)
+    report = accuracies(counts, TEACHERS)
+    assert report["ensemble_over_views"] == pytest.approx(np.trace(expected) / known.sum())
+    without = accuracies(count(*one, own, COLUMNS), TEACHERS)
+    assert without["ensemble_over_views"] is None
+    assert report == without | {"ensemble_over_views": report["ensemble_over_views"]}
+
+
+def test_counts_over_views_of_parts_add_up():
+    data = scored()
+    over_views = data["student"][::-1].copy()
+    first, second = (
+        count(data["targets"][part], None, data["ensemble"][part], [], COLUMNS, over_views[part])
+        for part in (slice(0, 40), slice(40, NUM_IMAGES))
+    )
+    expected = confusion_matrix(data["targets"], over_views.argmax(1), labels=range(NUM_CLASSES))
+    np.testing.assert_array_equal((first + second).over_views, expected)
+
+
+def test_teachers_may_share_classes():
+    data = scored()
+    columns = [[0, 1, 2, 3], [6, 3, 2, 4, 5]]
+    rng = np.random.default_rng(2)
+    own = [rng.normal(size=(NUM_IMAGES, len(c))) for c in columns]
+    report = accuracies(count(data["targets"], data["student"], data["ensemble"], own, columns), TEACHERS)
+    for i, mine in enumerate(columns):
+        images = [image for image in range(NUM_IMAGES) if data["targets"][image] in mine]
+        right = sum(mine[own[i][image].argmax()] == data["targets"][image] for image in images)
+        assert report["per_teacher"][TEACHERS[i]]["teacher"] == pytest.approx(right / len(images))

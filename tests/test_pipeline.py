@@ -13,12 +13,46 @@ from ka_ray.config import TeachConfig
         (["codes.widths={conv1: 99}"], "codes.widths.conv1: 99 must lie in"),
         (["teachers.0.arguments={widths: [5, 6]}"], "does not fit the network"),
         (["teachers.0.checkpoint=null"], "teachers.low: needs a `checkpoint`, or `training`"),
+        (
+            ["codes.method=incremental", "codes.widths.conv2=13"],
+            "codes.widths.conv2: 13 must lie in 1 ... 12",
+        ),
+        (["scores.rule=conditional"], "scores.rule is 'conditional'"),
+        (["scores.rule=concatenate", "teachers.1.classes.0=digit_1"], "teachers share classes: 'digit_1'"),
+        (["student.network=resnet18"], "taps: name them; the student 'resnet18' can be cut at"),
     ],
 )
 def test_a_plan_that_cannot_work_leaves_no_output_folder(load_config, tmp_path, overrides, words):
     config = load_config(*overrides, f"output={tmp_path / 'run'}")
     with pytest.raises(ka_ray.InputError) as error:
         ka_ray.amalgamate(config)
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_be_extended_leaves_no_output_folder(load_config, tmp_path):
+    (tmp_path / "before").mkdir()
+    config = load_config(f"extend={tmp_path / 'before'}", f"output={tmp_path / 'run'}")
+    with pytest.raises(ka_ray.InputError, match=r"before holds no config\.json"):
+        ka_ray.amalgamate(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "vary", "words"),
+    [
+        (["direct", "best"], [], "--methods: best; there are direct, incremental"),
+        ([], [], "--methods: none given"),
+        (["direct"], ["codes.widths.conv1=4,99"], "codes.widths.conv1: 99 must lie in 1 ... 8"),
+        (["direct"], ["scores.rule=mean,conditional"], "scores.rule is 'conditional'"),
+        (["distill"], ["joint.loss=mse,hinge"], "joint.loss: "),
+        (["direct"], ["scores.views=flip"], "--vary 'scores.views=flip'"),
+    ],
+)
+def test_a_comparison_that_cannot_work_leaves_no_output_folder(load_config, tmp_path, methods, vary, words):
+    config = load_config(f"output={tmp_path / 'run'}")
+    with pytest.raises(ka_ray.InputError) as error:
+        ka_ray.compare(config, methods, vary=vary)
     assert words in str(error.value)
     assert not (tmp_path / "run").exists()
 

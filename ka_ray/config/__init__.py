@@ -1,24 +1,32 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
-from ka_ray.config.load import differing_keys, flatten, load_images
+from ka_ray.config.load import differing_keys, flatten, load_images, with_overrides
 from ka_ray.config.schema import (
-    CodesConfig,
+    STUDENT,
     Config,
     EvaluationConfig,
-    ExtractConfig,
-    JointConfig,
-    LayersConfig,
     RayConfig,
     StudentConfig,
     TeachConfig,
     TrackingConfig,
+)
+from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
+from ka_ray.config.stages import (
+    BaselinesConfig,
+    CodesConfig,
+    ExtractConfig,
+    JointConfig,
+    LayersConfig,
+    LikeTeacher,
+    ScoresConfig,
     TrainingConfig,
 )
-from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, ParquetImages
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
 
 __all__ = [
+    "STUDENT",
     "Augmentation",
+    "BaselinesConfig",
     "CodesConfig",
     "Config",
     "DigitsImages",
@@ -28,9 +36,12 @@ __all__ = [
     "ImagesConfig",
     "JointConfig",
     "LayersConfig",
+    "LikeTeacher",
+    "MixedImages",
     "ParquetImages",
     "Preprocessing",
     "RayConfig",
+    "ScoresConfig",
     "StudentConfig",
     "TeachConfig",
     "TeacherConfig",
@@ -40,4 +51,5 @@ __all__ = [
     "differing_keys",
     "flatten",
     "load_images",
+    "with_overrides",
 ]

@@ -47,6 +47,21 @@ def load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> 
         raise InputError(_explain(str(path), tree, error)) from None
 
 
+def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
+    """Change a config by ``dotted.key=value`` overrides; everything is checked again.
+
+    Raises:
+        InputError: naming every key that cannot work.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(" ".join(overrides), tree, error)) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 

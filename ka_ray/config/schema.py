@@ -7,10 +7,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ka_ray.config.base import AbsolutePath, Section
+from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.load import load
 from ka_ray.config.sources import ImagesConfig
-from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig
+from ka_ray.config.stages import (
+    BaselinesConfig,
+    CodesConfig,
+    ExtractConfig,
+    JointConfig,
+    LayersConfig,
+    LikeTeacher,
+    ScoresConfig,
+)
+from ka_ray.config.teachers import Preprocessing, TeacherConfig
+
+STUDENT = "student"
+"""Stands beside the teachers' names in `taps`."""
 
 
 class EvaluationConfig(Section):
@@ -18,79 +30,25 @@ class EvaluationConfig(Section):
 
     images: ImagesConfig | None = Field(None, description="null: a share of `images`, kept out of training")
     holdout: float = Field(0.1, gt=0, lt=1, description="That share; unused when `images` is given.")
+    each_epoch: bool = Field(
+        False, description="Judge the student of every joint epoch, too: for a curve, not to choose one."
+    )
 
 
-class ExtractConfig(Section):
-    """How the teachers turn images into stacked features."""
-
-    images: int | None = Field(None, ge=1, description="Keep the features of this many images; null: all.")
-    batch_size: int = Field(64, ge=1)
-    actors_per_teacher: int = Field(1, ge=1)
-    gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
-    cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
-
-
-class TrainingConfig(Section):
-    """One stage of training: Adam with a one-cycle learning rate."""
-
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(128, ge=1, description="Over all workers together.")
-    learning_rate: float = Field(1e-3, gt=0, description="The peak of the one-cycle schedule.")
-
-
-class LikeTeacher(Section):
-    """Every code as wide as this teacher's features at the same tap."""
-
-    like: str
-
-
-Widths = Annotated[
-    Annotated[LikeTeacher, Tag("like")] | Annotated[dict[str, int], Tag("taps")],
-    Discriminator(
-        lambda v: "like" if isinstance(v, LikeTeacher) or (isinstance(v, dict) and "like" in v) else "taps"
-    ),
-]
+TapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
 TapPath = Annotated[
     Annotated[str, Tag("path")] | Annotated[dict[str, str], Tag("paths")],
     Discriminator(lambda v: "paths" if isinstance(v, dict) else "path"),
 ]
 
 
-class CodesConfig(TrainingConfig):
-    """The auto-encoders: what is kept of the stacked features."""
-
-    method: Literal["direct"] = Field(
-        "direct", description="direct: one auto-encoder a tap over all teachers"
-    )
-    widths: Widths | None = Field(
-        None, description="{like: TEACHER} or {TAP: channels, ...}; null: like the first teacher"
-    )
-    positions_per_image: int = Field(
-        16, ge=1, description="Positions drawn at random from each map, an epoch."
-    )
-    epochs: int = Field(6, ge=1)
-    batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
-    learning_rate: float = Field(2e-2, gt=0)
-
-
-class LayersConfig(TrainingConfig):
-    """Layer-wise learning: each student layer from the code before it to its own."""
-
-    learning_rate: float = Field(5e-3, gt=0)
-
-
-class JointConfig(TrainingConfig):
-    """Joint learning: the folded student end to end towards the amalgamated scores."""
-
-    loss: Literal["mse", "kl"] = "mse"
-    temperature: float = Field(2.0, gt=0, description="Softens both sides of `kl`; unused by `mse`.")
-    augment: Augmentation = Field(Augmentation(), description="Teachers score the same augmented view.")
-
-
 class StudentConfig(Section):
     """The one network over all classes."""
 
-    network: str | None = Field(None, description="A network family; null: the first teacher's")
+    network: str | None = Field(
+        None,
+        description="As a teacher's: plain, a torchvision model, package.module:factory; null: the first's",
+    )
     arguments: dict[str, Any] = Field(default_factory=dict)
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
 
@@ -154,32 +112,56 @@ class Config(_Run):
     """A whole run: images, teachers, student, and how each stage goes."""
 
     teachers: tuple[TeacherConfig, ...] = Field(description="At least two.")
-    taps: dict[str, TapPath] | None = Field(
-        None, description="tap: module path, or {teacher: module path}; null: every layer of the family"
+    taps: dict[TapName, TapPath] | None = Field(
+        None,
+        description="tap: module path, or {teacher: module path, ..., student: module path}; "
+        "null: every layer of the family",
     )
     student: StudentConfig = StudentConfig()
+    baseline: Literal["distill", "scratch"] | None = Field(
+        None,
+        description="null: amalgamation. distill: from random weights, by the scores alone; "
+        "scratch: by labels, without teachers",
+    )
+    extend: ExistingPath | None = Field(
+        None, description="Output folder of a finished run whose teachers are the first ones here."
+    )
+    scores: ScoresConfig = ScoresConfig()
     codes: CodesConfig = CodesConfig()
     layers: LayersConfig = LayersConfig()
     joint: JointConfig = JointConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
         names = [teacher.name for teacher in self.teachers]
         if len(names) < 2:
             raise ValueError(f"teachers: at least two are needed, given: {names}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"teachers: names must be unique, they are {names}")
+        if len(set(names)) < len(names) or STUDENT in names:
+            raise ValueError(f"teachers: names must be unique and none {STUDENT!r}, they are {names}")
         if isinstance(self.codes.widths, LikeTeacher) and self.codes.widths.like not in names:
             raise ValueError(f"codes.widths.like: no teacher {self.codes.widths.like!r}; there are {names}")
         for tap, paths in (self.taps or {}).items():
-            if isinstance(paths, dict) and set(paths) != set(names):
-                raise ValueError(f"taps.{tap}: names {sorted(paths)}, needs every teacher of {names}")
+            if isinstance(paths, dict) and set(paths) - {STUDENT} != set(names):
+                raise ValueError(
+                    f"taps.{tap}: names {sorted(paths)}, "
+                    f"needs every teacher of {names} and may name {STUDENT!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_learns_from(self) -> "Config":
+        if self.baseline == "scratch" and not self.images.has_labels:
+            raise ValueError("images: have no labels, and the baseline `scratch` learns from nothing else")
         return self
 
     @model_validator(mode="after")
     def _batches_split(self) -> "Config":
         for key in ("codes", "layers", "joint"):
             check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.workers)
+        for name, section in (("distill", self.baselines.distill), ("scratch", self.baselines.scratch)):
+            if section is not None:
+                check_batch(f"baselines.{name}.batch_size", section.batch_size, self.ray.workers)
         for teacher in self.teachers:
             if teacher.training is not None:
                 key = f"teachers.{teacher.name}.training.batch_size"

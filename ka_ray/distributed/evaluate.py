@@ -6,7 +6,7 @@ Shapes: n images of a batch, K classes.
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,33 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
+from ka_ray.config import ExtractConfig, ImagesConfig, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import ReadingLog
 from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.extract import actor_device, pop_scores, through_teachers
+from ka_ray.distributed.extract import Reading, actor_device, through_teachers
 from ka_ray.distributed.images import Columns, read_images
+from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts, count
-from ka_ray.student import load_student
+from ka_ray.student import Student, load_student
+
+TEACHERS_ALONE = "teachers"
+"""Under this name they are counted where there is no student."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is judged, and on which images.
+    """Who is judged, and on which images.
 
     Attributes:
         images: Where they come from.
         source: The same, listed.
         ids: Which of them, sorted.
         label_sets: teacher -> its classes.
-        teachers: None to judge the student alone.
-        student: Folder of the student, or None to judge the teachers alone.
+        teachers: None to judge students alone.
+        students: name -> folder of the student; none to judge the teachers alone.
         extract: Actors and batch size.
+        scores: Over which views the teachers' scores are averaged, to be counted besides.
         only_classes: Keep images with these labels alone.
     """
 
@@ -47,83 +52,107 @@ class Evaluation:
     ids: Ids
     label_sets: Mapping[str, tuple[str, ...]]
     teachers: Sequence[TeacherConfig]
-    student: Path | None
+    students: Mapping[str, Path]
     extract: ExtractConfig
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
 
 
 class Judge:
-    """Scores batches with the student, and counts them against labels and teachers."""
+    """Scores batches with every student, and counts them against labels and teachers."""
 
-    def __init__(
-        self, student: Path | None, label_sets: LabelSets, with_teachers: bool, extract: ExtractConfig
-    ) -> None:
-        self._device = actor_device(extract)
-        self._student = load_student(student).to(self._device) if student else None
-        self._label_sets, self._with_teachers = label_sets, with_teachers
-        self._index = {name: i for i, name in enumerate(self._label_sets.classes)}
+    def __init__(self, work: Evaluation, extract: ExtractConfig) -> None:
+        self._device, self._work = actor_device(extract), work
+        self._students: dict[str, Student | None] = {
+            name: load_student(folder).to(self._device) for name, folder in work.students.items()
+        } or {TEACHERS_ALONE: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: its pickled :class:`ka_ray.metrics.Counts`."""
-        ensemble, own = None, []
-        if self._with_teachers:
-            scores, amalgamated = pop_scores(batch, self._label_sets)
-            ensemble, own = amalgamated.numpy(), [part.numpy() for part in scores]
-        counts = count(
-            targets=np.array([self._index.get(label, -1) for label in batch["label"]], np.int64),
-            student=self._scores(batch["image"]),
-            ensemble=ensemble,
-            teachers=own,
-            columns=[self._label_sets.columns(name) for name in self._label_sets.by_teacher],
-        )
+        """Turn a batch into one row: its pickled counts, student by student."""
+        own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
+        images = torch.tensor(batch["image"]).to(self._device)
+        counts = {
+            name: self._count(student, images, batch["label"], own)
+            for name, student in self._students.items()
+        }
         return {"counts": np.array([pickle.dumps(counts)], dtype=object)}
 
-    def _scores(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
-        if self._student is None:
+    def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
+        names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
+        if not names or names[0] not in batch:
             return None
+        return torch.cat([torch.tensor(batch[name]) for name in names], dim=1)
+
+    def _count(
+        self, student: Student | None, images: torch.Tensor, labels: Any, own: dict[str, torch.Tensor | None]
+    ) -> Counts:
+        rule = student.spec.rule if student else None
+        label_sets = LabelSets(self._work.label_sets, rule)
+        index = {name: i for i, name in enumerate(label_sets.classes)}
+        ensemble, over_views = (
+            None if scores is None else label_sets.amalgamate(scores).numpy()
+            for scores in (own[SCORES], own[TARGETS])
+        )
+        single = own[SCORES]
+        return count(
+            targets=np.array([index.get(label, -1) for label in labels], np.int64),
+            student=None if student is None else self._scores(student, images),
+            ensemble=ensemble,
+            teachers=[] if single is None else [part.numpy() for part in label_sets.split(single)],
+            columns=[label_sets.columns(name) for name in label_sets.by_teacher],
+            over_views=over_views,
+        )
+
+    def _scores(self, student: Student, images: torch.Tensor) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            scores: torch.Tensor = self._student(torch.tensor(images).to(self._device))
+            scores: torch.Tensor = student(images)
         array: npt.NDArray[np.float32] = scores.float().cpu().numpy()
         return array
 
 
 def _spare_gpus(work: Evaluation) -> float:
-    """The student's share: a teacher's, where the teachers leave that much; else it runs on a CPU."""
+    """The students' share: a teacher's, where the teachers leave that much; else they run on a CPU."""
     each = work.extract.gpus_per_teacher
     taken = len(work.teachers) * work.extract.actors_per_teacher * each
     return each if taken + each <= ray.cluster_resources().get("GPU", 0) else 0
 
 
-def evaluate_images(work: Evaluation, on_images: Callable[[int], None]) -> tuple[Counts, dict[str, Any]]:
-    """Judge student and teachers on every image once.
+def evaluate_images(
+    work: Evaluation, on_images: Callable[[int], None]
+) -> tuple[dict[str, Counts], dict[str, Any]]:
+    """Judge students and teachers on every image once.
 
     Returns:
-        The merged counts, and ``images``, ``seconds``, ``unreadable`` and ``placements``.
+        The merged counts of every student (or, without any, under :data:`TEACHERS_ALONE`), and ``images``,
+        ``seconds``, ``unreadable`` and ``placements``.
 
     Raises:
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
-    label_sets = LabelSets(work.label_sets)
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
-    rows = through_teachers(rows, work.teachers, work.extract, {}, log)
+    rows = through_teachers(rows, work.teachers, work.extract, Reading({}, {}, work.scores), log)
     share = work.extract.model_copy(update={"gpus_per_teacher": _spare_gpus(work)})
     judged = rows.map_batches(
         Judge,
-        fn_constructor_args=(work.student, label_sets, bool(work.teachers), share),
+        fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),
         batch_size=work.extract.batch_size,
         compute=ActorPoolStrategy(size=1),
         num_cpus=work.extract.cpus_per_teacher,
         num_gpus=share.gpus_per_teacher,
     )
-    total = Counts.none(len(label_sets.classes), len(work.label_sets))
+    blank = Counts.none(len(LabelSets(work.label_sets).classes), len(work.label_sets))
+    totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
+    images = 0
     try:
         for row in judged.iter_rows():
-            part: Counts = pickle.loads(row["counts"])
-            total = total + part
-            on_images(part.images)
+            parts: dict[str, Counts] = pickle.loads(row["counts"])
+            totals = {name: total + parts[name] for name, total in totals.items()}
+            seen = next(iter(parts.values())).images
+            images += seen
+            on_images(seen)
     except Exception as error:
         raise unwrap(error) from error
     summary = ray.get(log.summary.remote())
-    return total, summary | {"images": total.images, "seconds": time.perf_counter() - began}
+    return totals, summary | {"images": images, "seconds": time.perf_counter() - began}

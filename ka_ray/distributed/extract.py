@@ -1,4 +1,4 @@
-"""Stream images through one pool of actors a teacher, to stacked features and amalgamated scores on disk.
+"""Stream images through one pool of actors a teacher, to stacked features and scores on disk.
 
 Shapes: n images of a batch, C channels of one teacher at a tap, S stacked, K_t classes of a teacher.
 """
@@ -14,16 +14,17 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from ka_ray.amalgamation import LabelSets
-from ka_ray.config import ExtractConfig, ImagesConfig, TeacherConfig
+from ka_ray.config import ExtractConfig, ImagesConfig, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import ReadingLog
 from ka_ray.distributed.cluster import TASK_CPUS
 from ka_ray.distributed.errors import unwrap
 from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.shards import SHARD_BYTES, ShardWriter
-from ka_ray.features.stack import feature_column
+from ka_ray.features.space import fit_space
+from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.features.store import finish_folder, start_folder
 from ka_ray.images import Ids, Source
+from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
 
 
@@ -48,29 +49,35 @@ class Extraction:
     only_classes: frozenset[str] | None = None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of every teacher.
+
+    Attributes:
+        paths: teacher -> tap -> module path; no taps gives scores alone.
+        spaces: tap -> height and width to which all teachers' features are brought.
+        scores: Over which views of an image the scores are averaged.
+    """
+
+    paths: Mapping[str, Mapping[str, str]]
+    spaces: Mapping[str, tuple[int, ...]]
+    scores: ScoresConfig
+
+
 class TeacherActor:
     """Holds one teacher and adds its features and scores to every batch.
 
     Args:
         config: The teacher.
         extract: Its share of CPUs and GPUs.
-        paths: tap -> module path.
+        reading: What is read of it.
         log: A :class:`ka_ray.distributed.actors.ReadingLog`, told where the actor runs.
-        amalgamate: Given to the last teacher alone: the label sets by which all scores become one.
     """
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        extract: ExtractConfig,
-        paths: Mapping[str, str],
-        log: Any,
-        amalgamate: LabelSets | None,
-    ) -> None:
-        self._amalgamate = amalgamate
+    def __init__(self, config: TeacherConfig, extract: ExtractConfig, reading: Reading, log: Any) -> None:
         self._device = actor_device(extract)
         self._teacher = load_teacher(config).to(self._device)
-        self._paths = paths
+        self._paths, self._reading = reading.paths.get(config.name, {}), reading
         context = ray.get_runtime_context()
         log.placed.remote(
             {
@@ -85,15 +92,17 @@ class TeacherActor:
     def __call__(self, batch: Columns) -> Columns:
         """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
 
-        The last teacher, if told to, replaces all scores by the amalgamated ``scores [n, K]`` in fp16.
+        With views, ``targets@teacher [n, K_t]`` are the scores averaged over them.
         """
-        images = torch.tensor(batch["image"]).to(self._device)
+        name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
-            batch[feature_column(tap, self._teacher.name)] = feature.half().cpu().numpy()
-        batch[feature_column("scores", self._teacher.name)] = scores.float().cpu().numpy()
-        if self._amalgamate is not None:
-            batch["scores"] = pop_scores(batch, self._amalgamate)[1].half().numpy()
+            fitted = fit_space(feature, self._reading.spaces[tap])
+            batch[feature_column(tap, name)] = fitted.half().cpu().numpy()
+        batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
+        if self._reading.scores.views:
+            averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)
+            batch[feature_column(TARGETS, name)] = averaged.float().cpu().numpy()
         return batch
 
 
@@ -101,17 +110,14 @@ def through_teachers(
     rows: ray.data.Dataset,
     teachers: Sequence[TeacherConfig],
     extract: ExtractConfig,
-    paths: Mapping[str, Mapping[str, str]],
+    reading: Reading,
     log: Any,
-    amalgamate: LabelSets | None = None,
 ) -> ray.data.Dataset:
     """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`."""
     for teacher in teachers:
-        last = teacher is teachers[-1]
-        paths_and_log = (paths.get(teacher.name, {}), log, amalgamate if last else None)
         rows = rows.map_batches(
             TeacherActor,
-            fn_constructor_args=(teacher, extract, *paths_and_log),
+            fn_constructor_args=(teacher, extract, reading, log),
             batch_size=extract.batch_size,
             compute=ActorPoolStrategy(size=extract.actors_per_teacher),
             num_cpus=extract.cpus_per_teacher,
@@ -120,28 +126,20 @@ def through_teachers(
     return rows
 
 
-def pop_scores(batch: Columns, label_sets: LabelSets) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Take every teacher's scores `[n, K_t]` out of a batch; give them and the amalgamated ones `[n, K]`."""
-    own = [torch.tensor(batch.pop(feature_column("scores", name))) for name in label_sets.by_teacher]
-    return own, label_sets.amalgamate(own)
-
-
 def extract_features(
     work: Extraction,
     teachers: Sequence[TeacherConfig],
     extract: ExtractConfig,
-    paths: Mapping[str, Mapping[str, str]],
-    label_sets: LabelSets | None,
+    reading: Reading,
     on_images: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write a row an image: itself, label, stacked features, amalgamated scores; none twice, none lost.
+    """Write a row an image: itself, label, stacked features, all teachers' scores; none twice, none lost.
 
     Args:
         work: Which images, and where to.
         teachers: In stacking order; none just stores images and labels.
         extract: Batch size and actors.
-        paths: teacher -> tap -> module path; no taps gives scores alone.
-        label_sets: None without teachers.
+        reading: What is read of the teachers.
         on_images: Told how many more images are done.
 
     Returns:
@@ -154,9 +152,9 @@ def extract_features(
     start_folder(work.folder)
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     images = read_images(work.images, work.source, work.ids, log, work.only_classes)
-    rows = through_teachers(images, teachers, extract, paths, log, label_sets)
+    rows = through_teachers(images, teachers, extract, reading, log)
     try:
-        for row in _write(rows, work, extract.batch_size, paths).iter_rows():
+        for row in _write(rows, work, teachers, extract.batch_size, reading).iter_rows():
             totals = {key: total + int(row[key]) for key, total in totals.items()}
             on_images(int(row["images"]))
     except Exception as error:
@@ -169,11 +167,16 @@ def extract_features(
 
 
 def _write(
-    rows: ray.data.Dataset, work: Extraction, batch_size: int, paths: Mapping[str, Mapping[str, str]]
+    rows: ray.data.Dataset,
+    work: Extraction,
+    teachers: Sequence[TeacherConfig],
+    batch_size: int,
+    reading: Reading,
 ) -> ray.data.Dataset:
-    taps = list(next(iter(paths.values()))) if paths else []
+    taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     per_shard = max(1, SHARD_BYTES // work.row_bytes // batch_size) * batch_size
-    write = ShardWriter(work.folder, taps, list(paths))
+    scores = TARGETS if reading.scores.views else SCORES
+    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], scores)
     return rows.map_batches(write, batch_size=per_shard, num_cpus=TASK_CPUS)
 
 

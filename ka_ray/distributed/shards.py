@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ka_ray.distributed.images import Columns
-from ka_ray.features.stack import stack_columns
+from ka_ray.features.stack import SCORES, stack_columns
 from ka_ray.features.store import write_shard
 
 SHARD_BYTES = 64 * 1024**2
@@ -26,13 +26,15 @@ class ShardWriter:
         folder: Where the shards go.
         taps: Whose features are in the batch.
         teachers: In stacking order.
+        scores: Which of the teachers' score columns is kept.
     """
 
     folder: Path
     taps: Sequence[str]
     teachers: Sequence[str]
+    scores: str = SCORES
 
     def __call__(self, batch: Columns) -> Columns:
         """Write a batch; give its ``images`` and ``bytes`` as one row."""
-        written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers))
+        written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers, self.scores))
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

@@ -4,13 +4,14 @@ A student has no batch norm (its layers are learned with a bias, and a batch nor
 can always be folded into the layer before it) and no dropout (its targets are the teachers' soft scores).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
 
 PARTS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -101,6 +102,30 @@ def vgg_bn(convs_per_block: Sequence[int]) -> Family:
         Layer("fc7", "linear", 4096, ("relu",), "classifier.3"),
         Layer("scores", "linear", 0, ("relu",), "classifier.6"),
     )
+
+
+def chain_stages(
+    family: Family, paths: Mapping[str, str], widths: Mapping[str, int], num_classes: int
+) -> nn.ModuleDict:
+    """Build a family's stages: tap -> the layers that lead to it; the last one leads to the scores.
+
+    Args:
+        family: The layers.
+        paths: tap -> name of its layer.
+        widths: tap -> output channels of its layer; layers that are no tap keep their own width.
+        num_classes: K.
+    """
+    taps = {layer: tap for tap, layer in paths.items()}
+    stages, channels, parts = nn.ModuleDict(), 3, list[nn.Module]()
+    for layer in family:
+        tap = SCORES if layer is family[-1] else taps.get(layer.name)
+        width = num_classes if tap == SCORES else layer.width if tap is None else widths[tap]
+        parts += layer.build(channels, width)
+        channels = width
+        if tap is not None:
+            stages[tap] = nn.Sequential(*parts)
+            parts = []
+    return stages
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {

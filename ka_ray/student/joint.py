@@ -1,65 +1,61 @@
-"""Joint learning: the folded student end to end towards the amalgamated scores.
+"""Joint learning: the folded student end to end towards the teachers' scores.
 
-Shapes: B images, K classes of all teachers.
+Shapes: B images, K classes of all teachers together, K_t classes of teacher t.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ka_ray.amalgamation.scores import LabelSets
-from ka_ray.config import JointConfig
-from ka_ray.images.augment import augment
+from ka_ray.amalgamation import LabelSets
+from ka_ray.amalgamation.scores import softened_kl
+from ka_ray.config import JointConfig, ScoresConfig
+from ka_ray.images.augment import augment, score_views
+from ka_ray.student.layerwise import half_mse
 from ka_ray.student.network import Student
 from ka_ray.teachers import Teacher
 
 
 class JointLearner(nn.Module):
-    """The student's loss against the amalgamated scores.
+    """The student's loss against the teachers' scores.
 
     Args:
         student: Learned in place.
         config: Loss and augmentation.
-        label_sets: How the teachers' scores become one vector.
+        scores: Over which views the teachers' scores are averaged where they are computed here.
         teachers: Needed with augmentation, to score the very view that the student sees; else empty,
             and the stored scores are used.
     """
 
     def __init__(
-        self, student: Student, config: JointConfig, label_sets: LabelSets, teachers: Sequence[Teacher] = ()
+        self, student: Student, config: JointConfig, scores: ScoresConfig, teachers: Sequence[Teacher] = ()
     ) -> None:
         super().__init__()
         if config.augment.on and not teachers:
             raise ValueError("joint learning with augmentation needs the teachers")
         self.student = student
-        self.config = config
-        self._label_sets = label_sets
+        self.config, self._scores = config, scores
+        self._label_sets = LabelSets(student.spec.label_sets, student.spec.rule)
         self._teachers = list(teachers)  # a plain list: frozen, and no part of what DDP synchronises
+        self._divergence: Callable[[Tensor, Tensor], Tensor] = half_mse
+        if config.loss == "kl":
+            self._divergence = partial(softened_kl, temperature=config.temperature)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the loss of a batch with ``image [B, 3, H, W]``, and ``scores [B, K]`` or ``draws [B, 3]``."""
+        """Give the loss of a batch.
+
+        Args:
+            batch: ``image [B, 3, H, W]``, and all teachers' own ``scores [B, sum of K_t]`` or, with
+                augmentation, ``draws [B, 3]``.
+        """
         images = batch["image"]
         if self.config.augment.on:
             images = augment(images, self.config.augment, batch["draws"])
-            target = self._label_sets.amalgamate([teacher.scores(images) for teacher in self._teachers])
+            own = torch.cat([score_views(t.scores, images, self._scores) for t in self._teachers], dim=1)
         else:
-            target = batch["scores"]
-        return {"loss": self._loss(self.student(images), target)}
-
-    def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        if self.config.loss == "mse":
-            return 0.5 * functional.mse_loss(scores, target)
-        return softened_kl(scores, target, self.config.temperature)
-
-
-def softened_kl(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Compute ``T^2 KL(softmax(target / T) || softmax(scores / T))``, the mean over images.
-
-    The factor keeps the gradient's size independent of T (Hinton, Vinyals and Dean, 2015).
-    """
-    log_student = torch.log_softmax(scores / temperature, dim=1)
-    log_target = torch.log_softmax(target / temperature, dim=1)
-    divergence = functional.kl_div(log_student, log_target, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
+            own = batch["scores"]
+        temperature = self.config.temperature if self.config.loss == "kl" else 1.0
+        scores = self.student(images)
+        return {"loss": self._label_sets.loss(scores, own, self._divergence, temperature=temperature)}

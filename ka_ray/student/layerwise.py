@@ -9,9 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import AutoEncoder
-from ka_ray.student.adapter import Adapter, fold
-from ka_ray.student.network import SCORES, Student
+from ka_ray.amalgamation import Amalgamation, LabelSets
+from ka_ray.features.stack import SCORES
+from ka_ray.student.adapter import Adapter
+from ka_ray.student.fold import fold
+from ka_ray.student.network import Student
 
 
 class LayerwiseLearner(nn.Module):
@@ -19,27 +21,30 @@ class LayerwiseLearner(nn.Module):
 
     Layer ``l`` is fed the code of tap ``l-1``, not the student's own output (the first layer: the image), so
     no gradient crosses a tap and one backward pass of the summed losses learns all layers independently
-    (Shen et al., AAAI 2019). The last layer's target are the amalgamated scores.
+    (Shen et al., AAAI 2019). The last layer's target are the teachers' scores, by the rule of the label sets.
 
     Args:
         student: Its stages are learned in place.
-        encoders: tap -> trained auto-encoder; frozen here.
+        encoders: tap -> trained :class:`ka_ray.amalgamation.Amalgamation`; frozen here.
     """
 
     def __init__(self, student: Student, encoders: nn.ModuleDict) -> None:
         super().__init__()
         self.student = student
         self.encoders = encoders.requires_grad_(False)
+        self._label_sets = LabelSets(student.spec.label_sets, student.spec.rule)
         self.adapters = nn.ModuleDict({tap: Adapter(c) for tap, c in student.spec.widths.items()})
 
     def pairs(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Give, for every stage, what it computes and what it should.
 
         Args:
-            batch: ``image [B, 3, H, W]``, ``scores [B, K]`` and each tap's stacked ``[B, S, *space]``.
+            batch: ``image [B, 3, H, W]``, ``scores [B, sum of K_t]`` (all teachers' own, side by side) and
+                each tap's stacked ``[B, S, *space]``.
 
         Returns:
-            tap -> (estimate, target), both ``[B, C, *space]``; ``scores`` -> both ``[B, K]``.
+            tap -> (estimate, code), both ``[B, C, *space]``; ``scores`` -> (estimate ``[B, K]``, the
+            teachers' own).
         """
         pairs = {}
         features = self.student.preprocess(batch["image"])
@@ -49,7 +54,7 @@ class LayerwiseLearner(nn.Module):
                 pairs[tap] = (estimate, batch["scores"])
             else:
                 with torch.no_grad():
-                    code = cast(AutoEncoder, self.encoders[tap]).encode(batch[tap])
+                    code = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
                 pairs[tap] = (estimate, code)
                 features = self.adapters[tap](code)
         return pairs
@@ -57,7 +62,9 @@ class LayerwiseLearner(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the loss of every stage, a value."""
         pairs = self.pairs(batch)
-        return {tap: 0.5 * (estimate - target).square().mean() for tap, (estimate, target) in pairs.items()}
+        estimate, own = pairs.pop(SCORES)
+        losses = {tap: half_mse(estimate, code) for tap, (estimate, code) in pairs.items()}
+        return losses | {SCORES: self._label_sets.loss(estimate, own, half_mse)}
 
     @torch.no_grad()
     def squared_errors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,6 +76,10 @@ class LayerwiseLearner(nn.Module):
         """
         sums = {}
         for tap, (estimate, target) in self.pairs(batch).items():
+            if tap == SCORES:
+                target = self._label_sets.amalgamate(target)
+                if self._label_sets.rule == "conditional":  # says nothing of a constant added to all scores
+                    estimate, target = (t - t.mean(dim=1, keepdim=True) for t in (estimate, target))
             error = (estimate - target).double().square().sum()
             flat = target.double().movedim(1, -1).flatten(0, -2)
             head = torch.stack([error, error.new_tensor(len(flat))])
@@ -83,13 +94,18 @@ def relative_error(sums: Tensor) -> float:
     return error / float((second - first.square() / count).sum().clamp_min(1e-30))
 
 
+def half_mse(estimate: Tensor, target: Tensor) -> Tensor:
+    """Compute ``1/2 ||estimate - target||^2``, a value."""
+    return 0.5 * (estimate - target).square().mean()
+
+
 def fold_adapters(learner: LayerwiseLearner) -> Student:
-    """Fold every adapter into the last layer of its stage; the student carries no extra layer.
+    """Fold every adapter into its stage; the student carries no layer that it had not before.
 
     Returns:
-        The learner's student, which now gives what stages and adapters in turn gave.
+        The learner's student, in eval mode, which now gives what stages and adapters in turn gave.
     """
+    learner.eval()
     for tap, adapter in learner.adapters.items():
-        last = cast(nn.Sequential, learner.student.stages[tap])[-1]
-        fold(cast(Adapter, adapter), cast("nn.Conv2d | nn.Linear", last))
+        fold(cast(Adapter, adapter), learner.student.stages[tap])
     return learner.student

@@ -4,23 +4,27 @@ Shapes: B images, H and W in pixels, C channels of a code, K classes of all teac
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
 from ka_ray.features.store import write_json
-from ka_ray.student.families import find_family
+from ka_ray.student.adapter import identity_layer
+from ka_ray.student.cut import cut
+from ka_ray.student.families import FAMILIES, chain_stages, find_family
+from ka_ray.student.fold import can_fold
+from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
-from ka_ray.teachers.preprocess import Preprocess
-
-SCORES = "scores"
-"""The name of the last stage, which gives the scores."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,13 @@ class StudentSpec:
     """All that is needed to build a student and to use it.
 
     Attributes:
-        network: Its family.
-        arguments: Of the family.
-        widths: tap -> channels of its code, in the order of the taps. Layers without a tap keep the
-            family's width.
-        label_sets: teacher -> its classes; their concatenation is the student's score vector.
+        network: A family, a torchvision model or a factory.
+        arguments: Of the network.
+        paths: tap -> layer of the family, or module path of the network; from the image to the scores.
+        widths: tap -> channels of its code. Layers without a tap keep the family's width; a network that is
+            no family keeps its own widths everywhere.
+        label_sets: teacher -> its classes.
+        rule: How the teachers' scores become one vector; see :class:`ka_ray.amalgamation.LabelSets`.
         image_size: Sides of the decoded images that it was learned from, in pixels.
         resize: How those were made square.
         preprocessing: As :class:`ka_ray.config.Preprocessing`, dumped.
@@ -40,8 +46,10 @@ class StudentSpec:
 
     network: str
     arguments: Mapping[str, Any]
+    paths: Mapping[str, str]
     widths: Mapping[str, int]
     label_sets: Mapping[str, tuple[str, ...]]
+    rule: str | None
     image_size: int
     resize: str
     preprocessing: Mapping[str, Any]
@@ -49,33 +57,70 @@ class StudentSpec:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of the scores."""
-        return tuple(name for names in self.label_sets.values() for name in names)
+        return LabelSets(self.label_sets, self.rule).classes
 
     @property
     def taps(self) -> tuple[str, ...]:
         """The taps, from the image to the scores."""
-        return tuple(self.widths)
+        return tuple(self.paths)
 
 
 class Student(nn.Module):
     """A chain of stages; stage ``l`` leads from tap ``l-1`` to tap ``l``, the last to the scores.
 
-    Every stage ends in its conv or linear layer, so an adapter behind it can be folded into that layer.
+    An adapter behind a stage can always be folded into it: where the network's own layers do not allow that
+    (an identity shortcut, an activation), the stage ends in one more 1x1 conv, which stays and is counted.
+
+    Attributes:
+        spec: What it was built from.
+        shapes: tap -> shape of one image's features, ``(C, *space)``.
+        kept: tap -> parameters of the 1x1 conv that stays there.
+
+    Raises:
+        InputError: The network cannot be built or cut, or gives another number of scores than classes.
     """
 
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
         self.preprocess = Preprocess(Preprocessing.model_validate(dict(spec.preprocessing)))
-        self.stages = nn.ModuleDict()
-        channels, parts = 3, list[nn.Module]()
-        for layer in find_family(spec.network, dict(spec.arguments)):
-            width = len(spec.classes) if layer.name == SCORES else spec.widths.get(layer.name, layer.width)
-            parts += layer.build(channels, width)
-            channels = width
-            if layer.name in spec.widths or layer.name == SCORES:
-                self.stages[layer.name] = nn.Sequential(*parts)
-                parts = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kept: dict[str, int] = {}
+        self.stages = self._stages()
+        given = self.shapes.pop(SCORES)
+        if given != (len(spec.classes),):
+            raise InputError(
+                f"student.network {spec.network!r}: gives {given} scores for {len(spec.classes)} classes"
+            )
+
+    def _stages(self) -> nn.ModuleDict:
+        spec = self.spec
+        if spec.network in FAMILIES:
+            family = find_family(spec.network, dict(spec.arguments))
+            stages = chain_stages(family, spec.paths, spec.widths, len(spec.classes))
+        else:
+            stages = cut(build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths)
+        image = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
+        with torch.no_grad():
+            features = self.preprocess(image)
+            for tap in list(stages):
+                features = self._run(stages[tap].eval(), features)
+                self.shapes[tap] = tuple(features.shape[1:])
+                if tap != SCORES and not can_fold(stages[tap]):
+                    layer = identity_layer(self.shapes[tap])
+                    self.kept[tap] = sum(p.numel() for p in layer.parameters())
+                    stages[tap] = nn.Sequential(OrderedDict(network=stages[tap], adapter=layer))
+        return stages.train()
+
+    def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
+        try:
+            output: Tensor = stage(features)
+        except Exception as error:  # networks refuse sizes in many ways
+            size = self.spec.image_size
+            raise InputError(
+                f"student {self.spec.network!r}: an image of {size} pixels fails: {error}"
+            ) from None
+        return output
 
     def forward(self, images: Tensor) -> Tensor:
         """Score pixels `[B, 3, H, W]` in 0 ... 255: `[B, K]`."""
@@ -86,7 +131,8 @@ class Student(nn.Module):
 
 
 def save_student(student: Student, folder: Path) -> None:
-    """Write ``student.safetensors`` and ``student.json`` into a folder."""
+    """Write ``student.safetensors`` and ``student.json`` into a folder, made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_weights(student, folder / "student.safetensors")
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 

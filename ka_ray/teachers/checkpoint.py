@@ -1,5 +1,6 @@
 """Load weights without ever unpickling code."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def save_weights(network: nn.Module, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
     part.replace(path)
+
+
+def digest(path: Path) -> str:
+    """Compute the SHA-256 of a checkpoint file, to know it again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:

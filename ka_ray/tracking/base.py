@@ -21,6 +21,9 @@ class Tracker(Protocol):
     tracking_uri: str | None
     run_id: str | None
 
+    def child(self, name: str, run_id: str | None) -> "Tracker":
+        """Open a run below this one, or go on with it; who opens it finishes it."""
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters under flat dotted keys; those that a resumed run has already stay as they are."""
 

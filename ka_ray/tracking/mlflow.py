@@ -25,6 +25,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import LoggedModelOutput, Metric, Param
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
@@ -52,10 +53,23 @@ class MlflowTracker:
             if run is None:
                 experiment_id = _experiment(self._client, config.experiment, artifacts)
                 run = self._client.create_run(experiment_id, run_name=name)
+        self._adopt(uri, run)
+
+    def _adopt(self, uri: str, run: Any) -> None:
         self._run_id: str = run.info.run_id
         self._experiment_id: str = run.info.experiment_id
         self.tracking_uri: str | None = uri
         self.run_id: str | None = self._run_id
+
+    def child(self, name: str, run_id: str | None) -> "MlflowTracker":
+        """Open a run below this one, or go on with it."""
+        run = _resume(self._client, run_id)
+        if run is None:
+            tags = {MLFLOW_PARENT_RUN_ID: self._run_id}
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+        child = copy.copy(self)
+        child._adopt(self.tracking_uri or "", run)
+        return child
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters, cut to MLflow's limits.

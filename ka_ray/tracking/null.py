@@ -14,6 +14,10 @@ class NullTracker:
     tracking_uri: str | None = None
     run_id: str | None = None
 
+    def child(self, name: str, run_id: str | None) -> "NullTracker":
+        """Give another that keeps nothing."""
+        return NullTracker()
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Do nothing."""
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class FitSettings:
     """How to fit: AdamW, learning rate up linearly to its peak and down as a cosine.
 
     Attributes:
+        images: Stop after this many images (whole batches of them) instead of after ``epochs``.
         beta2: Adam's memory of squared gradients. 0.95 forgets the large early ones within a stage of a few
             hundred steps; codes and layers, whose errors go to nearly zero, need that.
     """
@@ -31,6 +33,13 @@ class FitSettings:
     learning_rate: float
     weight_decay: float = 0.0
     beta2: float = 0.999
+    images: int | None = None
+
+    def steps(self, batches: Batches) -> int:
+        """How many steps it takes over all epochs."""
+        if self.images is None:
+            return self.epochs * batches.steps_per_epoch
+        return max(1, self.images // batches.batch_size)
 
 
 @dataclass(frozen=True)
@@ -75,13 +84,13 @@ def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Rep
     """
     model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
-    total_steps = settings.epochs * batches.steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total_steps))
-    learner.train()
     meter = _Meter(batches, settings, report)
-    for epoch in range(1, settings.epochs + 1):
+    steps = meter.total_steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+    learner.train()
+    for epoch in range(1, meter.epochs + 1):
         meter.start(epoch)
-        for batch in batches.epoch(epoch):
+        for batch in islice(batches.epoch(epoch), meter.steps):
             losses: dict[str, Tensor] = model(batch)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
@@ -118,10 +127,14 @@ class _Meter:
     def __init__(self, batches: Batches, settings: FitSettings, report: Report) -> None:
         self._batches, self._settings, self._report = batches, settings, report
         self.history: list[Progress] = []
+        self.total_steps = settings.steps(batches)
+        self.epochs = math.ceil(self.total_steps / batches.steps_per_epoch)
         self._began = self._reported = time.perf_counter()
 
     def start(self, epoch: int) -> None:
         self._epoch, self._step = epoch, 0
+        before = (epoch - 1) * self._batches.steps_per_epoch
+        self.steps = min(self._batches.steps_per_epoch, self.total_steps - before)
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: dict[str, Tensor]) -> None:
@@ -129,7 +142,7 @@ class _Meter:
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, 0) + loss.detach()
         due = time.perf_counter() - self._reported > REPORT_EVERY_S
-        if rank() == 0 and due and self._step < self._batches.steps_per_epoch:
+        if rank() == 0 and due and self._step < self.steps:
             self._report(self._progress(torch.stack(list(self._sums.values()))))
             self._reported = time.perf_counter()
 
@@ -147,15 +160,14 @@ class _Meter:
 
     def _progress(self, sums: Tensor) -> Progress:
         means = (sums / self._step).tolist()
-        steps = self._batches.steps_per_epoch
-        images = ((self._epoch - 1) * steps + self._step) * self._batches.batch_size
+        seen = (self._epoch - 1) * self._batches.steps_per_epoch + self._step
         return Progress(
             stage=self._settings.stage,
             epoch=self._epoch,
-            epochs=self._settings.epochs,
+            epochs=self.epochs,
             step=self._step,
-            steps=steps,
-            images=images,
+            steps=self.steps,
+            images=seen * self._batches.batch_size,
             seconds=time.perf_counter() - self._began,
             losses=dict(zip(self._sums, means, strict=True)),
         )

@@ -3,11 +3,12 @@
 Shapes: B images, K classes of the teacher.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,16 +25,21 @@ from ka_ray.training.ranks import rank, wait_for_all
 
 
 class ClassifierLearner(nn.Module):
-    """A classifier's cross-entropy on augmented images."""
+    """A classifier's cross-entropy on augmented images.
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, views: Augmentation) -> None:
+    Args:
+        network: From pixels in 0 ... 255 to scores.
+        views: Which views it sees.
+    """
+
+    def __init__(self, network: nn.Module, views: Augmentation) -> None:
         super().__init__()
-        self.network, self.preprocess, self.views = network, preprocess, views
+        self.network, self.views = network, views
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the loss of ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
         images = augment(batch["image"], self.views, batch["draws"])
-        scores = self.network(self.preprocess(images))
+        scores = self.network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
 
 
@@ -64,11 +70,10 @@ def teach(
     assert teacher.training is not None
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
-    learner = ClassifierLearner(network, Preprocess(teacher.preprocessing), teacher.training.augment).to(
-        device
-    )
+    on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
+    learner = ClassifierLearner(on_pixels, teacher.training.augment).to(device)
     store, settings = Store(images), teacher.training
-    targets = _targets(store, teacher)
+    targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
     batches = Batches(
         store, ["image"], settings.batch_size, seed, num_draws=NUM_DRAWS, device=device, targets=targets
     )
@@ -83,11 +88,21 @@ def teach(
     wait_for_all()
 
 
-def _targets(store: Store, teacher: TeacherConfig) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    index = {name: i for i, name in enumerate(teacher.classes)}
+def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArray[np.int64]:
+    """Turn the stored labels into indices among some classes, ``[N]``; -1 for other labels.
+
+    Args:
+        store: With a column ``label``.
+        classes: In the order of the scores.
+        whose: Who is trained, for the message.
+
+    Raises:
+        InputError: A class has no image.
+    """
+    index = {name: i for i, name in enumerate(classes)}
     labels = store.gather(["label"], np.arange(len(store)))["label"]
     targets = np.array([index.get(label, -1) for label in labels], dtype=np.int64)
     unseen = [name for name, i in index.items() if not (targets == i).any()]
     if unseen:
-        raise InputError(f"teacher {teacher.name}: no image is labelled {', '.join(unseen)}")
+        raise InputError(f"{whose}: no image is labelled {', '.join(unseen)}")
     return targets

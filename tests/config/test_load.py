@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ka_ray.config import Config, TeachConfig, differing_keys, flatten
+from ka_ray.config import Config, TeachConfig, differing_keys, flatten, with_overrides
 from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
 
@@ -57,8 +57,38 @@ MISTAKES = {
         ["codes.widths.like: no teacher 'nobody'", "'low'", "'high'"],
     ),
     "width is no number": (["codes.widths.conv1=wide"], ["codes.widths.conv1: ", "integer", "'wide'"]),
-    "tap without a teacher": (["taps.conv1={low: norm1}"], ["taps.conv1: ", "['low', 'high']"]),
+    "width zero": (["codes.widths.conv1=0"], ["codes.widths.conv1: ", "greater than 0", "0"]),
+    "width negative": (["codes.widths.conv1=-4"], ["codes.widths.conv1: ", "greater than 0", "-4"]),
+    "tap without a teacher": (["taps.conv1={low: norm1}"], ["taps.conv1: ", "['low', 'high']", "'student'"]),
+    "tap of the student and one teacher": (
+        ["taps.conv1={low: norm1, student: conv1}"],
+        ["taps.conv1: ", "['low', 'student']", "['low', 'high']"],
+    ),
+    "tap of nobody": (
+        ["taps.conv1={low: norm1, high: norm1, nobody: norm1}"],
+        ["taps.conv1: ", "nobody", "['low', 'high']"],
+    ),
     "tap is no path": (["taps.conv1=3"], ["taps.conv1: ", "3"]),
+    "a teacher named as the student": (
+        ["teachers.1.name=student"],
+        ["teachers: ", "'student'", "['low', 'student']"],
+    ),
+    "no such rule": (["scores.rule=median"], ["scores.rule: ", "'concatenate'", "'conditional'", "'median'"]),
+    "no such view": (["scores.views=[flip, rotate]"], ["scores.views.1: ", "'flip'", "'shift'", "'rotate'"]),
+    "no such view alone": (["scores.views=rotate"], ["scores.views: ", "'flip'", "'shift'", "'rotate'"]),
+    "shift of no pixel": (["scores.shift=0"], ["scores.shift: ", "greater than or equal to 1"]),
+    "no such method": (["codes.method=best"], ["codes.method: ", "'direct'", "'incremental'", "'best'"]),
+    "no joint images": (["joint.images=0"], ["joint.images: ", "greater than or equal to 1"]),
+    "no such baseline": (["baseline=teach"], ["baseline: ", "'distill'", "'scratch'", "'teach'"]),
+    "unknown key of a baseline": (
+        ["baselines.distill.epohcs=3"],
+        ["baselines.distill.epohcs: unknown key"],
+    ),
+    "baseline's batch over workers": (
+        ["baselines.scratch.batch_size=33"],
+        ["baselines.scratch.batch_size: 33 is not divisible by ray.workers = 2"],
+    ),
+    "missing run to extend": (["extend=/nowhere/run"], ["extend: ", "/nowhere/run does not exist"]),
 }
 
 
@@ -132,11 +162,73 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, content, said):
         ("images={source: digits, split: test}", lambda c: c.images.split, "test"),
         ("student.arguments.note=a=b", lambda c: c.student.arguments, {"note": "a=b"}),
         ("tracking.uri=", lambda c: c.tracking.uri, None),
+        ("scores.rule=max", lambda c: c.scores.rule, "max"),
+        ("scores.views=flip", lambda c: c.scores.views, ("flip",)),
+        ("scores.views=[shift, flip]", lambda c: c.scores.views, ("shift", "flip")),
+        ("scores.shift=4", lambda c: c.scores.shift, 4),
+        ("codes.method=incremental", lambda c: c.codes.method, "incremental"),
+        ("joint.images=1000", lambda c: c.joint.images, 1000),
+        ("baseline=scratch", lambda c: c.baseline, "scratch"),
+        ("baselines.distill.loss=kl", lambda c: getattr(c.baselines.distill, "loss", None), "kl"),
+        ("evaluation.each_epoch=true", lambda c: c.evaluation.each_epoch, True),
+        (
+            "taps.conv1={low: norm1, high: norm1, student: conv1}",
+            lambda c: (c.taps or {}).get("conv1"),
+            {"low": "norm1", "high": "norm1", "student": "conv1"},
+        ),
     ],
 )
 def test_an_override_lands(load_config, override, read, expected):
     assert read(load_config()) != expected or expected is None
     assert read(load_config(override)) == expected
+
+
+def test_what_is_not_asked_for_is_off(load_config):
+    config = load_config()
+    assert (config.scores.rule, config.scores.views) == (None, ())
+    assert (config.codes.method, config.codes.widths) == ("direct", None)
+    assert (config.baseline, config.extend, config.joint.images) == (None, None, None)
+    assert (config.baselines.distill, config.baselines.scratch) == (None, None)
+    assert not config.evaluation.each_epoch
+
+
+def test_no_views_may_be_written_as_null(load_config):
+    assert load_config("scores.views=null").scores.views == ()
+
+
+def test_the_run_to_extend_becomes_absolute(load_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "before").mkdir(parents=True)
+    assert load_config("extend=runs/before").extend == tmp_path / "runs" / "before"
+
+
+def test_a_config_can_be_changed_by_overrides(load_config):
+    config = load_config("codes.widths.conv1=3", "taps={conv1: norm1, conv2: norm2}")
+    changes = ["codes.method=incremental", "seed=5", "baselines.distill.epochs=2", "teachers.1.name=top"]
+    changed = with_overrides(config, changes)
+    assert changed == load_config("codes.widths.conv1=3", "taps={conv1: norm1, conv2: norm2}", *changes)
+    assert (config.codes.method, config.seed, config.teachers[1].name) == ("direct", 0, "high")
+
+
+def test_no_overrides_give_the_config_back(load_config):
+    config = load_config("joint.augment.flip=true", "scores.views=flip", "codes.widths.like=high")
+    assert with_overrides(config, []) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["scores.rule=median"], ["1 problem", "scores.rule: ", "'median'"]),
+        (["joint.batch_size=33"], ["joint.batch_size: 33 is not divisible by ray.workers = 2"]),
+        (["baseline=null", "colour=red"], ["colour: unknown key"]),
+        (["seed"], ["--set 'seed'"]),
+    ],
+)
+def test_a_changed_config_is_checked_again(load_config, overrides, said):
+    with pytest.raises(InputError) as caught:
+        with_overrides(load_config(), overrides)
+    for part in said:
+        assert part in str(caught.value)
 
 
 def test_the_last_of_two_overrides_counts(load_config):
@@ -176,6 +268,8 @@ def test_a_config_is_frozen(load_config):
         (),
         ("taps={conv1: norm1, conv2: {low: norm2, high: act2}}", "codes.widths.conv1=3"),
         ("codes.widths.like=high", "joint.augment.shift=2", "student.arguments.widths=[4, 6]"),
+        ("scores={rule: max, views: [flip, shift]}", "baseline=distill", "baselines.distill.loss=kl"),
+        ("taps={conv1: {low: norm1, high: norm1, student: conv1}}", "evaluation.each_epoch=true"),
     ],
 )
 def test_flat_keys_are_overrides_that_give_the_config_back(tmp_path, load_config, overrides):

@@ -1,22 +1,26 @@
 """Extraction on Ray against a plain loop over the teachers."""
 
+from dataclasses import fields, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import ray
 import torch
 from PIL import Image
 
-from ka_ray.config import Config, ExtractConfig, FolderImages
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
-from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.config import Config, ExtractConfig, FolderImages, ScoresConfig
+from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.extract import Extraction, Reading, extract_features
 from ka_ray.errors import InputError
+from ka_ray.features.space import fit_space
 from ka_ray.features.store import Store
 from ka_ray.images import open_source, read_chunk
-from ka_ray.metrics import accuracies
+from ka_ray.metrics import Counts, accuracies, count
 from ka_ray.plan import Plan, make_plan
 from ka_ray.split import ImageSet, split_images
 from ka_ray.student import Student, save_student
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.ray
 
@@ -44,9 +48,8 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
     )
     images, plan, counted = split_images(config)[0], plan_of(config), []
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
-    summary = extract_features(
-        work, config.teachers, config.extract, plan.paths, plan.label_sets, counted.append
-    )
+    reading = Reading(plan.paths, plan.spaces, config.scores)
+    summary = extract_features(work, config.teachers, config.extract, reading, counted.append)
     store = Store(tmp_path / "features")
     expected = all_images(images)
     assert summary["images"] == sum(counted) == len(store) == len(images.ids) == 135
@@ -76,6 +79,49 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
         assert sorted(places["low"][0]["gpus"] + places["high"][0]["gpus"]) == [0, 1]
 
 
+def averaged_over_views(teacher: Teacher, pixels: np.ndarray, step: int) -> np.ndarray:
+    """A teacher's scores, averaged over ten views: mirrored or not, and moved to each side or not."""
+    parts = []
+    for side in (pixels, pixels[..., ::-1]):
+        edged = np.pad(side, ((0, 0), (0, 0), (step, step), (step, step)), mode="edge")
+        for row, column in ((step, step), (0, step), (2 * step, step), (step, 0), (step, 2 * step)):
+            view = edged[:, :, row : row + 8, column : column + 8]
+            parts.append(teacher.scores(torch.from_numpy(view.copy())).numpy())
+    assert len(parts) == 10
+    return np.mean(parts, axis=0)
+
+
+VIEWS = "scores={views: [flip, shift], shift: 1}"
+
+
+def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
+    cluster, load_config, tmp_path
+):
+    config = load_config("teachers.1.preprocessing.size=16", "images.limit=60", VIEWS)
+    images, plan = split_images(config)[0], plan_of(config)
+    assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
+    work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
+    reading = Reading(plan.paths, plan.spaces, config.scores)
+    extract_features(work, config.teachers, config.extract, reading, lambda _: None)
+    store = Store(tmp_path / "features")
+    assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
+    stored = store.gather(["image", "scores", *plan.shapes], np.arange(len(store)))
+
+    low, high = map(load_teacher, config.teachers)
+    pixels = torch.from_numpy(stored["image"])
+    features = [teacher.features(pixels, plan.paths[teacher.name])[0] for teacher in (low, high)]
+    for tap, space in plan.spaces.items():
+        assert features[1][tap].shape[2:] == (2 * space[0], 2 * space[1])
+        fitted = torch.cat([fit_space(feature[tap], space) for feature in features], dim=1).numpy()
+        windows = features[1][tap].numpy().reshape(len(store), -1, space[0], 2, space[1], 2).mean((3, 5))
+        np.testing.assert_allclose(fitted[:, -windows.shape[1] :], windows, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stored[tap], fitted, rtol=2e-3, atol=2e-3)
+    scores = [averaged_over_views(teacher, stored["image"], 1) for teacher in (low, high)]
+    np.testing.assert_allclose(stored["scores"], np.concatenate(scores, axis=1), rtol=2e-3, atol=2e-3)
+    once = np.concatenate([teacher.scores(pixels).numpy() for teacher in (low, high)], axis=1)
+    assert np.abs(stored["scores"] - once).max() > 0.02
+
+
 @pytest.fixture
 def folder_with_a_broken_file(tmp_path):
     for i in range(6):
@@ -90,7 +136,7 @@ def extract_folder(folder, target, max_unreadable):
     config = FolderImages(source="folder", path=folder, size=8, max_unreadable=max_unreadable)
     source = open_source(config)
     work = Extraction(config, source, np.arange(source.num_images), target, 200)
-    return extract_features(work, [], ExtractConfig(), {}, None, lambda _: None)
+    return extract_features(work, [], ExtractConfig(), Reading({}, {}, ScoresConfig()), lambda _: None)
 
 
 def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_with_a_broken_file, tmp_path):
@@ -113,22 +159,30 @@ def test_unreadable_images_within_the_limit_are_counted_and_named(
     assert len(Store(tmp_path / "out")) == 5
 
 
+def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str, Path]) -> Evaluation:
+    return Evaluation(
+        images=images.config,
+        source=images.source,
+        ids=images.ids,
+        label_sets=plan.label_sets.by_teacher,
+        teachers=config.teachers,
+        students=students,
+        extract=config.extract,
+        scores=config.scores,
+    )
+
+
 def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path):
     # Both logical GPUs go to the teachers: the student must not wait for a third.
     config = load_config("images.limit=200", "extract.gpus_per_teacher=1")
     images, plan = split_images(config)[0], plan_of(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)
-    work = Evaluation(
-        images.config,
-        images.source,
-        images.ids,
-        plan.label_sets.by_teacher,
-        config.teachers,
-        tmp_path,
-        config.extract,
+    by_student, summary = evaluate_images(
+        evaluation(config, images, plan, {"student": tmp_path}), lambda _: None
     )
-    counts, summary = evaluate_images(work, lambda _: None)
+    assert [*by_student] == ["student"]
+    counts = by_student["student"]
     assert summary["images"] == counts.images == len(images.ids)
 
     decoded = all_images(images)
@@ -149,6 +203,51 @@ def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_pa
         assert pair["teacher"] == pytest.approx((scores[mine].argmax(1) == targets[mine] - first).mean())
         among = said[mine][:, first : first + 5].argmax(1)
         assert pair["student"] == pytest.approx((among == targets[mine] - first).mean())
+
+
+def same(found: Counts, expected: Counts) -> None:
+    for field in fields(Counts):
+        np.testing.assert_array_equal(
+            getattr(found, field.name), getattr(expected, field.name), err_msg=field.name
+        )
+
+
+def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_config, tmp_path):
+    # Teacher `high` knows digit_0 in place of digit_5: the label sets overlap, and some labels are unknown.
+    config = load_config("images.limit=80", "teachers.1.classes.0=digit_0", VIEWS)
+    images, plan = split_images(config)[0], plan_of(config)
+    students = {}
+    for rule in ("mean", "max", "conditional"):
+        students[rule] = tmp_path / rule
+        save_student(Student(replace(plan.spec, rule=rule)), students[rule])
+    seen: list[int] = []
+    together, summary = evaluate_images(evaluation(config, images, plan, students), seen.append)
+    assert [*together] == [*students]
+    assert summary["images"] == sum(seen) == len(images.ids)
+    for name, folder in students.items():
+        alone, _ = evaluate_images(evaluation(config, images, plan, {name: folder}), lambda _: None)
+        same(together[name], alone[name])
+    assert any((together[name].student != together["mean"].student).any() for name in ("max", "conditional"))
+    assert any(
+        (together[name].ensemble != together["mean"].ensemble).any() for name in ("max", "conditional")
+    )
+
+
+def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster, load_config):
+    config = load_config("images.limit=80", VIEWS)
+    images, plan = split_images(config)[0], plan_of(config)
+    by_student, _ = evaluate_images(evaluation(config, images, plan, {}), lambda _: None)
+    assert [*by_student] == [TEACHERS_ALONE]
+
+    decoded = all_images(images)
+    index = {name: i for i, name in enumerate(plan.spec.classes)}
+    targets = np.array([index[label] for label in decoded["label"]])
+    teachers = [load_teacher(teacher) for teacher in config.teachers]
+    own = [teacher.scores(torch.from_numpy(decoded["image"])).numpy() for teacher in teachers]
+    averaged = [averaged_over_views(teacher, decoded["image"], 1) for teacher in teachers]
+    columns = [list(range(5)), list(range(5, 10))]
+    ensemble, over_views = np.concatenate(own, axis=1), np.concatenate(averaged, axis=1)
+    same(by_student[TEACHERS_ALONE], count(targets, None, ensemble, own, columns, over_views))
 
 
 def test_ray_is_left_running_for_the_next_test(cluster):

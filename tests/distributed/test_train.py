@@ -8,58 +8,71 @@ import numpy as np
 import pytest
 import ray
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from ka_ray.amalgamation import METHODS
 from ka_ray.config import RayConfig
 from ka_ray.distributed.train import _follow, train_in_workers
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
 from ka_ray.plan import make_plan
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.training.fit import Progress
 from ka_ray.training.stages import STAGES, StageInputs, run_stages, stage_file
 
 pytestmark = pytest.mark.ray
 
-BATCH, STEPS = 8, 3
+BATCH, STEPS, POSITIONS = 8, 3, 8
+"""Half a batch has 32 positions: as many as ``common_features`` compares with one another."""
+
 TOLERANCE = 2e-5
 """Largest difference of any weight after three steps of every stage (weights are of order 0.1 to 1)."""
 
 
 @pytest.fixture
-def inputs_for(load_config, tmp_path):
-    """A small run whose every stage takes exactly three steps, with random features."""
-    config = load_config(
-        f"codes={{epochs: 1, batch_size: {BATCH}, positions_per_image: 4}}",
-        f"layers={{epochs: 1, batch_size: {BATCH}}}",
-        f"joint={{epochs: 1, batch_size: {BATCH}, augment: {{flip: true, shift: 1}}}}",
-    )
-    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+def inputs_for(load_config, config_tree, randomised, tmp_path):
+    """Make a small run whose every stage takes three steps a link, with random features of three teachers."""
+    save_file(randomised(plain_conv_net(3, (4, 6))).state_dict(), tmp_path / "third.safetensors")
+    third = {"name": "third", "classes": ["digit_1", "digit_8", "cat"]}  # two that others know, too
+    third["checkpoint"] = str(tmp_path / "third.safetensors")
+    config_tree["teachers"].append(config_tree["teachers"][0] | third)
     rng, images = np.random.default_rng(0), BATCH * STEPS
 
-    def make(name: str) -> StageInputs:
-        folder = tmp_path / name
+    def make(name: str, method: str = "direct") -> StageInputs:
+        config = load_config(
+            f"codes={{method: {method}, epochs: 1, batch_size: {BATCH}, positions_per_image: {POSITIONS}}}",
+            f"layers={{epochs: 1, batch_size: {BATCH}}}",
+            f"joint={{epochs: 1, batch_size: {BATCH}, augment: {{flip: true, shift: 1}}}}",
+        )
+        plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+        if not features:
+            shapes = plan.shapes.items()
+            features.update({tap: rng.normal(size=(images, *s)).astype(np.float16) for tap, s in shapes})
+        folder = tmp_path / name / method
         start_folder(folder / FEATURES)
         columns = {"image_id": np.arange(images), "image": pixels, "scores": scores, **features}
         write_shard(folder / FEATURES, columns)
         finish_folder(folder / FEATURES, {})
-        return StageInputs(config, plan, folder, torch.device("cpu"), lambda _: None)
+        return StageInputs(config, plan, folder, folder, torch.device("cpu"), lambda _: None)
 
+    features: dict[str, np.ndarray] = {}
     pixels = rng.integers(0, 256, (images, 3, 8, 8), dtype=np.uint8)
-    scores = rng.normal(size=(images, 10)).astype(np.float16)
-    features = {tap: rng.normal(size=(images, *s)).astype(np.float16) for tap, s in plan.shapes.items()}
+    scores = rng.normal(size=(images, 13)).astype(np.float16)
     return make
 
 
-def run_on_ray(inputs: StageInputs, workers: int) -> list[Progress]:
-    config, plan, folder = inputs.config, inputs.plan, inputs.folder
+def run_on_ray(runs: list[StageInputs], workers: int) -> list[Progress]:
+    """Run the stages of several runs, one after the other in one group of workers."""
+    parts = [(inputs.config, inputs.plan, inputs.folder) for inputs in runs]
     reports: list[Progress] = []
-    train_in_workers(
-        lambda device, report: run_stages(StageInputs(config, plan, folder, device, report)),
-        RayConfig(workers=workers, cpus_per_worker=0.5),
-        folder / "ray",
-        reports.append,
-    )
+
+    def in_worker(device, report):
+        for config, plan, folder in parts:
+            run_stages(StageInputs(config, plan, folder, folder, device, report))
+
+    ray_config = RayConfig(workers=workers, cpus_per_worker=0.5)
+    train_in_workers(in_worker, ray_config, runs[0].folder / "ray", reports.append)
     return reports
 
 
@@ -72,17 +85,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_one_worker_two_workers_and_the_plain_loop_give_the_same_weights(cluster, inputs_for):
-    plain = inputs_for("plain")
-    run_stages(plain)
-    expected = weights(plain.folder)
+    expected, ended = {}, []
+    for method in METHODS:
+        plain = inputs_for("plain", method)
+        run_stages(plain)
+        expected[method] = weights(plain.folder)
+        links = 2 if method == "incremental" else 1  # three teachers
+        ended += [("codes", BATCH * STEPS * link) for link in range(1, links + 1)]
+        ended += [("layers", BATCH * STEPS), ("joint", BATCH * STEPS)]
     for workers in (1, 2):
-        inputs = inputs_for(f"workers{workers}")
-        reports = run_on_ray(inputs, workers)
-        assert [(r.stage, r.images) for r in reports if r.epoch_ended] == [(s, BATCH * STEPS) for s in STAGES]
-        found = weights(inputs.folder)
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert (found[name] - tensor).abs().max() <= TOLERANCE, (workers, name)
+        runs = {method: inputs_for(f"workers{workers}", method) for method in METHODS}
+        reports = run_on_ray(list(runs.values()), workers)
+        assert [(r.stage, r.images) for r in reports if r.epoch_ended] == ended
+        for method, inputs in runs.items():
+            found = weights(inputs.folder)
+            assert found.keys() == expected[method].keys()
+            for name, tensor in expected[method].items():
+                assert (found[name] - tensor).abs().max() <= TOLERANCE, (workers, method, name)
 
 
 @pytest.mark.slow  # one more group of workers; what it checks besides `unwrap` is Ray's own wrapping

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ka_ray.features.stack import feature_column, stack_columns
+from ka_ray.features.stack import SCORES, TARGETS, feature_column, stack_columns
 
 TAPS, TEACHERS = ["conv1", "fc"], ["low", "high", "third"]
+NUM_CLASSES = {"low": 2, "high": 5, "third": 3}
 
 
 def columns_of(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -15,6 +16,10 @@ def columns_of(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         for channels, teacher in enumerate(TEACHERS, start=2):
             shape = (4, channels, *space[tap])
             columns[feature_column(tap, teacher)] = rng.normal(size=shape).astype(np.float16)
+    for kind in (SCORES, TARGETS):
+        for teacher, num_classes in NUM_CLASSES.items():
+            scores = rng.normal(size=(4, num_classes)).astype(np.float32)
+            columns[feature_column(kind, teacher)] = scores
     return columns
 
 
@@ -31,11 +36,50 @@ def test_channels_lie_teacher_after_teacher(teachers):
         assert stacked[tap].dtype == np.float16
 
 
+@pytest.mark.parametrize("teachers", [TEACHERS, TEACHERS[::-1]])
+@pytest.mark.parametrize("kind", [SCORES, TARGETS])
+def test_scores_lie_teacher_after_teacher_whatever_their_numbers_of_classes(teachers, kind):
+    columns = columns_of({"conv1": (2, 3), "fc": ()})
+    stacked = stack_columns(columns, TAPS, teachers, scores=kind)
+    assert stacked[SCORES].dtype == np.float16
+    for image in range(4):
+        expected = [
+            np.float16(columns[feature_column(kind, teacher)][image, column])
+            for teacher in teachers
+            for column in range(NUM_CLASSES[teacher])
+        ]
+        assert stacked[SCORES][image].tolist() == expected
+
+
+def test_the_scores_of_the_image_itself_are_taken_unless_others_are_asked_for():
+    columns = columns_of({"conv1": (), "fc": ()})
+    by_default, own, over_views = (
+        stack_columns(columns, TAPS, TEACHERS, *kind)[SCORES] for kind in ((), (SCORES,), (TARGETS,))
+    )
+    np.testing.assert_array_equal(by_default, own)
+    assert (own != over_views).any()
+
+
+def test_scores_are_stacked_without_any_tap():
+    stacked = stack_columns(columns_of({"conv1": (), "fc": ()}), [], TEACHERS)
+    assert set(stacked) == {"image_id", "label", SCORES}
+    assert stacked[SCORES].shape == (4, sum(NUM_CLASSES.values()))
+
+
 def test_other_columns_stay_and_parts_go():
     columns = columns_of({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, TEACHERS)
-    assert set(stacked) == {"image_id", "label", *TAPS}
+    assert set(stacked) == {"image_id", "label", SCORES, *TAPS}
     assert stacked["label"] is columns["label"]
+
+
+def test_without_teachers_everything_stays():
+    columns = {
+        name: column for name, column in columns_of({"conv1": (), "fc": ()}).items() if "@" not in name
+    }
+    stacked = stack_columns(columns, [], [])
+    assert stacked.keys() == columns.keys()
+    assert all(stacked[name] is columns[name] for name in columns)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -52,6 +96,16 @@ def test_a_value_too_large_for_half_precision_is_refused():
         columns[feature_column("conv1", "low")] = np.full((4, 2), 70_000.0).astype(np.float16)
     with pytest.raises(ValueError, match="tap conv1"):
         stack_columns(columns, TAPS, TEACHERS)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
+@pytest.mark.parametrize("kind", [SCORES, TARGETS])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_score_that_half_precision_cannot_hold_is_refused(value, kind):
+    columns = columns_of({"conv1": (), "fc": ()})
+    columns[feature_column(kind, "high")][3, 4] = value
+    with pytest.raises(ValueError, match=r"scores: .*not finite"):
+        stack_columns(columns, TAPS, TEACHERS, scores=kind)
 
 
 def test_a_teacher_and_tap_have_a_column_of_their_own():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ka_ray.config import Augmentation
-from ka_ray.images.augment import NUM_DRAWS, augment
+from ka_ray.config import Augmentation, ScoresConfig
+from ka_ray.images.augment import NUM_DRAWS, augment, score_views, shift, views
 
 
 def by_loop(images: np.ndarray, config: Augmentation, draws: np.ndarray) -> np.ndarray:
@@ -21,6 +21,14 @@ def by_loop(images: np.ndarray, config: Augmentation, draws: np.ndarray) -> np.n
                     source = min(max(y + down, 0), height - 1), min(max(x + right, 0), width - 1)
                     views[i, channel, y, x] = image[channel, *source]
     return views
+
+
+def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Read every pixel from `down` rows below and `right` columns to the right, by repeating the border."""
+    reach = max(abs(down), abs(right), 1)
+    padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+    height, width = images.shape[2:]
+    return padded[:, :, reach + down : reach + down + height, reach + right : reach + right + width]
 
 
 def images_and_draws(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,3 +74,85 @@ def test_a_view_depends_on_its_own_draws_alone():
     config = Augmentation(flip=True, shift=2)
     halves = [augment(images[part], config, draws[part]) for part in (slice(0, 5), slice(5, 12))]
     assert torch.equal(torch.cat(halves), augment(images, config, draws))
+
+
+def test_each_image_is_shifted_by_its_own_offset():
+    images, _ = images_and_draws(5)
+    offsets = torch.tensor([[0, 0], [2, -1], [-3, 0], [1, 9], [-9, -9]])
+    shifted = shift(images, offsets)
+    for image, (down, right) in enumerate(offsets.tolist()):
+        expected = moved(images[image : image + 1].numpy(), down, right)[0]
+        np.testing.assert_array_equal(shifted[image].numpy(), expected)
+
+
+MIRRORED = np.s_[:, :, :, ::-1]
+MOVES = [(0, 0), (3, 0), (-3, 0), (0, 3), (0, -3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "sides", "moves"),
+    [
+        ([], [False], MOVES[:1]),
+        (["flip"], [False, True], MOVES[:1]),
+        (["shift"], [False], MOVES),
+        (["flip", "shift"], [False, True], MOVES),
+        (["shift", "flip"], [False, True], MOVES),
+    ],
+    ids=lambda value: "+".join(map(str, value)) or "none",
+)
+def test_views_are_the_images_then_every_mirrored_and_shifted_one(names, sides, moves):
+    images, _ = images_and_draws()
+    before = images.clone()
+    found = list(views(images, ScoresConfig(views=names, shift=3)))
+    assert len(found) == len(sides) * len(moves)
+    expected = [
+        moved(images.numpy()[MIRRORED] if side else images.numpy(), *move) for side in sides for move in moves
+    ]
+    for view, wanted in zip(found, expected, strict=True):
+        assert view.dtype == torch.uint8
+        np.testing.assert_array_equal(view.numpy(), wanted)
+    assert torch.equal(found[0], before)
+    assert torch.equal(images, before)
+
+
+class Scorer:
+    """Scores that tell the views apart, and a record of what was scored."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images)
+        return torch.stack([images[:, 0, 0, 0], images[:, 1, -1, -1] * 2.0], dim=1).float()
+
+
+@pytest.mark.parametrize(
+    ("names", "count"), [([], 1), (["flip"], 2), (["shift"], 5), (["flip", "shift"], 10)]
+)
+def test_scores_are_the_mean_over_all_views(names, count):
+    images, _ = images_and_draws()
+    sides = [images.numpy(), images.numpy()[MIRRORED]] if "flip" in names else [images.numpy()]
+    all_views = [moved(side, *move) for side in sides for move in (MOVES if "shift" in names else MOVES[:1])]
+    expected = np.mean([np.stack([v[:, 0, 0, 0], v[:, 1, -1, -1] * 2.0], axis=1) for v in all_views], axis=0)
+    score = Scorer()
+    found = score_views(score, images, ScoresConfig(views=names, shift=3))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+    assert len(score.seen) == count
+
+
+@pytest.mark.parametrize(("names", "count"), [([], 0), (["flip"], 1), (["shift"], 4), (["flip", "shift"], 9)])
+def test_scores_of_the_images_that_are_known_are_not_computed_again(names, count):
+    images, _ = images_and_draws()
+    config = ScoresConfig(views=names, shift=3)
+    score = Scorer()
+    found = score_views(score, images, config, known=Scorer()(images))
+    assert len(score.seen) == count
+    assert not any(torch.equal(view, images) for view in score.seen)
+    torch.testing.assert_close(found, score_views(Scorer(), images, config))
+
+
+def test_known_scores_count_as_one_view_of_the_mean():
+    images, _ = images_and_draws(2)
+    known = torch.tensor([[8.0, 0.0], [0.0, 4.0]])
+    found = score_views(lambda view: torch.ones(2, 2), images, ScoresConfig(views=["flip"]), known)
+    assert found.tolist() == [[4.5, 0.5], [0.5, 2.5]]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ka_ray.config import Config, TeachConfig
+from ka_ray.plan import make_plan
+from ka_ray.teachers import draft_teacher
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
@@ -28,9 +30,17 @@ def workplace(tmp_path, monkeypatch):
 
 
 def overrides(path: Path) -> list[str]:
-    if "cifar10" not in path.name:
-        return []
-    return ["images.path=data", "evaluation.images.path=data"]
+    if path.stem == "cifar10_and_signs":
+        parts = [f"{images}.parts.{i}" for images in ("images", "evaluation.images") for i in range(2)]
+        return [f"{part}.path=data" for part in parts]
+    if "cifar10" in path.name:
+        return ["images.path=data", "evaluation.images.path=data"]
+    return []
+
+
+def load(name: str) -> Config:
+    path = JOBS / "configs" / f"{name}.yaml"
+    return Config.load(path, overrides(path))
 
 
 def test_there_are_the_configs_that_the_readme_names():
@@ -40,6 +50,9 @@ def test_there_are_the_configs_that_the_readme_names():
         "cifar10_teacher_a.yaml",
         "cifar10_teacher_b.yaml",
         "cifar10_halves.yaml",
+        "cifar10_five.yaml",
+        "cifar10_overlap.yaml",
+        "cifar10_and_signs.yaml",
         "folder.yaml",
     }
 
@@ -61,9 +74,7 @@ def test_the_readmes_example_loads(workplace):
 
 
 def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace):
-    halves = Config.load(
-        JOBS / "configs/cifar10_halves.yaml", ["images.path=data", "evaluation.images.path=data"]
-    )
+    halves = load("cifar10_halves")
     for name, teacher in zip("ab", halves.teachers, strict=True):
         path = JOBS / f"configs/cifar10_teacher_{name}.yaml"
         taught = TeachConfig.load(path, overrides(path))
@@ -73,19 +84,68 @@ def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(wor
         assert teacher.checkpoint == taught.output_dir / name / "teacher.safetensors"
 
 
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def plan_of(config: Config):
+    return make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
+
+
+def test_five_teachers_of_two_classes_each_become_one_of_ten(workplace):
+    config = load("cifar10_five")
+    plan = plan_of(config)
+    assert [len(teacher.classes) for teacher in config.teachers] == [2] * 5
+    assert plan.spec.classes == CIFAR10
+    assert plan.label_sets.rule == "concatenate"
+    assert plan.channels["conv1"] == (32, 32, 32, 24, 24)
+    assert plan.spec.widths == {"conv1": 32, "conv2": 64, "conv3": 128, "conv4": 256}
+
+
+@pytest.mark.parametrize("rule", ["mean", "max", "conditional"])
+def test_the_teachers_that_overlap_can_be_put_together_by_every_rule(workplace, rule):
+    path = JOBS / "configs/cifar10_overlap.yaml"
+    plan = plan_of(Config.load(path, [*overrides(path), f"scores.rule={rule}"]))
+    assert plan.label_sets.overlap == {"deer": ("a", "b"), "dog": ("a", "b")}
+    assert plan.spec.classes == CIFAR10
+    assert plan.label_sets.num_scores == 12
+
+
+def test_photos_and_signs_meet_in_one_plain_student_of_32_pixels(workplace):
+    plan = plan_of(load("cifar10_and_signs"))
+    assert plan.spec.classes == (*CIFAR10, *(f"sign_{i}" for i in range(10)))
+    assert plan.spec.paths == {"early": "conv2", "middle": "conv3", "late": "conv4"}
+    assert plan.shapes == {
+        "early": (64 + 64, 16, 16),
+        "middle": (128 + 128, 8, 8),
+        "late": (256 + 256, 4, 4),
+    }
+    assert plan.kept == {}
+
+
+DIGITS = str(JOBS / "configs/digits.yaml")
+
+
 @pytest.mark.parametrize(
-    ("script", "arguments"),
+    ("script", "arguments", "words"),
     [
-        ("amalgamate.py", ["missing.yaml"]),
-        ("train_teacher.py", ["missing.yaml"]),
-        ("evaluate_student.py", ["nowhere", "--images", "digits"]),
+        ("amalgamate.py", ["missing.yaml"], "missing.yaml does not exist"),
+        ("amalgamate.py", [DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
+        ("amalgamate.py", [DIGITS, "--extend", "data"], "data holds no config.json"),
+        ("train_teacher.py", ["missing.yaml"], "missing.yaml does not exist"),
+        ("evaluate_student.py", ["nowhere", "--images", "digits"], "nowhere holds no student.json"),
+        ("compare_methods.py", ["missing.yaml"], "missing.yaml does not exist"),
+        ("compare_methods.py", [DIGITS, "--methods", "direct,best"], "--methods: best; there are direct, "),
+        ("compare_methods.py", [DIGITS, "--vary", "seed=1,2"], "--vary 'seed=1,2'"),
     ],
 )
-def test_job_scripts_refuse_bad_input_with_one_message(workplace, monkeypatch, capsys, script, arguments):
+def test_job_scripts_refuse_bad_input_with_one_message(
+    workplace, monkeypatch, capsys, script, arguments, words
+):
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(JOBS / script), run_name="__main__")
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert arguments[0] in error
+    assert words in error
+    assert not (workplace / "runs" / "digits").exists()

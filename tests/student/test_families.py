@@ -84,7 +84,8 @@ def test_a_student_with_the_teachers_weights_gives_its_scores(make_spec, network
     make, size = CASES[network]
     arguments = {"widths": (4, 6, 8)} if network == "plain" else {}
     with torch.device("meta"):
-        teacher, student = make(), Student(make_spec(network, every_tap(network, **arguments), **arguments))
+        spec = make_spec(network, every_tap(network, **arguments), image_size=size, **arguments)
+        teacher, student = make(), Student(spec)
     teacher = filled(teacher)
     student = copied_into(student, teacher)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
@@ -101,7 +102,7 @@ def test_every_tap_of_the_teacher_has_the_students_shape(make_spec, network):
     paths = {layer.name: layer.teacher_path for layer in find_family(network, {})}
     with torch.device("meta"):
         teacher = build_network(network, {}, NUM_CLASSES).eval()
-        student = Student(make_spec(network, widths))
+        student = Student(make_spec(network, widths, image_size=96))
     images = torch.empty(1, 3, 96, 96, device="meta")
     with Taps(teacher, paths) as theirs:
         teacher(images)
@@ -111,6 +112,7 @@ def test_every_tap_of_the_teacher_has_the_students_shape(make_spec, network):
     for name, features in theirs.features.items():
         assert ours.features[name].shape == features.shape
         assert features.shape[1] == widths.get(name, NUM_CLASSES)
+        assert name == "scores" or student.shapes[name] == features.shape[1:]
 
 
 @pytest.mark.parametrize("network", FAMILIES)

@@ -1,18 +1,24 @@
 """Joint learning: the losses by their formulas, and teachers that score the very view."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation.scores import LabelSets
-from ka_ray.config import Augmentation, JointConfig
+from ka_ray.amalgamation.scores import softened_kl
+from ka_ray.config import Augmentation, JointConfig, ScoresConfig
 from ka_ray.images.augment import NUM_DRAWS, augment
 from ka_ray.student import Student
-from ka_ray.student.joint import JointLearner, softened_kl
+from ka_ray.student.joint import JointLearner
 from ka_ray.teachers import Teacher, load_teacher
 
 AUGMENT = Augmentation(flip=True, shift=2)
+ONE_VIEW = ScoresConfig()
+OVERLAPPING = {"low": tuple("abcde"), "high": tuple("gdfea")}
+CLASSES = "abcdegf"
 
 
 @pytest.fixture
@@ -25,8 +31,11 @@ def student(make_spec, teachers) -> Student:
     return Student(make_spec("plain", {"conv1": 5}, classes=10, widths=[4]))
 
 
-def label_sets(teachers: list[Teacher]) -> LabelSets:
-    return LabelSets({teacher.name: teacher.classes for teacher in teachers})
+@pytest.fixture
+def student_by(make_spec) -> Callable[[str | None], Student]:
+    """Make a student of overlapping label sets, by a rule."""
+    spec = make_spec("plain", {"conv1": 5}, widths=[4])
+    return lambda rule: Student(replace(spec, label_sets=OVERLAPPING, rule=rule))
 
 
 def make_batch(count: int = 6) -> dict[str, Tensor]:
@@ -43,18 +52,18 @@ def kl_by_numpy(scores: Tensor, target: Tensor, temperature: float) -> float:
     return float(temperature**2 * (p * (np.log(p) - np.log(q))).sum(1).mean())
 
 
-def test_mse_is_half_the_mean_squared_difference(student, teachers):
+def test_mse_is_half_the_mean_squared_difference(student):
     batch = make_batch()
-    losses = JointLearner(student, JointConfig(), label_sets(teachers))(batch)
+    losses = JointLearner(student, JointConfig(), ONE_VIEW)(batch)
     expected = ((student(batch["image"]) - batch["scores"]) ** 2).mean() / 2
     torch.testing.assert_close(losses, {"loss": expected})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
-def test_kl_is_its_formula(student, teachers, temperature):
+def test_kl_is_its_formula(student, temperature):
     batch = make_batch()
     config = JointConfig(loss="kl", temperature=temperature)
-    loss = JointLearner(student, config, label_sets(teachers))(batch)["loss"]
+    loss = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
     expected = kl_by_numpy(student(batch["image"]), batch["scores"], temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -84,21 +93,86 @@ def test_the_gradient_of_kl_keeps_its_size_at_high_temperature():
 def test_teachers_score_the_view_that_the_student_sees(student, teachers, loss):
     batch = make_batch()
     config = JointConfig(loss=loss, augment=AUGMENT)
-    got = JointLearner(student, config, label_sets(teachers), teachers)(batch)["loss"]
+    got = JointLearner(student, config, ONE_VIEW, teachers)(batch)["loss"]
     views = augment(batch["image"], AUGMENT, batch["draws"])
     assert not torch.equal(views, batch["image"])
     target = torch.cat([teacher.scores(views) for teacher in teachers], dim=1)
-    stored = JointLearner(student, JointConfig(loss=loss), label_sets(teachers))
+    stored = JointLearner(student, JointConfig(loss=loss), ONE_VIEW)
     torch.testing.assert_close(got, stored({"image": views, "scores": target})["loss"])
 
 
-def test_augmentation_without_teachers_is_refused(student, teachers):
+@pytest.mark.parametrize(("views", "count"), [(("flip",), 2), (("shift",), 5), (("flip", "shift"), 10)])
+def test_the_target_of_a_view_is_averaged_over_the_views_of_it(student, teachers, views, count):
+    batch, config = make_batch(), ScoresConfig(views=views, shift=1)
+    got = JointLearner(student, JointConfig(augment=AUGMENT), config, teachers)(batch)["loss"]
+    seen = augment(batch["image"], AUGMENT, batch["draws"])
+    edged = torch.nn.functional.pad(seen.float(), (1, 1, 1, 1), mode="replicate")
+    moves = [(1, 1), (2, 1), (0, 1), (1, 2), (1, 0)] if "shift" in views else [(1, 1)]
+    many = [edged[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    if "flip" in views:
+        mirrored = edged.flip(-1)
+        many += [mirrored[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    assert len(many) == count
+    own = [sum(teacher.scores(view) for view in many) / count for teacher in teachers]
+    expected = ((student(seen) - torch.cat(own, dim=1)) ** 2).mean() / 2
+    torch.testing.assert_close(got, expected)
+
+
+def amalgamated_by_loop(own: Tensor, rule: str) -> np.ndarray:
+    """Every class of every image on its own."""
+    merge = {"mean": np.mean, "max": np.max}[rule]
+    said = own.reshape(len(own), 2, 5).numpy()
+    rows = [
+        [
+            merge([scores[t, names.index(c)] for t, names in enumerate(OVERLAPPING.values()) if c in names])
+            for c in CLASSES
+        ]
+        for scores in said
+    ]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("given", "rule"), [(None, "mean"), ("mean", "mean"), ("max", "max")])
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_where_label_sets_overlap_the_target_is_by_the_rule(student_by, given, rule, loss):
+    student, batch = student_by(given), make_batch()
+    target = amalgamated_by_loop(batch["scores"], rule)
+    got = JointLearner(student, JointConfig(loss=loss, temperature=3.0), ONE_VIEW)(batch)["loss"]
+    scores = student(batch["image"]).detach()
+    expected = kl_by_numpy(scores, torch.tensor(target), 3.0)
+    if loss == "mse":
+        expected = ((scores.numpy() - target) ** 2).mean() / 2
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "temperature"), [("kl", 1.0), ("kl", 3.0), ("mse", 1.0)])
+def test_conditional_compares_with_each_teacher_among_its_own_classes(student_by, loss, temperature):
+    """Without ``kl`` nothing is softened."""
+    student, batch = student_by("conditional"), make_batch()
+    config = JointConfig(loss=loss, temperature=temperature if loss == "kl" else 7.0)
+    got = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
+    scores, expected = student(batch["image"]), 0.0
+    for own, names in zip(batch["scores"].split(5, dim=1), OVERLAPPING.values(), strict=True):
+        columns = [CLASSES.index(name) for name in names]
+        expected += kl_by_numpy(scores[:, columns], own, temperature)
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_augmented_views_are_compared_by_the_rule_too(student_by, teachers):
+    student, batch = student_by("conditional"), make_batch()
+    got = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)(batch)["loss"]
+    views = augment(batch["image"], AUGMENT, batch["draws"])
+    stored = {"image": views, "scores": torch.cat([teacher.scores(views) for teacher in teachers], dim=1)}
+    torch.testing.assert_close(got, JointLearner(student, JointConfig(), ONE_VIEW)(stored)["loss"])
+
+
+def test_augmentation_without_teachers_is_refused(student):
     with pytest.raises(ValueError, match="needs the teachers"):
-        JointLearner(student, JointConfig(augment=AUGMENT), label_sets(teachers))
+        JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW)
 
 
 def test_the_student_alone_is_learned(student, teachers):
-    learner = JointLearner(student, JointConfig(augment=AUGMENT), label_sets(teachers), teachers)
+    learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
     learner(make_batch())["loss"].backward()
     assert {id(p) for p in learner.parameters()} == {id(p) for p in student.parameters()}
     assert all(p.grad is not None for p in student.parameters())
@@ -106,7 +180,7 @@ def test_the_student_alone_is_learned(student, teachers):
 
 
 def test_training_mode_does_not_reach_the_teachers(student, teachers):
-    learner = JointLearner(student, JointConfig(augment=AUGMENT), label_sets(teachers), teachers)
+    learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
     learner.train()
     assert student.training
     assert not any(module.training for teacher in teachers for module in teacher.network.modules())

@@ -1,16 +1,22 @@
 """The student: stages end at taps, and a saved student needs nothing but its folder."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.errors import InputError
-from ka_ray.student import Student, load_student, save_student
+from ka_ray.student import Student, StudentSpec, load_student, save_student
+from ka_ray.teachers import build_network
 
 WIDTHS = {"conv1": 5, "conv2": 7}
+CUT = "ka_ray.teachers.plain:plain_conv_net"
+RESNET = {"stem": "bn1", "early": "layer1", "late": "layer3", "pooled": "avgpool"}
 
 
 @pytest.fixture
@@ -49,9 +55,22 @@ def test_a_layer_without_a_tap_keeps_its_width_and_joins_the_next_stage(make_spe
     assert student(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
 
 
+def test_a_tap_may_have_another_name_than_its_layer(make_spec):
+    spec = make_spec("plain", {"middle": 7}, widths=[4, 6, 8])
+    student = Student(replace(spec, paths={"middle": "conv2"}))
+    assert list(student.stages) == ["middle", "scores"]
+    assert student.shapes == {"middle": (7, 4, 4)}
+
+
+def test_the_shapes_at_the_taps_are_known_and_nothing_is_kept_in_a_family(student):
+    assert student.shapes == {"conv1": (5, 8, 8), "conv2": (7, 4, 4)}
+    assert student.kept == {}
+    assert all(module.training for module in Student(student.spec).modules())
+
+
 def test_no_batch_norm_and_no_dropout(make_spec):
     with torch.device("meta"):
-        student = Student(make_spec("vgg11_bn", {}))
+        student = Student(make_spec("vgg11_bn", {}, image_size=32))
     assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in student.modules())
     assert all(m.bias is not None for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
@@ -59,6 +78,92 @@ def test_no_batch_norm_and_no_dropout(make_spec):
 def test_the_classes_are_teacher_after_teacher(student):
     assert student.spec.classes == ("class_0", "class_1", "class_2", "class_3")
     assert student.spec.taps == ("conv1", "conv2")
+
+
+def cut_spec(make_spec: Any, network: str, paths: Mapping[str, str], **options: Any) -> StudentSpec:
+    return replace(make_spec(network, {}, **options), paths=paths)
+
+
+def pixels(size: int, count: int = 3) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def test_a_fresh_student_that_was_cut_is_the_plain_network_with_adapters_besides(make_spec):
+    torch.manual_seed(5)
+    student = Student(cut_spec(make_spec, "resnet18", RESNET, image_size=32)).eval()
+    torch.manual_seed(5)
+    network = build_network("resnet18", {}, 4).eval()
+    images = pixels(32)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    expected = network(((images.movedim(1, -1) / 255 - mean) / std).movedim(-1, 1))
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(student(images), expected, rtol=1e-5, atol=1e-5)
+    assert student.shapes == {
+        "stem": (64, 16, 16),
+        "early": (64, 8, 8),
+        "late": (256, 2, 2),
+        "pooled": (512, 1, 1),
+    }
+    assert student.kept == {  # the stem's is folded into its conv; the others end in a ReLU or a pooling
+        "early": 64 * 64 + 64,
+        "late": 256 * 256 + 256,
+        "pooled": 512 * 512 + 512,
+    }
+    plain = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(parameter.numel() for parameter in student.parameters()) == plain + sum(student.kept.values())
+
+
+def test_a_kept_adapter_can_be_learned(make_spec):
+    paths = {"map": "pool1", "vector": "flatten"}
+    student = Student(cut_spec(make_spec, CUT, paths, num_classes=4, widths=[5, 6])).train()
+    assert student.kept == {"map": 5 * 5 + 5, "vector": 6 * 6 + 6}
+    student(pixels(8)).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in student.stages["map"].adapter.parameters())
+    assert [type(student.stages[tap].adapter) for tap in paths] == [nn.Conv2d, nn.Linear]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_image_that_is_too_small_is_refused_when_the_student_is_built(make_spec, cut):
+    four_poolings = {"widths": [4] * 5}
+    spec = make_spec("plain", {}, **four_poolings)
+    if cut:
+        spec = cut_spec(make_spec, CUT, {"first": "norm1"}, num_classes=4, **four_poolings)
+    with pytest.raises(InputError, match=rf"student '{spec.network}': an image of 8 pixels fails: .*small"):
+        Student(spec)
+    assert Student(replace(spec, image_size=16))(pixels(16)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("given", [3, 5])
+def test_another_number_of_scores_than_classes_is_refused(make_spec, given):
+    spec = cut_spec(make_spec, CUT, {"first": "norm1"}, num_classes=given, widths=[4])
+    with pytest.raises(
+        InputError, match=rf"student\.network '{CUT}': gives \({given},\) scores for 4 classes"
+    ):
+        Student(spec)
+
+
+def test_overlapping_classes_are_scored_once(make_spec):
+    label_sets = {"low": ("cat", "dog", "cow"), "high": ("dog", "owl")}
+    spec = replace(make_spec("plain", {}, widths=[4]), label_sets=label_sets, rule="max")
+    assert spec.classes == ("cat", "dog", "cow", "owl")
+    assert Student(spec)(pixels(8)).shape == (3, 4)
+
+
+def test_a_saved_student_that_was_cut_comes_back_the_same(make_spec, randomised, tmp_path):
+    paths = {"b": "norm1", "a": "pool1", "c": "flatten"}  # in the order of the network, not of names
+    spec = cut_spec(make_spec, CUT, paths, num_classes=4, widths=[5, 6])
+    student = randomised(Student(replace(spec, widths={"b": 5, "a": 5, "c": 6}, rule="concatenate")))
+    for parameter in student.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    save_student(student, tmp_path / "made" / "if" / "need be")
+    loaded = load_student(tmp_path / "made" / "if" / "need be")
+    assert loaded.spec == student.spec
+    assert loaded.spec.taps == ("b", "a", "c")
+    assert (loaded.shapes, loaded.kept) == (student.shapes, {"a": 30, "c": 42})
+    images = pixels(8)
+    assert torch.equal(loaded(images), student(images))
+    assert not any(module.training for module in loaded.modules())
 
 
 def test_a_saved_student_comes_back_the_same(student, tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,15 @@ def test_files_and_folders_become_artifacts_of_the_output_folder(output: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]
 
 
+@pytest.mark.parametrize("cut", [False, True])
 def test_the_student_is_a_model_that_mlflow_loads_and_serves(
-    output: Path, make_spec: Callable[..., StudentSpec], monkeypatch: pytest.MonkeyPatch
+    output: Path, make_spec: Callable[..., StudentSpec], monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
-    student = Student(make_spec("plain", {"conv1": 4, "conv2": 6}, widths=[4, 6])).train()
+    spec = make_spec("plain", {"conv1": 4, "conv2": 6}, widths=[4, 6])
+    if cut:  # with batch norms, and an adapter that stays
+        network = make_spec("ka_ray.teachers.plain:plain_conv_net", {}, num_classes=4, widths=[4, 6])
+        spec = replace(network, paths={"first": "norm1", "second": "act2"})
+    student = Student(spec).train()
     with open_tracker(CONFIG, "run", output, None) as tracker:
         tracker.log_student(student)
     assert student.training, "the caller's student was changed"
@@ -164,6 +170,60 @@ def test_a_run_that_is_gone_is_begun_anew(output: Path) -> None:
             assert tracker.run_id not in (gone, None)
 
 
+def test_a_child_is_a_run_of_its_own_below_its_parent(output: Path) -> None:
+    with open_tracker(CONFIG, "parent", output, None) as parent:
+        children = {name: parent.child(name, None) for name in ("direct", "distill")}
+        for value, child in enumerate(children.values()):
+            child.log_params({"codes.method": child.run_id})
+            child.log_metrics({"joint/loss": value}, step=3)
+            child.finish(failed=False)
+        parent.log_metrics({"joint/loss": 7.0})
+    runs = {name: client(output).get_run(child.run_id) for name, child in children.items()}
+    assert len({parent.run_id, *(child.run_id for child in children.values())}) == 3
+    for value, (name, run) in enumerate(runs.items()):
+        assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+        assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+        assert run.data.params == {"codes.method": children[name].run_id}
+        assert run.data.metrics == {"joint/loss": value}
+        assert children[name].tracking_uri == parent.tracking_uri
+    own = client(output).get_run(parent.run_id)
+    assert (own.data.params, own.data.metrics) == ({}, {"joint/loss": 7.0})
+    assert "mlflow.parentRunId" not in own.data.tags
+    assert {run.info.experiment_id for run in runs.values()} == {own.info.experiment_id}
+
+
+def test_a_child_of_a_resumed_run_goes_on_with_its_own(output: Path) -> None:
+    with open_tracker(CONFIG, "parent", output, None) as first:
+        child = first.child("direct", None)
+        child.log_metrics({"joint/loss": 1.0}, step=1)
+        child.finish(failed=True)
+    assert client(output).get_run(child.run_id).info.status == "FAILED"
+    with open_tracker(CONFIG, "parent", output, first.run_id) as second:
+        again = second.child("direct", child.run_id)
+        assert again.run_id == child.run_id
+        assert client(output).get_run(child.run_id).info.status == "RUNNING"
+        again.log_metrics({"joint/loss": 0.5}, step=2)
+        again.finish(failed=False)
+        other = second.child("direct", "0" * 32)  # one that is gone is begun anew
+        assert other.run_id not in (child.run_id, "0" * 32)
+        other.finish(failed=False)
+    found = client(output).get_metric_history(child.run_id, "joint/loss")
+    assert [(metric.step, metric.value) for metric in found] == [(1, 1.0), (2, 0.5)]
+    run = client(output).get_run(child.run_id)
+    assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", first.run_id)
+
+
+def test_a_child_outlives_its_parents_end(output: Path) -> None:
+    with open_tracker(CONFIG, "parent", output, None) as parent:
+        child = parent.child("direct", None)
+    statuses = [client(output).get_run(tracker.run_id).info.status for tracker in (parent, child)]
+    assert statuses == ["FINISHED", "RUNNING"]
+    child.log_metrics({"evaluate/union": 0.5})
+    child.finish(failed=False)
+    run = client(output).get_run(child.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"evaluate/union": 0.5})
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 def test_an_exception_fails_the_run_and_is_raised(output: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), open_tracker(CONFIG, "run", output, None) as tracker:
@@ -197,7 +257,12 @@ def test_the_null_tracker_takes_everything_and_leaves_nothing(
         tracker.log_metrics({"a/b": 1.0}, step=1)
         tracker.log_artifact(tmp_path)
         tracker.log_student(Student(make_spec("plain", {"conv1": 4}, widths=[4])))
+        child = tracker.child("direct", "f" * 32)
+        assert isinstance(child, NullTracker)
+        child.log_metrics({"a/b": 1.0})
+        child.finish(failed=False)
     assert (tracker.tracking_uri, tracker.run_id) == (None, None)
+    assert (child.tracking_uri, child.run_id) == (None, None)
     assert list(tmp_path.iterdir()) == []
 
 

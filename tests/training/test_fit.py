@@ -45,15 +45,15 @@ def batches(make_store) -> Batches:
 
 
 def by_hand(
-    batches: Batches, epochs: int, rate: float, weight_decay: float
+    batches: Batches, total: int, rate: float, weight_decay: float = 0.0, beta2: float = 0.999
 ) -> tuple[np.ndarray, list[float]]:
     """AdamW (Loshchilov and Hutter) on the sum of both losses, in numpy; weights and mean loss an epoch."""
     weight = np.array([0.5, -1.0, 2.0])
-    first, second, step, total = np.zeros(3), np.zeros(3), 0, epochs * STEPS
+    first, second, step = np.zeros(3), np.zeros(3), 0
     means = []
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, math.ceil(total / STEPS) + 1):
         losses = []
-        for batch in batches.epoch(epoch):
+        for batch in list(batches.epoch(epoch))[: total - step]:
             x, y = batch["x"].numpy(), batch["y"].numpy()
             residual = x @ weight - y
             losses.append((residual**2).mean() + 0.1 * (weight**2).sum())
@@ -66,17 +66,17 @@ def by_hand(
             )
             step += 1
             first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
+            second = beta2 * second + (1 - beta2) * gradient**2
             weight = weight * (1 - factor * rate * weight_decay)
-            corrected = first / (1 - 0.9**step), np.sqrt(second / (1 - 0.999**step))
+            corrected = first / (1 - 0.9**step), np.sqrt(second / (1 - beta2**step))
             weight = weight - factor * rate * corrected[0] / (corrected[1] + 1e-8)
         means.append(float(np.mean(losses)))
     return weight, means
 
 
-def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: float = 0.0):
+def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: float = 0.0, **others):
     learner, reports = Regression(), list[Progress]()
-    settings = FitSettings("codes", epochs, rate, weight_decay)
+    settings = FitSettings("codes", epochs, rate, weight_decay, **others)
     history = fit(learner, batches, settings, reports.append)
     return learner, history, reports
 
@@ -85,9 +85,45 @@ def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: floa
 @pytest.mark.parametrize("epochs", [1, 7])
 def test_weights_and_losses_are_those_of_the_bare_loop(batches, epochs, weight_decay):
     learner, history, _ = run(batches, epochs, weight_decay=weight_decay)
-    weight, means = by_hand(batches, epochs, 0.1, weight_decay)
+    weight, means = by_hand(batches, epochs * STEPS, 0.1, weight_decay)
     np.testing.assert_allclose(learner.weight.detach(), weight, rtol=1e-10)
     np.testing.assert_allclose([sum(record.losses.values()) for record in history], means, rtol=1e-10)
+
+
+def test_adam_forgets_as_fast_as_it_is_told(batches):
+    learner, _, _ = run(batches, epochs=3, beta2=0.9)
+    np.testing.assert_allclose(learner.weight.detach(), by_hand(batches, 9, 0.1, beta2=0.9)[0], rtol=1e-10)
+
+
+BUDGETS = {
+    "a part of the first epoch": (8, [2]),
+    "one whole epoch": (12, [3]),
+    "whole batches alone": (23, [3, 2]),
+    "several epochs and a part": (28, [3, 3, 1]),
+    "less than a batch": (3, [1]),
+}
+"""Images -> the steps of every epoch, of batches of 4."""
+
+
+@pytest.mark.parametrize(("images", "steps"), BUDGETS.values(), ids=BUDGETS)
+def test_a_budget_of_images_ends_it_with_the_schedule_at_its_last_step(batches, images, steps):
+    learner, history, reports = run(batches, epochs=50, images=images)
+    weight, means = by_hand(batches, sum(steps), 0.1)
+    np.testing.assert_allclose(learner.weight.detach(), weight, rtol=1e-10)
+    np.testing.assert_allclose([sum(record.losses.values()) for record in history], means, rtol=1e-10)
+    assert learner.modes == [True] * sum(steps)
+    assert [(r.epoch, r.epochs, r.step, r.steps) for r in history] == [
+        (epoch, len(steps), own, own) for epoch, own in enumerate(steps, start=1)
+    ]
+    assert [r.images for r in history] == [BATCH * count for count in np.cumsum(steps)]
+    assert [r for r in reports if r.epoch_ended] == history
+
+
+def test_within_a_partial_epoch_its_end_alone_counts_as_one(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+    _, history, reports = run(batches, images=20)
+    assert [(r.epoch, r.step) for r in reports] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
+    assert [r for r in reports if r.epoch_ended] == history
 
 
 def test_what_needs_no_gradient_stays(batches):

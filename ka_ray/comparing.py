@@ -1,0 +1,219 @@
+"""Several ways to make the student, side by side: the same teachers, images, budget and seeds."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ka_ray.amalgamation import METHODS
+from ka_ray.amalgamation.scores import describe
+from ka_ray.comparison import ENSEMBLE, Comparison, ensemble_rows, make_row
+from ka_ray.config import Config, JointConfig, flatten, with_overrides
+from ka_ray.distributed.evaluate import TEACHERS_ALONE
+from ka_ray.errors import InputError
+from ka_ray.extension import check_extension
+from ka_ray.features.store import DONE, FEATURES, IMAGES
+from ka_ray.figures import compare_methods
+from ka_ray.metrics import Counts, accuracies
+from ka_ray.output import claim_output, known_run, read_json, remember_run
+from ka_ray.plan import Plan, make_plan
+from ka_ray.publish import extraction_summaries, final_metrics
+from ka_ray.run import Run, open_run
+from ka_ray.split import split_images
+from ka_ray.steps import Learning, check_labels, extract, judge, learn, teach_missing
+from ka_ray.student import load_student
+from ka_ray.teachers import Teacher, draft_teacher, load_teacher
+from ka_ray.tracking import Tracker
+from ka_ray.training.stages import stage_file, stages_of
+
+BASELINES = ("distill", "scratch")
+COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
+"""What can be compared; the ensemble always is."""
+
+VARIABLE = ("scores.rule", "codes.", "layers.", "joint.", "baselines.")
+"""Keys that may be varied: those behind the extraction, which all share."""
+
+PARENT = "mlflow_compare.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to make the student, with one seed."""
+
+    label: str
+    seed: int
+    learning: Learning
+
+
+def compare(
+    config: Config, methods: Sequence[str], num_seeds: int = 1, vary: Sequence[str] = ()
+) -> Comparison:
+    """Learn a student by every method and seed, and judge all of them in one pass.
+
+    The baselines' students see as many images as the amalgamation's in all its stages. Features and scores
+    are extracted once; students that stand in the output folder are not learned again.
+
+    Args:
+        config: The run; its ``baselines`` section says how these are learned.
+        methods: Of :data:`COMPARED`.
+        num_seeds: Students a method, with seeds counting from the config's.
+        vary: ``dotted.key=value,value,...``: each method with each of the values.
+
+    Returns:
+        The table; also in the output folder as ``compare.json`` and ``compare.md``.
+
+    Raises:
+        InputError: Something given cannot work.
+    """
+    config = config.model_copy(update={"baseline": None})
+    overrides, seeds = ways(methods, vary), _seeds(config, num_seeds)
+    teachers = [draft_teacher(teacher) for teacher in config.teachers]
+    plans = {way: _plan(with_overrides(config, change), teachers) for way, change in overrides.items()}
+    plan = make_plan(config, teachers)
+    learned_from, judged_on = split_images(config)
+    if any(with_overrides(config, change).baseline == "scratch" for change in overrides.values()):
+        check_labels(plan.spec.classes, learned_from)
+    folder = claim_output(config)
+    with open_run(config, folder, f"{config.name}_compare", PARENT) as run:
+        run.tell(*dict.fromkeys(describe(one.label_sets) for one in plans.values()))
+        taught = teach_missing(run, learned_from)
+        extract(taught, plan, learned_from)
+        variants = _variants(taught, seeds, overrides, plans)
+        with _children(taught, variants) as followed:
+            learn(followed, [variant.learning for variant in variants])
+            students = {one.learning.name: one.learning.folder for one in variants}
+            counts, _ = judge(followed, plan.label_sets, judged_on, students)
+            return _publish(followed, variants, counts, seeds)
+
+
+def _seeds(config: Config, num_seeds: int) -> list[int]:
+    if num_seeds < 1:
+        raise InputError(f"--seeds: {num_seeds} must be 1 or more")
+    return list(range(config.seed, config.seed + num_seeds))
+
+
+def _plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
+    plan = make_plan(config, teachers)
+    check_extension(config, plan)
+    return plan
+
+
+def ways(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Combine methods with the values of all varied keys: label -> overrides of the config.
+
+    Raises:
+        InputError: A method is unknown, a key is not among those that may be varied, or it has no values.
+
+    Example:
+        >>> list(ways(["direct", "ensemble"], ["scores.rule=mean,max"]))
+        ['direct scores.rule=mean', 'direct scores.rule=max']
+    """
+    unknown = [method for method in methods if method not in COMPARED]
+    if unknown or not methods:
+        raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
+    found = {
+        method: [f"codes.method={method}", "baseline=null"] if method in METHODS else [f"baseline={method}"]
+        for method in methods
+        if method != ENSEMBLE
+    }
+    for one in vary:
+        key, _, values = one.partition("=")
+        if not values or not key.startswith(VARIABLE):
+            raise InputError(
+                f"--vary {one!r}: must read key=value,value,... with a key of {', '.join(VARIABLE)}..."
+            )
+        parts = [f"{key}={value}" for value in values.split(",")]
+        found = {f"{label} {part}": [*change, part] for label, change in found.items() for part in parts}
+    return found
+
+
+def _variants(
+    run: Run[Config], seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], plans: Mapping[str, Plan]
+) -> list[Variant]:
+    variants = []
+    for label, change in overrides.items():
+        for seed in seeds:
+            config = with_overrides(run.config, [*change, f"seed={seed}", "evaluation.each_epoch=false"])
+            if config.baseline is not None:
+                config = _with_budget(config, run.folder)
+            folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
+            learning = Learning(f"{label} seed {seed}", config, plans[label], folder)
+            variants.append(Variant(label, seed, learning))
+    return variants
+
+
+def _with_budget(config: Config, folder: Path) -> Config:
+    """Let a baseline's student see as many images as the amalgamation's."""
+    section: JointConfig = getattr(config.baselines, config.baseline or "") or config.joint
+    joint = section.model_copy(update={"images": student_images(config, folder)})
+    return config.model_copy(update={"joint": joint})
+
+
+def student_images(config: Config, folder: Path) -> int:
+    """Count the images that an amalgamated student sees in its stages, from the stored sets' sizes."""
+    stored = {
+        part: read_json(folder / part / DONE)["images"] if (folder / part / DONE).exists() else 0
+        for part in (FEATURES, IMAGES)
+    }
+    layers, joint = config.layers, config.joint
+    in_layers = layers.epochs * (stored[FEATURES] // layers.batch_size) * layers.batch_size
+    in_joint = joint.images or joint.epochs * (sum(stored.values()) // joint.batch_size) * joint.batch_size
+    return int(in_layers + in_joint)
+
+
+@contextmanager
+def _children(run: Run[Config], variants: Sequence[Variant]) -> Iterator[Run[Config]]:
+    """Open a tracker's run for every variant; all end as failed if the block raises."""
+    children: dict[str, Tracker] = {}
+    for variant in variants:
+        folder, name = variant.learning.folder, variant.learning.name
+        folder.mkdir(parents=True, exist_ok=True)
+        child = run.tracker.child(name, known_run(folder))
+        remember_run(folder, child.run_id)
+        child.log_params(flatten(variant.learning.config))
+        children[name] = child
+    failed = True
+    try:
+        yield dataclasses.replace(run, children=children)
+        failed = False
+    finally:
+        for child in children.values():
+            child.finish(failed)
+
+
+def _publish(
+    run: Run[Config], variants: Sequence[Variant], counts: Mapping[str, Counts], seeds: list[int]
+) -> Comparison:
+    teachers = [teacher.name for teacher in run.config.teachers]
+    rows, by_rule = [], dict[str, Counts]()
+    for label in dict.fromkeys(variant.label for variant in variants):
+        group = [variant.learning for variant in variants if variant.label == label]
+        seen = [_summaries(one) for one in group]
+        of_student = [part["history"][-1]["images"] for part in seen[0] if "shapes" not in part]
+        parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())
+        counted = [counts[one.name] for one in group]
+        seconds = [sum(part["seconds"] for part in parts) for parts in seen]
+        rows.append(make_row(label, counted, teachers, seconds, sum(of_student), parameters))
+        by_rule.setdefault(group[0].plan.spec.rule or "", counted[0])
+        for one in group:
+            run.children[one.name].log_metrics(final_metrics(accuracies(counts[one.name], teachers)))
+    networks = [load_teacher(teacher).network for teacher in run.config.teachers]
+    total = sum(p.numel() for network in networks for p in network.parameters())
+    shared = sum(part["seconds"] for part in extraction_summaries(run.folder))
+    result = Comparison(
+        name=run.config.name,
+        seeds=seeds,
+        rows=[*ensemble_rows(by_rule or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
+        shared_seconds=shared,
+    )
+    result.save(run.folder)
+    figures = compare_methods(result.model_dump(), run.folder / "figures")
+    for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
+        run.tracker.log_artifact(path)
+    return result
+
+
+def _summaries(learning: Learning) -> list[dict[str, Any]]:
+    return [read_json(stage_file(learning.folder, stage)) for stage in stages_of(learning.config)]

@@ -1,0 +1,100 @@
+"""The sections of a run's stages: extraction, scores, codes, layers, joint learning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator
+
+from ka_ray.config.base import Section
+from ka_ray.config.teachers import Augmentation
+
+
+class ExtractConfig(Section):
+    """How the teachers turn images into stacked features."""
+
+    images: int | None = Field(None, ge=1, description="Keep the features of this many images; null: all.")
+    batch_size: int = Field(64, ge=1)
+    actors_per_teacher: int = Field(1, ge=1)
+    gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
+    cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
+
+
+class TrainingConfig(Section):
+    """One stage of training: Adam with a one-cycle learning rate."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(128, ge=1, description="Over all workers together.")
+    learning_rate: float = Field(1e-3, gt=0, description="The peak of the one-cycle schedule.")
+
+
+class LikeTeacher(Section):
+    """Every code as wide as this teacher's features at the same tap."""
+
+    like: str
+
+
+Widths = Annotated[
+    Annotated[LikeTeacher, Tag("like")] | Annotated[dict[str, PositiveInt], Tag("taps")],
+    Discriminator(
+        lambda v: "like" if isinstance(v, LikeTeacher) or (isinstance(v, dict) and "like" in v) else "taps"
+    ),
+]
+
+
+class ScoresConfig(Section):
+    """How the teachers' scores become the student's targets."""
+
+    rule: Literal["concatenate", "mean", "max", "conditional"] | None = Field(
+        None, description="null: concatenate disjoint label sets, mean where they overlap"
+    )
+    views: tuple[Literal["flip", "shift"], ...] = Field(
+        (), description="Average each teacher's scores over these views of an image, too: flip, shift."
+    )
+    shift: int = Field(2, ge=1, description="Pixels of the view `shift`: up, down, left and right.")
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _one_or_more(cls, views: Any) -> Any:
+        return (views,) if isinstance(views, str) else () if views is None else views
+
+
+class CodesConfig(TrainingConfig):
+    """The auto-encoders: what is kept of the stacked features."""
+
+    method: Literal["direct", "incremental", "common_features"] = Field(
+        "direct",
+        description="direct: one auto-encoder a tap over all teachers; incremental: one for the first two, "
+        "and one more for each further teacher; common_features: a space that all teachers share",
+    )
+    widths: Widths | None = Field(
+        None, description="{like: TEACHER} or {TAP: channels, ...}; null: the student's own"
+    )
+    positions_per_image: int = Field(
+        16, ge=1, description="Positions drawn at random from each map, an epoch."
+    )
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
+    learning_rate: float = Field(2e-2, gt=0)
+
+
+class LayersConfig(TrainingConfig):
+    """Layer-wise learning: each student layer from the code before it to its own."""
+
+    learning_rate: float = Field(5e-3, gt=0)
+
+
+class JointConfig(TrainingConfig):
+    """Joint learning: the folded student end to end towards the amalgamated scores."""
+
+    loss: Literal["mse", "kl"] = "mse"
+    temperature: float = Field(2.0, gt=0, description="Softens both sides of `kl`; unused by `mse`.")
+    augment: Augmentation = Field(Augmentation(), description="Teachers score the same augmented view.")
+    images: int | None = Field(
+        None, ge=1, description="Stop after this many images instead of after whole `epochs`."
+    )
+
+
+class BaselinesConfig(Section):
+    """How `ka-ray compare` learns the baselines; the number of images is that of the amalgamation."""
+
+    distill: JointConfig | None = Field(None, description="null: as `joint`")
+    scratch: JointConfig | None = Field(None, description="null: as `joint`, with cross-entropy")
