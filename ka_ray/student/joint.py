@@ -18,6 +18,15 @@ from ka_ray.student.network import Student
 from ka_ray.teachers import Teacher
 
 
+def needs_teachers(config: JointConfig, scores: ScoresConfig) -> bool:
+    """Whether augmented images must be scored anew.
+
+    Scores averaged over both sides of an image are the same for its mirror image, so mirroring alone needs
+    no teacher where ``scores.views`` has ``flip``.
+    """
+    return config.augment.shift > 0 or (config.augment.flip and "flip" not in scores.views)
+
+
 class JointLearner(nn.Module):
     """The student's loss against the teachers' scores.
 
@@ -25,16 +34,17 @@ class JointLearner(nn.Module):
         student: Learned in place.
         config: Loss and augmentation.
         scores: Over which views the teachers' scores are averaged where they are computed here.
-        teachers: Needed with augmentation, to score the very view that the student sees; else empty,
-            and the stored scores are used.
+        teachers: To score the very view that the student sees, where :func:`needs_teachers`; else empty, and
+            the stored scores are used.
     """
 
     def __init__(
         self, student: Student, config: JointConfig, scores: ScoresConfig, teachers: Sequence[Teacher] = ()
     ) -> None:
         super().__init__()
-        if config.augment.on and not teachers:
-            raise ValueError("joint learning with augmentation needs the teachers")
+        self._rescored = needs_teachers(config, scores)
+        if self._rescored and not teachers:
+            raise ValueError("joint learning with this augmentation needs the teachers")
         self.student = student
         self.config, self._scores = config, scores
         self._label_sets = LabelSets(student.spec.label_sets, student.spec.rule)
@@ -47,12 +57,13 @@ class JointLearner(nn.Module):
         """Give the loss of a batch.
 
         Args:
-            batch: ``image [B, 3, H, W]``, and all teachers' own ``scores [B, sum of K_t]`` or, with
-                augmentation, ``draws [B, 3]``.
+            batch: ``image [B, 3, H, W]``, with augmentation ``draws [B, 3]``, and all teachers' own
+                ``scores [B, sum of K_t]`` unless the teachers score the augmented images here.
         """
         images = batch["image"]
         if self.config.augment.on:
             images = augment(images, self.config.augment, batch["draws"])
+        if self._rescored:
             own = torch.cat([score_views(t.scores, images, self._scores) for t in self._teachers], dim=1)
         else:
             own = batch["scores"]

@@ -24,7 +24,7 @@ from ka_ray.images.augment import NUM_DRAWS
 from ka_ray.plan import Plan
 from ka_ray.student import Student, save_student
 from ka_ray.student.fold import settle_norms
-from ka_ray.student.joint import JointLearner
+from ka_ray.student.joint import JointLearner, needs_teachers
 from ka_ray.student.layerwise import LayerwiseLearner, fold_adapters, relative_error
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.checkpoint import digest, save_weights
@@ -217,10 +217,10 @@ def _joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Ba
         batches = inputs.batches("joint", store, ["image"], num_draws=NUM_DRAWS, targets=targets)
         return ClassifierLearner(student, config.augment), batches
     teachers = []
-    if config.augment.on:
+    if needs_teachers(config, inputs.config.scores):
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]
     learner = JointLearner(student, config, inputs.config.scores, teachers)
-    columns = ["image"] if config.augment.on else ["image", SCORES]
+    columns = ["image"] if teachers else ["image", SCORES]
     return learner, inputs.batches("joint", store, columns, num_draws=draws)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ka_ray.amalgamation.scores import softened_kl
 from ka_ray.config import Augmentation, JointConfig, ScoresConfig
-from ka_ray.images.augment import NUM_DRAWS, augment
+from ka_ray.images.augment import NUM_DRAWS, augment, score_views
 from ka_ray.student import Student
-from ka_ray.student.joint import JointLearner
+from ka_ray.student.joint import JointLearner, needs_teachers
 from ka_ray.teachers import Teacher, load_teacher
 
 AUGMENT = Augmentation(flip=True, shift=2)
@@ -169,6 +169,33 @@ def test_augmented_views_are_compared_by_the_rule_too(student_by, teachers):
 def test_augmentation_without_teachers_is_refused(student):
     with pytest.raises(ValueError, match="needs the teachers"):
         JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW)
+
+
+def test_mirrored_images_keep_the_scores_that_are_averaged_over_both_sides(student, teachers):
+    batch, config = make_batch(), JointConfig(augment=Augmentation(flip=True))
+    both = ScoresConfig(views=("flip", "shift"))
+    stored = torch.cat([score_views(teacher.scores, batch["image"], both) for teacher in teachers], dim=1)
+    got = JointLearner(student, config, both)(batch | {"scores": stored})["loss"]
+    images = augment(batch["image"], config.augment, batch["draws"])
+    assert not torch.equal(images, batch["image"])
+    anew = torch.cat([score_views(teacher.scores, images, both) for teacher in teachers], dim=1)
+    expected = ((student(images) - anew) ** 2).mean() / 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("augment", "views", "needed"),
+    [
+        ({"flip": True}, (), True),
+        ({"flip": True}, ("shift",), True),
+        ({"flip": True}, ("flip",), False),
+        ({"flip": True, "shift": 1}, ("flip",), True),
+        ({}, (), False),
+    ],
+)
+def test_teachers_are_needed_where_a_view_has_other_scores(augment, views, needed):
+    config = JointConfig(augment=Augmentation(**augment))
+    assert needs_teachers(config, ScoresConfig(views=views)) is needed
 
 
 def test_the_student_alone_is_learned(student, teachers):
