@@ -1,8 +1,10 @@
-"""Pairs of torchvision networks that are no chains, overlapping label sets, end to end in a few steps."""
+"""Pairs of networks that are no chains, foreign images, overlapping label sets, end to end in a few steps."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 import ka_ray
@@ -16,7 +18,11 @@ QUICK = {"epochs": 1, "batch_size": 16}
 
 
 def describe_run(folder, network, taps):
-    teachers = []
+    """The student learns from unlabelled noise that no teacher knows, and is judged on labelled digits."""
+    teachers, rng = [], np.random.default_rng(0)
+    (folder / "noise").mkdir()
+    for i in range(80):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"noise/{i}.png")
     for seed, (name, classes) in enumerate(CLASSES.items()):
         torch.manual_seed(seed)
         checkpoint = folder / f"{name}.safetensors"
@@ -28,7 +34,7 @@ def describe_run(folder, network, taps):
     return {
         "name": "pair",
         "output": str(folder / "run"),
-        "images": {"source": "digits", "size": 16, "limit": 80},
+        "images": {"source": "folder", "path": str(folder / "noise"), "labelled": False, "size": 16},
         "teachers": teachers,
         "taps": taps,
         "scores": {"views": "flip"},
@@ -36,7 +42,10 @@ def describe_run(folder, network, taps):
         "codes": QUICK | {"positions_per_image": 4},
         "layers": QUICK,
         "joint": QUICK | {"learning_rate": 1e-4},
-        "evaluation": {"each_epoch": True},
+        "evaluation": {
+            "each_epoch": True,
+            "images": {"source": "digits", "split": "test", "size": 16, "limit": 40},
+        },
         "ray": {"workers": 1},
         "tracking": {"backend": "none"},
     }
@@ -61,6 +70,8 @@ def test_a_pair_becomes_one_student_of_the_same_network(tmp_path, network, taps,
     assert report.overlap == {"digit_4": ["low", "high"], "digit_5": ["low", "high"]}
     plain = sum(p.numel() for p in build_network(network, {}, 10).parameters())
     assert report.size.student.parameters == plain + sum(expected.values())
+    assert report.accuracy.labelled == report.accuracy.images == 40
+    assert 0 <= report.accuracy.agreement <= 1
     assert report.accuracy.union is not None
     assert report.accuracy.ensemble_over_views is not None
     assert len(report.curve) == 1
