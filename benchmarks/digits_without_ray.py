@@ -26,7 +26,8 @@ from ka_ray.split import ImageSet, split_images
 from ka_ray.steps import with_checkpoint
 from ka_ray.student import Student
 from ka_ray.teachers import load_teacher
-from ka_ray.training.stages import StageInputs, load_stage, run_stages
+from ka_ray.training.inputs import StageInputs, load_stage
+from ka_ray.training.stages import run_stages
 from ka_ray.training.teaching import teach, teacher_checkpoint
 
 DIGITS = Path(__file__).parents[1] / "jobs" / "configs" / "digits.yaml"

@@ -1,16 +1,19 @@
 """Several ways to make the student, side by side: the same teachers, images, budget and seeds."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ka_ray.amalgamation import METHODS
 from ka_ray.amalgamation.scores import describe
 from ka_ray.comparison import ENSEMBLE, Comparison, ensemble_rows, make_row
-from ka_ray.config import Config, JointConfig, flatten, with_overrides
+from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
 from ka_ray.errors import InputError
 from ka_ray.extension import check_extension
@@ -22,11 +25,12 @@ from ka_ray.plan import Plan, make_plan
 from ka_ray.publish import extraction_summaries, final_metrics
 from ka_ray.run import Run, open_run
 from ka_ray.split import split_images
-from ka_ray.steps import Learning, check_labels, extract, judge, learn, teach_missing
+from ka_ray.steps import Learning, check_batches, check_labels, extract, judge, learn, teach_missing
 from ka_ray.student import load_student
 from ka_ray.teachers import Teacher, draft_teacher, load_teacher
 from ka_ray.tracking import Tracker
-from ka_ray.training.stages import stage_file, stages_of
+from ka_ray.training.inputs import stage_file
+from ka_ray.training.stages import stages_of
 
 BASELINES = ("distill", "scratch")
 COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
@@ -70,17 +74,18 @@ def compare(
     config = config.model_copy(update={"baseline": None})
     overrides, seeds = ways(methods, vary), _seeds(config, num_seeds)
     teachers = [draft_teacher(teacher) for teacher in config.teachers]
-    plans = {way: _plan(with_overrides(config, change), teachers) for way, change in overrides.items()}
+    planned = {way: _plan(with_overrides(config, change), teachers) for way, change in overrides.items()}
     plan = make_plan(config, teachers)
     learned_from, judged_on = split_images(config)
+    check_batches(config, learned_from)
     if any(with_overrides(config, change).baseline == "scratch" for change in overrides.values()):
         check_labels(plan.spec.classes, learned_from)
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_compare", PARENT) as run:
-        run.tell(*dict.fromkeys(describe(one.label_sets) for one in plans.values()))
+        run.tell(*dict.fromkeys(note for _, notes in planned.values() for note in notes))
         taught = teach_missing(run, learned_from)
         extract(taught, plan, learned_from)
-        variants = _variants(taught, seeds, overrides, plans)
+        variants = _variants(taught, seeds, overrides, {way: one for way, (one, _) in planned.items()})
         with _children(taught, variants) as followed:
             learn(followed, [variant.learning for variant in variants])
             students = {one.learning.name: one.learning.folder for one in variants}
@@ -94,10 +99,10 @@ def _seeds(config: Config, num_seeds: int) -> list[int]:
     return list(range(config.seed, config.seed + num_seeds))
 
 
-def _plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
+def _plan(config: Config, teachers: Sequence[Teacher]) -> tuple[Plan, list[str | None]]:
+    """Plan one way; give also what the user should know of it."""
     plan = make_plan(config, teachers)
-    check_extension(config, plan)
-    return plan
+    return plan, [describe(plan.label_sets), check_extension(config, plan)]
 
 
 def ways(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -119,14 +124,39 @@ def ways(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str
         if method != ENSEMBLE
     }
     for one in vary:
-        key, _, values = one.partition("=")
-        if not values or not key.startswith(VARIABLE):
-            raise InputError(
-                f"--vary {one!r}: must read key=value,value,... with a key of {', '.join(VARIABLE)}..."
-            )
-        parts = [f"{key}={value}" for value in values.split(",")]
-        found = {f"{label} {part}": [*change, part] for label, change in found.items() for part in parts}
+        key, values = _varied(one)
+        if not any(_reaches(change, key) for change in found.values()):
+            raise InputError(f"--vary {one!r}: changes nothing in {', '.join(methods)}")
+        parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
+        wider: dict[str, list[str]] = {}
+        for label, change in found.items():
+            if _reaches(change, key):
+                wider |= {f"{label} {part}": [*change, part] for part in parts}
+            else:
+                wider[label] = change
+        found = wider
     return found
+
+
+def _varied(one: str) -> tuple[str, list[Any]]:
+    key, _, text = one.partition("=")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        values = []
+    if not values or not key.startswith(VARIABLE):
+        raise InputError(
+            f"--vary {one!r}: must read key=value,value,... with a key of {', '.join(VARIABLE)}..."
+        )
+    return key, values
+
+
+def _reaches(change: Sequence[str], key: str) -> bool:
+    """Whether a key has a say in a method; of the layers a baseline takes the number of images alone."""
+    baseline = change[0].removeprefix("baseline=")
+    if baseline in BASELINES:
+        return key.startswith(("scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
+    return not key.startswith("baselines.")
 
 
 def _variants(
@@ -146,8 +176,8 @@ def _variants(
 
 def _with_budget(config: Config, folder: Path) -> Config:
     """Let a baseline's student see as many images as the amalgamation's."""
-    section: JointConfig = getattr(config.baselines, config.baseline or "") or config.joint
-    joint = section.model_copy(update={"images": student_images(config, folder)})
+    section: ScratchConfig = getattr(config.baselines, config.baseline or "")
+    joint = section.of(config.joint, student_images(config, folder))
     return config.model_copy(update={"joint": joint})
 
 
@@ -167,15 +197,14 @@ def student_images(config: Config, folder: Path) -> int:
 def _children(run: Run[Config], variants: Sequence[Variant]) -> Iterator[Run[Config]]:
     """Open a tracker's run for every variant; all end as failed if the block raises."""
     children: dict[str, Tracker] = {}
-    for variant in variants:
-        folder, name = variant.learning.folder, variant.learning.name
-        folder.mkdir(parents=True, exist_ok=True)
-        child = run.tracker.child(name, known_run(folder))
-        remember_run(folder, child.run_id)
-        child.log_params(flatten(variant.learning.config))
-        children[name] = child
     failed = True
     try:
+        for variant in variants:
+            folder, name = variant.learning.folder, variant.learning.name
+            folder.mkdir(parents=True, exist_ok=True)
+            children[name] = run.tracker.child(name, known_run(folder))
+            remember_run(folder, children[name].run_id)
+            children[name].log_params(flatten(variant.learning.config))
         yield dataclasses.replace(run, children=children)
         failed = False
     finally:
@@ -191,10 +220,10 @@ def _publish(
     for label in dict.fromkeys(variant.label for variant in variants):
         group = [variant.learning for variant in variants if variant.label == label]
         seen = [_summaries(one) for one in group]
-        of_student = [part["history"][-1]["images"] for part in seen[0] if "shapes" not in part]
+        of_student = [part["history"][-1]["images"] for stage, part in seen[0].items() if stage != "codes"]
         parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())
         counted = [counts[one.name] for one in group]
-        seconds = [sum(part["seconds"] for part in parts) for parts in seen]
+        seconds = [sum(part["seconds"] for part in parts.values()) for parts in seen]
         rows.append(make_row(label, counted, teachers, seconds, sum(of_student), parameters))
         by_rule.setdefault(group[0].plan.spec.rule or "", counted[0])
         for one in group:
@@ -215,5 +244,5 @@ def _publish(
     return result
 
 
-def _summaries(learning: Learning) -> list[dict[str, Any]]:
-    return [read_json(stage_file(learning.folder, stage)) for stage in stages_of(learning.config)]
+def _summaries(learning: Learning) -> dict[str, dict[str, Any]]:
+    return {stage: read_json(stage_file(learning.folder, stage)) for stage in stages_of(learning.config)}

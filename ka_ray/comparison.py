@@ -38,7 +38,7 @@ class Spread(_Part):
     def _known(self) -> list[float]:
         return [value for value in self.values if value is not None]
 
-    def text(self) -> str:
+    def text(self, decimals: int = 3) -> str:
         """Write mean and spread.
 
         Example:
@@ -47,9 +47,8 @@ class Spread(_Part):
         """
         if self.mean is None:
             return "-"
-        mean = f"{self.mean:.3f}".removeprefix("0")
-        deviation = "" if self.deviation is None else f" ± {self.deviation:.3f}".replace(" 0.", " .")
-        return mean + deviation
+        known = [self.mean, *([] if self.deviation is None else [self.deviation])]
+        return " ± ".join(f"{value:.{decimals}f}".replace("0.", ".", int(value < 1)) for value in known)
 
 
 class Row(_Part):
@@ -97,7 +96,7 @@ class Comparison(_Part):
                 row.union.text(),
                 *(row.per_teacher[name].text() for name in teachers),
                 row.agreement.text(),
-                f"{row.seconds.mean:.0f}" if row.seconds.mean is not None else "-",
+                row.seconds.text(decimals=0),
                 f"{row.images:,}" if row.images else "-",
                 f"{row.parameters:,}",
             )

@@ -8,7 +8,7 @@ from ka_ray.errors import InputError
 from ka_ray.output import CONFIG, read_json
 from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import digest
-from ka_ray.training.stages import stage_file
+from ka_ray.training.inputs import stage_file
 from ka_ray.training.teaching import teacher_checkpoint
 
 TEACHERS = "teachers"
@@ -59,7 +59,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise InputError(
                 f"extend: {folder} holds no {path.relative_to(folder)}; give a finished run's folder"
             )
-    return read_json(folder / CONFIG), read_json(stage_file(folder, "codes"))
+    codes = read_json(stage_file(folder, "codes"))
+    if not {"teachers", "shapes", "links"} <= codes.keys():
+        raise InputError(f"extend: {folder} was made by an older version; make it again")
+    return read_json(folder / CONFIG), codes
 
 
 def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str, str]) -> None:
@@ -92,8 +95,12 @@ def _shapes(plan: Plan, num_teachers: int) -> dict[str, dict[str, Any]]:
 
 
 def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
-    """Find the checkpoint of a teacher that the extended run trained."""
-    if config.extend is None:
-        return None
-    path = teacher_checkpoint(config.extend / TEACHERS, teacher.name)
-    return path if path.exists() else None
+    """Find the checkpoint of a teacher that the extended run trained, or a run that this one extended."""
+    folder = config.extend
+    while folder is not None:
+        path = teacher_checkpoint(folder / TEACHERS, teacher.name)
+        if path.exists():
+            return path
+        before = read_json(folder / CONFIG).get("extend")
+        folder = None if before is None else Path(before)
+    return None

@@ -9,7 +9,15 @@ from ka_ray.publish import publish
 from ka_ray.report import Report
 from ka_ray.run import open_run
 from ka_ray.split import split_images
-from ka_ray.steps import Learning, check_labels, evaluate_student, extract, learn, teach_missing
+from ka_ray.steps import (
+    Learning,
+    check_batches,
+    check_labels,
+    evaluate_student,
+    extract,
+    learn,
+    teach_missing,
+)
 from ka_ray.teachers import draft_teacher
 
 
@@ -31,6 +39,7 @@ def amalgamate(config: Config) -> Report:
     plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
     extension = check_extension(config, plan)
     learned_from, judged_on = split_images(config)
+    check_batches(config, learned_from)
     if config.baseline == "scratch":
         check_labels(plan.spec.classes, learned_from)
     folder = claim_output(config)

@@ -9,13 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from ka_ray.amalgamation import METHODS, LabelSets
 from ka_ray.config import STUDENT, Config, LikeTeacher
 from ka_ray.errors import InputError
 from ka_ray.features.space import check_space
-from ka_ray.features.stack import SCORES
+from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.student import FAMILIES, Family, Student, StudentSpec, find_family, working_taps
 from ka_ray.teachers import Teacher, build_network
+
+RESERVED = {"image_id", "image", "label", "draws", "target", TARGETS}
+"""Names of other columns."""
 
 FLOAT16_BYTES = 2
 MAX_LISTED = 12
@@ -123,6 +128,9 @@ def _student_paths(
     config: Config, network: str, arguments: dict[str, Any], num_classes: int
 ) -> dict[str, str]:
     """Give each tap's place in the student, in the order of the config."""
+    for tap in config.taps or ():
+        if tap in RESERVED or hasattr(nn.ModuleDict, tap):
+            raise InputError(f"taps.{tap}: a tap cannot have this name; give another")
     if network in FAMILIES:
         return _family_paths(config, network, find_family(network, arguments))
     try:

@@ -17,7 +17,8 @@ from ka_ray.report import Report, measure_size
 from ka_ray.run import Run
 from ka_ray.student import load_student
 from ka_ray.teachers import load_teacher
-from ka_ray.training.stages import stage_file, stages_of
+from ka_ray.training.inputs import stage_file
+from ka_ray.training.stages import stages_of
 
 
 def extraction_summaries(folder: Path) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ def _extension(config: Config, codes: dict[str, Any]) -> dict[str, Any] | None:
         "reused": reused,
         "trained": codes["links"]["trained"],
         "seconds": codes["seconds"],
-        "saved_seconds": before["seconds"] if reused else 0.0,
+        "saved_seconds": sum(before["links"]["seconds"][:reused]),
     }
 
 

@@ -22,15 +22,10 @@ from ka_ray.plan import Plan
 from ka_ray.run import Run
 from ka_ray.split import ImageSet, split_for_features
 from ka_ray.student import Student, save_student
+from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.fit import Progress
-from ka_ray.training.stages import (
-    StageInputs,
-    epochs_folder,
-    load_stage,
-    run_stages,
-    stage_file,
-    stages_of,
-)
+from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, stage_file
+from ka_ray.training.stages import run_stages, stages_of
 from ka_ray.training.teaching import teach, teacher_checkpoint
 
 NOTHING = Reading({}, {}, ScoresConfig())
@@ -49,6 +44,38 @@ def check_labels(classes: Sequence[str], images: ImageSet) -> None:
         raise InputError(f"baseline scratch: no image is labelled {', '.join(missing)}")
 
 
+def check_batches(config: Config, images: ImageSet) -> None:
+    """Refuse batches larger than the images that there are, before anything starts.
+
+    Raises:
+        InputError: Naming the key and both sizes.
+    """
+    total = len(images.ids)
+    kept = min(total, config.extract.images or total)
+    for key, most in {"codes": kept, "layers": kept, "joint": total}.items():
+        size = getattr(config, key).batch_size
+        if size > most and (config.baseline is None or key == "joint"):
+            raise InputError(f"{key}.batch_size: {size} is larger than the {most} images that it learns from")
+
+
+def check_teachers(run: Run[Config]) -> None:
+    """Refuse to go on with features of teachers whose checkpoints have changed since.
+
+    Raises:
+        InputError: Naming the teacher.
+    """
+    path = run.folder / "teachers.json"
+    digests = {t.name: digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None}
+    known = read_json(path) if path.exists() else digests
+    changed = [name for name, value in digests.items() if known.get(name) != value]
+    if changed:
+        raise InputError(
+            f"teachers.{changed[0]}.checkpoint: has changed since {run.folder} was begun; "
+            "give another --output"
+        )
+    write_json(path, digests)
+
+
 def teach_missing(run: Run[Config], images: ImageSet) -> Run[Config]:
     """Train the teachers that come with ``training`` instead of a checkpoint.
 
@@ -61,7 +88,9 @@ def teach_missing(run: Run[Config], images: ImageSet) -> Run[Config]:
     if untaught:
         teach_all(run, untaught, images, folder)
     taught = tuple(with_checkpoint(teacher, places[teacher.name]) for teacher in config.teachers)
-    return dataclasses.replace(run, config=config.model_copy(update={"teachers": taught}))
+    ready = dataclasses.replace(run, config=config.model_copy(update={"teachers": taught}))
+    check_teachers(ready)
+    return ready
 
 
 def teach_all(
@@ -184,6 +213,7 @@ def judge(
         students=students,
         extract=config.extract,
         scores=config.scores,
+        rule=label_sets.rule,
     )
     with run.display.images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

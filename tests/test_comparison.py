@@ -19,7 +19,8 @@ from ka_ray.metrics import Counts
 from ka_ray.run import Run
 from ka_ray.student import Student, save_student
 from ka_ray.tracking.null import NullTracker
-from ka_ray.training.stages import stage_file, stages_of
+from ka_ray.training.inputs import stage_file
+from ka_ray.training.stages import stages_of
 
 TEACHERS = ["low", "high"]
 
@@ -154,7 +155,7 @@ def test_a_table_has_one_line_a_method():
         ["ensemble", ".760", "-", "-", "-", "-", "-", "6,789"],
         [
             *("direct scores.rule=mean/max", ".625 ± .177", ".850 ± .071", "-", ".950 ± .071"),
-            *("12", "12,345", "6,789"),
+            *("12 ± 2", "12,345", "6,789"),
         ],
     ]
     assert "Seeds 3, 4; mean ± standard deviation. " in text
@@ -368,11 +369,34 @@ def test_a_baseline_sees_as_many_images_as_the_amalgamation(bench, load_config, 
 
 
 def test_a_baseline_may_have_a_section_of_its_own_but_not_its_own_budget(bench, load_config):
-    own = "baselines.distill={epochs: 99, batch_size: 8, learning_rate: 0.5, loss: kl, images: 3}"
-    compare(load_config(*STAGES, own), ["distill", "scratch"])
+    own = "baselines.distill={learning_rate: 0.5, loss: kl}"
+    compare(load_config(*STAGES, "joint.temperature=7", own), ["distill", "scratch"])
     distill, scratch = (one.config.joint for one in bench.learnings)
     assert (distill.learning_rate, distill.loss, distill.images) == (0.5, "kl", BUDGET)
     assert (scratch.learning_rate, scratch.loss, scratch.images) == (1e-3, "mse", BUDGET)
+    assert distill.temperature == scratch.temperature == 7  # what a baseline does not name is as in `joint`
+
+
+def test_one_key_of_a_baseline_is_varied_without_touching_the_others(bench, load_config):
+    given = load_config(*STAGES, "joint.loss=kl")
+    compare(given, ["direct", "distill"], vary=["baselines.distill.learning_rate=0.003,0.004"])
+    assert [(one.name, one.config.joint.learning_rate, one.config.joint.loss) for one in bench.learnings] == [
+        ("direct seed 0", 1e-3, "kl"),
+        ("distill baselines.distill.learning_rate=0.003 seed 0", 0.003, "kl"),
+        ("distill baselines.distill.learning_rate=0.004 seed 0", 0.004, "kl"),
+    ]
+
+
+def test_values_with_commas_are_varied_as_yaml():
+    assert ways(["direct"], ["codes.widths={conv1: 8, conv2: 16},{like: low}"]).keys() == {
+        'direct codes.widths={"conv1": 8, "conv2": 16}',
+        'direct codes.widths={"like": "low"}',
+    }
+
+
+def test_a_key_that_reaches_no_method_is_refused():
+    with pytest.raises(InputError, match=r"codes\.epochs=1,2.* changes nothing in ensemble, distill"):
+        ways(["ensemble", "distill"], ["codes.epochs=1,2"])
 
 
 def test_a_varied_budget_is_the_baselines_too(bench, load_config):

@@ -1,6 +1,7 @@
 """Adding teachers to a finished run: what is used again is said, what does not fit is refused."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,7 +231,10 @@ def test_codes_of_features_read_elsewhere_are_refused(place):
 
 def test_only_a_checkpoint_that_the_extended_run_left_is_taken(place):
     teachers = [place.teacher("cats", **TRAINED), place.teacher("dogs", **TRAINED)]
-    place.before.mkdir()
+    first = place.before.with_name("first")
+    for folder, extended in ((place.before, str(first)), (first, None)):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"extend": extended}))
     alone, extending = place.config(teachers), place.config(teachers, extend=place.before)
     path = place.before / "teachers" / "cats" / "teacher.safetensors"
     assert taught_before(extending, extending.teachers[0]) is None
@@ -238,4 +242,8 @@ def test_only_a_checkpoint_that_the_extended_run_left_is_taken(place):
     path.touch()
     assert taught_before(extending, extending.teachers[0]) == path
     assert taught_before(extending, extending.teachers[1]) is None
+    earliest = first / "teachers" / "dogs" / "teacher.safetensors"
+    earliest.parent.mkdir(parents=True)
+    earliest.touch()
+    assert taught_before(extending, extending.teachers[1]) == earliest
     assert taught_before(alone, alone.teachers[0]) is None

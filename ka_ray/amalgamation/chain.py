@@ -48,6 +48,8 @@ class Amalgamation(nn.Module):
         InputError: The code is wider than what the first link joins.
     """
 
+    scale: Tensor
+
     def __init__(self, spans: Sequence[int], code_channels: int) -> None:
         super().__init__()
         if code_channels > spans[0]:
@@ -56,6 +58,7 @@ class Amalgamation(nn.Module):
                 "auto-encoder joins; lower codes.widths"
             )
         self.spans, self.code_channels = tuple(spans), code_channels
+        self.register_buffer("scale", torch.ones(()))
         before = [0, *[code_channels] * (len(spans) - 1)]
         self.links = nn.ModuleList(
             AutoEncoder(code + span, code_channels) for code, span in zip(before, spans, strict=True)
@@ -63,11 +66,11 @@ class Amalgamation(nn.Module):
 
     def encode(self, stacked: Tensor) -> Tensor:
         """Map `[B, S, *space]` to the code `[B, C, *space]`."""
-        return self._code(stacked, len(self.spans) - 1)
+        return self._code(stacked, len(self.spans) - 1) / self.scale
 
     def forward(self, stacked: Tensor) -> Tensor:
         """Rebuild `[B, S, *space]` from its code: each link gives its span and the code before it."""
-        code, spans = self.encode(stacked), []
+        code, spans = self._code(stacked, len(self.spans) - 1), []
         for link in reversed(range(1, len(self.spans))):
             rebuilt = self._link(link).decode(code)
             code, span = rebuilt.split([self.code_channels, self.spans[link]], dim=1)
@@ -93,9 +96,11 @@ class Amalgamation(nn.Module):
 
     def as_one(self) -> AutoEncoder:
         """Give the whole chain as one auto-encoder, composed in float64: it is affine, like its links."""
-        code_map, spans = self._code_map(len(self.spans) - 1), []
+        (encode, encode_bias), spans = self._code_map(len(self.spans) - 1), []
+        scale = self.scale.to(encode)
+        code_map = encode / scale, encode_bias / scale
         identity = torch.eye(self.code_channels, dtype=torch.float64, device=code_map[0].device)
-        weight, bias = identity, identity.new_zeros(self.code_channels)
+        weight, bias = scale * identity, identity.new_zeros(self.code_channels)
         for link in reversed(range(len(self.spans))):
             decode, decode_bias = affine(self._link(link).decoder)
             weight, bias = decode @ weight, decode @ bias + decode_bias
@@ -108,6 +113,16 @@ class Amalgamation(nn.Module):
     def relative_error(self, moments: Moments) -> float:
         """Compute ``E||rebuilt - stacked||^2 / E||stacked - mean||^2`` in closed form."""
         return self.as_one().relative_error(moments)
+
+    @torch.no_grad()
+    def standardise(self, moments: Moments) -> None:
+        """Scale the code by one number so that its mean variance over the channels is 1.
+
+        Layers are then learned at the same rate whatever the units of the features. The links keep theirs,
+        since later links are trained on them.
+        """
+        variance = moments.mapped(*self._code_map(len(self.spans) - 1)).covariance.diagonal().mean()
+        self.scale.copy_(variance.sqrt().clamp_min(1e-12))
 
     def _link(self, link: int) -> AutoEncoder:
         return cast(AutoEncoder, self.links[link])

@@ -21,7 +21,8 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the kernels, in mean squared distances of the points."""
 
 GROUP_SIZE = 32
-"""Positions compared with one another. A fixed number, so that a batch's loss is the mean over its shares."""
+"""Positions compared with one another. Where every worker's share of a batch is a multiple of it, the loss
+of the batch is the mean over the shares, and any number of workers learns the same."""
 
 LEAST_SPREAD = 1e-6
 """Points with a smaller mean squared distance are taken as one; codes have about unit variance."""

@@ -19,6 +19,7 @@ from ka_ray.config.stages import (
     LayersConfig,
     LikeTeacher,
     ScoresConfig,
+    ScratchConfig,
     TrainingConfig,
 )
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
@@ -42,6 +43,7 @@ __all__ = [
     "Preprocessing",
     "RayConfig",
     "ScoresConfig",
+    "ScratchConfig",
     "StudentConfig",
     "TeachConfig",
     "TeacherConfig",

@@ -153,6 +153,8 @@ class Config(_Run):
     def _has_what_it_learns_from(self) -> "Config":
         if self.baseline == "scratch" and not self.images.has_labels:
             raise ValueError("images: have no labels, and the baseline `scratch` learns from nothing else")
+        if self.baseline is not None and self.extend is not None:
+            raise ValueError(f"extend: the baseline {self.baseline!r} has no auto-encoders to use again")
         return self
 
     @model_validator(mode="after")
@@ -160,7 +162,7 @@ class Config(_Run):
         for key in ("codes", "layers", "joint"):
             check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.workers)
         for name, section in (("distill", self.baselines.distill), ("scratch", self.baselines.scratch)):
-            if section is not None:
+            if section.batch_size is not None:
                 check_batch(f"baselines.{name}.batch_size", section.batch_size, self.ray.workers)
         for teacher in self.teachers:
             if teacher.training is not None:

@@ -85,7 +85,9 @@ class LayersConfig(TrainingConfig):
 class JointConfig(TrainingConfig):
     """Joint learning: the folded student end to end towards the amalgamated scores."""
 
-    loss: Literal["mse", "kl"] = "mse"
+    loss: Literal["mse", "kl"] = Field(
+        "mse", description="Of the scores; `scores.rule: conditional` always compares by kl."
+    )
     temperature: float = Field(2.0, gt=0, description="Softens both sides of `kl`; unused by `mse`.")
     augment: Augmentation = Field(Augmentation(), description="Teachers score the same augmented view.")
     images: int | None = Field(
@@ -93,8 +95,29 @@ class JointConfig(TrainingConfig):
     )
 
 
+class ScratchConfig(Section):
+    """What `ka-ray compare` changes of `joint` for a baseline; null: as there."""
+
+    batch_size: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    augment: Augmentation | None = None
+
+    def of(self, joint: JointConfig, images: int) -> JointConfig:
+        """Change joint learning into the baseline's, for a number of images."""
+        given = {key: getattr(self, key) for key in type(self).model_fields}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return joint.model_copy(update=changes | {"images": images})
+
+
+class DistillConfig(ScratchConfig):
+    """The same for a baseline that learns from scores."""
+
+    loss: Literal["mse", "kl"] | None = None
+    temperature: float | None = Field(None, gt=0)
+
+
 class BaselinesConfig(Section):
     """How `ka-ray compare` learns the baselines; the number of images is that of the amalgamation."""
 
-    distill: JointConfig | None = Field(None, description="null: as `joint`")
-    scratch: JointConfig | None = Field(None, description="null: as `joint`, with cross-entropy")
+    distill: DistillConfig = Field(DistillConfig(), description="By the scores alone, from random weights.")
+    scratch: ScratchConfig = Field(ScratchConfig(), description="By labels and cross-entropy.")

@@ -24,7 +24,7 @@ from ka_ray.distributed.extract import Reading, actor_device, through_teachers
 from ka_ray.distributed.images import Columns, read_images
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
-from ka_ray.metrics import Counts, count
+from ka_ray.metrics import Counts, Scores, count
 from ka_ray.student import Student, load_student
 
 TEACHERS_ALONE = "teachers"
@@ -44,6 +44,7 @@ class Evaluation:
         students: name -> folder of the student; none to judge the teachers alone.
         extract: Actors and batch size.
         scores: Over which views the teachers' scores are averaged, to be counted besides.
+        rule: By which the scores are put together where there is no student (a student knows its own).
         only_classes: Keep images with these labels alone.
     """
 
@@ -55,6 +56,7 @@ class Evaluation:
     students: Mapping[str, Path]
     extract: ExtractConfig
     scores: ScoresConfig = field(default_factory=ScoresConfig)
+    rule: str | None = None
     only_classes: frozenset[str] | None = None
 
 
@@ -63,6 +65,7 @@ class Judge:
 
     def __init__(self, work: Evaluation, extract: ExtractConfig) -> None:
         self._device, self._work = actor_device(extract), work
+        self._label_sets: dict[str | None, LabelSets] = {}
         self._students: dict[str, Student | None] = {
             name: load_student(folder).to(self._device) for name, folder in work.students.items()
         } or {TEACHERS_ALONE: None}
@@ -71,10 +74,14 @@ class Judge:
         """Turn a batch into one row: its pickled counts, student by student."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
-        counts = {
-            name: self._count(student, images, batch["label"], own)
-            for name, student in self._students.items()
-        }
+        by_rule: dict[str | None, list[Any]] = {}
+        counts = {}
+        for name, student in self._students.items():
+            rule = self._work.rule if student is None else student.spec.rule
+            if rule not in by_rule:
+                by_rule[rule] = [self._amalgamate(rule, scores) for scores in own.values()]
+            scores = None if student is None else self._scores(student, images)
+            counts[name] = self._count(rule, scores, batch["label"], own[SCORES], *by_rule[rule])
         return {"counts": np.array([pickle.dumps(counts)], dtype=object)}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
@@ -83,22 +90,30 @@ class Judge:
             return None
         return torch.cat([torch.tensor(batch[name]) for name in names], dim=1)
 
+    def _rule(self, rule: str | None) -> LabelSets:
+        if rule not in self._label_sets:
+            self._label_sets[rule] = LabelSets(self._work.label_sets, rule)
+        return self._label_sets[rule]
+
+    def _amalgamate(self, rule: str | None, own: torch.Tensor | None) -> Scores | None:
+        return None if own is None else self._rule(rule).amalgamate(own).numpy()
+
     def _count(
-        self, student: Student | None, images: torch.Tensor, labels: Any, own: dict[str, torch.Tensor | None]
+        self,
+        rule: str | None,
+        student: Scores | None,
+        labels: Any,
+        own: torch.Tensor | None,
+        ensemble: Scores | None,
+        over_views: Scores | None,
     ) -> Counts:
-        rule = student.spec.rule if student else None
-        label_sets = LabelSets(self._work.label_sets, rule)
+        label_sets = self._rule(rule)
         index = {name: i for i, name in enumerate(label_sets.classes)}
-        ensemble, over_views = (
-            None if scores is None else label_sets.amalgamate(scores).numpy()
-            for scores in (own[SCORES], own[TARGETS])
-        )
-        single = own[SCORES]
         return count(
             targets=np.array([index.get(label, -1) for label in labels], np.int64),
-            student=None if student is None else self._scores(student, images),
+            student=student,
             ensemble=ensemble,
-            teachers=[] if single is None else [part.numpy() for part in label_sets.split(single)],
+            teachers=[] if own is None else [part.numpy() for part in label_sets.split(own)],
             columns=[label_sets.columns(name) for name in label_sets.by_teacher],
             over_views=over_views,
         )

@@ -106,6 +106,10 @@ class Student(nn.Module):
             for tap in list(stages):
                 features = self._run(stages[tap].eval(), features)
                 self.shapes[tap] = tuple(features.shape[1:])
+                if features.dim() not in (2, 4):
+                    raise InputError(
+                        f"taps.{tap}: the student gives {list(features.shape)}, not [B, C, *space]"
+                    )
                 if tap != SCORES and not can_fold(stages[tap]):
                     layer = identity_layer(self.shapes[tap])
                     self.kept[tap] = sum(p.numel() for p in layer.parameters())

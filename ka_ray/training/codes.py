@@ -94,6 +94,12 @@ def _naming(tap: str) -> Iterator[None]:
         raise InputError(f"taps.{tap}: {error}") from None
 
 
+def standardise(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) -> None:
+    """Bring every tap's code to a mean variance of 1, for layers to be learned at one rate."""
+    for tap, part in moments.items():
+        cast(Amalgamation, amalgamations[tap]).standardise(part)
+
+
 def measure_moments(batches: Batches, stacked: Mapping[str, int]) -> dict[str, Moments]:
     """Accumulate the moments of every tap over every stored image and position, on all ranks.
 

@@ -125,3 +125,15 @@ def test_a_code_wider_than_its_first_link_is_refused():
     Amalgamation((4, 8), 4)
     with pytest.raises(InputError, match=r"a code of 5 channels is wider than the 4 .* lower codes\.widths"):
         Amalgamation((4, 8), 5)
+
+
+@pytest.mark.parametrize("unit", [0.05, 1.0, 20.0])
+def test_a_standardised_code_has_unit_variance_and_rebuilds_the_same(unit):
+    features = unit * torch.randn(400, 9) @ torch.randn(9, 9)
+    chain = Amalgamation((6, 3), 4)
+    rebuilt = chain(features)
+    chain.standardise(Moments.of(features))
+    assert chain.encode(features).var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(chain(features), rebuilt, rtol=1e-4, atol=1e-4 * unit)
+    torch.testing.assert_close(chain.as_one().encode(features), chain.encode(features), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(chain.as_one()(features), rebuilt, rtol=1e-3, atol=1e-3 * unit)

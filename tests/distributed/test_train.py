@@ -19,7 +19,8 @@ from ka_ray.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.training.fit import Progress
-from ka_ray.training.stages import STAGES, StageInputs, run_stages, stage_file
+from ka_ray.training.inputs import StageInputs, stage_file
+from ka_ray.training.stages import STAGES, run_stages
 
 pytestmark = pytest.mark.ray
 

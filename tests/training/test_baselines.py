@@ -20,7 +20,8 @@ from ka_ray.student import Student
 from ka_ray.teachers import load_teacher
 from ka_ray.training import Batches
 from ka_ray.training.fit import rate_factor
-from ka_ray.training.stages import StageInputs, run_stages, stage_file, stages_of
+from ka_ray.training.inputs import StageInputs, stage_file
+from ka_ray.training.stages import run_stages, stages_of
 
 NUM_IMAGES, BATCH, RATE = 100, 16, 1e-2
 STEPS = NUM_IMAGES // BATCH
