@@ -6,7 +6,6 @@ and width, K classes.
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import fx, nn
 
@@ -117,14 +116,18 @@ class _Chain:
             yield i + 1, last - 1, self.names.get(node, node.name)
 
     def _weight_spans(self) -> Iterator[tuple[int, int, str]]:
-        """A module with weights may be called in one stage alone: the stages are learned one by one."""
-        calls: dict[Any, list[int]] = {}
+        """A module's weights, tied ones too, may be used in one stage alone: adapters fold into them."""
+        used: dict[int, list[int]] = {}
+        names: dict[int, str] = {}
         for i, node in enumerate(self.values):
             if node.op == "call_module":
-                calls.setdefault(node.target, []).append(i)
-        for path, where in calls.items():
-            if len(where) > 1 and self.network.get_submodule(path).state_dict():
-                yield where[0], where[-1] - 1, f"the weights of {path}"
+                module = self.network.get_submodule(str(node.target))
+                for weight in (*module.parameters(), *module.buffers()):
+                    used.setdefault(id(weight), []).append(i)
+                    names.setdefault(id(weight), f"the weights of {node.target}")
+        for key, where in used.items():
+            if where[-1] > where[0]:
+                yield where[0], where[-1] - 1, names[key]
 
     def _beside(self, node: fx.Node) -> list[str]:
         i = self.position[node]

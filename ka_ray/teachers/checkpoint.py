@@ -58,9 +58,13 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors, in one atomic step."""
-    part = path.with_name(f".{path.name}.part")
-    save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, part)
+    """Write a network's weights as safetensors, in one atomic step; a weight with two names under both."""
+    part, weights, kept = path.with_name(f".{path.name}.part"), {}, set[int]()
+    for name, tensor in network.state_dict().items():
+        weight = tensor.detach().cpu().contiguous()
+        weights[name] = weight.clone() if weight.data_ptr() in kept else weight
+        kept.add(weight.data_ptr())
+    save_file(weights, part)
     part.replace(path)
 
 

@@ -129,3 +129,20 @@ def test_evaluating_restores_every_mode_after_an_error():
     with pytest.raises(ValueError, match="input"), evaluating(network):
         network(torch.zeros(3))
     assert [module.training for module in network.modules()] == [True, True, False]
+
+
+def test_modules_with_tied_weights_are_in_one_stage_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.second.weight = self.first.weight
+            self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+
+        def forward(self, images):
+            return self.head(self.second(self.first(self.stem(images))))
+
+    network = Tied()
+    network(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(InputError, match=r"also: the weights of first.*work: stem, second"):
+        cut(network, {"middle": "first"})

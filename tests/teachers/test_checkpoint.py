@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ka_ray.errors import InputError
-from ka_ray.teachers.checkpoint import load_checkpoint, read_state_dict
+from ka_ray.teachers.checkpoint import load_checkpoint, read_state_dict, save_weights
 from ka_ray.teachers.plain import plain_conv_net
 
 
@@ -169,3 +169,12 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.safetensors"):
         read_state_dict(tmp_path / "nothing.safetensors")
+
+
+def test_a_weight_of_two_names_is_saved_under_both(tmp_path):
+    network = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    network["b"].weight = network["a"].weight
+    save_weights(network, tmp_path / "tied.safetensors")
+    saved = read_state_dict(tmp_path / "tied.safetensors")
+    assert torch.equal(saved["a.weight"], network["a"].weight)
+    assert torch.equal(saved["b.weight"], network["a"].weight)
