@@ -47,7 +47,6 @@ class Variant:
     """One way to make the student, with one seed."""
 
     label: str
-    seed: int
     learning: Learning
 
 
@@ -119,7 +118,9 @@ def ways(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str
     if unknown or not methods:
         raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
     found = {
-        method: [f"codes.method={method}", "baseline=null"] if method in METHODS else [f"baseline={method}"]
+        method: [f"codes.method={method}", "baseline=null"]
+        if method in METHODS
+        else [f"baseline={method}", "extend=null"]
         for method in methods
         if method != ENSEMBLE
     }
@@ -170,7 +171,7 @@ def _variants(
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
             learning = Learning(f"{label} seed {seed}", config, plans[label], folder)
-            variants.append(Variant(label, seed, learning))
+            variants.append(Variant(label, learning))
     return variants
 
 

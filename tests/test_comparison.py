@@ -187,8 +187,8 @@ def test_methods_and_baselines_are_overrides_of_the_config():
         "direct": ["codes.method=direct", "baseline=null"],
         "incremental": ["codes.method=incremental", "baseline=null"],
         "common_features": ["codes.method=common_features", "baseline=null"],
-        "distill": ["baseline=distill"],
-        "scratch": ["baseline=scratch"],
+        "distill": ["baseline=distill", "extend=null"],  # a baseline has no auto-encoders to use again
+        "scratch": ["baseline=scratch", "extend=null"],
     }
 
 
@@ -206,7 +206,7 @@ def test_every_method_is_combined_with_every_varied_value():
         for rule in ("mean", "max")
     ]
     assert found["distill joint.epochs=2 scores.rule=mean"] == [
-        *("baseline=distill", "joint.epochs=2", "scores.rule=mean")
+        *("baseline=distill", "extend=null", "joint.epochs=2", "scores.rule=mean")
     ]
 
 
