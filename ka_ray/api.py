@@ -52,7 +52,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
             f"which knows {list(student.spec.classes)[:10]}"
         )
     students = {"student": Path(folder).absolute()}
-    work = Evaluation(images, source, ids, student.spec.label_sets, [], students, ExtractConfig())
+    work = Evaluation(images, source, ids, student.spec.unified, [], students, ExtractConfig())
     with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
         counts, _ = evaluate_images(work, on_images)
     return accuracies(counts["student"], list(student.spec.label_sets))

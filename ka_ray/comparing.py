@@ -36,7 +36,7 @@ BASELINES = ("distill", "scratch")
 COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
 """What can be compared; the ensemble always is."""
 
-VARIABLE = ("scores.rule", "codes.", "layers.", "joint.", "baselines.")
+VARIABLE = ("scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
 """Keys that may be varied: those behind the extraction, which all share."""
 
 PARENT = "mlflow_compare.json"
@@ -217,7 +217,7 @@ def _publish(
     run: Run[Config], variants: Sequence[Variant], counts: Mapping[str, Counts], seeds: list[int]
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
-    rows, by_rule = [], dict[str, Counts]()
+    rows, by_ensemble = [], dict[str, Counts]()
     for label in dict.fromkeys(variant.label for variant in variants):
         group = [variant.learning for variant in variants if variant.label == label]
         seen = [_summaries(one) for one in group]
@@ -226,7 +226,7 @@ def _publish(
         counted = [counts[one.name] for one in group]
         seconds = [sum(part["seconds"] for part in parts.values()) for parts in seen]
         rows.append(make_row(label, counted, teachers, seconds, sum(of_student), parameters))
-        by_rule.setdefault(group[0].plan.spec.rule or "", counted[0])
+        by_ensemble.setdefault(group[0].plan.label_sets.in_words, counted[0])
         for one in group:
             run.children[one.name].log_metrics(final_metrics(accuracies(counts[one.name], teachers)))
     networks = [load_teacher(teacher).network for teacher in run.config.teachers]
@@ -235,7 +235,7 @@ def _publish(
     result = Comparison(
         name=run.config.name,
         seeds=seeds,
-        rows=[*ensemble_rows(by_rule or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
+        rows=[*ensemble_rows(by_ensemble or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
         shared_seconds=shared,
     )
     result.save(run.folder)

@@ -134,14 +134,14 @@ def make_row(
     )
 
 
-def ensemble_rows(by_rule: Mapping[str, Counts], teachers: Sequence[str], parameters: int) -> list[Row]:
-    """Make the teachers' own rows: rule -> what was counted with it."""
+def ensemble_rows(by_way: Mapping[str, Counts], teachers: Sequence[str], parameters: int) -> list[Row]:
+    """Make the teachers' own rows: how their scores are put together -> what was counted so."""
     rows = []
-    for rule, counts in by_rule.items():
+    for way, counts in by_way.items():
         found = accuracies(counts, teachers)
         rows.append(
             Row(
-                label=ENSEMBLE if len(by_rule) == 1 else f"{ENSEMBLE} ({rule})",
+                label=ENSEMBLE if len(by_way) == 1 else f"{ENSEMBLE} ({way})",
                 union=Spread(values=[found["ensemble"]]),
                 per_teacher={n: Spread(values=[found["per_teacher"][n]["teacher"]]) for n in teachers},
                 agreement=Spread(values=[None]),

@@ -32,7 +32,10 @@ def write_markdown(report: "Report") -> str:
 
 
 def _method_section(report: "Report") -> str:
-    lines = [f"Made by `{report.method}`; the teachers' scores are put together by `{report.rule}`."]
+    centered = ", each teacher's centred before" if report.centered else ""
+    lines = [
+        f"Made by `{report.method}`; the teachers' scores are put together by `{report.rule}`{centered}."
+    ]
     if report.overlap:
         shared = ", ".join(f"{name} ({', '.join(teachers)})" for name, teachers in report.overlap.items())
         lines.append(f"Classes that several teachers know: {shared}.")

@@ -81,7 +81,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         InputError: A tap does not exist or cannot be cut at, features cannot be brought to the student's
             size, a code is wider than its stacked features, or the label sets do not suit the rule.
     """
-    label_sets = LabelSets({teacher.name: teacher.classes for teacher in teachers}, config.scores.rule)
+    label_sets = LabelSets({t.name: t.classes for t in teachers}, config.scores.rule, config.scores.center)
     network, arguments = _student_network(config)
     student_paths = _student_paths(config, network, arguments, len(label_sets.classes))
     paths = _teacher_paths(config, student_paths, network, arguments)
@@ -94,6 +94,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         widths=_family_widths(config, student_paths, network, arguments, found),
         label_sets=dict(label_sets.by_teacher),
         rule=label_sets.rule,
+        center=label_sets.center,
         image_size=config.images.size,
         resize=config.images.resize,
         preprocessing=preprocessing.model_dump(mode="json"),

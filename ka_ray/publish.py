@@ -40,6 +40,7 @@ def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
             "size": _sizes(run.config, folder),
             "method": run.config.baseline or run.config.codes.method,
             "rule": plan.label_sets.rule,
+            "centered": plan.label_sets.center,
             "overlap": plan.label_sets.overlap,
             "kept_adapters": plan.kept,
             "codes": codes["taps"],

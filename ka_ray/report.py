@@ -137,6 +137,7 @@ class Report(_Part):
     classes: list[str]
     method: Literal["direct", "incremental", "common_features", "distill", "scratch"]
     rule: Literal["concatenate", "mean", "max", "conditional"]
+    centered: bool
     overlap: dict[str, list[str]]
     accuracy: Accuracy
     curve: list[CurvePoint]

@@ -208,12 +208,11 @@ def judge(
         images=images.config,
         source=images.source,
         ids=images.ids,
-        label_sets=label_sets.by_teacher,
+        label_sets=label_sets,
         teachers=config.teachers,
         students=students,
         extract=config.extract,
         scores=config.scores,
-        rule=label_sets.rule,
     )
     with run.display.images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

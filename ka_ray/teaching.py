@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.display import Display
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
@@ -47,7 +48,7 @@ def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, displa
         images=images.config,
         source=images.source,
         ids=images.ids,
-        label_sets={teacher.name: teacher.classes},
+        label_sets=LabelSets({teacher.name: teacher.classes}),
         teachers=[teacher],
         students={},
         extract=config.extract,

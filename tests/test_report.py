@@ -33,6 +33,7 @@ def content(labelled: bool = True) -> dict[str, Any]:
         "classes": ["cat", "dog", "cow", "a|b"],
         "method": "direct",
         "rule": "concatenate",
+        "centered": False,
         "overlap": {},
         "accuracy": judged(labelled),
         "curve": [],
@@ -64,8 +65,18 @@ def required(name: str) -> set[str]:
 
 def test_the_schema_requires_every_key() -> None:
     assert required("Report") == {
-        *("name", "classes", "method", "rule", "overlap", "accuracy", "curve", "size", "kept_adapters"),
-        *("codes", "extension", "layers", "stages", "ray", "placements", "unreadable", "mlflow"),
+        *("name", "classes", "method", "rule", "centered", "overlap", "accuracy", "curve", "size"),
+        *(
+            "kept_adapters",
+            "codes",
+            "extension",
+            "layers",
+            "stages",
+            "ray",
+            "placements",
+            "unreadable",
+            "mlflow",
+        ),
     }
     assert required("Accuracy") == {
         *("union", "ensemble", "ensemble_over_views", "agreement"),
@@ -157,6 +168,10 @@ def test_classes_that_several_teachers_know_are_named_with_them_and_the_rule() -
     text = markdown(rule="mean", overlap=overlap)
     assert "put together by `mean`.\n\nClasses that several teachers know: " in text
     assert "know: dog (low, high), cow (high, other)." in text
+
+
+def test_centred_scores_are_named() -> None:
+    assert "put together by `mean`, each teacher's centred before." in markdown(rule="mean", centered=True)
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,14 @@ class LabelSets:
     Attributes:
         by_teacher: teacher -> its class names, in the order of its scores.
         rule: One of RULES. None becomes ``concatenate`` for disjoint label sets, else ``mean``.
+        center: Subtract from each teacher's scores of an image their mean, before the rule. A softmax does
+            not see a constant added to all scores, so training leaves it to chance, and between teachers
+            that have little in common it can decide which of them is believed.
     """
 
     by_teacher: Mapping[str, tuple[str, ...]]
     rule: str | None = None
+    center: bool = False
 
     def __post_init__(self) -> None:
         """Choose the rule if it is left open; refuse one that does not fit the label sets.
@@ -76,6 +80,11 @@ class LabelSets:
                 f"class connects {' with '.join('(' + ', '.join(group) + ')' for group in groups)}; "
                 "accepted: mean, max, or concatenate if no teachers share a class"
             )
+
+    @property
+    def in_words(self) -> str:
+        """The rule, and whether scores are centred, for tables and reports."""
+        return f"{self.rule}, centred" if self.center else str(self.rule)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -114,6 +123,8 @@ class LabelSets:
             raise ValueError(
                 f"own scores are {own.shape[1]} wide, the teachers have {self.num_scores} together"
             )
+        if self.center:
+            own = torch.cat([part - part.mean(dim=1, keepdim=True) for part in self.split(own)], dim=1)
         if self.rule == "concatenate":
             return own
         places = self._places(own.device)

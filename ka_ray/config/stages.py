@@ -46,6 +46,10 @@ class ScoresConfig(Section):
     rule: Literal["concatenate", "mean", "max", "conditional"] | None = Field(
         None, description="null: concatenate disjoint label sets, mean where they overlap"
     )
+    center: bool = Field(
+        False,
+        description="Subtract the mean of a teacher's scores of an image: for teachers of unlike scales.",
+    )
     views: tuple[Literal["flip", "shift"], ...] = Field(
         (), description="Average each teacher's scores over these views of an image, too: flip, shift."
     )

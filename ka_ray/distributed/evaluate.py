@@ -39,24 +39,23 @@ class Evaluation:
         images: Where they come from.
         source: The same, listed.
         ids: Which of them, sorted.
-        label_sets: teacher -> its classes.
+        label_sets: The teachers' classes, and how their scores are put together where there is no student (a
+            student knows its own).
         teachers: None to judge students alone.
         students: name -> folder of the student; none to judge the teachers alone.
         extract: Actors and batch size.
         scores: Over which views the teachers' scores are averaged, to be counted besides.
-        rule: By which the scores are put together where there is no student (a student knows its own).
         only_classes: Keep images with these labels alone.
     """
 
     images: ImagesConfig
     source: Source
     ids: Ids
-    label_sets: Mapping[str, tuple[str, ...]]
+    label_sets: LabelSets
     teachers: Sequence[TeacherConfig]
     students: Mapping[str, Path]
     extract: ExtractConfig
     scores: ScoresConfig = field(default_factory=ScoresConfig)
-    rule: str | None = None
     only_classes: frozenset[str] | None = None
 
 
@@ -65,7 +64,6 @@ class Judge:
 
     def __init__(self, work: Evaluation, extract: ExtractConfig) -> None:
         self._device, self._work = actor_device(extract), work
-        self._label_sets: dict[str | None, LabelSets] = {}
         self._students: dict[str, Student | None] = {
             name: load_student(folder).to(self._device) for name, folder in work.students.items()
         } or {TEACHERS_ALONE: None}
@@ -74,14 +72,18 @@ class Judge:
         """Turn a batch into one row: its pickled counts, student by student."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
-        by_rule: dict[str | None, list[Any]] = {}
+        amalgamated: dict[str, list[Scores | None]] = {}
         counts = {}
         for name, student in self._students.items():
-            rule = self._work.rule if student is None else student.spec.rule
-            if rule not in by_rule:
-                by_rule[rule] = [self._amalgamate(rule, scores) for scores in own.values()]
+            label_sets = self._work.label_sets if student is None else student.spec.unified
+            key = label_sets.in_words
+            if key not in amalgamated:
+                amalgamated[key] = [
+                    None if scores is None else label_sets.amalgamate(scores).numpy()
+                    for scores in own.values()
+                ]
             scores = None if student is None else self._scores(student, images)
-            counts[name] = self._count(rule, scores, batch["label"], own[SCORES], *by_rule[rule])
+            counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], *amalgamated[key])
         return {"counts": np.array([pickle.dumps(counts)], dtype=object)}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
@@ -90,24 +92,15 @@ class Judge:
             return None
         return torch.cat([torch.tensor(batch[name]) for name in names], dim=1)
 
-    def _rule(self, rule: str | None) -> LabelSets:
-        if rule not in self._label_sets:
-            self._label_sets[rule] = LabelSets(self._work.label_sets, rule)
-        return self._label_sets[rule]
-
-    def _amalgamate(self, rule: str | None, own: torch.Tensor | None) -> Scores | None:
-        return None if own is None else self._rule(rule).amalgamate(own).numpy()
-
     def _count(
         self,
-        rule: str | None,
+        label_sets: LabelSets,
         student: Scores | None,
         labels: Any,
         own: torch.Tensor | None,
         ensemble: Scores | None,
         over_views: Scores | None,
     ) -> Counts:
-        label_sets = self._rule(rule)
         index = {name: i for i, name in enumerate(label_sets.classes)}
         return count(
             targets=np.array([index.get(label, -1) for label in labels], np.int64),
@@ -157,7 +150,7 @@ def evaluate_images(
         num_cpus=work.extract.cpus_per_teacher,
         num_gpus=share.gpus_per_teacher,
     )
-    blank = Counts.none(len(LabelSets(work.label_sets).classes), len(work.label_sets))
+    blank = Counts.none(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     images = 0
     try:

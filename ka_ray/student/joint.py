@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import LabelSets
 from ka_ray.amalgamation.scores import softened_kl
 from ka_ray.config import JointConfig, ScoresConfig
 from ka_ray.images.augment import augment, score_views
@@ -47,7 +46,7 @@ class JointLearner(nn.Module):
             raise ValueError("joint learning with this augmentation needs the teachers")
         self.student = student
         self.config, self._scores = config, scores
-        self._label_sets = LabelSets(student.spec.label_sets, student.spec.rule)
+        self._label_sets = student.spec.unified
         self._teachers = list(teachers)  # a plain list: frozen, and no part of what DDP synchronises
         self._divergence: Callable[[Tensor, Tensor], Tensor] = half_mse
         if config.loss == "kl":

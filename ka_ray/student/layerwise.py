@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import Amalgamation, LabelSets
+from ka_ray.amalgamation import Amalgamation
 from ka_ray.features.stack import SCORES
 from ka_ray.student.adapter import Adapter
 from ka_ray.student.fold import fold
@@ -32,7 +32,7 @@ class LayerwiseLearner(nn.Module):
         super().__init__()
         self.student = student
         self.encoders = encoders.requires_grad_(False)
-        self._label_sets = LabelSets(student.spec.label_sets, student.spec.rule)
+        self._label_sets = student.spec.unified
         self.adapters = nn.ModuleDict({tap: Adapter(c) for tap, c in student.spec.widths.items()})
 
     def pairs(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

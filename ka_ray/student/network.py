@@ -39,6 +39,7 @@ class StudentSpec:
             no family keeps its own widths everywhere.
         label_sets: teacher -> its classes.
         rule: How the teachers' scores become one vector; see :class:`ka_ray.amalgamation.LabelSets`.
+        center: Likewise, whether each teacher's scores are centred before.
         image_size: Sides of the decoded images that it was learned from, in pixels.
         resize: How those were made square.
         preprocessing: As :class:`ka_ray.config.Preprocessing`, dumped.
@@ -53,11 +54,17 @@ class StudentSpec:
     image_size: int
     resize: str
     preprocessing: Mapping[str, Any]
+    center: bool = False
+
+    @property
+    def unified(self) -> LabelSets:
+        """The label sets, with what makes the teachers' scores one vector."""
+        return LabelSets(self.label_sets, self.rule, self.center)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of the scores."""
-        return LabelSets(self.label_sets, self.rule).classes
+        return self.unified.classes
 
     @property
     def taps(self) -> tuple[str, ...]:

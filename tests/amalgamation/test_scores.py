@@ -116,6 +116,24 @@ def test_mean_and_max_by_hand(rule, expected):
     assert LabelSets(CHAIN, rule).amalgamate(own).tolist() == [expected]
 
 
+@pytest.mark.parametrize(
+    ("sets", "rule", "expected"),
+    [
+        # low 0.5 1 -2 less -1/6, high 3 -4 less -1/2, odd 6 -3 less 3/2; zero, one, two, nine, seven
+        (CHAIN, "mean", [2 / 3, (7 / 6 - 4.5) / 2, -11 / 6, 3.5, (-3.5 + 4.5) / 2]),
+        (CHAIN, "max", [2 / 3, 7 / 6, -11 / 6, 3.5, 4.5]),
+        (
+            {"a": ("x", "y", "z"), "b": ("u", "v"), "c": ("s", "t")},
+            None,
+            [2 / 3, 7 / 6, -11 / 6, 3.5, -3.5, 4.5, -4.5],
+        ),
+    ],
+)
+def test_centred_scores_by_hand(sets, rule, expected):
+    own = torch.tensor([[0.5, 1.0, -2.0, 3.0, -4.0, 6.0, -3.0]], dtype=torch.float64)
+    assert LabelSets(sets, rule, center=True).amalgamate(own).tolist()[0] == pytest.approx(expected)
+
+
 def test_conditional_by_hand():
     # Teacher a: cat 1/2, dog 1/2. Teacher b: fox 3/4, dog 1/4, so fox is thrice dog: 1 : 1 : 3.
     label_sets = LabelSets({"a": ("cat", "dog"), "b": ("fox", "dog")}, "conditional")
@@ -197,7 +215,7 @@ def test_the_order_of_teachers_and_of_their_classes_does_not_matter(sets, rule, 
 
 @seeds
 @every_sets
-def test_a_constant_on_one_teachers_scores_matters_to_all_rules_but_conditional(sets, seed):
+def test_a_constant_on_one_teachers_scores_matters_to_raw_scores_by_all_rules_but_conditional(sets, seed):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, seed)
     shifted = own.clone()
@@ -208,8 +226,9 @@ def test_a_constant_on_one_teachers_scores_matters_to_all_rules_but_conditional(
         label_sets.loss(scores, shifted, no_divergence), label_sets.loss(scores, own, no_divergence)
     )
     for rule in ("mean", "max"):
-        raw = LabelSets(sets, rule)
+        raw, centered = LabelSets(sets, rule), LabelSets(sets, rule, center=True)
         assert not torch.allclose(raw.amalgamate(shifted), raw.amalgamate(own))
+        torch.testing.assert_close(centered.amalgamate(shifted), centered.amalgamate(own))
 
 
 @pytest.mark.parametrize("rule", OVERLAP_RULES)

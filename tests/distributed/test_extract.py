@@ -164,7 +164,7 @@ def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str,
         images=images.config,
         source=images.source,
         ids=images.ids,
-        label_sets=plan.label_sets.by_teacher,
+        label_sets=plan.label_sets,
         teachers=config.teachers,
         students=students,
         extract=config.extract,
@@ -217,9 +217,15 @@ def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_conf
     config = load_config("images.limit=80", "teachers.1.classes.0=digit_0", VIEWS)
     images, plan = split_images(config)[0], plan_of(config)
     students = {}
-    for rule in ("mean", "max", "conditional"):
-        students[rule] = tmp_path / rule
-        save_student(Student(replace(plan.spec, rule=rule)), students[rule])
+    for name, rule in {
+        "mean": "mean",
+        "centered": "mean",
+        "max": "max",
+        "conditional": "conditional",
+    }.items():
+        students[name] = tmp_path / name
+        spec = replace(plan.spec, rule=rule, center=name == "centered")
+        save_student(Student(spec), students[name])
     seen: list[int] = []
     together, summary = evaluate_images(evaluation(config, images, plan, students), seen.append)
     assert [*together] == [*students]
@@ -231,6 +237,7 @@ def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_conf
     assert any(
         (together[name].ensemble != together["mean"].ensemble).any() for name in ("max", "conditional")
     )
+    assert (together["centered"].ensemble != together["mean"].ensemble).any()
 
 
 def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster, load_config):

@@ -248,6 +248,15 @@ def test_where_label_sets_overlap_the_scores_are_learned_by_the_rule(make_learne
     assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
 
 
+def test_centred_scores_are_what_the_last_layer_learns(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING, rule="max", center=True)
+    batch = make_batch(learner, 6)
+    low, high = (part - part.mean(1, keepdim=True) for part in batch["scores"].split([3, 2], dim=1))
+    target = torch.cat([low[:, :2], torch.maximum(low[:, 2:], high[:, 1:]), high[:, :1]], dim=1)
+    estimate = learner.pairs(batch)["scores"][0]
+    torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
+
+
 def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="conditional")
     batch = make_batch(learner, 6)
