@@ -36,7 +36,7 @@ def _seed() -> None:
 def randomise(network: nn.Module) -> nn.Module:
     """Give every parameter and batch norm statistic a value that hides no mistake."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
             nn.init.uniform_(module.running_mean, -0.5, 0.5)

@@ -124,17 +124,6 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def scrambled(stage: nn.Module) -> nn.Module:
-    """Give batch norms random weights and statistics, and set eval mode."""
-    for module in stage.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor in (module.weight, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-            for tensor in (module.bias, module.running_mean):
-                nn.init.uniform_(tensor, -0.5, 0.5)
-    return stage.eval()
-
-
 def random_adapter(channels: int) -> Adapter:
     adapter = Adapter(channels)
     nn.init.normal_(adapter.linear.weight, std=channels**-0.5)
@@ -157,9 +146,9 @@ def check_exact(stage: nn.Module, features: Tensor) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", STAGES)
 @torch.no_grad()
-def test_a_folded_stage_gives_what_stage_and_adapter_gave(name, dtype):
+def test_a_folded_stage_gives_what_stage_and_adapter_gave(randomised, name, dtype):
     make, shape = STAGES[name]
-    check_exact(scrambled(make()).to(dtype), torch.randn(shape, dtype=dtype))
+    check_exact(randomised(make()).to(dtype), torch.randn(shape, dtype=dtype))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...]]] = {
@@ -179,9 +168,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, .
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_the_stages_of_a_network_that_fold_exactly(name, dtype):
+def test_the_stages_of_a_network_that_fold_exactly(randomised, name, dtype):
     make, folding, kept = NETWORKS[name]
-    network = scrambled(make()).to(dtype)
+    network = randomised(make()).to(dtype)
     stages = cut(network, {path.replace(".", "_"): path for path in (*folding, *kept)})
     features = torch.randn(2, 3, 64, 64, dtype=dtype)
     for tap, stage in stages.items():
@@ -220,8 +209,8 @@ def test_folding_an_identity_changes_no_plain_layer_and_never_the_adapter():
     assert torch.equal(adapter.linear.weight, torch.eye(6))
 
 
-def test_a_folded_norm_is_an_identity_but_for_a_constant():
-    stage = scrambled(conv_norm())
+def test_a_folded_norm_is_an_identity_but_for_a_constant(randomised):
+    stage = randomised(conv_norm())
     fold(random_adapter(6), stage)
     norm = stage[1]
     codes = torch.randn(2, 6, 3, 3)

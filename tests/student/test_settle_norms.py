@@ -10,25 +10,14 @@ from torch import Tensor, nn
 from ka_ray.student.fold import recentre, settle_norms
 
 
-def scrambled(stage: nn.Module) -> nn.Module:
-    """Give batch norms random weights and statistics, and set eval mode."""
-    for module in stage.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor in (module.weight, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-            for tensor in (module.bias, module.running_mean):
-                nn.init.uniform_(tensor, -0.5, 0.5)
-    return stage.eval()
-
-
 def norms() -> list[tuple[nn.Module, tuple[int, ...]]]:
     return [(nn.BatchNorm1d(5, eps=1e-2), (64, 5)), (nn.BatchNorm2d(5), (16, 5, 3, 4))]
 
 
 @pytest.mark.parametrize(("norm", "shape"), norms())
 @torch.no_grad()
-def test_a_recentred_norm_computes_the_same(norm, shape):
-    norm, codes = scrambled(norm).double(), torch.randn(shape, dtype=torch.float64)
+def test_a_recentred_norm_computes_the_same(randomised, norm, shape):
+    norm, codes = randomised(norm).double(), torch.randn(shape, dtype=torch.float64)
     expected, mean, variance = norm(codes), torch.randn(5), torch.rand(5)
     recentre(norm, mean, variance)
     torch.testing.assert_close(norm(codes), expected)
@@ -41,10 +30,11 @@ def test_a_norm_that_cannot_make_up_for_it_is_not_recentred(options):
         recentre(nn.BatchNorm2d(3, **options), torch.zeros(3), torch.ones(3))
 
 
-def two_norms() -> nn.Sequential:
+@pytest.fixture
+def network(randomised) -> nn.Module:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.BatchNorm1d(5))
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), linear)
-    return scrambled(network.double())
+    return randomised(network.double())
 
 
 def data(count: int = 48) -> Tensor:
@@ -52,8 +42,8 @@ def data(count: int = 48) -> Tensor:
 
 
 @torch.no_grad()
-def test_settled_norms_have_the_statistics_of_their_input():
-    network, images = two_norms(), data()
+def test_settled_norms_have_the_statistics_of_their_input(network):
+    images = data()
     expected, inner = network(images), network[1](network[0](images))
     settle_norms(network, images.split([20, 20, 8]))
     for norm, features in ((network[0], images), (network[2], inner)):
@@ -64,44 +54,41 @@ def test_settled_norms_have_the_statistics_of_their_input():
 
 
 @torch.no_grad()
-def test_settled_norms_compute_in_training_mode_what_they_compute_in_eval_mode():
-    network, images = two_norms(), data()
+def test_settled_norms_compute_in_training_mode_what_they_compute_in_eval_mode(network):
+    images = data()
     expected = network(images)
-    assert (network.train()(images) - expected).abs().max() > 1
-    network = two_norms()
-    expected = network(images)
+    assert (copy.deepcopy(network).train()(images) - expected).abs().max() > 1
     settle_norms(network, [images])
     torch.testing.assert_close(network.train()(images), expected, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
-def test_ranks_that_add_their_sums_up_agree_with_one_that_sees_all():
+def test_ranks_that_add_their_sums_up_agree_with_one_that_sees_all(network):
     images, sums = data(), list[Tensor]()
-    alone, first, second = (copy.deepcopy(network) for network in [two_norms()] * 3)
+    alone, first, second = (copy.deepcopy(network) for _ in range(3))
 
     def keep(own: Tensor) -> Tensor:
         sums.append(own.clone())
         return torch.zeros_like(own)
 
-    for network, part in ((first, images[:30]), (second, images[30:])):
-        settle_norms(copy.deepcopy(network), [part], keep)
+    for one, part in ((first, images[:30]), (second, images[30:])):
+        settle_norms(copy.deepcopy(one), [part], keep)
     settle_norms(first, [images[:30]], lambda own: own + sums[1])
     settle_norms(second, [], lambda own: own + sums[0] + sums[1])
     settle_norms(alone, [images])
-    for network in (first, second):
-        torch.testing.assert_close(network.state_dict(), alone.state_dict())
+    for one in (first, second):
+        torch.testing.assert_close(one.state_dict(), alone.state_dict())
 
 
-def test_settling_without_data_or_norms_changes_nothing():
-    network = two_norms()
+def test_settling_without_data_or_norms_changes_nothing(network):
     before = copy.deepcopy(network.state_dict())
     settle_norms(network, [])
     settle_norms(nn.Linear(2, 2), [torch.zeros(1, 2)])
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_settling_restores_modes_and_hooks_after_an_error():
-    network = two_norms().train()
+def test_settling_restores_modes_and_hooks_after_an_error(network):
+    network.train()
     network[2].eval()
     with pytest.raises(RuntimeError):
         settle_norms(network, [data(2), torch.zeros(2, 4, 8, 8)])
