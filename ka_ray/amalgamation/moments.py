@@ -97,15 +97,23 @@ class Moments:
                 "the stacked features never vary: every teacher is dead at this tap; drop the tap"
             )
 
-    def optimal_relative_error(self, code_channels: int) -> float:
-        """Compute the least relative error that any code of this width can have.
+    def spectrum(self) -> Tensor:
+        """Compute the least relative error that a code can have, for every width.
 
         The best affine auto-encoder spans the principal subspace, so what is lost are the eigenvalues of the
-        covariance past the ``code_channels`` largest.
+        covariance past the C largest.
 
         Returns:
-            Sum of the lost eigenvalues / sum of all, in [0, 1].
+            `[S + 1]`, its index the width C: sum of the lost eigenvalues / sum of all, from 1 down to 0.
+
+        Raises:
+            InputError: The features never vary.
         """
         self.check_variance()
         ascending = torch.linalg.eigvalsh(self.covariance).clamp_min(0)
-        return float(ascending[: len(ascending) - code_channels].sum() / ascending.sum())
+        lost = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)]) / ascending.sum()
+        return lost.flip(0)
+
+    def optimal_relative_error(self, code_channels: int) -> float:
+        """Compute the least relative error of a code of this width; see :meth:`spectrum`."""
+        return float(self.spectrum()[code_channels])

@@ -36,6 +36,15 @@ def can_fold(stage: nn.Module) -> bool:
     return bool(_ends(stage))
 
 
+def last_layer(stage: nn.Module) -> tuple[nn.Conv2d | nn.Linear, Norm | None] | None:
+    """Give the one layer that a stage ends in, with or without groups, and the batch norm behind it.
+
+    None where it ends in anything else, or where no bias could be set there.
+    """
+    ends = _ends(stage, grouped=True)
+    return (ends[0].layer, ends[0].norm) if len(ends) == 1 else None
+
+
 @torch.no_grad()
 def fold(adapter: Adapter, stage: nn.Module) -> None:
     """Fold an adapter into the layers whose output it gets, in place: ``W' = A W``, ``b' = A b + a``.
@@ -179,12 +188,12 @@ class _End:
             self.layer.bias.copy_(bias)
 
 
-def _ends(stage: nn.Module) -> list[_End]:
-    """Find the layers that an adapter behind a stage folds into; empty where it cannot be folded."""
+def _ends(stage: nn.Module, grouped: bool = False) -> list[_End]:
+    """Find the layers that a stage's output is the sum of; empty where it is none of layers with a bias."""
     root = nn.Sequential(stage)  # so that a bare layer is a call in the graph, too
     graph, _ = trace(root)
     *_, output = graph.nodes
-    ends = _Finder(root, graph).ends(output.args[0]) or []
+    ends = _Finder(root, graph, grouped).ends(output.args[0]) or []
     fits = len({end.width for end in ends}) == 1 and any(end.has_bias for end in ends)
     return ends if fits else []
 
@@ -192,8 +201,8 @@ def _ends(stage: nn.Module) -> list[_End]:
 class _Finder:
     """Looks from a value of a graph back for the layers that it is the output of."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, graph: fx.Graph, grouped: bool) -> None:
+        self.root, self.grouped = root, grouped
         self.calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
         taken = (str(node.target) for node in graph.nodes if node.op == "get_attr")
         self.calls.update(path.rpartition(".")[0] for path in taken)  # a weight used without its module
@@ -221,7 +230,9 @@ class _Finder:
         return self.root.get_submodule(str(node.target)) if self.calls[str(node.target)] == 1 else None
 
     def _layer(self, layer: Any, norm: Norm | None) -> list[_End] | None:
-        if type(layer) not in (nn.Conv2d, nn.Linear) or getattr(layer, "groups", 1) != 1:
+        if type(layer) not in (nn.Conv2d, nn.Linear):
+            return None
+        if getattr(layer, "groups", 1) != 1 and not self.grouped:
             return None
         fits = norm is None or norm.num_features == len(layer.weight)
         return [_End(layer, norm)] if fits else None

@@ -1,0 +1,196 @@
+"""Layers that are computed instead of trained: a conv or linear layer is linear in its weights.
+
+Shapes: B images, C_in and C channels of a layer's input and output, *space its output's height and width, n
+positions (of all images together), G groups of a conv, D = C_in / G * kernel size inputs of one output value,
+T = C / G outputs of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ka_ray.amalgamation import Moments
+from ka_ray.student.fold import Norm, last_layer
+
+Layer = nn.Conv2d | nn.Linear
+
+RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""From these the ridge is chosen on held-out images, in units of the mean variance of an input."""
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The optimum of one layer.
+
+    Attributes:
+        weight: `[G, T, D]`, float64.
+        bias: `[G, T]`, float64.
+        mean: `[G, T]`, of what the layer then gives on these images.
+        variance: `[G, T]`, likewise.
+        ridge: That was chosen, in units of the mean variance of the layer's inputs.
+        relative_error: With it, ``E||estimate - target||^2 / E||target - mean||^2`` on the held-out images.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    ridge: float
+    relative_error: float
+
+
+def patches(layer: Layer, features: Tensor) -> Tensor:
+    """Give what every output value of a layer is a linear function of.
+
+    Args:
+        layer: A conv of any kernel, stride, padding, dilation and groups, or a linear layer.
+        features: Its input, `[B, C_in, height, width]` or `[B, C_in]`.
+
+    Returns:
+        `[B, positions, G, D]`: one position for a linear layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return features[:, None, None]
+    unfold = nn.Unfold(layer.kernel_size, layer.dilation, 0, layer.stride)
+    return unfold(_padded(layer, features)).transpose(1, 2).unflatten(2, (layer.groups, -1))
+
+
+def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return functional.pad(features, layer._reversed_padding_repeated_twice, mode=mode)
+
+
+def positions_of(draws: Tensor, available: int, wanted: int) -> Tensor:
+    """Sample positions of every image at equal distances from a random start.
+
+    Each position has the same chance, so sums over the sample are unbiased; and as one number an image
+    decides, any number of workers samples the same.
+
+    Args:
+        draws: `[B]`, uniform in [0, 1).
+        available: Positions of a map.
+        wanted: At most so many are sampled.
+
+    Returns:
+        `[B, min(wanted, available)]`, ascending.
+    """
+    wanted = min(wanted, available)
+    steps = torch.arange(wanted, dtype=torch.float64, device=draws.device)
+    places = (draws.to(torch.float64)[:, None] + steps) * (available / wanted)
+    return places.to(torch.int64).clamp_max(available - 1)
+
+
+def layer_moments(inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> list[Moments]:
+    """Compute the joint moments of a layer's inputs and targets, group by group.
+
+    Args:
+        inputs: From :func:`patches`.
+        targets: What the layer should give for them, `[B, C, *space]`.
+        positions: `[B, P]` of each image; None: all.
+
+    Returns:
+        For each group the moments of `[n, D + T]`: its inputs beside its outputs.
+    """
+    flat = targets.flatten(2).transpose(1, 2) if targets.dim() > 2 else targets[:, None]
+    outputs = flat.unflatten(2, (inputs.shape[2], -1))
+    if positions is not None:
+        images = torch.arange(len(inputs), device=inputs.device)[:, None]
+        inputs, outputs = inputs[images, positions], outputs[images, positions]
+    joint = torch.cat([inputs, outputs.to(inputs.dtype)], dim=3).flatten(0, 1)
+    return [Moments.of(group) for group in joint.unbind(dim=1)]
+
+
+def solve(
+    learned_from: Sequence[Moments],
+    held_out: Sequence[Moments],
+    num_outputs: int,
+    ridges: Sequence[float] = RIDGES,
+) -> LeastSquares:
+    """Solve a layer: choose the ridge on the held-out part, then take its optimum on both parts together.
+
+    Args:
+        learned_from: Group by group, from :func:`layer_moments`.
+        held_out: The same of other images.
+        num_outputs: T.
+        ridges: To choose from.
+    """
+    errors = []
+    for ridge in ridges:
+        weights = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
+        errors.append(_relative_error(held_out, weights))
+    best = min(range(len(ridges)), key=errors.__getitem__)
+    both = [first.merge(second) for first, second in zip(learned_from, held_out, strict=True)]
+    parts = []
+    for part in both:
+        weight, bias = _ridge_regression(part, num_outputs, ridges[best])
+        given = part.part(0, weight.shape[1]).mapped(weight, bias)
+        parts.append((weight, bias, given.mean, given.covariance.diagonal()))
+    weights, biases, means, variances = (torch.stack(one) for one in zip(*parts, strict=True))
+    return LeastSquares(weights, biases, means, variances, ridges[best], errors[best])
+
+
+@torch.no_grad()
+def install(solution: LeastSquares, layer: Layer, norm: Norm | None) -> None:
+    """Put a solution into a layer; a batch norm behind it becomes an identity but for the bias.
+
+    That batch norm's statistics are those of the images that the layer was solved on.
+    """
+    layer.weight.copy_(solution.weight.flatten(0, 1).view_as(layer.weight))
+    if norm is None:
+        assert layer.bias is not None
+        layer.bias.copy_(solution.bias.flatten())
+        return
+    if layer.bias is not None:
+        layer.bias.zero_()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = solution.mean.flatten(), solution.variance.flatten()
+    norm.running_mean.copy_(mean - solution.bias.flatten())
+    norm.running_var.copy_(variance)
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(mean)
+
+
+def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """Minimise ``E||W x + b - y||^2 + ridge * mean variance * ||W||^2``; the bias is not held down."""
+    size = len(moments.mean) - num_outputs
+    gram, cross = moments.covariance[:size, :size], moments.covariance[:size, size:]
+    variance = gram.diagonal().mean().clamp_min(1e-300)
+    identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram + ridge * variance * identity)
+    weight = torch.cholesky_solve(cross, factor).T
+    return weight, moments.mean[size:] - weight @ moments.mean[:size]
+
+
+def _relative_error(parts: Sequence[Moments], weights: Sequence[tuple[Tensor, Tensor]]) -> float:
+    error = variance = 0.0
+    for moments, (weight, bias) in zip(parts, weights, strict=True):
+        size = weight.shape[1]
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        residual = torch.cat([weight, -identity], dim=1)
+        offset = residual @ moments.mean + bias
+        error += float((residual @ moments.covariance * residual).sum() + offset.square().sum())
+        variance += float(moments.covariance[size:, size:].trace())
+    return error / max(variance, 1e-300)
+
+
+def solvable(stage: nn.Module) -> tuple[Layer, Norm | None] | None:
+    """Find the one layer with weights that a stage ends in, and the batch norm behind it.
+
+    Returns:
+        None where a stage has weights elsewhere, too: such a block is not linear in them all.
+
+    Example:
+        >>> solvable(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)))[0]
+        Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+        >>> solvable(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))) is None
+        True
+    """
+    found = last_layer(stage)
+    if found is None:
+        return None
+    owners = {id(parameter) for module in found if module is not None for parameter in module.parameters()}
+    return found if all(id(parameter) in owners for parameter in stage.parameters()) else None
