@@ -22,7 +22,7 @@ from ka_ray.figures import compare_methods
 from ka_ray.metrics import Counts, accuracies
 from ka_ray.output import claim_output, known_run, read_json, remember_run
 from ka_ray.plan import Plan, make_plan
-from ka_ray.publish import extraction_summaries, final_metrics
+from ka_ray.publish import extraction_summaries, final_metrics, images_seen
 from ka_ray.run import Run, open_run
 from ka_ray.split import split_images
 from ka_ray.steps import Learning, check_batches, check_labels, extract, judge, learn, teach_missing
@@ -189,7 +189,8 @@ def student_images(config: Config, folder: Path) -> int:
         for part in (FEATURES, IMAGES)
     }
     layers, joint = config.layers, config.joint
-    in_layers = layers.epochs * (stored[FEATURES] // layers.batch_size) * layers.batch_size
+    fitted = layers.epochs * (stored[FEATURES] // layers.batch_size) * layers.batch_size
+    in_layers = stored[FEATURES] if layers.solver == "least_squares" else fitted
     in_joint = joint.images or joint.epochs * (sum(stored.values()) // joint.batch_size) * joint.batch_size
     return int(in_layers + in_joint)
 
@@ -221,7 +222,7 @@ def _publish(
     for label in dict.fromkeys(variant.label for variant in variants):
         group = [variant.learning for variant in variants if variant.label == label]
         seen = [_summaries(one) for one in group]
-        of_student = [part["history"][-1]["images"] for stage, part in seen[0].items() if stage != "codes"]
+        of_student = [images_seen(part) for stage, part in seen[0].items() if stage != "codes"]
         parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())
         counted = [counts[one.name] for one in group]
         seconds = [sum(part["seconds"] for part in parts.values()) for parts in seen]

@@ -93,12 +93,18 @@ def _sizes(config: Config, folder: Path) -> dict[str, Any]:
 def _speeds(
     stages: dict[str, dict[str, Any]], extraction: list[dict[str, Any]], evaluated: dict[str, Any]
 ) -> dict[str, dict[str, float]]:
-    amounts = {stage: (s["history"][-1]["images"], s["seconds"]) for stage, s in stages.items()}
+    amounts = {stage: (images_seen(s), s["seconds"]) for stage, s in stages.items()}
     amounts["extract"] = (sum(p["images"] for p in extraction), sum(p["seconds"] for p in extraction))
     amounts["evaluate"] = (evaluated["images"], evaluated["seconds"])
     return {
         s: {"seconds": seconds, "images_per_s": images / seconds} for s, (images, seconds) in amounts.items()
     }
+
+
+def images_seen(summary: Mapping[str, Any]) -> int:
+    """Read how many images a stage went through, again and again counted again."""
+    history = summary["history"]
+    return int(history[-1]["images"]) if history else 0
 
 
 def _all_metrics(report: Report) -> dict[str, float]:

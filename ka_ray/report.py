@@ -82,9 +82,13 @@ class Extension(_Part):
 
 
 class Layer(_Part):
-    """One student layer: the share of its target's variance that it misses."""
+    """One student layer: the share of its target's variance that it misses.
+
+    Of a layer computed by least squares it is that on held-out images, by which ``ridge`` was chosen.
+    """
 
     relative_error: float
+    ridge: float | None
 
 
 class Speed(_Part):

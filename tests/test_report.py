@@ -41,7 +41,10 @@ def content(labelled: bool = True) -> dict[str, Any]:
         "kept_adapters": {},
         "codes": {"conv1": {"width": 4, "stacked": 8, "relative_error": 0.25, "optimal_relative_error": 0.2}},
         "extension": None,
-        "layers": {"conv1": {"relative_error": 0.125}, "scores": {"relative_error": 0.5}},
+        "layers": {
+            "conv1": {"relative_error": 0.125, "ridge": None},
+            "scores": {"relative_error": 0.5, "ridge": 1e-4},
+        },
         "stages": {
             "joint": {"seconds": 1.5, "images_per_s": 10.0},
             "extract": {"seconds": 12.25, "images_per_s": 3.0},
@@ -88,7 +91,7 @@ def test_the_schema_requires_every_key() -> None:
     assert required("Sizes") == {"student", "teachers", "per_teacher"}
     assert required("Size") == {"parameters", "macs", "bytes"}
     assert required("Code") == {"width", "stacked", "relative_error", "optimal_relative_error"}
-    assert required("Layer") == {"relative_error"}
+    assert required("Layer") == {"relative_error", "ridge"}
     assert required("Speed") == {"seconds", "images_per_s"}
     assert required("Cluster") == {"nodes", "cpus", "gpus"}
     assert required("Placement") == {"teacher", "node", "gpus", "device", "pid"}

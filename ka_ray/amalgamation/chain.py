@@ -88,6 +88,15 @@ class Amalgamation(nn.Module):
         """
         return self._input(stacked, link)
 
+    def channels(self, link: int) -> list[int]:
+        """Say which stacked channels a link's input is made of, where the codes before are channels, too."""
+        start = sum(self.spans[:link])
+        span = list(range(start, start + self.spans[link]))
+        if link == 0:
+            return span
+        before, chosen = self.channels(link - 1), self._link(link - 1).encoder.weight.argmax(dim=1)
+        return [before[place] for place in chosen.tolist()] + span
+
     def link_moments(self, moments: Moments, link: int) -> Moments:
         """Give the moments of :meth:`link_input` in closed form, from those of the stacked features."""
         if link == 0:

@@ -3,6 +3,7 @@
 Shapes: n positions, S stacked channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,11 @@ class Moments:
         """Give the moments of channels ``start`` to ``stop`` alone."""
         return Moments(self.count, self.mean[start:stop], self.scatter[start:stop, start:stop])
 
+    def at(self, places: Sequence[int] | Tensor) -> "Moments":
+        """Give the moments of some of the channels, in this order."""
+        index = torch.as_tensor(places, device=self.mean.device)
+        return Moments(self.count, self.mean[index], self.scatter[index[:, None], index])
+
     def mapped(self, weight: Tensor, bias: Tensor) -> "Moments":
         """Give the moments of ``weight x + bias``: `[D, S]` and `[D]`, on any device."""
         weight, bias = weight.to(self.mean), bias.to(self.mean)
@@ -111,7 +117,7 @@ class Moments:
         """
         self.check_variance()
         ascending = torch.linalg.eigvalsh(self.covariance).clamp_min(0)
-        lost = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)]) / ascending.sum()
+        lost: Tensor = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)]) / ascending.sum()
         return lost.flip(0)
 
     def optimal_relative_error(self, code_channels: int) -> float:

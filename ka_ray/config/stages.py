@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from ka_ray.config.base import Section
 from ka_ray.config.teachers import Augmentation
@@ -69,6 +69,14 @@ class CodesConfig(TrainingConfig):
         description="direct: one auto-encoder a tap over all teachers; incremental: one for the first two, "
         "and one more for each further teacher; common_features: a space that all teachers share",
     )
+    solver: Literal["sgd", "exact"] = Field(
+        "sgd", description="exact: computed from sums over one pass of the images, without epochs or a rate"
+    )
+    basis: Literal["principal", "channels"] = Field(
+        "principal",
+        description="Of an exact code. principal: what loses least; channels: a choice of the stacked "
+        "channels themselves, on which an activation keeps its meaning",
+    )
     widths: Widths | None = Field(
         None, description="{like: TEACHER} or {TAP: channels, ...}; null: the student's own"
     )
@@ -79,16 +87,43 @@ class CodesConfig(TrainingConfig):
     batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
     learning_rate: float = Field(2e-2, gt=0)
 
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> "CodesConfig":
+        if self.basis == "channels" and self.solver != "exact":
+            raise ValueError("basis: channels are chosen, not trained; set solver: exact")
+        if self.method == "common_features" and self.solver == "exact":
+            raise ValueError("solver: common_features has no closed form; set solver: sgd")
+        return self
+
 
 class LayersConfig(TrainingConfig):
     """Layer-wise learning: each student layer from the code before it to its own."""
 
+    solver: Literal["sgd", "least_squares"] = Field(
+        "sgd",
+        description="least_squares: every layer that is linear in its weights is computed, without epochs",
+    )
+    inputs: Literal["codes", "student"] = Field(
+        "codes",
+        description="Of least_squares. codes: each layer gets the code before it, all in one pass; student: "
+        "layer after layer, each gets what the student gives there, and makes up for its errors",
+    )
+    positions_per_image: int = Field(
+        64, ge=1, description="Of least_squares: at most so many positions of each map count."
+    )
     learning_rate: float = Field(5e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> "LayersConfig":
+        if self.inputs == "student" and self.solver != "least_squares":
+            raise ValueError("inputs: by sgd all layers learn at once, from codes; set solver: least_squares")
+        return self
 
 
 class JointConfig(TrainingConfig):
     """Joint learning: the folded student end to end towards the amalgamated scores."""
 
+    epochs: int = Field(1, ge=0, description="0: the student stays as its layers made it.")
     loss: Literal["mse", "kl"] = Field(
         "mse", description="Of the scores; `scores.rule: conditional` always compares by kl."
     )

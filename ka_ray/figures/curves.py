@@ -29,10 +29,10 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], folder: Pa
 
 
 def _loss_panel(axes: "Axes", stage: str, history: Sequence[Mapping[str, Any]]) -> None:
-    names = list(history[0]["losses"])
+    names = list(dict.fromkeys(name for record in history for name in record["losses"]))
     images = [record["images"] for record in history]
     for name, colour in zip(names, colours(len(names)), strict=True):
-        losses = [record["losses"][name] for record in history]
+        losses = [record["losses"].get(name, math.nan) for record in history]
         shown = [loss if loss > 0 and math.isfinite(loss) else math.nan for loss in losses]
         axes.plot(images, shown, "o-", color=colour, label=shorten(name), markersize=3.5, linewidth=1.5)
     axes.set_yscale("log")

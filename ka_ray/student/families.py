@@ -4,6 +4,7 @@ A student has no batch norm (its layers are learned with a bias, and a batch nor
 can always be folded into the layer before it) and no dropout (its targets are the teachers' soft scores).
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,6 +127,22 @@ def chain_stages(
             stages[tap] = nn.Sequential(*parts)
             parts = []
     return stages
+
+
+def activation_of(stage: nn.Module) -> nn.Module:
+    """Give what a stage does to every channel by itself before its first layer.
+
+    Example:
+        >>> activation_of(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 1)))
+        Sequential(
+          (0): ReLU()
+          (1): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
+        )
+    """
+    if not isinstance(stage, nn.Sequential):
+        return nn.Identity()
+    channelwise = (nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+    return nn.Sequential(*itertools.takewhile(lambda part: isinstance(part, channelwise), stage))
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {

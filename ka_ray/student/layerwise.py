@@ -3,7 +3,7 @@
 Shapes: B images, S stacked channels, C code channels, *space height and width, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -34,9 +34,19 @@ class LayerwiseLearner(nn.Module):
         self.encoders = encoders.requires_grad_(False)
         self._label_sets = student.spec.unified
         self.adapters = nn.ModuleDict({tap: Adapter(c) for tap, c in student.spec.widths.items()})
+        self.learned = list(student.stages)
+
+    def leave(self, stages: Collection[str]) -> None:
+        """Leave stages as they are, and do not change what they get: the adapters in front of them."""
+        self.learned = [tap for tap in self.learned if tap not in stages]
+        for before, (tap, stage) in zip([None, *self.adapters], self.student.stages.items(), strict=True):
+            if tap in stages:
+                stage.requires_grad_(False)
+                if before is not None:
+                    self.adapters[before].requires_grad_(False)
 
     def pairs(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Give, for every stage, what it computes and what it should.
+        """Give, for every stage that is learned, what it computes and what it should.
 
         Args:
             batch: ``image [B, 3, H, W]``, ``scores [B, sum of K_t]`` (all teachers' own, side by side) and
@@ -49,26 +59,29 @@ class LayerwiseLearner(nn.Module):
         pairs = {}
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
-            estimate = stage(features)
+            given = features
             if tap == SCORES:
-                pairs[tap] = (estimate, batch["scores"])
+                target = batch[SCORES]
             else:
                 with torch.no_grad():
-                    code = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
-                pairs[tap] = (estimate, code)
-                features = self.adapters[tap](code)
+                    target = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
+                features = self.adapters[tap](target)
+            if tap in self.learned:
+                pairs[tap] = (stage(given), target)
         return pairs
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the loss of every stage, a value."""
-        pairs = self.pairs(batch)
-        estimate, own = pairs.pop(SCORES)
-        losses = {tap: half_mse(estimate, code) for tap, (estimate, code) in pairs.items()}
-        return losses | {SCORES: self._label_sets.loss(estimate, own, half_mse)}
+        """Give the loss of every stage that is learned, a value."""
+        return {
+            tap: self._label_sets.loss(estimate, target, half_mse)
+            if tap == SCORES
+            else half_mse(estimate, target)
+            for tap, (estimate, target) in self.pairs(batch).items()
+        }
 
     @torch.no_grad()
     def squared_errors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give, for every stage, sums over the batch from which the relative error is made.
+        """Give, for every stage that is learned, sums over the batch from which the relative error is made.
 
         Returns:
             tap -> ``[2 + 2 C]`` float64: squared error, count a channel, sums and sums of squares of the

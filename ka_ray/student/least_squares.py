@@ -5,7 +5,8 @@ positions (of all images together), G groups of a conv, D = C_in / G * kernel si
 T = C / G outputs of a group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.amalgamation import Moments
+from ka_ray.errors import InputError
 from ka_ray.student.fold import Norm, last_layer
 
 Layer = nn.Conv2d | nn.Linear
@@ -55,7 +57,8 @@ def patches(layer: Layer, features: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return features[:, None, None]
     unfold = nn.Unfold(layer.kernel_size, layer.dilation, 0, layer.stride)
-    return unfold(_padded(layer, features)).transpose(1, 2).unflatten(2, (layer.groups, -1))
+    unfolded: Tensor = unfold(_padded(layer, features)).transpose(1, 2)
+    return unfolded.reshape(*unfolded.shape[:2], layer.groups, -1)
 
 
 def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
@@ -81,6 +84,17 @@ def positions_of(draws: Tensor, available: int, wanted: int) -> Tensor:
     steps = torch.arange(wanted, dtype=torch.float64, device=draws.device)
     places = (draws.to(torch.float64)[:, None] + steps) * (available / wanted)
     return places.to(torch.int64).clamp_max(available - 1)
+
+
+@contextmanager
+def watching(layer: Layer) -> Iterator[list[Tensor]]:
+    """Keep what a layer is called with, while the block runs."""
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
 
 
 def layer_moments(inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> list[Moments]:
@@ -116,11 +130,16 @@ def solve(
         held_out: The same of other images.
         num_outputs: T.
         ridges: To choose from.
+
+    Raises:
+        InputError: No image is held out.
     """
+    if not held_out[0].count:
+        raise InputError("layers.solver least_squares: too few images to hold some out; give more")
     errors = []
     for ridge in ridges:
-        weights = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
-        errors.append(_relative_error(held_out, weights))
+        found = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
+        errors.append(_relative_error(held_out, found))
     best = min(range(len(ridges)), key=errors.__getitem__)
     both = [first.merge(second) for first, second in zip(learned_from, held_out, strict=True)]
     parts = []

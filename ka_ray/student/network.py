@@ -3,6 +3,7 @@
 Shapes: B images, H and W in pixels, C channels of a code, K classes of all teachers.
 """
 
+import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from ka_ray.features.stack import SCORES
 from ka_ray.features.store import write_json
 from ka_ray.student.adapter import identity_layer
 from ka_ray.student.cut import cut
-from ka_ray.student.families import FAMILIES, chain_stages, find_family
+from ka_ray.student.families import FAMILIES, activation_of, chain_stages, find_family
 from ka_ray.student.fold import can_fold
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
@@ -132,6 +133,14 @@ class Student(nn.Module):
                 f"student {self.spec.network!r}: an image of {size} pixels fails: {error}"
             ) from None
         return output
+
+    def activations(self) -> dict[str, nn.Module]:
+        """Give what the layer behind each tap sees its features through: the activation, the pooling.
+
+        A stage that was cut out of another network by torch.fx is not looked into: identities there.
+        """
+        later = itertools.pairwise(self.stages.items())
+        return {tap: activation_of(following) for (tap, _), (_, following) in later}
 
     def forward(self, images: Tensor) -> Tensor:
         """Score pixels `[B, 3, H, W]` in 0 ... 255: `[B, K]`."""

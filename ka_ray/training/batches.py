@@ -79,11 +79,20 @@ class Batches:
             yield batch
 
     def once(self) -> Iterator[dict[str, Tensor]]:
-        """Yield every row of the store once over all ranks, whole, in order and without draws."""
+        """Yield every row of the store once over all ranks, whole and in order.
+
+        A row's draws are the same on whatever rank it is read.
+        """
         share = self.batch_size // world_size()
-        mine = self.rows[rank() :: world_size()]
-        for start in range(0, len(mine), share):
-            yield self._read(mine[start : start + share])
+        mine = slice(rank(), None, world_size())
+        rng = np.random.default_rng(self.seed)
+        rows, draws = self.rows[mine], rng.random((len(self.rows), self.num_draws), dtype=np.float32)[mine]
+        for start in range(0, len(rows), share):
+            part = slice(start, start + share)
+            batch = self._read(rows[part])
+            if self.num_draws:
+                batch["draws"] = self._move(torch.from_numpy(draws[part]))
+            yield batch
 
     def _read(
         self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.float32] | None = None

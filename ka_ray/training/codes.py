@@ -100,18 +100,36 @@ def standardise(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) ->
         cast(Amalgamation, amalgamations[tap]).standardise(part)
 
 
-def measure_moments(batches: Batches, stacked: Mapping[str, int]) -> dict[str, Moments]:
+def measure_moments(
+    batches: Batches, stacked: Mapping[str, int], activations: Mapping[str, nn.Module] | None = None
+) -> tuple[dict[str, Moments], dict[str, Moments]]:
     """Accumulate the moments of every tap over every stored image and position, on all ranks.
 
     Args:
         batches: Gives each row once over all ranks.
         stacked: tap -> S.
+        activations: tap -> what the next layer sees its features through; for these taps moments of what is
+            seen are taken besides.
+
+    Returns:
+        tap -> moments of its stacked features, and tap -> moments of the same, activated.
+
+    Raises:
+        InputError: The features of a tap never vary.
     """
-    moments = {tap: Moments.empty(channels, batches.device) for tap, channels in stacked.items()}
+    activations = activations or {}
+    raw = {tap: Moments.empty(stacked[tap], batches.device) for tap in stacked}
+    activated = {tap: Moments.empty(stacked[tap], batches.device) for tap in activations}
     with torch.no_grad():
         for batch in batches.once():
-            moments = {tap: moments[tap].merge(Moments.of(batch[tap])) for tap in stacked}
-        merged = {tap: part.merge_over_ranks() for tap, part in moments.items()}
+            raw = {tap: part.merge(Moments.of(batch[tap])) for tap, part in raw.items()}
+            for tap, activation in activations.items():
+                activated[tap] = activated[tap].merge(Moments.of(activation(batch[tap])))
+    return _over_ranks(raw), _over_ranks(activated)
+
+
+def _over_ranks(moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    merged = {tap: part.merge_over_ranks() for tap, part in moments.items()}
     for tap, part in merged.items():
         with _naming(tap):
             part.check_variance()

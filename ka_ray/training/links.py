@@ -1,55 +1,86 @@
 """The stage that learns the codes: every tap's chain of auto-encoders, link after link."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from safetensors.torch import load_file
 from torch import nn
 
-from ka_ray.amalgamation import Amalgamation
+from ka_ray.amalgamation import Amalgamation, Moments
 from ka_ray.features.store import FEATURES
+from ka_ray.student import Student
 from ka_ray.teachers.checkpoint import digest
+from ka_ray.training.batches import Batches
 from ka_ray.training.codes import CodesLearner, empty_amalgamations, measure_moments, standardise
 from ka_ray.training.fit import Progress, Report, fit
 from ka_ray.training.inputs import StageInputs, records, stage_file
+from ka_ray.training.ranks import rank
+from ka_ray.training.solved import solve_links
 
 
 def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
-    """Train every tap's auto-encoders, link after link; report their relative error beside the optimum's."""
+    """Train or compute every tap's auto-encoders, link after link; report error and least error."""
     config, plan = inputs.config.codes, inputs.plan
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     positions = config.positions_per_image
     batches = inputs.batches("codes", inputs.store(FEATURES), list(stacked), positions_per_image=positions)
-    moments = measure_moments(batches, stacked)
+    began = time.perf_counter()
+    seen_through = Student(plan.spec).activations() if config.basis == "channels" else {}
+    moments, activated = measure_moments(batches, stacked, seen_through)
     amalgamations = empty_amalgamations(config.method, plan.channels, plan.spec.widths).to(inputs.device)
-    num_links = len(cast(Amalgamation, next(iter(amalgamations.values()))).links)
     reused = _reuse_links(inputs, amalgamations)
-    history: list[Progress] = []
-    seconds = _link_seconds(inputs, reused)
-    for link in range(reused, num_links):
-        learner = CodesLearner(config.method, moments, amalgamations, plan.channels, link).to(inputs.device)
-        later = _after(history, num_links - reused)
+    links = range(reused, len(cast(Amalgamation, next(iter(amalgamations.values()))).links))
+    if config.solver == "exact":
+        seconds, history = solve_links(amalgamations, links, moments, activated), list[Progress]()
+    else:
+        seconds, history = _train_links(inputs, amalgamations, links, moments, batches)
+    if config.basis == "principal":
+        standardise(amalgamations, moments)
+    amalgamations.cpu()
+    taps = {tap: _errors(cast(Amalgamation, amalgamations[tap]), moments[tap].cpu()) for tap in stacked}
+    if config.solver == "exact":
+        losses = {tap: errors["relative_error"] for tap, errors in taps.items()}
+        taken = time.perf_counter() - began
+        history = [Progress("codes", 1, 1, 1, 1, len(batches.rows), taken, losses)]
+        if rank() == 0:
+            inputs.report(history[0])
+    kept = {"reused": reused, "trained": len(links), "seconds": [*_link_seconds(inputs, reused), *seconds]}
+    digests = {t.name: digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None}
+    summary = {"taps": taps, "shapes": plan.code_shapes(), "links": kept, "teachers": digests}
+    return amalgamations, summary | {"history": records(history)}
+
+
+def _train_links(
+    inputs: StageInputs,
+    amalgamations: nn.ModuleDict,
+    links: range,
+    moments: Mapping[str, Moments],
+    batches: Batches,
+) -> tuple[list[float], list[Progress]]:
+    """Train links of every tap's chain; give the seconds that each took, and the history of all."""
+    method, channels = inputs.config.codes.method, inputs.plan.channels
+    history, seconds = list[Progress](), list[float]()
+    for link in links:
+        learner = CodesLearner(method, moments, amalgamations, channels, link).to(inputs.device)
+        later = _after(history, len(links))
         ended = fit(learner, batches, inputs.settings("codes"), _through(later, inputs.report))
         history += [later(record) for record in ended]
         seconds.append(ended[-1].seconds)
         learner.finish()
-    standardise(amalgamations, moments)
-    amalgamations.cpu()
-    taps = {
-        tap: {
-            "width": plan.spec.widths[tap],
-            "stacked": stacked[tap],
-            "relative_error": cast(Amalgamation, amalgamations[tap]).relative_error(moments[tap].cpu()),
-            "optimal_relative_error": moments[tap].optimal_relative_error(plan.spec.widths[tap]),
-        }
-        for tap in stacked
+    return seconds, history
+
+
+def _errors(amalgamation: Amalgamation, moments: Moments) -> dict[str, Any]:
+    width = amalgamation.code_channels
+    return {
+        "width": width,
+        "stacked": len(moments.mean),
+        "relative_error": amalgamation.relative_error(moments),
+        "optimal_relative_error": moments.optimal_relative_error(width),
     }
-    links = {"reused": reused, "trained": num_links - reused, "seconds": seconds}
-    summary = {"taps": taps, "shapes": plan.code_shapes(), "links": links}
-    digests = {t.name: digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None}
-    return amalgamations, summary | {"teachers": digests, "history": records(history)}
 
 
 def _after(history: list[Progress], num_links: int) -> Callable[[Progress], Progress]:

@@ -7,6 +7,8 @@ process group it is data-parallel.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,6 +30,8 @@ from ka_ray.training.fit import Progress, fit
 from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, records, save_stage, stage_file
 from ka_ray.training.links import learn_codes
 from ka_ray.training.ranks import rank, sum_over_ranks, wait_for_all
+from ka_ray.training.solved import NUM_DRAWS as NUM_SOLVER_DRAWS
+from ka_ray.training.solved import LayerSolver
 from ka_ray.training.teaching import ClassifierLearner, class_targets
 
 SETTLING_BATCHES = 20
@@ -50,18 +54,30 @@ def run_stages(inputs: StageInputs) -> None:
 
 def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """Learn every layer of the student from the code before it, then fold the adapters."""
-    plan = inputs.plan
+    plan, config = inputs.plan, inputs.config.layers
     encoders = empty_amalgamations(inputs.config.codes.method, plan.channels, plan.spec.widths)
     load_stage(inputs.folder, "codes", encoders)
     learner = LayerwiseLearner(Student(plan.spec), encoders).to(inputs.device)
-    batches = inputs.batches("layers", inputs.store(FEATURES), ["image", SCORES, *encoders])
-    history = fit(learner, batches, inputs.settings("layers"), inputs.report)
-    sums: dict[str, torch.Tensor] = {}
-    for batch in batches.once():
-        for tap, part in learner.squared_errors(batch).items():
-            sums[tap] = sums[tap] + part if tap in sums else part
-    taps = {tap: {"relative_error": relative_error(sum_over_ranks(total))} for tap, total in sums.items()}
-    return fold_adapters(learner), {"taps": taps, "history": records(history)}
+    store = inputs.store(FEATURES)
+    batches = inputs.batches("layers", store, ["image", SCORES, *encoders])
+    taps, history = dict[str, dict[str, float | None]](), list[Progress]()
+    if config.solver == "least_squares":
+        some = partial(inputs.batches, "layers", store, num_draws=NUM_SOLVER_DRAWS)
+        solutions, history = LayerSolver(learner.student, encoders, config, some, inputs.report).solve()
+        taps = {tap: {"relative_error": s.relative_error, "ridge": s.ridge} for tap, s in solutions.items()}
+        learner.leave(solutions)
+    if learner.learned:
+        before = history[-1].images if history else 0
+        fitted = fit(learner, batches, inputs.settings("layers"), inputs.report)
+        history += [replace(record, images=record.images + before) for record in fitted]
+        sums: dict[str, torch.Tensor] = {}
+        for batch in batches.once():
+            for tap, part in learner.squared_errors(batch).items():
+                sums[tap] = sums[tap] + part if tap in sums else part
+        errors = {tap: relative_error(sum_over_ranks(total)) for tap, total in sums.items()}
+        taps |= {tap: {"relative_error": error, "ridge": None} for tap, error in errors.items()}
+    in_order = {tap: taps[tap] for tap in learner.student.stages}
+    return fold_adapters(learner), {"taps": in_order, "history": records(history)}
 
 
 def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
@@ -78,7 +94,8 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
             save_student(student, epochs / f"{progress.epoch:03d}")
         inputs.report(progress)
 
-    history = fit(learner.to(inputs.device), batches, inputs.settings("joint"), report)
+    settings = inputs.settings("joint")
+    history = fit(learner.to(inputs.device), batches, settings, report) if settings.any_steps else []
     return student, {"history": records(history)}
 
 

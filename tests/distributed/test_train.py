@@ -31,6 +31,15 @@ TOLERANCE = 2e-5
 """Largest difference of any weight after three steps of every stage (weights are of order 0.1 to 1)."""
 
 
+WAYS = {method: (f"codes.method={method}",) for method in METHODS} | {
+    "solved": (
+        *("codes.method=incremental", "codes.solver=exact", "codes.basis=channels"),
+        *("layers.solver=least_squares", "layers.inputs=student", "layers.positions_per_image=5"),
+    ),
+    "solved from codes": ("codes.solver=exact", "layers.solver=least_squares"),
+}
+
+
 @pytest.fixture
 def inputs_for(load_config, config_tree, randomised, tmp_path):
     """Make a small run whose every stage takes three steps a link, with random features of three teachers."""
@@ -40,17 +49,18 @@ def inputs_for(load_config, config_tree, randomised, tmp_path):
     config_tree["teachers"].append(config_tree["teachers"][0] | third)
     rng, images = np.random.default_rng(0), BATCH * STEPS
 
-    def make(name: str, method: str = "direct") -> StageInputs:
+    def make(name: str, way: str = "direct") -> StageInputs:
         config = load_config(
-            f"codes={{method: {method}, epochs: 1, batch_size: {BATCH}, positions_per_image: {POSITIONS}}}",
+            f"codes={{epochs: 1, batch_size: {BATCH}, positions_per_image: {POSITIONS}}}",
             f"layers={{epochs: 1, batch_size: {BATCH}}}",
+            *WAYS[way],
             f"joint={{epochs: 1, batch_size: {BATCH}, augment: {{flip: true, shift: 1}}}}",
         )
         plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
         if not features:
             shapes = plan.shapes.items()
             features.update({tap: rng.normal(size=(images, *s)).astype(np.float16) for tap, s in shapes})
-        folder = tmp_path / name / method
+        folder = tmp_path / name / way
         start_folder(folder / FEATURES)
         columns = {"image_id": np.arange(images), "image": pixels, "scores": scores, **features}
         write_shard(folder / FEATURES, columns)
@@ -87,22 +97,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_one_worker_two_workers_and_the_plain_loop_give_the_same_weights(cluster, inputs_for):
     expected, ended = {}, []
-    for method in METHODS:
-        plain = inputs_for("plain", method)
+    for way in WAYS:
+        plain = inputs_for("plain", way)
         run_stages(plain)
-        expected[method] = weights(plain.folder)
-        links = 2 if method == "incremental" else 1  # three teachers
+        expected[way] = weights(plain.folder)
+        links = 2 if way == "incremental" else 1  # three teachers
         ended += [("codes", BATCH * STEPS * link) for link in range(1, links + 1)]
+        ended += [("layers", BATCH), ("layers", BATCH * 2)] if way == "solved" else []  # layer by layer
         ended += [("layers", BATCH * STEPS), ("joint", BATCH * STEPS)]
     for workers in (1, 2):
-        runs = {method: inputs_for(f"workers{workers}", method) for method in METHODS}
+        runs = {way: inputs_for(f"workers{workers}", way) for way in WAYS}
         reports = run_on_ray(list(runs.values()), workers)
         assert [(r.stage, r.images) for r in reports if r.epoch_ended] == ended
-        for method, inputs in runs.items():
+        for way, inputs in runs.items():
             found = weights(inputs.folder)
-            assert found.keys() == expected[method].keys()
-            for name, tensor in expected[method].items():
-                assert (found[name] - tensor).abs().max() <= TOLERANCE, (workers, method, name)
+            assert found.keys() == expected[way].keys()
+            for name, tensor in expected[way].items():
+                assert (found[name] - tensor).abs().max() <= TOLERANCE, (workers, way, name)
 
 
 @pytest.mark.slow  # one more group of workers; what it checks besides `unwrap` is Ray's own wrapping

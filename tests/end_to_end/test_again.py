@@ -60,7 +60,7 @@ def test_more_seeds_and_methods_leave_the_students_that_stand(load_config, tmp_p
         assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert runs[name].info.status == "FINISHED"
         method, seed = name.split(" seed ")
-        assert runs[name].data.metrics["union"] == second.row(method).union.values[int(seed)]
+        assert runs[name].data.metrics["evaluate/union"] == second.row(method).union.values[int(seed)]
 
 
 def test_a_run_is_extended_and_extended_again(load_config, config_tree, tmp_path):

@@ -1,0 +1,183 @@
+"""What the codes' and the layers' stages compute instead of training it: sums over the images, then a solve.
+
+Shapes: B images, S stacked channels, C code channels.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ka_ray.amalgamation import Amalgamation, Moments
+from ka_ray.amalgamation.exact import channels_code, choose_channels, principal_code
+from ka_ray.config import LayersConfig
+from ka_ray.features.stack import SCORES
+from ka_ray.student import Student
+from ka_ray.student.least_squares import (
+    Layer,
+    LeastSquares,
+    install,
+    layer_moments,
+    patches,
+    positions_of,
+    solvable,
+    solve,
+    watching,
+)
+from ka_ray.training.batches import Batches
+from ka_ray.training.fit import Progress, Report
+from ka_ray.training.ranks import rank
+
+HELD_OUT = 0.1
+"""On this share of the images the ridge is chosen."""
+
+NUM_DRAWS = 2
+"""Random numbers of an image: which positions count, and whether it is held out."""
+
+
+def solve_link(
+    amalgamation: Amalgamation, link: int, moments: Moments, activated: Moments | None = None
+) -> None:
+    """Compute one link of a chain, those before it being known.
+
+    Args:
+        amalgamation: Changed in place.
+        link: Its number.
+        moments: Of the tap's stacked features.
+        activated: Of the same as the next layer sees them: the code becomes a choice of the channels. None:
+            the principal subspace.
+    """
+    joined = amalgamation.link_moments(moments, link)
+    if activated is None:
+        code = principal_code(joined, amalgamation.code_channels)
+    else:
+        places = amalgamation.channels(link)
+        covariance = activated.covariance[places][:, places]
+        code = channels_code(joined, choose_channels(covariance, amalgamation.code_channels))
+    amalgamation.links[link].load_state_dict(code.state_dict())
+
+
+class LayerSolver:
+    """Solves layers of a student by least squares, every rank the same.
+
+    Args:
+        student: Its layers are set in place.
+        encoders: tap -> :class:`ka_ray.amalgamation.Amalgamation`, which give inputs and targets.
+        config: Which inputs, how many positions.
+        batches: Makes batches of some of the stored columns, with :data:`NUM_DRAWS` draws.
+        report: Told where it stands, by rank 0.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        encoders: nn.ModuleDict,
+        config: LayersConfig,
+        batches: Callable[[list[str]], Batches],
+        report: Report,
+    ) -> None:
+        self.student, self.encoders, self.config = student.eval(), encoders.eval(), config
+        self._batches, self._report = batches, report
+        found = {tap: solvable(stage) for tap, stage in student.stages.items()}
+        self._found = {tap: one for tap, one in found.items() if one is not None}
+        self._began = time.perf_counter()
+
+    @torch.no_grad()
+    def solve(self) -> tuple[dict[str, LeastSquares], list[Progress]]:
+        """Solve what can be solved; give what was found, and one record a pass over the images."""
+        if not self._found:
+            return {}, []
+        together = self.config.inputs == "codes"
+        passes = [list(self._found)] if together else [[tap] for tap in self._found]
+        solutions: dict[str, LeastSquares] = {}
+        history = []
+        for number, taps in enumerate(passes, start=1):
+            behind = [tap for tap in self.student.stages if together or tap not in self._found]
+            batches = self._batches(["image", *dict.fromkeys([*taps, *behind])])
+            for tap, (learned_from, held_out) in self._moments(taps, batches).items():
+                num_outputs = len(self._layer(tap).weight) // len(learned_from)
+                solutions[tap] = solve(learned_from, held_out, num_outputs)
+                install(solutions[tap], *self._found[tap])
+            losses = {tap: solutions[tap].relative_error for tap in taps}
+            images = len(batches.rows) * number // len(passes)  # every layer sees each image once
+            seconds = time.perf_counter() - self._began
+            history.append(Progress("layers", number, len(passes), 1, 1, images, seconds, losses))
+            if rank() == 0:
+                self._report(history[-1])
+        return solutions, history
+
+    def _moments(
+        self, taps: Sequence[str], batches: Batches
+    ) -> dict[str, tuple[list[Moments], list[Moments]]]:
+        """For each tap the moments of the images learned from and of those held out, group by group."""
+        sums = {tap: (self._nothing(tap, batches.device), self._nothing(tap, batches.device)) for tap in taps}
+        for batch in batches.once():
+            held_out = batch["draws"][:, 1] < HELD_OUT
+            for tap, inputs, targets in self._pairs(batch, taps):
+                positions = positions_of(
+                    batch["draws"][:, 0], inputs.shape[1], self.config.positions_per_image
+                )
+                for part, chosen in zip(sums[tap], (~held_out, held_out), strict=True):
+                    if chosen.any():
+                        found = layer_moments(inputs[chosen], targets[chosen], positions[chosen])
+                        part[:] = [old.merge(new) for old, new in zip(part, found, strict=True)]
+        return {tap: (_over_ranks(learned), _over_ranks(held)) for tap, (learned, held) in sums.items()}
+
+    def _nothing(self, tap: str, device: torch.device) -> list[Moments]:
+        layer = self._layer(tap)
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        size = layer.weight[0].numel() + len(layer.weight) // groups
+        return [Moments.empty(size, device)] * groups
+
+    def _layer(self, tap: str) -> Layer:
+        return self._found[tap][0]
+
+    def _pairs(
+        self, batch: Mapping[str, Tensor], taps: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Give what each layer gets, as patches, and what it should give."""
+        features = self.student.preprocess(batch["image"])
+        for tap, stage in self.student.stages.items():
+            if tap in taps:
+                layer = self._layer(tap)
+                with watching(layer) as inputs:
+                    stage(features)
+                yield tap, patches(layer, inputs[0]), self._target(tap, batch)
+                if tap == taps[-1]:
+                    return
+            solved = self.config.inputs == "student" and tap in self._found
+            features = stage(features) if solved else self._target(tap, batch)
+
+    def _target(self, tap: str, batch: Mapping[str, Tensor]) -> Tensor:
+        if tap == SCORES:
+            return self.student.spec.unified.amalgamate(batch[SCORES])
+        return cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
+
+
+def _over_ranks(groups: list[Moments]) -> list[Moments]:
+    return [group.merge_over_ranks() for group in groups]
+
+
+def solve_links(
+    amalgamations: nn.ModuleDict,
+    links: range,
+    moments: Mapping[str, Moments],
+    activated: Mapping[str, Moments],
+) -> list[float]:
+    """Compute links of every tap's chain; give the seconds that each took.
+
+    Args:
+        amalgamations: Changed in place.
+        links: Their numbers; those before are known.
+        moments: tap -> moments of its stacked features.
+        activated: tap -> of the same, activated; empty for principal codes.
+    """
+    seconds = []
+    for link in links:
+        began = time.perf_counter()
+        for tap, part in moments.items():
+            solve_link(cast(Amalgamation, amalgamations[tap]), link, part, activated.get(tap))
+        seconds.append(time.perf_counter() - began)
+    return seconds

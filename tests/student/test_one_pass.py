@@ -1,0 +1,119 @@
+"""Students computed from one pass, against the layers solved one student at a time from its own codes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ka_ray.amalgamation import Amalgamation, Moments
+from ka_ray.amalgamation.exact import channels_code, choose_channels
+from ka_ray.config import LayersConfig
+from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
+from ka_ray.student import Student, StudentSpec
+from ka_ray.student.one_pass import OnePassMeter
+from ka_ray.training.solved import LayerSolver
+
+STACKED, WIDTHS = {"conv1": 7, "conv2": 9}, {"conv1": 3, "conv2": 5}
+POSITIONS, IMAGES = 6, 60
+
+
+@pytest.fixture
+def spec(make_spec) -> StudentSpec:
+    return make_spec("plain", WIDTHS, widths=[3, 5])
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return {
+        "image": torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8),
+        "conv1": torch.randn(IMAGES, 7, 8, 8),
+        "conv2": torch.randn(IMAGES, 9, 4, 4) + 1,
+        SCORES: torch.randn(IMAGES, 4),
+        "draws": torch.rand(IMAGES, 2),
+    }
+
+
+def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {name: column[rows] for name, column in batch.items()}
+
+
+def meter_of(spec: StudentSpec, *batches: dict[str, Tensor]) -> OnePassMeter:
+    meter = OnePassMeter(spec, STACKED, POSITIONS)
+    for batch in batches:
+        meter.add(batch)
+    return meter
+
+
+class OneBatch:
+    """What the solver reads of :class:`ka_ray.training.batches.Batches`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch, self.rows = batch, np.arange(len(batch["image"]))
+
+    def once(self):
+        yield self.batch
+
+
+def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
+    total = meter_of(spec, batch).total
+    student, solutions = total.student(WIDTHS)
+    encoders = nn.ModuleDict()
+    for tap, width in WIDTHS.items():
+        chosen = choose_channels(total.activated[tap], width)
+        encoders[tap] = Amalgamation([STACKED[tap]], width)
+        encoders[tap].links[0].load_state_dict(channels_code(Moments.of(batch[tap]), chosen).state_dict())
+    expected = Student(spec)
+    config = LayersConfig(solver="least_squares", positions_per_image=POSITIONS)
+    found, _ = LayerSolver(expected, encoders, config, lambda _: OneBatch(batch), lambda _: None).solve()
+    assert {tap: one.ridge for tap, one in solutions.items()} == {
+        tap: one.ridge for tap, one in found.items()
+    }
+    for tap, one in found.items():
+        assert solutions[tap].relative_error == pytest.approx(one.relative_error, rel=1e-6)
+    torch.testing.assert_close(student.state_dict(), expected.state_dict(), atol=1e-5, rtol=1e-5)
+    assert student.spec.widths == WIDTHS
+
+
+def test_parts_merge_to_the_whole(spec, batch):
+    whole = meter_of(spec, batch).total
+    in_turn = meter_of(spec, some(batch, slice(0, 25)), some(batch, slice(25, None))).total
+    apart = meter_of(spec, some(batch, slice(0, 25))).total.merge(
+        meter_of(spec, some(batch, slice(25, None))).total
+    )
+    for other in (in_turn, apart):
+        for tap, moments in whole.learned_from.items():
+            torch.testing.assert_close(other.learned_from[tap].scatter, moments.scatter)
+            assert other.held_out[tap].count == whole.held_out[tap].count
+
+
+def test_stacked_and_activated_moments_are_those_of_the_features(spec, batch):
+    total = OnePassMeter(spec, STACKED, positions_per_image=64)
+    total.add(batch)
+    for tap in STACKED:
+        expected = Moments.of(batch[tap])
+        torch.testing.assert_close(total.total.stacked[tap].covariance, expected.covariance)
+    means = batch["conv2"].relu().mean(dim=(2, 3))
+    torch.testing.assert_close(total.total.activated["conv2"], Moments.of(means).covariance)
+
+
+def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
+    wide = Student(replace(spec, widths=STACKED)).eval()
+    with torch.no_grad():
+        features = wide.preprocess(batch["image"])
+        for tap, stage in wide.stages.items():
+            features = batch[tap] = stage(features)
+    student, solutions = meter_of(spec, batch).total.student(STACKED)
+    torch.testing.assert_close(student(batch["image"]), wide(batch["image"]), atol=1e-4, rtol=1e-4)
+    assert max(one.relative_error for one in solutions.values()) < 1e-8
+
+
+def test_students_that_cannot_have_other_widths_are_refused(spec):
+    with pytest.raises(InputError, match="only students of a family"):
+        OnePassMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
+    with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
+        OnePassMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
