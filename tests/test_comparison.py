@@ -245,6 +245,8 @@ def store_of(folder: Path, **images: int) -> None:
         ({"features": 103, "images": 450}, [], 3 * 100 + 2 * 512),
         ({"features": 103}, [], 3 * 100 + 2 * 64),
         ({"features": 103, "images": 450}, ["joint.images=77"], 3 * 100 + 77),
+        ({"features": 103, "images": 450}, ["layers.solver=least_squares"], 103 + 2 * 512),
+        ({"features": 103, "images": 450}, ["layers.solver=least_squares", "joint.epochs=0"], 103),
         ({"features": 100, "images": 28}, ["layers.batch_size=100", "joint.epochs=1"], 3 * 100 + 128),
     ],
 )

@@ -125,6 +125,18 @@ def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_si
     assert max(len(batch["image"]) for batch in everything) <= batch_size // world_size
 
 
+def test_draws_of_once_belong_to_the_row_whoever_reads_it(store, monkeypatch):
+    def drawn(batch_size: int, world_size: int) -> dict[int, list[float]]:
+        parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, ["image"], batch_size, 3, 2).once())
+        batches = [batch for part in parts for batch in part]
+        rows = torch.cat([batch["image"][:, 0] for batch in batches]).tolist()
+        return dict(zip(rows, torch.cat([batch["draws"] for batch in batches]).tolist(), strict=True))
+
+    alone = drawn(8, 1)
+    assert len({number for numbers in alone.values() for number in numbers}) == 2 * NUM_ROWS
+    assert alone == drawn(4, 2) == drawn(20, 4)
+
+
 def test_a_batch_larger_than_the_store_is_refused(store):
     with pytest.raises(InputError, match="batch_size 23 is larger than the 22 images"):
         Batches(store, COLUMNS, NUM_ROWS + 1, 0)
