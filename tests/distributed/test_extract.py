@@ -1,5 +1,6 @@
 """Extraction on Ray against a plain loop over the teachers."""
 
+import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from ka_ray.config import Config, ExtractConfig, FolderImages, ScoresConfig
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Judge, evaluate_images
 from ka_ray.distributed.extract import Extraction, Reading, extract_features
 from ka_ray.errors import InputError
 from ka_ray.features.space import fit_space
@@ -217,15 +218,9 @@ def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_conf
     config = load_config("images.limit=80", "teachers.1.classes.0=digit_0", VIEWS)
     images, plan = split_images(config)[0], plan_of(config)
     students = {}
-    for name, rule in {
-        "mean": "mean",
-        "centered": "mean",
-        "max": "max",
-        "conditional": "conditional",
-    }.items():
-        students[name] = tmp_path / name
-        spec = replace(plan.spec, rule=rule, center=name == "centered")
-        save_student(Student(spec), students[name])
+    for rule in ("mean", "max", "conditional"):
+        students[rule] = tmp_path / rule
+        save_student(Student(replace(plan.spec, rule=rule)), students[rule])
     seen: list[int] = []
     together, summary = evaluate_images(evaluation(config, images, plan, students), seen.append)
     assert [*together] == [*students]
@@ -237,7 +232,28 @@ def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_conf
     assert any(
         (together[name].ensemble != together["mean"].ensemble).any() for name in ("max", "conditional")
     )
-    assert (together["centered"].ensemble != together["mean"].ensemble).any()
+
+
+def test_an_ensemble_is_counted_as_each_student_puts_it_together(load_config, tmp_path):
+    config = load_config("images.limit=80")
+    images, plan = split_images(config)[0], plan_of(config)
+    students = {}
+    for name in ("raw", "centered"):
+        students[name] = tmp_path / name
+        save_student(Student(replace(plan.spec, center=name == "centered")), students[name])
+    judge = Judge(evaluation(config, images, plan, students), config.extract)
+    batch = {
+        "image": np.zeros((2, 3, 8, 8), np.uint8),
+        "label": np.array(["digit_0", "digit_5"]),
+        # `low` gives all its classes high scores; only `high` tells one of its own from the others.
+        "scores@low": np.tile(np.float32([10, 9, 9, 9, 9]), (2, 1)),
+        "scores@high": np.tile(np.float32([0, -9, -9, -9, -9]), (2, 1)),
+    }
+    (counts,) = map(pickle.loads, judge(batch)["counts"])
+    for name, said in {"raw": 0, "centered": 5}.items():
+        expected = np.zeros((10, 10), np.int64)
+        expected[[0, 5], said] = 1
+        np.testing.assert_array_equal(counts[name].ensemble, expected)
 
 
 def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster, load_config):
