@@ -225,8 +225,8 @@ def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_conf
     together, summary = evaluate_images(evaluation(config, images, plan, students), seen.append)
     assert [*together] == [*students]
     assert summary["images"] == sum(seen) == len(images.ids)
-    for name, folder in students.items():
-        alone, _ = evaluate_images(evaluation(config, images, plan, {name: folder}), lambda _: None)
+    for name in ("max", "conditional"):
+        alone, _ = evaluate_images(evaluation(config, images, plan, {name: students[name]}), lambda _: None)
         same(together[name], alone[name])
     assert any((together[name].student != together["mean"].student).any() for name in ("max", "conditional"))
     assert any(
