@@ -101,14 +101,22 @@ def _size_section(report: "Report") -> str:
 def _codes_section(report: "Report") -> str:
     if not report.codes:
         return ""
-    cells = {tap: ["-"] * 4 for tap in (*report.codes, *report.layers)}
+    cells = {tap: ["-"] * 5 for tap in (*report.codes, *report.layers)}
     for tap, code in report.codes.items():
         errors = f"{code.relative_error:.3g}", f"{code.optimal_relative_error:.3g}"
         cells[tap][:3] = f"{code.width} of {code.stacked}", *errors
     for tap, layer in report.layers.items():
-        cells[tap][3] = f"{layer.relative_error:.3g}"
+        found_by = "gradient steps" if layer.ridge is None else f"least squares, ridge {layer.ridge:g}"
+        cells[tap][3:] = f"{layer.relative_error:.3g}", found_by
     rows = [(tap, *row) for tap, row in cells.items()]
-    header = ("tap", "channels kept", "lost by the code", "least possible", "missed by the layer")
+    header = (
+        "tap",
+        "channels kept",
+        "lost by the code",
+        "least possible",
+        "missed by the layer",
+        "layer found by",
+    )
     note = "Errors are shares of the variance, of the stacked features (codes) and of the code (layers)."
     return f"## Codes and layers\n\n{table(header, rows)}\n\n{note}"
 

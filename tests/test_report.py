@@ -132,7 +132,8 @@ def test_markdown_tells_all_that_a_reader_asks_for() -> None:
     assert "the teachers' scores are put together by `concatenate`." in text
     assert NO_LABELS not in text
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
-    assert "| conv1 | 4 of 8 | 0.25 | 0.2 | 0.125 |" in text
+    assert "| conv1 | 4 of 8 | 0.25 | 0.2 | 0.125 | gradient steps |" in text
+    assert "| scores | - | - | - | 0.5 | least squares, ridge 0.0001 |" in text
     assert "| scores | - | - | - | 0.5 |" in text
     assert text.index("| extract | 12.2 | 3 |") < text.index("| joint | 1.5 | 10 |")
     assert "broken.png" in text

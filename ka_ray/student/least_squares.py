@@ -19,6 +19,9 @@ from ka_ray.student.fold import Norm, last_layer
 
 Layer = nn.Conv2d | nn.Linear
 
+HELD_OUT = 0.1
+"""On this share of the images the ridge is chosen."""
+
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """From these the ridge is chosen on held-out images, in units of the mean variance of an input."""
 

@@ -20,6 +20,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.student.families import FAMILIES
 from ka_ray.student.least_squares import (
+    HELD_OUT,
     Layer,
     LeastSquares,
     install,
@@ -156,7 +157,7 @@ class OnePassMeter:
     """
 
     def __init__(
-        self, spec: StudentSpec, stacked: Mapping[str, int], positions_per_image: int, held_out: float = 0.1
+        self, spec: StudentSpec, stacked: Mapping[str, int], positions_per_image: int, held_out: float = HELD_OUT
     ) -> None:
         self.total = OnePass.start(spec, stacked)
         self._whole = Student(self.total.spec).eval()

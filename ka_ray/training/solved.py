@@ -16,6 +16,7 @@ from ka_ray.config import LayersConfig
 from ka_ray.features.stack import SCORES
 from ka_ray.student import Student
 from ka_ray.student.least_squares import (
+    HELD_OUT,
     Layer,
     LeastSquares,
     install,
@@ -29,9 +30,6 @@ from ka_ray.student.least_squares import (
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, Report
 from ka_ray.training.ranks import rank
-
-HELD_OUT = 0.1
-"""On this share of the images the ridge is chosen."""
 
 NUM_DRAWS = 2
 """Random numbers of an image: which positions count, and whether it is held out."""

@@ -88,6 +88,10 @@ MISTAKES = {
         ["baselines.scratch.batch_size=33"],
         ["baselines.scratch.batch_size: 33 is not divisible by ray.workers = 2"],
     ),
+    "baseline without images": (
+        ["baseline=distill", "joint.epochs=0"],
+        ["joint.epochs: 0", "'distill'", "joint.images"],
+    ),
     "missing run to extend": (["extend=/nowhere/run"], ["extend: ", "/nowhere/run does not exist"]),
 }
 

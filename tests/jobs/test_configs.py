@@ -1,10 +1,13 @@
 """Every file in jobs/configs is loaded, and every job script refuses bad input with exit code 2."""
 
+import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from ka_ray.config import Config, TeachConfig
 from ka_ray.plan import make_plan
@@ -62,6 +65,24 @@ def test_every_config_loads(workplace, path):
     kind = TeachConfig if "teacher" in path.stem else Config
     config = kind.load(path, overrides(path))
     assert config.output_dir == workplace / "runs" / config.name
+
+
+def keys(section: type[BaseModel], inside: str = "") -> Iterator[str]:
+    """The dotted keys of a section and of the sections in it."""
+    for name, field in section.model_fields.items():
+        yield inside + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{inside}{name}.")
+
+
+def test_the_template_explains_every_key():
+    text = (JOBS / "configs/folder.yaml").read_text()
+    missing = [key for key in keys(Config) if not re.search(rf"\b{key.rpartition('.')[2]}:\s", text)]
+    assert missing == []
+    for section in ("codes", "layers", "joint"):
+        block = text.split(f"\n{section}:\n")[1].split("\n\n")[0]
+        given = {key.split(".")[1] for key in keys(Config) if key.startswith(f"{section}.")}
+        assert {key for key in given if f"  {key}: " not in block} == set()
 
 
 def test_the_readmes_example_loads(workplace):
