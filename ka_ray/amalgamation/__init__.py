@@ -11,7 +11,7 @@ from ka_ray.amalgamation.autoencoder import (
 )
 from ka_ray.amalgamation.chain import Amalgamation, all_at_once, one_by_one
 from ka_ray.amalgamation.common_features import CommonSpace
-from ka_ray.amalgamation.moments import Moments
+from ka_ray.amalgamation.moments import Moments, MomentsMeter
 from ka_ray.amalgamation.scores import LabelSets
 
 
@@ -45,5 +45,6 @@ __all__ = [
     "LinkLearner",
     "Method",
     "Moments",
+    "MomentsMeter",
     "WhitenedAutoEncoder",
 ]

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ka_ray.errors import InputError
 
+BLOCK = 512
+"""Columns of a sum of outer products that are added at once."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -123,3 +126,43 @@ class Moments:
     def optimal_relative_error(self, code_channels: int) -> float:
         """Compute the least relative error of a code of this width; see :meth:`spectrum`."""
         return float(self.spectrum()[code_channels])
+
+
+class MomentsMeter:
+    """Adds features up in place: merging batch by batch would write several `[S, S]` matrices for each.
+
+    What is summed are deviations from the first batch's mean, so that a large mean cancels nothing, and of
+    the symmetric sum of outer products little more than one triangle (Chan, Golub and LeVeque, 1983).
+
+    Args:
+        channels: S.
+        device: Where it is summed.
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
+        self._count, self._device = 0, device
+        self._shift = self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor) -> None:
+        """Add features `[n, S]` or `[B, S, *space]`."""
+        flat = features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
+        flat = flat.to(self._device, torch.float64)
+        if not len(flat):
+            return
+        if not self._count:
+            self._shift, self._sum = flat.mean(dim=0), torch.zeros_like(self._sum)
+        deviations = flat - self._shift
+        self._count += len(flat)
+        self._sum += deviations.sum(dim=0)
+        for start in range(0, len(self._outer), BLOCK):
+            stop = start + BLOCK
+            self._outer[:stop, start:stop].addmm_(deviations[:, :stop].T, deviations[:, start:stop])
+
+    @property
+    def total(self) -> Moments:
+        """The moments of all that was added."""
+        upper = self._outer.triu()
+        scatter = upper + upper.triu(1).T
+        mean = self._sum / max(self._count, 1)
+        return Moments(self._count, self._shift + mean, scatter - self._count * torch.outer(mean, mean))

@@ -81,7 +81,7 @@ class CodesConfig(TrainingConfig):
         None, description="{like: TEACHER} or {TAP: channels, ...}; null: the student's own"
     )
     positions_per_image: int = Field(
-        16, ge=1, description="Positions drawn at random from each map, an epoch."
+        16, ge=1, description="Positions drawn at random from each map: by sgd in every epoch, else once."
     )
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1, description="Images, over all workers together.")

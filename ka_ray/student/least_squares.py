@@ -69,26 +69,6 @@ def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
     return functional.pad(features, layer._reversed_padding_repeated_twice, mode=mode)
 
 
-def positions_of(draws: Tensor, available: int, wanted: int) -> Tensor:
-    """Sample positions of every image at equal distances from a random start.
-
-    Each position has the same chance, so sums over the sample are unbiased; and as one number an image
-    decides, any number of workers samples the same.
-
-    Args:
-        draws: `[B]`, uniform in [0, 1).
-        available: Positions of a map.
-        wanted: At most so many are sampled.
-
-    Returns:
-        `[B, min(wanted, available)]`, ascending.
-    """
-    wanted = min(wanted, available)
-    steps = torch.arange(wanted, dtype=torch.float64, device=draws.device)
-    places = (draws.to(torch.float64)[:, None] + steps) * (available / wanted)
-    return places.to(torch.int64).clamp_max(available - 1)
-
-
 @contextmanager
 def watching(layer: Layer) -> Iterator[list[Tensor]]:
     """Keep what a layer is called with, while the block runs."""
@@ -100,24 +80,23 @@ def watching(layer: Layer) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def layer_moments(inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> list[Moments]:
-    """Compute the joint moments of a layer's inputs and targets, group by group.
+def layer_samples(inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Lay a layer's inputs beside what it should give for them.
 
     Args:
         inputs: From :func:`patches`.
-        targets: What the layer should give for them, `[B, C, *space]`.
+        targets: What the layer should give, `[B, C, *space]`.
         positions: `[B, P]` of each image; None: all.
 
     Returns:
-        For each group the moments of `[n, D + T]`: its inputs beside its outputs.
+        `[n, G, D + T]`.
     """
     flat = targets.flatten(2).transpose(1, 2) if targets.dim() > 2 else targets[:, None]
     outputs = flat.unflatten(2, (inputs.shape[2], -1))
     if positions is not None:
         images = torch.arange(len(inputs), device=inputs.device)[:, None]
         inputs, outputs = inputs[images, positions], outputs[images, positions]
-    joint = torch.cat([inputs, outputs.to(inputs.dtype)], dim=3).flatten(0, 1)
-    return [Moments.of(group) for group in joint.unbind(dim=1)]
+    return torch.cat([inputs, outputs.to(inputs.dtype)], dim=3).flatten(0, 1)
 
 
 def solve(
@@ -129,7 +108,7 @@ def solve(
     """Solve a layer: choose the ridge on the held-out part, then take its optimum on both parts together.
 
     Args:
-        learned_from: Group by group, from :func:`layer_moments`.
+        learned_from: Group by group the moments of `[n, D + T]`, see :func:`layer_samples`.
         held_out: The same of other images.
         num_outputs: T.
         ridges: To choose from.

@@ -7,29 +7,33 @@ Shapes: B images, S_l stacked channels of tap l, k_l values of one channel that 
 tap l sees, C_l channels that a student keeps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import Moments
-from ka_ray.amalgamation.exact import choose_channels
+from ka_ray.amalgamation import Moments, MomentsMeter
+from ka_ray.amalgamation.exact import Seen, channel_order
 from ka_ray.errors import InputError
+from ka_ray.features.positions import positions_of
 from ka_ray.features.stack import SCORES
 from ka_ray.student.families import FAMILIES
 from ka_ray.student.least_squares import (
     HELD_OUT,
+    RIDGES,
     Layer,
     LeastSquares,
     install,
-    layer_moments,
+    layer_samples,
     patches,
-    positions_of,
     solve,
 )
 from ka_ray.student.network import Student, StudentSpec
+
+MAX_ROWS = 8192
+"""Two sums of so many rows and columns take 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +50,6 @@ class OnePass:
     learned_from: Mapping[str, Moments]
     held_out: Mapping[str, Moments]
 
-    @staticmethod
-    def start(spec: StudentSpec, stacked: Mapping[str, int]) -> "OnePass":
-        """Make the moments of no images.
-
-        Args:
-            spec: The student, of any widths.
-            stacked: tap -> S.
-
-        Raises:
-            InputError: The student is of no family, or a stage has more than one layer with weights.
-        """
-        if spec.network not in FAMILIES:
-            raise InputError(
-                f"student.network {spec.network!r}: only students of a family can have other widths; "
-                f"there are {', '.join(FAMILIES)}"
-            )
-        whole = Student(replace(spec, widths=dict(stacked)))
-        nothing = {}
-        for tap, stage in whole.stages.items():
-            weight = only_layer(tap, stage)[1].weight
-            nothing[tap] = Moments.empty(weight[0].numel() + len(weight))
-        return OnePass(whole.spec, nothing, dict(nothing))
-
     def merge(self, other: "OnePass") -> "OnePass":
         """Merge the passes over two disjoint sets of images."""
         return replace(
@@ -78,6 +59,14 @@ class OnePass:
             },
             held_out={tap: part.merge(other.held_out[tap]) for tap, part in self.held_out.items()},
         )
+
+    def merge_over_ranks(self) -> "OnePass":
+        """Merge the passes of all ranks of the process group; the same on every rank."""
+        learned_from, held_out = (
+            {tap: moments.merge_over_ranks() for tap, moments in part.items()}
+            for part in (self.learned_from, self.held_out)
+        )
+        return OnePass(self.spec, learned_from, held_out)
 
     @cached_property
     def stacked(self) -> dict[str, Moments]:
@@ -91,32 +80,36 @@ class OnePass:
         size = len(joint.mean)
         return joint.part(size - self.spec.widths[tap], size)
 
-    @cached_property
-    def activated(self) -> dict[str, Tensor]:
-        """tap -> covariance `[S, S]` of its stacked features as the layer behind sees them."""
-        found = {}
-        for tap, behind in zip(self.spec.widths, [*list(self.spec.widths)[1:], SCORES], strict=True):
-            joint, channels = self.learned_from[behind].merge(self.held_out[behind]), self.spec.widths[tap]
-            outputs = len(self.spec.classes) if behind == SCORES else self.spec.widths[behind]
-            seen = joint.part(0, len(joint.mean) - outputs).covariance
-            blocks = seen.unflatten(1, (channels, -1)).unflatten(0, (channels, -1))
-            found[tap] = blocks.diagonal(dim1=1, dim2=3).mean(dim=2)
-        return found
+    def seen(self, tap: str) -> Seen:
+        """What the layer behind a tap sees of all its stacked channels, and what it should give for them."""
+        taps = [*self.spec.widths, SCORES]
+        behind = taps[taps.index(tap) + 1]
+        joint = self.learned_from[behind].merge(self.held_out[behind]).covariance
+        inputs = len(joint) - (len(self.spec.classes) if behind == SCORES else self.spec.widths[behind])
+        return Seen(joint[:inputs, :inputs], joint[:inputs, inputs:], inputs // self.spec.widths[tap])
 
-    def student(self, widths: Mapping[str, int]) -> tuple[Student, dict[str, LeastSquares]]:
+    @cached_property
+    def orders(self) -> dict[str, tuple[int, ...]]:
+        """tap -> all its stacked channels, those first that tell the next layer's targets best."""
+        return {tap: channel_order(self.seen(tap), stacked) for tap, stacked in self.spec.widths.items()}
+
+    def student(
+        self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
+    ) -> tuple[Student, dict[str, LeastSquares]]:
         """Compute a student; give also how each of its layers was solved.
 
         Args:
             widths: tap -> C_l, at most S_l.
+            ridges: To choose from.
         """
         student = Student(replace(self.spec, widths=dict(widths))).eval()
-        chosen = {tap: choose_channels(self.activated[tap], widths[tap]) for tap in self.spec.widths}
+        chosen = {tap: tuple(sorted(order[: widths[tap]])) for tap, order in self.orders.items()}
         solutions, before = {}, None
         for tap, stage in student.stages.items():
             places = self._places(tap, before, chosen)
             learned_from, held_out = (sums[tap].at(places) for sums in (self.learned_from, self.held_out))
             _, layer = only_layer(tap, stage)
-            solutions[tap] = solve([learned_from], [held_out], num_outputs=len(layer.weight))
+            solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
             install(solutions[tap], layer, None)
             before = tap
         return student, solutions
@@ -131,6 +124,34 @@ class OnePass:
         seen = inputs // self.spec.widths[before]
         taken = [channel * seen + offset for channel in chosen[before] for offset in range(seen)]
         return [*taken, *(inputs + place for place in given)]
+
+
+def whole_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
+    """Build the student that keeps all S stacked channels at every tap.
+
+    Raises:
+        InputError: The student is of no family, a stage has more than one layer with weights, or the sums
+            over what a layer sees would be too large.
+    """
+    if spec.network not in FAMILIES:
+        raise InputError(
+            f"student.network {spec.network!r}: only students of a family can have other widths; "
+            f"there are {', '.join(FAMILIES)}"
+        )
+    whole = Student(replace(spec, widths=dict(stacked))).eval()
+    for tap, stage in whole.stages.items():
+        rows = num_rows(only_layer(tap, stage)[1])
+        if rows > MAX_ROWS:
+            raise InputError(
+                f"taps: what leads to {tap} sees and gives {rows} values of all stacked channels; their sums "
+                f"would take {rows**2 * 8 / 1024**3:.1f} GiB, one pass sums at most {MAX_ROWS} values"
+            )
+    return whole
+
+
+def num_rows(layer: Layer) -> int:
+    """Count the values that a layer sees and gives at one position."""
+    return layer.weight[0].numel() + len(layer.weight)
 
 
 def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, Layer]:
@@ -154,15 +175,31 @@ class OnePassMeter:
         stacked: tap -> S.
         positions_per_image: At most so many positions of each map count.
         held_out: On this share of the images the ridge is chosen.
+        device: Where it is summed.
+
+    Raises:
+        InputError: See :func:`whole_student`.
     """
 
     def __init__(
-        self, spec: StudentSpec, stacked: Mapping[str, int], positions_per_image: int, held_out: float = HELD_OUT
+        self,
+        spec: StudentSpec,
+        stacked: Mapping[str, int],
+        positions_per_image: int,
+        held_out: float = HELD_OUT,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.total = OnePass.start(spec, stacked)
-        self._whole = Student(self.total.spec).eval()
+        self._whole = whole_student(spec, stacked).to(device)
         self._layers = {tap: only_layer(tap, stage) for tap, stage in self._whole.stages.items()}
-        self._positions, self._held_out = positions_per_image, held_out
+        sizes = {tap: num_rows(layer) for tap, (_, layer) in self._layers.items()}
+        self._sums = [{tap: MomentsMeter(size, device) for tap, size in sizes.items()} for _ in range(2)]
+        self._positions, self._held_out, self._device = positions_per_image, held_out, device
+
+    @property
+    def total(self) -> OnePass:
+        """What was added up."""
+        learned_from, held_out = ({tap: meter.total for tap, meter in part.items()} for part in self._sums)
+        return OnePass(self._whole.spec, learned_from, held_out)
 
     @torch.no_grad()
     def add(self, batch: Mapping[str, Tensor]) -> None:
@@ -172,17 +209,13 @@ class OnePassMeter:
             batch: ``image [B, 3, H, W]``, all teachers' own ``scores``, each tap's stacked ``[B, S, *space]``
                 and ``draws [B, 2]``: which positions count, and whether the image is held out.
         """
-        parts = self.total.learned_from, self.total.held_out
-        sums = [dict(part) for part in parts]
+        batch = {name: column.to(self._device) for name, column in batch.items()}
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._whole.preprocess(batch["image"])
         for tap, (before, layer) in self._layers.items():
             seen = patches(layer, before(features))
             positions = positions_of(batch["draws"][:, 0], seen.shape[1], self._positions)
             target = self._whole.spec.unified.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
-            for total, chosen in zip(sums, (~held_out, held_out), strict=True):
-                if chosen.any():
-                    (moments,) = layer_moments(seen[chosen], target[chosen], positions[chosen])
-                    total[tap] = total[tap].merge(moments)
+            for meters, chosen in zip(self._sums, (~held_out, held_out), strict=True):
+                meters[tap].add(layer_samples(seen[chosen], target[chosen], positions[chosen]).flatten(1))
             features = target
-        self.total = replace(self.total, learned_from=sums[0], held_out=sums[1])

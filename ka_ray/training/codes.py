@@ -10,8 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import METHODS, Amalgamation, LinkLearner, Moments
+from ka_ray.amalgamation import METHODS, Amalgamation, LinkLearner, Moments, MomentsMeter
 from ka_ray.errors import InputError
+from ka_ray.features.positions import sampled
 from ka_ray.training.batches import Batches
 
 
@@ -100,37 +101,71 @@ def standardise(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) ->
         cast(Amalgamation, amalgamations[tap]).standardise(part)
 
 
-def measure_moments(
-    batches: Batches, stacked: Mapping[str, int], activations: Mapping[str, nn.Module] | None = None
-) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Accumulate the moments of every tap over every stored image and position, on all ranks.
+class TapsMeter:
+    """Adds up the stacked features of every tap.
 
     Args:
-        batches: Gives each row once over all ranks.
         stacked: tap -> S.
-        activations: tap -> what the next layer sees its features through; for these taps moments of what is
-            seen are taken besides.
+        positions_per_image: At most so many positions of each map count; None: all.
+        activations: tap -> what the features are seen through; taps without are taken as they are.
+        device: Where it is summed.
+    """
+
+    def __init__(
+        self,
+        stacked: Mapping[str, int],
+        positions_per_image: int | None = None,
+        activations: Mapping[str, nn.Module] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._activations, self._positions = dict(activations or {}), positions_per_image
+        self._meters = {tap: MomentsMeter(channels, device) for tap, channels in stacked.items()}
+
+    @torch.no_grad()
+    def add(self, batch: Mapping[str, Tensor]) -> None:
+        """Add a batch: each tap's ``[B, S, *space]`` and, to sample positions, ``draws [B, 1 or more]``."""
+        for tap, meter in self._meters.items():
+            features = self._activations[tap](batch[tap]) if tap in self._activations else batch[tap]
+            if self._positions is not None:
+                features = sampled(features, batch["draws"][:, 0], self._positions)
+            meter.add(features)
+
+    @property
+    def total(self) -> dict[str, Moments]:
+        """tap -> moments of all that was added."""
+        return {tap: meter.total for tap, meter in self._meters.items()}
+
+
+def measure_moments(
+    batches: Batches,
+    stacked: Mapping[str, int],
+    positions_per_image: int | None = None,
+    activations: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Moments]:
+    """Accumulate the moments of every tap over every stored image, on all ranks.
+
+    Args:
+        batches: Gives each row once over all ranks; with a draw, where positions are sampled.
+        stacked: tap -> S.
+        positions_per_image: At most so many positions of each map count; None: all.
+        activations: tap -> what the features are seen through.
 
     Returns:
-        tap -> moments of its stacked features, and tap -> moments of the same, activated.
+        tap -> moments of its stacked features.
 
     Raises:
         InputError: The features of a tap never vary.
     """
-    activations = activations or {}
-    raw = {tap: Moments.empty(stacked[tap], batches.device) for tap in stacked}
-    activated = {tap: Moments.empty(stacked[tap], batches.device) for tap in activations}
-    with torch.no_grad():
-        for batch in batches.once():
-            raw = {tap: part.merge(Moments.of(batch[tap])) for tap, part in raw.items()}
-            for tap, activation in activations.items():
-                activated[tap] = activated[tap].merge(Moments.of(activation(batch[tap])))
-    return _over_ranks(raw), _over_ranks(activated)
+    meter = TapsMeter(stacked, positions_per_image, activations, batches.device)
+    for batch in batches.once():
+        meter.add(batch)
+    merged = {tap: part.merge_over_ranks() for tap, part in meter.total.items()}
+    check_variances(merged)
+    return merged
 
 
-def _over_ranks(moments: Mapping[str, Moments]) -> dict[str, Moments]:
-    merged = {tap: part.merge_over_ranks() for tap, part in moments.items()}
-    for tap, part in merged.items():
+def check_variances(moments: Mapping[str, Moments]) -> None:
+    """Refuse features that never vary, naming the tap; see :meth:`Moments.check_variance`."""
+    for tap, part in moments.items():
         with _naming(tap):
             part.check_variance()
-    return merged

@@ -10,31 +10,42 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
+from ka_ray.amalgamation.exact import Seen
+from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.student import Student
+from ka_ray.student.one_pass import OnePassMeter
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.batches import Batches
-from ka_ray.training.codes import CodesLearner, empty_amalgamations, measure_moments, standardise
+from ka_ray.training.codes import (
+    CodesLearner,
+    check_variances,
+    empty_amalgamations,
+    measure_moments,
+    standardise,
+)
 from ka_ray.training.fit import Progress, Report, fit
 from ka_ray.training.inputs import StageInputs, records, stage_file
 from ka_ray.training.ranks import rank
-from ka_ray.training.solved import solve_links
+from ka_ray.training.solved import NUM_DRAWS, solve_links
 
 
 def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """Train or compute every tap's auto-encoders, link after link; report error and least error."""
     config, plan = inputs.config.codes, inputs.plan
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-    positions = config.positions_per_image
-    batches = inputs.batches("codes", inputs.store(FEATURES), list(stacked), positions_per_image=positions)
+    store, positions = inputs.store(FEATURES), config.positions_per_image
+    batches = inputs.batches("codes", store, list(stacked), positions_per_image=positions)
     began = time.perf_counter()
-    seen_through = Student(plan.spec).activations() if config.basis == "channels" else {}
-    moments, activated = measure_moments(batches, stacked, seen_through)
+    moments, seen = (
+        _measure(inputs, stacked) if config.solver == "exact" else (measure_moments(batches, stacked), {})
+    )
     amalgamations = empty_amalgamations(config.method, plan.channels, plan.spec.widths).to(inputs.device)
     reused = _reuse_links(inputs, amalgamations)
     links = range(reused, len(cast(Amalgamation, next(iter(amalgamations.values()))).links))
     if config.solver == "exact":
-        seconds, history = solve_links(amalgamations, links, moments, activated), list[Progress]()
+        seconds, history = solve_links(amalgamations, links, moments, seen), list[Progress]()
     else:
         seconds, history = _train_links(inputs, amalgamations, links, moments, batches)
     if config.basis == "principal":
@@ -51,6 +62,28 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     digests = {t.name: digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None}
     summary = {"taps": taps, "shapes": plan.code_shapes(), "links": kept, "teachers": digests}
     return amalgamations, summary | {"history": records(history)}
+
+
+def _measure(inputs: StageInputs, stacked: Mapping[str, int]) -> tuple[dict[str, Moments], dict[str, Seen]]:
+    """Measure what exact codes are computed from; of channels also what the next layer sees of them."""
+    store, config = inputs.store(FEATURES), inputs.config.codes
+    positions = config.positions_per_image
+    if config.basis == "principal":
+        batches = inputs.batches("codes", store, list(stacked), num_draws=1)
+        return measure_moments(batches, stacked, positions), {}
+    try:
+        meter = OnePassMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
+    except InputError:  # what the next layers see cannot be summed: channels that tell all others are kept
+        activations = Student(inputs.plan.spec).activations()
+        batches = inputs.batches("codes", store, list(stacked), num_draws=1)
+        activated = measure_moments(batches, stacked, positions, activations)
+        moments = measure_moments(batches, stacked, positions)
+        return moments, {tap: Seen(part.covariance) for tap, part in activated.items()}
+    for batch in inputs.batches("codes", store, ["image", SCORES, *stacked], num_draws=NUM_DRAWS).once():
+        meter.add(batch)
+    total = meter.total.merge_over_ranks()
+    check_variances(total.stacked)
+    return total.stacked, {tap: total.seen(tap) for tap in stacked}
 
 
 def _train_links(

@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import Amalgamation, Moments
-from ka_ray.amalgamation.exact import channels_code, choose_channels, principal_code
+from ka_ray.amalgamation import Amalgamation, Moments, MomentsMeter
+from ka_ray.amalgamation.exact import Seen, channels_code, choose_channels, principal_code
 from ka_ray.config import LayersConfig
+from ka_ray.features.positions import positions_of
 from ka_ray.features.stack import SCORES
 from ka_ray.student import Student
 from ka_ray.student.least_squares import (
@@ -20,9 +21,8 @@ from ka_ray.student.least_squares import (
     Layer,
     LeastSquares,
     install,
-    layer_moments,
+    layer_samples,
     patches,
-    positions_of,
     solvable,
     solve,
     watching,
@@ -35,25 +35,22 @@ NUM_DRAWS = 2
 """Random numbers of an image: which positions count, and whether it is held out."""
 
 
-def solve_link(
-    amalgamation: Amalgamation, link: int, moments: Moments, activated: Moments | None = None
-) -> None:
+def solve_link(amalgamation: Amalgamation, link: int, moments: Moments, seen: Seen | None = None) -> None:
     """Compute one link of a chain, those before it being known.
 
     Args:
         amalgamation: Changed in place.
         link: Its number.
         moments: Of the tap's stacked features.
-        activated: Of the same as the next layer sees them: the code becomes a choice of the channels. None:
-            the principal subspace.
+        seen: What the next layer sees of them: the code becomes a choice of the channels. None: the principal
+            subspace.
     """
     joined = amalgamation.link_moments(moments, link)
-    if activated is None:
+    if seen is None:
         code = principal_code(joined, amalgamation.code_channels)
     else:
-        places = amalgamation.channels(link)
-        covariance = activated.covariance[places][:, places]
-        code = channels_code(joined, choose_channels(covariance, amalgamation.code_channels))
+        chosen = choose_channels(seen.at(amalgamation.channels(link)), amalgamation.code_channels)
+        code = channels_code(joined, chosen)
     amalgamation.links[link].load_state_dict(code.state_dict())
 
 
@@ -110,24 +107,24 @@ class LayerSolver:
         self, taps: Sequence[str], batches: Batches
     ) -> dict[str, tuple[list[Moments], list[Moments]]]:
         """For each tap the moments of the images learned from and of those held out, group by group."""
-        sums = {tap: (self._nothing(tap, batches.device), self._nothing(tap, batches.device)) for tap in taps}
+        sums = {tap: (self._meters(tap, batches.device), self._meters(tap, batches.device)) for tap in taps}
         for batch in batches.once():
             held_out = batch["draws"][:, 1] < HELD_OUT
             for tap, inputs, targets in self._pairs(batch, taps):
                 positions = positions_of(
                     batch["draws"][:, 0], inputs.shape[1], self.config.positions_per_image
                 )
-                for part, chosen in zip(sums[tap], (~held_out, held_out), strict=True):
-                    if chosen.any():
-                        found = layer_moments(inputs[chosen], targets[chosen], positions[chosen])
-                        part[:] = [old.merge(new) for old, new in zip(part, found, strict=True)]
+                for meters, chosen in zip(sums[tap], (~held_out, held_out), strict=True):
+                    samples = layer_samples(inputs[chosen], targets[chosen], positions[chosen])
+                    for meter, group in zip(meters, samples.unbind(dim=1), strict=True):
+                        meter.add(group)
         return {tap: (_over_ranks(learned), _over_ranks(held)) for tap, (learned, held) in sums.items()}
 
-    def _nothing(self, tap: str, device: torch.device) -> list[Moments]:
+    def _meters(self, tap: str, device: torch.device) -> list[MomentsMeter]:
         layer = self._layer(tap)
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         size = layer.weight[0].numel() + len(layer.weight) // groups
-        return [Moments.empty(size, device)] * groups
+        return [MomentsMeter(size, device) for _ in range(groups)]
 
     def _layer(self, tap: str) -> Layer:
         return self._found[tap][0]
@@ -154,15 +151,15 @@ class LayerSolver:
         return cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
 
 
-def _over_ranks(groups: list[Moments]) -> list[Moments]:
-    return [group.merge_over_ranks() for group in groups]
+def _over_ranks(groups: list[MomentsMeter]) -> list[Moments]:
+    return [group.total.merge_over_ranks() for group in groups]
 
 
 def solve_links(
     amalgamations: nn.ModuleDict,
     links: range,
     moments: Mapping[str, Moments],
-    activated: Mapping[str, Moments],
+    seen: Mapping[str, Seen],
 ) -> list[float]:
     """Compute links of every tap's chain; give the seconds that each took.
 
@@ -170,12 +167,12 @@ def solve_links(
         amalgamations: Changed in place.
         links: Their numbers; those before are known.
         moments: tap -> moments of its stacked features.
-        activated: tap -> of the same, activated; empty for principal codes.
+        seen: tap -> what the next layer sees of them; empty for principal codes.
     """
     seconds = []
     for link in links:
         began = time.perf_counter()
         for tap, part in moments.items():
-            solve_link(cast(Amalgamation, amalgamations[tap]), link, part, activated.get(tap))
+            solve_link(cast(Amalgamation, amalgamations[tap]), link, part, seen.get(tap))
         seconds.append(time.perf_counter() - began)
     return seconds

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from ka_ray.amalgamation import Moments
-from ka_ray.amalgamation.exact import channels_code, choose_channels, principal_code, width_of_energy
+from ka_ray.amalgamation.exact import (
+    Seen,
+    channel_order,
+    channels_code,
+    choose_channels,
+    principal_code,
+    width_of_energy,
+)
 from ka_ray.errors import InputError
 
 
@@ -74,23 +81,49 @@ def test_each_chosen_channel_is_the_best_next_one_by_brute_force(count, seed):
         others = [channel for channel in range(6) if channel not in expected]
         best = min(others, key=lambda channel: lost_by_regression(features.numpy(), (*expected, channel)))
         expected = (*expected, best)
-    assert choose_channels(Moments.of(features).covariance, count) == tuple(sorted(expected))
+    assert choose_channels(Seen(Moments.of(features).covariance), count) == tuple(sorted(expected))
+
+
+@pytest.mark.parametrize("values", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_channels_are_ordered_by_what_they_tell_the_targets(values, seed):
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(300, 5 * values)) @ rng.normal(size=(5 * values, 5 * values)) + 2
+    targets = inputs @ rng.normal(size=(5 * values, 4)) + rng.normal(size=(300, 4))
+    joint = Moments.of(torch.from_numpy(np.column_stack([inputs, targets]))).covariance
+    size = 5 * values
+    expected = list[int]()
+    for _ in range(5):
+
+        def missed(channel: int) -> float:
+            kept = [c * values + v for c in (*expected, channel) for v in range(values)]
+            design = np.column_stack([inputs[:, kept], np.ones(300)])
+            return float(((targets - design @ np.linalg.lstsq(design, targets, rcond=None)[0]) ** 2).sum())
+
+        expected.append(min((c for c in range(5) if c not in expected), key=missed))
+    seen = Seen(joint[:size, :size], joint[:size, size:], values)
+    assert channel_order(seen, 5) == tuple(expected)
+    assert channel_order(seen, 2) == tuple(expected[:2])
+    some = [4, 1, 2]
+    columns = [channel * values + value for channel in some for value in range(values)]
+    alone = Seen(seen.covariance[columns][:, columns], seen.targets[columns], values)
+    assert channel_order(seen.at(some), 3) == channel_order(alone, 3)
 
 
 def test_a_loud_channel_that_no_other_shares_is_chosen_after_one_that_tells_three():
     shared = torch.randn(500, 1, dtype=torch.float64)
     alone = 1.3 * torch.randn(500, 1, dtype=torch.float64)
     features = torch.cat([shared, shared, shared, alone], dim=1)
-    assert choose_channels(Moments.of(features).covariance, 1) in [(0,), (1,), (2,)]
-    assert choose_channels(Moments.of(features).covariance, 2)[1] == 3
+    assert choose_channels(Seen(Moments.of(features).covariance), 1) in [(0,), (1,), (2,)]
+    assert choose_channels(Seen(Moments.of(features).covariance), 2)[1] == 3
 
 
 def test_of_channels_that_tell_nothing_the_first_are_chosen():
     features = torch.randn(50, 5, dtype=torch.float64)
     features[:, [1, 3]] = 2.0
     features[:, 4] = features[:, 0]
-    assert choose_channels(Moments.of(features).covariance, 3) in [(0, 1, 2), (1, 2, 4)]
-    assert choose_channels(torch.zeros(4, 4), 2) == (0, 1)
+    assert choose_channels(Seen(Moments.of(features).covariance), 3) in [(0, 1, 2), (1, 2, 4)]
+    assert choose_channels(Seen(torch.zeros(4, 4)), 2) == (0, 1)
 
 
 def test_all_subsets_lose_at_least_what_the_principal_code_does():

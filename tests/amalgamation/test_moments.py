@@ -1,13 +1,14 @@
 """Moments against numpy, however the features are cut up."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from ka_ray.amalgamation.moments import Moments
+from ka_ray.amalgamation.moments import BLOCK, Moments, MomentsMeter
 
 
 def features_of(count: int = 60, channels: int = 5) -> torch.Tensor:
@@ -72,6 +73,37 @@ def test_a_large_mean_does_no_harm():
 def test_half_precision_features_are_summed_in_double():
     features = (torch.rand(4000, 2) * 60_000).half()
     assert_same(Moments.of(features), features.double().numpy())
+
+
+def metered(parts: Iterable[torch.Tensor], channels: int) -> Moments:
+    meter = MomentsMeter(channels)
+    for part in parts:
+        meter.add(part)
+    return meter.total
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [1] * 60, [0, 13, 0, 47]])
+def test_what_is_added_in_turn_is_the_whole(sizes):
+    features = features_of()
+    assert_same(metered(features.split(sizes), 5), features.numpy())
+
+
+def test_a_meter_of_nothing_is_empty():
+    for moments in (metered([], 3), metered([torch.zeros(0, 3)], 3)):
+        assert moments.count == 0
+        assert moments.mean.abs().max() == moments.scatter.abs().max() == 0
+
+
+def test_more_channels_than_a_block_are_added_whole():
+    features = torch.randn(40, BLOCK + 9, dtype=torch.float64)
+    torch.testing.assert_close(metered(features.split(17), BLOCK + 9).scatter, Moments.of(features).scatter)
+
+
+def test_maps_are_added_over_positions_and_a_large_mean_does_no_harm():
+    maps = torch.randn(6, 4, 3, 2, dtype=torch.float64) + 1e7
+    flat = maps.numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
+    covariance = metered(maps.split(1), 4).covariance
+    np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), rtol=1e-5, atol=1e-6)
 
 
 def test_ranks_merge_to_the_whole(monkeypatch):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ka_ray.amalgamation import Moments
-from ka_ray.student.least_squares import install, layer_moments, patches, positions_of, solvable, solve
+from ka_ray.features.positions import positions_of
+from ka_ray.student.least_squares import install, layer_samples, patches, solvable, solve
 
 LAYERS = {
     "plain": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 5)),
@@ -27,11 +28,15 @@ def make(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
     return build().double(), torch.randn(images, *shape, dtype=torch.float64)
 
 
+def moments_of(*given: torch.Tensor) -> list[Moments]:
+    return [Moments.of(group) for group in layer_samples(*given).unbind(dim=1)]
+
+
 def halves(
     layer: nn.Module, features: torch.Tensor, targets: torch.Tensor
 ) -> tuple[list[Moments], list[Moments]]:
     inputs, cut = patches(layer, features), len(features) * 2 // 3
-    return layer_moments(inputs[:cut], targets[:cut]), layer_moments(inputs[cut:], targets[cut:])
+    return moments_of(inputs[:cut], targets[:cut]), moments_of(inputs[cut:], targets[cut:])
 
 
 @every_layer
@@ -119,23 +124,11 @@ def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statis
     torch.testing.assert_close(norm.running_var, before.var(0, unbiased=False))
 
 
-def test_sampled_positions_have_equal_chances_and_are_distinct():
-    draws = (torch.arange(3000) + 0.5) / 3000
-    for available, wanted in ((12, 5), (7, 7), (30, 4), (4, 9)):
-        places = positions_of(draws, available, wanted)
-        assert places.shape == (3000, min(available, wanted))
-        assert (places.diff(dim=1) > 0).all()
-        chances = torch.bincount(places.flatten(), minlength=available) / 3000
-        torch.testing.assert_close(
-            chances, torch.full((available,), min(available, wanted) / available), atol=2e-3, rtol=0
-        )
-
-
 def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
     layer, features = make("grouped", images=8)
     targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
     positions = positions_of(torch.rand(8), 36, 5)
-    sampled = layer_moments(patches(layer, features), targets, positions)
+    sampled = moments_of(patches(layer, features), targets, positions)
     assert len(sampled) == 2
     for group, moments in enumerate(sampled):
         rows = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
-from ka_ray.amalgamation.exact import channels_code, choose_channels
+from ka_ray.amalgamation.exact import channels_code
 from ka_ray.config import LayersConfig
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
@@ -64,7 +64,7 @@ def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
     student, solutions = total.student(WIDTHS)
     encoders = nn.ModuleDict()
     for tap, width in WIDTHS.items():
-        chosen = choose_channels(total.activated[tap], width)
+        chosen = sorted(total.orders[tap][:width])
         encoders[tap] = Amalgamation([STACKED[tap]], width)
         encoders[tap].links[0].load_state_dict(channels_code(Moments.of(batch[tap]), chosen).state_dict())
     expected = Student(spec)
@@ -91,14 +91,17 @@ def test_parts_merge_to_the_whole(spec, batch):
             assert other.held_out[tap].count == whole.held_out[tap].count
 
 
-def test_stacked_and_activated_moments_are_those_of_the_features(spec, batch):
+def test_moments_of_stacked_features_and_of_what_is_seen_are_those_of_the_features(spec, batch):
     total = OnePassMeter(spec, STACKED, positions_per_image=64)
     total.add(batch)
     for tap in STACKED:
         expected = Moments.of(batch[tap])
         torch.testing.assert_close(total.total.stacked[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
-    torch.testing.assert_close(total.total.activated["conv2"], Moments.of(means).covariance)
+    both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
+    seen = total.total.seen("conv2")
+    torch.testing.assert_close((seen.covariance, seen.targets), (both[:9, :9], both[:9, 9:]))
+    assert (seen.num_values, total.total.seen("conv1").num_values) == (1, 9)
 
 
 def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
@@ -117,3 +120,5 @@ def test_students_that_cannot_have_other_widths_are_refused(spec):
         OnePassMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
     with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
         OnePassMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
+    with pytest.raises(InputError, match=r"leads to conv2 sees and gives 9900 values.* 0.7 GiB"):
+        OnePassMeter(spec, {"conv1": 1000, "conv2": 900}, 4)

@@ -38,8 +38,7 @@ def flat(store, tap: str) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [64, 300])
 def test_moments_run_over_every_image_and_position(store, batch_size):
     batches = Batches(store, list(STACKED), batch_size, 0, positions_per_image=2)
-    moments, activated = measure_moments(batches, STACKED)
-    assert not activated
+    moments = measure_moments(batches, STACKED)
     for tap in STACKED:
         values = flat(store, tap)
         assert moments[tap].count == len(values)
@@ -54,7 +53,7 @@ def test_moments_of_ranks_merge_to_the_whole(store, monkeypatch):
     for rank in range(4):
         monkeypatch.setattr(batches_module, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(batches_module, "world_size", lambda: 4)
-        mine, _ = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
+        mine = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
         merged = {tap: merged[tap].merge(mine[tap]) for tap in STACKED}
     for tap in STACKED:
         np.testing.assert_allclose(
@@ -67,7 +66,7 @@ def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
     config = CodesConfig()
     positions = config.positions_per_image
     batches = Batches(store, list(STACKED), config.batch_size, 0, positions_per_image=positions)
-    moments, _ = measure_moments(batches, STACKED)
+    moments = measure_moments(batches, STACKED)
     amalgamations = empty_amalgamations(method, CHANNELS, WIDTHS)
     settings = FitSettings("codes", config.epochs, config.learning_rate, beta2=0.95)
     for link in range(len(amalgamations["map"].links)):
@@ -102,7 +101,7 @@ def test_every_link_of_incremental_codes_is_within_five_percent_of_its_optimum(s
 def first_learner(store, method: str) -> CodesLearner:
     batches = Batches(store, list(STACKED), 64, 0)
     empty = empty_amalgamations(method, CHANNELS, WIDTHS)
-    return CodesLearner(method, measure_moments(batches, STACKED)[0], empty, CHANNELS, 0)
+    return CodesLearner(method, measure_moments(batches, STACKED), empty, CHANNELS, 0)
 
 
 def test_every_tap_has_its_own_loss_and_the_taps_do_not_meet(store):

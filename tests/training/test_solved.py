@@ -20,6 +20,7 @@ EXACT = (
     "layers.solver=least_squares",
     "joint.epochs=0",
     "layers.positions_per_image=99",
+    "codes.positions_per_image=99",
 )
 CHANNELS = (*EXACT, "codes.basis=channels")
 BOTH = ("student.network=plain", "student.arguments.widths=[8, 12]")
