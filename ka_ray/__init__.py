@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from ka_ray.comparison import Comparison
     from ka_ray.config import Config, TeachConfig
     from ka_ray.errors import InputError
+    from ka_ray.measuring import measure_spectrum
     from ka_ray.pipeline import amalgamate
     from ka_ray.report import Report
+    from ka_ray.spectrum import Spectrum
     from ka_ray.teaching import teach
 
 _WHERE = {
@@ -27,11 +29,13 @@ _WHERE = {
     "Config": "ka_ray.config",
     "InputError": "ka_ray.errors",
     "Report": "ka_ray.report",
+    "Spectrum": "ka_ray.spectrum",
     "TeachConfig": "ka_ray.config",
     "amalgamate": "ka_ray.pipeline",
     "compare": "ka_ray.comparing",
     "evaluate": "ka_ray.api",
     "load_student": "ka_ray.api",
+    "measure_spectrum": "ka_ray.measuring",
     "predict": "ka_ray.api",
     "teach": "ka_ray.teaching",
 }
@@ -41,11 +45,13 @@ __all__ = [
     "Config",
     "InputError",
     "Report",
+    "Spectrum",
     "TeachConfig",
     "amalgamate",
     "compare",
     "evaluate",
     "load_student",
+    "measure_spectrum",
     "predict",
     "teach",
 ]

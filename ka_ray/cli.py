@@ -88,6 +88,17 @@ def compare(
 
 
 @app.command()
+def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
+    """Measure what codes of every width could keep of the teachers' features, before any is learned."""
+    from ka_ray import Config, measure_spectrum
+
+    loaded = Config.load(config, with_output(overrides, output))
+    typer.echo(measure_spectrum(loaded).to_markdown())
+    typer.echo(f"table:   {loaded.output_dir / 'spectrum.md'}")
+    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'spectrum.png'}")
+
+
+@app.command()
 def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
     """Train one teacher on chosen classes of a labelled source."""
     from ka_ray import TeachConfig

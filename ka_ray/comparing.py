@@ -1,18 +1,14 @@
 """Several ways to make the student, side by side: the same teachers, images, budget and seeds."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ka_ray.amalgamation import METHODS
 from ka_ray.amalgamation.scores import describe
-from ka_ray.comparison import ENSEMBLE, Comparison, ensemble_rows, make_row
+from ka_ray.comparison import Comparison, ensemble_rows, make_row
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
 from ka_ray.errors import InputError
@@ -21,6 +17,7 @@ from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.figures import compare_methods
 from ka_ray.metrics import Counts, accuracies
 from ka_ray.output import claim_output, known_run, read_json, remember_run
+from ka_ray.passes import settle_widths
 from ka_ray.plan import Plan, make_plan
 from ka_ray.publish import extraction_summaries, final_metrics, images_seen
 from ka_ray.run import Run, open_run
@@ -31,13 +28,7 @@ from ka_ray.teachers import Teacher, draft_teacher, load_teacher
 from ka_ray.tracking import Tracker
 from ka_ray.training.inputs import stage_file
 from ka_ray.training.stages import stages_of
-
-BASELINES = ("distill", "scratch")
-COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
-"""What can be compared; the ensemble always is."""
-
-VARIABLE = ("scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
-"""Keys that may be varied: those behind the extraction, which all share."""
+from ka_ray.ways import ways
 
 PARENT = "mlflow_compare.json"
 
@@ -60,7 +51,7 @@ def compare(
 
     Args:
         config: The run; its ``baselines`` section says how these are learned.
-        methods: Of :data:`COMPARED`.
+        methods: Of :data:`ka_ray.ways.COMPARED`.
         num_seeds: Students a method, with seeds counting from the config's.
         vary: ``dotted.key=value,value,...``: each method with each of the values.
 
@@ -82,9 +73,9 @@ def compare(
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_compare", PARENT) as run:
         run.tell(*dict.fromkeys(note for _, notes in planned.values() for note in notes))
-        taught = teach_missing(run, learned_from)
+        taught, plan = settle_widths(teach_missing(run, learned_from), plan, learned_from)
         extract(taught, plan, learned_from)
-        variants = _variants(taught, seeds, overrides, {way: one for way, (one, _) in planned.items()})
+        variants = _variants(taught, seeds, overrides)
         with _children(taught, variants) as followed:
             learn(followed, [variant.learning for variant in variants])
             students = {one.learning.name: one.learning.folder for one in variants}
@@ -104,73 +95,19 @@ def _plan(config: Config, teachers: Sequence[Teacher]) -> tuple[Plan, list[str |
     return plan, [describe(plan.label_sets), check_extension(config, plan)]
 
 
-def ways(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Combine methods with the values of all varied keys: label -> overrides of the config.
-
-    Raises:
-        InputError: A method is unknown, a key is not among those that may be varied, or it has no values.
-
-    Example:
-        >>> list(ways(["direct", "ensemble"], ["scores.rule=mean,max"]))
-        ['direct scores.rule=mean', 'direct scores.rule=max']
-    """
-    unknown = [method for method in methods if method not in COMPARED]
-    if unknown or not methods:
-        raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
-    found = {
-        method: [f"codes.method={method}", "baseline=null"]
-        if method in METHODS
-        else [f"baseline={method}", "extend=null"]
-        for method in methods
-        if method != ENSEMBLE
-    }
-    for one in vary:
-        key, values = _varied(one)
-        if not any(_reaches(change, key) for change in found.values()):
-            raise InputError(f"--vary {one!r}: changes nothing in {', '.join(methods)}")
-        parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
-        wider: dict[str, list[str]] = {}
-        for label, change in found.items():
-            if _reaches(change, key):
-                wider |= {f"{label} {part}": [*change, part] for part in parts}
-            else:
-                wider[label] = change
-        found = wider
-    return found
-
-
-def _varied(one: str) -> tuple[str, list[Any]]:
-    key, _, text = one.partition("=")
-    try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
-        values = []
-    if not values or not key.startswith(VARIABLE):
-        raise InputError(
-            f"--vary {one!r}: must read key=value,value,... with a key of {', '.join(VARIABLE)}..."
-        )
-    return key, values
-
-
-def _reaches(change: Sequence[str], key: str) -> bool:
-    """Whether a key has a say in a method; of the layers a baseline takes the number of images alone."""
-    baseline = change[0].removeprefix("baseline=")
-    if baseline in BASELINES:
-        return key.startswith(("scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
-    return not key.startswith("baselines.")
-
-
 def _variants(
-    run: Run[Config], seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], plans: Mapping[str, Plan]
+    run: Run[Config], seeds: Sequence[int], overrides: Mapping[str, Sequence[str]]
 ) -> list[Variant]:
     variants = []
+    teachers = [load_teacher(teacher) for teacher in run.config.teachers]
     for label, change in overrides.items():
+        plan = make_plan(with_overrides(run.config, change), teachers)
         for seed in seeds:
             config = with_overrides(run.config, [*change, f"seed={seed}", "evaluation.each_epoch=false"])
             if config.baseline is not None:
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
-            learning = Learning(f"{label} seed {seed}", config, plans[label], folder)
+            learning = Learning(f"{label} seed {seed}", config, plan, folder)
             variants.append(Variant(label, learning))
     return variants
 

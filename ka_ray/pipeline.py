@@ -4,6 +4,7 @@ from ka_ray.amalgamation.scores import describe
 from ka_ray.config import Config
 from ka_ray.extension import check_extension
 from ka_ray.output import claim_output
+from ka_ray.passes import settle_widths
 from ka_ray.plan import make_plan
 from ka_ray.publish import publish
 from ka_ray.report import Report
@@ -46,6 +47,7 @@ def amalgamate(config: Config) -> Report:
     with open_run(config, folder, config.name) as run:
         run.tell(describe(plan.label_sets), extension)
         taught = teach_missing(run, learned_from)  # teachers without a checkpoint
+        taught, plan = settle_widths(taught, plan, learned_from)  # by energy: measured
         extract(taught, plan, learned_from)  # images -> stacked features and scores, on disk
         learn(taught, [Learning("", taught.config, plan, folder)])  # codes, layers, joint
         evaluated = evaluate_student(taught, plan, judged_on)

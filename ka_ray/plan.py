@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ka_ray.amalgamation import METHODS, LabelSets
-from ka_ray.config import STUDENT, Config, LikeTeacher
+from ka_ray.config import STUDENT, Config, EnergyWidths, LikeTeacher
 from ka_ray.errors import InputError
 from ka_ray.features.space import check_space
 from ka_ray.features.stack import SCORES, TARGETS
@@ -76,6 +76,8 @@ class Plan:
 
 def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     """Check teachers, taps and student against one another.
+
+    Where ``codes.widths`` is a share of the variance, the student's own stand in until that is measured.
 
     Raises:
         InputError: A tap does not exist or cannot be cut at, features cannot be brought to the student's
@@ -210,11 +212,17 @@ def _family_widths(
     if isinstance(given, dict) and (unknown := sorted(set(given) - set(paths))):
         raise InputError(f"codes.widths: {unknown} are no taps; there are {list(paths)}")
     if network not in FAMILIES:
+        if isinstance(given, EnergyWidths):
+            raise InputError(
+                f"codes.widths.energy: the student {network!r} has widths of its own; only a student of a "
+                f"family ({', '.join(FAMILIES)}) can be given others"
+            )
         return {}
     own = {layer.name: layer.width for layer in find_family(network, arguments)}
     if isinstance(given, LikeTeacher):
         return {tap: by_teacher[given.like][tap][0] for tap in paths}
-    return {tap: own[place] for tap, place in paths.items()} | (given or {})
+    explicit = given if isinstance(given, dict) else {}
+    return {tap: own[place] for tap, place in paths.items()} | explicit
 
 
 def _check_widths(
@@ -227,7 +235,7 @@ def _check_widths(
     if isinstance(given, LikeTeacher):
         given = {tap: by_teacher[given.like][tap][0] for tap in widths}
     for tap, width in widths.items():
-        if given and given.get(tap, width) != width:
+        if isinstance(given, dict) and given.get(tap, width) != width:
             raise InputError(
                 f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; only a "
                 f"student of a family ({', '.join(FAMILIES)}) can be given other widths"

@@ -57,7 +57,7 @@ def test_no_students_cannot_be_compared(monkeypatch, capsys):
 
 
 def test_the_methods_that_help_names_are_those_that_there_are():
-    from ka_ray.comparing import COMPARED
+    from ka_ray.ways import COMPARED
 
     [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
     named = option.help.removeprefix("Of ").removesuffix("; by commas.").split(", ")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ka_ray import comparing
-from ka_ray.comparing import compare, student_images, ways
+from ka_ray.comparing import compare, student_images
 from ka_ray.comparison import Comparison, Row, Spread, ensemble_rows, make_row
 from ka_ray.display import Display
 from ka_ray.errors import InputError
@@ -21,6 +21,7 @@ from ka_ray.student import Student, save_student
 from ka_ray.tracking.null import NullTracker
 from ka_ray.training.inputs import stage_file
 from ka_ray.training.stages import stages_of
+from ka_ray.ways import ways
 
 TEACHERS = ["low", "high"]
 

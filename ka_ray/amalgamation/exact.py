@@ -33,21 +33,6 @@ def principal_code(moments: Moments, code_channels: int) -> AutoEncoder:
     return AutoEncoder.of(encode, (directions, moments.mean))
 
 
-def width_of_energy(spectrum: Tensor, energy: float) -> int:
-    """Find the least width that keeps this share of the variance.
-
-    Args:
-        spectrum: From :meth:`Moments.spectrum`.
-        energy: In (0, 1].
-
-    Example:
-        >>> width_of_energy(torch.tensor([1.0, 0.3, 0.01, 0.0]), 0.99)
-        2
-    """
-    enough = spectrum <= 1 - energy + 1e-12
-    return max(1, int(enough.to(torch.int8).argmax()))
-
-
 @dataclass(frozen=True)
 class Seen:
     """What the next layer sees of a tap's channels.

@@ -14,6 +14,7 @@ from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, Mixe
 from ka_ray.config.stages import (
     BaselinesConfig,
     CodesConfig,
+    EnergyWidths,
     ExtractConfig,
     JointConfig,
     LayersConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "CodesConfig",
     "Config",
     "DigitsImages",
+    "EnergyWidths",
     "EvaluationConfig",
     "ExtractConfig",
     "FolderImages",

@@ -14,6 +14,7 @@ class ExtractConfig(Section):
     images: int | None = Field(None, ge=1, description="Keep the features of this many images; null: all.")
     batch_size: int = Field(64, ge=1)
     actors_per_teacher: int = Field(1, ge=1)
+    reducers: int = Field(1, ge=1, description="Actors that add up stacked features; shares as a teacher's.")
     gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
     cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
 
@@ -32,11 +33,24 @@ class LikeTeacher(Section):
     like: str
 
 
+class EnergyWidths(Section):
+    """Every code as wide as it must be to keep this share of the stacked features' variance."""
+
+    energy: float = Field(gt=0, le=1)
+
+
+def _kind_of_widths(given: Any) -> str:
+    if isinstance(given, LikeTeacher | EnergyWidths):
+        return next(iter(type(given).model_fields))
+    rules = [rule for rule in ("like", "energy") if isinstance(given, dict) and rule in given]
+    return rules[0] if rules else "taps"
+
+
 Widths = Annotated[
-    Annotated[LikeTeacher, Tag("like")] | Annotated[dict[str, PositiveInt], Tag("taps")],
-    Discriminator(
-        lambda v: "like" if isinstance(v, LikeTeacher) or (isinstance(v, dict) and "like" in v) else "taps"
-    ),
+    Annotated[LikeTeacher, Tag("like")]
+    | Annotated[EnergyWidths, Tag("energy")]
+    | Annotated[dict[str, PositiveInt], Tag("taps")],
+    Discriminator(_kind_of_widths),
 ]
 
 
@@ -78,7 +92,9 @@ class CodesConfig(TrainingConfig):
         "channels themselves, on which an activation keeps its meaning",
     )
     widths: Widths | None = Field(
-        None, description="{like: TEACHER} or {TAP: channels, ...}; null: the student's own"
+        None,
+        description="{like: TEACHER}, {energy: share of the variance} or {TAP: channels, ...}; null: the "
+        "student's own",
     )
     positions_per_image: int = Field(
         16, ge=1, description="Positions drawn at random from each map: by sgd in every epoch, else once."

@@ -20,7 +20,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ExtractConfig, ImagesConfig, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import ReadingLog
 from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.extract import Reading, actor_device, through_teachers
+from ka_ray.distributed.extract import Reading, actor_device, spare_gpus, through_teachers
 from ka_ray.distributed.images import Columns, read_images
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
@@ -118,13 +118,6 @@ class Judge:
         return array
 
 
-def _spare_gpus(work: Evaluation) -> float:
-    """The students' share: a teacher's, where the teachers leave that much; else they run on a CPU."""
-    each = work.extract.gpus_per_teacher
-    taken = len(work.teachers) * work.extract.actors_per_teacher * each
-    return each if taken + each <= ray.cluster_resources().get("GPU", 0) else 0
-
-
 def evaluate_images(
     work: Evaluation, on_images: Callable[[int], None]
 ) -> tuple[dict[str, Counts], dict[str, Any]]:
@@ -141,7 +134,7 @@ def evaluate_images(
     log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
     rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
     rows = through_teachers(rows, work.teachers, work.extract, Reading({}, {}, work.scores), log)
-    share = work.extract.model_copy(update={"gpus_per_teacher": _spare_gpus(work)})
+    share = work.extract.model_copy(update={"gpus_per_teacher": spare_gpus(work.extract, len(work.teachers))})
     judged = rows.map_batches(
         Judge,
         fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),

@@ -180,6 +180,13 @@ def _write(
     return rows.map_batches(write, batch_size=per_shard, num_cpus=TASK_CPUS)
 
 
+def spare_gpus(extract: ExtractConfig, num_teachers: int, num_actors: int = 1) -> float:
+    """The GPU share of each actor behind the teachers: a teacher's, where they leave that much; else none."""
+    each = extract.gpus_per_teacher
+    taken = (num_teachers * extract.actors_per_teacher + num_actors) * each
+    return each if taken <= ray.cluster_resources().get("GPU", 0) else 0
+
+
 def actor_device(extract: ExtractConfig) -> torch.device:
     """The device of a teacher actor: the GPU that Ray gave it, else the CPU.
 

@@ -6,12 +6,14 @@ matplotlib is imported when the first figure is drawn. No window system and no g
 from ka_ray.figures.comparison import compare_methods
 from ka_ray.figures.curves import epoch_curve, loss_curves
 from ka_ray.figures.run import accuracy_bars, confusion_matrix, draw_all, reconstruction_error
+from ka_ray.figures.spectrum import draw_spectrum
 
 __all__ = [
     "accuracy_bars",
     "compare_methods",
     "confusion_matrix",
     "draw_all",
+    "draw_spectrum",
     "epoch_curve",
     "loss_curves",
     "reconstruction_error",

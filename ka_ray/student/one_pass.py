@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import Moments, MomentsMeter
 from ka_ray.amalgamation.exact import Seen, channel_order
+from ka_ray.amalgamation.sums import Sums
 from ka_ray.errors import InputError
 from ka_ray.features.positions import positions_of
 from ka_ray.features.stack import SCORES
@@ -32,6 +33,9 @@ from ka_ray.student.least_squares import (
 )
 from ka_ray.student.network import Student, StudentSpec
 
+PARTS = LEARNED_FROM, HELD_OUT_PART = "learned_from", "held_out"
+"""The images that layers are solved on, and those that their ridge is chosen on."""
+
 MAX_ROWS = 8192
 """Two sums of so many rows and columns take 1 GiB."""
 
@@ -42,49 +46,30 @@ class OnePass:
 
     Attributes:
         spec: The student, with all S_l stacked channels at every tap.
-        learned_from: tap -> moments of `[S_before * k_before + S]`, of the images to solve on.
-        held_out: tap -> the same of the images to choose the ridge on.
+        sums: From :class:`OnePassMeter`: ``learned_from.TAP`` and, of the images to choose the ridge on,
+            ``held_out.TAP``: moments of `[S_before * k_before + S]`.
     """
 
     spec: StudentSpec
-    learned_from: Mapping[str, Moments]
-    held_out: Mapping[str, Moments]
+    sums: Sums
 
-    def merge(self, other: "OnePass") -> "OnePass":
-        """Merge the passes over two disjoint sets of images."""
-        return replace(
-            self,
-            learned_from={
-                tap: part.merge(other.learned_from[tap]) for tap, part in self.learned_from.items()
-            },
-            held_out={tap: part.merge(other.held_out[tap]) for tap, part in self.held_out.items()},
-        )
-
-    def merge_over_ranks(self) -> "OnePass":
-        """Merge the passes of all ranks of the process group; the same on every rank."""
-        learned_from, held_out = (
-            {tap: moments.merge_over_ranks() for tap, moments in part.items()}
-            for part in (self.learned_from, self.held_out)
-        )
-        return OnePass(self.spec, learned_from, held_out)
+    def _joint(self, tap: str) -> Moments:
+        return self.sums[f"{LEARNED_FROM}.{tap}"].merge(self.sums[f"{HELD_OUT_PART}.{tap}"])
 
     @cached_property
     def stacked(self) -> dict[str, Moments]:
         """tap -> moments of its stacked features, over all images and the positions that the layers gave."""
-        return {
-            tap: self._targets(tap, self.learned_from[tap].merge(self.held_out[tap]))
-            for tap in self.spec.widths
-        }
-
-    def _targets(self, tap: str, joint: Moments) -> Moments:
-        size = len(joint.mean)
-        return joint.part(size - self.spec.widths[tap], size)
+        found = {}
+        for tap, channels in self.spec.widths.items():
+            joint = self._joint(tap)
+            found[tap] = joint.part(len(joint.mean) - channels, len(joint.mean))
+        return found
 
     def seen(self, tap: str) -> Seen:
         """What the layer behind a tap sees of all its stacked channels, and what it should give for them."""
         taps = [*self.spec.widths, SCORES]
         behind = taps[taps.index(tap) + 1]
-        joint = self.learned_from[behind].merge(self.held_out[behind]).covariance
+        joint = self._joint(behind).covariance
         inputs = len(joint) - (len(self.spec.classes) if behind == SCORES else self.spec.widths[behind])
         return Seen(joint[:inputs, :inputs], joint[:inputs, inputs:], inputs // self.spec.widths[tap])
 
@@ -107,7 +92,7 @@ class OnePass:
         solutions, before = {}, None
         for tap, stage in student.stages.items():
             places = self._places(tap, before, chosen)
-            learned_from, held_out = (sums[tap].at(places) for sums in (self.learned_from, self.held_out))
+            learned_from, held_out = (self.sums[f"{part}.{tap}"].at(places) for part in PARTS)
             _, layer = only_layer(tap, stage)
             solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
             install(solutions[tap], layer, None)
@@ -117,7 +102,7 @@ class OnePass:
     def _places(self, tap: str, before: str | None, chosen: Mapping[str, tuple[int, ...]]) -> list[int]:
         """Where the chosen inputs and outputs of a layer stand among all."""
         outputs = len(self.spec.classes) if tap == SCORES else self.spec.widths[tap]
-        inputs = len(self.learned_from[tap].mean) - outputs
+        inputs = len(self.sums[f"{LEARNED_FROM}.{tap}"].mean) - outputs
         given = range(outputs) if tap == SCORES else chosen[tap]
         if before is None:
             return [*range(inputs), *(inputs + place for place in given)]
@@ -192,14 +177,19 @@ class OnePassMeter:
         self._whole = whole_student(spec, stacked).to(device)
         self._layers = {tap: only_layer(tap, stage) for tap, stage in self._whole.stages.items()}
         sizes = {tap: num_rows(layer) for tap, (_, layer) in self._layers.items()}
-        self._sums = [{tap: MomentsMeter(size, device) for tap, size in sizes.items()} for _ in range(2)]
+        self._sums = {
+            part: {tap: MomentsMeter(size, device) for tap, size in sizes.items()} for part in PARTS
+        }
         self._positions, self._held_out, self._device = positions_per_image, held_out, device
 
     @property
-    def total(self) -> OnePass:
-        """What was added up."""
-        learned_from, held_out = ({tap: meter.total for tap, meter in part.items()} for part in self._sums)
-        return OnePass(self._whole.spec, learned_from, held_out)
+    def total(self) -> Sums:
+        """What was added up, for a :class:`OnePass`."""
+        return {
+            f"{part}.{tap}": meter.total
+            for part, meters in self._sums.items()
+            for tap, meter in meters.items()
+        }
 
     @torch.no_grad()
     def add(self, batch: Mapping[str, Tensor]) -> None:
@@ -216,6 +206,6 @@ class OnePassMeter:
             seen = patches(layer, before(features))
             positions = positions_of(batch["draws"][:, 0], seen.shape[1], self._positions)
             target = self._whole.spec.unified.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
-            for meters, chosen in zip(self._sums, (~held_out, held_out), strict=True):
+            for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
                 meters[tap].add(layer_samples(seen[chosen], target[chosen], positions[chosen]).flatten(1))
             features = target

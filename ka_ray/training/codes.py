@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import METHODS, Amalgamation, LinkLearner, Moments, MomentsMeter
+from ka_ray.amalgamation.sums import sums_over_ranks
 from ka_ray.errors import InputError
 from ka_ray.features.positions import sampled
 from ka_ray.training.batches import Batches
@@ -159,7 +160,7 @@ def measure_moments(
     meter = TapsMeter(stacked, positions_per_image, activations, batches.device)
     for batch in batches.once():
         meter.add(batch)
-    merged = {tap: part.merge_over_ranks() for tap, part in meter.total.items()}
+    merged = sums_over_ranks(meter.total)
     check_variances(merged)
     return merged
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
 from ka_ray.amalgamation.exact import Seen
+from ka_ray.amalgamation.sums import sums_over_ranks
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.student import Student
-from ka_ray.student.one_pass import OnePassMeter
+from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.batches import Batches
 from ka_ray.training.codes import (
@@ -81,9 +82,9 @@ def _measure(inputs: StageInputs, stacked: Mapping[str, int]) -> tuple[dict[str,
         return moments, {tap: Seen(part.covariance) for tap, part in activated.items()}
     for batch in inputs.batches("codes", store, ["image", SCORES, *stacked], num_draws=NUM_DRAWS).once():
         meter.add(batch)
-    total = meter.total.merge_over_ranks()
-    check_variances(total.stacked)
-    return total.stacked, {tap: total.seen(tap) for tap in stacked}
+    one_pass = OnePass(whole_student(inputs.plan.spec, stacked).spec, sums_over_ranks(meter.total))
+    check_variances(one_pass.stacked)
+    return one_pass.stacked, {tap: one_pass.seen(tap) for tap in stacked}
 
 
 def _train_links(

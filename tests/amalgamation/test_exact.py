@@ -13,7 +13,6 @@ from ka_ray.amalgamation.exact import (
     channels_code,
     choose_channels,
     principal_code,
-    width_of_energy,
 )
 from ka_ray.errors import InputError
 
@@ -63,13 +62,6 @@ def test_the_principal_code_spans_numpys_subspace():
 def test_features_that_never_vary_have_no_spectrum():
     with pytest.raises(InputError, match="never vary"):
         Moments.of(torch.ones(5, 3)).spectrum()
-
-
-@pytest.mark.parametrize(
-    ("energy", "width"), [(0.5, 1), (0.7, 1), (0.71, 2), (0.99, 2), (0.995, 3), (1.0, 3)]
-)
-def test_the_least_width_that_keeps_the_energy(energy, width):
-    assert width_of_energy(torch.tensor([1.0, 0.3, 0.01, 0.0]), energy) == width
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
 from ka_ray.amalgamation.exact import channels_code
+from ka_ray.amalgamation.sums import Sums, load_sums, merge_sums, save_sums
 from ka_ray.config import LayersConfig
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.student import Student, StudentSpec
-from ka_ray.student.one_pass import OnePassMeter
+from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
 from ka_ray.training.solved import LayerSolver
 
 STACKED, WIDTHS = {"conv1": 7, "conv2": 9}, {"conv1": 3, "conv2": 5}
@@ -40,11 +41,15 @@ def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: column[rows] for name, column in batch.items()}
 
 
-def meter_of(spec: StudentSpec, *batches: dict[str, Tensor]) -> OnePassMeter:
-    meter = OnePassMeter(spec, STACKED, POSITIONS)
+def sums_of(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> Sums:
+    meter = OnePassMeter(spec, STACKED, positions)
     for batch in batches:
         meter.add(batch)
-    return meter
+    return meter.total
+
+
+def one_pass_of(spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS) -> OnePass:
+    return OnePass(whole_student(spec, STACKED).spec, sums_of(spec, batch, positions=positions))
 
 
 class OneBatch:
@@ -60,7 +65,7 @@ class OneBatch:
 
 
 def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
-    total = meter_of(spec, batch).total
+    total = one_pass_of(spec, batch)
     student, solutions = total.student(WIDTHS)
     encoders = nn.ModuleDict()
     for tap, width in WIDTHS.items():
@@ -79,29 +84,28 @@ def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
     assert student.spec.widths == WIDTHS
 
 
-def test_parts_merge_to_the_whole(spec, batch):
-    whole = meter_of(spec, batch).total
-    in_turn = meter_of(spec, some(batch, slice(0, 25)), some(batch, slice(25, None))).total
-    apart = meter_of(spec, some(batch, slice(0, 25))).total.merge(
-        meter_of(spec, some(batch, slice(25, None))).total
-    )
-    for other in (in_turn, apart):
-        for tap, moments in whole.learned_from.items():
-            torch.testing.assert_close(other.learned_from[tap].scatter, moments.scatter)
-            assert other.held_out[tap].count == whole.held_out[tap].count
+def test_parts_merge_to_the_whole(spec, batch, tmp_path):
+    whole, parts = sums_of(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
+    apart = merge_sums(sums_of(spec, parts[0]), sums_of(spec, parts[1]))
+    save_sums(apart, tmp_path / "sums.safetensors")
+    for other in (sums_of(spec, *parts), apart, load_sums(tmp_path / "sums.safetensors")):
+        assert other.keys() == whole.keys()
+        for name, moments in whole.items():
+            assert other[name].count == moments.count
+            torch.testing.assert_close(other[name].mean, moments.mean)
+            torch.testing.assert_close(other[name].scatter, moments.scatter)
 
 
 def test_moments_of_stacked_features_and_of_what_is_seen_are_those_of_the_features(spec, batch):
-    total = OnePassMeter(spec, STACKED, positions_per_image=64)
-    total.add(batch)
+    total = one_pass_of(spec, batch, positions=64)
     for tap in STACKED:
         expected = Moments.of(batch[tap])
-        torch.testing.assert_close(total.total.stacked[tap].covariance, expected.covariance)
+        torch.testing.assert_close(total.stacked[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
     both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
-    seen = total.total.seen("conv2")
+    seen = total.seen("conv2")
     torch.testing.assert_close((seen.covariance, seen.targets), (both[:9, :9], both[:9, 9:]))
-    assert (seen.num_values, total.total.seen("conv1").num_values) == (1, 9)
+    assert (seen.num_values, total.seen("conv1").num_values) == (1, 9)
 
 
 def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
@@ -110,7 +114,7 @@ def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
         features = wide.preprocess(batch["image"])
         for tap, stage in wide.stages.items():
             features = batch[tap] = stage(features)
-    student, solutions = meter_of(spec, batch).total.student(STACKED)
+    student, solutions = one_pass_of(spec, batch).student(STACKED)
     torch.testing.assert_close(student(batch["image"]), wide(batch["image"]), atol=1e-4, rtol=1e-4)
     assert max(one.relative_error for one in solutions.values()) < 1e-8
 

@@ -1,0 +1,162 @@
+"""Map-reduce over images: sums of what the teachers give, kept where they are computed, merged in a tree.
+
+Nothing of an image outlives its batch, so neither disk nor memory nor what is merged over the network grows
+with the number of images.
+"""
+
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from ka_ray.amalgamation.sums import Sums, merge_sums
+from ka_ray.config import ExtractConfig, TeacherConfig
+from ka_ray.distributed.actors import Journal, ReadingLog
+from ka_ray.distributed.errors import unwrap
+from ka_ray.distributed.extract import Extraction, Reading, actor_device, spare_gpus, through_teachers
+from ka_ray.distributed.images import read_images
+from ka_ray.features.stack import SCORES, TARGETS, stack_columns
+from ka_ray.images.draws import draws_of
+
+NUM_DRAWS = 2
+"""Random numbers of an image: which positions count, and whether it is held out."""
+
+POLL_S = 1.0
+
+
+class Meter(Protocol):
+    """Adds batches up to sums whose size no number of images changes."""
+
+    def add(self, batch: Mapping[str, Tensor]) -> None:
+        """Add ``image [n, 3, H, W]``, every tap's ``[n, S, *space]``, ``scores`` and ``draws``."""
+
+    @property
+    def total(self) -> Sums:
+        """What was added."""
+
+
+MakeMeter = Callable[[torch.device], Meter]
+
+
+@ray.remote
+class Reducer:
+    """Adds up its share of a stream of stacked features.
+
+    Args:
+        make_meter: Makes what adds up, on a device.
+        extract: The share of a teacher actor, which this one has, too.
+        reading: What is read of the teachers.
+        seed: Of the images' draws.
+    """
+
+    def __init__(self, make_meter: MakeMeter, extract: ExtractConfig, reading: Reading, seed: int) -> None:
+        self._meter = make_meter(actor_device(extract))
+        self._batch_size, self._reading, self._seed = extract.batch_size, reading, seed
+
+    def consume(self, rows: ray.data.DataIterator, journal: Any) -> Sums:
+        """Add every batch of a share; give the sums, on the CPU."""
+        taps, teachers = list(self._reading.spaces), list(self._reading.paths)
+        scores = TARGETS if self._reading.scores.views else SCORES
+        for columns in rows.iter_batches(batch_size=self._batch_size, batch_format="numpy"):
+            stacked = stack_columns(columns, taps, teachers, scores)
+            batch = {name: torch.tensor(stacked[name]) for name in ("image", *taps, SCORES)}
+            batch = {name: part.float() if part.is_floating_point() else part for name, part in batch.items()}
+            draws = draws_of(columns["image_id"].astype(np.int64), self._seed, NUM_DRAWS)
+            self._meter.add(batch | {"draws": torch.from_numpy(draws)})
+            journal.add.remote({"images": len(draws)})
+        return {name: part.cpu() for name, part in self._meter.total.items()}
+
+
+@ray.remote(num_cpus=0)
+def merged(first: Sums, second: Sums) -> Sums:
+    """Merge two sums where they are."""
+    return merge_sums(first, second)
+
+
+@ray.remote(num_cpus=0)
+def size_of(sums: Sums) -> int:
+    """Measure the bytes of sums as they cross the network."""
+    return len(pickle.dumps(sums, protocol=5))
+
+
+def reduce_images(
+    work: Extraction,
+    teachers: Sequence[TeacherConfig],
+    extract: ExtractConfig,
+    reading: Reading,
+    make_meter: MakeMeter,
+    seed: int,
+    on_images: Callable[[int], None],
+) -> tuple[Sums, dict[str, Any]]:
+    """Stream images through the teachers into meters; merge what these hold.
+
+    Args:
+        work: Which images.
+        teachers: In stacking order.
+        extract: Batch size and actors, also the number of reducers.
+        reading: What is read of the teachers.
+        make_meter: Called by every reducer.
+        seed: Of the images' draws.
+        on_images: Told how many more images are done.
+
+    Returns:
+        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements`` and ``bytes``, the size of one
+        reducer's sums: what is merged over the network is ``reducers`` times that.
+
+    Raises:
+        InputError: Too many unreadable images, or features that are not finite.
+    """
+    began = time.perf_counter()
+    log, journal = ReadingLog.remote(work.images.max_unreadable), Journal.remote()  # type: ignore[attr-defined]
+    rows = read_images(work.images, work.source, work.ids, log)
+    rows = through_teachers(rows, teachers, extract, reading, log)
+    share = extract.model_copy(
+        update={"gpus_per_teacher": spare_gpus(extract, len(teachers), extract.reducers)}
+    )
+    options = {"num_cpus": share.cpus_per_teacher, "num_gpus": share.gpus_per_teacher}
+    reducers = [
+        Reducer.options(**options).remote(make_meter, share, reading, seed)  # type: ignore[attr-defined]
+        for _ in range(extract.reducers)
+    ]
+    parts = rows.streaming_split(extract.reducers)
+    try:
+        totals = [one.consume.remote(part, journal) for one, part in zip(reducers, parts, strict=True)]
+        images = _wait(totals, journal, on_images)
+        num_bytes = ray.get(size_of.remote(totals[0]))
+        sums: Sums = ray.get(_tree(totals))
+    except Exception as error:
+        raise unwrap(error) from error
+    finally:
+        for reducer in reducers:
+            ray.kill(reducer)
+    summary = {"images": images, "bytes": num_bytes, "reducers": extract.reducers}
+    return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+
+
+def _wait(totals: Sequence[Any], journal: Any, on_images: Callable[[int], None]) -> int:
+    """Count images until every reducer is done; the first that fails ends it."""
+    waiting, images = list(totals), 0
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=POLL_S)
+        ray.get(done)
+        images += _told(journal, on_images)
+    return images + _told(journal, on_images)
+
+
+def _told(journal: Any, on_images: Callable[[int], None]) -> int:
+    images = sum(int(entry["images"]) for entry in ray.get(journal.take.remote()))
+    on_images(images)
+    return images
+
+
+def _tree(totals: Sequence[Any]) -> Any:
+    """Merge pairs, then pairs of these: no process holds more than two sums."""
+    while len(totals) > 1:
+        pairs = [totals[start : start + 2] for start in range(0, len(totals), 2)]
+        totals = [merged.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return totals[0]
