@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ka_ray.measuring import measure_spectrum
     from ka_ray.pipeline import amalgamate
     from ka_ray.report import Report
+    from ka_ray.searching import search_widths
     from ka_ray.spectrum import Spectrum
+    from ka_ray.sweep import Sweep
     from ka_ray.teaching import teach
 
 _WHERE = {
@@ -30,6 +32,7 @@ _WHERE = {
     "InputError": "ka_ray.errors",
     "Report": "ka_ray.report",
     "Spectrum": "ka_ray.spectrum",
+    "Sweep": "ka_ray.sweep",
     "TeachConfig": "ka_ray.config",
     "amalgamate": "ka_ray.pipeline",
     "compare": "ka_ray.comparing",
@@ -37,6 +40,7 @@ _WHERE = {
     "load_student": "ka_ray.api",
     "measure_spectrum": "ka_ray.measuring",
     "predict": "ka_ray.api",
+    "search_widths": "ka_ray.searching",
     "teach": "ka_ray.teaching",
 }
 
@@ -46,6 +50,7 @@ __all__ = [
     "InputError",
     "Report",
     "Spectrum",
+    "Sweep",
     "TeachConfig",
     "amalgamate",
     "compare",
@@ -53,6 +58,7 @@ __all__ = [
     "load_student",
     "measure_spectrum",
     "predict",
+    "search_widths",
     "teach",
 ]
 

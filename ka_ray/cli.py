@@ -99,6 +99,20 @@ def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = N
 
 
 @app.command()
+def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
+    """Search for the widths that are worth it: agreement on held-out images against cost."""
+    from ka_ray import Config, search_widths
+
+    loaded = Config.load(config, with_output(overrides, output))
+    sweep = search_widths(loaded)
+    typer.echo(sweep.to_markdown())
+    typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
+    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
+    if sweep.chosen is not None:
+        typer.echo(f"next:    {program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
+
+
+@app.command()
 def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
     """Train one teacher on chosen classes of a labelled source."""
     from ka_ray import TeachConfig

@@ -42,20 +42,20 @@ class Display:
         self._console.print(text)
 
     @contextmanager
-    def images(self, stage: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Count images through a stage; gives the function to call with how many more are done."""
+    def images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """Count images (or what else) through a stage; gives what to call with how many more are done."""
         began = time.perf_counter()
         done = 0
 
         def advance(more: int) -> None:
             nonlocal done
             done += more
-            self._bar(stage, done, total, f"{done / (time.perf_counter() - began):.0f} images/s")
+            self._bar(stage, done, total, f"{done / (time.perf_counter() - began):.3g} {unit}/s")
 
         self._bar(stage, 0, total, "")
         yield advance
         if not self._terminal:
-            self._console.print(f"{stage} images={done} seconds={time.perf_counter() - began:.1f}")
+            self._console.print(f"{stage} {unit}={done} seconds={time.perf_counter() - began:.1f}")
 
     def training(self, progress: Progress) -> None:
         """Show where a training stage stands."""

@@ -1,7 +1,7 @@
 """Passes over images that leave sums alone, and what follows from them before anything is learned."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,7 @@ def measure_taps(run: Run[Config], plan: Plan, images: ImageSet) -> Spectrum:
     """
     config, stacked = run.config, {tap: shape[0] for tap, shape in plan.shapes.items()}
     positions = config.codes.positions_per_image
-    make_meter = partial(_taps_meter, stacked, positions)
+    make_meter = partial(TapsMeter, stacked, positions, None)
     sums, summary = sum_up(run, plan, images, MOMENTS, make_meter)
     check_variances(sums)
     spans = METHODS[config.codes.method].spans
@@ -83,10 +83,6 @@ def measure_taps(run: Run[Config], plan: Plan, images: ImageSet) -> Spectrum:
         seconds=summary["seconds"],
         taps=taps,
     )
-
-
-def _taps_meter(stacked: Mapping[str, int], positions: int, device: Any) -> TapsMeter:
-    return TapsMeter(stacked, positions, device=device)
 
 
 def settle_widths(

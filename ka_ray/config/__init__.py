@@ -24,6 +24,7 @@ from ka_ray.config.stages import (
     TrainingConfig,
 )
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
+from ka_ray.config.tune import TuneConfig
 
 __all__ = [
     "STUDENT",
@@ -52,6 +53,7 @@ __all__ = [
     "TeachingConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "TuneConfig",
     "differing_keys",
     "flatten",
     "load_images",

@@ -16,6 +16,9 @@ AnySection = TypeVar("AnySection", bound=Section)
 SAME_RESULT = ("output", "ray", "tracking")
 """Sections that change where a run happens, not what it computes."""
 
+HOLDOUT = "tune.holdout"
+"""Of a search's keys the one that says which images its students are computed from."""
+
 
 def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
     """Check the description of an image source.
@@ -174,7 +177,9 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
         new: The same of the run that wants to go on in it.
 
     Returns:
-        Dotted key -> (old value, new value); where it runs and is tracked does not count.
+        Dotted key -> (old value, new value); where it runs and is tracked does not count, nor what a search
+        tries.
     """
     a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
+    a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}

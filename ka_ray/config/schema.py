@@ -20,6 +20,7 @@ from ka_ray.config.stages import (
     ScoresConfig,
 )
 from ka_ray.config.teachers import Preprocessing, TeacherConfig
+from ka_ray.config.tune import TuneConfig
 
 STUDENT = "student"
 """Stands beside the teachers' names in `taps`."""
@@ -131,6 +132,7 @@ class Config(_Run):
     layers: LayersConfig = LayersConfig()
     joint: JointConfig = JointConfig()
     baselines: BaselinesConfig = BaselinesConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":

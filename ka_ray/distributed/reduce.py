@@ -4,7 +4,6 @@ Nothing of an image outlives its batch, so neither disk nor memory nor what is m
 with the number of images.
 """
 
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -27,6 +26,8 @@ NUM_DRAWS = 2
 """Random numbers of an image: which positions count, and whether it is held out."""
 
 POLL_S = 1.0
+
+COUNT_BYTES = 8
 
 
 class Meter(Protocol):
@@ -80,8 +81,8 @@ def merged(first: Sums, second: Sums) -> Sums:
 
 @ray.remote(num_cpus=0)
 def size_of(sums: Sums) -> int:
-    """Measure the bytes of sums as they cross the network."""
-    return len(pickle.dumps(sums, protocol=5))
+    """Count the bytes of sums as they cross the network, but for their names."""
+    return sum(part.mean.nbytes + part.scatter.nbytes + COUNT_BYTES for part in sums.values())
 
 
 def reduce_images(
@@ -98,44 +99,47 @@ def reduce_images(
     Args:
         work: Which images.
         teachers: In stacking order.
-        extract: Batch size and actors, also the number of reducers.
-        reading: What is read of the teachers.
+        extract: Batch size, actors, reducers.
+        reading: What is read.
         make_meter: Called by every reducer.
         seed: Of the images' draws.
         on_images: Told how many more images are done.
 
     Returns:
-        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements`` and ``bytes``, the size of one
-        reducer's sums: what is merged over the network is ``reducers`` times that.
+        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements``, ``reducers`` and ``bytes``, the
+        size of one reducer's sums.
 
     Raises:
-        InputError: Too many unreadable images, or features that are not finite.
+        InputError: Too many unreadable images, or features not finite.
     """
     began = time.perf_counter()
-    log, journal = ReadingLog.remote(work.images.max_unreadable), Journal.remote()  # type: ignore[attr-defined]
-    rows = read_images(work.images, work.source, work.ids, log)
-    rows = through_teachers(rows, teachers, extract, reading, log)
-    share = extract.model_copy(
-        update={"gpus_per_teacher": spare_gpus(extract, len(teachers), extract.reducers)}
-    )
-    options = {"num_cpus": share.cpus_per_teacher, "num_gpus": share.gpus_per_teacher}
-    reducers = [
-        Reducer.options(**options).remote(make_meter, share, reading, seed)  # type: ignore[attr-defined]
-        for _ in range(extract.reducers)
-    ]
-    parts = rows.streaming_split(extract.reducers)
+    log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
+    images = read_images(work.images, work.source, work.ids, log)
+    rows = through_teachers(images, teachers, extract, reading, log)
+    gpus = spare_gpus(extract, len(teachers), extract.reducers)
+    share = extract.model_copy(update={"gpus_per_teacher": gpus})
+    start = Reducer.options(num_cpus=share.cpus_per_teacher, num_gpus=gpus)  # type: ignore[attr-defined]
+    reducers = [start.remote(make_meter, share, reading, seed) for _ in range(extract.reducers)]
+    sums, summary = _reduce(rows, reducers, on_images)
+    return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+
+
+def _reduce(
+    rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None]
+) -> tuple[Sums, dict[str, Any]]:
+    """Split a stream among reducers, wait for them, and merge what they hold; then they end."""
+    journal = Journal.remote()  # type: ignore[attr-defined]  # ray.remote class
     try:
+        parts = rows.streaming_split(len(reducers))
         totals = [one.consume.remote(part, journal) for one, part in zip(reducers, parts, strict=True)]
         images = _wait(totals, journal, on_images)
         num_bytes = ray.get(size_of.remote(totals[0]))
-        sums: Sums = ray.get(_tree(totals))
+        return ray.get(_tree(totals)), {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
     except Exception as error:
         raise unwrap(error) from error
     finally:
         for reducer in reducers:
             ray.kill(reducer)
-    summary = {"images": images, "bytes": num_bytes, "reducers": extract.reducers}
-    return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 
 def _wait(totals: Sequence[Any], journal: Any, on_images: Callable[[int], None]) -> int:

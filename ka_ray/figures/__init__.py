@@ -7,6 +7,7 @@ from ka_ray.figures.comparison import compare_methods
 from ka_ray.figures.curves import epoch_curve, loss_curves
 from ka_ray.figures.run import accuracy_bars, confusion_matrix, draw_all, reconstruction_error
 from ka_ray.figures.spectrum import draw_spectrum
+from ka_ray.figures.sweep import draw_sweep
 
 __all__ = [
     "accuracy_bars",
@@ -14,6 +15,7 @@ __all__ = [
     "confusion_matrix",
     "draw_all",
     "draw_spectrum",
+    "draw_sweep",
     "epoch_curve",
     "loss_curves",
     "reconstruction_error",

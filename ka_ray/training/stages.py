@@ -86,7 +86,7 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     if inputs.config.baseline is None:
         load_stage(inputs.folder, "layers", student)
         _settle(inputs, student.to(inputs.device))
-    learner, batches = _joint_learner(inputs, student)
+    learner, batches = joint_learner(inputs, student)
     epochs = epochs_folder(inputs.folder)
 
     def report(progress: Progress) -> None:
@@ -99,7 +99,8 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     return student, {"history": records(history)}
 
 
-def _joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
+def joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
+    """Make what learns a student jointly, and the batches that it sees."""
     config, store = inputs.config.joint, inputs.store(FEATURES, IMAGES)
     draws = NUM_DRAWS if config.augment.on else 0
     if inputs.config.baseline == "scratch":

@@ -1,0 +1,143 @@
+"""Trials by Ray Tune: many students from the sums of one pass, which the object store holds once."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from ka_ray.config import TuneConfig
+from ka_ray.errors import InputError
+
+EPOCHS, AGREEMENT = "epochs", "agreement"
+
+Point = Mapping[str, float | int]
+OnTrial = Callable[[Point, dict[str, Any]], None]
+RunPoint = Callable[[Point, torch.device, Callable[[dict[str, Any]], None], Any], None]
+"""Runs a trial: a point, a device, whom to tell, and what all trials share."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        config: Concurrency, resources, algorithm.
+        points: To try; None: Optuna finds them in ``space``.
+        space: key of a point -> its values.
+        num_trials: How many.
+        epochs: Of joint learning in a trial; with more than one those that fall behind are stopped early.
+        seed: Of Optuna.
+        folder: The run's; Ray Tune and Optuna keep what is theirs there.
+    """
+
+    config: TuneConfig
+    points: Sequence[Point] | None
+    space: Mapping[str, Sequence[float | int]]
+    num_trials: int
+    epochs: int
+    seed: int
+    folder: Path
+
+
+class _Told(Callback):
+    """Tells the driver of every trial as soon as it has ended."""
+
+    def __init__(self, on_trial: OnTrial) -> None:
+        self._on_trial = on_trial
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._on_trial(_point(trial.config), trial.last_result)
+
+
+def _point(config: dict[str, Any]) -> Point:
+    point: Point = config.get("point", config)
+    return point
+
+
+def search(
+    work: Search,
+    run_point: RunPoint,
+    shared: Any,
+    on_trial: OnTrial,
+) -> dict[str, str]:
+    """Run trials, as many at once as the cluster holds.
+
+    Args:
+        work: What is searched.
+        run_point: Called in a worker; tells ``agreement``, ``epochs`` and its cost.
+        shared: What all trials need; goes into the object store once.
+        on_trial: Told, here, a point and what it reported last.
+
+    Returns:
+        What went wrong: point, as text -> error.
+    """
+    config = work.config
+    resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+    trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, resources=resources)
+    grid = None if work.points is None else {"point": tune.grid_search([dict(p) for p in work.points])}
+    result = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space=grid or {},
+        tune_config=tune.TuneConfig(
+            num_samples=1 if grid else work.num_trials,
+            search_alg=None if grid else _optuna(work),
+            scheduler=_scheduler(work.epochs),
+            max_concurrent_trials=config.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=_keeping_nothing(work.folder / "ray", on_trial),
+    ).fit()
+    ended = [result[place] for place in range(len(result))]
+    return {
+        str(_point(one.config or {})): str(one.error).strip().splitlines()[-1] for one in ended if one.error
+    }
+
+
+def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, resources: dict[str, float]) -> None:
+    torch.set_num_threads(max(1, round(resources["cpu"])))
+    device = torch.device("cuda" if resources["gpu"] > 0 and torch.cuda.is_available() else "cpu")
+    run_point(_point(config), device, tune.report, shared)
+
+
+def _keeping_nothing(storage: Path, on_trial: OnTrial) -> tune.RunConfig:
+    """Let Ray Tune start anew: what trials leave lies in the run's folder, not in Tune's."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    shutil.rmtree(storage / "tune", ignore_errors=True)
+    return tune.RunConfig(name="tune", storage_path=str(storage), callbacks=[_Told(on_trial)], verbose=0)
+
+
+def _scheduler(epochs: int) -> TrialScheduler:
+    if epochs < 2:
+        return FIFOScheduler()
+    return ASHAScheduler(time_attr=EPOCHS, metric=AGREEMENT, mode="max", max_t=epochs, grace_period=1)
+
+
+def _optuna(work: Search) -> Searcher:
+    """Search by TPE for agreement and cost at once; earlier attempts' trials are remembered in a file."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError:
+        raise InputError("tune.algorithm: optuna is not installed; pip install 'ka_ray[optuna]'") from None
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        key: optuna.distributions.CategoricalDistribution(list(values)) for key, values in work.space.items()
+    }
+    searcher: Searcher = OptunaSearch(
+        space,
+        metric=[AGREEMENT, work.config.cost],
+        mode=["max", "min"],
+        sampler=optuna.samplers.TPESampler(seed=work.seed, n_startup_trials=max(4, work.num_trials // 4)),
+        storage=JournalStorage(JournalFileBackend(str(work.folder / "optuna.log"))),
+        study_name="tune",
+    )
+    return searcher

@@ -1,0 +1,239 @@
+"""`ka-ray tune`: which widths are worth it, from students that one pass over the images makes nearly free."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ka_ray.amalgamation import METHODS
+from ka_ray.config import Config, EnergyWidths
+from ka_ray.distributed.extract import Extraction, Reading, extract_features
+from ka_ray.distributed.search import Search, search
+from ka_ray.errors import InputError
+from ka_ray.features.store import DONE, IMAGES, write_json
+from ka_ray.figures import draw_sweep
+from ka_ray.images import chosen_ids
+from ka_ray.output import claim_output, known_run, read_json, remember_run
+from ka_ray.passes import sum_up
+from ka_ray.plan import Plan, make_plan
+from ka_ray.report import measure_size
+from ka_ray.run import Run, open_run
+from ka_ray.split import ImageSet, split_images
+from ka_ray.steps import teach_missing
+from ka_ray.student import Student
+from ka_ray.student.least_squares import HELD_OUT as RIDGE_SHARE
+from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
+from ka_ray.sweep import Point, Sweep, Trial, choose, key_of, pareto_front, points_of, space_of, widths_of
+from ka_ray.teachers import draft_teacher
+from ka_ray.training.inputs import StageInputs
+from ka_ray.training.trial import Tried, run_trial
+
+TUNE_RUN = "mlflow_tune.json"
+ONE_PASS, HELD_OUT, TRIALS = "one_pass", "tune_images", "trials"
+"""Folders of a search: the sums, the images that it judges on, the students."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every trial needs; the object store holds it once."""
+
+    config: Config
+    plan: Plan
+    folder: Path
+    one_pass: OnePass
+
+
+def search_widths(config: Config) -> Sweep:
+    """Search for the widths with the best trade of agreement on held-out images against cost; without labels.
+
+    Every trial is a student computed from the same sums over one pass (codes are channels, layers are solved
+    on codes), and with ``tune.learning_rates`` learned jointly behind. Trials that have ended stand: the same
+    call again goes on with the others.
+
+    Args:
+        config: The run; its ``tune`` section says what is tried.
+
+    Returns:
+        All trials, the Pareto front and the choice; also in the output folder: ``tune.json``, ``tune.md``, a
+        figure, and ``best.yaml`` for :func:`ka_ray.amalgamate`.
+
+    Raises:
+        InputError: Something given cannot work.
+    """
+    if isinstance(config.codes.widths, EnergyWidths):
+        raise InputError("codes.widths.energy: a search needs the widths to start from; name them")
+    plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
+    stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
+    whole_student(plan.spec, stacked)
+    own = dict(plan.spec.widths)
+    most = {tap: METHODS[config.codes.method].spans(plan.channels[tap])[0] for tap in own}
+    space = space_of(config.tune, own, most)
+    points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
+    computed_from, held_out = _hold_out(split_images(config)[0], config)
+    folder = claim_output(config)
+    with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
+        taught = teach_missing(run, computed_from)
+        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image, RIDGE_SHARE)
+        sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)
+        _store_scores(taught, plan, held_out, HELD_OUT)
+        if config.tune.learning_rates:
+            _store_scores(taught, plan, computed_from, IMAGES)
+        one_pass = OnePass(whole_student(plan.spec, stacked).spec, sums)
+        began = time.perf_counter()
+        trials, failed = _try_all(taught, plan, one_pass, space, points)
+        seconds = time.perf_counter() - began
+        return _publish(taught, plan, trials, failed, len(held_out.ids), (summary["seconds"], seconds))
+
+
+def _hold_out(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
+    """Split the images to learn from: those to compute students from, and those to judge them on."""
+    num_held = round(config.tune.holdout * len(images.ids))
+    if not 0 < num_held < len(images.ids):
+        raise InputError(f"tune.holdout: {config.tune.holdout} of {len(images.ids)} images leaves none")
+    held = np.zeros(len(images.ids), dtype=bool)
+    held[chosen_ids(len(images.ids), num_held, config.seed + 3)] = True
+    return replace(images, ids=images.ids[~held]), replace(images, ids=images.ids[held])
+
+
+def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> None:
+    """Store images and the teachers' scores, unless they stand."""
+    folder, config = run.folder / name, run.config
+    if (folder / DONE).exists():
+        return
+    work = Extraction(images.config, images.source, images.ids, folder, plan.image_bytes)
+    with run.display.images("extract", len(images.ids)) as on_images:
+        extract_features(work, config.teachers, config.extract, Reading({}, {}, config.scores), on_images)
+
+
+def _try_all(
+    run: Run[Config], plan: Plan, one_pass: OnePass, space: Mapping[str, Any], points: list[Point] | None
+) -> tuple[list[Trial], dict[str, str]]:
+    """Run the trials that have not ended yet; give all that have, and what went wrong."""
+    config, folder = run.config, run.folder / TRIALS
+    done = {path.parent.name: Trial.model_validate(read_json(path)) for path in folder.glob("*/trial.json")}
+    waiting = None if points is None else [point for point in points if key_of(point) not in done]
+    left = config.tune.trials - len(done) if waiting is None else len(waiting)
+    if done:
+        run.tell(f"{len(done)} trials stand, {max(left, 0)} are left")
+    if left <= 0:
+        return list(done.values()), {}
+    assert one_pass.orders  # computed once, here, for all trials
+    epochs = 0 if not config.tune.learning_rates else _joint_epochs(config, run.folder)
+    with run.display.images("tune", left, "trials") as on_trials:
+
+        def on_trial(point: Point, result: dict[str, Any]) -> None:
+            trial = _trial(point, result, epochs)
+            if trial.key not in done:
+                _remember(run, trial, folder / trial.key)
+                done[trial.key] = trial
+            on_trials(1)
+
+        work = Search(config.tune, waiting, space, left, epochs, config.seed, run.folder)
+        failed = search(work, run_point, Shared(config, plan, run.folder, one_pass), on_trial)
+    return list(done.values()), failed
+
+
+def _joint_epochs(config: Config, folder: Path) -> int:
+    if config.joint.images is None:
+        return config.joint.epochs
+    stored = int(read_json(folder / IMAGES / DONE)["images"])
+    return -(-config.joint.images // (stored // config.joint.batch_size * config.joint.batch_size))
+
+
+def run_point(
+    point: Point, device: torch.device, tell: Callable[[dict[str, Any]], None], shared: Shared
+) -> None:
+    """Run one trial in a worker; one that has ended is told again, not run again."""
+    folder = shared.folder / TRIALS / key_of(point)
+    if (folder / "trial.json").exists():
+        return tell(read_json(folder / "trial.json"))
+    widths, ridge, rate = widths_of(point), point.get("ridge"), point.get("learning_rate")
+    spec = replace(shared.one_pass.spec, widths=widths)
+    image = torch.zeros(1, 3, spec.image_size, spec.image_size)
+    size = measure_size(Student(spec).eval(), image)
+    costs = {"parameters": size.parameters, "macs": size.macs}
+    inputs = StageInputs(shared.config, shared.plan, shared.folder, folder, device, lambda progress: None)
+    tried = Tried(widths, ridge, rate, folder)
+    run_trial(tried, shared.one_pass, inputs, shared.folder / HELD_OUT, lambda told: tell(told | costs))
+    return None
+
+
+def _trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
+    return Trial(
+        key=key_of(point),
+        widths=widths_of(point),
+        ridge=point.get("ridge"),
+        learning_rate=point.get("learning_rate"),
+        **{key: result[key] for key in ("agreement", "parameters", "macs", "seconds", "epochs")},
+        stopped=result["epochs"] < epochs,
+    )
+
+
+def _remember(run: Run[Config], trial: Trial, folder: Path) -> None:
+    """Keep a trial for a later attempt, and as a child of the search in the tracker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    child = run.tracker.child(trial.key, known_run(folder))
+    remember_run(folder, child.run_id)
+    given = trial.model_dump()
+    widths = {f"width.{tap}": width for tap, width in trial.widths.items()}
+    child.log_params(widths | {key: given[key] for key in ("ridge", "learning_rate", "stopped")})
+    measured = ("agreement", "parameters", "macs", "seconds", "epochs")
+    child.log_metrics({f"tune/{key}": given[key] for key in measured})
+    child.finish(failed=False)
+    write_json(folder / "trial.json", given)
+
+
+def _publish(
+    run: Run[Config],
+    plan: Plan,
+    trials: list[Trial],
+    failed: dict[str, str],
+    images: int,
+    seconds: tuple[float, float],
+) -> Sweep:
+    """Write table, figure and the chosen student's config; hand all to the tracker."""
+    config, folder, cost = run.config, run.folder, run.config.tune.cost
+    if not trials:
+        raise InputError(f"every trial failed: {next(iter(failed.values()))}")
+    image = torch.zeros(1, 3, config.images.size, config.images.size)
+    budget = config.tune.budget or getattr(measure_size(Student(plan.spec).eval(), image), cost)
+    front = pareto_front(trials, cost)
+    chosen = choose(front, cost, budget)
+    sweep = Sweep(
+        name=config.name,
+        cost=cost,
+        budget=budget,
+        images=images,
+        pass_seconds=seconds[0],
+        search_seconds=seconds[1],
+        failed=failed,
+        trials=trials,
+        front=[trial.key for trial in front],
+        chosen=None if chosen is None else chosen.key,
+    )
+    sweep.save(folder)
+    files = [folder / "tune.json", folder / "tune.md", *draw_sweep(sweep.model_dump(), folder / "figures")]
+    if chosen is not None:
+        files.append(folder / "best.yaml")
+        files[-1].write_text(yaml.safe_dump(ready_config(config, chosen), sort_keys=False))
+        run.tracker.log_metrics({"tune/agreement": chosen.agreement, f"tune/{cost}": getattr(chosen, cost)})
+    for path in files:
+        run.tracker.log_artifact(path)
+    return sweep
+
+
+def ready_config(config: Config, trial: Trial) -> dict[str, Any]:
+    """Write the config of a run that makes a trial's student, and learns it jointly as configured."""
+    tree = config.model_dump(mode="json", exclude={"output", "tune"}, exclude_none=True)
+    tree["name"] = f"{config.name}_tuned"
+    tree["codes"] |= {"solver": "exact", "basis": "channels", "widths": trial.widths}
+    tree["layers"] |= {"solver": "least_squares"}
+    if trial.learning_rate is not None:
+        tree["joint"] |= {"learning_rate": trial.learning_rate}
+    return tree

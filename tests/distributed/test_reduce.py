@@ -1,0 +1,75 @@
+"""Sums that Ray reduces, against a plain loop over the same images; their size stays the same."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from ka_ray.amalgamation.sums import Sums
+from ka_ray.distributed.extract import Extraction, Reading
+from ka_ray.distributed.reduce import NUM_DRAWS, reduce_images
+from ka_ray.features.stack import SCORES
+from ka_ray.images import Ids, read_chunk
+from ka_ray.images.draws import draws_of
+from ka_ray.plan import Plan, make_plan
+from ka_ray.split import split_images
+from ka_ray.student.least_squares import HELD_OUT
+from ka_ray.student.one_pass import OnePassMeter
+from ka_ray.teachers import load_teacher
+
+pytestmark = pytest.mark.ray
+
+POSITIONS, SEED = 5, 7
+
+
+def meter_of(plan: Plan) -> Callable[[torch.device], OnePassMeter]:
+    stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
+    return partial(OnePassMeter, plan.spec, stacked, POSITIONS, HELD_OUT)
+
+
+def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
+    images, _ = split_images(config)
+    work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
+    reading = Reading(plan.paths, plan.spaces, config.scores)
+    seen = []
+    found = reduce_images(work, config.teachers, config.extract, reading, meter_of(plan), SEED, seen.append)
+    assert sum(seen) == found[1]["images"] == len(ids)
+    return found
+
+
+def by_a_plain_loop(config, plan: Plan, ids: Ids) -> Sums:
+    images, _ = split_images(config)
+    teachers, added = (
+        [load_teacher(teacher) for teacher in config.teachers],
+        meter_of(plan)(torch.device("cpu")),
+    )
+    for chunk in images.source.chunks:
+        for block in read_chunk(images.config, images.source.read, chunk, ids, None, lambda *_: None):
+            pixels = torch.tensor(block["image"])
+            read = [teacher.features(pixels, plan.paths[teacher.name]) for teacher in teachers]
+            batch = {
+                tap: torch.cat([features[tap] for features, _ in read], dim=1).half().float()
+                for tap in plan.shapes
+            }
+            batch |= {"image": pixels, SCORES: torch.cat([s for _, s in read], dim=1).half().float()}
+            added.add(batch | {"draws": torch.from_numpy(draws_of(block["image_id"], SEED, NUM_DRAWS))})
+    return added.total
+
+
+def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(cluster, load_config, tmp_path):
+    config = load_config("images.limit=240", "extract.batch_size=20", f"output={tmp_path}")
+    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    ids, sizes = split_images(config)[0].ids, []
+    for some, reducers in ((ids[: len(ids) // 4], 1), (ids, 2)):
+        extract = config.extract.model_copy(update={"reducers": reducers, "cpus_per_teacher": 0.25})
+        sums, summary = by_ray(config.model_copy(update={"extract": extract}), plan, some)
+        assert summary["reducers"] == reducers
+        sizes.append(summary["bytes"])
+        expected = by_a_plain_loop(config, plan, some)
+        assert sums.keys() == expected.keys()
+        for name, part in expected.items():
+            assert sums[name].count == part.count
+            torch.testing.assert_close(sums[name].mean, part.mean, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
+    assert sizes[0] == sizes[1] > 0
