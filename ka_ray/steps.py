@@ -25,6 +25,7 @@ from ka_ray.student import Student, save_student
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.fit import Progress
 from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, stage_file
+from ka_ray.training.solved import describe_grams
 from ka_ray.training.stages import run_stages, stages_of
 from ka_ray.training.teaching import teach, teacher_checkpoint
 
@@ -183,6 +184,8 @@ def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
                 run_stages(StageInputs(one.config, one.plan, data, one.folder, device, report_as))
 
         what = ", ".join(waiting[0].missing) if len(learnings) == 1 else f"{len(waiting)} students"
+        for one in waiting[:1] if "layers" in waiting[0].missing else ():
+            run.tell(describe_grams(Student(one.plan.spec), one.config.layers))
         run.display.note(f"learning {what}: starting {run.config.ray.workers} workers")
         train_in_workers(in_worker, run.config.ray, run.folder / "ray", run.report)
     for one in learnings:

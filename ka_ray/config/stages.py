@@ -127,6 +127,12 @@ class LayersConfig(TrainingConfig):
     positions_per_image: int = Field(
         64, ge=1, description="Of least_squares: at most so many positions of each map count."
     )
+    max_gram_gib: float = Field(
+        4,
+        ge=0,
+        description="Of least_squares: a layer with a larger Gram matrix is solved by conjugate gradients, "
+        "which take many passes over the images but no such matrix.",
+    )
     learning_rate: float = Field(5e-3, gt=0)
 
     @model_validator(mode="after")

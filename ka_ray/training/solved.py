@@ -29,6 +29,7 @@ from ka_ray.student.least_squares import (
 )
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, Report
+from ka_ray.training.iterated import solve_iteratively
 from ka_ray.training.ranks import rank
 
 NUM_DRAWS = 2
@@ -91,9 +92,13 @@ class LayerSolver:
         for number, taps in enumerate(passes, start=1):
             behind = [tap for tap in self.student.stages if together or tap not in self._found]
             batches = self._batches(["image", *dict.fromkeys([*taps, *behind])])
-            for tap, (learned_from, held_out) in self._moments(taps, batches).items():
-                num_outputs = len(self._layer(tap).weight) // len(learned_from)
-                solutions[tap] = solve(learned_from, held_out, num_outputs)
+            fitting = [tap for tap in taps if gram_gib(self._layer(tap)) <= self.config.max_gram_gib]
+            found = {
+                tap: solve(*sums, self._num_outputs(tap))
+                for tap, sums in self._moments(fitting, batches).items()
+            }
+            for tap in taps:
+                solutions[tap] = found[tap] if tap in found else self._iterated(tap, batches)
                 install(solutions[tap], *self._found[tap])
             losses = {tap: solutions[tap].relative_error for tap in taps}
             images = len(batches.rows) * number // len(passes)  # every layer sees each image once
@@ -108,23 +113,36 @@ class LayerSolver:
     ) -> dict[str, tuple[list[Moments], list[Moments]]]:
         """For each tap the moments of the images learned from and of those held out, group by group."""
         sums = {tap: (self._meters(tap, batches.device), self._meters(tap, batches.device)) for tap in taps}
+        for tap, held_out, samples in self._samples(taps, batches) if taps else ():
+            for meter, group in zip(sums[tap][held_out], samples.unbind(dim=1), strict=True):
+                meter.add(group)
+        return {tap: (_over_ranks(learned), _over_ranks(held)) for tap, (learned, held) in sums.items()}
+
+    def _samples(self, taps: Sequence[str], batches: Batches) -> Iterator[tuple[str, bool, Tensor]]:
+        """Go over the images once; give a layer's samples, apart for those held out."""
         for batch in batches.once():
             held_out = batch["draws"][:, 1] < HELD_OUT
             for tap, inputs, targets in self._pairs(batch, taps):
                 positions = positions_of(
                     batch["draws"][:, 0], inputs.shape[1], self.config.positions_per_image
                 )
-                for meters, chosen in zip(sums[tap], (~held_out, held_out), strict=True):
-                    samples = layer_samples(inputs[chosen], targets[chosen], positions[chosen])
-                    for meter, group in zip(meters, samples.unbind(dim=1), strict=True):
-                        meter.add(group)
-        return {tap: (_over_ranks(learned), _over_ranks(held)) for tap, (learned, held) in sums.items()}
+                for held, chosen in ((False, ~held_out), (True, held_out)):
+                    yield tap, held, layer_samples(inputs[chosen], targets[chosen], positions[chosen])
+
+    def _iterated(self, tap: str, batches: Batches) -> LeastSquares:
+        def stream() -> Iterator[tuple[bool, Tensor]]:
+            return ((held, samples) for _, held, samples in self._samples([tap], batches))
+
+        groups = num_groups(self._layer(tap))
+        solution, _ = solve_iteratively(stream, groups, self._num_outputs(tap), batches.device)
+        return solution
+
+    def _num_outputs(self, tap: str) -> int:
+        return len(self._layer(tap).weight) // num_groups(self._layer(tap))
 
     def _meters(self, tap: str, device: torch.device) -> list[MomentsMeter]:
-        layer = self._layer(tap)
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        size = layer.weight[0].numel() + len(layer.weight) // groups
-        return [MomentsMeter(size, device) for _ in range(groups)]
+        size = self._layer(tap).weight[0].numel() + self._num_outputs(tap)
+        return [MomentsMeter(size, device) for _ in range(num_groups(self._layer(tap)))]
 
     def _layer(self, tap: str) -> Layer:
         return self._found[tap][0]
@@ -149,6 +167,30 @@ class LayerSolver:
         if tap == SCORES:
             return self.student.spec.unified.amalgamate(batch[SCORES])
         return cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
+
+
+def num_groups(layer: Layer) -> int:
+    """Count the groups of a layer; a linear one has one."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def gram_gib(layer: Layer) -> float:
+    """Say how large a layer's Gram matrices are, with what it should give beside what it gets."""
+    groups = num_groups(layer)
+    return groups * (layer.weight[0].numel() + len(layer.weight) // groups) ** 2 * 8 / 1024**3
+
+
+def describe_grams(student: Student, config: LayersConfig) -> str | None:
+    """Say, before anything starts, how large the Gram matrices are, and which layers go without."""
+    found = {tap: solvable(stage) for tap, stage in student.stages.items()}
+    sizes = {tap: gram_gib(one[0]) for tap, one in found.items() if one is not None}
+    if config.solver != "least_squares" or not sizes:
+        return None
+    named = ", ".join(
+        f"{tap} {size:.3g}{'' if size <= config.max_gram_gib else ' (by conjugate gradients)'}"
+        for tap, size in sizes.items()
+    )
+    return f"layers: Gram matrices in GiB: {named}"
 
 
 def _over_ranks(groups: list[MomentsMeter]) -> list[Moments]:
