@@ -74,13 +74,17 @@ def compare(
     with open_run(config, folder, f"{config.name}_compare", PARENT) as run:
         run.tell(*dict.fromkeys(note for _, notes in planned.values() for note in notes))
         taught, plan = settle_widths(teach_missing(run, learned_from), plan, learned_from)
-        extract(taught, plan, learned_from)
+        extract(taught, plan, learned_from, _learns_jointly(config, overrides))
         variants = _variants(taught, seeds, overrides)
         with _children(taught, variants) as followed:
             learn(followed, [variant.learning for variant in variants])
             students = {one.learning.name: one.learning.folder for one in variants}
             counts, _ = judge(followed, plan.label_sets, judged_on, students)
             return _publish(followed, variants, counts, seeds)
+
+
+def _learns_jointly(config: Config, overrides: Mapping[str, Sequence[str]]) -> bool:
+    return any(with_overrides(config, change).joint.any_steps for change in overrides.values())
 
 
 def _seeds(config: Config, num_seeds: int) -> list[int]:

@@ -48,7 +48,7 @@ def amalgamate(config: Config) -> Report:
         run.tell(describe(plan.label_sets), extension)
         taught = teach_missing(run, learned_from)  # teachers without a checkpoint
         taught, plan = settle_widths(taught, plan, learned_from)  # by energy: measured
-        extract(taught, plan, learned_from)  # images -> stacked features and scores, on disk
+        extract(taught, plan, learned_from, config.joint.any_steps)  # to disk: stacked features, scores
         learn(taught, [Learning("", taught.config, plan, folder)])  # codes, layers, joint
         evaluated = evaluate_student(taught, plan, judged_on)
         return publish(taught, plan, evaluated)

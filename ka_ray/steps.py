@@ -54,8 +54,8 @@ def check_batches(config: Config, images: ImageSet) -> None:
     total = len(images.ids)
     kept = min(total, config.extract.images or total)
     for key, most in {"codes": kept, "layers": kept, "joint": total}.items():
-        size = getattr(config, key).batch_size
-        if size > most and (config.baseline is None or key == "joint"):
+        size, used = getattr(config, key).batch_size, config.baseline is None
+        if size > most and (config.joint.any_steps if key == "joint" else used):
             raise InputError(f"{key}.batch_size: {size} is larger than the {most} images that it learns from")
 
 
@@ -128,8 +128,11 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
     return teacher.model_copy(update={"training": None, "checkpoint": checkpoint})
 
 
-def extract(run: Run[Config], plan: Plan, images: ImageSet) -> None:
-    """Stream the images through the teachers: some keep all their features, the others their scores."""
+def extract(run: Run[Config], plan: Plan, images: ImageSet, joint: bool = True) -> None:
+    """Stream the images through the teachers: some keep all their features, the others their scores.
+
+    Without joint learning nothing is learned from the others, and they are left out.
+    """
     config, scores = run.config, run.config.scores
     limit = config.extract.images if config.baseline is None else 0
     kept, others = split_for_features(images, limit, config.seed)
@@ -137,7 +140,7 @@ def extract(run: Run[Config], plan: Plan, images: ImageSet) -> None:
     if len(kept.ids):
         row_bytes = plan.feature_bytes + plan.image_bytes
         parts.append((FEATURES, kept, row_bytes, Reading(plan.paths, plan.spaces, scores)))
-    if len(others.ids):
+    if len(others.ids) and joint:
         parts.append((IMAGES, others, plan.image_bytes, Reading({}, {}, scores)))
     parts = [part for part in parts if not (run.folder / part[0] / DONE).exists()]
     check_disk(run.folder, sum(len(part.ids) * row_bytes for _, part, row_bytes, _ in parts))

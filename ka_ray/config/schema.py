@@ -155,7 +155,7 @@ class Config(_Run):
     def _has_what_it_learns_from(self) -> "Config":
         if self.baseline == "scratch" and not self.images.has_labels:
             raise ValueError("images: have no labels, and the baseline `scratch` learns from nothing else")
-        if self.baseline is not None and not self.joint.epochs and self.joint.images is None:
+        if self.baseline is not None and not self.joint.any_steps:
             raise ValueError(
                 f"joint.epochs: 0, and the baseline {self.baseline!r} learns from nothing else; "
                 "give epochs, or joint.images"

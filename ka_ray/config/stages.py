@@ -155,6 +155,11 @@ class JointConfig(TrainingConfig):
         None, ge=1, description="Stop after this many images instead of after whole `epochs`."
     )
 
+    @property
+    def any_steps(self) -> bool:
+        """Whether there is joint learning at all."""
+        return self.epochs > 0 or self.images is not None
+
 
 class ScratchConfig(Section):
     """What `ka-ray compare` changes of `joint` for a baseline; null: as there."""

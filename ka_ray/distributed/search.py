@@ -53,8 +53,15 @@ class _Told(Callback):
     def __init__(self, on_trial: OnTrial) -> None:
         self._on_trial = on_trial
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Told, (_nobody,)  # Tune pickles its configuration, to restore it; whom it tells stays here
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._on_trial(_point(trial.config), trial.last_result)
+
+
+def _nobody(point: Point, result: dict[str, Any]) -> None:
+    """Be told, and do nothing."""
 
 
 def _point(config: dict[str, Any]) -> Point:

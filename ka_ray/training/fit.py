@@ -35,11 +35,6 @@ class FitSettings:
     beta2: float = 0.999
     images: int | None = None
 
-    @property
-    def any_steps(self) -> bool:
-        """Whether there is anything to do."""
-        return self.epochs > 0 or self.images is not None
-
     def steps(self, batches: Batches) -> int:
         """How many steps it takes over all epochs."""
         if self.images is None:

@@ -187,10 +187,10 @@ def describe_grams(student: Student, config: LayersConfig) -> str | None:
     if config.solver != "least_squares" or not sizes:
         return None
     named = ", ".join(
-        f"{tap} {size:.3g}{'' if size <= config.max_gram_gib else ' (by conjugate gradients)'}"
+        f"{tap} {1024 * size:.3g} MiB{'' if size <= config.max_gram_gib else ' (by conjugate gradients)'}"
         for tap, size in sizes.items()
     )
-    return f"layers: Gram matrices in GiB: {named}"
+    return f"layers: Gram matrices: {named}"
 
 
 def _over_ranks(groups: list[MomentsMeter]) -> list[Moments]:

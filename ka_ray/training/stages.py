@@ -86,6 +86,8 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     if inputs.config.baseline is None:
         load_stage(inputs.folder, "layers", student)
         _settle(inputs, student.to(inputs.device))
+    if not inputs.config.joint.any_steps:
+        return student, {"history": []}
     learner, batches = joint_learner(inputs, student)
     epochs = epochs_folder(inputs.folder)
 
@@ -94,8 +96,7 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
             save_student(student, epochs / f"{progress.epoch:03d}")
         inputs.report(progress)
 
-    settings = inputs.settings("joint")
-    history = fit(learner.to(inputs.device), batches, settings, report) if settings.any_steps else []
+    history = fit(learner.to(inputs.device), batches, inputs.settings("joint"), report)
     return student, {"history": records(history)}
 
 

@@ -14,7 +14,7 @@ from ka_ray.features.store import Store
 from ka_ray.student import load_student
 from ka_ray.sweep import Sweep, choose, pareto_front
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
 SMALL = (
     "images.limit=400",
@@ -88,7 +88,6 @@ def test_a_search_goes_on_where_it_stood_and_leaves_a_config_that_runs(load_conf
     assert (best.codes.solver, best.codes.basis, best.layers.solver) == ("exact", "channels", "least_squares")
 
 
-@pytest.mark.slow
 def test_trials_learn_jointly_and_optuna_proposes_them(load_config, tmp_path):
     config = load_config(
         *SMALL,
