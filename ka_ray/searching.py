@@ -13,6 +13,7 @@ import yaml
 
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import Config, EnergyWidths
+from ka_ray.distributed.cluster import check_trial_fits
 from ka_ray.distributed.extract import Extraction, Reading, extract_features
 from ka_ray.distributed.search import Search, search
 from ka_ray.errors import InputError
@@ -78,6 +79,7 @@ def search_widths(config: Config) -> Sweep:
     computed_from, held_out = _hold_out(split_images(config)[0], config)
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
+        check_trial_fits(config.tune, run.cluster)
         taught = teach_missing(run, computed_from)
         make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image, RIDGE_SHARE)
         sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)

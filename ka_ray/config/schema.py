@@ -165,6 +165,14 @@ class Config(_Run):
         return self
 
     @model_validator(mode="after")
+    def _trials_learn(self) -> "Config":
+        if self.tune.learning_rates and not self.joint.any_steps:
+            raise ValueError(
+                "tune.learning_rates: are of joint learning, of which joint.epochs: 0 allows none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_split(self) -> "Config":
         for key in ("codes", "layers", "joint"):
             check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.workers)

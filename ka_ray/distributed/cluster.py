@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import ray
 from ray.data import DataContext
 
-from ka_ray.config import Config, RayConfig
+from ka_ray.config import Config, RayConfig, TuneConfig
 from ka_ray.errors import InputError
 
 TASK_CPUS = 0.25
@@ -104,6 +104,13 @@ def check_fits(config: Config, cluster: Cluster) -> None:
         "extract.cpus_per_teacher or extract.actors_per_teacher",
     )
     _compare(
+        "summing",
+        f"({teachers} teachers x {extract.actors_per_teacher} actors + {extract.reducers} reducers) "
+        f"x {extract.cpus_per_teacher:g} + {TASK_CPUS:g} for reading",
+        ("CPUs", (actors + extract.reducers) * extract.cpus_per_teacher + TASK_CPUS, cluster.cpus),
+        "extract.reducers or extract.cpus_per_teacher",
+    )
+    _compare(
         "extraction",
         f"{teachers} teachers x {extract.actors_per_teacher} actors x {extract.gpus_per_teacher:g}",
         ("GPUs", actors * extract.gpus_per_teacher, cluster.gpus),
@@ -119,6 +126,15 @@ def check_training_fits(config: RayConfig, cluster: Cluster) -> None:
     ):
         key = "ray.workers or ray." + unit.lower() + "_per_worker"
         _compare("training", f"{config.workers} workers x {each:g}", (unit, config.workers * each, has), key)
+
+
+def check_trial_fits(config: TuneConfig, cluster: Cluster) -> None:
+    """Refuse a trial that the cluster can never start; see :func:`check_fits`."""
+    for unit, each, has in (
+        ("CPUs", config.cpus_per_trial, cluster.cpus),
+        ("GPUs", config.gpus_per_trial, cluster.gpus),
+    ):
+        _compare("a trial", f"{each:g}", (unit, each, has), f"tune.{unit.lower()}_per_trial")
 
 
 def _compare(stage: str, arithmetic: str, amounts: tuple[str, float, float], keys: str) -> None:

@@ -92,6 +92,15 @@ MISTAKES = {
         ["baseline=distill", "joint.epochs=0"],
         ["joint.epochs: 0", "'distill'", "joint.images"],
     ),
+    "rates of no joint learning": (
+        ["tune.learning_rates=[0.1]", "joint.epochs=0"],
+        ["tune.learning_rates: ", "joint.epochs: 0"],
+    ),
+    "a value tried twice": (["tune.ridges=[0.1, 0.1]"], ["tune: tune.ridges: ", "[0.1, 0.1]"]),
+    "energy of more than all": (
+        ["codes.widths={energy: 1.5}"],
+        ["codes.widths", "energy", "less than or equal"],
+    ),
     "missing run to extend": (["extend=/nowhere/run"], ["extend: ", "/nowhere/run does not exist"]),
 }
 
