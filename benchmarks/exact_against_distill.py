@@ -19,7 +19,7 @@ from pathlib import Path
 CONFIG = "jobs/configs/cifar10_halves.yaml"
 EXACT = (
     "extract.images=5000",
-    "codes.positions_per_image=2",
+    "codes.positions_per_image=1",
     "layers.positions_per_image=16",
     "joint.epochs=0",
     "joint.images=null",

@@ -72,9 +72,8 @@ def search_widths(config: Config) -> Sweep:
     plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     whole_student(plan.spec, stacked)
-    own = dict(plan.spec.widths)
-    most = {tap: METHODS[config.codes.method].spans(plan.channels[tap])[0] for tap in own}
-    space = space_of(config.tune, own, most)
+    own, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
+    space = space_of(config.tune, own, {tap: spans(plan.channels[tap])[0] for tap in own})
     points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
     computed_from, held_out = _hold_out(split_images(config)[0], config)
     folder = claim_output(config)

@@ -200,7 +200,7 @@ def key_of(point: Point) -> str:
 
     Example:
         >>> key_of({"width.conv1": 8, "width.conv2": 16, "ridge": 1e-4})
-        '8-16-ridge0.0001-65bf'
+        '8-16-ridge0.0001-3870'
     """
     widths = "-".join(str(width) for width in widths_of(point).values())
     others = "".join(f"-{name}{value:g}" for name, value in point.items() if not name.startswith(WIDTH))

@@ -304,10 +304,16 @@ class Bench:
         monkeypatch.setattr(comparing, "open_run", open_run)
         monkeypatch.setattr(comparing, "teach_missing", lambda run, images: run)
         monkeypatch.setattr(
-            comparing, "extract", lambda run, plan, images: store_of(run.folder, features=100, images=56)
+            comparing,
+            "extract",
+            self.extract,
         )
         monkeypatch.setattr(comparing, "learn", self.learn)
         monkeypatch.setattr(comparing, "judge", self.judge)
+
+    def extract(self, run, plan, images, joint) -> None:
+        self.joint = joint
+        store_of(run.folder, features=100, images=56)
 
     def learn(self, run, learnings) -> None:
         self.learnings = list(learnings)
@@ -338,6 +344,14 @@ def bench(monkeypatch, tmp_path) -> Bench:
 
 STAGES = ("layers={epochs: 3, batch_size: 10}", "joint={epochs: 2, batch_size: 64}")
 BUDGET = 3 * 100 + 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("vary", "joint"), [([], False), (["joint.epochs=0,2"], True), (["codes.epochs=1,2"], False)]
+)
+def test_scores_of_all_images_are_read_if_any_student_learns_jointly(bench, load_config, vary, joint):
+    compare(load_config(*STAGES, "joint.epochs=0"), ["direct"], vary=vary)
+    assert bench.joint == joint
 
 
 def test_every_method_and_seed_is_one_student_in_a_folder_of_its_own(bench, load_config):
