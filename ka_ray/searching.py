@@ -36,8 +36,10 @@ from ka_ray.training.inputs import StageInputs
 from ka_ray.training.trial import Tried, run_trial
 
 TUNE_RUN = "mlflow_tune.json"
-ONE_PASS, HELD_OUT, TRIALS = "one_pass", "tune_images", "trials"
-"""Folders of a search: the sums, the images that it judges on, the students."""
+DATA, TRIALS = "tune", "trials"
+"""Folders of a search: its sums and images, which are not those of a run; its students."""
+
+ONE_PASS, HELD_OUT = f"{DATA}/one_pass", f"{DATA}/held_out"
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def search_widths(config: Config) -> Sweep:
         sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)
         _store_scores(taught, plan, held_out, HELD_OUT)
         if config.tune.learning_rates:
-            _store_scores(taught, plan, computed_from, IMAGES)
-        one_pass = OnePass(whole_student(plan.spec, stacked).spec, sums)
+            _store_scores(taught, plan, computed_from, f"{DATA}/{IMAGES}")
+        one_pass = OnePass(whole_student(plan.spec, stacked).spec, sums).prepared()
         began = time.perf_counter()
         trials, failed = _try_all(taught, plan, one_pass, space, points)
         seconds = time.perf_counter() - began
@@ -124,7 +126,6 @@ def _try_all(
         run.tell(f"{len(done)} trials stand, {max(left, 0)} are left")
     if left <= 0:
         return list(done.values()), {}
-    assert one_pass.orders  # computed once, here, for all trials
     epochs = 0 if not config.tune.learning_rates else _joint_epochs(config, run.folder)
     with run.display.images("tune", left, "trials") as on_trials:
 
@@ -143,7 +144,7 @@ def _try_all(
 def _joint_epochs(config: Config, folder: Path) -> int:
     if config.joint.images is None:
         return config.joint.epochs
-    stored = int(read_json(folder / IMAGES / DONE)["images"])
+    stored = int(read_json(folder / DATA / IMAGES / DONE)["images"])
     return -(-config.joint.images // (stored // config.joint.batch_size * config.joint.batch_size))
 
 
@@ -159,7 +160,8 @@ def run_point(
     image = torch.zeros(1, 3, spec.image_size, spec.image_size)
     size = measure_size(Student(spec).eval(), image)
     costs = {"parameters": size.parameters, "macs": size.macs}
-    inputs = StageInputs(shared.config, shared.plan, shared.folder, folder, device, lambda progress: None)
+    data = shared.folder / DATA
+    inputs = StageInputs(shared.config, shared.plan, data, folder, device, lambda progress: None)
     tried = Tried(widths, ridge, rate, folder)
     run_trial(tried, shared.one_pass, inputs, shared.folder / HELD_OUT, lambda told: tell(told | costs))
     return None

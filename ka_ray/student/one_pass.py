@@ -78,6 +78,11 @@ class OnePass:
         """tap -> all its stacked channels, those first that tell the next layer's targets best."""
         return {tap: channel_order(self.seen(tap), stacked) for tap, stacked in self.spec.widths.items()}
 
+    def prepared(self) -> "OnePass":
+        """Order all channels now, so that who gets this has their order with it."""
+        _ = self.orders
+        return self
+
     def student(
         self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
     ) -> tuple[Student, dict[str, LeastSquares]]:

@@ -32,7 +32,7 @@ def trials_of(folder: Path) -> dict[str, int]:
 
 def agreement_of(folder: Path, key: str) -> float:
     """By the saved student, over the images held out, in one process."""
-    held_out, student = Store(folder / "tune_images"), load_student(folder / "trials" / key)
+    held_out, student = Store(folder / "tune" / "held_out"), load_student(folder / "trials" / key)
     rows = held_out.gather(["image", "scores"], np.arange(len(held_out)))
     with torch.inference_mode():
         said = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
