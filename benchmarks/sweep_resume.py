@@ -57,7 +57,7 @@ def main() -> None:
     seconds = (killed - sweep["pass_seconds"]) + sweep["search_seconds"]
     print(
         f"pass_seconds={sweep['pass_seconds']:.1f} second_half_seconds={sweep['search_seconds']:.1f} "
-        f"trials={len(after)} ran_twice={again}; trials and both starts of Ray: {seconds:.1f} s "
+        f"trials={len(after)} ran_twice={again}; trials, one start of Ray, reading: {seconds:.1f} s "
         f"= {seconds / sweep['pass_seconds']:.2f} x the pass"
     )
 

@@ -117,6 +117,7 @@ def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, resource
 def _keeping_nothing(storage: Path, on_trial: OnTrial) -> tune.RunConfig:
     """Let Ray Tune start anew: what trials leave lies in the run's folder, not in Tune's."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables come even at verbose=0
     shutil.rmtree(storage / "tune", ignore_errors=True)
     return tune.RunConfig(name="tune", storage_path=str(storage), callbacks=[_Told(on_trial)], verbose=0)
 

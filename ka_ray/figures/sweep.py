@@ -33,6 +33,7 @@ def draw_sweep(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
         axes.plot(*place, "*", color=TEACHER, markersize=16, markeredgecolor="black", label="chosen")
     axes.axvline(sweep["budget"], color="0.4", linestyle="--", linewidth=1.2, label="budget")
     axes.set_xlabel(NAMES[cost])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("agreement with the ensemble")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
