@@ -47,21 +47,37 @@ class LeastSquares:
     relative_error: float
 
 
-def patches(layer: Layer, features: Tensor) -> Tensor:
-    """Give what every output value of a layer is a linear function of.
+def patches(layer: Layer, features: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Give what output values of a layer are linear functions of.
 
     Args:
         layer: A conv of any kernel, stride, padding, dilation and groups, or a linear layer.
         features: Its input, `[B, C_in, height, width]` or `[B, C_in]`.
+        positions: `[B, P]` of its output, for each image; None: all. Only what is asked for is copied.
 
     Returns:
-        `[B, positions, G, D]`: one position for a linear layer.
+        `[B, P, G, D]`: one position for a linear layer.
     """
     if isinstance(layer, nn.Linear):
         return features[:, None, None]
-    unfold = nn.Unfold(layer.kernel_size, layer.dilation, 0, layer.stride)
-    unfolded: Tensor = unfold(_padded(layer, features)).transpose(1, 2)
-    return unfolded.reshape(*unfolded.shape[:2], layer.groups, -1)
+    padded, (height, width) = _padded(layer, features), layer.kernel_size
+    space = [
+        (size - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, dilation in zip(
+            padded.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+        )
+    ]
+    image, channel, *steps = padded.stride()
+    strides = [step * one for step, one in zip(steps, layer.stride, strict=True)]
+    inside = [step * one for step, one in zip(steps, layer.dilation, strict=True)]
+    windows = padded.as_strided(
+        (len(padded), *space, padded.shape[1], height, width), (image, *strides, channel, *inside)
+    )
+    if positions is None:
+        return windows.reshape(len(padded), space[0] * space[1], layer.groups, -1)
+    images = torch.arange(len(padded), device=padded.device)[:, None]
+    picked: Tensor = windows[images, positions // space[1], positions % space[1]]
+    return picked.reshape(*positions.shape, layer.groups, -1)
 
 
 def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
@@ -80,23 +96,24 @@ def watching(layer: Layer) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def layer_samples(inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Lay a layer's inputs beside what it should give for them.
+def layer_samples(layer: Layer, features: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Lay what a layer sees beside what it should give.
 
     Args:
-        inputs: From :func:`patches`.
-        targets: What the layer should give, `[B, C, *space]`.
+        layer: A conv or linear layer.
+        features: Its input, `[B, C_in, height, width]` or `[B, C_in]`.
+        targets: What it should give, `[B, C, *space]`.
         positions: `[B, P]` of each image; None: all.
 
     Returns:
-        `[n, G, D + T]`.
+        `[B, P, G, D + T]`.
     """
+    inputs = patches(layer, features, positions)
     flat = targets.flatten(2).transpose(1, 2) if targets.dim() > 2 else targets[:, None]
-    outputs = flat.unflatten(2, (inputs.shape[2], -1))
     if positions is not None:
-        images = torch.arange(len(inputs), device=inputs.device)[:, None]
-        inputs, outputs = inputs[images, positions], outputs[images, positions]
-    return torch.cat([inputs, outputs.to(inputs.dtype)], dim=3).flatten(0, 1)
+        flat = flat[torch.arange(len(flat), device=flat.device)[:, None], positions]
+    outputs = flat.unflatten(2, (inputs.shape[2], -1))
+    return torch.cat([inputs, outputs.to(inputs.dtype)], dim=3)
 
 
 def solve(

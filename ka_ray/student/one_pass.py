@@ -7,6 +7,7 @@ Shapes: B images, S_l stacked channels of tap l, k_l values of one channel that 
 tap l sees, C_l channels that a student keeps.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,6 @@ from ka_ray.student.least_squares import (
     LeastSquares,
     install,
     layer_samples,
-    patches,
     solve,
 )
 from ka_ray.student.network import Student, StudentSpec
@@ -208,9 +208,9 @@ class OnePassMeter:
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._whole.preprocess(batch["image"])
         for tap, (before, layer) in self._layers.items():
-            seen = patches(layer, before(features))
-            positions = positions_of(batch["draws"][:, 0], seen.shape[1], self._positions)
             target = self._whole.spec.unified.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
+            positions = positions_of(batch["draws"][:, 0], math.prod(target.shape[2:]), self._positions)
+            samples = layer_samples(layer, before(features), target, positions).flatten(2)
             for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
-                meters[tap].add(layer_samples(seen[chosen], target[chosen], positions[chosen]).flatten(1))
+                meters[tap].add(samples[chosen].flatten(0, 1))
             features = target

@@ -3,6 +3,7 @@
 Shapes: B images, S stacked channels, C code channels.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
@@ -22,7 +23,6 @@ from ka_ray.student.least_squares import (
     LeastSquares,
     install,
     layer_samples,
-    patches,
     solvable,
     solve,
     watching,
@@ -122,12 +122,12 @@ class LayerSolver:
         """Go over the images once; give a layer's samples, apart for those held out."""
         for batch in batches.once():
             held_out = batch["draws"][:, 1] < HELD_OUT
-            for tap, inputs, targets in self._pairs(batch, taps):
-                positions = positions_of(
-                    batch["draws"][:, 0], inputs.shape[1], self.config.positions_per_image
-                )
+            for tap, features, targets in self._pairs(batch, taps):
+                available, wanted = math.prod(targets.shape[2:]), self.config.positions_per_image
+                positions = positions_of(batch["draws"][:, 0], available, wanted)
+                samples = layer_samples(self._layer(tap), features, targets, positions)
                 for held, chosen in ((False, ~held_out), (True, held_out)):
-                    yield tap, held, layer_samples(inputs[chosen], targets[chosen], positions[chosen])
+                    yield tap, held, samples[chosen].flatten(0, 1)
 
     def _iterated(self, tap: str, batches: Batches) -> LeastSquares:
         def stream() -> Iterator[tuple[bool, Tensor]]:
@@ -150,14 +150,14 @@ class LayerSolver:
     def _pairs(
         self, batch: Mapping[str, Tensor], taps: Sequence[str]
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Give what each layer gets, as patches, and what it should give."""
+        """Give what each layer gets, and what it should give."""
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
             if tap in taps:
                 layer = self._layer(tap)
                 with watching(layer) as inputs:
                     stage(features)
-                yield tap, patches(layer, inputs[0]), self._target(tap, batch)
+                yield tap, inputs[0], self._target(tap, batch)
                 if tap == taps[-1]:
                     return
             solved = self.config.inputs == "student" and tap in self._found

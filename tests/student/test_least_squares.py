@@ -1,5 +1,7 @@
 """Solved layers against numpy's ridge regression on patches cut out by plain loops."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,15 +30,15 @@ def make(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
     return build().double(), torch.randn(images, *shape, dtype=torch.float64)
 
 
-def moments_of(*given: torch.Tensor) -> list[Moments]:
-    return [Moments.of(group) for group in layer_samples(*given).unbind(dim=1)]
+def moments_of(*given: Any) -> list[Moments]:
+    return [Moments.of(group) for group in layer_samples(*given).flatten(0, 1).unbind(dim=1)]
 
 
 def halves(
     layer: nn.Module, features: torch.Tensor, targets: torch.Tensor
 ) -> tuple[list[Moments], list[Moments]]:
-    inputs, cut = patches(layer, features), len(features) * 2 // 3
-    return moments_of(inputs[:cut], targets[:cut]), moments_of(inputs[cut:], targets[cut:])
+    cut = len(features) * 2 // 3
+    return moments_of(layer, features[:cut], targets[:cut]), moments_of(layer, features[cut:], targets[cut:])
 
 
 @every_layer
@@ -50,6 +52,15 @@ def test_a_layer_is_a_linear_map_of_its_patches(name):
     torch.testing.assert_close(
         given, expected.flatten(2).transpose(1, 2) if expected.dim() > 2 else expected[:, None]
     )
+
+
+@every_layer
+def test_sampled_patches_are_those_of_all(name):
+    layer, features = make(name, images=7)
+    every = patches(layer, features)
+    positions = positions_of(torch.rand(7), every.shape[1], 3)
+    expected = every[torch.arange(7)[:, None], positions]
+    assert torch.equal(patches(layer, features, positions), expected)
 
 
 @every_layer
@@ -128,7 +139,7 @@ def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
     layer, features = make("grouped", images=8)
     targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
     positions = positions_of(torch.rand(8), 36, 5)
-    sampled = moments_of(patches(layer, features), targets, positions)
+    sampled = moments_of(layer, features, targets, positions)
     assert len(sampled) == 2
     for group, moments in enumerate(sampled):
         rows = [
