@@ -23,7 +23,6 @@ from ka_ray.plan import make_plan
 from ka_ray.run import open_run
 from ka_ray.split import split_images
 from ka_ray.steps import teach_missing
-from ka_ray.student.least_squares import HELD_OUT
 from ka_ray.student.one_pass import OnePassMeter
 from ka_ray.teachers import draft_teacher
 
@@ -38,7 +37,7 @@ def one_pass(config_path: str, images: int, overrides: list[str]) -> None:
         plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
         learned_from, _ = split_images(config)
         stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image, HELD_OUT)
+        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
         with open_run(config, claim_output(config), config.name) as run:
             taught = teach_missing(run, learned_from)
             _, summary = sum_up(taught, plan, learned_from, "one_pass", make_meter)

@@ -5,35 +5,21 @@
 The same as `ka-ray compare`. The output folder must be reachable by every node. Exit code 2: bad input.
 """
 
-import argparse
 import sys
+from typing import Any
 
 import ka_ray
+from ka_ray.job import job_parser, run_job
 
 
-def main() -> int:
-    """Parse, call one function, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML run description")
-    parser.add_argument("--methods", default="direct,distill")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", help="output folder; default runs/NAME")
-    given = parser.parse_args()
-    output = [f"output={given.output}"] if given.output else []
-    try:
-        config = ka_ray.Config.load(given.config, [*given.overrides, *output])
-        result = ka_ray.compare(config, given.methods.split(","), given.seeds, given.vary)
-    except ka_ray.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(result.to_markdown())
-    print(f"output={config.output_dir}")
-    return 0
+def compare(config: ka_ray.Config, given: Any) -> None:
+    """Compare, print the table."""
+    print(ka_ray.compare(config, given.methods.split(","), given.seeds, given.vary).to_markdown())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = job_parser(__doc__)
+    parser.add_argument("--methods", default="direct,distill")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2")
+    sys.exit(run_job(parser, ka_ray.Config, compare))

@@ -5,32 +5,17 @@
 The same as `ka-ray tune`. The output folder must be reachable by every node. Exit code 2: bad input.
 """
 
-import argparse
 import sys
+from typing import Any
 
 import ka_ray
+from ka_ray.job import job_parser, run_job
 
 
-def main() -> int:
-    """Parse, call one function, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML run description")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", help="output folder; default runs/NAME")
-    given = parser.parse_args()
-    output = [f"output={given.output}"] if given.output else []
-    try:
-        config = ka_ray.Config.load(given.config, [*given.overrides, *output])
-        sweep = ka_ray.search_widths(config)
-    except ka_ray.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(sweep.to_markdown())
-    print(f"output={config.output_dir}")
-    return 0
+def search(config: ka_ray.Config, given: Any) -> None:
+    """Search, print the table."""
+    print(ka_ray.search_widths(config).to_markdown())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(job_parser(__doc__), ka_ray.Config, search))

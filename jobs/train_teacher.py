@@ -5,30 +5,18 @@
 The same as `ka-ray teach`. Exit code 2: bad input.
 """
 
-import argparse
 import sys
+from typing import Any
 
 import ka_ray
+from ka_ray.job import job_parser, run_job
 
 
-def main() -> int:
-    """Parse, call one function, print where the teacher is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML description of the teacher and its images")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", help="output folder; default runs/NAME")
-    arguments = parser.parse_args()
-    output = [f"output={arguments.output}"] if arguments.output else []
-    try:
-        result = ka_ray.teach(ka_ray.TeachConfig.load(arguments.config, [*arguments.overrides, *output]))
-    except ka_ray.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def teach(config: ka_ray.TeachConfig, given: Any) -> None:
+    """Train, print where the teacher is."""
+    result = ka_ray.teach(config)
     print(f"teacher={result['teacher']} accuracy={result['accuracy']} checkpoint={result['checkpoint']}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(job_parser(__doc__), ka_ray.TeachConfig, teach))

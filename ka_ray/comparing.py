@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.amalgamation.scores import describe
+from ka_ray.checks import check_batches, check_labels
 from ka_ray.comparison import Comparison, ensemble_rows, make_row
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
@@ -22,7 +23,7 @@ from ka_ray.plan import Plan, make_plan
 from ka_ray.publish import extraction_summaries, final_metrics, images_seen
 from ka_ray.run import Run, open_run
 from ka_ray.split import split_images
-from ka_ray.steps import Learning, check_batches, check_labels, extract, judge, learn, teach_missing
+from ka_ray.steps import Learning, extract, judge, learn, teach_missing
 from ka_ray.student import load_student
 from ka_ray.teachers import Teacher, draft_teacher, load_teacher
 from ka_ray.tracking import Tracker

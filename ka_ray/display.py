@@ -50,7 +50,8 @@ class Display:
         def advance(more: int) -> None:
             nonlocal done
             done += more
-            self._bar(stage, done, total, f"{done / (time.perf_counter() - began):.3g} {unit}/s")
+            rate = done / (time.perf_counter() - began)
+            self._bar(stage, done, total, f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s")
 
         self._bar(stage, 0, total, "")
         yield advance

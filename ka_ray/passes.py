@@ -1,7 +1,6 @@
 """Passes over images that leave sums alone, and what follows from them before anything is learned."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,7 +62,7 @@ def measure_taps(run: Run[Config], plan: Plan, images: ImageSet) -> Spectrum:
     """
     config, stacked = run.config, {tap: shape[0] for tap, shape in plan.shapes.items()}
     positions = config.codes.positions_per_image
-    make_meter = partial(TapsMeter, stacked, positions, None)
+    make_meter = partial(TapsMeter, stacked, positions)
     sums, summary = sum_up(run, plan, images, MOMENTS, make_meter)
     check_variances(sums)
     spans = METHODS[config.codes.method].spans
@@ -85,14 +84,12 @@ def measure_taps(run: Run[Config], plan: Plan, images: ImageSet) -> Spectrum:
     )
 
 
-def settle_widths(
-    run: Run[Config], plan: Plan, images: ImageSet, measure: Callable[..., Spectrum] = measure_taps
-) -> tuple[Run[Config], Plan]:
+def settle_widths(run: Run[Config], plan: Plan, images: ImageSet) -> tuple[Run[Config], Plan]:
     """Where ``codes.widths`` is a share of the variance, measure what widths it takes, and plan with them."""
     rule = run.config.codes.widths
     if not isinstance(rule, EnergyWidths):
         return run, plan
-    widths = measure(run, plan, images).widths(rule.energy)
+    widths = measure_taps(run, plan, images).widths(rule.energy)
     named = ", ".join(f"{tap} {width} of {plan.shapes[tap][0]}" for tap, width in widths.items())
     run.tell(f"codes.widths: {rule.energy:g} of the variance takes {named}")
     codes = run.config.codes.model_copy(update={"widths": widths})

@@ -1,6 +1,7 @@
 """The mission, top-down: from images and teachers to one student, its report and its figures."""
 
 from ka_ray.amalgamation.scores import describe
+from ka_ray.checks import check_batches, check_labels
 from ka_ray.config import Config
 from ka_ray.extension import check_extension
 from ka_ray.output import claim_output
@@ -12,8 +13,6 @@ from ka_ray.run import open_run
 from ka_ray.split import split_images
 from ka_ray.steps import (
     Learning,
-    check_batches,
-    check_labels,
     evaluate_student,
     extract,
     learn,

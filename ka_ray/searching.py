@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ka_ray.amalgamation import METHODS
+from ka_ray.checks import check_batches
 from ka_ray.config import Config, EnergyWidths
 from ka_ray.distributed.cluster import check_trial_fits
 from ka_ray.distributed.extract import Extraction, Reading, extract_features
@@ -28,7 +29,6 @@ from ka_ray.run import Run, open_run
 from ka_ray.split import ImageSet, split_images
 from ka_ray.steps import teach_missing
 from ka_ray.student import Student
-from ka_ray.student.least_squares import HELD_OUT as RIDGE_SHARE
 from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
 from ka_ray.sweep import Point, Sweep, Trial, choose, key_of, pareto_front, points_of, space_of, widths_of
 from ka_ray.teachers import draft_teacher
@@ -73,7 +73,7 @@ def search_widths(config: Config) -> Sweep:
         raise InputError("codes.widths.energy: a search needs the widths to start from; name them")
     plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-    whole_student(plan.spec, stacked)
+    whole = whole_student(plan.spec, stacked).spec
     own, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
     space = space_of(config.tune, own, {tap: spans(plan.channels[tap])[0] for tap in own})
     points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
@@ -82,12 +82,12 @@ def search_widths(config: Config) -> Sweep:
     with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
         check_trial_fits(config.tune, run.cluster)
         taught = teach_missing(run, computed_from)
-        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image, RIDGE_SHARE)
+        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
         sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)
         _store_scores(taught, plan, held_out, HELD_OUT)
         if config.tune.learning_rates:
             _store_scores(taught, plan, computed_from, f"{DATA}/{IMAGES}")
-        one_pass = OnePass(whole_student(plan.spec, stacked).spec, sums).prepared()
+        one_pass = OnePass(whole, sums).prepared()
         began = time.perf_counter()
         trials, failed = _try_all(taught, plan, one_pass, space, points)
         seconds = time.perf_counter() - began
@@ -101,7 +101,10 @@ def _hold_out(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
         raise InputError(f"tune.holdout: {config.tune.holdout} of {len(images.ids)} images leaves none")
     held = np.zeros(len(images.ids), dtype=bool)
     held[chosen_ids(len(images.ids), num_held, config.seed + 3)] = True
-    return replace(images, ids=images.ids[~held]), replace(images, ids=images.ids[held])
+    computed_from = replace(images, ids=images.ids[~held])
+    if config.tune.learning_rates:
+        check_batches(config, computed_from)
+    return computed_from, replace(images, ids=images.ids[held])
 
 
 def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> None:
@@ -232,11 +235,13 @@ def _publish(
 
 
 def ready_config(config: Config, trial: Trial) -> dict[str, Any]:
-    """Write the config of a run that makes a trial's student, and learns it jointly as configured."""
-    tree = config.model_dump(mode="json", exclude={"output", "tune"}, exclude_none=True)
+    """Write the config of a run that learns a student of a trial's widths, with the stages of the config."""
+    left_out = {"output", "tune", "baseline", "extend"}
+    tree = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     tree["name"] = f"{config.name}_tuned"
-    tree["codes"] |= {"solver": "exact", "basis": "channels", "widths": trial.widths}
-    tree["layers"] |= {"solver": "least_squares"}
+    codes = {"method": "direct", "solver": "exact", "basis": "channels", "widths": trial.widths}
+    tree["codes"] |= codes
+    tree["layers"] |= {"solver": "least_squares"} | ({} if trial.ridge is None else {"ridge": trial.ridge})
     if trial.learning_rate is not None:
         tree["joint"] |= {"learning_rate": trial.learning_rate}
     return tree

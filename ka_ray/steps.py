@@ -22,6 +22,7 @@ from ka_ray.plan import Plan
 from ka_ray.run import Run
 from ka_ray.split import ImageSet, split_for_features
 from ka_ray.student import Student, save_student
+from ka_ray.student.one_pass import obstacle
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.fit import Progress
 from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, stage_file
@@ -31,32 +32,6 @@ from ka_ray.training.teaching import teach, teacher_checkpoint
 
 NOTHING = Reading({}, {}, ScoresConfig())
 """What is read of teachers where there are none."""
-
-
-def check_labels(classes: Sequence[str], images: ImageSet) -> None:
-    """Refuse to learn from labels, before anything starts, where the source lists no images of a class.
-
-    Raises:
-        InputError: Naming the classes. A source that does not list its classes is checked when it is read.
-    """
-    known = images.source.class_names
-    missing = [] if known is None else [name for name in classes if name not in known]
-    if missing:
-        raise InputError(f"baseline scratch: no image is labelled {', '.join(missing)}")
-
-
-def check_batches(config: Config, images: ImageSet) -> None:
-    """Refuse batches larger than the images that there are, before anything starts.
-
-    Raises:
-        InputError: Naming the key and both sizes.
-    """
-    total = len(images.ids)
-    kept = min(total, config.extract.images or total)
-    for key, most in {"codes": kept, "layers": kept, "joint": total}.items():
-        size, used = getattr(config, key).batch_size, config.baseline is None
-        if size > most and (config.joint.any_steps if key == "joint" else used):
-            raise InputError(f"{key}.batch_size: {size} is larger than the {most} images that it learns from")
 
 
 def check_teachers(run: Run[Config]) -> None:
@@ -187,8 +162,7 @@ def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
                 run_stages(StageInputs(one.config, one.plan, data, one.folder, device, report_as))
 
         what = ", ".join(waiting[0].missing) if len(learnings) == 1 else f"{len(waiting)} students"
-        for one in waiting[:1] if "layers" in waiting[0].missing else ():
-            run.tell(describe_grams(Student(one.plan.spec), one.config.layers))
+        run.tell(*dict.fromkeys(note for one in waiting for note in exact_notes(one)))
         run.display.note(f"learning {what}: starting {run.config.ray.workers} workers")
         train_in_workers(in_worker, run.config.ray, run.folder / "ray", run.report)
     for one in learnings:
@@ -196,6 +170,20 @@ def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
             student = Student(one.plan.spec)
             load_stage(one.folder, "joint", student)
             save_student(student, one.folder)
+
+
+def exact_notes(one: Learning) -> list[str | None]:
+    """Say of what is to be computed how large it is, and what will be done otherwise than one may expect."""
+    notes: list[str | None] = []
+    if "codes" in one.missing and one.config.codes.basis == "channels":
+        why = obstacle(one.plan.spec, {tap: shape[0] for tap, shape in one.plan.shapes.items()})
+        if why is not None:
+            notes.append(
+                f"codes: channels are chosen by what they tell of all others, not of the next layer ({why})"
+            )
+    if "layers" in one.missing:
+        notes.append(describe_grams(Student(one.plan.spec), one.config.layers))
+    return notes
 
 
 def named(learning: Learning, report: Callable[[Progress], None]) -> Callable[[Progress], None]:

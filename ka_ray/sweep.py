@@ -83,7 +83,8 @@ class Sweep(_Part):
             f"{self.pass_seconds:.1f} s, the trials {self.search_seconds:.1f} s.",
             f"## Pareto front: agreement against {self.cost}",
             _rows(front, self.chosen),
-            f"Chosen (*): the best within {self.budget:,} {self.cost}; `ka-ray run best.yaml` makes it."
+            f"Chosen (*): the best within {self.budget:,} {self.cost}. `ka-ray run best.yaml` learns a "
+            "student of these widths, with the stages of the config."
             if self.chosen is not None
             else f"No student that was tried costs at most {self.budget:,} {self.cost}.",
             "## All",
@@ -155,7 +156,7 @@ def space_of(
 def points_of(
     config: TuneConfig, space: Mapping[str, Sequence[float | int]], own: Mapping[str, int], seed: int
 ) -> list[Point]:
-    """Choose the points of a random or grid search, the same for the same seed.
+    """Choose the points of a random or grid search, the same for the same seed; more trials add points.
 
     A random search begins with the student as configured, where that is in the space.
 
@@ -171,7 +172,9 @@ def points_of(
                 "raise it, or name fewer values"
             )
         return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-    chosen = random.Random(seed).sample(range(total), min(total, config.trials))
+    draw, chosen = random.Random(seed), dict[int, None]()
+    while len(chosen) < min(total, config.trials):
+        chosen[draw.randrange(total)] = None
     points = [_point(space, number) for number in chosen]
     first: dict[str, float | int] = {
         key: own[key.removeprefix(WIDTH)] for key in space if key.startswith(WIDTH)
@@ -200,12 +203,12 @@ def key_of(point: Point) -> str:
 
     Example:
         >>> key_of({"width.conv1": 8, "width.conv2": 16, "ridge": 1e-4})
-        '8-16-ridge0.0001-3870'
+        '8-16-ridge0.0001-38704d493488'
     """
     widths = "-".join(str(width) for width in widths_of(point).values())
     others = "".join(f"-{name}{value:g}" for name, value in point.items() if not name.startswith(WIDTH))
     digest = hashlib.sha256(json.dumps(dict(point), sort_keys=True).encode()).hexdigest()
-    return f"{widths[:60]}{others}-{digest[:4]}"
+    return f"{widths[:60]}{others}-{digest[:12]}"
 
 
 def pareto_front(trials: Iterable[Trial], cost: str) -> list[Trial]:

@@ -48,6 +48,8 @@ ABOVE: dict[str, set[str]] = {
     "report": {"features", "markdown"},
     "comparison": {"features", "markdown", "metrics"},
     "output": {"config", "errors", "features"},
+    "job": {"config", "errors"},
+    "checks": {"config", "errors", "split"},
     "spectrum": {"features", "markdown"},
     "split": {"config", "errors", "images"},
     "display": {"training"},

@@ -75,6 +75,8 @@ def test_random_points_are_distinct_repeatable_and_begin_with_the_configured_stu
     points = points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
     assert points == points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
     assert len({key_of(point) for point in points}) == len(points) == min(trials, 12)
+    more = points_of(TuneConfig(trials=trials + 3), SPACE, OWN, seed=3)
+    assert more[: len(points)] == points  # a search that goes on with more trials repeats none
     assert widths_of(points[0]) == OWN
     for point in points:
         assert all(point[key] in values for key, values in SPACE.items())

@@ -127,6 +127,12 @@ class LayersConfig(TrainingConfig):
     positions_per_image: int = Field(
         64, ge=1, description="Of least_squares: at most so many positions of each map count."
     )
+    ridge: float | None = Field(
+        None,
+        gt=0,
+        description="Of least_squares, in units of a layer's mean input variance; null: chosen layer by "
+        "layer on held-out images.",
+    )
     max_gram_gib: float = Field(
         4,
         ge=0,

@@ -21,9 +21,7 @@ from ka_ray.distributed.extract import Extraction, Reading, actor_device, spare_
 from ka_ray.distributed.images import read_images
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.images.draws import draws_of
-
-NUM_DRAWS = 2
-"""Random numbers of an image: which positions count, and whether it is held out."""
+from ka_ray.student.least_squares import NUM_DRAWS
 
 POLL_S = 1.0
 
@@ -41,7 +39,11 @@ class Meter(Protocol):
         """What was added."""
 
 
-MakeMeter = Callable[[torch.device], Meter]
+class MakeMeter(Protocol):
+    """Makes a meter, in a reducer."""
+
+    def __call__(self, *, device: torch.device) -> Meter:
+        """Make one that sums on a device."""
 
 
 @ray.remote
@@ -56,7 +58,7 @@ class Reducer:
     """
 
     def __init__(self, make_meter: MakeMeter, extract: ExtractConfig, reading: Reading, seed: int) -> None:
-        self._meter = make_meter(actor_device(extract))
+        self._meter = make_meter(device=actor_device(extract))
         self._batch_size, self._reading, self._seed = extract.batch_size, reading, seed
 
     def consume(self, rows: ray.data.DataIterator, journal: Any) -> Sums:

@@ -22,6 +22,9 @@ Layer = nn.Conv2d | nn.Linear
 HELD_OUT = 0.1
 """On this share of the images the ridge is chosen."""
 
+NUM_DRAWS = 2
+"""Random numbers of an image: which positions count, and whether it is held out."""
+
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """From these the ridge is chosen on held-out images, in units of the mean variance of an input."""
 

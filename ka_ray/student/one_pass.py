@@ -139,6 +139,15 @@ def whole_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
     return whole
 
 
+def obstacle(spec: StudentSpec, stacked: Mapping[str, int]) -> str | None:
+    """Say why a student cannot be computed from the sums of one pass; None where it can."""
+    try:
+        whole_student(spec, stacked)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def num_rows(layer: Layer) -> int:
     """Count the values that a layer sees and gives at one position."""
     return layer.weight[0].numel() + len(layer.weight)
@@ -158,7 +167,7 @@ def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, Layer]:
 
 
 class OnePassMeter:
-    """Adds batches up to a :class:`OnePass`.
+    """Adds batches up to a :class:`OnePass`, whose ``spec`` it has, too.
 
     Args:
         spec: The student, of any widths.
@@ -180,6 +189,7 @@ class OnePassMeter:
         device: torch.device | str = "cpu",
     ) -> None:
         self._whole = whole_student(spec, stacked).to(device)
+        self.spec = self._whole.spec
         self._layers = {tap: only_layer(tap, stage) for tap, stage in self._whole.stages.items()}
         sizes = {tap: num_rows(layer) for tap, (_, layer) in self._layers.items()}
         self._sums = {

@@ -35,7 +35,12 @@ class _Statistics:
 
 
 def solve_iteratively(
-    stream: Stream, groups: int, num_outputs: int, device: torch.device, max_passes: int = 100
+    stream: Stream,
+    groups: int,
+    num_outputs: int,
+    device: torch.device,
+    ridge: float = RIDGE,
+    max_passes: int = 100,
 ) -> tuple[LeastSquares, int]:
     """Solve a layer without its Gram matrix.
 
@@ -47,6 +52,7 @@ def solve_iteratively(
         groups: G.
         num_outputs: T.
         device: Where it is summed.
+        ridge: In units of the mean variance of an input.
         max_passes: At most so many steps.
 
     Returns:
@@ -56,11 +62,11 @@ def solve_iteratively(
         InputError: No sample is held out.
     """
     found = _statistics(stream, groups, num_outputs, device)
-    ridge = RIDGE * found.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
-    weights, spread, steps = _descend(stream, found, ridge, max_passes)
+    penalty = ridge * found.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
+    weights, spread, steps = _descend(stream, found, penalty, max_passes)
     bias = found.target_mean - torch.einsum("gdt,gd->gt", weights, found.input_mean)
     error = _held_out_error(stream, weights, bias)
-    solution = LeastSquares(weights.transpose(1, 2), bias, found.target_mean, spread, RIDGE, error)
+    solution = LeastSquares(weights.transpose(1, 2), bias, found.target_mean, spread, ridge, error)
     return solution, steps + 3
 
 

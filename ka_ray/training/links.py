@@ -12,11 +12,11 @@ from torch import nn
 from ka_ray.amalgamation import Amalgamation, Moments
 from ka_ray.amalgamation.exact import Seen
 from ka_ray.amalgamation.sums import sums_over_ranks
-from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.student import Student
-from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
+from ka_ray.student.least_squares import NUM_DRAWS
+from ka_ray.student.one_pass import OnePass, OnePassMeter, obstacle
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.batches import Batches
 from ka_ray.training.codes import (
@@ -29,7 +29,7 @@ from ka_ray.training.codes import (
 from ka_ray.training.fit import Progress, Report, fit
 from ka_ray.training.inputs import StageInputs, records, stage_file
 from ka_ray.training.ranks import rank
-from ka_ray.training.solved import NUM_DRAWS, solve_links
+from ka_ray.training.solved import solve_links
 
 
 def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
@@ -72,17 +72,16 @@ def _measure(inputs: StageInputs, stacked: Mapping[str, int]) -> tuple[dict[str,
     if config.basis == "principal":
         batches = inputs.batches("codes", store, list(stacked), num_draws=1)
         return measure_moments(batches, stacked, positions), {}
-    try:
-        meter = OnePassMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
-    except InputError:  # what the next layers see cannot be summed: channels that tell all others are kept
+    if obstacle(inputs.plan.spec, stacked) is not None:  # the user was told: see steps.py
         activations = Student(inputs.plan.spec).activations()
         batches = inputs.batches("codes", store, list(stacked), num_draws=1)
         activated = measure_moments(batches, stacked, positions, activations)
         moments = measure_moments(batches, stacked, positions)
         return moments, {tap: Seen(part.covariance) for tap, part in activated.items()}
+    meter = OnePassMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
     for batch in inputs.batches("codes", store, ["image", SCORES, *stacked], num_draws=NUM_DRAWS).once():
         meter.add(batch)
-    one_pass = OnePass(whole_student(inputs.plan.spec, stacked).spec, sums_over_ranks(meter.total))
+    one_pass = OnePass(meter.spec, sums_over_ranks(meter.total))
     check_variances(one_pass.stacked)
     return one_pass.stacked, {tap: one_pass.seen(tap) for tap in stacked}
 

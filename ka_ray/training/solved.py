@@ -19,6 +19,7 @@ from ka_ray.features.stack import SCORES
 from ka_ray.student import Student
 from ka_ray.student.least_squares import (
     HELD_OUT,
+    RIDGES,
     Layer,
     LeastSquares,
     install,
@@ -29,11 +30,8 @@ from ka_ray.student.least_squares import (
 )
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, Report
-from ka_ray.training.iterated import solve_iteratively
+from ka_ray.training.iterated import RIDGE, solve_iteratively
 from ka_ray.training.ranks import rank
-
-NUM_DRAWS = 2
-"""Random numbers of an image: which positions count, and whether it is held out."""
 
 
 def solve_link(amalgamation: Amalgamation, link: int, moments: Moments, seen: Seen | None = None) -> None:
@@ -78,6 +76,7 @@ class LayerSolver:
         self._batches, self._report = batches, report
         found = {tap: solvable(stage) for tap, stage in student.stages.items()}
         self._found = {tap: one for tap, one in found.items() if one is not None}
+        self._ridges = RIDGES if config.ridge is None else (config.ridge,)
         self._began = time.perf_counter()
 
     @torch.no_grad()
@@ -94,7 +93,7 @@ class LayerSolver:
             batches = self._batches(["image", *dict.fromkeys([*taps, *behind])])
             fitting = [tap for tap in taps if gram_gib(self._layer(tap)) <= self.config.max_gram_gib]
             found = {
-                tap: solve(*sums, self._num_outputs(tap))
+                tap: solve(*sums, self._num_outputs(tap), self._ridges)
                 for tap, sums in self._moments(fitting, batches).items()
             }
             for tap in taps:
@@ -134,7 +133,8 @@ class LayerSolver:
             return ((held, samples) for _, held, samples in self._samples([tap], batches))
 
         groups = num_groups(self._layer(tap))
-        solution, _ = solve_iteratively(stream, groups, self._num_outputs(tap), batches.device)
+        outputs, ridge = self._num_outputs(tap), self.config.ridge or RIDGE
+        solution, _ = solve_iteratively(stream, groups, outputs, batches.device, ridge)
         return solution
 
     def _num_outputs(self, tap: str) -> int:

@@ -23,6 +23,7 @@ from ka_ray.student import Student, save_student
 from ka_ray.student.fold import settle_norms
 from ka_ray.student.joint import JointLearner, needs_teachers
 from ka_ray.student.layerwise import LayerwiseLearner, fold_adapters, relative_error
+from ka_ray.student.least_squares import NUM_DRAWS as NUM_SOLVER_DRAWS
 from ka_ray.teachers import load_teacher
 from ka_ray.training.batches import Batches
 from ka_ray.training.codes import empty_amalgamations
@@ -30,7 +31,6 @@ from ka_ray.training.fit import Progress, fit
 from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, records, save_stage, stage_file
 from ka_ray.training.links import learn_codes
 from ka_ray.training.ranks import rank, sum_over_ranks, wait_for_all
-from ka_ray.training.solved import NUM_DRAWS as NUM_SOLVER_DRAWS
 from ka_ray.training.solved import LayerSolver
 from ka_ray.training.teaching import ClassifierLearner, class_targets
 

@@ -8,13 +8,13 @@ import torch
 
 from ka_ray.amalgamation.sums import Sums
 from ka_ray.distributed.extract import Extraction, Reading
-from ka_ray.distributed.reduce import NUM_DRAWS, reduce_images
+from ka_ray.distributed.reduce import reduce_images
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
 from ka_ray.images.draws import draws_of
 from ka_ray.plan import Plan, make_plan
 from ka_ray.split import split_images
-from ka_ray.student.least_squares import HELD_OUT
+from ka_ray.student.least_squares import NUM_DRAWS
 from ka_ray.student.one_pass import OnePassMeter
 from ka_ray.teachers import load_teacher
 
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.ray
 POSITIONS, SEED = 5, 7
 
 
-def meter_of(plan: Plan) -> Callable[[torch.device], OnePassMeter]:
+def meter_of(plan: Plan) -> Callable[..., OnePassMeter]:
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-    return partial(OnePassMeter, plan.spec, stacked, POSITIONS, HELD_OUT)
+    return partial(OnePassMeter, plan.spec, stacked, POSITIONS)
 
 
 def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
@@ -42,7 +42,7 @@ def by_a_plain_loop(config, plan: Plan, ids: Ids) -> Sums:
     images, _ = split_images(config)
     teachers, added = (
         [load_teacher(teacher) for teacher in config.teachers],
-        meter_of(plan)(torch.device("cpu")),
+        meter_of(plan)(),
     )
     for chunk in images.source.chunks:
         for block in read_chunk(images.config, images.source.read, chunk, ids, None, lambda *_: None):

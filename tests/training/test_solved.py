@@ -47,6 +47,13 @@ def stored(inputs: StageInputs, tap: str) -> np.ndarray:
     return np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1])
 
 
+@pytest.mark.parametrize("gib", [4, 0])
+def test_a_given_ridge_is_used_in_every_layer(inputs_for, gib):
+    inputs = inputs_for(*CHANNELS, "layers.ridge=0.003", f"layers.max_gram_gib={gib}")
+    run_stages(inputs)
+    assert {layer["ridge"] for layer in summary(inputs.folder, "layers")["taps"].values()} == {0.003}
+
+
 @pytest.mark.parametrize("method", ["direct", "incremental"])
 def test_exact_codes_lose_what_numpy_says_is_least(inputs_for, method):
     inputs = inputs_for(*EXACT, f"codes.method={method}")
