@@ -90,8 +90,8 @@ def channel_order(seen: Seen, count: int) -> tuple[int, ...]:
         rows = slice(best * values, (best + 1) * values)
         taken = whiten[best].T @ left[rows]
         if told is not left:
-            told -= taken.T @ (whiten[best].T @ told[rows])
-        left -= taken.T @ taken
+            told.addmm_(taken.T, whiten[best].T @ told[rows], alpha=-1)
+        left.addmm_(taken.T, taken, alpha=-1)
     return tuple(chosen)
 
 

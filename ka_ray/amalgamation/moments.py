@@ -15,6 +15,9 @@ from ka_ray.errors import InputError
 BLOCK = 512
 """Columns of a sum of outer products that are added at once."""
 
+GATHERED = 1024
+"""So many rows are gathered before they are added: every addition reads and writes the whole sum."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -47,14 +50,13 @@ class Moments:
 
     def merge(self, other: "Moments") -> "Moments":
         """Merge two disjoint sets by Chan, Golub and LeVeque's update (1983), safe for large means."""
+        if not self.count or not other.count:
+            return self if self.count else other
         count = self.count + other.count
-        if count == 0:
-            return self
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
-        scatter = (
-            self.scatter + other.scatter + torch.outer(delta, delta) * (self.count * other.count / count)
-        )
+        scatter = self.scatter + other.scatter
+        scatter.addr_(delta, delta, alpha=self.count * other.count / count)
         return Moments(count, mean, scatter)
 
     def merge_over_ranks(self) -> "Moments":
@@ -141,13 +143,20 @@ class MomentsMeter:
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self._count, self._device = 0, device
+        self._gathered: list[Tensor] = []
         self._shift = self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
         self._outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor) -> None:
         """Add features `[n, S]` or `[B, S, *space]`."""
         flat = features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
-        flat = flat.to(self._device, torch.float64)
+        self._gathered.append(flat.to(self._device))
+        if sum(map(len, self._gathered)) >= GATHERED:
+            self._add_gathered()
+
+    def _add_gathered(self) -> None:
+        flat = torch.cat([part.to(torch.float64) for part in self._gathered])
+        self._gathered.clear()
         if not len(flat):
             return
         if not self._count:
@@ -162,7 +171,9 @@ class MomentsMeter:
     @property
     def total(self) -> Moments:
         """The moments of all that was added."""
-        upper = self._outer.triu()
-        scatter = upper + upper.triu(1).T
-        mean = self._sum / max(self._count, 1)
-        return Moments(self._count, self._shift + mean, scatter - self._count * torch.outer(mean, mean))
+        if self._gathered:
+            self._add_gathered()
+        mean, scatter = self._sum / max(self._count, 1), self._outer.triu()
+        scatter += scatter.triu(1).T
+        scatter.addr_(mean, mean, alpha=-self._count)
+        return Moments(self._count, self._shift + mean, scatter)

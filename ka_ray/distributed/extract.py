@@ -98,7 +98,7 @@ class TeacherActor:
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
             fitted = fit_space(feature, self._reading.spaces[tap])
-            batch[feature_column(tap, name)] = fitted.half().cpu().numpy()
+            batch[feature_column(tap, name)] = fitted.half().contiguous().cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
         if self._reading.scores.views:
             averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)

@@ -19,6 +19,7 @@ from ka_ray.distributed.actors import Journal, ReadingLog
 from ka_ray.distributed.errors import unwrap
 from ka_ray.distributed.extract import Extraction, Reading, actor_device, spare_gpus, through_teachers
 from ka_ray.distributed.images import read_images
+from ka_ray.features.layout import in_layout
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.images.draws import draws_of
 from ka_ray.student.least_squares import NUM_DRAWS
@@ -68,7 +69,7 @@ class Reducer:
         for columns in rows.iter_batches(batch_size=self._batch_size, batch_format="numpy"):
             stacked = stack_columns(columns, taps, teachers, scores)
             batch = {name: torch.tensor(stacked[name]) for name in ("image", *taps, SCORES)}
-            batch = {name: part.float() if part.is_floating_point() else part for name, part in batch.items()}
+            batch |= {n: in_layout(t, torch.float32) for n, t in batch.items() if t.is_floating_point()}
             draws = draws_of(columns["image_id"].astype(np.int64), self._seed, NUM_DRAWS)
             self._meter.add(batch | {"draws": torch.from_numpy(draws)})
             journal.add.remote({"images": len(draws)})

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from ka_ray.features.layout import in_layout
+
 
 def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
     """Apply a linear layer to the channels of ``[B, C, *space]`` features.
@@ -11,12 +13,11 @@ def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
         features: ``[B, C, *space]``, or ``[B, C]``.
 
     Returns:
-        ``[B, D, *space]``.
+        ``[B, D, *space]``, see :func:`ka_ray.features.layout.in_layout` for its layout.
 
     Example:
         >>> import torch
         >>> apply_channelwise(nn.Linear(3, 5), torch.zeros(2, 3, 4, 4)).shape
         torch.Size([2, 5, 4, 4])
     """
-    mapped: Tensor = linear(features.movedim(1, -1)).movedim(-1, 1)
-    return mapped.contiguous()
+    return in_layout(linear(features.movedim(1, -1)).movedim(-1, 1))

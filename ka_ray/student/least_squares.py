@@ -5,8 +5,7 @@ positions (of all images together), G groups of a conv, D = C_in / G * kernel si
 T = C / G outputs of a group.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,15 +87,25 @@ def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
     return functional.pad(features, layer._reversed_padding_repeated_twice, mode=mode)
 
 
-@contextmanager
-def watching(layer: Layer) -> Iterator[list[Tensor]]:
-    """Keep what a layer is called with, while the block runs."""
-    inputs: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+class _Reached(Exception):
+    """The layer was called, with this."""
+
+
+def input_of(layer: Layer, stage: nn.Module, features: Tensor) -> Tensor:
+    """Run a stage up to a layer of it; give what that is called with."""
+
+    def stop(_: nn.Module, given: tuple[Tensor]) -> None:
+        raise _Reached(given[0])
+
+    handle = layer.register_forward_pre_hook(stop)
     try:
-        yield inputs
+        stage(features)
+    except _Reached as reached:
+        found: Tensor = reached.args[0]
+        return found
     finally:
         handle.remove()
+    raise AssertionError("a stage calls its layer")
 
 
 def layer_samples(layer: Layer, features: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.config import Preprocessing
+from ka_ray.features.layout import in_layout
 
 
 class Preprocess(nn.Module):
@@ -23,11 +24,11 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map pixels `[B, 3, H, W]` in 0 ... 255 to the network's input."""
+        """Map pixels `[B, 3, H, W]` in 0 ... 255 to the network's input, in the device's layout."""
         scaled = images.to(self.mean.dtype) / 255
         if self.size is not None and scaled.shape[-2:] != (self.size, self.size):
             size = (self.size, self.size)
             scaled = functional.interpolate(
                 scaled, size, mode="bilinear", antialias=True, align_corners=False
             )
-        return (scaled - self.mean) / self.std
+        return in_layout((scaled - self.mean) / self.std)

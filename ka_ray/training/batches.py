@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ka_ray.errors import InputError
+from ka_ray.features.layout import in_layout
 from ka_ray.features.store import Store
 from ka_ray.training.ranks import rank, world_size
 
@@ -101,7 +102,8 @@ class Batches:
         if self.targets is not None:
             gathered["target"] = self.targets[rows]
         tensors = {name: self._move(torch.from_numpy(column)) for name, column in gathered.items()}
-        return {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+        halves = {n: in_layout(t, torch.float32) for n, t in tensors.items() if t.dtype == torch.float16}
+        return tensors | halves
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda":

@@ -22,11 +22,11 @@ from ka_ray.student.least_squares import (
     RIDGES,
     Layer,
     LeastSquares,
+    input_of,
     install,
     layer_samples,
     solvable,
     solve,
-    watching,
 )
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, Report
@@ -154,10 +154,7 @@ class LayerSolver:
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
             if tap in taps:
-                layer = self._layer(tap)
-                with watching(layer) as inputs:
-                    stage(features)
-                yield tap, inputs[0], self._target(tap, batch)
+                yield tap, input_of(self._layer(tap), stage, features), self._target(tap, batch)
                 if tap == taps[-1]:
                     return
             solved = self.config.inputs == "student" and tap in self._found
