@@ -17,6 +17,9 @@ class ExtractConfig(Section):
     reducers: int = Field(1, ge=1, description="Actors that add up stacked features; shares as a teacher's.")
     gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
     cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
+    object_store_gib: float | None = Field(
+        None, gt=0, description="At most about so much waits between the actors; null: what Ray Data takes."
+    )
 
 
 class TrainingConfig(Section):

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionResources
 
 from ka_ray.config import ExtractConfig, ImagesConfig, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import ReadingLog
@@ -26,6 +26,9 @@ from ka_ray.features.store import finish_folder, start_folder
 from ka_ray.images import Ids, Source
 from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
+
+BLOCKS = 16
+"""Under a limit of the object store, at least so many of Ray Data's blocks fit: a stage waits for whole ones."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def through_teachers(
     log: Any,
 ) -> ray.data.Dataset:
     """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`."""
+    if extract.object_store_gib is not None:
+        most = extract.object_store_gib * 1024**3
+        limits = ExecutionResources.for_limits(object_store_memory=most)
+        rows.context.execution_options.resource_limits = limits
+        rows.context.target_max_block_size = min(rows.context.target_max_block_size, int(most / BLOCKS))
     for teacher in teachers:
         rows = rows.map_batches(
             TeacherActor,

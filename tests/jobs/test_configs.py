@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ka_ray.config import Config, TeachConfig
 from ka_ray.plan import make_plan
+from ka_ray.student import Student
 from ka_ray.teachers import draft_teacher
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -53,6 +54,7 @@ def test_there_are_the_configs_that_the_readme_names():
         "cifar10_teacher_a.yaml",
         "cifar10_teacher_b.yaml",
         "cifar10_halves.yaml",
+        "cifar10_halves_exact.yaml",
         "cifar10_five.yaml",
         "cifar10_overlap.yaml",
         "cifar10_and_signs.yaml",
@@ -94,8 +96,9 @@ def test_the_readmes_example_loads(workplace):
     assert [t.name for t in Config.load(workplace / "pets.yaml").teachers] == ["dogs", "birds"]
 
 
-def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace):
-    halves = load("cifar10_halves")
+@pytest.mark.parametrize("config", ["cifar10_halves", "cifar10_halves_exact"])
+def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace, config):
+    halves = load(config)
     for name, teacher in zip("ab", halves.teachers, strict=True):
         path = JOBS / f"configs/cifar10_teacher_{name}.yaml"
         taught = TeachConfig.load(path, overrides(path))
@@ -103,6 +106,17 @@ def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(wor
         assert teacher.arguments == taught.teacher.arguments
         assert teacher.preprocessing == taught.teacher.preprocessing
         assert teacher.checkpoint == taught.output_dir / name / "teacher.safetensors"
+
+
+def test_the_exact_halves_are_the_same_task_and_no_larger_than_one_teacher(workplace):
+    halves, exact = load("cifar10_halves"), load("cifar10_halves_exact")
+    assert (exact.images, exact.teachers) == (halves.images, halves.teachers)
+    paths = [JOBS / f"configs/cifar10_teacher_{name}.yaml" for name in "ab"]
+    untaught = [draft_teacher(TeachConfig.load(path, overrides(path)).teacher) for path in paths]
+    sizes = [
+        sum(p.numel() for p in Student(make_plan(c, untaught).spec).parameters()) for c in (exact, halves)
+    ]
+    assert sizes == [390_314, 390_986]
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
