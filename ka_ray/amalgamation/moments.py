@@ -133,7 +133,7 @@ class Moments:
 class MomentsMeter:
     """Adds features up in place: merging batch by batch would write several `[S, S]` matrices for each.
 
-    What is summed are deviations from the first batch's mean, so that a large mean cancels nothing, and of
+    What is summed are deviations from the mean of the first rows, so that a large mean cancels nothing, and of
     the symmetric sum of outer products little more than one triangle (Chan, Golub and LeVeque, 1983).
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ka_ray.amalgamation.moments import BLOCK, Moments, MomentsMeter
+from ka_ray.amalgamation.moments import BLOCK, GATHERED, Moments, MomentsMeter
 
 
 def features_of(count: int = 60, channels: int = 5) -> torch.Tensor:
@@ -97,6 +97,19 @@ def test_a_meter_of_nothing_is_empty():
 def test_more_channels_than_a_block_are_added_whole():
     features = torch.randn(40, BLOCK + 9, dtype=torch.float64)
     torch.testing.assert_close(metered(features.split(17), BLOCK + 9).scatter, Moments.of(features).scatter)
+
+
+def test_rows_that_come_few_at_a_time_are_added_in_between_and_all_at_the_end():
+    features = torch.randn(2 * GATHERED + 50, 3, dtype=torch.float64) + 5
+    meter = MomentsMeter(3)
+    for number, part in enumerate(features.split(30)):
+        meter.add(part)
+        if number % 20 == 0:  # what stands so far can be asked for at any time
+            assert meter.total.count == 30 * (number + 1)
+    whole = Moments.of(features)
+    assert meter.total.count == whole.count
+    torch.testing.assert_close(meter.total.mean, whole.mean, atol=0, rtol=1e-13)
+    torch.testing.assert_close(meter.total.scatter, whole.scatter, atol=0, rtol=1e-11)
 
 
 def test_maps_are_added_over_positions_and_a_large_mean_does_no_harm():
