@@ -148,8 +148,9 @@ def test_the_teachers_that_overlap_can_be_put_together_by_every_rule(workplace, 
 def test_photos_and_signs_meet_in_one_plain_student_of_32_pixels(workplace):
     plan = plan_of(load("cifar10_and_signs"))
     assert plan.spec.classes == (*CIFAR10, *(f"sign_{i}" for i in range(10)))
-    assert plan.spec.paths == {"early": "conv2", "middle": "conv3", "late": "conv4"}
+    assert plan.spec.paths == {"first": "conv1", "early": "conv2", "middle": "conv3", "late": "conv4"}
     assert plan.shapes == {
+        "first": (32 + 64, 32, 32),
         "early": (64 + 64, 16, 16),
         "middle": (128 + 128, 8, 8),
         "late": (256 + 256, 4, 4),
