@@ -133,8 +133,8 @@ class Moments:
 class MomentsMeter:
     """Adds features up in place: merging batch by batch would write several `[S, S]` matrices for each.
 
-    What is summed are deviations from the mean of the first rows, so that a large mean cancels nothing, and of
-    the symmetric sum of outer products little more than one triangle (Chan, Golub and LeVeque, 1983).
+    What is summed are deviations from the mean of the first rows, so that a large mean cancels nothing, and
+    of the symmetric sum of outer products little more than one triangle (Chan, Golub and LeVeque, 1983).
 
     Args:
         channels: S.

@@ -28,7 +28,7 @@ from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
 
 BLOCKS = 16
-"""Under a limit of the object store, at least so many of Ray Data's blocks fit: a stage waits for whole ones."""
+"""Under a limit of the object store, at least so many of Ray Data's blocks fit into it."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def through_teachers(
 ) -> ray.data.Dataset:
     """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`."""
     if extract.object_store_gib is not None:
-        most = extract.object_store_gib * 1024**3
+        most, context = round(extract.object_store_gib * 1024**3), rows.context
         limits = ExecutionResources.for_limits(object_store_memory=most)
-        rows.context.execution_options.resource_limits = limits
-        rows.context.target_max_block_size = min(rows.context.target_max_block_size, int(most / BLOCKS))
+        context.execution_options.resource_limits = limits
+        context.target_max_block_size = min(context.target_max_block_size or most, most // BLOCKS)
     for teacher in teachers:
         rows = rows.map_batches(
             TeacherActor,
