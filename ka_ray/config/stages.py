@@ -18,7 +18,9 @@ class ExtractConfig(Section):
     gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
     cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
     object_store_gib: float | None = Field(
-        None, gt=0, description="At most about so much waits between the actors; null: what Ray Data takes."
+        None,
+        ge=0.001,
+        description="At most about so much waits between the actors; null: what Ray Data takes.",
     )
 
 

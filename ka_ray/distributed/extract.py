@@ -101,7 +101,8 @@ class TeacherActor:
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
             fitted = fit_space(feature, self._reading.spaces[tap])
-            batch[feature_column(tap, name)] = fitted.half().contiguous().cpu().numpy()
+            in_order = fitted.half().contiguous()  # as Arrow keeps it: [C, *space], whatever the layout here
+            batch[feature_column(tap, name)] = in_order.cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
         if self._reading.scores.views:
             averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)

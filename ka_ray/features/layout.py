@@ -10,8 +10,8 @@ from torch import Tensor
 def in_layout(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Lay features out for the device that they are on.
 
-    On a CPU the channels of a map stand side by side (``torch.channels_last``): layers take the layout over,
-    and pooling is about ten times as fast in it. Elsewhere the maps do.
+    On a CPU the channels of a position stand side by side (``torch.channels_last``): layers take the layout
+    over, and pooling is about ten times as fast in it. Elsewhere the positions of a channel do (contiguous).
 
     Args:
         features: `[B, C, H, W]` or `[B, C]`.
