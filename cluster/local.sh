@@ -156,10 +156,10 @@ kill_all() { # MARK: until none is left
     fail "processes that do not end: $(processes_of "$1" | xargs)"
 }
 
-stop_all() { # give Ray and MLflow the time to end by themselves first
+stop_all() { # drivers and MLflow may finish writing; Ray's own processes would take their time
     local mark="KA_RAY_LOCAL_CLUSTER=$folder"
     signal_all TERM "$mark"
-    for _ in {1..50}; do
+    for _ in {1..10}; do
         [[ -n $(processes_of "$mark") ]] || return 0
         sleep 0.2
     done
@@ -194,6 +194,7 @@ start() { # NAME COMMAND...: in a session of its own, its output in logs/NAME.lo
         cd "$folder"
         exec setsid "$@" </dev/null >"$folder/logs/$name.log" 2>&1
     ) &
+    disown # no word from the shell when it is killed
 }
 
 start_node() { # K, and what is the head's or a worker's alone
@@ -264,29 +265,40 @@ u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$t
     fi
 }
 
-wait_for() { # NAME...: until each answers; show the log of the one that does not
-    local name
+start_named() { # node0, node3, mlflow
+    case $1 in
+        mlflow) start_mlflow ;;
+        node0) start_head ;;
+        *) start_worker "${1#node}" ;;
+    esac
+}
+
+wait_for() { # NAME: until it answers; show its log if it does not
     local -i until=$((SECONDS + KA_RAY_TIMEOUT))
-    for name in "$@"; do
-        until is_up "$name"; do
-            if [[ -z $(processes_of "KA_RAY_LOCAL_NODE=$folder/$name") ]]; then
-                give_up "$name ended"
-            elif ((SECONDS >= until)); then
-                give_up "$name does not answer after $KA_RAY_TIMEOUT s (KA_RAY_TIMEOUT)"
-            fi
-            sleep 0.5
-        done
+    until is_up "$1"; do
+        if ((SECONDS >= until)); then
+            give_up "$1" "does not answer after $KA_RAY_TIMEOUT s (KA_RAY_TIMEOUT)"
+        elif [[ -z $(processes_of "KA_RAY_LOCAL_NODE=$folder/$1") ]]; then
+            # `ray start` gives a node 30 s, which a busy machine may not have for it.
+            grep -qs "timed out during startup" "$folder/logs/$1.log" || give_up "$1" ended
+            start_named "$1"
+        fi
+        sleep 0.5
     done
 }
 
-give_up() { # the failing one is the last that `wait_for` looked at
-    { echo "--- $folder/logs/$name.log"; tail -n 20 "$folder/logs/$name.log"; echo "---"; } >&2
+give_up() { # NAME WHY: undo what this command began
+    {
+        echo "--- $folder/logs/$1.log"
+        tail -n 20 "$folder/logs/$1.log"
+        echo "---"
+    } >&2
     if [[ $undo == all ]]; then
         stop_all
     else
         kill_all "KA_RAY_LOCAL_NODE=$folder/$undo"
     fi
-    fail "$1"
+    fail "$1 $2"
 }
 
 must_be_up() {
@@ -314,16 +326,17 @@ up() {
     fi
     undo=all
     trap 'stop_all; exit 130' INT TERM
-    local names=(node0) node
-    [[ $KA_RAY_MLFLOW == off ]] || start_mlflow
-    start_head
-    wait_for node0
+    local names=(node0)
+    local -i node
     for ((node = 1; node <= count; node++)); do
-        start_worker "$node"
         names+=("node$node")
     done
     [[ $KA_RAY_MLFLOW == off ]] || names+=(mlflow)
-    wait_for "${names[@]}"
+    local name
+    for name in "${names[@]}"; do # one after the other: each start takes a core for seconds
+        start_named "$name"
+        wait_for "$name"
+    done
     trap - INT TERM
     cat <<END
 A head and $count workers of $KA_RAY_CPUS CPUs are up; dashboard: $dashboard
@@ -341,8 +354,8 @@ add() {
         node+=1
     done
     undo=node$node
-    start_worker "$node"
-    wait_for "node$node"
+    start_named "$undo"
+    wait_for "$undo"
     echo "$node"
 }
 
