@@ -20,6 +20,7 @@ class ExtractConfig(Section):
         ge=0.001,
         description="At most about so much waits between the actors; null: what Ray Data takes.",
     )
+    shard_mib: float = Field(64, gt=0, description="About what one file of features holds; a loss costs one.")
 
 
 class TrainingConfig(Section):

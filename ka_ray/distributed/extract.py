@@ -13,7 +13,7 @@ from ka_ray.distributed.actors import ReadingLog, beside_driver
 from ka_ray.distributed.images import decoding_options, read_images
 from ka_ray.distributed.pools import Pools, Reading, through_teachers
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.shards import SHARD_BYTES, ShardWriter
+from ka_ray.distributed.shards import ShardWriter
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.standing import settle_shards
 from ka_ray.features.store import finish_folder
@@ -50,7 +50,7 @@ def extract_features(
 ) -> dict[str, Any]:
     """Write a row an image: itself, label, stacked features, all teachers' scores; none twice, none lost.
 
-    What stands of an earlier attempt stays, shard by shard; the ids that stand are counted after every pass.
+    Shards of an earlier attempt stay; the ids that stand are counted after every pass.
 
     Args:
         work: Which images, and where to.
@@ -60,15 +60,14 @@ def extract_features(
         on_images: Told how many more images are done.
 
     Returns:
-        ``images``, ``bytes``, ``seconds``, ``resumed`` (images that stood), ``doubled`` (rows removed),
-        ``passes``, ``unreadable`` (names), ``placements`` (of the actors).
+        ``images``, ``bytes``, ``seconds``, ``passes``, ``resumed`` (images that stood before), ``doubled`` (rows
+        removed), ``unreadable`` (names), ``placements`` (of the actors).
 
     Raises:
         InputError: Too many unreadable images.
         ClusterError: Workers were lost again and again, without a row in between.
     """
-    began = time.perf_counter()
-    shards = _Shards(work.folder)
+    began, shards = time.perf_counter(), _Shards(work.folder)
     on_images(shards.resumed)
     log = beside_driver(ReadingLog, work.images.max_unreadable)
 
@@ -115,7 +114,7 @@ def _write(
 ) -> ray.data.Dataset:
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size
-    per_shard = max(1, SHARD_BYTES // work.row_bytes // batch_size) * batch_size
+    per_shard = max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
     scores = TARGETS if reading.scores.views else SCORES
     write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], scores)
     return rows.map_batches(write, batch_size=per_shard, **decoding_options(pools))
