@@ -50,7 +50,7 @@ def extract_features(
 ) -> dict[str, Any]:
     """Write a row an image: itself, label, stacked features, all teachers' scores; none twice, none lost.
 
-    Shards of an earlier attempt stay; the ids that stand are counted after every pass.
+    Shards of an earlier attempt stay.
 
     Args:
         work: Which images, and where to.
@@ -60,8 +60,8 @@ def extract_features(
         on_images: Told how many more images are done.
 
     Returns:
-        ``images``, ``bytes``, ``seconds``, ``passes``, ``resumed`` (images that stood before), ``doubled`` (rows
-        removed), ``unreadable`` (names), ``placements`` (of the actors).
+        ``images``, ``bytes``, ``seconds``, ``passes``, ``resumed`` (images that stood), ``doubled`` (rows
+        removed), ``unreadable`` (names) and ``placements`` (of the actors).
 
     Raises:
         InputError: Too many unreadable images.
@@ -78,8 +78,8 @@ def extract_features(
             on_images(int(row["images"]))
 
     passes = repeat_until_complete(work.ids, shards.settle, one_pass, log)
-    summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
-    summary |= {"passes": passes, "seconds": time.perf_counter() - began}
+    told = {"passes": passes, "seconds": time.perf_counter() - began}
+    summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary | told
     finish_folder(work.folder, summary)
     return summary
 
