@@ -58,6 +58,7 @@ clean_up() {
     [[ -z $driver ]] || kill -TERM "$driver" 2>/dev/null || true
     ((${#steps[@]} == 0)) || kill -TERM "${steps[@]}" 2>/dev/null || true # srun passes it on, and Slurm ends the rest
     wait || true
+    srun --overlap --ntasks="${#nodes[@]}" rm -rf "$here" 2>/dev/null || true
     rm -rf "$state"
 }
 trap clean_up EXIT

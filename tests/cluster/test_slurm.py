@@ -102,6 +102,7 @@ def test_the_jobs_exit_code_is_passed_on_and_nothing_is_left(slurm, tmp_path):
     assert job.returncode == 7, text
     assert "said ['0', '--output', 'somewhere'] 1 3.0 token" in text
     assert list((tmp_path / "state").iterdir()) == []  # no token stays
+    assert not Path(f"/tmp/ka_ray_{slurm['SLURM_JOB_ID']}").exists()
     await_no_process(slurm)
 
 
