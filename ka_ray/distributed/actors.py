@@ -40,9 +40,14 @@ class ReadingLog:
         """Note where an actor runs."""
         self._placements.append(placement)
 
+    def starts(self, actor: str) -> list[str]:
+        """Give the teacher's name once for every time that an actor was started."""
+        return [place["teacher"] for place in self._placements if place["actor"] == actor]
+
     def summary(self) -> dict[str, Any]:
         """Give the names of unreadable images, and the actors' places."""
-        return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
+        places = [{k: v for k, v in place.items() if k != "actor"} for place in self._placements]
+        return {"unreadable": sorted(self._unreadable.values()), "placements": places}
 
 
 @ray.remote(num_cpus=0)

@@ -48,9 +48,7 @@ def extract_features(
     reading: Reading,
     on_images: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write a row an image: itself, label, stacked features, all teachers' scores; none twice, none lost.
-
-    Shards of an earlier attempt stay.
+    """Write a row an image: itself, label, features, scores; none twice, none lost; what stands stays.
 
     Args:
         work: Which images, and where to.
@@ -78,8 +76,8 @@ def extract_features(
             on_images(int(row["images"]))
 
     passes = repeat_until_complete(work.ids, shards.settle, one_pass, log)
-    told = {"passes": passes, "seconds": time.perf_counter() - began}
-    summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary | told
+    summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
+    summary |= {"passes": passes, "seconds": time.perf_counter() - began}
     finish_folder(work.folder, summary)
     return summary
 

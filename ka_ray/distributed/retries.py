@@ -72,12 +72,11 @@ def explain(error: Exception, log: Any) -> BaseException:
     meant, dead = unwrap(error), dead_actor(error)
     if meant is not error or not lost(error):
         return meant
-    places = ray.get(log.summary.remote())["placements"]
-    starts = [place for place in places if dead is not None and place["actor"] == dead[0]]
+    starts = [] if dead is None else ray.get(log.starts.remote(dead[0]))
     if dead is None or not starts:
         return ClusterError(f"workers were lost again and again: {error}")
     return ClusterError(
-        f"teacher {starts[0]['teacher']}: its actor died {len(starts)} times ({dead[1]}). Most often that is "
+        f"teacher {starts[0]}: its actor died {len(starts)} times ({dead[1]}). Most often that is "
         "memory: lower extract.batch_size or extract.actors_per_teacher, raise placement.teachers.cpu so "
         "that fewer share a node, or take larger nodes"
     )
