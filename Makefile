@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-slow lint types lock clean
+.PHONY: setup demo test test-slow chaos lint types lock clean
 
 setup: $(READY)
 
@@ -20,10 +20,13 @@ demo: $(READY)
 	$(BIN)/ka-ray demo --output runs/demo
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not chaos"
+
+chaos: $(READY)  ## Kill processes and nodes in every stage; about half an hour.
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 lint: $(READY)
 	$(BIN)/ruff check .

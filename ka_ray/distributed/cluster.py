@@ -90,6 +90,12 @@ def _grows() -> bool:
 
 def _init(config: RayConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("http"):
+        raise InputError(
+            f"ray.address {address}: is where a cluster takes jobs; send it one with `ka-ray submit`, or "
+            "give the cluster's own address (host:port, of `ray start`)"
+        )
     here = config.address is None and "RAY_ADDRESS" not in os.environ
     if here:
         for name, value in SMALL_MACHINE.items():

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ka_ray.errors import InputError
+
 Columns = dict[str, npt.NDArray[Any]]
 
 FEATURES = "features"
@@ -86,6 +88,7 @@ class Store:
 
     Raises:
         FileNotFoundError: A folder was never finished.
+        InputError: A shard is damaged.
         ValueError: An image id occurs twice, or there is no row at all.
     """
 
@@ -167,7 +170,13 @@ class _Shard:
     """One memory-mapped file; ``columns`` are views into it."""
 
     def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"features {path} are damaged ({error}); delete this file and {path.with_name(DONE)}, and "
+                "give the same command again: its images alone are read again"
+            ) from None
         self.columns = {field.name: _to_numpy(table.column(field.name), field) for field in table.schema}
 
 

@@ -67,8 +67,7 @@ class ParquetReader:
         path, group = chunk.payload
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         image_id = chunk.first_id
-        batches = pq.ParquetFile(path).iter_batches(READ_ROWS, row_groups=[group], columns=columns)
-        for batch in batches:
+        for batch in _batches(path, group, columns):
             contents = batch.column(0)
             labels = batch.column(1) if self.label_column else None
             for row in range(batch.num_rows):
@@ -87,6 +86,13 @@ class ParquetReader:
             known = 0 if self.classes is None else len(self.classes)
             raise InputError(f"images.classes: label {value} found, but only {known} classes are named")
         return str(self.classes[value])
+
+
+def _batches(path: str, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from pq.ParquetFile(path).iter_batches(READ_ROWS, row_groups=[group], columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None
 
 
 def _bytes(value: Any) -> bytes:

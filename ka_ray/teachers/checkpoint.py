@@ -78,7 +78,7 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
     """Load a checkpoint into a network, every key and shape of it.
 
     Raises:
-        InputError: Keys or shapes differ; the message lists which.
+        InputError: Keys or shapes differ, or weights are not finite; the message lists which.
     """
     state, expected = read_state_dict(path), network.state_dict()
     shapes = [
@@ -94,6 +94,9 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
     found = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys]
     if found:
         raise InputError(f"checkpoint {path} does not fit the network. Keys {'; '.join(found)}")
+    broken = sorted(key for key, weight in state.items() if not weight.isfinite().all())
+    if broken:
+        raise InputError(f"checkpoint {path} holds weights that are not finite: {_some(broken)}")
     network.load_state_dict(state)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,6 +51,12 @@ def _find_factory(network: str) -> Callable[..., Any]:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
+    home = str(getattr(factory, "__module__", None) or "builtins").partition(".")[0]
+    if home in sys.stdlib_module_names:
+        raise InputError(
+            f"network {network!r}: is of Python's own {home!r}, which makes no networks; "
+            "a factory comes from an installed package, or from a module that travels with the job"
+        )
     return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.config import Config, TrainingConfig
+from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store, write_json
 from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
@@ -82,8 +84,19 @@ def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, A
 
 
 def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
-    """Load what a stage left into a module of the same shape."""
-    module.load_state_dict(load_file(stage_file(folder, stage).with_suffix(".safetensors")))
+    """Load what a stage left into a module of the same shape.
+
+    Raises:
+        InputError: The file is damaged, or of another module.
+    """
+    path = stage_file(folder, stage).with_suffix(".safetensors")
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}); delete "
+            f"{path.with_suffix('.json').name} beside it, and the same command does the stage anew"
+        ) from None
 
 
 def epochs_folder(folder: Path) -> Path:

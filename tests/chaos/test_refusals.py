@@ -1,0 +1,173 @@
+"""What cannot work ends with one clear message and an exit code; what was done is kept and used again."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from harness import PATIENCE_S, clean_environment, wait_until
+from safetensors.torch import load_file, save_file
+
+from ka_ray.features.standing import shard_ids
+from ka_ray.teachers.plain import plain_conv_net
+
+QUICK = (
+    "tracking.backend=none",
+    "extract.shard_mib=0.3",
+    "codes.epochs=1",
+    "layers.epochs=1",
+    "joint.epochs=1",
+)
+
+
+@pytest.fixture
+def config(tmp_path, config_tree):
+    """A run description whose two teachers have checkpoints."""
+
+    def write() -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(config_tree))
+        return path
+
+    return write
+
+
+def start(config: Path, output: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "ka_ray.cli", "run", str(config), "--output", str(output)]
+    command += [part for override in (*QUICK, *overrides) for part in ("--set", override)]
+    return subprocess.Popen(
+        command,
+        env=clean_environment() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def refused(process: "subprocess.Popen[str]") -> str:
+    """Wait for the end; give the one line of the error."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (1, 2), out + err
+    assert "Traceback" not in err, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def ran(process: "subprocess.Popen[str]") -> str:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out[-2000:] + err[-2000:]
+    return out
+
+
+def test_a_missing_factory_is_named(config, config_tree, tmp_path):
+    config_tree["teachers"][1] |= {"network": "no_such_package.networks:make", "arguments": {}}
+    said = refused(start(config(), tmp_path / "out"))
+    assert "network 'no_such_package.networks:make': cannot import" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_python_itself_can_do_is_no_factory(config, config_tree, tmp_path):
+    trace = tmp_path / "was_here"
+    config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {trace}"}}
+    assert "is of Python's own 'posix'" in refused(start(config(), tmp_path / "out"))
+    assert not trace.exists()
+
+
+def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
+    checkpoint = Path(config_tree["teachers"][0]["checkpoint"])
+    weights = load_file(checkpoint)
+    name = next(name for name in weights if name.endswith("weight"))
+    weights[name].view(-1)[0] = math.nan
+    save_file(weights, checkpoint)
+    said = refused(start(config(), tmp_path / "out"))
+    assert f"checkpoint {checkpoint} holds weights that are not finite: {name}" in said
+
+
+def test_a_truncated_teacher_is_named(config, config_tree, tmp_path):
+    checkpoint = Path(config_tree["teachers"][1]["checkpoint"])
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
+    assert f"checkpoint {checkpoint} cannot be read" in refused(start(config(), tmp_path / "out"))
+
+
+def test_a_wrong_number_of_scores_is_told_with_both_numbers(config, config_tree, tmp_path):
+    teacher = config_tree["teachers"][0]
+    arguments = teacher["arguments"] | {"num_classes": 7}
+    config_tree["student"] = {"network": "plain", "arguments": teacher["arguments"]}
+    config_tree["taps"] = {"conv1": "norm1"}
+    teacher |= {"network": "ka_ray.teachers.plain:plain_conv_net", "arguments": arguments}
+    save_file(plain_conv_net(**arguments).state_dict(), teacher["checkpoint"])
+    assert "teacher low: 5 classes named, the network gives (7,)" in refused(
+        start(config(), tmp_path / "out")
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(config, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        process = start(config(), disk / "out", "images.size=16")
+        wait_until(
+            lambda: any(disk.glob("out/features/*.arrow")) or process.poll() is not None, 300, "no shard"
+        )
+        with (disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize)
+        assert "the disk is full" in refused(process)
+        kept = {shard: shard.stat().st_mtime_ns for shard in disk.glob("out/features/*.arrow")}
+        assert kept
+        (disk / "filler").unlink()
+        ran(start(config(), disk / "out", "images.size=16"))
+        assert {shard: shard.stat().st_mtime_ns for shard in kept} == kept
+        done = json.loads((disk / "out" / "features" / "done.json").read_text())
+        assert done["resumed"] >= sum(len(shard_ids(shard)) for shard in kept)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_damaged_files_of_a_run_are_named_and_what_else_stands_is_used(config, tmp_path):
+    out = tmp_path / "out"
+    ran(start(config(), out))
+    student = (out / "student.safetensors").read_bytes()
+
+    def again_from(stage: str) -> None:
+        for path in [*out.glob(f"stages/{stage}*"), *out.glob("student.*"), out / "stages" / "evaluate.json"]:
+            path.unlink(missing_ok=True)
+
+    codes = out / "stages" / "codes.safetensors"
+    whole = codes.read_bytes()
+    codes.write_bytes(whole[: len(whole) // 2])
+    again_from("layers")
+    said = refused(start(config(), out))
+    assert f"checkpoint {codes} cannot be used" in said
+    assert "delete codes.json beside it" in said
+    (out / "stages" / "codes.json").unlink()
+
+    shards = sorted(out.glob("features/*.arrow"))
+    missing = shard_ids(shards[1])
+    shards[1].write_bytes(shards[1].read_bytes()[:-64])
+    assert f"features {shards[1]} are damaged" in refused(start(config(), out))
+    shards[1].unlink()
+    (out / "features" / "done.json").unlink()
+    stamps = {shard: shard.stat().st_mtime_ns for shard in shards if shard.exists()}
+    again_from("[clj]")
+    ran(start(config(), out))
+    assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
+    ids = np.concatenate([shard_ids(shard) for shard in out.glob("features/*.arrow")])
+    assert len(ids) == len(np.unique(ids)) == 1438 - 144  # a tenth is held out
+    assert set(missing) <= set(ids)
+    before, after = torch.frombuffer(bytearray(student), dtype=torch.uint8), out / "student.safetensors"
+    assert len(before) == after.stat().st_size
