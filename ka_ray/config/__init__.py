@@ -1,6 +1,7 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
-from ka_ray.config.load import differing_keys, flatten, load_images, with_overrides
+from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
+from ka_ray.config.places import Places, has_password, is_absolute, without_job_folder
 from ka_ray.config.schema import (
     STUDENT,
     Config,
@@ -43,6 +44,7 @@ __all__ = [
     "LikeTeacher",
     "MixedImages",
     "ParquetImages",
+    "Places",
     "Preprocessing",
     "RayConfig",
     "ScoresConfig",
@@ -56,6 +58,10 @@ __all__ = [
     "TuneConfig",
     "differing_keys",
     "flatten",
+    "has_password",
+    "is_absolute",
     "load_images",
+    "read_tree",
     "with_overrides",
+    "without_job_folder",
 ]

@@ -3,9 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from ka_ray.errors import InputError
-
-MEANT_FOR_USERS = (InputError, FloatingPointError)
+from ka_ray.errors import MEANT_FOR_USERS
 
 
 def unwrap(error: BaseException) -> BaseException:
