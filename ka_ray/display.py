@@ -32,10 +32,10 @@ class Display:
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._terminal = self._console.is_terminal
-        name = TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=12))
+        name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
         count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=11))
         elapsed = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
-        info = TextColumn("{task.fields[info]}", table_column=Column(no_wrap=True, ratio=1))
+        info = TextColumn("{task.fields[info]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
         self._bars = Bars(name, BarColumn(12), count, elapsed, info, console=self._console, expand=True)
         self._tasks: dict[str, int] = {}
 

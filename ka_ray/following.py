@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable
 
 from ka_ray.display import LINK, Display
 from ka_ray.distributed.jobs import Jobs, JobState
@@ -26,11 +25,10 @@ class Follower:
     Args:
         jobs: Of the cluster.
         job_id: Which one.
-        pause: Waits for seconds.
     """
 
-    def __init__(self, jobs: Jobs, job_id: str, pause: Callable[[float], None] = time.sleep) -> None:
-        self._jobs, self._job_id, self._pause = jobs, job_id, pause
+    def __init__(self, jobs: Jobs, job_id: str) -> None:
+        self._jobs, self._job_id = jobs, job_id
         self._display = Display()
         self._received = 0  # characters; every connection begins with the first one
         self._unfinished = ""
@@ -56,11 +54,11 @@ class Follower:
                 if state.over:
                     return state
                 failures = 0
-                self._pause(AGAIN_S)
+                time.sleep(AGAIN_S)
             except ConnectionError:
                 if failures == len(BACK_OFF_S):
                     raise
-                self._pause(BACK_OFF_S[failures])
+                time.sleep(BACK_OFF_S[failures])
                 failures += 1
 
     def _tail_a_while(self) -> None:

@@ -71,10 +71,10 @@ class Luggage:
         if self.num_bytes < MAX_UPLOAD_BYTES:
             return
         largest = sorted(self.entries, key=lambda entry: -entry.num_bytes)[:3]
-        named = ", ".join(f"{entry.name} ({in_mib(entry.num_bytes)})" for entry in largest)
+        named = ", ".join(f"{entry.name} ({in_words(entry.num_bytes)})" for entry in largest)
         raise InputError(
-            f"the job would be sent with {in_mib(self.num_bytes)}, the cluster takes less than "
-            f"{in_mib(MAX_UPLOAD_BYTES)}; the largest: {named}. Put them at a path that every node reaches, "
+            f"the job would be sent with {in_words(self.num_bytes)}, the cluster takes less than "
+            f"{in_words(MAX_UPLOAD_BYTES)}; the largest: {named}. Put them at a path that every node reaches, "
             "or at an s3:// or gs:// URI, and name them by that"
         )
 
@@ -122,14 +122,14 @@ def pack(config: Path, tree: dict[str, Any], named: Sequence[str]) -> Luggage:
     return Luggage(entries, config_name, missing)
 
 
-def in_mib(num_bytes: int) -> str:
+def in_words(num_bytes: int) -> str:
     """Write a size for people.
 
     Example:
-        >>> in_mib(1536 * 1024)
-        '1.5 MiB'
+        >>> in_words(1536), in_words(100 * 1024**2)
+        ('1.5 KiB', '100.0 MiB')
     """
-    return f"{num_bytes / 1024**2:.1f} MiB"
+    return f"{num_bytes / 1024:.1f} KiB" if num_bytes < 1024**2 else f"{num_bytes / 1024**2:.1f} MiB"
 
 
 def _inside(path: str) -> str | None:

@@ -12,7 +12,7 @@ from ka_ray.config import Config, Places, TeachConfig, has_password, is_absolute
 from ka_ray.distributed.jobs import open_jobs
 from ka_ray.errors import InputError
 from ka_ray.following import again, watch
-from ka_ray.staging import Luggage, in_mib, pack
+from ka_ray.staging import Luggage, in_words, pack
 
 VERBS: dict[str, type[Config] | type[TeachConfig]] = {
     "run": Config,
@@ -66,7 +66,7 @@ def submit(order: Order, address: str | None, wait: bool = True) -> int:
     environment, note = job_environment()
     jobs = open_jobs(address)
     for entry in luggage.entries:
-        print(f"sent: {entry.name} ({len(entry.files)} file(s), {in_mib(entry.num_bytes)})")
+        print(f"sent: {entry.name} ({len(entry.files)} file(s), {in_words(entry.num_bytes)})")
     for module in luggage.missing:
         print(f"not found here, so the cluster must have it: module {module}")
     if note:

@@ -1,6 +1,8 @@
 """Ray's job submission: send a job to a cluster, ask how it goes, read its log."""
 
+import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,10 @@ from ray.job_submission import JobSubmissionClient
 from ka_ray.errors import InputError
 
 _SERVER = "RAY_API_SERVER_ADDRESS"
+_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+
+STARTING_S = (2.0, 4.0, 8.0, 16.0)
+"""Pauses while a cluster that has just started has no agent yet that could take a job."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,16 @@ class Jobs:
 
         A package that the cluster has is not uploaded again.
         """
+        for pause_s in STARTING_S:
+            try:
+                return self._submit(entrypoint, package, environment)
+            except ConnectionError as error:
+                if "No available agent" not in str(error):
+                    raise
+                time.sleep(pause_s)
+        return self._submit(entrypoint, package, environment)
+
+    def _submit(self, entrypoint: str, package: Path, environment: dict[str, str]) -> str:
         runtime_env = {"working_dir": str(package), "env_vars": environment}
         with self._asking():
             return str(self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
@@ -101,6 +117,8 @@ def open_jobs(address: str) -> Jobs:
     Raises:
         InputError: Nothing answers there, or it refuses the token.
     """
+    for name in _CHATTY:  # of every upload and closed connection
+        logging.getLogger(name).setLevel(logging.WARNING)
     address = address.rstrip("/")
     before = os.environ.get(_SERVER)
     os.environ[_SERVER] = address  # else RAY_ADDRESS, where it is set, would win over the given address
