@@ -83,9 +83,13 @@ DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code
 
 
 @pytest.mark.parametrize("cut", range(len(LOG) + 1))
-@pytest.mark.parametrize("error", [DROPPED, None, ConnectionResetError("reset")], ids=["1006", "closed", "reset"])
+@pytest.mark.parametrize(
+    "error", [DROPPED, None, ConnectionResetError("reset")], ids=["1006", "closed", "reset"]
+)
 def test_a_dropped_connection_repeats_no_line_and_loses_none(capsys, cut, error):
-    client = FakeClient([([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)], ["RUNNING", "SUCCEEDED"])
+    client = FakeClient(
+        [([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)], ["RUNNING", "SUCCEEDED"]
+    )
     client.log = LOG[:cut]  # while it runs; the rest comes with the next connection
     follow(client)
     assert shown(capsys) == LINES
@@ -148,7 +152,9 @@ def test_a_cluster_that_comes_back_is_forgiven(capsys):
 
 
 def test_a_job_whose_log_is_gone_still_has_its_exit_code(capsys):
-    client = FakeClient(statuses=["FAILED"], exit_code=5, log=RuntimeError("Request failed with status code 500"))
+    client = FakeClient(
+        statuses=["FAILED"], exit_code=5, log=RuntimeError("Request failed with status code 500")
+    )
     assert watch(Jobs(client, ADDRESS), "job") == 5
     assert "the end of the log cannot be read" in capsys.readouterr().out
 
@@ -218,7 +224,10 @@ def test_ctrl_c_leaves_the_job_running_unless_it_is_told_to_stop(capsys, monkeyp
     assert watch(Jobs(client, ADDRESS), "job") == STOPPED
     assert terminal.questions == ["\nStop the job? [y/N] "]
     assert client.stopped == []
-    assert f"job job goes on. follow it: ka-ray submit --follow job --address {ADDRESS}" in capsys.readouterr().out
+    assert (
+        f"job job goes on. follow it: ka-ray submit --follow job --address {ADDRESS}"
+        in capsys.readouterr().out
+    )
 
 
 def test_ctrl_c_and_yes_stop_the_job_and_show_its_end(capsys, monkeypatch):
@@ -227,7 +236,9 @@ def test_ctrl_c_and_yes_stop_the_job_and_show_its_end(capsys, monkeypatch):
     assert watch(Jobs(client, ADDRESS), "job") == STOPPED
     assert client.stopped == ["job"]
     out = shown(capsys)
-    ends = [next((line for line in LINES if line and text.endswith(line)), "") for text in out]  # behind a bar's end
+    ends = [
+        next((line for line in LINES if line and text.endswith(line)), "") for text in out
+    ]  # behind a bar's end
     assert list(filter(None, ends)) == [*filter(None, LINES), LINES[3]]
     assert any(re.search(r"\[two\].*2/4.*0:00", text) for text in out)  # the bar
     assert out[-1] == "job job: STOPPED"

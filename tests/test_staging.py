@@ -24,8 +24,20 @@ def project(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".gitignore").write_text("runs/\n*.png\n")
     (tmp_path / "photos/.gitignore").write_text("*\n")
-    files = ["runs/low/teacher.safetensors", "runs/low/features.bin", "photos/cat/1.png", "names.txt", ".git/x"]
-    files += ["photos/cat/__pycache__/x.pyc", "other/big.bin", "nets/__init__.py", "nets/deep/net.py", "one.py"]
+    files = [
+        "runs/low/teacher.safetensors",
+        "runs/low/features.bin",
+        "photos/cat/1.png",
+        "names.txt",
+        ".git/x",
+    ]
+    files += [
+        "photos/cat/__pycache__/x.pyc",
+        "other/big.bin",
+        "nets/__init__.py",
+        "nets/deep/net.py",
+        "one.py",
+    ]
     for name in files:
         (tmp_path / name).write_text(name)
     (tmp_path / "run.yaml").write_text("name: run\n")
@@ -97,7 +109,11 @@ def test_files_that_arguments_name_travel_and_folders_do_not(project):
 
 def test_of_an_extended_run_travels_what_extending_needs(project):
     folder = Path("runs/two")
-    needed = [folder / CONFIG, stage_file(folder, "codes"), stage_file(folder, "codes").with_suffix(".safetensors")]
+    needed = [
+        folder / CONFIG,
+        stage_file(folder, "codes"),
+        stage_file(folder, "codes").with_suffix(".safetensors"),
+    ]
     needed += [teacher_checkpoint(folder / TEACHERS, "low")]
     for path in [*needed, folder / "features/0.bin", folder / "student.safetensors"]:
         path.parent.mkdir(parents=True, exist_ok=True)
