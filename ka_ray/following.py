@@ -14,7 +14,7 @@ STOPPED, LOST = 130, 75
 IDLE_S = 60.0
 """A log that is silent for this long is asked for anew: a dead connection says nothing either."""
 
-AGAIN_S = 2.0
+AGAIN_S = 1.0
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
 """Pauses between attempts to reach a cluster that does not answer; after the last one it is given up."""
 
@@ -48,12 +48,13 @@ class Follower:
         failures = 0
         while True:
             try:
-                self._tail_a_while()
+                # Plain requests come first: where websockets do not pass, or break each time, they suffice.
                 state = self._jobs.state(self._job_id)
                 self._catch_up(state.over)
                 if state.over:
                     return state
                 failures = 0
+                self._tail_a_while()
                 time.sleep(AGAIN_S)
             except ConnectionError:
                 if failures == len(BACK_OFF_S):
@@ -62,8 +63,9 @@ class Follower:
                 failures += 1
 
     def _tail_a_while(self) -> None:
-        # It may be the websocket alone: the plain requests that follow show whether the cluster is there.
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(
+            ConnectionError
+        ):  # the next plain request shows whether the cluster is there
             asyncio.run(self._tail())
 
     async def _tail(self) -> None:

@@ -74,8 +74,8 @@ class Luggage:
         named = ", ".join(f"{entry.name} ({in_words(entry.num_bytes)})" for entry in largest)
         raise InputError(
             f"the job would be sent with {in_words(self.num_bytes)}, the cluster takes less than "
-            f"{in_words(MAX_UPLOAD_BYTES)}; the largest: {named}. Put them at a path that every node reaches, "
-            "or at an s3:// or gs:// URI, and name them by that"
+            f"{in_words(MAX_UPLOAD_BYTES)}; the largest: {named}. Put them at a path that every node "
+            "reaches, or at an s3:// or gs:// URI, and name them by that"
         )
 
     def write(self, path: Path) -> None:

@@ -79,6 +79,7 @@ def follow(client):
     return Follower(Jobs(client, ADDRESS), "job").follow()
 
 
+RUNS_TWICE = ("RUNNING", "RUNNING", "SUCCEEDED")
 DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
 
@@ -87,11 +88,8 @@ DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code
     "error", [DROPPED, None, ConnectionResetError("reset")], ids=["1006", "closed", "reset"]
 )
 def test_a_dropped_connection_repeats_no_line_and_loses_none(capsys, cut, error):
-    client = FakeClient(
-        [([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)], ["RUNNING", "SUCCEEDED"]
-    )
-    client.log = LOG[:cut]  # while it runs; the rest comes with the next connection
-    follow(client)
+    connections = [([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)]
+    follow(FakeClient(connections, RUNS_TWICE, log=LOG[:cut]))  # the rest comes with the second one alone
     assert shown(capsys) == LINES
 
 
@@ -101,7 +99,7 @@ def test_lines_are_shown_as_they_come(capsys):
     async def look():
         seen.append(capsys.readouterr().out)
 
-    follow(FakeClient([(["one\ntw"], look)], log="one\ntwo\n"))
+    follow(FakeClient([(["one\ntw"], look), (["one\ntwo\n"], None)], RUNS_TWICE, log=""))
     assert seen == ["one\n"]
     assert shown(capsys) == ["two"]
 
@@ -110,12 +108,12 @@ def test_a_log_without_websockets_is_asked_for_again_and_again(capsys):
     refused = itertools.repeat(([], RuntimeError("no websocket here")))
     client = FakeClient(refused, ["RUNNING"] * 20 + ["SUCCEEDED"])
     assert follow(client).over
-    assert client.tails == 21
+    assert client.tails == 20
     assert shown(capsys) == LINES
 
 
 def test_the_end_of_a_log_is_fetched_where_the_connection_did_not_bring_it(capsys):
-    follow(FakeClient([([LOG[:5]], None)]))
+    follow(FakeClient([([LOG[:5]], None)], ["RUNNING", "SUCCEEDED"]))
     assert shown(capsys) == LINES
 
 
@@ -125,8 +123,7 @@ def test_a_silent_connection_is_made_anew(capsys, monkeypatch):
     async def silence():
         await asyncio.sleep(60)
 
-    client = FakeClient([([LOG[:5]], silence), ([LOG], None)], ["RUNNING", "SUCCEEDED"], log=LOG)
-    client.log = LOG[:5]
+    client = FakeClient([([LOG[:5]], silence), ([LOG], None)], RUNS_TWICE, log="")
     follow(client)
     assert client.tails == 2
     assert shown(capsys) == LINES
@@ -256,10 +253,11 @@ def test_ctrl_c_without_a_terminal_asks_nobody_and_stops_nothing(capsys, monkeyp
 
 
 def test_ctrl_c_while_a_job_stops_leaves_it_at_that(capsys, monkeypatch):
-    client = FakeClient([([], ctrl_c), ([], ctrl_c)], ["RUNNING"])
+    client, asked = FakeClient([([], ctrl_c), ([], ctrl_c)], ["RUNNING"]), []
+    client.stop_job = asked.append  # and it takes its time
     Terminal(monkeypatch, "y")
     assert watch(Jobs(client, ADDRESS), "job") == STOPPED
-    assert client.stopped == ["job"]
+    assert asked == ["job"]
     assert "job job may go on" in capsys.readouterr().out
 
 

@@ -51,7 +51,7 @@ def test_the_other_checks_stay(load_for_cluster):
 
 
 def test_without_a_cluster_absolute_paths_must_exist(load_config):
-    with pytest.raises(InputError, match="/nowhere/low.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"/nowhere/low\.safetensors does not exist"):
         load_config("teachers.0.checkpoint=/nowhere/low.safetensors")
 
 
@@ -60,7 +60,7 @@ def test_an_output_in_a_jobs_folder_is_refused(load_config, tmp_path, monkeypatc
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     for given in ([], ["output=results"]):
-        with pytest.raises(InputError, match="lies in the job's temporary working directory.*give --output"):
+        with pytest.raises(InputError, match=r"lies in the job's temporary working directory.*give --output"):
             load_config(*given)
     assert load_config("output=/shared/run").output_dir.as_posix() == "/shared/run"
     assert load_config("output=/shared/working_dir_files/run").output is not None

@@ -211,7 +211,7 @@ def test_every_script_is_tried_here():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("error", "code"), [(FloatingPointError("loss is nan"), 2), (OSError("disk"), None)])
 def test_a_script_whose_run_fails_fails(workplace, monkeypatch, capsys, script, error, code):
-    """With one message and 2 where the user can mend it, else with Python's traceback, which is exit code 1."""
+    """With one message and 2 where the user can mend it, else with Python's traceback and 1."""
 
     def fail(*arguments):
         raise error
