@@ -2,33 +2,30 @@
 
     ray job submit --working-dir . -- python jobs/evaluate_student.py DIR --images FOLDER
 
-The same as `ka-ray evaluate`. Exit code 2: bad input.
+The same as `ka-ray evaluate`. DIR and FOLDER must be reachable by every node. Exit code 2: bad input.
 """
 
-import argparse
 import json
 import sys
 
 import ka_ray
 from ka_ray.api import images_for
+from ka_ray.job import exit_code_of, plain_parser
 
 
 def main() -> int:
     """Parse, call one function, print the accuracies as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("folder", help="output folder of a finished run")
     parser.add_argument("--images", required=True, help="a folder per class, Parquet, or `digits`")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
-    try:
-        images = images_for(arguments.folder, arguments.images, arguments.overrides)
-        print(json.dumps(ka_ray.evaluate(arguments.folder, images)))
-    except ka_ray.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    given = parser.parse_args()
+
+    def evaluate() -> None:
+        images = images_for(given.folder, given.images, given.overrides)
+        print(json.dumps(ka_ray.evaluate(given.folder, images)))
+
+    return exit_code_of(evaluate)
 
 
 if __name__ == "__main__":

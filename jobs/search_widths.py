@@ -1,8 +1,11 @@
 """Search for the widths that are worth it, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/search_widths.py CONFIG [--set key=value ...]
+    ray job submit --working-dir . -- python jobs/search_widths.py CONFIG --output DIR [--set key=value ...]
 
-The same as `ka-ray tune`. The output folder must be reachable by every node. Exit code 2: bad input.
+The same as `ka-ray tune`. DIR must be reachable by every node of the cluster. Exit code 2: bad input.
+
+What `.gitignore` names stays behind, even teachers in runs/; `ka-ray submit` sends what the config names.
+With RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 all travels but what `.rayignore` names. 100 MiB at most.
 """
 
 import sys

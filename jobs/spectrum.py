@@ -1,8 +1,11 @@
 """Measure what codes of every width could keep, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/spectrum.py CONFIG [--set key=value ...] [--output FOLDER]
+    ray job submit --working-dir . -- python jobs/spectrum.py CONFIG --output DIR [--set key=value ...]
 
-The same as `ka-ray spectrum`. The output folder must be reachable by every node. Exit code 2: bad input.
+The same as `ka-ray spectrum`. DIR must be reachable by every node of the cluster. Exit code 2: bad input.
+
+What `.gitignore` names stays behind, even teachers in runs/; `ka-ray submit` sends what the config names.
+With RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 all travels but what `.rayignore` names. 100 MiB at most.
 """
 
 import sys

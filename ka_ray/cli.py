@@ -1,18 +1,14 @@
 """The `ka-ray` command. Everything heavy is imported inside the commands: `ka-ray --help` answers at once."""
 
-import os
-import shlex
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ka_ray.console import percent, program, show_machine, show_report
 from ka_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from ka_ray.report import Report
+from ka_ray.job import exit_code_of
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -28,12 +24,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. joint.epochs=5."),
 ]
-Output = Annotated[Path | None, typer.Option(help="Output folder; default runs/NAME.")]
+Output = Annotated[str | None, typer.Option(help="Output folder; default runs/NAME.")]
+Methods = Annotated[
+    str,
+    typer.Option(help="Of direct, incremental, common_features, distill, scratch, ensemble; by commas."),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=V1,V2", help="Each method with each value, e.g. scores.rule=mean,max."),
+]
+Extend = Annotated[
+    str | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
+]
 RunFolder = Annotated[Path, typer.Argument(help="Output folder of a finished run.")]
 
 
 @app.command()
-def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> None:
+def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
     from ka_ray import Config, amalgamate
     from ka_ray.api import save_samples
@@ -46,12 +53,7 @@ def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> Non
 
 @app.command()
 def run(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    output: Output = None,
-    extend: Annotated[
-        Path | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
-    ] = None,
+    config: ConfigPath, overrides: Overrides = None, output: Output = None, extend: Extend = None
 ) -> None:
     """Merge teachers into one student."""
     from ka_ray import Config, amalgamate
@@ -64,15 +66,9 @@ def run(
 @app.command()
 def compare(
     config: ConfigPath,
-    methods: Annotated[
-        str,
-        typer.Option(help="Of direct, incremental, common_features, distill, scratch, ensemble; by commas."),
-    ] = "direct,distill",
+    methods: Methods = "direct,distill",
     seeds: Annotated[int, typer.Option(min=1, help="Students a method.")] = 1,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=V1,V2", help="Each method with each value, e.g. scores.rule=mean,max."),
-    ] = None,
+    vary: Vary = None,
     overrides: Overrides = None,
     output: Output = None,
 ) -> None:
@@ -124,6 +120,36 @@ def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None
 
 
 @app.command()
+def submit(
+    config: Annotated[Path | None, typer.Argument(help="YAML run description, here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="The cluster's job server, http://HOST:8265; default RAY_ADDRESS.")
+    ] = None,
+    verb: Annotated[str, typer.Option(help="run, tune, spectrum, compare or teach.")] = "run",
+    overrides: Overrides = None,
+    output: Annotated[
+        str | None, typer.Option(help="A path that every node reaches, or a URI; or the config says it.")
+    ] = None,
+    extend: Extend = None,
+    methods: Annotated[str | None, typer.Option(help="As of compare.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="As of compare.")] = None,
+    vary: Vary = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job; else leave once it is sent.")] = True,
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job sent before.")] = None,
+) -> None:
+    """Run on a remote cluster, as a Ray job: checked here, sent with what it needs, followed to its end."""
+    from ka_ray import submitting
+
+    if (config is None) == (follow is None):
+        raise InputError("give a CONFIG to send, or --follow JOB for a job sent before")
+    if config is None:
+        raise typer.Exit(submitting.follow(follow or "", address))
+    options = {"extend": extend, "methods": methods, "seeds": seeds, "vary": vary}
+    order = submitting.Order(verb, config, overrides or [], output, options)
+    raise typer.Exit(submitting.submit(order, address, wait))
+
+
+@app.command()
 def evaluate(
     folder: RunFolder,
     images: Annotated[str, typer.Option(help="A folder per class, a Parquet file or folder, or `digits`.")],
@@ -158,19 +184,7 @@ def predict(
 @app.command()
 def doctor() -> None:
     """Say what this machine has: Python, libraries, CPUs, GPUs, disk."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    libraries = " ".join(
-        f"{name}={version(name)}" for name in ("ka_ray", "ray", "torch", "torchvision", "mlflow")
-    )
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    typer.echo(f"python={platform.python_version()} {libraries}")
-    typer.echo(f"cpus={os.cpu_count()} gpus={gpus or 'none'}")
-    typer.echo(f"disk_free_gib={shutil.disk_usage(Path.cwd()).free / 1024**3:.1f} ({Path.cwd()})")
-    typer.echo(f"ray_address={os.environ.get('RAY_ADDRESS', 'none: Ray starts on this machine')}")
+    show_machine()
 
 
 def demo_config() -> Path:
@@ -180,65 +194,14 @@ def demo_config() -> Path:
     return next(place for place in places if place.exists())
 
 
-def with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
+def with_output(overrides: list[str] | None, output: str | None) -> list[str]:
     """Turn `--output` into an override."""
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 
 
-def percent(share: float | None) -> str:
-    """Write a share for people; what was not measured is a dash.
-
-    Example:
-        >>> percent(0.9375), percent(None)
-        ('93.8 %', '-')
-    """
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def program(name: str) -> str:
-    """Write how to call an installed program from here: its name, or its path where PATH lacks it."""
-    beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
-
-
-def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
-    """Print what came out, and what to do with it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console, accuracy = Console(soft_wrap=True), report.accuracy
-    table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
-    for column in ("", "teachers", "student"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("all classes (ensemble, union)", percent(accuracy.ensemble), percent(accuracy.union))
-    for name, pair in accuracy.per_teacher.items():
-        table.add_row(f"classes of {name}", percent(pair.teacher), percent(pair.student))
-    table.add_row("student says what the ensemble says", "", percent(accuracy.agreement))
-    sizes: list[tuple[str, Any, Any]] = [
-        (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
-        for key in ("parameters", "macs", "bytes")
-    ]
-    for key, teachers, student in sizes:
-        table.add_row(key, f"{teachers:,}", f"{student:,}")
-    console.print(table)
-    if accuracy.union is None:
-        console.print("The images have no labels: agreement is all that can be said.")
-    console.print(f"report:  {folder / 'report.md'}")
-    for figure in sorted((folder / "figures").glob("*.png")):
-        console.print(f"figure:  {figure}")
-    if report.mlflow.tracking_uri is not None:
-        uri = shlex.quote(report.mlflow.tracking_uri)
-        console.print(f"browse:  {program('mlflow')} ui --backend-store-uri {uri}")
-    console.print(f"try:     {program('ka-ray')} predict {folder} {images}")
-
-
 def main() -> None:
-    """Run the command line; what the user can mend is one clear message and exit code 2."""
-    try:
-        app()
-    except (InputError, FloatingPointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    """Run the command line; what the user can mend is one clear message and an exit code."""
+    sys.exit(exit_code_of(app))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,35 @@
-"""Errors with one clear message for the user."""
+"""The exceptions whose message is for the user."""
+
+import errno
 
 
 class InputError(ValueError):
-    """Something the user gave cannot work; the message says what, and what would be accepted."""
+    """A bad config key, file or plan. The message says which, what it is, and what would be accepted."""
 
 
 class ClusterError(RuntimeError):
     """Machines failed, not the input: what was done is kept, and the same command goes on from there."""
+
+
+MEANT_FOR_USERS = (InputError, FloatingPointError, ClusterError)
+"""What a user can mend, by other input, another rate (where numbers are not finite), or other machines."""
+
+
+TRY_AGAIN = 75
+"""Exit code where machines failed, as sysexits.h has it; 2: what was given cannot work."""
+
+
+def disk_full(error: BaseException) -> ClusterError | None:
+    """Put a disk that ran full into words; None where it did not."""
+    if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return None
+    place = f" at {error.filename}" if error.filename else ""
+    return ClusterError(f"the disk is full{place}; what was done is kept: free some space, run it again")
+
+
+def for_users(error: BaseException) -> tuple[str, int] | None:
+    """The message of an error and the exit code of a command that it ends; None where it is a bug."""
+    meant = disk_full(error) or error
+    if not isinstance(meant, MEANT_FOR_USERS):
+        return None
+    return str(meant), TRY_AGAIN if isinstance(meant, ClusterError) else 2

@@ -6,19 +6,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ka_ray.config import Config, TeachConfig
-from ka_ray.errors import InputError
+from ka_ray.errors import for_users
 
 AnyConfig = TypeVar("AnyConfig", Config, TeachConfig)
 
 
-def job_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make the parser of a script that takes a config; it may add options of its own."""
-    parser = argparse.ArgumentParser(
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a script that takes no config."""
+    return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def job_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a script that takes a config; it may add options of its own."""
+    parser = plain_parser(description)
     parser.add_argument("config", help="YAML description; jobs/configs/ has examples")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", help="output folder; default runs/NAME")
+    parser.add_argument("--output", help="output folder that every node reaches; needed in a Ray job")
     return parser
 
 
@@ -39,11 +44,27 @@ def run_job(
     options: list[str] = [
         f"{key}={getattr(given, key)}" for key in ("output", "extend") if getattr(given, key, None)
     ]
-    try:
+
+    def load_and_work() -> None:
         config = kind.load(given.config, [*given.overrides, *options])
         work(config, given)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"output={config.output_dir}")
+        print(f"output={config.output_dir}")
+
+    return exit_code_of(load_and_work)
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do something; what the user can mend is one clear message and exit code 2, or 75 where machines failed.
+
+    Anything else is raised: Python prints a traceback, and the command has failed with exit code 1.
+    """
+    try:
+        work()
+    except Exception as error:
+        told = for_users(error)
+        if told is None:
+            raise
+        message, code = told
+        print(f"error: {message}", file=sys.stderr)
+        return code
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ka_ray.config import Config, TeachConfig, flatten
-from ka_ray.display import Display
+from ka_ray.display import LINK, Display
 from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, connect
 from ka_ray.output import RUN, known_run, remember_run
 from ka_ray.tracking import Tracker, open_tracker
@@ -67,6 +67,8 @@ def open_run(config: OneConfig, folder: Path, name: str, file: str = RUN) -> Ite
         else:
             check_training_fits(config.ray, config.placement, cluster)
         remember_run(folder, tracker.run_id, file)
+        if tracker.link is not None:  # first of all, so that a run can be watched; `ka-ray submit` reads it
+            display.note(f"{LINK}{tracker.link}")
         tracker.log_params(flatten(config))
         yield Run(config, folder, cluster, tracker, display)
 

@@ -13,7 +13,7 @@ import yaml
 
 from ka_ray.amalgamation import METHODS
 from ka_ray.checks import check_batches
-from ka_ray.config import Config, EnergyWidths
+from ka_ray.config import Config, EnergyWidths, without_job_folder
 from ka_ray.distributed.cluster import check_trial_fits
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.pools import Reading, pools_of
@@ -239,7 +239,9 @@ def _publish(
 def ready_config(config: Config, trial: Trial) -> dict[str, Any]:
     """Write the config of a run that learns a student of a trial's widths, with the stages of the config."""
     left_out = {"output", "tune", "baseline", "extend"}
-    tree = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    tree: dict[str, Any] = without_job_folder(
+        config.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    )
     tree["name"] = f"{config.name}_tuned"
     codes = {"method": "direct", "solver": "exact", "basis": "channels", "widths": trial.widths}
     tree["codes"] |= codes

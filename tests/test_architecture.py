@@ -52,15 +52,18 @@ ABOVE: dict[str, set[str]] = {
     "checks": {"config", "errors", "split"},
     "spectrum": {"features", "markdown"},
     "split": {"config", "errors", "images"},
+    "console": {"report"},
     "display": {"training"},
+    "staging": {"errors"},
+    "following": {"display", "distributed"},
     "extension": {"config", "errors", "output", "plan", "teachers", "training"},
     "sweep": {"config", "errors", "features", "markdown"},
     "ways": {"amalgamation", "comparison", "errors"},
     "run": {"config", "display", "distributed", "output", "tracking", "training"},
 }
-"""The same for modules beside those parts; ``report`` stands in ``markdown`` for its types alone."""
+"""The same for modules beside those parts; ``markdown`` and ``console`` use ``report``'s types alone."""
 
-COMMANDS = {"api", "cli", "comparing", "measuring", "pipeline", "searching", "teaching"}
+COMMANDS = {"api", "cli", "comparing", "measuring", "pipeline", "searching", "submitting", "teaching"}
 """What a user calls. Nothing below them imports them; they may import everything but the command line."""
 
 TOP = {"", "__main__", "passes", "publish", "steps", *COMMANDS}

@@ -49,3 +49,12 @@ def test_a_choice_of_channels_that_cannot_look_ahead_is_told(load_config, tmp_pa
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     notes = " ".join(note for note in exact_notes(Learning("", config, plan, tmp_path)) if note)
     assert ("name every layer of the student; 2 lead to conv2" in notes) == told
+
+
+def test_a_search_that_was_a_job_leaves_a_config_that_can_be_sent_again(load_config, tmp_path):
+    config = load_config()
+    unpacked = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1f/low.safetensors"
+    teachers = (config.teachers[0].model_copy(update={"checkpoint": unpacked}), config.teachers[1])
+    ready = ready_config(config.model_copy(update={"teachers": teachers}), TRIAL)
+    given = [teacher["checkpoint"] for teacher in ready["teachers"]]
+    assert given == ["low.safetensors", str(tmp_path / "high.safetensors")]

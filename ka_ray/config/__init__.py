@@ -1,7 +1,8 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
-from ka_ray.config.load import differing_keys, flatten, load_images, with_overrides
+from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Share
+from ka_ray.config.places import Places, has_password, is_absolute, without_job_folder
 from ka_ray.config.schema import (
     STUDENT,
     Config,
@@ -45,6 +46,7 @@ __all__ = [
     "MixedImages",
     "ParquetImages",
     "PlacementConfig",
+    "Places",
     "Preprocessing",
     "RayConfig",
     "ScoresConfig",
@@ -59,6 +61,10 @@ __all__ = [
     "TuneConfig",
     "differing_keys",
     "flatten",
+    "has_password",
+    "is_absolute",
     "load_images",
+    "read_tree",
     "with_overrides",
+    "without_job_folder",
 ]

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+
+from ka_ray.config.places import lies_elsewhere
 
 
 class Section(BaseModel):
@@ -22,8 +24,17 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def read_names(value: Any) -> Any:
-    """Turn a path to a text file of class names, one a line, into the list of names; pass a list on."""
+def _existing_or_elsewhere(path: Path, info: ValidationInfo) -> Path:
+    return path if lies_elsewhere(path, info.context) else _existing(_absolute(path))
+
+
+def read_names(value: Any, info: ValidationInfo) -> Any:
+    """Turn a path to a text file of class names, one a line, into the list of names; pass a list on.
+
+    Of a file on a cluster two names stand for those that only the job will read.
+    """
+    if isinstance(value, str) and lies_elsewhere(value, info.context):
+        return [f"{value}, class {i}" for i in (1, 2)]
     if isinstance(value, str):
         path = _existing(_absolute(Path(value)))
         if not path.is_file():
@@ -42,7 +53,7 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 """A path, made absolute against the folder that the command was started in (Ray workers change theirs)."""
 
-ExistingPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
+ExistingPath = Annotated[Path, AfterValidator(_existing_or_elsewhere)]
 """An absolute path to something that exists."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]

@@ -8,6 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import Section
+from ka_ray.config.places import Places, without_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 
@@ -35,17 +36,23 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
         raise InputError(_explain("images", tree, error)) from None
 
 
-def load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> AnySection:
+def load(
+    kind: type[AnySection], path: str | Path, overrides: Sequence[str], places: Places | None = None
+) -> AnySection:
     """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+
+    Args:
+        kind: Of the config.
+        path: The YAML file.
+        overrides: In this order.
+        places: For a config that is sent to a cluster; absolute paths need not exist here then.
 
     Raises:
         InputError: naming every key that cannot work.
     """
-    tree = read_yaml(Path(path))
-    for override in overrides:
-        _apply(tree, override)
+    tree = read_tree(path, overrides)
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(tree, context=places)
     except ValidationError as error:
         raise InputError(_explain(str(path), tree, error)) from None
 
@@ -63,6 +70,18 @@ def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
         return type(config).model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(" ".join(overrides), tree, error)) from None
+
+
+def read_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Read a YAML file and apply ``dotted.key=value`` overrides; nothing else is checked.
+
+    Raises:
+        InputError: The file is no YAML mapping, or an override does not fit it.
+    """
+    tree = read_yaml(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    return tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -179,8 +198,9 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
 
     Returns:
         Dotted key -> (old value, new value); where it runs and is tracked does not count, nor what a search
-        tries.
+        tries, nor which temporary folder a job was unpacked in.
     """
     a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
     a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))
+    a, b = without_job_folder(a), without_job_folder(b)
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}

@@ -1,6 +1,5 @@
 """The run description, section by section. `jobs/configs/folder.yaml` is its commented template."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
+from ka_ray.config.places import Places, has_password, in_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     BaselinesConfig,
@@ -117,7 +117,7 @@ class TrackingConfig(Section):
     @field_validator("uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
+        if uri is not None and has_password(uri):
             raise ValueError(
                 "a password in the URI would end up in reports; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
@@ -137,18 +137,32 @@ class _Run(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), places: Places | None = None) -> Self:
         """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+
+        Args:
+            path: The YAML file.
+            overrides: In this order.
+            places: For a config that is sent to a cluster, where its absolute paths are.
 
         Raises:
             InputError: naming every key that cannot work.
         """
-        return load(cls, path, overrides)
+        return load(cls, path, overrides, places)
 
     @property
     def output_dir(self) -> Path:
         """The absolute output folder."""
         return self.output or (Path("runs") / self.name).absolute()
+
+    @model_validator(mode="after")
+    def _output_stays(self) -> Self:
+        if in_job_folder(self.output_dir):
+            raise ValueError(
+                f"output: {self.output_dir} lies in the job's temporary working directory, which is deleted; "
+                "give --output with a shared path or URI"
+            )
+        return self
 
 
 class Config(_Run):

@@ -17,9 +17,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ka_ray.errors import ClusterError, InputError
-
-MEANT_FOR_USERS = (InputError, FloatingPointError, ClusterError)
+from ka_ray.errors import MEANT_FOR_USERS, ClusterError, InputError, disk_full
 
 LOST = (
     RayActorError,
@@ -58,12 +56,10 @@ def _exhausted(error: BaseException) -> BaseException | None:
     """Put disk or memory that ran out into words."""
     for inner in _chain(error):
         text = str(inner)
-        if (isinstance(inner, OSError) and inner.errno == errno.ENOSPC) or "No space left on device" in text:
-            where = re.search(r"No space left on device: '([^']+)'", text)
-            place = f" at {where[1]}" if where else ""
-            return ClusterError(
-                f"the disk is full{place}; what was done is kept: free some space, run it again"
-            )
+        quoted = re.search(r"\[Errno 28\] (No space left on device)(?:: '([^']+)')?", text)
+        full = disk_full(OSError(errno.ENOSPC, *quoted.groups()) if quoted else inner)
+        if full is not None:
+            return full
         if isinstance(inner, NO_SPACE):
             return ClusterError(
                 "the cluster's object store and the disk behind it are full; lower extract.object_store_gib "

@@ -16,10 +16,12 @@ class Tracker(Protocol):
     Attributes:
         tracking_uri: Where it keeps them; None if nowhere.
         run_id: The run there; given to a later attempt, that one goes on with the same run.
+        link: Where a browser shows the run; None where no server does.
     """
 
     tracking_uri: str | None
     run_id: str | None
+    link: str | None
 
     def child(self, name: str, run_id: str | None) -> "Tracker":
         """Open a run below this one, or go on with it; who opens it finishes it."""

@@ -60,6 +60,8 @@ class MlflowTracker:
         self._experiment_id: str = run.info.experiment_id
         self.tracking_uri: str | None = uri
         self.run_id: str | None = self._run_id
+        page = f"{uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
+        self.link: str | None = page if uri.startswith(("http://", "https://")) else None
 
     def child(self, name: str, run_id: str | None) -> "MlflowTracker":
         """Open a run below this one, or go on with it."""

@@ -13,6 +13,7 @@ class NullTracker:
 
     tracking_uri: str | None = None
     run_id: str | None = None
+    link: str | None = None
 
     def child(self, name: str, run_id: str | None) -> "NullTracker":
         """Give another that keeps nothing."""

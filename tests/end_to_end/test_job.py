@@ -1,6 +1,7 @@
-"""`ray start --head`, then `ray job submit` of the digits run, with token authentication at its default."""
+"""A Ray head with token authentication at its default, and jobs: by `ray job submit`, by `ka-ray submit`."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -8,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import save_file
 
 from ka_ray.report import Report
+from ka_ray.teachers.plain import plain_conv_net
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,10 +32,15 @@ def head(tmp_path):
     """A Ray head of its own as the README starts it: a token is made, authentication stays at its default."""
     port, dashboard = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    environment["PATH"] = (
+        f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
+    )
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     assert (tmp_path / ".ray" / "auth_token").exists()
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    for option in ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export"):
+        command.append(f"--{option}-port={free_port()}")  # their defaults may belong to another Ray
     command += ["--temp-dir", f"/tmp/ka_ray_job_{port}"]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr
@@ -77,3 +86,109 @@ def test_the_digits_run_as_a_job_and_a_bad_config_fails_the_job(head, tmp_path):
     for stranger in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
         refused = submit((address, environment | stranger), "--version")
         assert refused.returncode != 0, refused.stdout
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A user's folder with a config, and two teachers that git ignores (and Ray with it)."""
+    folder = tmp_path / "project"
+    teachers = []
+    for name, first in (("low", 0), ("high", 5)):
+        checkpoint = folder / "runs" / name / "teacher.safetensors"
+        checkpoint.parent.mkdir(parents=True)
+        save_file(plain_conv_net(5, (8, 8)).state_dict(), checkpoint)
+        teachers.append(
+            {
+                "name": name,
+                "network": "mine.nets:small",
+                "classes": [f"digit_{i}" for i in range(first, first + 5)],
+                "checkpoint": str(checkpoint.relative_to(folder)),
+            }
+        )
+    (folder / ".gitignore").write_text("runs/\n")
+    (folder / "mine").mkdir()
+    factory = (
+        "from ka_ray.teachers.plain import plain_conv_net\ndef small(): return plain_conv_net(5, (8, 8))\n"
+    )
+    (folder / "mine/nets.py").write_text(factory)
+    tree = {
+        "name": "small",
+        "images": {"source": "digits", "limit": 300},
+        "teachers": teachers,
+        "taps": {tap: {"low": tap, "high": tap, "student": tap} for tap in ("conv1", "conv2")},
+        "student": {"network": "plain", "arguments": {"widths": [8, 8]}},
+        "codes": {"epochs": 1},
+        "layers": {"epochs": 1},
+        "joint": {"epochs": 1},
+        "ray": {"workers": 1},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def start_ka_ray(head, project: Path, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
+    address, environment = head
+    command = [sys.executable, "-m", "ka_ray.cli", "submit", "--address", address, *arguments]
+    python_path = {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment | python_path | changes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ka_ray_submit(head, project: Path, *arguments: str, **changes: str) -> tuple[int, str]:
+    with start_ka_ray(head, project, *arguments, **changes) as process:
+        out, _ = process.communicate(timeout=600)
+        return process.returncode, out
+
+
+def test_ka_ray_submit_sends_what_git_ignores_and_ends_as_the_job_does(head, project, tmp_path):
+    output = tmp_path / "out"
+    code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
+    assert code == 0, out
+    for line in ("sent: runs/low/teacher.safetensors", "sent: module mine", "joint epoch=1/1", "SUCCEEDED"):
+        assert line in out
+    report = Report.load(output)
+    assert report.accuracy.images > 0
+    assert str(project) not in (output / "config.json").read_text()  # the job read what was sent
+
+    # Another package, so another folder on the cluster: the run goes on as the one that it is.
+    (project / "mine/nets.py").write_text((project / "mine/nets.py").read_text() + "# the same\n")
+    code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
+    assert code == 0, out
+    assert "epoch=" not in out
+    [job_id] = re.findall(r"^job: (\S+)$", out, re.MULTILINE)
+    code, again = ka_ray_submit(head, project, "--follow", job_id)
+    assert (code, again.splitlines()[-3:]) == (0, out.splitlines()[-3:])
+
+    # What only the job can find out is its exit code; what can be found out here is not sent.
+    bad = ("small.yaml", "--output", str(tmp_path / "bad"), "--set")
+    code, out = ka_ray_submit(head, project, *bad, "taps.conv1.low=nowhere")
+    assert (code, "error: taps.conv1: the network has no module" in out) == (2, True), out
+    code, out = ka_ray_submit(head, project, *bad, "joint.rate=5")
+    assert (code, "job: " in out, "joint.rate: unknown key" in out) == (2, False, True), out
+
+    for stranger in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
+        code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output), **stranger)
+        assert (code, out.count("\n")) == (2, 1), out
+        assert "Set RAY_AUTH_MODE=token and the cluster's token" in out
+        assert "f" * 32 not in out
+
+
+def test_a_job_that_is_stopped_from_outside_has_not_succeeded(head, project, tmp_path):
+    address, environment = head
+    given = ("small.yaml", "--output", str(tmp_path / "out"))
+    with start_ka_ray(head, project, *given) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("extracting "):
+                job_id = next(one.split()[1] for one in lines if one.startswith("job: "))
+                stop = [RAY, "job", "stop", "--address", address, job_id]
+                subprocess.run(stop, env=environment, check=True, capture_output=True)
+    assert process.returncode == 130, "".join(lines)
+    assert lines[-1].startswith(f"job {job_id}: STOPPED")

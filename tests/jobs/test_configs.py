@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+import ka_ray
 from ka_ray.config import Config, TeachConfig
 from ka_ray.plan import make_plan
 from ka_ray.student import Student
@@ -168,6 +169,7 @@ DIGITS = str(JOBS / "configs/digits.yaml")
         ("amalgamate.py", [DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
         ("amalgamate.py", [DIGITS, "--extend", "data"], "data holds no config.json"),
         ("train_teacher.py", ["missing.yaml"], "missing.yaml does not exist"),
+        ("predict.py", ["nowhere", "x.png"], "nowhere holds no student.json"),
         ("evaluate_student.py", ["nowhere", "--images", "digits"], "nowhere holds no student.json"),
         ("compare_methods.py", ["missing.yaml"], "missing.yaml does not exist"),
         ("spectrum.py", [DIGITS, "--set", "codes.widths={energy: 2}"], "less than or equal to 1"),
@@ -188,3 +190,38 @@ def test_job_scripts_refuse_bad_input_with_one_message(
     assert error.startswith("error: ")
     assert words in error
     assert not (workplace / "runs" / "digits").exists()
+
+
+SCRIPTS = {
+    "amalgamate": ("amalgamate", [DIGITS]),
+    "train_teacher": ("teach", [DIGITS]),
+    "search_widths": ("search_widths", [DIGITS]),
+    "spectrum": ("measure_spectrum", [DIGITS]),
+    "compare_methods": ("compare", [DIGITS]),
+    "evaluate_student": ("evaluate", ["folder", "--images", "digits"]),
+    "predict": ("predict", ["folder", "x.png"]),
+}
+"""Script -> the function of ka_ray that it calls, and arguments."""
+
+
+def test_every_script_is_tried_here():
+    assert {path.stem for path in JOBS.glob("*.py")} == SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("error", "code"), [(FloatingPointError("loss is nan"), 2), (OSError("disk"), None)])
+def test_a_script_whose_run_fails_fails(workplace, monkeypatch, capsys, script, error, code):
+    """With one message and 2 where the user can mend it, else with Python's traceback and 1."""
+
+    def fail(*arguments):
+        raise error
+
+    name, arguments = SCRIPTS[script]
+    monkeypatch.setattr(ka_ray, name, fail, raising=False)
+    monkeypatch.setattr("ka_ray.api.images_for", lambda *arguments: None)
+    monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit if code else OSError) as stopped:
+        runpy.run_path(str(JOBS / f"{script}.py"), run_name="__main__")
+    assert (stopped.value.code if code else None) == code
+    assert ("error: loss is nan" in capsys.readouterr().err) == (code is not None)

@@ -275,3 +275,26 @@ def test_importing_the_package_imports_no_mlflow() -> None:
     code = "import sys, ka_ray.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("uri", "link"),
+    [
+        ("http://host:5000", "http://host:5000/#/experiments/7/runs/abc"),
+        ("https://host/mlflow/", "https://host/mlflow/#/experiments/7/runs/abc"),
+        ("sqlite:////tmp/mlflow.db", None),
+        ("file:///tmp/mlruns", None),
+    ],
+)
+def test_a_run_on_a_server_has_an_address_for_a_browser(uri: str, link: str | None) -> None:
+    from types import SimpleNamespace
+
+    from ka_ray.tracking.mlflow import MlflowTracker
+
+    tracker = MlflowTracker.__new__(MlflowTracker)
+    tracker._adopt(uri, SimpleNamespace(info=SimpleNamespace(run_id="abc", experiment_id="7")))
+    assert tracker.link == link
+
+
+def test_the_null_tracker_has_no_address() -> None:
+    assert NullTracker().link is None
