@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -21,13 +20,12 @@ from ka_ray.distributed.search import Search, search
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, IMAGES, write_json
 from ka_ray.figures import draw_sweep
-from ka_ray.images import chosen_ids
 from ka_ray.output import claim_output, known_run, read_json, remember_run
 from ka_ray.passes import sum_up
 from ka_ray.plan import Plan, make_plan
 from ka_ray.report import measure_size
 from ka_ray.run import Run, open_run
-from ka_ray.split import ImageSet, split_images
+from ka_ray.split import ImageSet, hold_out, split_images
 from ka_ray.steps import teach_missing
 from ka_ray.student import Student
 from ka_ray.student.one_pass import OnePass, OnePassMeter, whole_student
@@ -78,7 +76,10 @@ def search_widths(config: Config) -> Sweep:
     own, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
     space = space_of(config.tune, own, {tap: spans(plan.channels[tap])[0] for tap in own})
     points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
-    computed_from, held_out = _hold_out(split_images(config)[0], config)
+    learned_from = split_images(config)[0]
+    computed_from, held_out = hold_out(learned_from, config.tune.holdout, config.seed + 3, "tune.holdout")
+    if config.tune.learning_rates:
+        check_batches(config, computed_from)
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
         check_trial_fits(config.placement, run.cluster)
@@ -93,19 +94,6 @@ def search_widths(config: Config) -> Sweep:
         trials, failed = _try_all(taught, plan, one_pass, space, points)
         seconds = time.perf_counter() - began
         return _publish(taught, plan, trials, failed, len(held_out.ids), (summary["seconds"], seconds))
-
-
-def _hold_out(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
-    """Split the images to learn from: those to compute students from, and those to judge them on."""
-    num_held = round(config.tune.holdout * len(images.ids))
-    if not 0 < num_held < len(images.ids):
-        raise InputError(f"tune.holdout: {config.tune.holdout} of {len(images.ids)} images leaves none")
-    held = np.zeros(len(images.ids), dtype=bool)
-    held[chosen_ids(len(images.ids), num_held, config.seed + 3)] = True
-    computed_from = replace(images, ids=images.ids[~held])
-    if config.tune.learning_rates:
-        check_batches(config, computed_from)
-    return computed_from, replace(images, ids=images.ids[held])
 
 
 def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> None:

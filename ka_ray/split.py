@@ -1,6 +1,6 @@
 """Which images are learned from, and which the student is judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,12 +31,8 @@ def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
         judged_source = open_source(judged)
         judged_ids = chosen_ids(judged_source.num_images, judged.limit, config.seed)
         return ImageSet(config.images, source, ids), ImageSet(judged, judged_source, judged_ids)
-    num_held = round(config.evaluation.holdout * len(ids))
-    if not 0 < num_held < len(ids):
-        raise InputError(f"evaluation.holdout: {config.evaluation.holdout} of {len(ids)} images leaves none")
-    held = np.zeros(len(ids), dtype=bool)
-    held[chosen_ids(len(ids), num_held, config.seed + 1)] = True
-    return ImageSet(config.images, source, ids[~held]), ImageSet(config.images, source, ids[held])
+    whole = ImageSet(config.images, source, ids)
+    return hold_out(whole, config.evaluation.holdout, config.seed + 1, "evaluation.holdout")
 
 
 def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -45,3 +41,17 @@ def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[
     chosen[chosen_ids(len(images.ids), limit, seed + 2)] = True
     kept, others = images.ids[chosen], images.ids[~chosen]
     return ImageSet(images.config, images.source, kept), ImageSet(images.config, images.source, others)
+
+
+def hold_out(images: ImageSet, share: float, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
+    """Split images at random: those to learn from, and a share of them to judge on.
+
+    Raises:
+        InputError: One of the two would be empty; ``key`` says what to change.
+    """
+    num_held = round(share * len(images.ids))
+    if not 0 < num_held < len(images.ids):
+        raise InputError(f"{key}: {share} of {len(images.ids)} images leaves none")
+    held = np.zeros(len(images.ids), dtype=bool)
+    held[chosen_ids(len(images.ids), num_held, seed)] = True
+    return replace(images, ids=images.ids[~held]), replace(images, ids=images.ids[held])

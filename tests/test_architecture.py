@@ -55,7 +55,7 @@ ABOVE: dict[str, set[str]] = {
     "console": {"report"},
     "display": {"training"},
     "staging": {"errors"},
-    "following": {"display", "distributed"},
+    "following": {"display", "distributed", "errors"},
     "extension": {"config", "errors", "output", "plan", "teachers", "training"},
     "sweep": {"config", "errors", "features", "markdown"},
     "ways": {"amalgamation", "comparison", "errors"},

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from ka_ray import run as module
+from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.run import open_run
 from ka_ray.tracking import NullTracker
@@ -14,7 +15,7 @@ from ka_ray.tracking import NullTracker
 def test_a_run_says_first_of_all_where_a_browser_shows_it(load_config, tmp_path, monkeypatch, capsys, link):
     @contextmanager
     def connect(config):
-        yield Cluster(nodes=1, cpus=8.0, gpus=0.0)
+        yield Cluster((Host("here", {"CPU": 8.0}),))
 
     @contextmanager
     def open_tracker(*arguments):

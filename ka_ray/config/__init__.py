@@ -7,7 +7,6 @@ from ka_ray.config.schema import (
     STUDENT,
     Config,
     EvaluationConfig,
-    RayConfig,
     StudentConfig,
     TeachConfig,
     TrackingConfig,
@@ -27,6 +26,7 @@ from ka_ray.config.stages import (
 )
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
 from ka_ray.config.tune import TuneConfig
+from ka_ray.config.workers import RayConfig
 
 __all__ = [
     "STUDENT",

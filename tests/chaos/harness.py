@@ -15,6 +15,8 @@ BIN = ROOT / ".venv" / "bin"
 PATIENCE_S = 600
 """So long at most any one job may take."""
 
+DIGITS = ("jobs/configs/digits.yaml", "--set", "extract.shard_mib=2", "--set", "tracking.backend=none")
+
 
 def wait_until(what: Callable[[], object], patience_s: float, why: str) -> None:
     ends = time.monotonic() + patience_s

@@ -1,18 +1,18 @@
 """Six stages, in each of which a worker, a node or the driver is killed: nothing is lost or done twice."""
 
 import json
+import os
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DIGITS
-from harness import PATIENCE_S, Job, LocalCluster, kill, submit, wait_until
+from harness import DIGITS, PATIENCE_S, Job, LocalCluster, kill, submit, wait_until
 from safetensors.numpy import load_file
 
 from ka_ray.features.standing import shard_ids
@@ -25,6 +25,46 @@ NUM_TRAINED, NUM_JUDGED = 1438, 359
 
 ALL_LATER = ("student.*", "report.*", "figures")
 TRIALS = 8
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A head without work and three workers of two CPUs, with token authentication."""
+    folder = Path("/tmp") / f"ka_ray_chaos_{os.getpid()}"  # sockets need short names
+    made = LocalCluster(folder, 26000, {"KA_RAY_MLFLOW": "off"})
+    try:
+        made.call("up", "3")
+        yield made
+    finally:
+        made.call("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def whole(cluster: LocalCluster) -> LocalCluster:
+    """The same with all three workers: those that a test killed are replaced."""
+    for _ in range(3 - len(cluster.alive)):
+        cluster.call("add")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run in which nothing is killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = submit(cluster, folder / "log", "amalgamate.py", *DIGITS, "--output", str(folder / "out"))
+    assert job.wait() == 0, job.text[-3000:]
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines of the table, which is shown at the end."""
+    rows: list[str] = []
+    yield rows
+    columns = ("stage", "SIGKILL", "outcome", "rows lost", "rows doubled", "finished stages repeated")
+    head = f"| {' | '.join((*columns, 'epochs repeated', 'seconds'))} |"
+    request.config.get_terminal_writer().write("\n".join(["", head, "|---" * 8 + "|", *rows, ""]))
 
 
 @dataclass(frozen=True)
