@@ -76,10 +76,7 @@ def search_widths(config: Config) -> Sweep:
     own, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
     space = space_of(config.tune, own, {tap: spans(plan.channels[tap])[0] for tap in own})
     points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
-    learned_from = split_images(config)[0]
-    computed_from, held_out = hold_out(learned_from, config.tune.holdout, config.seed + 3, "tune.holdout")
-    if config.tune.learning_rates:
-        check_batches(config, computed_from)
+    computed_from, held_out = _split(config)
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
         check_trial_fits(config.placement, run.cluster)
@@ -94,6 +91,15 @@ def search_widths(config: Config) -> Sweep:
         trials, failed = _try_all(taught, plan, one_pass, space, points)
         seconds = time.perf_counter() - began
         return _publish(taught, plan, trials, failed, len(held_out.ids), (summary["seconds"], seconds))
+
+
+def _split(config: Config) -> tuple[ImageSet, ImageSet]:
+    """Give the images that students are computed from, and those that judge them."""
+    learned_from = split_images(config)[0]
+    computed_from, held_out = hold_out(learned_from, config.tune.holdout, config.seed + 3, "tune.holdout")
+    if config.tune.learning_rates:
+        check_batches(config, computed_from)
+    return computed_from, held_out
 
 
 def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> None:
