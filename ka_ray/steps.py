@@ -13,7 +13,7 @@ from ka_ray.config import Config, ScoresConfig, TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.pools import Reading, pools_of
-from ka_ray.distributed.train import train_in_workers
+from ka_ray.distributed.train import Work, train_in_workers
 from ka_ray.errors import InputError
 from ka_ray.extension import TEACHERS, taught_before
 from ka_ray.features.store import DONE, FEATURES, IMAGES, write_json
@@ -94,7 +94,13 @@ def teach_all(
             teach(teacher, stored, folder, seed, device, report)
 
     run.display.note(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.group}")
-    train_in_workers(in_worker, ray, run.config.placement.trainers, run.folder / "ray", run.report)
+    train(run, in_worker)
+
+
+def train(run: Run[Config | TeachConfig], in_worker: Work) -> None:
+    """Run training code in the run's group of workers."""
+    share = run.config.placement.trainers
+    train_in_workers(in_worker, run.config.ray, share, run.folder / "ray", run.report, run.tell)
 
 
 def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
@@ -165,9 +171,7 @@ def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
         what = ", ".join(waiting[0].missing) if len(learnings) == 1 else f"{len(waiting)} students"
         run.tell(*dict.fromkeys(note for one in waiting for note in exact_notes(one)))
         run.display.note(f"learning {what}: starting {run.config.ray.group}")
-        train_in_workers(
-            in_worker, run.config.ray, run.config.placement.trainers, run.folder / "ray", run.report
-        )
+        train(run, in_worker)
     for one in learnings:
         if not (one.folder / "student.json").exists():
             student = Student(one.plan.spec)

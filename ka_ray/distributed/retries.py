@@ -1,16 +1,19 @@
 """Passes over images that outlive lost workers and nodes: what is missing afterwards is read again."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
-from ka_ray.distributed.errors import dead_actor, lost, unwrap
+from ka_ray.distributed.errors import dead_actor, last_line, lost, unwrap
 from ka_ray.errors import ClusterError
 from ka_ray.images import Ids
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 MAX_IDLE_PASSES = 2
 """So many passes in a row without one new row end a run; actors have been started again within each."""
@@ -46,6 +49,10 @@ def repeat_until_complete(
         missing = left
         if error is not None and (not lost(error) or idle >= MAX_IDLE_PASSES):
             raise explain(error, log) from error
+        if error is not None:
+            logger.warning(
+                "workers were lost; %d images are read again (%s)", len(missing), last_line(str(error))
+            )
         if error is None and idle >= MAX_IDLE_PASSES:
             raise ClusterError(f"{len(missing)} images give no row, among them that with id {missing[0]}")
     return passes
@@ -64,6 +71,7 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
         except Exception as error:
             if not lost(error) or unwrap(error) is not error or failures == max_failures:
                 raise explain(error, log) from error
+            logger.warning("workers were lost; the pass begins anew (%s)", last_line(str(error)))
     raise AssertionError("unreachable")
 
 

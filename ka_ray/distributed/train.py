@@ -1,6 +1,5 @@
 """Run plain training code in a group of Ray Train workers."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,16 +20,20 @@ from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.errors import last_line, lost, unwrap
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, Report
+from ka_ray.training.ranks import rank, world_size
 
 Work = Callable[[torch.device, Report], None]
 """What every worker runs: its device, and where rank 0 reports to."""
 
 POLL_S = 0.5
 
-logger = logging.getLogger(__name__)
+RESIZE_S = 30.0
+"""An elastic group looks this often whether there is room for more workers."""
 
 
-def train_in_workers(work: Work, config: RayConfig, share: Share, folder: Path, report: Report) -> None:
+def train_in_workers(
+    work: Work, config: RayConfig, share: Share, folder: Path, report: Report, tell: Callable[[str], None]
+) -> None:
     """Run ``work`` in every worker of one group, under a torch process group.
 
     All stages go through one call: a group takes long to start (every worker imports torch). Where workers or
@@ -42,6 +45,7 @@ def train_in_workers(work: Work, config: RayConfig, share: Share, folder: Path, 
         share: What each gets.
         folder: For Ray Train's own records; reachable by every node.
         report: Called on the driver with rank 0's reports, in order, from a thread of its own.
+        tell: Told, here, that workers were lost, and of what size an elastic group has become.
 
     Raises:
         ClusterError: Workers were lost again and again.
@@ -49,7 +53,7 @@ def train_in_workers(work: Work, config: RayConfig, share: Share, folder: Path, 
     """
     failures, errors = 0, list[Exception]()
     while True:
-        follower = _Follower(report, errors)
+        follower = _Follower(report, tell, errors)
         try:
             _run_group(work, config, share, folder, follower)
             break
@@ -64,7 +68,7 @@ def train_in_workers(work: Work, config: RayConfig, share: Share, folder: Path, 
                     f"waited for each other longer than ray.timeout_s = {config.timeout_s}: "
                     f"{last_line(str(error))}"
                 ) from error
-            logger.warning("training workers were lost, starting others (%s)", last_line(str(error)))
+            tell(f"training workers were lost, starting others: {last_line(str(error))}")
     if errors:
         raise errors[0]
 
@@ -74,6 +78,8 @@ def _run_group(work: Work, config: RayConfig, share: Share, folder: Path, follow
 
     def in_worker() -> None:
         torch.set_num_threads(max(1, round(share.cpu)))
+        if rank() == 0:
+            journal.add.remote({"workers": world_size()})
         work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
 
     with follower:
@@ -85,6 +91,7 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, fol
     return TorchTrainer(
         in_worker,
         scaling_config=ScalingConfig(
+            elastic_resize_monitor_interval_s=RESIZE_S,
             num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes both
             use_gpu=share.gpu > 0,
             resources_per_worker=needs(share),
@@ -102,8 +109,8 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, fol
 class _Follower:
     """Hands rank 0's reports on, from a thread of its own, while its block runs."""
 
-    def __init__(self, report: Report, errors: list[Exception]) -> None:
-        self._report, self._errors = report, errors
+    def __init__(self, report: Report, tell: Callable[[str], None], errors: list[Exception]) -> None:
+        self._report, self._tell, self._errors = report, tell, errors
         self.journal = beside_driver(Journal)
         self.epochs = 0
         self._ended = threading.Event()
@@ -121,9 +128,14 @@ class _Follower:
         while not last_round:
             last_round = self._ended.wait(POLL_S)
             for entry in ray.get(self.journal.take.remote()):
-                progress = Progress(**entry)
-                self.epochs += progress.epoch_ended
                 try:
-                    self._report(progress)
+                    self._hand_on(entry)
                 except Exception as error:  # a tracker out of reach must not cost hours of training
                     self._errors.append(error)
+
+    def _hand_on(self, entry: dict[str, Any]) -> None:
+        if "workers" in entry:
+            return self._tell(f"a group of {entry['workers']} workers has begun")
+        progress = Progress(**entry)
+        self.epochs += progress.epoch_ended
+        return self._report(progress)

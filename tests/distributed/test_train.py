@@ -87,7 +87,7 @@ def run_on_ray(runs: list[StageInputs], workers: int) -> list[Progress]:
             run_stages(StageInputs(config, plan, folder, folder, device, report))
 
     ray_config = RayConfig(workers=workers)
-    train_in_workers(in_worker, ray_config, Share(cpu=0.5), runs[0].folder / "ray", reports.append)
+    train_in_workers(in_worker, ray_config, Share(cpu=0.5), runs[0].folder / "ray", reports.append, print)
     return reports
 
 
@@ -141,10 +141,12 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
         config, plan, folder = parts
         run_stages(StageInputs(config, plan, folder, folder, device, die_once))
 
-    reports: list[Progress] = []
+    reports, told = list[Progress](), list[str]()
     elastic = RayConfig(workers={"min": 1, "max": 2}, timeout_s=60)
-    train_in_workers(in_worker, elastic, Share(cpu=0.5), killed.folder / "ray", reports.append)
+    train_in_workers(in_worker, elastic, Share(cpu=0.5), killed.folder / "ray", reports.append, told.append)
     assert once.exists()
+    assert [line for line in told if "workers were lost, starting others" in line] == told[1:2]
+    assert told[::2] == ["a group of 2 workers has begun"] * 2
     epochs = [(r.stage, r.epoch) for r in reports if r.epoch_ended]
     assert epochs == [("codes", 1), ("layers", 1), ("joint", 1), ("joint", 2), ("joint", 3)]
     same(weights(killed.folder), weights(plain.folder), "killed")
@@ -160,7 +162,7 @@ def test_workers_that_never_come_to_a_collective_fail_the_stage_in_bounded_time(
 
     with pytest.raises(ClusterError, match=r"waited for each other longer than ray.timeout_s = 3"):
         train_in_workers(
-            stuck, RayConfig(timeout_s=3, max_failures=1), Share(cpu=0.5), tmp_path, lambda _: None
+            stuck, RayConfig(timeout_s=3, max_failures=1), Share(cpu=0.5), tmp_path, lambda _: None, print
         )
 
 
@@ -170,7 +172,7 @@ def test_a_workers_error_reaches_the_user_as_it_was_meant(cluster, tmp_path):
         raise InputError("batch_size 9 is larger than the 3 images there are")
 
     with pytest.raises(InputError, match="batch_size 9 is larger than the 3 images there are"):
-        train_in_workers(refuse, RayConfig(workers=1), Share(), tmp_path, lambda _: None)
+        train_in_workers(refuse, RayConfig(workers=1), Share(), tmp_path, lambda _: None, print)
 
 
 def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
@@ -180,7 +182,7 @@ def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
 
     fields = {"stage": "joint", "epochs": 2, "step": 1, "steps": 1, "images": 8, "seconds": 1.0, "losses": {}}
     seen, errors = [], []
-    follower = _Follower(report, errors)
+    follower = _Follower(report, print, errors)
     with follower:
         ray.get([follower.journal.add.remote({"epoch": epoch, **fields}) for epoch in (1, 2)])
     assert seen == [1, 2]
