@@ -28,12 +28,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. joint.epochs=5."),
 ]
-Output = Annotated[Path | None, typer.Option(help="Output folder; default runs/NAME.")]
-RunFolder = Annotated[Path, typer.Argument(help="Output folder of a finished run.")]
+Output = Annotated[str | None, typer.Option(help="Output folder or URI; default runs/NAME.")]
+RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 
 
 @app.command()
-def demo(output: Output = Path("runs/demo"), overrides: Overrides = None) -> None:
+def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
     from ka_ray import Config, amalgamate
     from ka_ray.api import save_samples
@@ -50,7 +50,7 @@ def run(
     overrides: Overrides = None,
     output: Output = None,
     extend: Annotated[
-        Path | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
+        str | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
     ] = None,
 ) -> None:
     """Merge teachers into one student."""
@@ -146,7 +146,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    folder: RunFolder, images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+    folder: RunFolder, images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 ) -> None:
     """Name the class of image files."""
     from ka_ray.api import predict as predict_images
@@ -180,7 +180,7 @@ def demo_config() -> Path:
     return next(place for place in places if place.exists())
 
 
-def with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
+def with_output(overrides: list[str] | None, output: str | None) -> list[str]:
     """Turn `--output` into an override."""
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ka_ray.config import Config, TeacherConfig
 from ka_ray.errors import InputError
+from ka_ray.files import to_path
 from ka_ray.output import CONFIG, read_json
 from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import digest
@@ -102,5 +103,5 @@ def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
         if path.exists():
             return path
         before = read_json(folder / CONFIG).get("extend")
-        folder = None if before is None else Path(before)
+        folder = None if before is None else to_path(before)
     return None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from ka_ray.features.store import write_json
+from ka_ray.files import write_text
 from ka_ray.markdown import write_markdown
 
 StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
@@ -158,9 +159,7 @@ class Report(_Part):
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``report.md`` into a folder, each whole or not at all."""
-        part = folder / ".report.md.part"
-        part.write_text(self.to_markdown())
-        part.replace(folder / "report.md")
+        write_text(folder / "report.md", self.to_markdown())
         write_json(folder / "report.json", self.model_dump(mode="json"))
 
     @staticmethod

@@ -17,16 +17,30 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "eng
 
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
+    "copies": {"files"},
     "metrics": set(),
-    "config": {"errors"},
-    "features": {"errors", "config"},
-    "images": {"errors", "config"},
-    "amalgamation": {"errors", "config", "metrics", "features"},
-    "teachers": {"errors", "config", "metrics", "features"},
-    "student": {"errors", "config", "metrics", "features", "images", "amalgamation", "teachers"},
+    "config": {"errors", "files"},
+    "features": {"errors", "copies", "files", "config"},
+    "images": {"errors", "copies", "files", "config"},
+    "amalgamation": {"errors", "copies", "files", "config", "metrics", "features"},
+    "teachers": {"errors", "copies", "files", "config", "metrics", "features"},
+    "student": {
+        "errors",
+        "copies",
+        "files",
+        "config",
+        "metrics",
+        "features",
+        "images",
+        "amalgamation",
+        "teachers",
+    },
     "plan": {"errors", "config", "metrics", "features", "amalgamation", "teachers", "student"},
     "training": {
         "errors",
+        "copies",
+        "files",
         "config",
         "metrics",
         "features",
@@ -41,20 +55,20 @@ BELOW: dict[str, set[str]] = {
 
 BELOW["distributed"] = set(BELOW)
 BELOW["tracking"] = set(BELOW) - {"distributed"}
-BELOW["figures"] = set()  # figures are drawn from plain mappings: no other part is needed, none draws
+BELOW["figures"] = {"files"}  # figures are drawn from plain mappings: no other part is needed, none draws
 
 ABOVE: dict[str, set[str]] = {
     "markdown": {"report"},
-    "report": {"features", "markdown"},
-    "comparison": {"features", "markdown", "metrics"},
-    "output": {"config", "errors", "features"},
+    "report": {"features", "files", "markdown"},
+    "comparison": {"features", "files", "markdown", "metrics"},
+    "output": {"config", "errors", "features", "files", "tracking"},
     "job": {"config", "errors"},
     "checks": {"config", "errors", "split"},
-    "spectrum": {"features", "markdown"},
+    "spectrum": {"features", "files", "markdown"},
     "split": {"config", "errors", "images"},
     "display": {"training"},
-    "extension": {"config", "errors", "output", "plan", "teachers", "training"},
-    "sweep": {"config", "errors", "features", "markdown"},
+    "extension": {"config", "errors", "files", "output", "plan", "teachers", "training"},
+    "sweep": {"config", "errors", "features", "files", "markdown"},
     "ways": {"amalgamation", "comparison", "errors"},
     "run": {"config", "display", "distributed", "output", "tracking", "training"},
 }

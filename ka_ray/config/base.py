@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
+from upath import UPath
+
+from ka_ray.files import absolute, exists, to_path
 
 
 class Section(BaseModel):
@@ -12,12 +15,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def _absolute(path: Path) -> Path:
-    return Path(path).expanduser().absolute()
+def _absolute(value: Any) -> Path:
+    if isinstance(value, str | Path | UPath):
+        return absolute(to_path(str(value)))
+    raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not exists(path):
         raise ValueError(f"{path} does not exist")
     return path
 
@@ -25,7 +30,7 @@ def _existing(path: Path) -> Path:
 def read_names(value: Any) -> Any:
     """Turn a path to a text file of class names, one a line, into the list of names; pass a list on."""
     if isinstance(value, str):
-        path = _existing(_absolute(Path(value)))
+        path = _existing(_absolute(value))
         if not path.is_file():
             raise ValueError(f"{path} must be a text file with one class name a line")
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
@@ -39,11 +44,14 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-"""A path, made absolute against the folder that the command was started in (Ray workers change theirs)."""
+AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
+"""A URI, or a path, which is made absolute against the folder that the command was started in.
 
-ExistingPath = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
-"""An absolute path to something that exists."""
+Ray workers change theirs.
+"""
+
+ExistingPath = Annotated[AbsolutePath, AfterValidator(_existing)]
+"""A URI or an absolute path of something that exists."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
 """Class names: a list, or a text file with one name a line. No name twice."""

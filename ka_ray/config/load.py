@@ -123,7 +123,7 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        secret = "password" in message
+        secret = message.startswith("credentials")
         given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
     return "\n".join(lines)

@@ -1,6 +1,5 @@
 """The run description, section by section. `jobs/configs/folder.yaml` is its commented template."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,7 @@ from ka_ray.config.stages import (
 )
 from ka_ray.config.teachers import Preprocessing, TeacherConfig
 from ka_ray.config.tune import TuneConfig
+from ka_ray.files import refuse_credentials
 
 STUDENT = "student"
 """Stands beside the teachers' names in `taps`."""
@@ -70,17 +70,17 @@ class TrackingConfig(Section):
     """Where parameters, metrics, figures and the model are kept."""
 
     backend: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = Field(None, description="MLflow tracking URI; null: sqlite in the output folder")
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
+    )
     experiment: str = "ka_ray"
 
     @field_validator("uri")
     @classmethod
-    def _without_password(cls, uri: str | None) -> str | None:
-        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
-            raise ValueError(
-                "a password in the URI would end up in reports; "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-            )
+    def _without_credentials(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            refuse_credentials(uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
         return uri
 
 

@@ -1,7 +1,6 @@
 """Trials by Ray Tune: many students from the sums of one pass, which the object store holds once."""
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ka_ray.config import TuneConfig
+from ka_ray.distributed.storage import storage
 from ka_ray.errors import InputError
+from ka_ray.files import remove_tree
 
 EPOCHS, AGREEMENT = "epochs", "agreement"
 
@@ -114,12 +115,12 @@ def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, resource
     run_point(_point(config), device, tune.report, shared)
 
 
-def _keeping_nothing(storage: Path, on_trial: OnTrial) -> tune.RunConfig:
+def _keeping_nothing(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     """Let Ray Tune start anew: what trials leave lies in the run's folder, not in Tune's."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables come even at verbose=0
-    shutil.rmtree(storage / "tune", ignore_errors=True)
-    return tune.RunConfig(name="tune", storage_path=str(storage), callbacks=[_Told(on_trial)], verbose=0)
+    remove_tree(folder / "tune")
+    return tune.RunConfig(name="tune", **storage(folder), callbacks=[_Told(on_trial)], verbose=0)
 
 
 def _scheduler(epochs: int) -> TrialScheduler:

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ka_ray.config import RayConfig
 from ka_ray.distributed.actors import Journal
 from ka_ray.distributed.errors import unwrap
+from ka_ray.distributed.storage import storage
 from ka_ray.training.fit import Progress, Report
 
 Work = Callable[[torch.device, Report], None]
@@ -70,7 +71,7 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, folder: Path) -> 
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
-            storage_path=str(folder),
+            **storage(folder),
             failure_config=FailureConfig(max_failures=0),
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.config import Config, TrainingConfig
+from ka_ray.copies import local_copy
 from ka_ray.features.store import DONE, Store, write_json
+from ka_ray.files import make_folder
 from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
@@ -62,14 +64,21 @@ def stage_file(folder: Path, stage: str) -> Path:
 def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, Any]) -> None:
     """Write a stage's weights, then its summary, each atomically."""
     weights_path = stage_file(folder, stage).with_suffix(".safetensors")
-    weights_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(weights_path.parent)
     save_weights(module, weights_path)
     write_json(stage_file(folder, stage), summary)
 
 
 def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
     """Load what a stage left into a module of the same shape."""
-    module.load_state_dict(load_file(stage_file(folder, stage).with_suffix(".safetensors")))
+    module.load_state_dict(load_weights(folder, stage))
+
+
+def load_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    """Read the weights that a stage left."""
+    path = stage_file(folder, stage).with_suffix(".safetensors")
+    weights: dict[str, torch.Tensor] = load_file(local_copy(path))
+    return weights
 
 
 def epochs_folder(folder: Path) -> Path:

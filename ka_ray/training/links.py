@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
@@ -27,7 +26,7 @@ from ka_ray.training.codes import (
     standardise,
 )
 from ka_ray.training.fit import Progress, Report, fit
-from ka_ray.training.inputs import StageInputs, records, stage_file
+from ka_ray.training.inputs import StageInputs, load_weights, records, stage_file
 from ka_ray.training.ranks import rank
 from ka_ray.training.solved import solve_links
 
@@ -142,7 +141,7 @@ def _reuse_links(inputs: StageInputs, amalgamations: nn.ModuleDict) -> int:
     extended, method = inputs.config.extend, inputs.config.codes.method
     if extended is None or method != "incremental":
         return 0
-    known = load_file(stage_file(extended, "codes").with_suffix(".safetensors"))
+    known = load_weights(extended, "codes")
     links = {name: weight for name, weight in known.items() if ".links." in name}
     amalgamations.load_state_dict(links, strict=False)
     return len({name.split(".")[2] for name in links})
