@@ -14,7 +14,7 @@ from ka_ray.display import Display
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.errors import InputError
-from ka_ray.files import absolute, atomic_file, make_folder, to_path
+from ka_ray.files import absolute, atomic_file, make_folder, read_bytes, to_path
 from ka_ray.images import chosen_ids, open_source
 from ka_ray.images.decode import decode
 from ka_ray.metrics import accuracies
@@ -76,7 +76,7 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     spec, predictions = student.spec, []
     for path in map(to_path, images):
         try:
-            pixels = decode(path.read_bytes(), spec.image_size, "crop" if spec.resize == "crop" else "squash")
+            pixels = decode(read_bytes(path), spec.image_size, "crop" if spec.resize == "crop" else "squash")
         except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
             raise InputError(f"image {path} cannot be read: {error}") from None
         with torch.inference_mode():

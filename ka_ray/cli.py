@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    Path, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
+    str, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, cast
-
-from upath import UPath
+from typing import TYPE_CHECKING, Any, cast
 
 from ka_ray.errors import InputError
+
+if TYPE_CHECKING:  # a tenth of a second, for those alone who give URIs
+    from upath import UPath
 
 CACHE = "KA_RAY_CACHE"
 """The environment variable that names the folder of local copies."""
@@ -61,12 +62,14 @@ def to_path(where: str | Path) -> Path:
     if re.search(r"[*?\[\]]", text):
         raise InputError(f"{text}: a URI must name one place; *, ?, [ and ] are not accepted in it")
     _check_protocol(text.partition("://")[0])
+    from upath import UPath
+
     # Other processes write, too: what was listed before must not hide what is there now.
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
 
 def _check_protocol(protocol: str) -> None:
-    import fsspec  # a tenth of a second, for those alone who give URIs
+    import fsspec
 
     try:
         fsspec.get_filesystem_class(protocol)
@@ -78,6 +81,15 @@ def _check_protocol(protocol: str) -> None:
         raise InputError(f"{protocol}:// is no protocol that fsspec knows") from None
 
 
+def is_path(value: object) -> bool:
+    """Whether something is a path, of any kind, or the text of one."""
+    if isinstance(value, str | Path):
+        return True
+    from upath import UPath
+
+    return isinstance(value, UPath)
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path is a URI's."""
     return not isinstance(path, Path)
@@ -85,7 +97,7 @@ def is_remote(path: Path) -> bool:
 
 def filesystem(path: Path) -> tuple[Any, str]:
     """Give the fsspec file system of a URI, and the name of the file there."""
-    uri = cast(UPath, path)
+    uri = cast("UPath", path)
     return uri.fs, uri.path
 
 
@@ -110,7 +122,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, with those above it; object stores have none, and need none."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
-    elif cast(UPath, path).protocol not in OBJECT_STORES:
+    elif cast("UPath", path).protocol not in OBJECT_STORES:
         fs, name = filesystem(path)
         fs.makedirs(name, exist_ok=True)
 
@@ -124,6 +136,19 @@ def remove_tree(path: Path) -> None:
         fs.rm(name, recursive=True)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file, a remote one in a single request: as it is at one moment."""
+    if not is_remote(path):
+        return path.read_bytes()
+    fs, name = filesystem(path)
+    return cast(bytes, fs.cat_file(name))
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; see :func:`read_bytes`."""
+    return read_bytes(path).decode()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a local file to write; as the block ends it is at ``path`` in one step, whole or not at all."""
@@ -131,7 +156,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with TemporaryDirectory(dir=cache_folder(), prefix="upload-") as folder:
             part = Path(folder) / path.name
             yield part
-            _upload(part, cast(UPath, path))
+            _upload(part, cast("UPath", path))
         return
     part = path.with_name(f".{path.name}.part")
     try:
@@ -147,7 +172,7 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
-def _upload(part: Path, path: UPath) -> None:
+def _upload(part: Path, path: "UPath") -> None:
     if path.protocol in OBJECT_STORES:
         path.fs.put_file(str(part), path.path)
         return
@@ -201,7 +226,7 @@ def _read(read: Callable[[str], bytes], name: str) -> bytes | OSError:
 
 @contextmanager
 def ranges_of(path: Path) -> Iterator[Any]:
-    """Give what a reader of ranges opens: a local path itself, else a file of which a range is one request."""
+    """Give what a reader of ranges opens: a local path itself, else a file whose every range is a request."""
     if not is_remote(path):
         yield path
         return

@@ -8,7 +8,7 @@ from typing import Any
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
 from ka_ray.features.store import write_json
-from ka_ray.files import CACHE, cache_folder, exists, is_remote, make_folder
+from ka_ray.files import CACHE, cache_folder, exists, is_remote, make_folder, read_text
 from ka_ray.tracking import tracking_uri
 
 CONFIG = "config.json"
@@ -25,7 +25,7 @@ def claim_output(config: Config | TeachConfig) -> Path:
     folder, new = config.output_dir, config.model_dump(mode="json")
     tracking_uri(config.tracking, folder)
     if exists(folder / CONFIG):
-        differing = differing_keys(json.loads((folder / CONFIG).read_text()), new)
+        differing = differing_keys(read_json(folder / CONFIG), new)
         if differing:
             lines = [f"  {key}: {old!r} there, {now!r} now" for key, (old, now) in differing.items()]
             raise InputError(
@@ -54,7 +54,7 @@ def remember_run(folder: Path, run_id: str | None, file: str = RUN) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(read_text(path))
     return content
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from ka_ray.features.store import write_json
-from ka_ray.files import write_text
+from ka_ray.files import read_text, to_path, write_text
 from ka_ray.markdown import write_markdown
 
 StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
@@ -163,9 +163,9 @@ class Report(_Part):
         write_json(folder / "report.json", self.model_dump(mode="json"))
 
     @staticmethod
-    def load(folder: Path) -> "Report":
+    def load(folder: str | Path) -> "Report":
         """Read the report of a finished run from its output folder."""
-        return Report.model_validate(json.loads((folder / "report.json").read_text()))
+        return Report.model_validate(json.loads(read_text(to_path(folder) / "report.json")))
 
     def to_markdown(self) -> str:
         """Write the report for people."""

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
-from upath import UPath
 
-from ka_ray.files import absolute, exists, to_path
+from ka_ray.files import absolute, exists, is_path, read_text, to_path
 
 
 class Section(BaseModel):
@@ -16,8 +15,8 @@ class Section(BaseModel):
 
 
 def _absolute(value: Any) -> Path:
-    if isinstance(value, str | Path | UPath):
-        return absolute(to_path(str(value)))
+    if is_path(value):
+        return absolute(to_path(value))
     raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
 
 
@@ -33,7 +32,7 @@ def read_names(value: Any) -> Any:
         path = _existing(_absolute(value))
         if not path.is_file():
             raise ValueError(f"{path} must be a text file with one class name a line")
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     return value
 
 

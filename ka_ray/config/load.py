@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from ka_ray.config.base import Section
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
+from ka_ray.files import exists, read_text, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -41,7 +42,7 @@ def load(kind: type[AnySection], path: str | Path, overrides: Sequence[str]) -> 
     Raises:
         InputError: naming every key that cannot work.
     """
-    tree = read_yaml(Path(path))
+    tree = read_yaml(to_path(path))
     for override in overrides:
         _apply(tree, override)
     try:
@@ -71,10 +72,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, not YAML, or not a mapping.
     """
-    if not path.is_file():
+    if not exists(path):
         raise InputError(f"config {path} does not exist")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from ray.tune.search import Searcher
 from ka_ray.config import TuneConfig
 from ka_ray.distributed.storage import storage
 from ka_ray.errors import InputError
-from ka_ray.files import remove_tree
+from ka_ray.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
 
+JOURNAL = "optuna.log"
 EPOCHS, AGREEMENT = "epochs", "agreement"
 
 Point = Mapping[str, float | int]
@@ -91,17 +93,18 @@ def search(
     resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
     trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, resources=resources)
     grid = None if work.points is None else {"point": tune.grid_search([dict(p) for p in work.points])}
+    journal = None if grid else _local_journal(work.folder)
     result = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
             num_samples=1 if grid else work.num_trials,
-            search_alg=None if grid else _optuna(work),
+            search_alg=None if journal is None else _optuna(work, journal),
             scheduler=_scheduler(work.epochs),
             max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
         ),
-        run_config=_keeping_nothing(work.folder / "ray", on_trial),
+        run_config=_keeping_nothing(work.folder / "ray", _and_keep(journal, work.folder, on_trial)),
     ).fit()
     ended = [result[place] for place in range(len(result))]
     return {
@@ -129,7 +132,29 @@ def _scheduler(epochs: int) -> TrialScheduler:
     return ASHAScheduler(time_attr=EPOCHS, metric=AGREEMENT, mode="max", max_t=epochs, grace_period=1)
 
 
-def _optuna(work: Search) -> Searcher:
+def _local_journal(folder: Path) -> Path:
+    """Give a local file for Optuna's journal, to which it appends: a remote folder's goes on in a copy."""
+    if not is_remote(folder):
+        return folder / JOURNAL
+    journal = Path(mkdtemp(dir=cache_folder())) / JOURNAL
+    if exists(folder / JOURNAL):
+        journal.write_text(read_text(folder / JOURNAL))
+    return journal
+
+
+def _and_keep(journal: Path | None, folder: Path, on_trial: OnTrial) -> OnTrial:
+    """Bring the copy of a remote folder's journal back after every trial."""
+    if journal is None or not is_remote(folder):
+        return on_trial
+
+    def told(point: Point, result: dict[str, Any]) -> None:
+        on_trial(point, result)
+        write_text(folder / JOURNAL, journal.read_text())
+
+    return told
+
+
+def _optuna(work: Search, journal: Path) -> Searcher:
     """Search by TPE for agreement and cost at once; earlier attempts' trials are remembered in a file."""
     try:
         import optuna
@@ -146,7 +171,7 @@ def _optuna(work: Search) -> Searcher:
         metric=[AGREEMENT, work.config.cost],
         mode=["max", "min"],
         sampler=optuna.samplers.TPESampler(seed=work.seed, n_startup_trials=max(4, work.num_trials // 4)),
-        storage=JournalStorage(JournalFileBackend(str(work.folder / "optuna.log"))),
+        storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name="tune",
     )
     return searcher

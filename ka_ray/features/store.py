@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ka_ray.copies import local_copies
-from ka_ray.files import atomic_file, make_folder, remove_tree, write_text
+from ka_ray.files import atomic_file, make_folder, read_text, remove_tree, write_text
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -89,7 +89,7 @@ class Store:
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.summaries: list[dict[str, Any]] = [json.loads((f / DONE).read_text()) for f in folders]
+        self.summaries: list[dict[str, Any]] = [json.loads(read_text(f / DONE)) for f in folders]
         self._shards = [_Shard(path) for folder in folders for path in local_copies(folder, "*.arrow")]
         if not self._shards:
             raise ValueError(f"no images in {', '.join(map(str, folders))}")

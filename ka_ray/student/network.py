@@ -21,7 +21,7 @@ from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import write_json
-from ka_ray.files import make_folder, to_path
+from ka_ray.files import make_folder, read_text, to_path
 from ka_ray.student.adapter import identity_layer
 from ka_ray.student.cut import cut
 from ka_ray.student.families import FAMILIES, activation_of, chain_stages, find_family
@@ -169,7 +169,7 @@ def load_student(folder: str | Path) -> Student:
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
-    content = json.loads((folder / "student.json").read_text())
+    content = json.loads(read_text(folder / "student.json"))
     content.pop("classes")
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
     student = Student(StudentSpec(**content))

@@ -13,6 +13,7 @@ from ka_ray.amalgamation.exact import Seen
 from ka_ray.amalgamation.sums import sums_over_ranks
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
+from ka_ray.files import read_text
 from ka_ray.student import Student
 from ka_ray.student.least_squares import NUM_DRAWS
 from ka_ray.student.one_pass import OnePass, OnePassMeter, obstacle
@@ -151,5 +152,5 @@ def _link_seconds(inputs: StageInputs, reused: int) -> list[float]:
     """Tell how long the links that are used again took in the runs that trained them."""
     if not reused or inputs.config.extend is None:
         return []
-    summary = json.loads(stage_file(inputs.config.extend, "codes").read_text())
+    summary = json.loads(read_text(stage_file(inputs.config.extend, "codes")))
     return list(summary["links"]["seconds"][:reused])
