@@ -1,4 +1,4 @@
-"""Ray's own records beside a run's files: under a path as ever, under a URI through its fsspec file system."""
+"""under a path as ever, under a URI through its fsspec file system."""
 
 import pickle
 

@@ -38,7 +38,7 @@ TEACHERS = {"low": range(5), "high": range(5, 10)}
 
 
 def put_images(uri: str) -> None:
-    """Write the digits as Parquet of several row groups: every fifth image to judge on, the others to learn."""
+    """Write the digits as Parquet of several row groups; every fifth image is to judge on."""
     digits = load_digits()
     columns: dict[str, list] = {"image": [], "label": []}
     for pixels, target in zip(digits.images, digits.target, strict=True):
