@@ -59,9 +59,12 @@ def to_path(where: str | Path) -> Path:
     if "://" not in text:
         return Path(text).expanduser()
     refuse_credentials(text, "they are taken from the environment, as the store's own tools take them")
+    protocol, _, place = text.partition("://")
     if re.search(r"[*?\[\]]", text):
         raise InputError(f"{text}: a URI must name one place; *, ?, [ and ] are not accepted in it")
-    _check_protocol(text.partition("://")[0])
+    if not place.strip("/"):
+        raise InputError(f"{text}: the URI names no place")
+    _check_protocol(protocol)
     from upath import UPath
 
     # Other processes write, too: what was listed before must not hide what is there now.

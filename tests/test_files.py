@@ -188,6 +188,8 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
         ("webdisk://x/y", "webdisk:// is no protocol that fsspec knows"),
         ("simplecache::s3://x/y", "simplecache::s3:// is no protocol"),
         ("s3://bucket/*.pt", "one place"),
+        ("s3://", "names no place"),
+        ("file:///", "names no place"),
     ],
 )
 def test_a_uri_that_cannot_work_is_refused(uri, said):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from ka_ray.config.base import Section
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
-from ka_ray.files import exists, read_text, to_path
+from ka_ray.files import SECRETS, exists, read_text, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -124,7 +124,7 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        secret = message.startswith("credentials")
+        secret = SECRETS.search(repr(problem["input"]))
         given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
     return "\n".join(lines)

@@ -57,6 +57,7 @@ def test_a_missing_object_is_named_with_its_key(on_s3, s3, load_config):
         ("output=s3://AKIA:s3cret@bucket/x", "output: credentials in the URI would end up in reports"),
         ("extend=https://host/run?token=s3cret", "extend: credentials in the URI"),
         ("output=webdisk://x/y", "output: webdisk:// is no protocol that fsspec knows"),
+        ("outputt=s3://AKIA:s3cret@bucket/x", "outputt: unknown key"),
         ("output=3", "output: must be a path or a URI, it is a int"),
     ],
 )

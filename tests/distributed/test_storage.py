@@ -1,4 +1,4 @@
-"""under a path as ever, under a URI through its fsspec file system."""
+"""Where Ray keeps its own records: under a path as ever, under a URI through its fsspec file system."""
 
 import pickle
 
