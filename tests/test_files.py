@@ -99,13 +99,16 @@ def test_no_reader_ever_sees_half_a_file(place):
 
 def test_another_process_is_seen_at_once(place):
     make_folder(place)
-    assert list_files(place) == []
+    write_text(place / "first.txt", "x")
+    assert list_files(place) == ["first.txt"]
+    assert [path.name for path in place.iterdir()] == ["first.txt"]
     assert not exists(place / "note.txt")
     code = f"from ka_ray.files import *; write_text(to_path({str(place)!r}) / 'note.txt', 'x')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert exists(place / "note.txt")
-    assert list_files(place) == ["note.txt"]
-    assert [path.name for path in place.glob("*.txt")] == ["note.txt"]
+    assert list_files(place) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in place.iterdir()) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in place.glob("*.txt")) == ["first.txt", "note.txt"]
 
 
 def test_a_tree_is_removed_and_nothing_else(place):
