@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ka_ray.config import ExtractConfig, ImagesConfig, RayConfig, load_images
+from ka_ray.config import ImagesConfig, RayConfig, load_images
 from ka_ray.display import Display
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
@@ -53,7 +53,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
             f"which knows {list(student.spec.classes)[:10]}"
         )
     students = {"student": absolute(to_path(folder))}
-    work = Evaluation(images, source, ids, student.spec.unified, [], students, ExtractConfig())
+    work = Evaluation(images, source, ids, student.spec.unified, [], students)
     with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
         counts, _ = evaluate_images(work, on_images)
     return accuracies(counts["student"], list(student.spec.label_sets))

@@ -1,5 +1,9 @@
-"""The one exception that means: the user gave something that cannot work."""
+"""Errors with one clear message for the user."""
 
 
 class InputError(ValueError):
-    """A bad config key, file or plan. The message says which, what it is, and what would be accepted."""
+    """Something the user gave cannot work; the message says what, and what would be accepted."""
+
+
+class ClusterError(RuntimeError):
+    """Machines failed, not the input: what was done is kept, and the same command goes on from there."""

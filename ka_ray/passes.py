@@ -7,7 +7,8 @@ from typing import Any
 from ka_ray.amalgamation import METHODS
 from ka_ray.amalgamation.sums import Sums, load_sums, save_sums
 from ka_ray.config import Config, EnergyWidths
-from ka_ray.distributed.extract import Extraction, Reading
+from ka_ray.distributed.extract import Extraction
+from ka_ray.distributed.pools import Reading, pools_of
 from ka_ray.distributed.reduce import MakeMeter, reduce_images
 from ka_ray.features.store import DONE, finish_folder, start_folder
 from ka_ray.output import read_json
@@ -47,7 +48,7 @@ def sum_up(
         reading = Reading(plan.paths, plan.spaces, config.scores)
         with run.display.images("sum", len(kept.ids)) as on_images:
             sums, summary = reduce_images(
-                work, config.teachers, config.extract, reading, make_meter, config.seed, on_images
+                work, config.teachers, pools_of(config), reading, make_meter, config.seed, on_images
             )
         save_sums(sums, folder / SUMS)
         finish_folder(folder, summary)

@@ -1,6 +1,5 @@
 """The last step of a run: its report, its figures, and what the tracker keeps."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
             "layers": stages["layers"]["taps"] if "layers" in stages else {},
             "curve": evaluated["curve"],
             "stages": _speeds(stages, extraction, evaluated),
-            "ray": dataclasses.asdict(run.cluster),
+            "ray": run.cluster.size,
             "placements": [place for part in extraction for place in part["placements"]],
             "unreadable": [name for part in [*extraction, evaluated] for name in part["unreadable"]],
             "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id},

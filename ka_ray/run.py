@@ -65,7 +65,7 @@ def open_run(config: OneConfig, folder: Path, name: str, file: str = RUN) -> Ite
         if isinstance(config, Config):
             check_fits(config, cluster)
         else:
-            check_training_fits(config.ray, cluster)
+            check_training_fits(config.ray, config.placement, cluster)
         remember_run(folder, tracker.run_id, file)
         tracker.log_params(flatten(config))
         yield Run(config, folder, cluster, tracker, display)

@@ -15,7 +15,8 @@ from ka_ray.amalgamation import METHODS
 from ka_ray.checks import check_batches
 from ka_ray.config import Config, EnergyWidths
 from ka_ray.distributed.cluster import check_trial_fits
-from ka_ray.distributed.extract import Extraction, Reading, extract_features
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.pools import Reading, pools_of
 from ka_ray.distributed.search import Search, search
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, IMAGES, write_json
@@ -81,7 +82,7 @@ def search_widths(config: Config) -> Sweep:
     computed_from, held_out = _hold_out(split_images(config)[0], config)
     folder = claim_output(config)
     with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
-        check_trial_fits(config.tune, run.cluster)
+        check_trial_fits(config.placement, run.cluster)
         taught = teach_missing(run, computed_from)
         make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
         sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)
@@ -115,7 +116,7 @@ def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> 
         return
     work = Extraction(images.config, images.source, images.ids, folder, plan.image_bytes)
     with run.display.images("extract", len(images.ids)) as on_images:
-        extract_features(work, config.teachers, config.extract, Reading({}, {}, config.scores), on_images)
+        extract_features(work, config.teachers, pools_of(config), Reading({}, {}, config.scores), on_images)
 
 
 def _try_all(
@@ -140,7 +141,8 @@ def _try_all(
                 done[trial.key] = trial
             on_trials(1)
 
-        work = Search(config.tune, waiting, space, left, epochs, config.seed, run.folder)
+        share, tries = config.placement.trials, config.ray.max_failures
+        work = Search(config.tune, share, tries, waiting, space, left, epochs, config.seed, run.folder)
         failed = search(work, run_point, Shared(config, plan, run.folder, one_pass), on_trial)
     return list(done.values()), failed
 

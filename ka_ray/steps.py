@@ -11,7 +11,8 @@ import torch
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Config, ScoresConfig, TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
-from ka_ray.distributed.extract import Extraction, Reading, extract_features
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.pools import Reading, pools_of
 from ka_ray.distributed.train import train_in_workers
 from ka_ray.errors import InputError
 from ka_ray.extension import TEACHERS, taught_before
@@ -86,14 +87,14 @@ def teach_all(
         row_bytes = 3 * images.config.size**2
         work = Extraction(images.config, images.source, images.ids, stored, row_bytes, classes)
         with run.display.images("read", len(images.ids)) as on_images:
-            extract_features(work, [], run.config.extract, NOTHING, on_images)
+            extract_features(work, [], pools_of(run.config), NOTHING, on_images)
 
     def in_worker(device: torch.device, report: Any) -> None:
         for teacher in teachers:
             teach(teacher, stored, folder, seed, device, report)
 
-    run.display.note(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.workers} workers")
-    train_in_workers(in_worker, ray, run.folder / "ray", run.report)
+    run.display.note(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.group}")
+    train_in_workers(in_worker, ray, run.config.placement.trainers, run.folder / "ray", run.report)
 
 
 def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
@@ -126,7 +127,7 @@ def extract(run: Run[Config], plan: Plan, images: ImageSet, joint: bool = True) 
         )
         work = Extraction(part.config, part.source, part.ids, run.folder / name, row_bytes)
         with run.display.images("extract", len(part.ids)) as on_images:
-            extract_features(work, config.teachers, config.extract, reading, on_images)
+            extract_features(work, config.teachers, pools_of(config), reading, on_images)
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,10 @@ def learn(run: Run[Config], learnings: Sequence[Learning]) -> None:
 
         what = ", ".join(waiting[0].missing) if len(learnings) == 1 else f"{len(waiting)} students"
         run.tell(*dict.fromkeys(note for one in waiting for note in exact_notes(one)))
-        run.display.note(f"learning {what}: starting {run.config.ray.workers} workers")
-        train_in_workers(in_worker, run.config.ray, run.folder / "ray", run.report)
+        run.display.note(f"learning {what}: starting {run.config.ray.group}")
+        train_in_workers(
+            in_worker, run.config.ray, run.config.placement.trainers, run.folder / "ray", run.report
+        )
     for one in learnings:
         if not (one.folder / "student.json").exists():
             student = Student(one.plan.spec)
@@ -205,7 +208,7 @@ def judge(
         label_sets=label_sets,
         teachers=config.teachers,
         students=students,
-        extract=config.extract,
+        pools=pools_of(config),
         scores=config.scores,
     )
     with run.display.images("evaluate", len(images.ids)) as on_images:

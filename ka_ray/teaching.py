@@ -6,6 +6,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.display import Display
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.pools import pools_of
 from ka_ray.features.store import write_json
 from ka_ray.metrics import accuracies
 from ka_ray.output import claim_output
@@ -51,7 +52,7 @@ def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, displa
         label_sets=LabelSets({teacher.name: teacher.classes}),
         teachers=[teacher],
         students={},
-        extract=config.extract,
+        pools=pools_of(config),
         only_classes=frozenset(teacher.classes),
     )
     with display.images("evaluate", len(images.ids)) as on_images:

@@ -1,6 +1,7 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
 from ka_ray.config.load import differing_keys, flatten, load_images, with_overrides
+from ka_ray.config.placement import PlacementConfig, Share
 from ka_ray.config.schema import (
     STUDENT,
     Config,
@@ -43,10 +44,12 @@ __all__ = [
     "LikeTeacher",
     "MixedImages",
     "ParquetImages",
+    "PlacementConfig",
     "Preprocessing",
     "RayConfig",
     "ScoresConfig",
     "ScratchConfig",
+    "Share",
     "StudentConfig",
     "TeachConfig",
     "TeacherConfig",

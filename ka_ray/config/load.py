@@ -14,7 +14,7 @@ from ka_ray.files import SECRETS, exists, read_text, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 
-SAME_RESULT = ("output", "ray", "tracking")
+SAME_RESULT = ("output", "ray", "placement", "tracking")
 """Sections that change where a run happens, not what it computes."""
 
 HOLDOUT = "tune.holdout"
@@ -120,7 +120,8 @@ def _child(node: Any, part: str, override: str) -> Any:
 def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     lines = [f"{path}: {error.error_count()} problem(s)"]
     for problem in error.errors():
-        key = ".".join(_written_keys(tree, problem["loc"]))
+        of_nothing = problem["type"] in ("extra_forbidden", "missing")  # the key itself is what is wrong
+        key = ".".join(_written_keys(tree, problem["loc"], of_nothing))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
@@ -130,13 +131,13 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _written_keys(tree: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Drop what pydantic puts between the keys that a user writes: the names of union members."""
+def _written_keys(tree: Any, loc: tuple[Any, ...], of_nothing: bool) -> list[str]:
+    """Drop what pydantic puts between and behind the keys that a user writes: the names of union members."""
     keys = []
     for place, part in enumerate(loc):
         if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
             tree = tree[part]
-        elif place < len(loc) - 1 or not isinstance(tree, dict):
+        elif place < len(loc) - 1 or not isinstance(tree, dict) or not of_nothing:
             continue
         keys.append(str(part))
     return keys

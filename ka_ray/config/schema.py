@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.load import load
+from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     BaselinesConfig,
@@ -54,16 +55,56 @@ class StudentConfig(Section):
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
 
 
+class WorkerRange(Section):
+    """An elastic group: training goes on with what is there, and takes in what is added."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "WorkerRange":
+        if self.max < self.min:
+            raise ValueError(f"max: {self.max} is smaller than min: {self.min}")
+        return self
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")],
+    Discriminator(lambda v: "range" if isinstance(v, dict | WorkerRange) else "number"),
+]
+
+
 class RayConfig(Section):
     """Where it runs."""
 
     address: str | None = Field(None, description="null: RAY_ADDRESS if set, else a Ray on this machine")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray started here; null: all")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a Ray started here; null: all")
-    workers: int = Field(2, ge=1, description="Ray Train workers.")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    autoscaling: bool | None = Field(
+        None, description="true: the cluster grows on demand, do not compare plans with it; null: as it says"
+    )
+    workers: Workers = Field(
+        2, description="Training workers: a number, or {min, max}, as many as the cluster has room for."
+    )
+    max_failures: int = Field(
+        3, ge=0, description="Lost workers or nodes in a row, with nothing finished between, to get over."
+    )
     timeout_s: int = Field(1800, ge=1, description="A collective stuck for this long fails the stage.")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the largest number of training workers."""
+        return (
+            (self.workers, self.workers)
+            if isinstance(self.workers, int)
+            else (self.workers.min, self.workers.max)
+        )
+
+    @property
+    def group(self) -> str:
+        """The number of training workers in words."""
+        least, most = self.worker_range
+        return f"{least} workers" if least == most else f"{least} to {most} workers"
 
 
 class TrackingConfig(Section):
@@ -92,6 +133,7 @@ class _Run(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     extract: ExtractConfig = ExtractConfig()
     ray: RayConfig = RayConfig()
+    placement: PlacementConfig = PlacementConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
@@ -175,14 +217,14 @@ class Config(_Run):
     @model_validator(mode="after")
     def _batches_split(self) -> "Config":
         for key in ("codes", "layers", "joint"):
-            check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.workers)
+            check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.worker_range[1])
         for name, section in (("distill", self.baselines.distill), ("scratch", self.baselines.scratch)):
             if section.batch_size is not None:
-                check_batch(f"baselines.{name}.batch_size", section.batch_size, self.ray.workers)
+                check_batch(f"baselines.{name}.batch_size", section.batch_size, self.ray.worker_range[1])
         for teacher in self.teachers:
             if teacher.training is not None:
                 key = f"teachers.{teacher.name}.training.batch_size"
-                check_batch(key, teacher.training.batch_size, self.ray.workers)
+                check_batch(key, teacher.training.batch_size, self.ray.worker_range[1])
         return self
 
 
@@ -195,11 +237,11 @@ class TeachConfig(_Run):
     def _can_train(self) -> "TeachConfig":
         if self.teacher.training is None:
             raise ValueError("teacher.training: is missing; give at least {epochs: N}")
-        check_batch("teacher.training.batch_size", self.teacher.training.batch_size, self.ray.workers)
+        check_batch("teacher.training.batch_size", self.teacher.training.batch_size, self.ray.worker_range[1])
         return self
 
 
 def check_batch(key: str, batch_size: int, workers: int) -> None:
-    """Refuse a global batch that the workers cannot share evenly (their gradients are averaged)."""
-    if batch_size % workers:
-        raise ValueError(f"{key}: {batch_size} is not divisible by ray.workers = {workers}")
+    """Refuse a global batch of which a worker would get no image."""
+    if batch_size < workers:
+        raise ValueError(f"{key}: {batch_size} is smaller than ray.workers = {workers}, each needs an image")

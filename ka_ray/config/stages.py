@@ -15,13 +15,12 @@ class ExtractConfig(Section):
     batch_size: int = Field(64, ge=1)
     actors_per_teacher: int = Field(1, ge=1)
     reducers: int = Field(1, ge=1, description="Actors that add up stacked features; shares as a teacher's.")
-    gpus_per_teacher: float = Field(0, ge=0, description="GPUs of each teacher actor.")
-    cpus_per_teacher: float = Field(0.5, gt=0, description="CPUs of each teacher actor.")
     object_store_gib: float | None = Field(
         None,
         ge=0.001,
         description="At most about so much waits between the actors; null: what Ray Data takes.",
     )
+    shard_mib: float = Field(64, gt=0, description="About what one file of features holds; a loss costs one.")
 
 
 class TrainingConfig(Section):

@@ -42,8 +42,6 @@ class TuneConfig(Section):
     max_concurrent: int | None = Field(
         None, ge=1, description="null: as many as the cluster's CPUs and GPUs hold."
     )
-    cpus_per_trial: float = Field(1, gt=0)
-    gpus_per_trial: float = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _no_choice_twice(self) -> "TuneConfig":

@@ -3,22 +3,18 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
-from ka_ray.config import Config, RayConfig, TuneConfig
+from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig
+from ka_ray.distributed.capacity import CPU, GPU, Demand, Host, shortage
 from ka_ray.errors import InputError
-
-TASK_CPUS = 0.25
-"""CPUs of a task that reads images or writes features.
-
-Other than a teacher actor's on purpose: Ray Data fuses stages of equal resources, and a fused read would
-decode inside the teacher's actor, on its GPU's time.
-"""
 
 SMALL_MACHINE = {
     # Starting a worker process costs seconds (it imports torch); on one machine idle ones are kept.
@@ -32,11 +28,24 @@ SMALL_MACHINE = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the connected cluster has."""
+    """What the connected cluster has.
 
-    nodes: int
-    cpus: float
-    gpus: float
+    Attributes:
+        hosts: Its nodes.
+        grows: Whether nodes are added on demand, so that what there is now says little.
+    """
+
+    hosts: tuple[Host, ...]
+    grows: bool = False
+
+    def total(self, resource: str) -> float:
+        """How much of a resource all nodes have together."""
+        return sum(host.resources.get(resource, 0.0) for host in self.hosts)
+
+    @property
+    def size(self) -> dict[str, float]:
+        """The numbers of nodes, CPUs and GPUs."""
+        return {"nodes": len(self.hosts), "cpus": self.total(CPU), "gpus": self.total(GPU)}
 
 
 @contextmanager
@@ -44,21 +53,39 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
     """Connect to the configured or surrounding cluster, or start Ray on this machine for the time being.
 
     An already connected Ray is used as it is and left running.
+
+    Raises:
+        InputError: No cluster answers, or it refuses the token.
     """
     own = not ray.is_initialized()
     if own:
         _init(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # How often an actor starts anew has no parameter of its own in Ray Data yet.
+    warnings.filterwarnings("ignore", message=r".*ray_remote_args")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     try:
-        resources = ray.cluster_resources()
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        yield Cluster(nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+        yield Cluster(current_hosts(), _grows() if config.autoscaling is None else config.autoscaling)
     finally:
         if own:
             ray.shutdown()
+
+
+def current_hosts() -> tuple[Host, ...]:
+    """The nodes that are alive now."""
+    return tuple(
+        Host(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _grows() -> bool:
+    """Whether an autoscaler told Ray which nodes it may add; Ray Train asks the same."""
+    limits: Any = ray._private.state.state.get_max_resources_from_cluster_config()
+    return bool(limits)
 
 
 def _init(config: RayConfig) -> None:
@@ -75,6 +102,11 @@ def _init(config: RayConfig) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except AuthenticationError:
+        raise InputError(
+            "ray.address: the cluster refuses this token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's own"
+        ) from None
     except ConnectionError as error:
         raise InputError(f"ray.address {config.address!r}: no cluster answers there ({error})") from None
 
@@ -85,62 +117,50 @@ def check_fits(config: Config, cluster: Cluster) -> None:
     Raises:
         InputError: With the arithmetic, and the keys that lower it.
     """
-    check_training_fits(config.ray, cluster)
-    extract, teachers = config.extract, len(config.teachers)
-    actors = teachers * extract.actors_per_teacher
-    cpus = actors * extract.cpus_per_teacher + 2 * TASK_CPUS
-    _compare(
-        "extraction",
-        f"{teachers} teachers x {extract.actors_per_teacher} actors x {extract.cpus_per_teacher:g} "
-        f"+ {2 * TASK_CPUS:g} for reading and writing",
-        ("CPUs", cpus, cluster.cpus),
-        "extract.cpus_per_teacher or extract.actors_per_teacher",
-    )
-    _compare(
-        "evaluation",
-        f"({teachers} teachers x {extract.actors_per_teacher} actors + 1 for the student) "
-        f"x {extract.cpus_per_teacher:g} + {TASK_CPUS:g} for reading",
-        ("CPUs", (actors + 1) * extract.cpus_per_teacher + TASK_CPUS, cluster.cpus),
-        "extract.cpus_per_teacher or extract.actors_per_teacher",
-    )
-    _compare(
-        "summing",
-        f"({teachers} teachers x {extract.actors_per_teacher} actors + {extract.reducers} reducers) "
-        f"x {extract.cpus_per_teacher:g} + {TASK_CPUS:g} for reading",
-        ("CPUs", (actors + extract.reducers) * extract.cpus_per_teacher + TASK_CPUS, cluster.cpus),
-        "extract.reducers or extract.cpus_per_teacher",
-    )
-    _compare(
-        "extraction",
-        f"{teachers} teachers x {extract.actors_per_teacher} actors x {extract.gpus_per_teacher:g}",
-        ("GPUs", actors * extract.gpus_per_teacher, cluster.gpus),
-        "extract.gpus_per_teacher or extract.actors_per_teacher",
-    )
+    check_training_fits(config.ray, config.placement, cluster)
+    names = [teacher.name for teacher in config.teachers]
+    for stage, demands in demands_of_passes(config.extract, config.placement, len(names)).items():
+        _check(stage, demands, cluster)
 
 
-def check_training_fits(config: RayConfig, cluster: Cluster) -> None:
+def demands_of_passes(
+    extract: ExtractConfig, placement: PlacementConfig, num_teachers: int
+) -> dict[str, list[Demand]]:
+    """What runs at the same time in each kind of pass over images."""
+    share = placement.teachers
+    behind = share.model_copy(
+        update={"gpu": 0}
+    )  # what is behind the teachers takes a GPU only if one is left
+    teachers = Demand(
+        f"{num_teachers} teachers x {extract.actors_per_teacher} actors",
+        num_teachers * extract.actors_per_teacher,
+        share,
+        "placement.teachers or extract.actors_per_teacher",
+    )
+    decoding = Demand("1 task of decoding", 1, placement.decoding, "placement.decoding")
+    writing = Demand("1 task of writing", 1, placement.decoding, "placement.decoding")
+    judge = Demand("1 student", 1, behind, "placement.teachers.cpu")
+    reducers = Demand(f"{extract.reducers} reducers", extract.reducers, behind, "extract.reducers")
+    return {
+        "extraction": [teachers, decoding, writing],
+        "evaluation": [teachers, judge, decoding],
+        "summing": [teachers, reducers, decoding],
+    }
+
+
+def check_training_fits(config: RayConfig, placement: PlacementConfig, cluster: Cluster) -> None:
     """Refuse more workers than the cluster can hold; see :func:`check_fits`."""
-    for unit, each, has in (
-        ("CPUs", config.cpus_per_worker, cluster.cpus),
-        ("GPUs", config.gpus_per_worker, cluster.gpus),
-    ):
-        key = "ray.workers or ray." + unit.lower() + "_per_worker"
-        _compare("training", f"{config.workers} workers x {each:g}", (unit, config.workers * each, has), key)
+    least = config.worker_range[0]
+    workers = Demand(f"{least} workers", least, placement.trainers, "ray.workers or placement.trainers")
+    _check("training", [workers], cluster)
 
 
-def check_trial_fits(config: TuneConfig, cluster: Cluster) -> None:
+def check_trial_fits(placement: PlacementConfig, cluster: Cluster) -> None:
     """Refuse a trial that the cluster can never start; see :func:`check_fits`."""
-    for unit, each, has in (
-        ("CPUs", config.cpus_per_trial, cluster.cpus),
-        ("GPUs", config.gpus_per_trial, cluster.gpus),
-    ):
-        _compare("a trial", f"{each:g}", (unit, each, has), f"tune.{unit.lower()}_per_trial")
+    _check("the search", [Demand("1 trial", 1, placement.trials, "placement.trials")], cluster)
 
 
-def _compare(stage: str, arithmetic: str, amounts: tuple[str, float, float], keys: str) -> None:
-    unit, needs, has = amounts
-    if needs > has + 1e-9:
-        raise InputError(
-            f"the plan is larger than the cluster: {stage} needs {arithmetic} = {needs:g} {unit}, "
-            f"the cluster has {has:g}; lower {keys}"
-        )
+def _check(stage: str, demands: Sequence[Demand], cluster: Cluster) -> None:
+    problem = None if cluster.grows else shortage(stage, demands, cluster.hosts)
+    if problem is not None:
+        raise InputError(problem)

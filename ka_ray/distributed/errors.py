@@ -1,11 +1,44 @@
-"""Dig the one clear message out of what Ray wraps around an error in a worker."""
+"""Dig the one clear message out of what Ray wraps around an error; tell lost workers from mistakes."""
 
+import errno
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from ka_ray.errors import InputError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    WorkerCrashedError,
+)
 
-MEANT_FOR_USERS = (InputError, FloatingPointError)
+from ka_ray.errors import ClusterError, InputError
+
+MEANT_FOR_USERS = (InputError, FloatingPointError, ClusterError)
+
+LOST = (
+    RayActorError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RaySystemError,
+    WorkerCrashedError,
+)
+
+LOST_TRAINING = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
+LOST_TRAINING |= {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
+"""Ray Train's errors are known by their names: importing their classes takes seconds."""
+
+COLLECTIVE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.I)
+"""What torch.distributed says where a peer is gone, or does not come."""
+
+NO_SPACE = (OutOfDiskError, ObjectStoreFullError)
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -18,7 +51,61 @@ def unwrap(error: BaseException) -> BaseException:
             quoted = re.findall(rf"^(?:[\w.]+\.)?{kind.__name__}: (.+)$", str(inner), re.MULTILINE)
             if quoted:
                 return kind(quoted[-1])
-    return error
+    return _exhausted(error) or error
+
+
+def _exhausted(error: BaseException) -> BaseException | None:
+    """Put disk or memory that ran out into words."""
+    for inner in _chain(error):
+        text = str(inner)
+        if (isinstance(inner, OSError) and inner.errno == errno.ENOSPC) or "No space left on device" in text:
+            where = re.search(r"No space left on device: '([^']+)'", text)
+            place = f" at {where[1]}" if where else ""
+            return ClusterError(
+                f"the disk is full{place}; what was done is kept: free some space, run it again"
+            )
+        if isinstance(inner, NO_SPACE):
+            return ClusterError(
+                "the cluster's object store and the disk behind it are full; lower extract.object_store_gib "
+                f"or extract.batch_size, or give the nodes more ({text.splitlines()[0]})"
+            )
+        if (type(inner).__name__ == "OutOfMemoryError" and "CUDA" in text) or "CUDA out of memory" in text:
+            return InputError(
+                "a GPU is out of memory; lower extract.batch_size or the stage's batch_size, or let fewer "
+                f"processes share it: placement ({last_line(text)})"
+            )
+    return None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether workers or nodes were lost, or their connections: another attempt may succeed."""
+    return any(_is_lost(inner) for inner in _chain(error))
+
+
+def _is_lost(error: BaseException) -> bool:
+    name = type(error).__name__
+    if isinstance(error, LOST) or name in LOST_TRAINING:
+        return not getattr(error, "actor_init_failed", False)  # what __init__ raised, it will raise again
+    return isinstance(error, RuntimeError) and bool(COLLECTIVE.search(f"{name} {error}"))
+
+
+def dead_actor(error: BaseException) -> tuple[str, str] | None:
+    """The id of the actor whose death an error tells of, and why it died; None where it tells of none."""
+    for inner in _chain(error):
+        actor: Any = getattr(inner, "actor_id", None)
+        if isinstance(inner, RayActorError) and actor is not None:
+            return str(actor), _reason(str(inner))
+    return None
+
+
+def _reason(text: str) -> str:
+    return "its node ran out of memory" if re.search(r"OOM|out of memory", text, re.I) else last_line(text)
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that has one."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -17,11 +17,11 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import ExtractConfig, ImagesConfig, ScoresConfig, TeacherConfig
-from ka_ray.distributed.actors import ReadingLog
-from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.extract import Reading, actor_device, spare_gpus, through_teachers
+from ka_ray.config import ImagesConfig, ScoresConfig, Share, TeacherConfig
+from ka_ray.distributed.actors import ReadingLog, beside_driver
 from ka_ray.distributed.images import Columns, read_images
+from ka_ray.distributed.pools import Pools, Reading, actor_device, actor_options, through_teachers
+from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts, Scores, count
@@ -43,7 +43,7 @@ class Evaluation:
             student knows its own).
         teachers: None to judge students alone.
         students: name -> folder of the student; none to judge the teachers alone.
-        extract: Actors and batch size.
+        pools: Actors, batch size, and what each gets.
         scores: Over which views the teachers' scores are averaged, to be counted besides.
         only_classes: Keep images with these labels alone.
     """
@@ -54,7 +54,7 @@ class Evaluation:
     label_sets: LabelSets
     teachers: Sequence[TeacherConfig]
     students: Mapping[str, Path]
-    extract: ExtractConfig
+    pools: Pools = field(default_factory=Pools)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
 
@@ -62,14 +62,14 @@ class Evaluation:
 class Judge:
     """Scores batches with every student, and counts them against labels and teachers."""
 
-    def __init__(self, work: Evaluation, extract: ExtractConfig) -> None:
-        self._device, self._work = actor_device(extract), work
+    def __init__(self, work: Evaluation, share: Share) -> None:
+        self._device, self._work = actor_device(share), work
         self._students: dict[str, Student | None] = {
             name: load_student(folder).to(self._device) for name, folder in work.students.items()
         } or {TEACHERS_ALONE: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: its pickled counts, student by student."""
+        """Turn a batch into one row: its pickled counts, student by student, and its images' ids."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -84,7 +84,9 @@ class Judge:
                 ]
             scores = None if student is None else self._scores(student, images)
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], *amalgamated[key])
-        return {"counts": np.array([pickle.dumps(counts)], dtype=object)}
+        ids = np.empty(1, dtype=object)
+        ids[0] = np.asarray(batch["image_id"], np.int64)
+        return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
         names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
@@ -131,29 +133,39 @@ def evaluate_images(
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
-    log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
-    rows = read_images(work.images, work.source, work.ids, log, work.only_classes)
-    rows = through_teachers(rows, work.teachers, work.extract, Reading({}, {}, work.scores), log)
-    share = work.extract.model_copy(update={"gpus_per_teacher": spare_gpus(work.extract, len(work.teachers))})
-    judged = rows.map_batches(
-        Judge,
-        fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),
-        batch_size=work.extract.batch_size,
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=work.extract.cpus_per_teacher,
-        num_gpus=share.gpus_per_teacher,
-    )
+    log = beside_driver(ReadingLog, work.images.max_unreadable)
     blank = Counts.none(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
-    images = 0
-    try:
-        for row in judged.iter_rows():
+    judged = set[int]()
+
+    def one_pass(ids: Ids) -> None:
+        for row in _judged(replace(work, ids=ids), log).iter_rows():
             parts: dict[str, Counts] = pickle.loads(row["counts"])
-            totals = {name: total + parts[name] for name, total in totals.items()}
-            seen = next(iter(parts.values())).images
-            images += seen
-            on_images(seen)
-    except Exception as error:
-        raise unwrap(error) from error
+            seen = row["image_ids"].tolist()
+            if judged.intersection(seen):
+                raise AssertionError(f"images were judged twice, among them {min(judged.intersection(seen))}")
+            judged.update(seen)
+            totals.update({name: total + parts[name] for name, total in totals.items()})
+            on_images(len(seen))
+
+    def stands() -> Ids:
+        return np.fromiter(judged, np.int64)
+
+    repeat_until_complete(work.ids, stands, one_pass, log)
     summary = ray.get(log.summary.remote())
-    return totals, summary | {"images": images, "seconds": time.perf_counter() - began}
+    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
+
+
+def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
+    """Stream images through the teachers to one who judges them."""
+    pools, num_teachers = work.pools, len(work.teachers)
+    rows = read_images(work.images, work.source, work.ids, log, pools, work.only_classes)
+    rows = through_teachers(rows, work.teachers, pools, Reading({}, {}, work.scores), log)
+    share = pools.behind(num_teachers)
+    return rows.map_batches(
+        Judge,
+        fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),
+        batch_size=pools.extract.batch_size,
+        compute=ActorPoolStrategy(size=1),
+        **actor_options(share, pools),
+    )

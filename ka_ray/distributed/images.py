@@ -2,16 +2,21 @@
 
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
-from ka_ray.config import ImagesConfig
-from ka_ray.distributed.cluster import TASK_CPUS
+from ka_ray.config import ImagesConfig, Share
 from ka_ray.errors import InputError
 from ka_ray.images import Source, read_chunk
+from ka_ray.images.reading import Reader
+
+if TYPE_CHECKING:  # which imports torch: tasks of this module start without it
+    from ka_ray.distributed.pools import Pools
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -21,6 +26,7 @@ def read_images(
     source: Source,
     ids: npt.NDArray[np.int64],
     log: Any,
+    pools: "Pools",
     only_classes: frozenset[str] | None = None,
 ) -> ray.data.Dataset:
     """Stream decoded images.
@@ -29,7 +35,8 @@ def read_images(
         config: The source's config.
         source: The listed source.
         ids: Wanted image ids, sorted.
-        log: A :class:`ka_ray.distributed.actors.ReadingLog`, told of unreadable images.
+        log: A :class:`ka_ray.distributed.actors.ReadingLog`, told of images that give no row.
+        pools: What each task gets.
         only_classes: Keep images with these labels alone.
 
     Returns:
@@ -40,22 +47,49 @@ def read_images(
     chunks = ray.data.from_items(
         [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=min(len(wanted), 1000)
     )
-    all_ids = ray.put(ids)
+    reader = _ChunkReader(config, source.read, ray.put(ids), only_classes, log)
+    return chunks.map_batches(reader, batch_size=1, **decoding_options(pools))
 
-    def read(batch: Columns) -> Iterator[Columns]:
-        def on_unreadable(image_id: int, name: str) -> None:
-            if ray.get(log.unreadable.remote(image_id, name)):
-                limit = config.max_unreadable
-                raise InputError(
-                    f"image {name} cannot be read; images.max_unreadable = {limit} allows no more"
-                )
 
-        wanted_ids = ray.get(all_ids)
-        for pickled in batch["chunk"]:
-            chunk = pickle.loads(pickled)
-            yield from read_chunk(config, source.read, chunk, wanted_ids, only_classes, on_unreadable)
+@dataclass(frozen=True)
+class _ChunkReader:
+    """Decodes the wanted images of chunks, and tells which of them give no row."""
 
-    return chunks.map_batches(read, batch_size=1, num_cpus=TASK_CPUS)
+    config: ImagesConfig
+    read: Reader
+    all_ids: Any
+    only_classes: frozenset[str] | None
+    log: Any
+
+    def __call__(self, batch: Columns) -> Iterator[Columns]:
+        ids = ray.get(self.all_ids)
+        for chunk in map(pickle.loads, batch["chunk"]):
+            first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
+            missing = set(ids[first:last].tolist())
+            for columns in read_chunk(
+                self.config, self.read, chunk, ids, self.only_classes, self._on_unreadable
+            ):
+                missing.difference_update(columns["image_id"].tolist())
+                yield columns
+            self.log.left_out.remote(sorted(missing))
+
+    def _on_unreadable(self, image_id: int, name: str) -> None:
+        if ray.get(self.log.unreadable.remote(image_id, name)):
+            limit = self.config.max_unreadable
+            raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
+
+
+def decoding_options(pools: "Pools") -> dict[str, Any]:
+    """What Ray is told of a task that reads, decodes or writes."""
+    tries: partial[dict[str, int]] = partial(dict, max_retries=pools.max_failures)
+    return remote_options(pools.placement.decoding) | {"ray_remote_args_fn": tries}
+
+
+def remote_options(share: Share) -> dict[str, Any]:
+    """What Ray is told of a process with this share of the cluster."""
+    options: dict[str, Any] = {"num_cpus": share.cpu, "num_gpus": share.gpu}
+    options |= {"resources": dict(share.resources)} if share.resources else {}
+    return options | ({"label_selector": dict(share.label)} if share.label else {})
 
 
 def _overlaps(first_id: int, num_images: int, ids: npt.NDArray[np.int64]) -> bool:

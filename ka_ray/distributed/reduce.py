@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ka_ray.amalgamation.sums import Sums, merge_sums
-from ka_ray.config import ExtractConfig, TeacherConfig
-from ka_ray.distributed.actors import Journal, ReadingLog
-from ka_ray.distributed.errors import unwrap
-from ka_ray.distributed.extract import Extraction, Reading, actor_device, spare_gpus, through_teachers
-from ka_ray.distributed.images import read_images
+from ka_ray.config import Share, TeacherConfig
+from ka_ray.distributed.actors import Journal, ReadingLog, beside_driver
+from ka_ray.distributed.extract import Extraction
+from ka_ray.distributed.images import read_images, remote_options
+from ka_ray.distributed.pools import Pools, Reading, actor_device, through_teachers
+from ka_ray.distributed.retries import repeat_if_lost
 from ka_ray.features.layout import in_layout
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.images.draws import draws_of
@@ -53,14 +54,17 @@ class Reducer:
 
     Args:
         make_meter: Makes what adds up, on a device.
-        extract: The share of a teacher actor, which this one has, too.
+        pools: Give the batch size.
+        share: Its share of the cluster.
         reading: What is read of the teachers.
         seed: Of the images' draws.
     """
 
-    def __init__(self, make_meter: MakeMeter, extract: ExtractConfig, reading: Reading, seed: int) -> None:
-        self._meter = make_meter(device=actor_device(extract))
-        self._batch_size, self._reading, self._seed = extract.batch_size, reading, seed
+    def __init__(
+        self, make_meter: MakeMeter, pools: Pools, share: Share, reading: Reading, seed: int
+    ) -> None:
+        self._meter = make_meter(device=actor_device(share))
+        self._batch_size, self._reading, self._seed = pools.extract.batch_size, reading, seed
 
     def consume(self, rows: ray.data.DataIterator, journal: Any) -> Sums:
         """Add every batch of a share; give the sums, on the CPU."""
@@ -91,7 +95,7 @@ def size_of(sums: Sums) -> int:
 def reduce_images(
     work: Extraction,
     teachers: Sequence[TeacherConfig],
-    extract: ExtractConfig,
+    pools: Pools,
     reading: Reading,
     make_meter: MakeMeter,
     seed: int,
@@ -102,44 +106,56 @@ def reduce_images(
     Args:
         work: Which images.
         teachers: In stacking order.
-        extract: Batch size, actors, reducers.
+        pools: Batch size, actors, reducers, and what they get.
         reading: What is read.
         make_meter: Called by every reducer.
         seed: Of the images' draws.
         on_images: Told how many more images are done.
 
     Returns:
-        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements``, ``reducers`` and ``bytes``, the
-        size of one reducer's sums.
+        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements``, ``reducers``, ``bytes`` (of one
+        reducer's sums).
 
     Raises:
         InputError: Too many unreadable images, or features not finite.
     """
     began = time.perf_counter()
-    log = ReadingLog.remote(work.images.max_unreadable)  # type: ignore[attr-defined]  # ray.remote class
-    images = read_images(work.images, work.source, work.ids, log)
-    rows = through_teachers(images, teachers, extract, reading, log)
-    gpus = spare_gpus(extract, len(teachers), extract.reducers)
-    share = extract.model_copy(update={"gpus_per_teacher": gpus})
-    start = Reducer.options(num_cpus=share.cpus_per_teacher, num_gpus=gpus)  # type: ignore[attr-defined]
-    reducers = [start.remote(make_meter, share, reading, seed) for _ in range(extract.reducers)]
-    sums, summary = _reduce(rows, reducers, on_images)
+    log = beside_driver(ReadingLog, work.images.max_unreadable)
+    share = pools.behind(len(teachers), pools.extract.reducers)
+    start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
+
+    def one_pass() -> tuple[Sums, dict[str, Any]]:
+        images = read_images(work.images, work.source, work.ids, log, pools)
+        rows = through_teachers(images, teachers, pools, reading, log)
+        many = range(pools.extract.reducers)
+        return _reduce(rows, [start.remote(make_meter, pools, share, reading, seed) for _ in many], on_images)
+
+    sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
     return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 
 def _reduce(
     rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None]
 ) -> tuple[Sums, dict[str, Any]]:
-    """Split a stream among reducers, wait for them, and merge what they hold; then they end."""
-    journal = Journal.remote()  # type: ignore[attr-defined]  # ray.remote class
+    """Split a stream among reducers, wait for them, and merge what they hold; then they end.
+
+    Where one is lost, its sums are: the images of this attempt are counted back.
+    """
+    journal, counted = beside_driver(Journal), list[int]()
+
+    def count(more: int) -> None:
+        counted.append(more)
+        on_images(more)
+
     try:
         parts = rows.streaming_split(len(reducers))
         totals = [one.consume.remote(part, journal) for one, part in zip(reducers, parts, strict=True)]
-        images = _wait(totals, journal, on_images)
+        images = _wait(totals, journal, count)
         num_bytes = ray.get(size_of.remote(totals[0]))
         return ray.get(_tree(totals)), {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
-    except Exception as error:
-        raise unwrap(error) from error
+    except Exception:
+        on_images(-sum(counted))
+        raise
     finally:
         for reducer in reducers:
             ray.kill(reducer)

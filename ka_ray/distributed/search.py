@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -13,7 +13,10 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ka_ray.config import TuneConfig
+from ka_ray.config import Share, TuneConfig
+from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.errors import lost
+from ka_ray.distributed.pools import actor_device
 from ka_ray.distributed.storage import storage
 from ka_ray.errors import InputError
 from ka_ray.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
@@ -32,7 +35,9 @@ class Search:
     """What is searched.
 
     Attributes:
-        config: Concurrency, resources, algorithm.
+        config: Concurrency, algorithm.
+        share: What each trial gets of the cluster.
+        max_failures: How often trials that lost their worker or node are begun anew.
         points: To try; None: Optuna finds them in ``space``.
         space: key of a point -> its values.
         num_trials: How many.
@@ -42,6 +47,8 @@ class Search:
     """
 
     config: TuneConfig
+    share: Share
+    max_failures: int
     points: Sequence[Point] | None
     space: Mapping[str, Sequence[float | int]]
     num_trials: int
@@ -89,13 +96,24 @@ def search(
     Returns:
         What went wrong: point, as text -> error.
     """
-    config = work.config
-    resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-    trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, resources=resources)
+    trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, share=work.share)
+    for attempt in range(work.max_failures + 1):
+        failed = _run_all(work, trainable, on_trial)
+        gone = [point for point, error in failed if lost(error)]
+        if not gone or attempt == work.max_failures:
+            return {str(point): str(error).strip().splitlines()[-1] for point, error in failed}
+        work = replace(work, points=None if work.points is None else gone, num_trials=len(gone))
+    raise AssertionError("unreachable")
+
+
+def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Point, Exception]]:
+    """Run trials side by side; give those that failed."""
+    config, label = work.config, work.share.label
     grid = None if work.points is None else {"point": tune.grid_search([dict(p) for p in work.points])}
     journal = None if grid else _local_journal(work.folder)
+    where: dict[str, Any] = {"bundle_label_selector": [dict(label)]} if label else {}
     result = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([needs(work.share)], **where)),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
             num_samples=1 if grid else work.num_trials,
@@ -107,15 +125,11 @@ def search(
         run_config=_keeping_nothing(work.folder / "ray", _and_keep(journal, work.folder, on_trial)),
     ).fit()
     ended = [result[place] for place in range(len(result))]
-    return {
-        str(_point(one.config or {})): str(one.error).strip().splitlines()[-1] for one in ended if one.error
-    }
+    return [(_point(one.config or {}), one.error) for one in ended if one.error]
 
 
-def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, resources: dict[str, float]) -> None:
-    torch.set_num_threads(max(1, round(resources["cpu"])))
-    device = torch.device("cuda" if resources["gpu"] > 0 and torch.cuda.is_available() else "cpu")
-    run_point(_point(config), device, tune.report, shared)
+def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, share: Share) -> None:
+    run_point(_point(config), actor_device(share), tune.report, shared)
 
 
 def _keeping_nothing(folder: Path, on_trial: OnTrial) -> tune.RunConfig:

@@ -14,9 +14,6 @@ from ka_ray.distributed.images import Columns
 from ka_ray.features.stack import SCORES, stack_columns
 from ka_ray.features.store import write_shard
 
-SHARD_BYTES = 64 * 1024**2
-"""About what one shard holds."""
-
 
 @dataclass(frozen=True)
 class ShardWriter:

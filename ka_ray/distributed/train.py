@@ -1,5 +1,6 @@
 """Run plain training code in a group of Ray Train workers."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ka_ray.config import RayConfig
-from ka_ray.distributed.actors import Journal
-from ka_ray.distributed.errors import unwrap
+from ka_ray.config import RayConfig, Share
+from ka_ray.distributed.actors import Journal, beside_driver
+from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.errors import last_line, lost, unwrap
 from ka_ray.distributed.storage import storage
+from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, Report
 
 Work = Callable[[torch.device, Report], None]
@@ -25,70 +28,103 @@ Work = Callable[[torch.device, Report], None]
 
 POLL_S = 0.5
 
+logger = logging.getLogger(__name__)
 
-def train_in_workers(work: Work, config: RayConfig, folder: Path, report: Report) -> None:
+
+def train_in_workers(work: Work, config: RayConfig, share: Share, folder: Path, report: Report) -> None:
     """Run ``work`` in every worker of one group, under a torch process group.
 
-    All stages go through one call: a group takes long to start (every worker imports torch).
+    All stages go through one call: a group takes long to start (every worker imports torch). Where workers or
+    nodes are lost, a new group is started with what there is; the work must go on from what it left in files.
 
     Args:
         work: Runs in each worker; leaves its results in files.
-        config: Workers and their resources.
+        config: How many workers, and how often they may be lost in a row without an epoch in between.
+        share: What each gets.
         folder: For Ray Train's own records; reachable by every node.
         report: Called on the driver with rank 0's reports, in order, from a thread of its own.
 
     Raises:
-        Exception: What a worker raised; else, after the work is done, what ``report`` raised first.
+        ClusterError: Workers were lost again and again.
+        Exception: What a worker raised by itself; else, after the work is done, what ``report`` raised first.
     """
-    journal = Journal.remote()  # type: ignore[attr-defined]  # ray.remote class
-
-    def in_worker() -> None:
-        torch.set_num_threads(max(1, round(config.cpus_per_worker)))
-        work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
-
-    trainer = _trainer(in_worker, config, folder)
-    ended, errors = threading.Event(), list[Exception]()
-    follower = threading.Thread(target=_follow, args=(journal, report, ended, errors), daemon=True)
-    follower.start()
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise unwrap(error) from error
-    finally:
-        ended.set()
-        follower.join()
+    failures, errors = 0, list[Exception]()
+    while True:
+        follower = _Follower(report, errors)
+        try:
+            _run_group(work, config, share, folder, follower)
+            break
+        except Exception as error:
+            meant = unwrap(error)
+            if meant is not error or not lost(error):
+                raise meant from error
+            failures = 1 if follower.epochs else failures + 1
+            if failures > config.max_failures:
+                raise ClusterError(
+                    f"training lost workers {failures} times in a row without an epoch in between, or they "
+                    f"waited for each other longer than ray.timeout_s = {config.timeout_s}: "
+                    f"{last_line(str(error))}"
+                ) from error
+            logger.warning("training workers were lost, starting others (%s)", last_line(str(error)))
     if errors:
         raise errors[0]
 
 
-def _trainer(in_worker: Callable[[], None], config: RayConfig, folder: Path) -> TorchTrainer:
+def _run_group(work: Work, config: RayConfig, share: Share, folder: Path, follower: "_Follower") -> None:
+    journal = follower.journal
+
+    def in_worker() -> None:
+        torch.set_num_threads(max(1, round(share.cpu)))
+        work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
+
+    with follower:
+        _trainer(in_worker, config, share, folder).fit()
+
+
+def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, folder: Path) -> TorchTrainer:
+    least, most = config.worker_range
     return TorchTrainer(
         in_worker,
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker=_resources(config),
+            num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes both
+            use_gpu=share.gpu > 0,
+            resources_per_worker=needs(share),
+            label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # of V2
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
             **storage(folder),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0),  # ours knows a mistake from a lost worker
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),
     )
 
 
-def _resources(config: RayConfig) -> dict[str, float]:
-    resources = {"CPU": config.cpus_per_worker}
-    return resources | {"GPU": config.gpus_per_worker} if config.gpus_per_worker > 0 else resources
+class _Follower:
+    """Hands rank 0's reports on, from a thread of its own, while its block runs."""
 
+    def __init__(self, report: Report, errors: list[Exception]) -> None:
+        self._report, self._errors = report, errors
+        self.journal = beside_driver(Journal)
+        self.epochs = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-def _follow(journal: Any, report: Report, ended: threading.Event, errors: list[Exception]) -> None:
-    last_round = False
-    while not last_round:
-        last_round = ended.wait(POLL_S)
-        for entry in ray.get(journal.take.remote()):
-            try:
-                report(Progress(**entry))
-            except Exception as error:  # a tracker out of reach must not cost hours of training
-                errors.append(error)
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        last_round = False
+        while not last_round:
+            last_round = self._ended.wait(POLL_S)
+            for entry in ray.get(self.journal.take.remote()):
+                progress = Progress(**entry)
+                self.epochs += progress.epoch_ended
+                try:
+                    self._report(progress)
+                except Exception as error:  # a tracker out of reach must not cost hours of training
+                    self._errors.append(error)

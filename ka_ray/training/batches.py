@@ -1,6 +1,6 @@
 """Shuffled batches out of a store, the same global batch however many ranks share it.
 
-Shapes: B images of a global batch, b = B / world size of one rank's share.
+Shapes: B images of a global batch, b of one rank's share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from ka_ray.training.ranks import rank, world_size
 class Batches:
     """Epochs of batches. Order and random numbers follow from (seed, epoch, step) alone.
 
-    Rank r gets rows ``r b`` to ``(r + 1) b`` of every global batch, so that any number of workers sees the
-    same global batches and averaged gradients are those of one process. An incomplete last batch is left
-    out (the next epoch shuffles anew).
+    Rank r of W gets rows ``r B / W`` to ``(r + 1) B / W`` of every global batch, so that any number of
+    workers sees the same global batches; with means weighted by ``weight`` averaged gradients are those of
+    one process. An incomplete last batch is left out (the next epoch shuffles anew).
 
     Args:
         store: Where the rows are.
@@ -34,7 +34,7 @@ class Batches:
         targets: Class index of every stored row, read as ``target [b]``; rows with -1 are left out.
 
     Raises:
-        InputError: The batch is larger than the store, or cannot be split evenly.
+        InputError: The batch is larger than the store, or smaller than the number of ranks.
     """
 
     def __init__(
@@ -52,11 +52,22 @@ class Batches:
         self.targets = targets
         if batch_size > len(self.rows):
             raise InputError(f"batch_size {batch_size} is larger than the {len(self.rows)} images there are")
-        if batch_size % world_size():
-            raise InputError(f"batch_size {batch_size} is not divisible by {world_size()} workers")
+        if batch_size < world_size():
+            raise InputError(f"batch_size {batch_size} is smaller than the {world_size()} workers")
         self.store, self.columns, self.batch_size = store, list(columns), batch_size
         self.seed, self.num_draws, self.device = seed, num_draws, torch.device(device)
         self.positions_per_image = positions_per_image
+
+    @property
+    def share(self) -> slice:
+        """This rank's rows of a global batch."""
+        bounds = [place * self.batch_size // world_size() for place in (rank(), rank() + 1)]
+        return slice(*bounds)
+
+    @property
+    def weight(self) -> float:
+        """This rank's share of a global batch, in units of an even share: what its means count."""
+        return len(range(self.batch_size)[self.share]) * world_size() / self.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,8 +78,7 @@ class Batches:
         """Yield this rank's share of every global batch of one epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.rows)
-        share = self.batch_size // world_size()
-        mine = slice(rank() * share, (rank() + 1) * share)
+        mine = self.share
         num_numbers = self.num_draws + self.positions_per_image
         for step in range(self.steps_per_epoch):
             numbers = rng.random((self.batch_size, num_numbers), dtype=np.float32)[mine]

@@ -5,17 +5,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ka_ray.training.batches import Batches
+from ka_ray.training.checkpoint import load_epoch, save_epoch
 from ka_ray.training.ranks import rank, sum_over_ranks, world_size
 
 REPORT_EVERY_S = 2.0
 WARM_UP = 0.1
 """The share of all steps in which the learning rate rises."""
+
+EPOCH_SEEDS = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class FitSettings:
         images: Stop after this many images (whole batches of them) instead of after ``epochs``.
         beta2: Adam's memory of squared gradients. 0.95 forgets the large early ones within a stage of a few
             hundred steps; codes and layers, whose errors go to nearly zero, need that.
+        checkpoint: A file, reachable by every rank, that is written after every epoch; where it is there, the
+            fit goes on behind its last epoch, with the same result as one that was never interrupted.
     """
 
     stage: str
@@ -34,6 +41,7 @@ class FitSettings:
     weight_decay: float = 0.0
     beta2: float = 0.999
     images: int | None = None
+    checkpoint: Path | None = None
 
     def steps(self, batches: Batches) -> int:
         """How many steps it takes over all epochs."""
@@ -67,8 +75,9 @@ Report = Callable[[Progress], None]
 def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Report) -> list[Progress]:
     """Fit a learner, in place.
 
-    The sum of the learner's losses is minimised. Under a process group gradients are averaged over the
-    ranks, which share every global batch evenly: the steps are those of one process with that batch.
+    The sum of the learner's losses, each a mean over the batch's images, is minimised. Under a process group
+    gradients are averaged over the ranks, each weighted by its share of the global batch: the steps are those
+    of one process with that batch, however many ranks there are.
 
     Args:
         learner: Maps a batch to named scalar losses; its parameters without gradient stay as they are.
@@ -82,30 +91,52 @@ def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Rep
     Raises:
         FloatingPointError: A loss is no longer finite.
     """
-    model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
     meter = _Meter(batches, settings, report)
-    steps = meter.total_steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+    step = _resume(settings.checkpoint, learner, optimizer, meter)
+    model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     learner.train()
-    for epoch in range(1, meter.epochs + 1):
+    for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start(epoch)
+        torch.manual_seed(batches.seed * EPOCH_SEEDS + epoch)  # of dropout: an epoch is the same when resumed
         for batch in islice(batches.epoch(epoch), meter.steps):
+            _set_rate(optimizer, settings.learning_rate * rate_factor(step, meter.total_steps))
             losses: dict[str, Tensor] = model(batch)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
+            (torch.stack(list(losses.values())).sum() * batches.weight).backward()
             optimizer.step()
-            schedule.step()
+            step += 1
             meter.add(losses)
         meter.end()
+        if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
+            save_epoch(settings.checkpoint, learner, optimizer, step, meter.history)
     learner.eval()
     return meter.history
+
+
+def _resume(
+    checkpoint: Path | None, learner: nn.Module, optimizer: torch.optim.Optimizer, meter: "_Meter"
+) -> int:
+    """Go on behind the last epoch that was kept, if one was; give the steps that were taken."""
+    steps, records = 0, list[dict[str, Any]]()
+    if checkpoint is not None and checkpoint.exists():
+        steps, records = load_epoch(checkpoint, learner, optimizer)
+    meter.resume([Progress(**record) for record in records])
+    everyone = sum_over_ranks(torch.tensor([float(steps)], device=next(learner.parameters()).device))
+    if int(everyone) != steps * world_size():
+        raise RuntimeError(f"{checkpoint}: the workers do not see the same file; is its folder shared?")
+    return steps
 
 
 def _optimizer(learner: nn.Module, settings: FitSettings, fused: bool) -> torch.optim.AdamW:
     parameters = [p for p in learner.parameters() if p.requires_grad]
     rate, decay, betas = settings.learning_rate, settings.weight_decay, (0.9, settings.beta2)
     return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay, fused=fused)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def rate_factor(step: int, total_steps: int) -> float:
@@ -131,6 +162,10 @@ class _Meter:
         self.epochs = math.ceil(self.total_steps / batches.steps_per_epoch)
         self._began = self._reported = time.perf_counter()
 
+    def resume(self, history: list[Progress]) -> None:
+        self.history = history
+        self._began -= history[-1].seconds if history else 0.0
+
     def start(self, epoch: int) -> None:
         self._epoch, self._step = epoch, 0
         before = (epoch - 1) * self._batches.steps_per_epoch
@@ -140,7 +175,7 @@ class _Meter:
     def add(self, losses: dict[str, Tensor]) -> None:
         self._step += 1
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + loss.detach()
+            self._sums[name] = self._sums.get(name, 0) + loss.detach() * self._batches.weight
         due = time.perf_counter() - self._reported > REPORT_EVERY_S
         if rank() == 0 and due and self._step < self.steps:
             self._report(self._progress(torch.stack(list(self._sums.values()))))

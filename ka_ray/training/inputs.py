@@ -53,7 +53,14 @@ class StageInputs:
         section: TrainingConfig = getattr(self.config, stage)
         beta2 = 0.999 if stage == "joint" else 0.95
         images = self.config.joint.images if stage == "joint" else None
-        return FitSettings(stage, section.epochs, section.learning_rate, beta2=beta2, images=images)
+        return FitSettings(
+            stage,
+            section.epochs,
+            section.learning_rate,
+            beta2=beta2,
+            images=images,
+            checkpoint=epoch_file(self.folder, stage),
+        )
 
 
 def stage_file(folder: Path, stage: str) -> Path:
@@ -61,12 +68,19 @@ def stage_file(folder: Path, stage: str) -> Path:
     return folder / "stages" / f"{stage}.json"
 
 
+def epoch_file(folder: Path, stage: str) -> Path:
+    """The file with the last epoch of a stage that is under way."""
+    return stage_file(folder, stage).with_suffix(".epoch")
+
+
 def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, Any]) -> None:
-    """Write a stage's weights, then its summary, each atomically."""
+    """Write a stage's weights, then its summary, each atomically; its epochs are not needed any more."""
     weights_path = stage_file(folder, stage).with_suffix(".safetensors")
     make_folder(weights_path.parent)
     save_weights(module, weights_path)
     write_json(stage_file(folder, stage), summary)
+    for unfinished in weights_path.parent.glob(f"{stage}*.epoch"):
+        unfinished.unlink(missing_ok=True)
 
 
 def load_stage(folder: Path, stage: str, module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from ka_ray.training.codes import (
     standardise,
 )
 from ka_ray.training.fit import Progress, Report, fit
-from ka_ray.training.inputs import StageInputs, load_weights, records, stage_file
+from ka_ray.training.inputs import StageInputs, epoch_file, load_weights, records, stage_file
 from ka_ray.training.ranks import rank
 from ka_ray.training.solved import solve_links
 
@@ -99,7 +99,8 @@ def _train_links(
     for link in links:
         learner = CodesLearner(method, moments, amalgamations, channels, link).to(inputs.device)
         later = _after(history, len(links))
-        ended = fit(learner, batches, inputs.settings("codes"), _through(later, inputs.report))
+        settings = replace(inputs.settings("codes"), checkpoint=epoch_file(inputs.folder, f"codes_{link}"))
+        ended = fit(learner, batches, settings, _through(later, inputs.report))
         history += [later(record) for record in ended]
         seconds.append(ended[-1].seconds)
         learner.finish()

@@ -78,14 +78,15 @@ def teach(
     batches = Batches(
         store, ["image"], settings.batch_size, seed, num_draws=NUM_DRAWS, device=device, targets=targets
     )
-    stage = FitSettings(
-        f"teach_{teacher.name}", settings.epochs, settings.learning_rate, settings.weight_decay
-    )
+    rates = (settings.learning_rate, settings.weight_decay)
+    epoch_file = path.with_suffix(".epoch")
+    stage = FitSettings(f"teach_{teacher.name}", settings.epochs, *rates, checkpoint=epoch_file)
     history = fit(learner, batches, stage, report)
     if rank() == 0:
         make_folder(path.parent)
         write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
         save_weights(network, path)
+        epoch_file.unlink(missing_ok=True)
     wait_for_all()
 
 

@@ -79,7 +79,7 @@ def run_trial(
     if tried.learning_rate is None:
         return told(0)
     learner, batches = joint_learner(inputs, student)
-    settings = replace(inputs.settings("joint"), learning_rate=tried.learning_rate)
+    settings = replace(inputs.settings("joint"), learning_rate=tried.learning_rate, checkpoint=None)
     fit(learner.to(inputs.device), batches, settings, report)
     return None
 

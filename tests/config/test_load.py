@@ -41,16 +41,31 @@ MISTAKES = {
         ["teachers.0", "low", "checkpoint", "training", "not both"],
     ),
     "batch over workers": (
-        ["codes.batch_size=63"],
-        ["codes.batch_size: 63 is not divisible by ray.workers = 2"],
+        ["codes.batch_size=1"],
+        ["codes.batch_size: 1 is smaller than ray.workers = 2"],
     ),
     "batch over more workers": (
-        ["ray.workers=3", "codes.batch_size=63", "layers.batch_size=63"],
-        ["joint.batch_size: 128 is not divisible by ray.workers = 3"],
+        ["ray.workers={min: 2, max: 129}"],
+        ["codes.batch_size: 64 is smaller than ray.workers = 129"],
     ),
     "teacher's batch over workers": (
-        ["teachers.0.checkpoint=null", "teachers.0.training.batch_size=33"],
-        ["teachers.low.training.batch_size: 33 is not divisible"],
+        ["teachers.0.checkpoint=null", "teachers.0.training.batch_size=1"],
+        ["teachers.low.training.batch_size: 1 is smaller than"],
+    ),
+    "no workers": (["ray.workers=0"], ["1 problem", "ray.workers: ", "greater than or equal to 1"]),
+    "workers of no order": (["ray.workers={min: 3, max: 2}"], ["ray.workers: max: 2 is smaller than min: 3"]),
+    "workers without a largest number": (["ray.workers={min: 3}"], ["1 problem", "ray.workers.max: "]),
+    "one and a half GPUs": (
+        ["placement.trainers.gpu=1.5"],
+        ["placement.trainers.gpu: ", "a part of one GPU"],
+    ),
+    "a GPU that decodes": (
+        ["placement.decoding.gpu=1"],
+        ["placement.decoding.gpu: ", "less than or equal to 0"],
+    ),
+    "CPUs as a custom resource": (
+        ["placement.teachers.resources={CPU: 2}"],
+        ["placement.teachers.resources: cpu: are no custom resources"],
     ),
     "widths like nobody": (
         ["codes.widths.like=nobody"],
@@ -85,8 +100,8 @@ MISTAKES = {
         ["baselines.distill.epohcs: unknown key"],
     ),
     "baseline's batch over workers": (
-        ["baselines.scratch.batch_size=33"],
-        ["baselines.scratch.batch_size: 33 is not divisible by ray.workers = 2"],
+        ["baselines.scratch.batch_size=1"],
+        ["baselines.scratch.batch_size: 1 is smaller than ray.workers = 2"],
     ),
     "baseline without images": (
         ["baseline=distill", "joint.epochs=0"],
@@ -233,7 +248,7 @@ def test_no_overrides_give_the_config_back(load_config):
     ("overrides", "said"),
     [
         (["scores.rule=median"], ["1 problem", "scores.rule: ", "'median'"]),
-        (["joint.batch_size=33"], ["joint.batch_size: 33 is not divisible by ray.workers = 2"]),
+        (["joint.batch_size=1"], ["joint.batch_size: 1 is smaller than ray.workers = 2"]),
         (["baseline=null", "colour=red"], ["colour: unknown key"]),
         (["seed"], ["--set 'seed'"]),
     ],
@@ -327,8 +342,8 @@ def test_teaching_needs_training(tmp_path, config_tree):
     path.write_text(yaml.safe_dump({"name": "t", "images": {"source": "digits"}, "teacher": teacher}))
     with pytest.raises(InputError, match=r"teacher\.training"):
         TeachConfig.load(path)
-    with pytest.raises(InputError, match=r"teacher\.training\.batch_size: 3 .* ray\.workers = 2"):
-        TeachConfig.load(path, ["teacher.training.batch_size=3"])
+    with pytest.raises(InputError, match=r"teacher\.training\.batch_size: 1 .* ray\.workers = 2"):
+        TeachConfig.load(path, ["teacher.training.batch_size=1"])
     assert TeachConfig.load(path, ["teacher.training.epochs=3"]).teacher.training.epochs == 3
 
 

@@ -1,30 +1,36 @@
+import errno
+
 import pytest
 
-from ka_ray.config import RayConfig, TuneConfig
+from ka_ray.config import PlacementConfig, RayConfig
+from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, check_trial_fits
-from ka_ray.distributed.errors import unwrap
-from ka_ray.errors import InputError
+from ka_ray.distributed.errors import dead_actor, lost, unwrap
+from ka_ray.errors import ClusterError, InputError
 
-TWO_CPUS = Cluster(nodes=1, cpus=2, gpus=0)
+TWO_CPUS = Cluster((Host("here", {"CPU": 2.0}),))
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["ray.workers=4"], "training needs 4 workers x 1 = 4 CPUs, the cluster has 2; lower ray.workers"),
-        (["ray.gpus_per_worker=1"], "training needs 2 workers x 1 = 2 GPUs, the cluster has 0"),
+        (["ray.workers=4"], "training needs 4 workers x 1 = 4 CPU. No room is left for 4 workers"),
+        (["ray.workers={min: 3, max: 8}"], "training needs 3 workers x 1 = 3 CPU"),
+        (["placement.trainers.gpu=1"], "2 workers x 1 = 2 GPU. No room"),
         (
             ["extract.actors_per_teacher=3"],
-            "2 teachers x 3 actors x 0.5 + 0.5 for reading and writing = 3.5 CPUs",
+            "2 teachers x 3 actors x 0.5 + 1 task of decoding x 0.25 + 1 task of writing x 0.25 = 3.5 CPU",
         ),
         (
             ["extract.reducers=3"],
-            "(2 teachers x 1 actors + 3 reducers) x 0.5 + 0.25 for reading = 2.75 CPUs",
+            "2 teachers x 1 actors x 0.5 + 3 reducers x 0.5 + 1 task of decoding x 0.25 = 2.75 CPU",
         ),
+        (["placement.teachers.gpu=1"], "2 teachers x 1 actors x 1 = 2 GPU"),
         (
-            ["extract.gpus_per_teacher=1"],
-            "2 teachers x 1 actors x 1 = 2 GPUs, the cluster has 0; lower extract",
+            ["placement.teachers.label={group: teachers}"],
+            "on nodes labelled group=teachers; the nodes have here 2",
         ),
+        (["placement.decoding.resources={disk: 1}"], "1 task of writing x 1 = 2 disk"),
     ],
 )
 def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_config, overrides, words):
@@ -32,22 +38,26 @@ def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_conf
         check_fits(load_config(*overrides), TWO_CPUS)
     assert "larger than the cluster" in str(error.value)
     assert words in str(error.value)
+    check_fits(
+        load_config(*overrides), Cluster(TWO_CPUS.hosts, grows=True)
+    )  # nodes come when they are asked for
 
 
 def test_a_plan_that_just_fits_passes(load_config):
-    check_fits(load_config("extract.cpus_per_teacher=0.58"), TWO_CPUS)
+    check_fits(load_config("placement.teachers.cpu=0.58"), TWO_CPUS)
     with pytest.raises(InputError):
-        check_fits(load_config("extract.cpus_per_teacher=0.59"), TWO_CPUS)
+        check_fits(load_config("placement.teachers.cpu=0.59"), TWO_CPUS)
     with pytest.raises(InputError):
-        check_training_fits(RayConfig(workers=3), TWO_CPUS)
+        check_training_fits(RayConfig(workers=3), PlacementConfig(), TWO_CPUS)
+    check_training_fits(RayConfig(workers={"min": 2, "max": 9}), PlacementConfig(), TWO_CPUS)
 
 
 def test_a_trial_larger_than_the_cluster_is_refused():
-    check_trial_fits(TuneConfig(cpus_per_trial=2), TWO_CPUS)
-    with pytest.raises(InputError, match=r"a trial needs 3 = 3 CPUs, .* lower tune.cpus_per_trial"):
-        check_trial_fits(TuneConfig(cpus_per_trial=3), TWO_CPUS)
-    with pytest.raises(InputError, match=r"lower tune.gpus_per_trial"):
-        check_trial_fits(TuneConfig(gpus_per_trial=0.5), TWO_CPUS)
+    check_trial_fits(PlacementConfig(trials={"cpu": 2}), TWO_CPUS)
+    with pytest.raises(InputError, match=r"1 trial x 3 = 3 CPU. .* Lower placement.trials"):
+        check_trial_fits(PlacementConfig(trials={"cpu": 3}), TWO_CPUS)
+    with pytest.raises(InputError, match=r"1 trial x 0.5 = 0.5 GPU"):
+        check_trial_fits(PlacementConfig(trials={"gpu": 0.5}), TWO_CPUS)
 
 
 def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
@@ -64,3 +74,40 @@ def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
     assert str(unwrap(RuntimeError(quoted))) == "image x.png cannot be read"
     plain = RuntimeError("other")
     assert unwrap(plain) is plain
+
+
+def wrapped(inner: Exception) -> Exception:
+    outer = RuntimeError("the dataset failed")
+    outer.__cause__ = inner
+    return outer
+
+
+def test_lost_workers_are_told_from_mistakes():
+    from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51437")
+    for error in (ActorDiedError(), NodeDiedError("node"), gone):
+        assert lost(error)
+        assert lost(wrapped(error))
+        assert lost(WorkerGroupError("one of two", {0: ValueError("collateral"), 1: error}))
+    in_init = RayActorError("id", "The actor died because of an error raised in its creation task", True)
+    for error in (ValueError("mistake"), RuntimeError("size mismatch"), InputError("bad"), in_init):
+        assert not lost(error)
+        assert not lost(wrapped(error))
+    assert dead_actor(
+        wrapped(RayActorError("abc", "It died.\nThe worker was killed due to the node OOM."))
+    ) == (
+        "abc",
+        "its node ran out of memory",
+    )
+    assert dead_actor(ValueError("mistake")) is None
+
+
+def test_what_ran_out_is_put_into_words():
+    full = wrapped(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow"))
+    assert isinstance(unwrap(full), ClusterError)
+    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; what was done is kept")
+    gpu = wrapped(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert isinstance(unwrap(gpu), InputError)
+    assert "lower extract.batch_size" in str(unwrap(gpu))

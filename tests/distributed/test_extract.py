@@ -10,9 +10,10 @@ import ray
 import torch
 from PIL import Image
 
-from ka_ray.config import Config, ExtractConfig, FolderImages, ScoresConfig
+from ka_ray.config import Config, FolderImages, ScoresConfig, Share
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Judge, evaluate_images
-from ka_ray.distributed.extract import Extraction, Reading, extract_features
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.pools import Pools, Reading, pools_of
 from ka_ray.errors import InputError
 from ka_ray.features.space import fit_space
 from ka_ray.features.store import Store
@@ -43,14 +44,15 @@ def plan_of(config: Config) -> Plan:
 @pytest.mark.parametrize("pool", [1, 2])
 def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_config, tmp_path, pool):
     config = load_config(
-        f"extract={{actors_per_teacher: {pool}, gpus_per_teacher: {1 / pool}, cpus_per_teacher: 0.25}}",
+        f"extract.actors_per_teacher={pool}",
+        f"placement.teachers={{gpu: {1 / pool}, cpu: 0.2}}",
         "images.limit=150",
         "extract.batch_size=16",
     )
     images, plan, counted = split_images(config)[0], plan_of(config), []
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
     reading = Reading(plan.paths, plan.spaces, config.scores)
-    summary = extract_features(work, config.teachers, config.extract, reading, counted.append)
+    summary = extract_features(work, config.teachers, pools_of(config), reading, counted.append)
     store = Store(tmp_path / "features")
     expected = all_images(images)
     assert summary["images"] == sum(counted) == len(store) == len(images.ids) == 135
@@ -103,7 +105,7 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
     reading = Reading(plan.paths, plan.spaces, config.scores)
-    extract_features(work, config.teachers, config.extract, reading, lambda _: None)
+    extract_features(work, config.teachers, pools_of(config), reading, lambda _: None)
     store = Store(tmp_path / "features")
     assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
     stored = store.gather(["image", "scores", *plan.shapes], np.arange(len(store)))
@@ -137,7 +139,7 @@ def extract_folder(folder, target, max_unreadable):
     config = FolderImages(source="folder", path=folder, size=8, max_unreadable=max_unreadable)
     source = open_source(config)
     work = Extraction(config, source, np.arange(source.num_images), target, 200)
-    return extract_features(work, [], ExtractConfig(), Reading({}, {}, ScoresConfig()), lambda _: None)
+    return extract_features(work, [], Pools(), Reading({}, {}, ScoresConfig()), lambda _: None)
 
 
 def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_with_a_broken_file, tmp_path):
@@ -168,14 +170,14 @@ def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str,
         label_sets=plan.label_sets,
         teachers=config.teachers,
         students=students,
-        extract=config.extract,
+        pools=pools_of(config),
         scores=config.scores,
     )
 
 
 def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path):
     # Both logical GPUs go to the teachers: the student must not wait for a third.
-    config = load_config("images.limit=200", "extract.gpus_per_teacher=1")
+    config = load_config("images.limit=200", "placement.teachers.gpu=1")
     images, plan = split_images(config)[0], plan_of(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)
@@ -242,8 +244,9 @@ def test_an_ensemble_is_counted_as_each_student_puts_it_together(load_config, tm
     for name in ("raw", "centered"):
         students[name] = tmp_path / name
         save_student(Student(replace(plan.spec, center=name == "centered")), students[name])
-    judge = Judge(evaluation(config, images, plan, students), config.extract)
+    judge = Judge(evaluation(config, images, plan, students), Share())
     batch = {
+        "image_id": np.arange(2),
         "image": np.zeros((2, 3, 8, 8), np.uint8),
         "label": np.array(["digit_0", "digit_5"]),
         # `low` gives all its classes high scores; only `high` tells one of its own from the others.
@@ -276,4 +279,4 @@ def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster
 
 def test_ray_is_left_running_for_the_next_test(cluster):
     assert ray.is_initialized()
-    assert (cluster.cpus, cluster.gpus) == (2, 2)
+    assert cluster.size == {"nodes": 1, "cpus": 2, "gpus": 2}

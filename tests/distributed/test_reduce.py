@@ -8,7 +8,8 @@ import ray
 import torch
 
 from ka_ray.amalgamation.sums import Sums
-from ka_ray.distributed.extract import Extraction, Reading, through_teachers
+from ka_ray.distributed.extract import Extraction
+from ka_ray.distributed.pools import Reading, pools_of, through_teachers
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
@@ -34,7 +35,7 @@ def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
     work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
     reading = Reading(plan.paths, plan.spaces, config.scores)
     seen = []
-    found = reduce_images(work, config.teachers, config.extract, reading, meter_of(plan), SEED, seen.append)
+    found = reduce_images(work, config.teachers, pools_of(config), reading, meter_of(plan), SEED, seen.append)
     assert sum(seen) == found[1]["images"] == len(ids)
     return found
 
@@ -60,12 +61,15 @@ def by_a_plain_loop(config, plan: Plan, ids: Ids) -> Sums:
 
 def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(cluster, load_config, tmp_path):
     config = load_config(
-        "images.limit=240", "extract={batch_size: 20, object_store_gib: 0.01}", f"output={tmp_path}"
+        "images.limit=240",
+        "extract={batch_size: 20, object_store_gib: 0.01}",
+        "placement.teachers.cpu=0.25",
+        f"output={tmp_path}",
     )
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     ids, sizes = split_images(config)[0].ids, []
     for some, reducers in ((ids[: len(ids) // 4], 1), (ids, 2)):
-        extract = config.extract.model_copy(update={"reducers": reducers, "cpus_per_teacher": 0.25})
+        extract = config.extract.model_copy(update={"reducers": reducers})
         sums, summary = by_ray(config.model_copy(update={"extract": extract}), plan, some)
         assert summary["reducers"] == reducers
         sizes.append(summary["bytes"])
@@ -76,5 +80,5 @@ def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(clust
             torch.testing.assert_close(sums[name].mean, part.mean, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
     assert sizes[0] == sizes[1] > 0
-    rows = through_teachers(ray.data.range(1), [], config.extract, Reading({}, {}, config.scores), None)
+    rows = through_teachers(ray.data.range(1), [], pools_of(config), Reading({}, {}, config.scores), None)
     assert rows.context.execution_options.resource_limits.object_store_memory == pytest.approx(0.01 * 1024**3)

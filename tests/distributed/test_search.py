@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ka_ray.config import TuneConfig
+from ka_ray.config import Share, TuneConfig
 from ka_ray.distributed.search import Search, search
 
 pytestmark = pytest.mark.ray
@@ -17,10 +17,10 @@ def test_every_trial_is_told_once_and_one_that_fails_is_named(cluster, tmp_path)
         tell({"agreement": point["width.conv1"] / shared["widest"], "epochs": 0, "device": str(device)})
 
     told = []
-    config = TuneConfig(cpus_per_trial=0.5, max_concurrent=2)
+    config, share = TuneConfig(max_concurrent=2), Share(cpu=0.5)
     points = [{"width.conv1": width} for width in (2, 3, 8, 5)]
     failed = search(
-        Search(config, points, {}, len(points), epochs=0, seed=0, folder=tmp_path),
+        Search(config, share, 1, points, {}, len(points), epochs=0, seed=0, folder=tmp_path),
         run_point,
         {"widest": 10},
         lambda point, result: told.append((point["width.conv1"], result["agreement"], result["device"])),
@@ -35,10 +35,10 @@ def test_trials_that_fall_behind_are_stopped_early(cluster, tmp_path):
             tell({"agreement": point["width.conv1"] * epoch, "epochs": epoch})
 
     told = {}
-    config = TuneConfig(cpus_per_trial=1, max_concurrent=1)  # one after the other: the best comes first
+    config, share = TuneConfig(max_concurrent=1), Share()  # one after the other: the best comes first
     points = [{"width.conv1": width} for width in (9, 1, 2, 3, 4)]
     failed = search(
-        Search(config, points, {}, len(points), epochs=4, seed=0, folder=tmp_path),
+        Search(config, share, 1, points, {}, len(points), epochs=4, seed=0, folder=tmp_path),
         run_point,
         None,
         lambda point, result: told.update({point["width.conv1"]: result["epochs"]}),

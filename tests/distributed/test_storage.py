@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ka_ray.config import RayConfig, TuneConfig
+from ka_ray.config import RayConfig, Share, TuneConfig
 from ka_ray.distributed.search import JOURNAL, Search, search
 from ka_ray.distributed.storage import storage
 from ka_ray.distributed.train import train_in_workers
@@ -31,7 +31,7 @@ def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
     def work(device, report):
         (folder / "result").write_text("done")
 
-    train_in_workers(work, RayConfig(workers=1), folder / "ray", lambda progress: None)
+    train_in_workers(work, RayConfig(workers=1), Share(cpu=0.5), folder / "ray", lambda progress: None)
     assert (folder / "result").read_text() == "done"
     assert any(name.startswith("ray/train-") for name in list_files(folder))
 
@@ -40,7 +40,7 @@ def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
 def test_optuna_remembers_trials_at_a_uri(cluster, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))
-    folder, config = to_path(f"file://{tmp_path}/run"), TuneConfig(cpus_per_trial=0.5, algorithm="optuna")
+    folder, config = to_path(f"file://{tmp_path}/run"), TuneConfig(algorithm="optuna")
     make_folder(folder)
 
     def run_point(point, device, tell, shared):
@@ -48,7 +48,9 @@ def test_optuna_remembers_trials_at_a_uri(cluster, tmp_path, monkeypatch):
 
     told, sizes = [], []
     for _ in range(2):
-        work = Search(config, None, {"width.conv1": (2, 3, 5)}, 2, epochs=0, seed=0, folder=folder)
+        work = Search(
+            config, Share(cpu=0.5), 1, None, {"width.conv1": (2, 3, 5)}, 2, epochs=0, seed=0, folder=folder
+        )
         assert search(work, run_point, None, lambda point, result: told.append(point)) == {}
         sizes.append((folder / JOURNAL).read_text().count("\n"))
     assert len(told) == 4

@@ -75,7 +75,7 @@ def test_a_run_is_extended_and_extended_again(load_config, config_tree, tmp_path
     for count in (2, 3, 4):
         config_tree["teachers"] = teachers[:count]
         overrides = [f"output={tmp_path / f'run_{count}'}", f"seed={count}", "codes.method=incremental"]
-        overrides.append("extract.cpus_per_teacher=0.25")
+        overrides.append("placement.teachers.cpu=0.25")
         if count > 2:
             overrides.append(f"extend={tmp_path / f'run_{count - 1}'}")
         config = load_config(*QUICK, *overrides, "tracking.backend=none")

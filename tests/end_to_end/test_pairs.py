@@ -38,7 +38,7 @@ def describe_run(folder, network, taps):
         "teachers": teachers,
         "taps": taps,
         "scores": {"views": "flip"},
-        "extract": {"images": 48, "cpus_per_teacher": 0.5},
+        "extract": {"images": 48},
         "codes": QUICK | {"positions_per_image": 4},
         "layers": QUICK,
         "joint": QUICK | {"learning_rate": 1e-4},

@@ -143,10 +143,25 @@ def test_a_batch_larger_than_the_store_is_refused(store):
     assert Batches(store, COLUMNS, NUM_ROWS, 0).steps_per_epoch == 1
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(store, monkeypatch):
-    as_rank(monkeypatch, 0, 3)
-    with pytest.raises(InputError, match="batch_size 8 is not divisible by 3 workers"):
+def test_a_batch_of_which_a_rank_would_get_nothing_is_refused(store, monkeypatch):
+    as_rank(monkeypatch, 0, 9)
+    with pytest.raises(InputError, match="batch_size 8 is smaller than the 9 workers"):
         Batches(store, COLUMNS, 8, 0)
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(8, 3), (7, 2), (5, 5), (20, 7)])
+def test_uneven_shares_make_up_the_batch_and_their_weighted_means_are_its_mean(
+    store, monkeypatch, batch_size, world_size
+):
+    (alone,) = on_ranks(monkeypatch, 1, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
+    parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
+    whole = torch.cat([part[0]["tap"] for part in parts])
+    torch.testing.assert_close(whole, alone[0]["tap"], rtol=0, atol=0)
+    means = []
+    for place, part in enumerate(parts):
+        as_rank(monkeypatch, place, world_size)
+        means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).weight)
+    torch.testing.assert_close(torch.stack(means).mean(), alone[0]["tap"].mean())
 
 
 @pytest.fixture

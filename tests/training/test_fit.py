@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ka_ray.errors import InputError
 from ka_ray.training import Batches, FitSettings, fit
 from ka_ray.training.fit import Progress, rate_factor
 
@@ -178,3 +179,37 @@ def test_the_rate_rises_to_its_peak_and_falls(total_steps):
     assert peak <= max(1, 0.1 * total_steps)
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+class Killed(Exception):
+    """Stands for a lost process."""
+
+
+@pytest.mark.parametrize("last", [1, 2, 4])
+def test_a_fit_that_goes_on_behind_an_epoch_ends_as_one_that_was_never_interrupted(batches, tmp_path, last):
+    whole, history, _ = run(batches, epochs=5, weight_decay=0.1)
+    learner, checkpoint = Regression(), tmp_path / "fit.epoch"
+    settings = FitSettings("codes", 5, 0.1, 0.1, checkpoint=checkpoint)
+
+    def die(progress: Progress) -> None:
+        if progress.epoch == last + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(learner, batches, settings, die)
+    reports: list[Progress] = []
+    other = Regression()
+    resumed = fit(other, batches, settings, reports.append)
+    assert torch.equal(other.weight, whole.weight)
+    assert [r.losses for r in resumed] == [r.losses for r in history]
+    assert [r.epoch for r in reports if r.epoch_ended] == list(range(last + 1, 6))
+    assert resumed[-1].seconds >= resumed[last - 1].seconds
+
+
+def test_a_damaged_checkpoint_is_named(batches, tmp_path):
+    checkpoint = tmp_path / "fit.epoch"
+    run(batches, epochs=2, checkpoint=checkpoint)
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"fit.epoch cannot be used .* delete it, and the stage begins anew"):
+        run(batches, epochs=2, checkpoint=checkpoint)

@@ -1,0 +1,100 @@
+"""Whether processes fit on the nodes of a cluster, and the arithmetic where they do not. No Ray in here."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ka_ray.config import Share
+
+EPSILON = 1e-9
+CPU, GPU = "CPU", "GPU"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node of the cluster."""
+
+    name: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, wanted: Mapping[str, str]) -> bool:
+        """Whether the node has the wanted labels; a value may be ``!x``, ``in(x,y)`` or ``!in(x,y)``."""
+        return all(_selects(selector, self.labels.get(key)) for key, selector in wanted.items())
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Processes of one kind that run at the same time.
+
+    Attributes:
+        what: In words, with the numbers that ``count`` is made of: ``2 teachers x 1 actors``.
+        count: How many.
+        share: What each gets.
+        key: Of the config, to lower it.
+    """
+
+    what: str
+    count: int
+    share: Share
+    key: str
+
+
+def _selects(selector: str, value: str | None) -> bool:
+    negated, text = selector.startswith("!"), selector.removeprefix("!")
+    several = re.fullmatch(r"in\((.*)\)", text)
+    wanted = [part.strip() for part in several[1].split(",")] if several else [text]
+    return (value in wanted) != negated
+
+
+def needs(share: Share) -> dict[str, float]:
+    """What one process takes, as Ray names it."""
+    return {name: n for name, n in {CPU: share.cpu, GPU: share.gpu, **share.resources}.items() if n > 0}
+
+
+def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> str | None:
+    """Say why processes cannot all run at the same time; None where they can.
+
+    Each is placed on the first node with its labels that has room, those with the fewest such nodes first.
+
+    Args:
+        stage: Who needs them.
+        demands: All that run at once.
+        hosts: The nodes.
+    """
+    left = [dict(host.resources) for host in hosts]
+    choices = {id(d): [i for i, host in enumerate(hosts) if host.has(d.share.label)] for d in demands}
+    in_order = sorted(demands, key=lambda d: (len(choices[id(d)]), -d.share.gpu, -d.share.cpu))
+    for demand in in_order:
+        each = needs(demand.share)
+        for _ in range(demand.count):
+            place = next((i for i in choices[id(demand)] if _fits(each, left[i])), None)
+            if place is None:
+                return _arithmetic(stage, demands, hosts, demand)
+            left[place] = {name: has - each.get(name, 0) for name, has in left[place].items()}
+    return None
+
+
+def _fits(each: Mapping[str, float], left: Mapping[str, float]) -> bool:
+    return all(left.get(name, 0) + EPSILON >= amount for name, amount in each.items())
+
+
+def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], first: Demand) -> str:
+    names = list(dict.fromkeys(name for demand in demands for name in needs(demand.share)))
+    sums = []
+    for name in names:
+        parts = [(d, needs(d.share).get(name, 0)) for d in demands]
+        terms = [f"{d.what} x {each:g}" for d, each in parts if each]
+        total = sum(d.count * each for d, each in parts)
+        sums.append(f"{' + '.join(terms)} = {total:g} {name}")
+    offers = [
+        f"{host.name} {', '.join(f'{host.resources.get(name, 0):g} {name}' for name in names)}"
+        + "".join(f" {key}={value}" for key, value in host.labels.items() if not key.startswith("ray.io/"))
+        for host in hosts
+    ]
+    wanted = ", ".join(f"{key}={value}" for key, value in first.share.label.items())
+    where = f" on nodes labelled {wanted}" if wanted else ""
+    return (
+        f"the plan is larger than the cluster: {stage} needs {'; '.join(sums)}. "
+        f"No room is left for {first.what}{where}; the nodes have {' | '.join(offers)}. Lower {first.key}"
+    )

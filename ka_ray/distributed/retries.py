@@ -1,0 +1,82 @@
+"""Passes over images that outlive lost workers and nodes: what is missing afterwards is read again."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from ka_ray.distributed.errors import dead_actor, lost, unwrap
+from ka_ray.errors import ClusterError
+from ka_ray.images import Ids
+
+Result = TypeVar("Result")
+
+MAX_IDLE_PASSES = 2
+"""So many passes in a row without one new row end a run; actors have been started again within each."""
+
+
+def repeat_until_complete(
+    wanted: Ids, stands: Callable[[], Ids], one_pass: Callable[[Ids], None], log: Any
+) -> int:
+    """Read images until each has a row, or is known to have none.
+
+    Args:
+        wanted: Image ids, sorted.
+        stands: Gives the ids that have a row.
+        one_pass: Reads the images with some ids; may fail half-way.
+        log: A :class:`ka_ray.distributed.actors.ReadingLog`.
+
+    Returns:
+        How many passes it took.
+
+    Raises:
+        ClusterError: Workers were lost again and again, without a row in between.
+        Exception: What a worker raised by itself.
+    """
+    missing, passes, idle = np.setdiff1d(wanted, stands()), 0, 0
+    while len(missing):
+        error = None
+        try:
+            one_pass(missing)
+        except Exception as problem:
+            error = problem
+        left = np.setdiff1d(np.setdiff1d(wanted, stands()), ray.get(log.without_row.remote()))
+        passes, idle = passes + 1, 0 if len(left) < len(missing) else idle + 1
+        missing = left
+        if error is not None and (not lost(error) or idle >= MAX_IDLE_PASSES):
+            raise explain(error, log) from error
+        if error is None and idle >= MAX_IDLE_PASSES:
+            raise ClusterError(f"{len(missing)} images give no row, among them that with id {missing[0]}")
+    return passes
+
+
+def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> Result:
+    """Do something that cannot go on where it stood, again from its start, as long as workers are lost.
+
+    Raises:
+        ClusterError: They were lost more often than ``max_failures``.
+        Exception: What a worker raised by itself.
+    """
+    for failures in range(max_failures + 1):
+        try:
+            return work()
+        except Exception as error:
+            if not lost(error) or unwrap(error) is not error or failures == max_failures:
+                raise explain(error, log) from error
+    raise AssertionError("unreachable")
+
+
+def explain(error: Exception, log: Any) -> BaseException:
+    """Say whose actor died, where it is that; else dig out what a worker raised."""
+    meant, dead = unwrap(error), dead_actor(error)
+    if meant is not error or not lost(error):
+        return meant
+    starts = [] if dead is None else ray.get(log.starts.remote(dead[0]))
+    if dead is None or not starts:
+        return ClusterError(f"workers were lost again and again: {error}")
+    return ClusterError(
+        f"teacher {starts[0]}: its actor died {len(starts)} times ({dead[1]}). Most often that is "
+        "memory: lower extract.batch_size or extract.actors_per_teacher, raise placement.teachers.cpu so "
+        "that fewer share a node, or take larger nodes"
+    )

@@ -1,0 +1,70 @@
+"""What an unfinished pass left in a folder of shards, so that the next one does the rest alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ka_ray.files import ranges_of
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Rows that stand.
+
+    Attributes:
+        ids: Of their images, sorted, each once.
+        num_bytes: Of their shards.
+        doubled: Rows that stood twice; their second shard was removed.
+        damaged: Shards that could not be read, and were removed.
+    """
+
+    ids: Ids
+    num_bytes: int
+    doubled: int
+    damaged: tuple[str, ...]
+
+
+def settle_shards(folder: Path) -> Standing:
+    """Keep the whole shards of a folder; remove half-written and damaged ones, and those with doubled rows.
+
+    A removed shard's other rows are missing then, and made again: a row is there once, or not at all.
+    """
+    ids, num_bytes, doubled, damaged = np.empty(0, np.int64), 0, 0, list[str]()
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    for shard in sorted(folder.glob("*.arrow")):
+        try:
+            here = shard_ids(shard)
+        except (pa.ArrowException, OSError, KeyError):
+            damaged.append(shard.name)
+            shard.unlink()
+            continue
+        twice = len(np.intersect1d(ids, here)) + len(here) - len(np.unique(here))
+        if twice:
+            doubled += twice
+            shard.unlink()
+        else:
+            ids = np.union1d(ids, here)
+            num_bytes += shard.stat().st_size
+    return Standing(ids, num_bytes, doubled, tuple(damaged))
+
+
+def shard_ids(shard: Path) -> Ids:
+    """Read the image ids of a shard, and no more of it.
+
+    Raises:
+        pyarrow.ArrowException: It is no whole Arrow file.
+    """
+    with ranges_of(shard) as source, source.open("rb") if source is shard else source as file:
+        place = pa.ipc.open_file(file).schema.get_field_index("image_id")
+        if place < 0:
+            raise KeyError("image_id")
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[place]))
+        columns = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
+        parts = [np.frombuffer(c.buffers()[1], np.int64, len(c), c.offset * 8) for c in columns]
+        return np.concatenate(parts).copy() if parts else np.empty(0, np.int64)

@@ -1,0 +1,438 @@
+"""The files in `cluster/`: valid for who reads them, and consistent with one another and the configs."""
+
+import copy
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from ka_ray.config import Config
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+SCHEMAS = ROOT.parent / "shared/schemas"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMAGE = f"ka-ray:{PROJECT['version']}"
+INSTALLED = "/opt/ka_ray/"
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
+SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / name).read_text()))
+
+
+def document(name: str) -> dict[str, Any]:
+    (only,) = documents(name)
+    return only
+
+
+KUBERNETES = [part for path in sorted((CLUSTER / "kuberay").glob("*.yaml")) for part in documents(str(path))]
+RAYCLUSTER = document("kuberay/raycluster.yaml")["spec"]
+RAYJOB = document("kuberay/rayjob.yaml")["spec"]
+AWS = document("aws.yaml")
+
+
+def everything(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a tree."""
+    if isinstance(tree, dict):
+        yield tree
+    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
+        yield from everything(part)
+
+
+def pods(tree: Any) -> list[dict[str, Any]]:
+    """The spec of every pod that a tree describes."""
+    return [part for part in everything(tree) if "containers" in part]
+
+
+# --- what the custom resource definitions say ----------------------------------------------------
+
+
+def strict(schema: Any) -> Any:
+    """Refuse fields that a schema does not name; Kubernetes would drop them without a word."""
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    if "properties" in schema:
+        closed["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            closed.setdefault("additionalProperties", False)
+    for keyword in ("items", "additionalProperties"):
+        if keyword in schema:
+            closed[keyword] = strict(schema[keyword])
+    return closed
+
+
+@cache
+def resource_schema(kind: str) -> dict[str, Any]:
+    path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not there")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # long files: libyaml is ten times as fast
+    versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]
+    (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    return strict(schema)
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_kuberay_takes_the_manifests(name):
+    manifest = document(f"kuberay/{name}.yaml")
+    assert manifest["apiVersion"] == "ray.io/v1"
+    jsonschema.Draft202012Validator(resource_schema(manifest["kind"])).validate(manifest)
+
+
+HEAD = ("spec", "headGroupSpec", "template", "spec")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "rayVersoin"), "2.60.0"),
+        (("spec", "rayVersion"), 2.6),
+        (("spec", "authOptions", "secret"), "ka-ray-token"),
+        (("spec", "authOptions", "mode"), "tokens"),
+        (("spec", "workerGroupSpecs", 0, "minReplica"), 1),
+        (("spec", "workerGroupSpecs", 0, "maxReplicas"), "four"),
+        (("spec", "workerGroupSpecs", 0, "labels", "group"), 3),
+        ((*HEAD, "containers", 0, "volumeMount"), []),
+        ((*HEAD, "containers", 0, "securityContext", "runAsNonroot"), True),
+        ((*HEAD, "volumes", 0, "persistentVolumeClaim", "claim"), "ka-ray-shared"),
+    ],
+)
+def test_a_slip_in_a_manifest_is_found(path, value):
+    manifest = copy.deepcopy(document("kuberay/raycluster.yaml"))
+    part: Any = manifest
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(resource_schema("RayCluster")).validate(manifest)
+
+
+def test_the_jobs_own_cluster_is_the_same_as_the_one_that_stays():
+    assert RAYJOB["rayClusterSpec"] == RAYCLUSTER
+
+
+def test_rays_autoscaler_reads_the_groups_as_they_are_meant():
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    manifest = document("kuberay/raycluster.yaml")
+    manifest["metadata"]["namespace"] = "default"
+    derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(manifest)["available_node_types"]
+    groups = kuberay_groups()
+    assert derived.keys() == {"headgroup", *groups}
+    assert derived["headgroup"]["resources"]["CPU"] == 0
+    for name, group in groups.items():
+        assert derived[name]["labels"] == group.labels
+        assert derived[name]["resources"]["CPU"] == group.cpu
+        assert derived[name]["resources"].get("GPU", 0) == group.gpu
+        assert (derived[name]["min_workers"], derived[name]["max_workers"]) == (group.least, group.most)
+
+
+def test_probes_ask_what_rays_agent_answers_without_a_token():
+    agent = Path(find_spec("ray").submodule_search_locations[0]) / "dashboard/http_server_agent.py"
+    public = re.findall(r'"(/\S+)"', agent.read_text())
+    asked = {part["httpGet"]["path"] for part in everything(RAYCLUSTER) if "httpGet" in part}
+    assert asked == {"/api/healthz"} <= set(public)
+
+
+# --- Kubernetes' own resources -------------------------------------------------------------------
+
+
+def test_services_lead_to_pods_and_volumes_are_claimed():
+    labels = [
+        part["labels"] for part in everything(KUBERNETES) if "labels" in part and "app" in part["labels"]
+    ]
+    named_ports = {
+        p["name"] for pod in pods(KUBERNETES) for c in pod["containers"] for p in c.get("ports", [])
+    }
+    services = [part for part in KUBERNETES if part["kind"] == "Service"]
+    assert len(services) == 2
+    for service in services:
+        assert service["spec"]["selector"] in labels
+        assert service["spec"]["type"] == "ClusterIP"
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named_ports
+    claims = {part["metadata"]["name"] for part in KUBERNETES if part["kind"] == "PersistentVolumeClaim"}
+    used = {part["claimName"] for part in everything(KUBERNETES) if "claimName" in part}
+    assert used == claims
+
+
+def test_every_mount_has_its_volume_and_every_ray_pod_sees_the_shared_one():
+    for pod in pods(KUBERNETES):
+        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {
+            "data"
+        }  # the stateful set's template
+        mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
+        assert {mount["name"] for mount in mounts} <= volumes
+    for pod in pods(RAYCLUSTER):
+        (container,) = pod["containers"]
+        assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
+
+
+def test_no_pod_runs_as_root_or_may_become_it():
+    found = pods(KUBERNETES)
+    assert len(found) == 11  # two clusters of four, the submitter, MLflow, PostgreSQL
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] >= 999
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"].keys() == {"requests", "limits"}
+
+
+def test_runs_find_mlflow_under_its_service():
+    (service,) = (
+        p for p in KUBERNETES if p["kind"] == "Service" and p["metadata"]["name"] == "ka-ray-mlflow"
+    )
+    wanted = f"http://ka-ray-mlflow:{service['spec']['ports'][0]['port']}"
+    for pod in pods(RAYCLUSTER):
+        environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+        assert environment["MLFLOW_TRACKING_URI"] == wanted
+    (hosts,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS")
+    for host in (wanted.removeprefix("http://"), "ka-ray-mlflow.default.svc:5000", "localhost:5000"):
+        assert any(fnmatch(host, pattern) for pattern in hosts.split(",")), host
+    assert not any(fnmatch("elsewhere:5000", pattern) for pattern in hosts.split(","))
+
+
+def test_what_the_image_needs_beside_the_tool_is_a_dependency():
+    assert {re.split(r"[><=]", name)[0] for name in PROJECT["optional-dependencies"]["cluster"]} == {
+        "boto3",
+        "psycopg2-binary",
+    }
+    (uri,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
+    assert uri.startswith("postgresql+psycopg2://")
+
+
+# --- `ray up` ------------------------------------------------------------------------------------
+
+
+def validate_with_ray(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
+
+
+def test_ray_up_takes_the_file():
+    prepared = validate_with_ray(AWS)
+    assert prepared["available_node_types"]["head"]["max_workers"] == 0
+    most = sum(group.most for group in aws_groups().values())
+    assert prepared["max_workers"] >= most
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("max_worker",), 3),
+        (("docker", "images"), IMAGE),
+        (("available_node_types", "teachers", "label"), {"group": "teachers"}),
+        (("available_node_types", "teachers", "resources", "GPU"), "one"),
+    ],
+)
+def test_a_slip_in_the_file_is_found(path, value):
+    config = copy.deepcopy(AWS)
+    part = config
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        validate_with_ray(config)
+
+
+def test_the_token_reaches_every_machine():
+    (mounted,) = AWS["file_mounts"]
+    assert f"--env RAY_AUTH_TOKEN_PATH={mounted}" in AWS["docker"]["run_options"]
+    assert "--env RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
+
+
+# --- one version, one image ----------------------------------------------------------------------
+
+
+def locked(package: str) -> str:
+    (version,) = re.findall(rf"^{package}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    return version
+
+
+def test_every_manifest_names_the_locked_ray():
+    assert RAYCLUSTER["rayVersion"] == RAYJOB["rayClusterSpec"]["rayVersion"] == locked("ray")
+
+
+def test_there_is_one_image_and_it_names_no_registry():
+    images = {part["image"] for part in everything([*KUBERNETES, AWS]) if "image" in part}
+    assert images == {IMAGE, "postgres:17"}
+    for path in FILES:
+        assert set(re.findall(r"ka-ray:[\w.]+", path.read_text())) <= {IMAGE}, path
+
+
+def test_the_image_is_built_from_what_the_project_says():
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    (base,) = (line.split()[1] for line in lines if line.startswith("FROM"))
+    python = base.removeprefix("python:").removesuffix("-slim")
+    assert PROJECT["requires-python"] == f">={python}"
+    assert f"--python-version {python} " in (ROOT / "Makefile").read_text()  # the lock's
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]}
+    assert copied == let_in
+    assert all((ROOT / source).exists() for source in copied)
+    assert "--require-hashes -r requirements.lock" in "\n".join(lines)
+    assert lines[-2] == "USER 1000:1000"
+
+
+# --- the plan fits the groups --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equal nodes, of which there are at least and at most so many."""
+
+    cpu: float
+    gpu: float
+    least: int
+    most: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def holds(self, ask: Mapping[str, Any], nodes: int) -> int:
+        """How many actors fit that many nodes; an actor lies on one node."""
+        if any(self.labels.get(key) != value for key, value in ask.get("label", {}).items()):
+            return 0
+        has = {"cpu": self.cpu, "gpu": self.gpu}
+        return nodes * min(int(has[unit] / ask[unit]) for unit in has if ask.get(unit))
+
+
+def kuberay_groups() -> dict[str, Group]:
+    groups = {}
+    for spec in RAYCLUSTER["workerGroupSpecs"]:
+        limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
+        amounts = float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0))
+        least, most = spec["minReplicas"], spec["maxReplicas"]
+        assert spec["replicas"] == least
+        groups[spec["groupName"]] = Group(*amounts, least, most, spec["labels"])
+    return groups
+
+
+def aws_groups() -> dict[str, Group]:
+    types = {
+        name: kind for name, kind in AWS["available_node_types"].items() if name != AWS["head_node_type"]
+    }
+    return {
+        name: Group(
+            kind["resources"]["CPU"],
+            kind["resources"].get("GPU", 0),
+            kind["min_workers"],
+            kind["max_workers"],
+            kind["labels"],
+        )
+        for name, kind in types.items()
+    }
+
+
+def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
+    """What the RayJob runs: the script, the config, the output folder, and what is set."""
+    words = shlex.split(RAYJOB["entrypoint"])
+    assert words[0] == "python"
+    script, config = (ROOT / word.removeprefix(INSTALLED) for word in words[1:3])
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    (output,) = (value for name, value in options if name == "--output")
+    sets = dict(value.split("=", 1) for name, value in options if name == "--set")
+    assert len(options) == len(sets) + 1
+    return script, config, output, {key: yaml.safe_load(value) for key, value in sets.items()}
+
+
+def test_the_job_runs_a_script_on_a_config_and_writes_where_every_pod_sees_it():
+    script, config, output, sets = entrypoint()
+    assert script == ROOT / "jobs/amalgamate.py"
+    assert script.exists()
+    assert config.parent == ROOT / "jobs/configs"
+    name = document("kuberay/rayjob.yaml")["metadata"]["name"]
+    assert output == f"/shared/runs/{name}"
+    assert sets.keys() == {"placement.teachers", "placement.trainers", "placement.decoding", "ray.workers"}
+    assert RAYJOB["backoffLimit"] > 0
+    assert RAYJOB["shutdownAfterJobFinishes"] is True
+
+
+@pytest.mark.parametrize("groups", [kuberay_groups(), aws_groups()], ids=["kuberay", "aws"])
+def test_the_plan_fits_the_groups(groups):
+    _, path, _, sets = entrypoint()
+    config = Config.load(path)
+    actors = len(config.teachers) * config.extract.actors_per_teacher
+    with_the_student = actors + 1 + config.extract.reducers
+    teachers, trainers = sets["placement.teachers"], sets["placement.trainers"]
+    without_gpu = teachers | {"gpu": 0}  # the student and the sums take a CPU where no GPU is left
+
+    group = groups["teachers"]
+    assert group.holds(teachers, group.least) >= actors
+    assert group.holds(without_gpu, group.least) >= with_the_student
+    group = groups["trainers"]
+    assert group.holds(trainers, group.least) >= sets["ray.workers"]["min"]
+    assert group.holds(trainers, group.most) >= sets["ray.workers"]["max"]
+    group = groups["decoding"]
+    assert group.holds(sets["placement.decoding"], group.least) >= 2  # reading and writing side by side
+    for ask in sets.values():
+        if "label" in ask:
+            assert sum(group.holds(ask, 1) > 0 for group in groups.values()) == 1
+
+
+def test_a_plan_that_does_not_fit_is_found():
+    group = Group(cpu=8, gpu=1, least=1, most=4, labels={"group": "teachers"})
+    assert group.holds({"cpu": 2, "gpu": 1, "label": {"group": "teachers"}}, 2) == 2
+    assert group.holds({"cpu": 2, "gpu": 0.5}, 2) == 4
+    assert group.holds({"cpu": 9}, 4) == 0
+    assert group.holds({"cpu": 5}, 4) == 4  # two on no node
+    assert group.holds({"cpu": 1, "label": {"group": "trainers"}}, 4) == 0
+
+
+# --- all files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound_and_can_be_run(path):
+    checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in path.read_text()
+
+
+SECRET = re.compile(r"TOKEN$|PASSWORD|SECRET|_KEY$")
+
+
+def test_secrets_come_from_kubernetes_alone():
+    assert [part for part in KUBERNETES if part["kind"] == "Secret"] == []
+    secret = [
+        e for e in everything(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
+    ]
+    assert len(secret) == 2
+    for entry in secret:
+        assert entry.keys() == {"name", "valueFrom"}
+        assert entry["valueFrom"].keys() == {"secretKeyRef"}
+
+
+@pytest.mark.parametrize("path", [*FILES, ROOT / ".dockerignore"], ids=lambda path: path.name)
+def test_no_file_holds_a_secret_or_a_registry(path):
+    text = path.read_text()
+    assert not re.search(r"AKIA[A-Z0-9]{16}|PRIVATE KEY|\b[0-9a-f]{32,}\b", text)
+    assert not re.search(r"index-url|docker\.io|ghcr|quay|ecr\.|gcr\.|pkg\.dev", text)
+    assert not re.search(r"^FROM \S*/", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "README.md"], ids=str)
+def test_files_that_a_readme_names_are_there(path):
+    names = re.findall(
+        r"(?<![/\w])(?:cluster|jobs|tests)/[\w/.-]+\.(?:py|sh|yaml|md)\b|cluster/Dockerfile", path.read_text()
+    )
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []

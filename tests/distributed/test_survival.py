@@ -1,0 +1,136 @@
+"""Passes over images while processes die: every row once, or an end after bounded tries."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mortal import Mortal
+
+from ka_ray.amalgamation.moments import Moments, MomentsMeter
+from ka_ray.config import ScoresConfig, TeacherConfig
+from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.pools import Pools, Reading, pools_of
+from ka_ray.distributed.reduce import reduce_images
+from ka_ray.errors import ClusterError
+from ka_ray.features.stack import SCORES
+from ka_ray.features.store import Store
+from ka_ray.plan import make_plan
+from ka_ray.split import split_images
+from ka_ray.teachers import draft_teacher
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def deaths(tmp_path):
+    """Let teacher ``low`` die so many times."""
+
+    def of(count: int) -> Path:
+        folder = tmp_path / "deaths"
+        folder.mkdir()
+        for i in range(count):
+            (folder / str(i)).touch()
+        return folder
+
+    return of
+
+
+def mortal(config: TeacherConfig, lives: Path, tmp_path: Path) -> TeacherConfig:
+    network = Mortal(str(lives), len(config.classes))
+    checkpoint = tmp_path / "mortal.pt"
+    torch.save(network.state_dict(), checkpoint)
+    arguments = {"lives": str(lives), "num_classes": len(config.classes)}
+    name = f"{Mortal.__module__}:{Mortal.__qualname__}"
+    return config.model_copy(update={"network": name, "arguments": arguments, "checkpoint": checkpoint})
+
+
+READING = Reading({}, {}, ScoresConfig())
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
+    cluster, load_config, tmp_path, deaths, count
+):
+    """Six deaths are more than an actor's restarts: the first pass fails, after rows were written."""
+    config = load_config("images.limit=150", "extract.batch_size=16")
+    images = split_images(config)[0]
+    teachers = [mortal(config.teachers[0], deaths(count), tmp_path), config.teachers[1]]
+    work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 4 * 1024**2)
+    summary = extract_features(work, teachers, pools_of(config), READING, lambda _: None)
+    assert list((tmp_path / "deaths").iterdir()) == []
+    assert Store(tmp_path / "out").image_ids.tolist() == images.ids.tolist()
+    assert (summary["images"], summary["doubled"]) == (len(images.ids), 0)
+
+
+def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, tmp_path):
+    config = load_config("images.limit=120", "extract.batch_size=8")
+    images, folder, counted = split_images(config)[0], tmp_path / "out", []
+    work = Extraction(images.config, images.source, images.ids, folder, 8 * 1024**2)
+    extract_features(work, config.teachers, pools_of(config), READING, counted.append)
+    whole = Store(folder).gather(["scores", "image"], np.arange(len(images.ids)))
+    shards = sorted(folder.glob("*.arrow"))
+    assert len(shards) > 5
+    (folder / "done.json").unlink()  # as if it had been killed
+    shards[0].unlink()
+    shards[2].write_bytes(shards[2].read_bytes()[:-100])
+    stamps = {shard: shard.stat().st_mtime_ns for shard in (shards[1], *shards[3:])}
+
+    summary = extract_features(work, config.teachers, pools_of(config), READING, counted.append)
+    again = Store(folder)
+    assert again.image_ids.tolist() == images.ids.tolist()
+    assert summary["images"] == len(images.ids)
+    assert 0 < summary["resumed"] < len(images.ids)
+    assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
+    for name, column in again.gather(["scores", "image"], np.arange(len(images.ids))).items():
+        np.testing.assert_array_equal(column, whole[name])
+
+
+def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
+    cluster, load_config, tmp_path, deaths
+):
+    config = load_config("images.limit=60", "ray.max_failures=1")
+    images, lives = split_images(config)[0], deaths(1000)
+    teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
+    work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 1000)
+    with pytest.raises(ClusterError, match=r"teacher low: its actor died .* lower extract.batch_size"):
+        extract_features(work, teachers, pools_of(config), READING, lambda _: None)
+    assert 1000 - len(list(lives.iterdir())) <= 8  # two passes, in each the batches in flight, tried twice
+
+
+def test_an_evaluation_and_sums_outlive_dying_teachers_too(cluster, load_config, tmp_path, deaths):
+    config = load_config("images.limit=150", "extract.batch_size=16")
+    images, plan = split_images(config)[0], make_plan(config, [draft_teacher(t) for t in config.teachers])
+    lives = deaths(6)
+    teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
+    work = Evaluation(
+        images.config, images.source, images.ids, plan.label_sets, teachers, {}, pools=pools_of(config)
+    )
+    counts, summary = evaluate_images(work, lambda _: None)
+    assert list(lives.iterdir()) == []
+    assert summary["images"] == counts[TEACHERS_ALONE].images == len(images.ids)
+
+    for i in range(6):
+        (lives / str(i)).touch()
+    scores = Reading({t.name: {} for t in teachers}, {}, ScoresConfig())
+    extraction = Extraction(images.config, images.source, images.ids, tmp_path / "sums", 0)
+    counted: list[int] = []
+    sums, told = reduce_images(extraction, teachers, Pools(), scores, ScoresMeter, 0, counted.append)
+    assert list(lives.iterdir()) == []
+    assert sums[SCORES].count == told["images"] == sum(counted) == len(images.ids)
+
+
+class ScoresMeter:
+    """Adds up scores alone."""
+
+    def __init__(self, *, device: torch.device) -> None:
+        self._meter = MomentsMeter(10, device)
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        self._meter.add(batch[SCORES])
+
+    @property
+    def total(self) -> dict[str, Moments]:
+        return {SCORES: self._meter.total}
