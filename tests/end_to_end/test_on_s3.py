@@ -18,7 +18,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import ka_ray
-from ka_ray.api import images_for
 from ka_ray.config import TeacherConfig, load_images
 from ka_ray.features.store import finish_folder, start_folder, write_shard
 from ka_ray.files import atomic_file, list_files, to_path
@@ -99,10 +98,11 @@ def config(s3, tmp_path) -> Path:
     return path
 
 
-def start(config: Path) -> "subprocess.Popen[str]":
+def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    """Call the command with a Ray of its own: its workers have the environment of this test."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ka_ray.cli", "run", str(config)],
-        cwd=config.parent,
+        [sys.executable, "-m", "ka_ray.cli", *arguments],
+        cwd=cwd,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -112,7 +112,7 @@ def start(config: Path) -> "subprocess.Popen[str]":
 
 def test_a_run_on_s3_is_killed_goes_on_and_is_used(s3, s3_requests, tmp_path, config):
     folder = to_path(f"{s3}/run")
-    first, ends = start(config), time.monotonic() + PATIENCE_S
+    first, ends = start("run", str(config), cwd=tmp_path), time.monotonic() + PATIENCE_S
     while not (folder / "stages" / "codes.json").exists():
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < ends
@@ -122,7 +122,7 @@ def test_a_run_on_s3_is_killed_goes_on_and_is_used(s3, s3_requests, tmp_path, co
     shards, read = s3_requests("PUT", ".arrow"), s3_requests("GET", ".arrow")
     assert shards
 
-    second = start(config)
+    second = start("run", str(config), cwd=tmp_path)
     output = second.communicate(timeout=PATIENCE_S)[0]
     assert second.returncode == 0, output
     assert "extract" not in output
@@ -146,6 +146,7 @@ def test_a_run_on_s3_is_killed_goes_on_and_is_used(s3, s3_requests, tmp_path, co
     assert near.class_name == far.class_name == "digit_4"
     assert far.path == f"{s3}/four.png"
 
-    images = images_for(f"{s3}/run", f"{s3}/images/test.parquet", ["label_column=label"])
-    judged = ka_ray.evaluate(f"{s3}/run", images)
-    assert judged["union"] == pytest.approx(report.accuracy.union)
+    judging = ("--images", f"{s3}/images/test.parquet", "--set", "label_column=label")
+    judged = start("evaluate", f"{s3}/run", *judging, cwd=tmp_path)
+    output = judged.communicate(timeout=PATIENCE_S)[0]
+    assert f"union {100 * report.accuracy.union:.1f} % on 359 labelled images" in output
