@@ -14,10 +14,12 @@ from ka_ray.display import Display
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.errors import InputError
+from ka_ray.files import absolute, atomic_file, make_folder, read_bytes
 from ka_ray.images import chosen_ids, open_source
 from ka_ray.images.decode import decode
 from ka_ray.metrics import accuracies
 from ka_ray.student import load_student
+from ka_ray.uris import to_path
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
             f"none of the images' classes {list(source.class_names)[:10]} is known to the student, "
             f"which knows {list(student.spec.classes)[:10]}"
         )
-    students = {"student": Path(folder).absolute()}
+    students = {"student": absolute(to_path(folder))}
     work = Evaluation(images, source, ids, student.spec.unified, [], students)
     with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
         counts, _ = evaluate_images(work, on_images)
@@ -73,9 +75,9 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     """
     student = load_student(folder)
     spec, predictions = student.spec, []
-    for path in map(Path, images):
+    for path in map(to_path, images):
         try:
-            pixels = decode(path.read_bytes(), spec.image_size, "crop" if spec.resize == "crop" else "squash")
+            pixels = decode(read_bytes(path), spec.image_size, "crop" if spec.resize == "crop" else "squash")
         except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
             raise InputError(f"image {path} cannot be read: {error}") from None
         with torch.inference_mode():
@@ -97,11 +99,12 @@ def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Pat
         The files' paths.
     """
     source, paths = open_source(images), []
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for encoded in islice(source.read(source.chunks[0], lambda image_id: True), count):
         paths.append(folder / f"{encoded.image_id}_{encoded.label}.png")
         pixels = decode(encoded.content, images.size, images.resize)
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(paths[-1])
+        with atomic_file(paths[-1]) as part:
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(part, format="PNG")
     return paths
 
 
@@ -116,7 +119,7 @@ def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) ->
     Raises:
         InputError: The place does not exist, or a key cannot work.
     """
-    spec, path = load_student(folder).spec, Path(where)
+    spec, path = load_student(folder).spec, to_path(where)
     tree: dict[str, Any] = {"size": spec.image_size, "resize": spec.resize, "source": "folder"}
     if where == "digits":
         tree |= {"source": "digits", "split": "test"}

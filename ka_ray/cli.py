@@ -18,13 +18,13 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    Path, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
+    str, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. joint.epochs=5."),
 ]
-Output = Annotated[str | None, typer.Option(help="Output folder; default runs/NAME.")]
+Output = Annotated[str | None, typer.Option(help="Output folder or URI; default runs/NAME.")]
 Methods = Annotated[
     str,
     typer.Option(help="Of direct, incremental, common_features, distill, scratch, ensemble; by commas."),
@@ -36,7 +36,7 @@ Vary = Annotated[
 Extend = Annotated[
     str | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
 ]
-RunFolder = Annotated[Path, typer.Argument(help="Output folder of a finished run.")]
+RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 
 
 @app.command()
@@ -172,7 +172,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    folder: RunFolder, images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+    folder: RunFolder, images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 ) -> None:
     """Name the class of image files."""
     from ka_ray.api import predict as predict_images

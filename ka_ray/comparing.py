@@ -16,6 +16,7 @@ from ka_ray.errors import InputError
 from ka_ray.extension import check_extension
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.figures import compare_methods
+from ka_ray.files import make_folder
 from ka_ray.metrics import Counts, accuracies
 from ka_ray.output import claim_output, known_run, read_json, remember_run
 from ka_ray.passes import settle_widths
@@ -145,7 +146,7 @@ def _children(run: Run[Config], variants: Sequence[Variant]) -> Iterator[Run[Con
     try:
         for variant in variants:
             folder, name = variant.learning.folder, variant.learning.name
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             children[name] = run.tracker.child(name, known_run(folder))
             remember_run(folder, children[name].run_id)
             children[name].log_params(flatten(variant.learning.config))

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ka_ray.features.store import write_json
+from ka_ray.files import write_text
 from ka_ray.markdown import table
 from ka_ray.metrics import Counts, accuracies
 
@@ -81,9 +82,7 @@ class Comparison(_Part):
 
     def save(self, folder: Path) -> None:
         """Write ``compare.json`` and ``compare.md``."""
-        part = folder / ".compare.md.part"
-        part.write_text(self.to_markdown())
-        part.replace(folder / "compare.md")
+        write_text(folder / "compare.md", self.to_markdown())
         write_json(folder / "compare.json", self.model_dump(mode="json"))
 
     def to_markdown(self) -> str:

@@ -10,6 +10,7 @@ from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import digest
 from ka_ray.training.inputs import stage_file
 from ka_ray.training.teaching import teacher_checkpoint
+from ka_ray.uris import to_path
 
 TEACHERS = "teachers"
 """The folder of teachers trained in a run."""
@@ -102,5 +103,5 @@ def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
         if path.exists():
             return path
         before = read_json(folder / CONFIG).get("extend")
-        folder = None if before is None else Path(before)
+        folder = None if before is None else to_path(before)
     return None

@@ -8,6 +8,8 @@ from typing import Any
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
 from ka_ray.features.store import write_json
+from ka_ray.files import CACHE, cache_folder, exists, is_remote, make_folder, read_text
+from ka_ray.tracking import tracking_uri
 
 CONFIG = "config.json"
 RUN = "mlflow_run.json"
@@ -17,22 +19,26 @@ def claim_output(config: Config | TeachConfig) -> Path:
     """Make the output folder, or go on in one that the same config made.
 
     Raises:
-        InputError: The folder belongs to a run with another config (its differing keys are listed), or is
-            not a run's folder at all.
+        InputError: The folder belongs to a run with another config (its differing keys are listed), is not a
+            run's folder at all, or cannot be written to; or nowhere is said where to track the run.
     """
     folder, new = config.output_dir, config.model_dump(mode="json")
-    if (folder / CONFIG).exists():
-        differing = differing_keys(json.loads((folder / CONFIG).read_text()), new)
+    tracking_uri(config.tracking, folder)
+    if exists(folder / CONFIG):
+        differing = differing_keys(read_json(folder / CONFIG), new)
         if differing:
             lines = [f"  {key}: {old!r} there, {now!r} now" for key, (old, now) in differing.items()]
             raise InputError(
                 "\n".join([f"output {folder} holds a run of another config:", *lines])
                 + "\ngive another --output, or the config that made it"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif exists(folder) and any(folder.iterdir()):
         raise InputError(f"output {folder} is not empty and no run made it; give another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, new)
+    try:
+        make_folder(folder)
+        write_json(folder / CONFIG, new)
+    except Exception as error:  # every file system raises its own kinds
+        raise InputError(f"output {folder} cannot be written to: {error}") from None
     return folder
 
 
@@ -48,21 +54,23 @@ def remember_run(folder: Path, run_id: str | None, file: str = RUN) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(read_text(path))
     return content
 
 
 def check_disk(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start what will not fit on the disk.
+    """Refuse to start what will not fit on the disk: for a remote folder, that of this node's copies.
 
     Raises:
         InputError: With both sizes, and the key that lowers what is needed.
     """
-    free = shutil.disk_usage(folder).free
+    remote = is_remote(folder)
+    disk = cache_folder() if remote else folder
+    free, instead = shutil.disk_usage(disk).free, f"set {CACHE}" if remote else "give another --output"
     if needed_bytes > free:
         raise InputError(
-            f"the features take {in_gib(needed_bytes)}, {folder} has {in_gib(free)} free; "
-            "lower extract.images, drop taps, or give another --output"
+            f"the features take {in_gib(needed_bytes)}, {disk} has {in_gib(free)} free; "
+            f"lower extract.images, drop taps, or {instead}"
         )
 
 

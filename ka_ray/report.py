@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from ka_ray.features.store import write_json
+from ka_ray.files import read_text, write_text
 from ka_ray.markdown import write_markdown
+from ka_ray.uris import to_path
 
 StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
 
@@ -158,15 +160,13 @@ class Report(_Part):
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``report.md`` into a folder, each whole or not at all."""
-        part = folder / ".report.md.part"
-        part.write_text(self.to_markdown())
-        part.replace(folder / "report.md")
+        write_text(folder / "report.md", self.to_markdown())
         write_json(folder / "report.json", self.model_dump(mode="json"))
 
     @staticmethod
-    def load(folder: Path) -> "Report":
+    def load(folder: str | Path) -> "Report":
         """Read the report of a finished run from its output folder."""
-        return Report.model_validate(json.loads((folder / "report.json").read_text()))
+        return Report.model_validate(json.loads(read_text(to_path(folder) / "report.json")))
 
     def to_markdown(self) -> str:
         """Write the report for people."""

@@ -20,6 +20,7 @@ from ka_ray.distributed.search import Search, search
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, IMAGES, write_json
 from ka_ray.figures import draw_sweep
+from ka_ray.files import make_folder, write_text
 from ka_ray.output import claim_output, known_run, read_json, remember_run
 from ka_ray.passes import sum_up
 from ka_ray.plan import Plan, make_plan
@@ -179,7 +180,7 @@ def _trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
 
 def _remember(run: Run[Config], trial: Trial, folder: Path) -> None:
     """Keep a trial for a later attempt, and as a child of the search in the tracker."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     child = run.tracker.child(trial.key, known_run(folder))
     remember_run(folder, child.run_id)
     given = trial.model_dump()
@@ -223,7 +224,7 @@ def _publish(
     files = [folder / "tune.json", folder / "tune.md", *draw_sweep(sweep.model_dump(), folder / "figures")]
     if chosen is not None:
         files.append(folder / "best.yaml")
-        files[-1].write_text(yaml.safe_dump(ready_config(config, chosen), sort_keys=False))
+        write_text(files[-1], yaml.safe_dump(ready_config(config, chosen), sort_keys=False))
         run.tracker.log_metrics({"tune/agreement": chosen.agreement, f"tune/{cost}": getattr(chosen, cost)})
     for path in files:
         run.tracker.log_artifact(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ka_ray.features.store import write_json
+from ka_ray.files import write_text
 from ka_ray.markdown import table
 
 ENERGIES = (0.9, 0.99, 0.999)
@@ -57,7 +58,7 @@ class Spectrum(BaseModel):
     def save(self, folder: Path) -> None:
         """Write ``spectrum.json`` and ``spectrum.md`` into a folder."""
         write_json(folder / "spectrum.json", self.model_dump(mode="json"))
-        (folder / "spectrum.md").write_text(self.to_markdown())
+        write_text(folder / "spectrum.md", self.to_markdown())
 
     def to_markdown(self) -> str:
         """Write the table for people."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config import Config, Places, TeachConfig, has_password, is_absolute, read_tree
+from ka_ray.config import Config, Places, TeachConfig, is_absolute, read_tree
 from ka_ray.distributed.jobs import open_jobs
 from ka_ray.errors import InputError
 from ka_ray.following import again, watch
 from ka_ray.staging import Luggage, in_words, pack
+from ka_ray.uris import has_credentials
 
 VERBS: dict[str, type[Config] | type[TeachConfig]] = {
     "run": Config,
@@ -160,7 +161,7 @@ def _lasting(output: Any) -> str:
 
 
 def _can_be_passed(tracking_uri: str) -> bool:
-    return tracking_uri.startswith(("http://", "https://")) and not has_password(tracking_uri)
+    return tracking_uri.startswith(("http://", "https://")) and not has_credentials(tracking_uri)
 
 
 def command(order: Order, config: str, overrides: Sequence[str], output: str) -> str:
@@ -182,7 +183,7 @@ def job_environment() -> tuple[dict[str, str], str | None]:
     environment, tracking_uri = {"PYTHONUNBUFFERED": "1"}, os.environ.get("MLFLOW_TRACKING_URI")
     if not tracking_uri:
         return environment, None
-    if has_password(tracking_uri):
+    if has_credentials(tracking_uri):
         return environment, (
             "MLFLOW_TRACKING_URI is not passed on: its password would stand in the job's metadata"
         )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ka_ray.config import TuneConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import write_json
+from ka_ray.files import write_text
 from ka_ray.markdown import table
 
 WIDTH = "width."
@@ -71,7 +72,7 @@ class Sweep(_Part):
     def save(self, folder: Path) -> None:
         """Write ``tune.json`` and ``tune.md`` into a folder."""
         write_json(folder / "tune.json", self.model_dump(mode="json"))
-        (folder / "tune.md").write_text(self.to_markdown())
+        write_text(folder / "tune.md", self.to_markdown())
 
     def to_markdown(self) -> str:
         """Write the front, then all trials, for people."""

@@ -1,6 +1,13 @@
 """Fixtures that the test modules share: small teachers, small stores, small runs."""
 
-from collections.abc import Callable
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +38,63 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], Path]]:
+    """A server that speaks S3, in a process of its own: the environment in which clients find it, its log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("s3") / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        ends = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(environment["AWS_ENDPOINT_URL"], timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < ends, log.read_text()
+                time.sleep(0.1)
+        yield environment, log
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_server: tuple[dict[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A bucket of the test's own, as a URI, and a cache of local copies of its own."""
+    import s3fs
+
+    for name, value in s3_server[0].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def s3_requests(s3_server: tuple[dict[str, str], Path], s3: str) -> Callable[[str, str], list[str]]:
+    """Find the requests of a method that the server has had for paths of the test's bucket that end so."""
+
+    def find(method: str, ending: str) -> list[str]:
+        lines = s3_server[1].read_text().splitlines()
+        asked = re.compile(rf"{method} /{s3.removeprefix('s3://')}\S*{re.escape(ending)} HTTP")
+        return [line for line in lines if asked.search(line)]
+
+    return find
 
 
 def randomise(network: nn.Module) -> nn.Module:

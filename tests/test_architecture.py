@@ -15,49 +15,45 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 40, 250
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
 
+PATHS = {"uris", "files", "copies"}
+"""What makes a URI as good as a local path."""
+
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "uris": {"errors"},
+    "files": {"errors", "uris"},
+    "copies": {"files"},
     "metrics": set(),
-    "config": {"errors"},
-    "features": {"errors", "config"},
-    "images": {"errors", "config"},
-    "amalgamation": {"errors", "config", "metrics", "features"},
-    "teachers": {"errors", "config", "metrics", "features"},
-    "student": {"errors", "config", "metrics", "features", "images", "amalgamation", "teachers"},
+    "config": {"errors", "uris", "files"},
+    "features": {"errors", "config"} | PATHS,
+    "images": {"errors", "config"} | PATHS,
+    "amalgamation": {"errors", "config", "metrics", "features"} | PATHS,
+    "teachers": {"errors", "config", "metrics", "features"} | PATHS,
+    "student": {"errors", "config", "metrics", "features", "images", "amalgamation", "teachers"} | PATHS,
     "plan": {"errors", "config", "metrics", "features", "amalgamation", "teachers", "student"},
-    "training": {
-        "errors",
-        "config",
-        "metrics",
-        "features",
-        "images",
-        "amalgamation",
-        "teachers",
-        "student",
-        "plan",
-    },
 }
 """Part of the package -> the parts that it may import. `distributed` and `tracking` see all of these."""
 
+BELOW["training"] = set(BELOW)
 BELOW["distributed"] = set(BELOW)
 BELOW["tracking"] = set(BELOW) - {"distributed"}
-BELOW["figures"] = set()  # figures are drawn from plain mappings: no other part is needed, none draws
+BELOW["figures"] = {"files"}  # figures are drawn from plain mappings: no other part is needed, none draws
 
 ABOVE: dict[str, set[str]] = {
     "markdown": {"report"},
-    "report": {"features", "markdown"},
-    "comparison": {"features", "markdown", "metrics"},
-    "output": {"config", "errors", "features"},
+    "report": {"features", "files", "markdown", "uris"},
+    "comparison": {"features", "files", "markdown", "metrics"},
+    "output": {"config", "errors", "features", "files", "tracking"},
     "job": {"config", "errors"},
     "checks": {"config", "errors", "split"},
-    "spectrum": {"features", "markdown"},
+    "spectrum": {"features", "files", "markdown"},
     "split": {"config", "errors", "images"},
     "console": {"report"},
     "display": {"training"},
     "staging": {"errors"},
     "following": {"display", "distributed", "errors"},
-    "extension": {"config", "errors", "output", "plan", "teachers", "training"},
-    "sweep": {"config", "errors", "features", "markdown"},
+    "extension": {"config", "errors", "output", "plan", "teachers", "training", "uris"},
+    "sweep": {"config", "errors", "features", "files", "markdown"},
     "ways": {"amalgamation", "comparison", "errors"},
     "run": {"config", "display", "distributed", "output", "tracking", "training"},
 }

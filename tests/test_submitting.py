@@ -111,7 +111,10 @@ def test_the_output_may_stand_in_the_config(project, jobs, monkeypatch, output):
         (["run.yaml", *OUT, "--set", "joint.rate=5"], "joint.rate: unknown key"),
         (["run.yaml", *OUT, "--set", "teachers.0.checkpoint=gone.pt"], "gone.pt does not exist"),
         (["run.yaml", *OUT, "--set", "teachers.0.checkpoint=../out.pt"], "../out.pt lies outside"),
-        (["run.yaml", *OUT, "--set", "tracking.uri=http://me:secret@m"], "a password in the URI"),
+        (
+            ["run.yaml", *OUT, "--set", "tracking.uri=http://me:secret@m"],
+            "tracking.uri: credentials in the URI",
+        ),
         (["run.yaml", *OUT, "--extend", "nowhere"], "nowhere does not exist"),
         (["run.yaml", *OUT, "--verb", "dance"], "--verb: 'dance'; there are run, tune"),
         (["run.yaml", *OUT, "--verb", "teach"], "teacher: Field required"),

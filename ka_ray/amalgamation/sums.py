@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation.moments import Moments
+from ka_ray.copies import local_copy
+from ka_ray.files import atomic_file
 
 Sums = Mapping[str, Moments]
 """name -> moments."""
@@ -28,14 +30,13 @@ def save_sums(sums: Sums, path: Path) -> None:
     for name, part in sums.items():
         tensors |= {f"{name}.count": torch.tensor(part.count), f"{name}.mean": part.mean.contiguous()}
         tensors[f"{name}.scatter"] = part.scatter.contiguous()
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        save_file(tensors, file)
 
 
 def load_sums(path: Path) -> dict[str, Moments]:
     """Read what :func:`save_sums` wrote."""
-    tensors = load_file(path)
+    tensors = load_file(local_copy(path))
     names = [name.removesuffix(".count") for name in tensors if name.endswith(".count")]
     return {
         name: Moments(int(tensors[f"{name}.count"]), tensors[f"{name}.mean"], tensors[f"{name}.scatter"])

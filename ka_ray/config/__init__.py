@@ -2,7 +2,7 @@
 
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Share
-from ka_ray.config.places import Places, has_password, is_absolute, without_job_folder
+from ka_ray.config.places import Places, is_absolute, without_job_folder
 from ka_ray.config.schema import (
     STUDENT,
     Config,
@@ -61,7 +61,6 @@ __all__ = [
     "TuneConfig",
     "differing_keys",
     "flatten",
-    "has_password",
     "is_absolute",
     "load_images",
     "read_tree",

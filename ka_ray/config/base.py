@@ -3,9 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+)
 
-from ka_ray.config.places import lies_elsewhere
+from ka_ray.config.places import Places, is_absolute, lies_elsewhere
+from ka_ray.files import absolute, exists, is_path, read_text
+from ka_ray.uris import FROM_ENVIRONMENT, refuse_credentials, to_path
 
 
 class Section(BaseModel):
@@ -14,18 +24,24 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def _absolute(path: Path) -> Path:
-    return Path(path).expanduser().absolute()
+def _absolute(value: Any, info: ValidationInfo | None = None) -> Path:
+    if not is_path(value):
+        raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
+    if info is not None and is_absolute(str(value)) and isinstance(info.context, Places):
+        refuse_credentials(str(value), FROM_ENVIRONMENT)
+        return Path(str(value))  # a place on a cluster, whose packages for it are not needed here
+    return absolute(to_path(value))
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not exists(path):
         raise ValueError(f"{path} does not exist")
     return path
 
 
-def _existing_or_elsewhere(path: Path, info: ValidationInfo) -> Path:
-    return path if lies_elsewhere(path, info.context) else _existing(_absolute(path))
+def _existing_or_elsewhere(value: Any, info: ValidationInfo) -> Path:
+    path = _absolute(value, info)
+    return path if lies_elsewhere(value, info.context) else _existing(path)
 
 
 def read_names(value: Any, info: ValidationInfo) -> Any:
@@ -36,10 +52,10 @@ def read_names(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str) and lies_elsewhere(value, info.context):
         return [f"{value}, class {i}" for i in (1, 2)]
     if isinstance(value, str):
-        path = _existing(_absolute(Path(value)))
+        path = _existing(_absolute(value))
         if not path.is_file():
             raise ValueError(f"{path} must be a text file with one class name a line")
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     return value
 
 
@@ -50,11 +66,15 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-"""A path, made absolute against the folder that the command was started in (Ray workers change theirs)."""
+AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
+"""A URI, or a path, which is made absolute against the folder that the command was started in.
 
-ExistingPath = Annotated[Path, AfterValidator(_existing_or_elsewhere)]
-"""An absolute path to something that exists."""
+
+Ray workers change theirs.
+"""
+
+ExistingPath = Annotated[Path, PlainValidator(_existing_or_elsewhere), PlainSerializer(str, when_used="json")]
+"""A URI or an absolute path of something that exists, at least on the cluster that a job is sent to."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
 """Class names: a list, or a text file with one name a line. No name twice."""

@@ -11,6 +11,8 @@ from ka_ray.config.base import Section
 from ka_ray.config.places import Places, without_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
+from ka_ray.files import exists, read_text
+from ka_ray.uris import SECRETS, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -78,7 +80,7 @@ def read_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: The file is no YAML mapping, or an override does not fit it.
     """
-    tree = read_yaml(Path(path))
+    tree = read_yaml(to_path(path))
     for override in overrides:
         _apply(tree, override)
     return tree
@@ -90,10 +92,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, not YAML, or not a mapping.
     """
-    if not path.is_file():
+    if not exists(path):
         raise InputError(f"config {path} does not exist")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -143,7 +145,7 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        secret = "password" in message
+        secret = SECRETS.search(repr(problem["input"]))
         given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
     return "\n".join(lines)

@@ -66,13 +66,3 @@ def without_job_folder(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_job_folder(one) for key, one in value.items()}
     return [without_job_folder(one) for one in value] if isinstance(value, list) else value
-
-
-def has_password(uri: str) -> bool:
-    """Whether a URI holds a password.
-
-    Example:
-        >>> has_password("http://me:secret@host:5000"), has_password("http://host:5000")
-        (True, False)
-    """
-    return re.search(r"://[^/@]*:[^/@]*@", uri) is not None

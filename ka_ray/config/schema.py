@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
-from ka_ray.config.places import Places, has_password, in_job_folder
+from ka_ray.config.places import Places, in_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     BaselinesConfig,
@@ -23,6 +23,7 @@ from ka_ray.config.stages import (
 from ka_ray.config.teachers import Preprocessing, TeacherConfig
 from ka_ray.config.tune import TuneConfig
 from ka_ray.config.workers import RayConfig
+from ka_ray.uris import refuse_credentials
 
 STUDENT = "student"
 """Stands beside the teachers' names in `taps`."""
@@ -60,17 +61,17 @@ class TrackingConfig(Section):
     """Where parameters, metrics, figures and the model are kept."""
 
     backend: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = Field(None, description="MLflow tracking URI; null: sqlite in the output folder")
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
+    )
     experiment: str = "ka_ray"
 
     @field_validator("uri")
     @classmethod
-    def _without_password(cls, uri: str | None) -> str | None:
-        if uri is not None and has_password(uri):
-            raise ValueError(
-                "a password in the URI would end up in reports; "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-            )
+    def _without_credentials(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            refuse_credentials(uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
         return uri
 
 

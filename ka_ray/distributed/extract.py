@@ -17,6 +17,7 @@ from ka_ray.distributed.shards import ShardWriter
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.standing import settle_shards
 from ka_ray.features.store import finish_folder
+from ka_ray.files import make_folder
 from ka_ray.images import Ids, Source
 
 
@@ -86,7 +87,7 @@ class _Shards:
     """What stands in a folder, counted again after every pass."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder, self._doubled = folder, 0
         self.resumed = len(self.settle())
 

@@ -1,10 +1,10 @@
 """Trials by Ray Tune: many students from the sums of one pass, which the object store holds once."""
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ from ka_ray.config import Share, TuneConfig
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.errors import lost
 from ka_ray.distributed.pools import actor_device
+from ka_ray.distributed.storage import storage
 from ka_ray.errors import InputError
+from ka_ray.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
 
+JOURNAL = "optuna.log"
 EPOCHS, AGREEMENT = "epochs", "agreement"
 
 Point = Mapping[str, float | int]
@@ -107,18 +110,19 @@ def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Poin
     """Run trials side by side; give those that failed."""
     config, label = work.config, work.share.label
     grid = None if work.points is None else {"point": tune.grid_search([dict(p) for p in work.points])}
+    journal = None if grid else _local_journal(work.folder)
     where: dict[str, Any] = {"bundle_label_selector": [dict(label)]} if label else {}
     result = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([needs(work.share)], **where)),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
             num_samples=1 if grid else work.num_trials,
-            search_alg=None if grid else _optuna(work),
+            search_alg=None if journal is None else _optuna(work, journal),
             scheduler=_scheduler(work.epochs),
             max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
         ),
-        run_config=_keeping_nothing(work.folder / "ray", on_trial),
+        run_config=_keeping_nothing(work.folder / "ray", _and_keep(journal, work.folder, on_trial)),
     ).fit()
     ended = [result[place] for place in range(len(result))]
     return [(_point(one.config or {}), one.error) for one in ended if one.error]
@@ -128,12 +132,12 @@ def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, share: S
     run_point(_point(config), actor_device(share), tune.report, shared)
 
 
-def _keeping_nothing(storage: Path, on_trial: OnTrial) -> tune.RunConfig:
+def _keeping_nothing(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     """Let Ray Tune start anew: what trials leave lies in the run's folder, not in Tune's."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables come even at verbose=0
-    shutil.rmtree(storage / "tune", ignore_errors=True)
-    return tune.RunConfig(name="tune", storage_path=str(storage), callbacks=[_Told(on_trial)], verbose=0)
+    remove_tree(folder / "tune")
+    return tune.RunConfig(name="tune", **storage(folder), callbacks=[_Told(on_trial)], verbose=0)
 
 
 def _scheduler(epochs: int) -> TrialScheduler:
@@ -142,7 +146,29 @@ def _scheduler(epochs: int) -> TrialScheduler:
     return ASHAScheduler(time_attr=EPOCHS, metric=AGREEMENT, mode="max", max_t=epochs, grace_period=1)
 
 
-def _optuna(work: Search) -> Searcher:
+def _local_journal(folder: Path) -> Path:
+    """Give a local file for Optuna's journal, to which it appends: a remote folder's goes on in a copy."""
+    if not is_remote(folder):
+        return folder / JOURNAL
+    journal = Path(mkdtemp(dir=cache_folder())) / JOURNAL
+    if exists(folder / JOURNAL):
+        journal.write_text(read_text(folder / JOURNAL))
+    return journal
+
+
+def _and_keep(journal: Path | None, folder: Path, on_trial: OnTrial) -> OnTrial:
+    """Bring the copy of a remote folder's journal back after every trial."""
+    if journal is None or not is_remote(folder):
+        return on_trial
+
+    def told(point: Point, result: dict[str, Any]) -> None:
+        on_trial(point, result)
+        write_text(folder / JOURNAL, journal.read_text())
+
+    return told
+
+
+def _optuna(work: Search, journal: Path) -> Searcher:
     """Search by TPE for agreement and cost at once; earlier attempts' trials are remembered in a file."""
     try:
         import optuna
@@ -159,7 +185,7 @@ def _optuna(work: Search) -> Searcher:
         metric=[AGREEMENT, work.config.cost],
         mode=["max", "min"],
         sampler=optuna.samplers.TPESampler(seed=work.seed, n_startup_trials=max(4, work.num_trials // 4)),
-        storage=JournalStorage(JournalFileBackend(str(work.folder / "optuna.log"))),
+        storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name="tune",
     )
     return searcher

@@ -18,6 +18,7 @@ from ka_ray.config import RayConfig, Share
 from ka_ray.distributed.actors import Journal, beside_driver
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.errors import last_line, lost, unwrap
+from ka_ray.distributed.storage import storage
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, Report
 from ka_ray.training.ranks import rank, world_size
@@ -99,7 +100,7 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, fol
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
-            storage_path=str(folder),
+            **storage(folder),
             failure_config=FailureConfig(max_failures=0),  # ours knows a mistake from a lost worker
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ka_ray.files import ranges_of
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -58,10 +60,11 @@ def shard_ids(shard: Path) -> Ids:
     Raises:
         pyarrow.ArrowException: It is no whole Arrow file.
     """
-    with shard.open("rb") as file, pa.ipc.open_file(file) as reader:
-        place = reader.schema.get_field_index("image_id")
+    with ranges_of(shard) as source, source.open("rb") if source is shard else source as file:
+        place = pa.ipc.open_file(file).schema.get_field_index("image_id")
         if place < 0:
             raise KeyError("image_id")
-        columns = [reader.get_batch(i).column(place) for i in range(reader.num_record_batches)]
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[place]))
+        columns = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
         parts = [np.frombuffer(c.buffers()[1], np.int64, len(c), c.offset * 8) for c in columns]
         return np.concatenate(parts).copy() if parts else np.empty(0, np.int64)

@@ -6,7 +6,6 @@ those rows' pages. So every rank reads its own rows alone, and the set may be la
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ka_ray.copies import local_copies
 from ka_ray.errors import InputError
+from ka_ray.files import atomic_file, make_folder, read_text, remove_tree, write_text
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -31,9 +32,7 @@ DONE = "done.json"
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one atomic step: it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_shard(folder: Path, columns: Columns) -> int:
@@ -49,12 +48,11 @@ def write_shard(folder: Path, columns: Columns) -> int:
     arrays, fields = zip(*(_to_arrow(name, column) for name, column in columns.items()), strict=True)
     ids = np.ascontiguousarray(columns["image_id"])
     name = f"{int(ids[0]):012d}-{hashlib.sha256(ids.tobytes()).hexdigest()[:12]}.arrow"
-    part = folder / f".{name}.part"
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    part.replace(folder / name)
-    return (folder / name).stat().st_size
+    with atomic_file(folder / name) as part:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return part.stat().st_size
 
 
 def _to_arrow(name: str, column: npt.NDArray[Any]) -> tuple[pa.Array, pa.Field]:
@@ -71,8 +69,8 @@ def _to_arrow(name: str, column: npt.NDArray[Any]) -> tuple[pa.Array, pa.Field]:
 
 def start_folder(folder: Path) -> None:
     """Make an empty folder for shards; what an unfinished attempt left there goes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    remove_tree(folder)
+    make_folder(folder)
 
 
 def finish_folder(folder: Path, summary: dict[str, Any]) -> None:
@@ -81,7 +79,7 @@ def finish_folder(folder: Path, summary: dict[str, Any]) -> None:
 
 
 class Store:
-    """Finished folders of shards, read by row as one set.
+    """Finished folders of shards, read by row as one set; of remote ones this node keeps a copy to map.
 
     Args:
         folders: Each was finished; rows of all of them count, with the columns they have in common.
@@ -93,8 +91,8 @@ class Store:
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.summaries: list[dict[str, Any]] = [json.loads((f / DONE).read_text()) for f in folders]
-        self._shards = [_Shard(path) for folder in folders for path in sorted(folder.glob("*.arrow"))]
+        self.summaries: list[dict[str, Any]] = [json.loads(read_text(f / DONE)) for f in folders]
+        self._shards = [_Shard(path) for folder in folders for path in local_copies(folder, "*.arrow")]
         if not self._shards:
             raise ValueError(f"no images in {', '.join(map(str, folders))}")
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ka_ray.files import atomic_file, make_folder
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -49,9 +51,10 @@ def make_figure(
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     """Write a figure as a PNG into a folder, which is made if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{name}.png"
-    figure.savefig(path, format="png")  # without pyplot this is always Agg
+    with atomic_file(path) as part:
+        figure.savefig(part, format="png")  # without pyplot this is always Agg
     return [path]
 
 

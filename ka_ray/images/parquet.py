@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
+from ka_ray.files import is_remote, ranges_of
 from ka_ray.images.reading import Chunk, Encoded, Source
+from ka_ray.uris import to_path
 
 READ_ROWS = 256
 
@@ -39,7 +41,8 @@ def list_parquet(config: ParquetImages) -> Source:
 
 def _footer(path: Path, config: ParquetImages) -> Any:
     try:
-        file = pq.ParquetFile(path)
+        with ranges_of(path) as source:
+            file = pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"images.path: {path} is not a Parquet file: {error}") from None
     wanted = {"images.image_column": config.image_column, "images.label_column": config.label_column}
@@ -67,7 +70,7 @@ class ParquetReader:
         path, group = chunk.payload
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         image_id = chunk.first_id
-        for batch in _batches(path, group, columns):
+        for batch in _read(path, group, columns):
             contents = batch.column(0)
             labels = batch.column(1) if self.label_column else None
             for row in range(batch.num_rows):
@@ -88,9 +91,13 @@ class ParquetReader:
         return str(self.classes[value])
 
 
-def _batches(path: str, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _read(path: str, group: int, columns: list[str]) -> Iterator[Any]:
+    """Read some columns of one row group in batches; of a remote file no other bytes, in few requests."""
+    where = to_path(path)
     try:
-        yield from pq.ParquetFile(path).iter_batches(READ_ROWS, row_groups=[group], columns=columns)
+        with ranges_of(where) as source:
+            file = pq.ParquetFile(source, pre_buffer=is_remote(where))
+            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None
 

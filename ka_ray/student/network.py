@@ -17,15 +17,18 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
+from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import write_json
+from ka_ray.files import make_folder, read_text
 from ka_ray.student.adapter import identity_layer
 from ka_ray.student.cut import cut
 from ka_ray.student.families import FAMILIES, activation_of, chain_stages, find_family
 from ka_ray.student.fold import can_fold
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.uris import to_path
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Student(nn.Module):
 
 def save_student(student: Student, folder: Path) -> None:
     """Write ``student.safetensors`` and ``student.json`` into a folder, made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_weights(student, folder / "student.safetensors")
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 
@@ -163,13 +166,13 @@ def load_student(folder: str | Path) -> Student:
     Raises:
         InputError: The folder holds no student.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
-    content = json.loads((folder / "student.json").read_text())
+    content = json.loads(read_text(folder / "student.json"))
     content.pop("classes")
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
     student = Student(StudentSpec(**content))
-    student.load_state_dict(load_file(folder / "student.safetensors"))
+    student.load_state_dict(load_file(local_copy(folder / "student.safetensors")))
     return student.eval()

@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
+from ka_ray.files import atomic_file
 
 NESTS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
@@ -27,10 +29,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         loaded: Any
+        local = local_copy(path)
         if path.suffix == ".safetensors":
-            loaded = load_file(path)
+            loaded = load_file(local)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(local, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {error}") from None
     except Exception as error:  # pickle.UnpicklingError, or whatever a damaged pickle raises
@@ -59,18 +62,18 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors, in one atomic step; a weight with two names under both."""
-    part, weights, kept = path.with_name(f".{path.name}.part"), {}, set[int]()
+    weights, kept = {}, set[int]()
     for name, tensor in network.state_dict().items():
         weight = tensor.detach().cpu().contiguous()
         weights[name] = weight.clone() if weight.data_ptr() in kept else weight
         kept.add(weight.data_ptr())
-    save_file(weights, part)
-    part.replace(path)
+    with atomic_file(path) as part:
+        save_file(weights, part)
 
 
 def digest(path: Path) -> str:
     """Compute the SHA-256 of a checkpoint file, to know it again."""
-    with path.open("rb") as file:
+    with local_copy(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

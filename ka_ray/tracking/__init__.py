@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import TrackingConfig
-from ka_ray.tracking.base import Tracker
+from ka_ray.tracking.base import Tracker, tracking_uri
 from ka_ray.tracking.null import NullTracker
 
-__all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker"]
+__all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
 
 
 def _mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:

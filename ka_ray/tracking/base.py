@@ -1,11 +1,41 @@
 """What the run tells of itself, whoever keeps it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ka_ray.config import TrackingConfig
+from ka_ray.errors import InputError
+from ka_ray.files import is_remote
+from ka_ray.uris import refuse_credentials
+
 if TYPE_CHECKING:  # the protocol alone must not cost an import of torch
     from ka_ray.student import Student
+
+
+def tracking_uri(config: TrackingConfig, output: Path) -> str | None:
+    """Say where a run is tracked: at the configured URI, else at that of the environment.
+
+    Returns:
+        None where neither is given: the run is tracked in a SQLite file of its folder, or not at all.
+
+    Raises:
+        InputError: Neither is given, and the folder is remote, where no SQLite file can be; or the
+            environment's URI holds a password.
+    """
+    if config.backend == "none":
+        return None
+    given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        refuse_credentials(given, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+        return given
+    if is_remote(output):
+        raise InputError(
+            f"tracking.uri: null keeps a SQLite file in the output folder, which cannot be in {output}; "
+            "set tracking.uri=http://your-server:5000 (or MLFLOW_TRACKING_URI), or tracking.backend=none"
+        )
+    return None
 
 
 class Tracker(Protocol):

@@ -28,8 +28,11 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ka_ray.config import TrackingConfig
+from ka_ray.copies import copy_into
 from ka_ray.errors import InputError
+from ka_ray.files import is_remote
 from ka_ray.student import Student
+from ka_ray.tracking.base import tracking_uri
 
 MODEL = "student"
 """The name of the logged model: ``runs:/RUN_ID/student``."""
@@ -44,9 +47,10 @@ class MlflowTracker:
     """One MLflow run, on a server or in a SQLite file of the output folder."""
 
     def __init__(self, config: TrackingConfig, name: str, output: Path, run_id: str | None) -> None:
-        local = config.uri is None
-        uri = f"sqlite:///{output.absolute() / 'mlflow.db'}" if config.uri is None else config.uri
-        artifacts = (output.absolute() / "mlartifacts").as_uri() if local else None
+        given, artifacts = tracking_uri(config, output), None
+        if given is None:
+            artifacts = (output.absolute() / "mlartifacts").as_uri()
+        uri = given or f"sqlite:///{output.absolute() / 'mlflow.db'}"
         with _quiet():
             self._client = MlflowClient(uri)
             run = _resume(self._client, run_id)
@@ -96,7 +100,9 @@ class MlflowTracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file, or of a directory under its own name."""
-        self._client.log_artifact(self._run_id, str(path), folder)
+        with TemporaryDirectory() as here:
+            local = copy_into(path, Path(here)) if is_remote(path) else path
+            self._client.log_artifact(self._run_id, str(local), folder)
 
     def log_student(self, student: Student) -> None:
         """Keep the student as a PyTorch model named ``student``, linked to the run.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ka_ray.errors import InputError
+from ka_ray.files import atomic_file, make_folder, read_bytes
 
 
 def save_epoch(
@@ -27,10 +28,9 @@ def save_epoch(
     content = io.BytesIO()
     state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state | {"steps": steps, "history": [asdict(record) for record in history]}, content)
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(content.getvalue())
-    part.replace(path)
+    make_folder(path.parent)
+    with atomic_file(path) as part:
+        part.write_bytes(content.getvalue())
 
 
 def load_epoch(
@@ -45,7 +45,7 @@ def load_epoch(
         InputError: The file is damaged, or of another learner.
     """
     try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
         learner.load_state_dict(state["learner"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["steps"]), list(state["history"])

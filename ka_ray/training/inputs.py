@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.config import Config, TrainingConfig
+from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store, write_json
+from ka_ray.files import make_folder
 from ka_ray.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
@@ -76,7 +78,7 @@ def epoch_file(folder: Path, stage: str) -> Path:
 def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, Any]) -> None:
     """Write a stage's weights, then its summary, each atomically; its epochs are not needed any more."""
     weights_path = stage_file(folder, stage).with_suffix(".safetensors")
-    weights_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(weights_path.parent)
     save_weights(module, weights_path)
     write_json(stage_file(folder, stage), summary)
     for unfinished in weights_path.parent.glob(f"{stage}*.epoch"):
@@ -91,12 +93,19 @@ def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
     """
     path = stage_file(folder, stage).with_suffix(".safetensors")
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(load_weights(folder, stage))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(
             f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}); delete "
             f"{path.with_suffix('.json').name} beside it, and the same command does the stage anew"
         ) from None
+
+
+def load_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    """Read the weights that a stage left."""
+    path = stage_file(folder, stage).with_suffix(".safetensors")
+    weights: dict[str, torch.Tensor] = load_file(local_copy(path))
+    return weights
 
 
 def epochs_folder(folder: Path) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.amalgamation import Amalgamation, Moments
@@ -14,6 +13,7 @@ from ka_ray.amalgamation.exact import Seen
 from ka_ray.amalgamation.sums import sums_over_ranks
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
+from ka_ray.files import read_text
 from ka_ray.student import Student
 from ka_ray.student.least_squares import NUM_DRAWS
 from ka_ray.student.one_pass import OnePass, OnePassMeter, obstacle
@@ -27,7 +27,7 @@ from ka_ray.training.codes import (
     standardise,
 )
 from ka_ray.training.fit import Progress, Report, fit
-from ka_ray.training.inputs import StageInputs, epoch_file, records, stage_file
+from ka_ray.training.inputs import StageInputs, epoch_file, load_weights, records, stage_file
 from ka_ray.training.ranks import rank
 from ka_ray.training.solved import solve_links
 
@@ -143,7 +143,7 @@ def _reuse_links(inputs: StageInputs, amalgamations: nn.ModuleDict) -> int:
     extended, method = inputs.config.extend, inputs.config.codes.method
     if extended is None or method != "incremental":
         return 0
-    known = load_file(stage_file(extended, "codes").with_suffix(".safetensors"))
+    known = load_weights(extended, "codes")
     links = {name: weight for name, weight in known.items() if ".links." in name}
     amalgamations.load_state_dict(links, strict=False)
     return len({name.split(".")[2] for name in links})
@@ -153,5 +153,5 @@ def _link_seconds(inputs: StageInputs, reused: int) -> list[float]:
     """Tell how long the links that are used again took in the runs that trained them."""
     if not reused or inputs.config.extend is None:
         return []
-    summary = json.loads(stage_file(inputs.config.extend, "codes").read_text())
+    summary = json.loads(read_text(stage_file(inputs.config.extend, "codes")))
     return list(summary["links"]["seconds"][:reused])

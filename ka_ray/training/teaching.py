@@ -16,6 +16,7 @@ from torch.nn import functional
 from ka_ray.config import Augmentation, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import Store, write_json
+from ka_ray.files import make_folder
 from ka_ray.images.augment import NUM_DRAWS, augment
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
@@ -82,7 +83,7 @@ def teach(
     stage = FitSettings(f"teach_{teacher.name}", settings.epochs, *rates, checkpoint=epoch_file)
     history = fit(learner, batches, stage, report)
     if rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
         save_weights(network, path)
         epoch_file.unlink(missing_ok=True)

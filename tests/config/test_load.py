@@ -369,7 +369,7 @@ def test_images_that_cannot_work_name_their_key(override, said):
 
 
 def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(load_config):
-    with pytest.raises(InputError, match=r"tracking\.uri: a password in the URI") as error:
+    with pytest.raises(InputError, match=r"tracking\.uri: credentials in the URI") as error:
         load_config("tracking.uri=http://me:s3cret@server:5000")
     assert "s3cret" not in str(error.value)
     assert load_config("tracking.uri=http://server:5000").tracking.uri == "http://server:5000"

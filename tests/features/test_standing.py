@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import s3fs
 
 from ka_ray.features.standing import settle_shards, shard_ids
 from ka_ray.features.store import Store, finish_folder, write_shard
+from ka_ray.uris import to_path
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """An empty folder, on the disk or on a server."""
+    return tmp_path if request.param == "local" else to_path(f"{request.getfixturevalue('s3')}/features")
 
 
 def rows(*ids: int) -> dict[str, np.ndarray]:
@@ -16,40 +24,56 @@ def rows(*ids: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_whole_shards_stay_and_half_written_ones_go(tmp_path):
-    size = write_shard(tmp_path, rows(3, 1, 2)) + write_shard(tmp_path, rows(7, 8))
-    (tmp_path / ".000.arrow.part").write_bytes(b"half")
-    standing = settle_shards(tmp_path)
+def test_whole_shards_stay_and_half_written_ones_go(folder):
+    size = write_shard(folder, rows(3, 1, 2)) + write_shard(folder, rows(7, 8))
+    (folder / ".000.arrow.part").write_bytes(b"half")
+    standing = settle_shards(folder)
     assert standing.ids.tolist() == [1, 2, 3, 7, 8]
     assert (standing.num_bytes, standing.doubled, standing.damaged) == (size, 0, ())
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten"])
-def test_a_damaged_shard_goes_and_its_rows_count_as_missing(tmp_path, damage):
-    write_shard(tmp_path, rows(0, 1, 2))
-    write_shard(tmp_path, rows(5, 6))
-    shard = max(tmp_path.glob("*.arrow"))
+def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
+    write_shard(folder, rows(0, 1, 2))
+    write_shard(folder, rows(5, 6))
+    shard = max(folder.glob("*.arrow"))
     content = shard.read_bytes()
     shard.write_bytes(
         {"truncated": content[:-20], "emptied": b"", "overwritten": b"x" * len(content)}[damage]
     )
-    standing = settle_shards(tmp_path)
+    standing = settle_shards(folder)
     assert standing.ids.tolist() == [0, 1, 2]
     assert standing.damaged == (shard.name,)
     assert not shard.exists()
 
 
-def test_rows_that_stand_twice_are_removed_with_their_shard(tmp_path):
+def test_rows_that_stand_twice_are_removed_with_their_shard(folder):
     for ids in ((0, 1, 2), (2, 3), (4, 5)):  # the middle one shares a row with the first
-        write_shard(tmp_path, rows(*ids))
-    standing = settle_shards(tmp_path)
+        write_shard(folder, rows(*ids))
+    standing = settle_shards(folder)
     assert standing.ids.tolist() == [0, 1, 2, 4, 5]
     assert standing.doubled == 1
-    finish_folder(tmp_path, {})
-    assert Store(tmp_path).image_ids.tolist() == [0, 1, 2, 4, 5]
+    finish_folder(folder, {})
+    assert Store(folder).image_ids.tolist() == [0, 1, 2, 4, 5]
 
 
-def test_the_ids_of_a_shard_are_those_that_the_store_reads(tmp_path):
-    write_shard(tmp_path, rows(9, 4, 6))
-    assert shard_ids(next(tmp_path.glob("*.arrow"))).tolist() == [9, 4, 6]
+def test_the_ids_of_a_shard_are_those_that_the_store_reads(folder):
+    write_shard(folder, rows(9, 4, 6))
+    assert shard_ids(next(folder.glob("*.arrow"))).tolist() == [9, 4, 6]
+
+
+def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
+    folder = to_path(f"{s3}/features")
+    size = write_shard(folder, rows(*range(100)) | {"tap": np.zeros((100, 10_000), np.float32)})
+    read: list[int] = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counting(self, start, end):
+        read.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
+    assert settle_shards(folder).ids.tolist() == list(range(100))
+    assert size > 4_000_000
+    assert sum(read) < 100_000

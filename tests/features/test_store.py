@@ -8,6 +8,7 @@ import pytest
 
 from ka_ray.features import store as store_module
 from ka_ray.features.store import DONE, Store, finish_folder, start_folder, write_json, write_shard
+from ka_ray.uris import to_path
 
 
 def make_columns(ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,6 +150,26 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
     write_shard(folder, columns)
     finish_folder(folder, {})
     assert len(Store(folder)) == 23
+
+
+def test_a_store_on_s3_is_mapped_from_copies_that_are_fetched_once(s3, s3_requests, columns, by_id):
+    folder = to_path(f"{s3}/run/features")
+    start_folder(folder)
+    write_shard(folder, columns)
+    start_folder(folder)  # what an attempt left goes
+    parts = np.array_split(np.arange(23), 4)
+    sizes = [write_shard(folder, {name: column[rows] for name, column in columns.items()}) for rows in parts]
+    with pytest.raises(FileNotFoundError):
+        Store(folder)
+    finish_folder(folder, {"rows": 23})
+    assert sorted(sizes) == sorted(path.stat().st_size for path in folder.glob("*.arrow"))
+    for _ in range(2):
+        store = Store(folder)
+        gathered = store.gather(list(columns), np.arange(23))
+        assert store.summaries == [{"rows": 23}]
+        for name, column in by_id.items():
+            np.testing.assert_array_equal(gathered[name], column)
+    assert len(s3_requests("GET", ".arrow")) == 4
 
 
 def test_an_image_twice_is_refused(tmp_path, columns):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -16,6 +17,7 @@ from ka_ray.config import DigitsImages, FolderImages, ParquetImages
 from ka_ray.errors import InputError
 from ka_ray.images import chosen_ids, open_source, read_chunk, reading
 from ka_ray.images.decode import decode
+from ka_ray.uris import to_path
 
 SIZE = 6
 
@@ -80,8 +82,22 @@ def parquet(tmp_path, request):
     return config, pixels
 
 
-@pytest.fixture(params=["folder", "parquet", "digits"])
+def on_s3(config: Any, s3: str) -> Any:
+    """Move a source's files to S3."""
+    local = config.path.parent if config.path.is_file() else config.path
+    remote = to_path(f"{s3}/images")
+    remote.fs.put(str(local), remote.path, recursive=True)
+    place = remote / config.path.name if config.path.is_file() else remote
+    return type(config).model_validate(config.model_dump() | {"path": str(place)})
+
+
+@pytest.fixture(params=["folder", "parquet", "digits", "folder on s3", "parquet on s3"])
 def any_source(request):
+    if request.param.endswith("on s3"):
+        s3 = request.getfixturevalue("s3")
+        if request.param.startswith("folder"):
+            return on_s3(request.getfixturevalue("folder")[0], s3)
+        return on_s3(_one_parquet(request.getfixturevalue("tmp_path")), s3)
     if request.param == "parquet":
         return _one_parquet(request.getfixturevalue("tmp_path"))
     if request.param == "folder":
@@ -92,6 +108,28 @@ def any_source(request):
 def _one_parquet(tmp_path) -> ParquetImages:
     write_parquet(tmp_path / "images.parquet", [png(image) for image in random_pixels(5)], list("abcab"))
     return ParquetImages(source="parquet", path=tmp_path / "images.parquet", size=SIZE, label_column="label")
+
+
+def test_a_row_group_on_s3_is_read_without_the_others(s3, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0)
+    contents = [noise.bytes(100_000) for _ in range(16)]
+    write_parquet(tmp_path / "noise.parquet", contents, list("ab" * 8))
+    config = ParquetImages(source="parquet", path=tmp_path / "noise.parquet", size=SIZE, label_column="label")
+    source = open_source(on_s3(config, s3))
+    assert [chunk.num_images for chunk in source.chunks] == [2] * 8
+    asked: list[int] = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counting(self: Any, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
+    images = list(source.read(source.chunks[5], {10, 11}.__contains__))
+    assert [image.content for image in images] == contents[10:12]
+    assert [image.label for image in images] == ["a", "b"]
+    assert sum(asked) < 300_000  # two images and the footer, of 1.6 MB
+    assert len(asked) <= 6
 
 
 class TestEverySource:

@@ -1,5 +1,6 @@
 """Checkpoints in every wrapping are found; what does not fit or is no checkpoint is refused, unrun."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ka_ray.errors import InputError
-from ka_ray.teachers.checkpoint import load_checkpoint, read_state_dict, save_weights
+from ka_ray.teachers.checkpoint import digest, load_checkpoint, read_state_dict, save_weights
 from ka_ray.teachers.plain import plain_conv_net
+from ka_ray.uris import to_path
 
 
 def network() -> nn.Sequential:
@@ -169,6 +171,31 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.safetensors"):
         read_state_dict(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_checkpoint_on_s3_is_loaded(s3, state, tmp_path, suffix):
+    path = to_path(f"{s3}/teachers/weights.{suffix}")
+    if suffix == "pt":
+        torch.save(state, tmp_path / "weights.pt")
+        path.write_bytes((tmp_path / "weights.pt").read_bytes())
+    else:
+        source = network()
+        source.load_state_dict(state)
+        save_weights(source, path)
+    loaded = network()
+    load_checkpoint(loaded, path)
+    assert_loaded(loaded, state)
+    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_bad_checkpoint_on_s3_is_refused_under_its_uri(s3):
+    path = to_path(f"{s3}/weights.safetensors")
+    with pytest.raises(InputError, match=rf"checkpoint {path} cannot be read"):
+        read_state_dict(path)
+    path.write_bytes(b"no weights")
+    with pytest.raises(InputError, match=rf"checkpoint {path} cannot be read"):
+        read_state_dict(path)
 
 
 def test_a_weight_of_two_names_is_saved_under_both(tmp_path):

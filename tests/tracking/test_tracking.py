@@ -17,8 +17,10 @@ from mlflow import MlflowClient
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
+from ka_ray.files import write_text
 from ka_ray.student import Student, StudentSpec
-from ka_ray.tracking import TRACKERS, NullTracker, open_tracker
+from ka_ray.tracking import TRACKERS, NullTracker, open_tracker, tracking_uri
+from ka_ray.uris import to_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 CONFIG = TrackingConfig()
@@ -246,6 +248,39 @@ def test_a_given_uri_and_experiment_are_used(output: Path) -> None:
         open_tracker(config, "run", output, None),
     ):
         pass
+
+
+def test_the_environments_uri_counts_where_none_is_configured(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{output / 'mlflow.db'}"
+    given = "sqlite:////elsewhere.db"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        with open_tracker(TrackingConfig(), "run", output / "unused", None) as tracker:
+            assert tracker.tracking_uri == uri
+        assert not (output / "unused").exists()
+        assert tracking_uri(TrackingConfig(uri=given), output) == given
+        assert tracking_uri(TrackingConfig(backend="none"), output) is None
+        patch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@server:5000")
+        with pytest.raises(InputError, match="credentials in the URI") as error:
+            tracking_uri(TrackingConfig(), output)
+    assert "s3cret" not in str(error.value)
+
+
+def test_remote_files_are_logged_from_a_copy(output: Path, tmp_path: Path, s3: str) -> None:
+    run = to_path(f"{s3}/run")
+    for name in ("report.md", "figures/a.png", "figures/b.png"):
+        write_text(run / name, name)
+    config = TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}")
+    with open_tracker(config, "run", run, None) as tracker:
+        tracker.log_artifact(run / "report.md")
+        tracker.log_artifact(run / "figures")
+    assert {a.path for a in client(output).list_artifacts(tracker.run_id)} == {"report.md", "figures"}
+    listed = client(output).list_artifacts(tracker.run_id, "figures")
+    assert {a.path for a in listed} == {"figures/a.png", "figures/b.png"}
+    got = client(output).download_artifacts(tracker.run_id, "figures/b.png", str(tmp_path))
+    assert Path(got).read_text() == "figures/b.png"
 
 
 def test_the_null_tracker_takes_everything_and_leaves_nothing(
