@@ -101,7 +101,7 @@ def test_two_hosts_finish_the_digits_and_a_third_joins_half_way(hosts, tmp_path)
     wait_until(lambda: answers(2), 300, "the second host does not join")
 
     out, log = tmp_path / "out", head.folder / "job.log"
-    # A worker takes both CPUs of its host: two of them train on two hosts, and a third one waits for a third host.
+    # A worker takes both CPUs of its host: two train on two hosts, and a third waits for a third host.
     options = ["ray.workers={min: 2, max: 3}", "placement.trainers.cpu=2", "placement.teachers.cpu=1"]
     options += ["joint.epochs=150", "tracking.backend=none"]
     command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}"]
