@@ -92,7 +92,8 @@ def test_two_hosts_finish_the_digits_and_a_third_joins_half_way(hosts, tmp_path)
     head.join("--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=127.0.0.1")
 
     def answers(num_nodes: int) -> bool:
-        code = f"import ray; ray.init('{head.address}:{GCS}', logging_level=50); print('NODES', len(ray.nodes()))"
+        where = f"'{head.address}:{GCS}', logging_level=50"
+        code = f"import ray; ray.init({where}); print('NODES', len(ray.nodes()))"
         asked = head.start("asked.log", str(BIN / "python"), "-c", code)
         return asked.wait() == 0 and f"NODES {num_nodes}" in (head.folder / "asked.log").read_text()
 
