@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import DIGITS, PATIENCE_S, Job, LocalCluster, kill, submit, wait_until
+from harness import DIGITS, PATIENCE_S, ROOT, Job, LocalCluster, kill, submit, wait_until
 from safetensors.numpy import load_file
 
 from ka_ray.features.standing import shard_ids
@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 NUM_TRAINED, NUM_JUDGED = 1438, 359
 """Images of the digits that are learned from, and that are judged on."""
+
+TABLE = ROOT / "runs" / "kills.md"
 
 ALL_LATER = ("student.*", "report.*", "figures")
 TRIALS = 8
@@ -64,7 +66,11 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     yield rows
     columns = ("stage", "SIGKILL", "outcome", "rows lost", "rows doubled", "finished stages repeated")
     head = f"| {' | '.join((*columns, 'epochs repeated', 'seconds'))} |"
-    request.config.get_terminal_writer().write("\n".join(["", head, "|---" * 8 + "|", *rows, ""]))
+    text = "\n".join([head, "|---" * 8 + "|", *rows, ""])
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(text)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{text}also in {TABLE.relative_to(ROOT)}")
 
 
 @dataclass(frozen=True)
