@@ -32,7 +32,7 @@ def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
     def work(device, report):
         (folder / "result").write_text("done")
 
-    train_in_workers(work, RayConfig(workers=1), Share(cpu=0.5), folder / "ray", lambda progress: None)
+    train_in_workers(work, RayConfig(workers=1), Share(cpu=0.5), folder / "ray", lambda progress: None, print)
     assert (folder / "result").read_text() == "done"
     assert any(name.startswith("ray/train-") for name in list_files(folder))
 
