@@ -1,6 +1,7 @@
 """The files in `cluster/`: valid for who reads them, and consistent with one another and the configs."""
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,9 @@ import pytest
 import yaml
 
 from ka_ray.config import Config
+from ka_ray.distributed.capacity import Host
+from ka_ray.distributed.cluster import Cluster, check_fits
+from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -306,12 +310,10 @@ class Group:
     most: int
     labels: Mapping[str, str] = field(default_factory=dict)
 
-    def holds(self, ask: Mapping[str, Any], nodes: int) -> int:
-        """How many actors fit that many nodes; an actor lies on one node."""
-        if any(self.labels.get(key) != value for key, value in ask.get("label", {}).items()):
-            return 0
-        has = {"cpu": self.cpu, "gpu": self.gpu}
-        return nodes * min(int(has[unit] / ask[unit]) for unit in has if ask.get(unit))
+    def hosts(self, name: str, count: int) -> list[Host]:
+        """So many nodes of the group, as a connected run sees them."""
+        has = {"CPU": self.cpu, "GPU": self.gpu}
+        return [Host(f"{name}-{place}", has, self.labels) for place in range(count)]
 
 
 def kuberay_groups() -> dict[str, Group]:
@@ -366,34 +368,18 @@ def test_the_job_runs_a_script_on_a_config_and_writes_where_every_pod_sees_it():
 
 
 @pytest.mark.parametrize("groups", [kuberay_groups(), aws_groups()], ids=["kuberay", "aws"])
-def test_the_plan_fits_the_groups(groups):
+def test_the_plan_fits_the_groups_and_needs_each_of_them(groups):
     _, path, _, sets = entrypoint()
-    config = Config.load(path)
-    actors = len(config.teachers) * config.extract.actors_per_teacher
-    with_the_student = actors + 1 + config.extract.reducers
-    teachers, trainers = sets["placement.teachers"], sets["placement.trainers"]
-    without_gpu = teachers | {"gpu": 0}  # the student and the sums take a CPU where no GPU is left
-
-    group = groups["teachers"]
-    assert group.holds(teachers, group.least) >= actors
-    assert group.holds(without_gpu, group.least) >= with_the_student
-    group = groups["trainers"]
-    assert group.holds(trainers, group.least) >= sets["ray.workers"]["min"]
-    assert group.holds(trainers, group.most) >= sets["ray.workers"]["max"]
-    group = groups["decoding"]
-    assert group.holds(sets["placement.decoding"], group.least) >= 2  # reading and writing side by side
-    for ask in sets.values():
-        if "label" in ask:
-            assert sum(group.holds(ask, 1) > 0 for group in groups.values()) == 1
-
-
-def test_a_plan_that_does_not_fit_is_found():
-    group = Group(cpu=8, gpu=1, least=1, most=4, labels={"group": "teachers"})
-    assert group.holds({"cpu": 2, "gpu": 1, "label": {"group": "teachers"}}, 2) == 2
-    assert group.holds({"cpu": 2, "gpu": 0.5}, 2) == 4
-    assert group.holds({"cpu": 9}, 4) == 0
-    assert group.holds({"cpu": 5}, 4) == 4  # two on no node
-    assert group.holds({"cpu": 1, "label": {"group": "trainers"}}, 4) == 0
+    asked = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
+    config, most = Config.load(path, asked), sets["ray.workers"]["max"]
+    least_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.least)]
+    most_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.most)]
+    check_fits(config, Cluster(tuple(least_hosts)))
+    check_fits(Config.load(path, [*asked, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
+    for name in groups:
+        others = tuple(host for host in most_hosts if not host.name.startswith(f"{name}-"))
+        with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
+            check_fits(config, Cluster(others))
 
 
 # --- all files -----------------------------------------------------------------------------------

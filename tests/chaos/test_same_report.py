@@ -1,0 +1,79 @@
+"""`cluster/local.sh up 3` and `ray job submit`: the report is that of the same run on one node."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import BIN, PATIENCE_S, ROOT, LocalCluster, clean_environment, submit
+
+from ka_ray.report import Report
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+TEACHERS = [ROOT / "runs" / f"cifar10_teacher_{name}" / name / "teacher.safetensors" for name in "ab"]
+
+TOLERANCE = {"digits": 0.015, "cifar10_halves_exact": 0.005}
+"""Of every accuracy: the same steps, but floats summed in another order. Of 359 digits five may differ."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A head without work, three workers and an MLflow server."""
+    folder = Path("/tmp") / f"ka_ray_same_{os.getpid()}"
+    made = LocalCluster(folder, 27000, {"KA_RAY_OBJECT_STORE_MB": "512"})
+    try:
+        made.call("up", "3")
+        yield made
+    finally:
+        made.call("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def options(name: str) -> list[str]:
+    if name == "digits":
+        return []
+    if not CIFAR10.exists():
+        pytest.skip(f"{CIFAR10} is not here")
+    if not all(path.exists() for path in TEACHERS):
+        pytest.skip("no teachers: ka-ray teach jobs/configs/cifar10_teacher_a.yaml, and the same for b")
+    places = [f"images.path={CIFAR10}", f"evaluation.images.path={CIFAR10}"]
+    return [
+        *places,
+        *(f"teachers.{i}.checkpoint={path}" for i, path in enumerate(TEACHERS)),
+        "joint.epochs=1",
+    ]
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
+    config = f"jobs/configs/{name}.yaml"
+    given = [config, *(f"--set={option}" for option in options(name)), "--output"]
+    alone = subprocess.run(
+        [str(BIN / "ka-ray"), "run", *given, str(tmp_path / "one"), "--set=tracking.backend=none"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+    )
+    assert alone.returncode == 0, alone.stdout[-2000:] + alone.stderr[-2000:]
+    job = submit(cluster, tmp_path / "log", "amalgamate.py", *given, str(tmp_path / "three"))
+    assert job.wait() == 0, job.text[-4000:]
+
+    one, three = Report.load(tmp_path / "one"), Report.load(tmp_path / "three")
+    assert three.ray.nodes == 4
+    assert three.mlflow.tracking_uri == cluster.environment["MLFLOW_TRACKING_URI"]
+    assert f"mlflow: {three.mlflow.tracking_uri}/#/experiments/" in job.text
+    assert three.size == one.size
+    assert three.accuracy.images == one.accuracy.images
+    pairs = {"union": (one.accuracy.union, three.accuracy.union)}
+    pairs["ensemble"] = (one.accuracy.ensemble, three.accuracy.ensemble)
+    for teacher, pair in one.accuracy.per_teacher.items():
+        pairs[teacher] = (pair.student, three.accuracy.per_teacher[teacher].student)
+    print(name, {key: f"{a:.4f} on one node, {b:.4f} on three" for key, (a, b) in pairs.items()})
+    for key, (expected, found) in pairs.items():
+        assert found == pytest.approx(expected, abs=TOLERANCE[name]), key
