@@ -4,9 +4,8 @@ Each node keeps them in :func:`ka_ray.files.cache_folder`, one for every version
 ever taken for another version's. The folder may be removed whenever no run reads from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,20 @@ def local_copy(path: Path) -> Path:
         raise OSError(f"{path} cannot be fetched: {error}") from error
 
 
-def local_copies(folder: Path, pattern: str) -> list[Path]:
-    """Give :func:`local_copy` of the files in a folder whose names match, sorted by name."""
+def local_copies(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Give :func:`local_copy` of files in a folder.
+
+    Raises:
+        OSError: One is not there, or cannot be fetched.
+    """
     if not is_remote(folder):
-        return sorted(folder.glob(pattern))
+        return [folder / name for name in names]
     fs, root = filesystem(folder)
     listed = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
-    names = sorted(name for name in listed if fnmatch(name.rpartition("/")[2], pattern))
+    names = [f"{root}/{name}" for name in names]
+    missing = [name for name in names if name not in listed]
+    if missing:
+        raise OSError(f"{missing[0]} is not there any more")
     with ThreadPoolExecutor(PARALLEL) as pool:
         return list(pool.map(lambda name: _kept(fs, name, listed[name]), names))
 

@@ -119,14 +119,16 @@ def test_three_processes_ask_the_server_once(s3, s3_requests):
     assert len(s3_requests("GET", "/once")) == 1
 
 
-def test_a_folder_is_copied_file_by_file_where_names_match(place):
+def test_of_a_folder_the_named_files_are_copied_in_their_order(place):
     for name in ("b.arrow", "a.arrow", "done.json"):
         write_text(place / name, name)
     make_folder(place / "deeper")
     write_text(place / "deeper" / "c.arrow", "c")
-    copies = local_copies(place, "*.arrow")
-    assert [copy.read_text() for copy in copies] == ["a.arrow", "b.arrow"]
-    assert [local_copy(place / "a.arrow"), local_copy(place / "b.arrow")] == copies
+    copies = local_copies(place, ["b.arrow", "a.arrow"])
+    assert [copy.read_text() for copy in copies] == ["b.arrow", "a.arrow"]
+    assert [local_copy(place / "b.arrow"), local_copy(place / "a.arrow")] == copies
+    with pytest.raises(OSError, match="gone"):
+        [copy.read_bytes() for copy in local_copies(place, ["a.arrow", "gone.arrow"])]
 
 
 def test_a_folder_is_copied_whole(place, tmp_path):

@@ -1,5 +1,6 @@
 """Stream images through one pool of actors a teacher, to stacked features and scores on disk."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shards import ShardWriter
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.standing import settle_shards
-from ka_ray.features.store import finish_folder
-from ka_ray.files import make_folder
+from ka_ray.features.store import SHARDS, finish_folder, start_folder, write_json
+from ka_ray.files import make_folder, read_text
 from ka_ray.images import Ids, Source
 
 
@@ -66,7 +67,7 @@ def extract_features(
         InputError: Too many unreadable images.
         ClusterError: Workers were lost again and again, without a row in between.
     """
-    began, shards = time.perf_counter(), _Shards(work.folder)
+    began, shards = time.perf_counter(), _Shards(work.folder, work.source)
     on_images(shards.resumed)
     log = beside_driver(ReadingLog, work.images.max_unreadable)
 
@@ -86,8 +87,14 @@ def extract_features(
 class _Shards:
     """What stands in a folder, counted again after every pass."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: Source) -> None:
         make_folder(folder)
+        known, listing = folder / "listing.json", {"sha256": source.digest}
+        if known.exists() and json.loads(read_text(known)) != listing:
+            start_folder(
+                folder
+            )  # ids count the images as they are listed: others now, and all rows are wrong
+        write_json(known, listing)
         self._folder, self._doubled = folder, 0
         self.resumed = len(self.settle())
 
@@ -98,9 +105,9 @@ class _Shards:
         return self._standing.ids
 
     @property
-    def summary(self) -> dict[str, int]:
+    def summary(self) -> dict[str, Any]:
         standing = self._standing
-        counts = {"images": len(standing.ids), "bytes": standing.num_bytes}
+        counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS: standing.shards}
         return counts | {"resumed": self.resumed, "doubled": self._doubled}
 
 

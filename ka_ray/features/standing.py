@@ -1,5 +1,6 @@
 """What an unfinished pass left in a folder of shards, so that the next one does the rest alone."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ka_ray.files import ranges_of
+from ka_ray.files import PARALLEL, ranges_of
 
 Ids = npt.NDArray[np.int64]
 
@@ -17,12 +18,14 @@ class Standing:
     """Rows that stand.
 
     Attributes:
+        shards: The names of their files.
         ids: Of their images, sorted, each once.
         num_bytes: Of their shards.
         doubled: Rows that stood twice; their second shard was removed.
         damaged: Shards that could not be read, and were removed.
     """
 
+    shards: tuple[str, ...]
     ids: Ids
     num_bytes: int
     doubled: int
@@ -34,24 +37,31 @@ def settle_shards(folder: Path) -> Standing:
 
     A removed shard's other rows are missing then, and made again: a row is there once, or not at all.
     """
-    ids, num_bytes, doubled, damaged = np.empty(0, np.int64), 0, 0, list[str]()
+    kept, damaged, num_bytes, doubled, seen = list[str](), list[str](), 0, 0, set[int]()
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
-    for shard in sorted(folder.glob("*.arrow")):
-        try:
-            here = shard_ids(shard)
-        except (pa.ArrowException, OSError, KeyError):
-            damaged.append(shard.name)
-            shard.unlink()
-            continue
-        twice = len(np.intersect1d(ids, here)) + len(here) - len(np.unique(here))
-        if twice:
+    shards = sorted(folder.glob("*.arrow"))
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        all_ids = list(pool.map(_ids_if_whole, shards))
+    for shard, ids in zip(shards, all_ids, strict=True):
+        here = set() if ids is None else set(ids.tolist())
+        twice = 0 if ids is None else len(ids) - len(here - seen)
+        if ids is None or twice:
             doubled += twice
-            shard.unlink()
+            damaged += [shard.name] if ids is None else []
+            shard.unlink(missing_ok=True)
         else:
-            ids = np.union1d(ids, here)
+            seen |= here
+            kept.append(shard.name)
             num_bytes += shard.stat().st_size
-    return Standing(ids, num_bytes, doubled, tuple(damaged))
+    return Standing(tuple(kept), np.array(sorted(seen), np.int64), num_bytes, doubled, tuple(damaged))
+
+
+def _ids_if_whole(shard: Path) -> Ids | None:
+    try:
+        return shard_ids(shard)
+    except (pa.ArrowException, OSError, KeyError):
+        return None
 
 
 def shard_ids(shard: Path) -> Ids:

@@ -20,6 +20,9 @@ from ka_ray.files import atomic_file, make_folder, read_text, remove_tree, write
 
 Columns = dict[str, npt.NDArray[Any]]
 
+SHARDS = "shards"
+"""In it the names of the shards that count: a worker that was given up may still write others."""
+
 FEATURES = "features"
 """The folder of images with stacked features and scores."""
 
@@ -74,8 +77,8 @@ def start_folder(folder: Path) -> None:
 
 
 def finish_folder(folder: Path, summary: dict[str, Any]) -> None:
-    """Mark a folder of shards as whole."""
-    write_json(folder / DONE, summary)
+    """Mark a folder of shards as whole; all that lie there count, unless the summary names those that do."""
+    write_json(folder / DONE, {SHARDS: sorted(path.name for path in folder.glob("*.arrow"))} | summary)
 
 
 class Store:
@@ -92,7 +95,8 @@ class Store:
 
     def __init__(self, *folders: Path) -> None:
         self.summaries: list[dict[str, Any]] = [json.loads(read_text(f / DONE)) for f in folders]
-        self._shards = [_Shard(path) for folder in folders for path in local_copies(folder, "*.arrow")]
+        parts = zip(folders, self.summaries, strict=True)
+        self._shards = [_Shard(path) for f, done in parts for path in local_copies(f, done[SHARDS])]
         if not self._shards:
             raise ValueError(f"no images in {', '.join(map(str, folders))}")
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])

@@ -3,8 +3,10 @@
 Shapes: n images of a chunk, H = W = size pixels.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +53,15 @@ class Source:
     def num_images(self) -> int:
         """How many images the source lists, readable or not."""
         return sum(chunk.num_images for chunk in self.chunks)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what is listed where: with another one, ids mean other images."""
+        listed = sha256()
+        with np.printoptions(threshold=sys.maxsize):  # the ids of a mixture, all of them
+            for chunk in self.chunks:
+                listed.update(f"{chunk.first_id} {chunk.num_images} {chunk.payload!r}\n".encode())
+        return listed.hexdigest()
 
 
 class Reader(Protocol):

@@ -194,6 +194,31 @@ def test_nothing_is_lost_and_nothing_done_twice(whole, undisturbed, tmp_path, ta
         same_result(folder, undisturbed)
 
 
+def test_a_lost_head_takes_the_cluster_along_and_the_same_command_goes_on_with_the_next(
+    whole, undisturbed, tmp_path, table
+):
+    stage, folder, began = STAGES["extraction"], tmp_path / "out", time.monotonic()
+    prepare(stage, undisturbed, folder)
+    call = (stage.script, *DIGITS, "--output", str(folder))
+    lost = submit(whole, tmp_path / "log1", *call)
+    ready = lambda: at_work(whole, stage, folder) or lost.process.poll() is not None  # noqa: E731
+    wait_until(ready, PATIENCE_S, f"no extraction:\n{lost.text[-2000:]}")
+    whole.call("kill", "0")
+    assert lost.wait() != 0
+    stamps = {shard: shard.stat().st_mtime_ns for shard in folder.glob("features/*.arrow")}
+    assert stamps
+    whole.call("down")
+    whole.call("up", "3")
+    job = submit(whole, tmp_path / "log2", *call)
+    assert job.wait() == 0, job.text[-4000:]
+    assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
+    ids = np.concatenate([shard_ids(shard) for shard in folder.glob("features/*.arrow")])
+    assert len(ids) == len(np.unique(ids)) == NUM_TRAINED
+    seconds = time.monotonic() - began
+    table.append(f"| extraction | head | resumed | 0 | 0 | 0 | 0 | {seconds:.0f} |")
+    same_result(folder, undisturbed)
+
+
 def same_result(folder: Path, undisturbed: Path) -> None:
     """The same steps were taken: the weights differ by rounding alone, and so does what is judged."""
     found, expected = (

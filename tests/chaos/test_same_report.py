@@ -1,8 +1,9 @@
-"""`cluster/local.sh up 3` and `ray job submit`: the report is that of the same run on one node."""
+"""`cluster/local.sh up 3` and `ray job submit`: the report of the same run on one node, whoever ran where."""
 
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,15 @@ from ka_ray.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
+TEACHER, TRAINER = r"ray::MapWorker\(MapBatches\(TeacherActor\)", r"ray::.*RayTrainWorker|ray::execute"
+
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 TEACHERS = [ROOT / "runs" / f"cifar10_teacher_{name}" / name / "teacher.safetensors" for name in "ab"]
+
+GROUPS = ("teachers", "trainers", "decoding")
+"""Worker 1, 2 and 3 are labelled with these."""
+
+PLACEMENT = [f"placement.{group}.label.group={group}" for group in GROUPS] + ["placement.teachers.gpu=1"]
 
 TOLERANCE = {"digits": 0.015, "cifar10_halves_exact": 0.005}
 """Of every accuracy: the same steps, but floats summed in another order. Of 359 digits five may differ."""
@@ -22,9 +30,11 @@ TOLERANCE = {"digits": 0.015, "cifar10_halves_exact": 0.005}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A head without work, three workers and an MLflow server."""
+    """A head without work, three workers with a label and two logical GPUs each, and an MLflow server."""
     folder = Path("/tmp") / f"ka_ray_same_{os.getpid()}"
-    made = LocalCluster(folder, 27000, {"KA_RAY_OBJECT_STORE_MB": "512"})
+    labels = ";".join(f"group={group}" for group in GROUPS)
+    settings = {"KA_RAY_OBJECT_STORE_MB": "512", "KA_RAY_LABELS": labels, "KA_RAY_GPUS": "2"}
+    made = LocalCluster(folder, 27000, settings)
     try:
         made.call("up", "3")
         yield made
@@ -61,11 +71,20 @@ def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
         timeout=2 * PATIENCE_S,
     )
     assert alone.returncode == 0, alone.stdout[-2000:] + alone.stderr[-2000:]
-    job = submit(cluster, tmp_path / "log", "amalgamate.py", *given, str(tmp_path / "three"))
+    placed = [f"--set={option}" for option in PLACEMENT]
+    job = submit(cluster, tmp_path / "log", "amalgamate.py", *given, str(tmp_path / "three"), *placed)
+    nodes = {title: set[int]() for title in (TEACHER, TRAINER)}
+    while job.process.poll() is None:
+        for title, seen in nodes.items():
+            seen.update(cluster.processes(title).values())
+        time.sleep(1)
     assert job.wait() == 0, job.text[-4000:]
+    assert nodes == {TEACHER: {1}, TRAINER: {2}}
 
     one, three = Report.load(tmp_path / "one"), Report.load(tmp_path / "three")
     assert three.ray.nodes == 4
+    extracting = [place.gpus for place in three.placements]
+    assert extracting[:2] in ([[0], [1]], [[1], [0]]), "each teacher has a GPU of its own"
     assert three.mlflow.tracking_uri == cluster.environment["MLFLOW_TRACKING_URI"]
     assert f"mlflow: {three.mlflow.tracking_uri}/#/experiments/" in job.text
     assert three.size == one.size

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 from mortal import Mortal
+from PIL import Image
 
 from ka_ray.amalgamation.moments import Moments, MomentsMeter
-from ka_ray.config import ScoresConfig, TeacherConfig
+from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.pools import Pools, Reading, pools_of
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import Store
+from ka_ray.features.standing import settle_shards
+from ka_ray.features.store import SHARDS, Store, finish_folder
+from ka_ray.images import open_source
 from ka_ray.plan import make_plan
 from ka_ray.split import split_images
 from ka_ray.teachers import draft_teacher
@@ -86,6 +89,29 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
     for name, column in again.gather(["scores", "image"], np.arange(len(images.ids))).items():
         np.testing.assert_array_equal(column, whole[name])
+
+
+def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load_config, tmp_path):
+    for name in "bcde":
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (ord(name), 0, 0)).save(path)
+    config = FolderImages(source="folder", path=tmp_path / "photos", size=8, labelled=False)
+
+    def extract() -> dict[int, int]:
+        source, out = open_source(config), tmp_path / "out"
+        work = Extraction(config, source, np.arange(source.num_images), out, 1000)
+        extract_features(work, [], Pools(), READING, lambda _: None)
+        (out / "done.json").rename(tmp_path / "done.json")  # as if it had been killed
+        store = settle_shards(out)
+        finish_folder(out, {SHARDS: store.shards})
+        red = Store(out).gather(["image"], np.arange(len(store.ids)))["image"][:, 0, 0, 0]
+        (out / "done.json").unlink()
+        return dict(zip(store.ids.tolist(), red.tolist(), strict=True))
+
+    assert extract() == {0: ord("b"), 1: ord("c"), 2: ord("d"), 3: ord("e")}
+    Image.new("RGB", (8, 8), (ord("a"), 0, 0)).save(tmp_path / "photos" / "a.png")
+    assert extract() == {0: ord("a"), 1: ord("b"), 2: ord("c"), 3: ord("d"), 4: ord("e")}
 
 
 def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(

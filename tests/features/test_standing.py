@@ -5,7 +5,7 @@ import pytest
 import s3fs
 
 from ka_ray.features.standing import settle_shards, shard_ids
-from ka_ray.features.store import Store, finish_folder, write_shard
+from ka_ray.features.store import SHARDS, Store, finish_folder, write_shard
 from ka_ray.uris import to_path
 
 
@@ -77,3 +77,11 @@ def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
     assert settle_shards(folder).ids.tolist() == list(range(100))
     assert size > 4_000_000
     assert sum(read) < 100_000
+
+
+def test_what_is_written_after_the_folder_was_finished_does_not_count(tmp_path):
+    write_shard(tmp_path, rows(0, 1))
+    standing = settle_shards(tmp_path)
+    finish_folder(tmp_path, {SHARDS: standing.shards})
+    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
+    assert Store(tmp_path).image_ids.tolist() == [0, 1]
