@@ -11,6 +11,17 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.teachers.plain import plain_conv_net
 
+UNPICKLING = (
+    "torch.hub",
+    "torch.serialization",
+    "mlflow",
+    "cloudpickle",
+    "ray.cloudpickle",
+    "joblib",
+    "dill",
+)
+"""Modules whose functions give a network by running what a file or a repository holds."""
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"plain": plain_conv_net}
 
 
@@ -51,11 +62,16 @@ def _find_factory(network: str) -> Callable[..., Any]:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
-    home = str(getattr(factory, "__module__", None) or "builtins").partition(".")[0]
-    if home in sys.stdlib_module_names:
+    home = str(getattr(factory, "__module__", None) or "builtins")
+    if home.partition(".")[0] in sys.stdlib_module_names:
         raise InputError(
             f"network {network!r}: is of Python's own {home!r}, which makes no networks; "
             "a factory comes from an installed package, or from a module that travels with the job"
+        )
+    if home.startswith(UNPICKLING):
+        raise InputError(
+            f"network {network!r}: {home!r} fetches or unpickles code, which nothing here does; name a function "
+            "that builds the network, and give its weights as `checkpoint`"
         )
     return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 

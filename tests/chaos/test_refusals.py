@@ -79,6 +79,13 @@ def test_what_python_itself_can_do_is_no_factory(config, config_tree, tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(("factory", "file"), [("torch:load", "f"), ("torch.hub:load", "repo_or_dir")])
+def test_what_unpickles_or_fetches_code_is_no_factory(config, config_tree, tmp_path, factory, file):
+    arguments = {file: str(tmp_path / "evil"), "weights_only": False}
+    config_tree["teachers"][0] |= {"network": factory, "arguments": arguments}
+    assert "fetches or unpickles code" in refused(start(config(), tmp_path / "out"))
+
+
 def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][0]["checkpoint"])
     weights = load_file(checkpoint)
