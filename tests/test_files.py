@@ -103,7 +103,8 @@ def test_another_process_is_seen_at_once(place):
     assert list_files(place) == ["first.txt"]
     assert [path.name for path in place.iterdir()] == ["first.txt"]
     assert not exists(place / "note.txt")
-    code = f"from ka_ray.files import *; from ka_ray.uris import to_path; write_text(to_path({str(place)!r}) / 'note.txt', 'x')"
+    code = "from ka_ray.files import *; from ka_ray.uris import to_path; "
+    code += f"write_text(to_path({str(place)!r}) / 'note.txt', 'x')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert exists(place / "note.txt")
     assert list_files(place) == ["first.txt", "note.txt"]

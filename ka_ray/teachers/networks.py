@@ -70,8 +70,8 @@ def _find_factory(network: str) -> Callable[..., Any]:
         )
     if home.startswith(UNPICKLING):
         raise InputError(
-            f"network {network!r}: {home!r} fetches or unpickles code, which nothing here does; name a function "
-            "that builds the network, and give its weights as `checkpoint`"
+            f"network {network!r}: {home!r} fetches or unpickles code, which nothing here does; name a "
+            "function that builds the network, and give its weights as `checkpoint`"
         )
     return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 
