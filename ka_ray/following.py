@@ -7,9 +7,8 @@ import time
 
 from ka_ray.display import LINK, Display
 from ka_ray.distributed.jobs import Jobs, JobState
-from ka_ray.errors import TRY_AGAIN
 
-STOPPED, LOST = 130, TRY_AGAIN
+STOPPED, LOST = 130, 69
 """Exit codes: of a job that was stopped, or left alone; and of one that is out of reach (try again later)."""
 
 IDLE_S = 60.0
@@ -126,7 +125,7 @@ def watch(jobs: Jobs, job_id: str) -> int:
     """Follow a job to its end. Ctrl-C asks whether to stop it, and by itself stops nothing.
 
     Returns:
-        The job's exit code; 130 where it was stopped or left running, 75 where the cluster has fallen silent.
+        The job's exit code; 130 where it was stopped or left running, 69 where the cluster has fallen silent.
     """
     follower = Follower(jobs, job_id)
     try:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
 from ka_ray.features.store import write_json
-from ka_ray.files import CACHE, cache_folder, exists, is_remote, make_folder, read_text
+from ka_ray.files import exists, is_remote, make_folder, read_text
 from ka_ray.tracking import tracking_uri
 
 CONFIG = "config.json"
@@ -58,19 +59,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_disk(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start what will not fit on the disk: for a remote folder, that of this node's copies.
+def check_disk(folder: Path, needed_bytes: int, begun: Sequence[Path] = ()) -> None:
+    """Refuse to start what will not fit on a local disk; of a store nobody knows, nor of nodes' copies.
+
+    Args:
+        folder: Where it will lie.
+        needed_bytes: Of all of it.
+        begun: Folders in which some of it stands already.
 
     Raises:
         InputError: With both sizes, and the key that lowers what is needed.
     """
-    remote = is_remote(folder)
-    disk = cache_folder() if remote else folder
-    free, instead = shutil.disk_usage(disk).free, f"set {CACHE}" if remote else "give another --output"
+    if is_remote(folder):
+        return
+    needed_bytes -= sum(path.stat().st_size for part in begun for path in part.glob("*.arrow"))
+    free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise InputError(
-            f"the features take {in_gib(needed_bytes)}, {disk} has {in_gib(free)} free; "
-            f"lower extract.images, drop taps, or {instead}"
+            f"the features take {in_gib(needed_bytes)}, {folder} has {in_gib(free)} free; "
+            "lower extract.images, drop taps, or give another --output"
         )
 
 

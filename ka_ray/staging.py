@@ -22,8 +22,6 @@ PACKAGE = Path(__file__).parent
 EXTENDED = ("config.json", "stages/codes.*", "teachers/*/teacher.safetensors")
 """What a run that is extended needs to have; its features, often gigabytes, are not among it."""
 
-LEFT_OUT = {"__pycache__", ".git", ".venv", ".ipynb_checkpoints"}
-
 ENTRY_BYTES = 30 + 46
 END_BYTES = 22
 """A zip file's own: of every file, beside its name twice, and at its end."""
@@ -157,8 +155,13 @@ def _files(folder: Path, name: str, only: Sequence[str] | None = None) -> dict[s
     return {
         Path(name, path.relative_to(folder)).as_posix(): path
         for path in found
-        if path.is_file() and not LEFT_OUT & set(path.relative_to(folder).parts)
+        if path.is_file() and not any(_stays(part) for part in path.relative_to(folder).parts)
     }
+
+
+def _stays(part: str) -> bool:
+    """Whether a file or folder of this name stays here: also what is hidden, where secrets often lie."""
+    return part == "__pycache__" or part.startswith(".")
 
 
 def _networks(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:

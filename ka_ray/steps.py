@@ -125,7 +125,8 @@ def extract(run: Run[Config], plan: Plan, images: ImageSet, joint: bool = True) 
     if len(others.ids) and joint:
         parts.append((IMAGES, others, plan.image_bytes, Reading({}, {}, scores)))
     parts = [part for part in parts if not (run.folder / part[0] / DONE).exists()]
-    check_disk(run.folder, sum(len(part.ids) * row_bytes for _, part, row_bytes, _ in parts))
+    needed = sum(len(part.ids) * row_bytes for _, part, row_bytes, _ in parts)
+    check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])
     for name, part, row_bytes, reading in parts:
         run.display.note(
             f"extracting {'features and scores' if name == FEATURES else 'scores'}: {len(part.ids)} images x "

@@ -13,7 +13,10 @@ OBJECT_STORES = {*EXTRAS, "az", "abfs", "abfss", "adl", "oci", "memory"}
 """Stores without folders, where an upload is there whole or not at all, even over another object."""
 
 SECRETS = re.compile(
-    r"://[^/@]*:[^/@]*@|[?&;][^=&;]*(key|secret|token|password|signature|credential)[^=&;]*=", re.IGNORECASE
+    r"^(?!abfss?:|wasbs?:)[^:/]+://[^/@]*@"  # in these alone a container stands before an @
+    r"|://[^/@]*:[^/@]*@|^(?!https?:)[^:/]+://[^/@]*:[^@]*@"
+    r"|[?&;][^=&;]*(key|secret|token|password|pwd|auth|sig|credential)[^=&;]*=",
+    re.IGNORECASE,
 )
 
 FROM_ENVIRONMENT = "they are taken from the environment, as the store's own tools take them"

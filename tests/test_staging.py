@@ -72,7 +72,6 @@ def test_what_git_ignores_travels_where_it_is_named(project):
         "run.yaml",
         "runs/low/teacher.safetensors",
         "photos/cat/1.png",
-        "photos/.gitignore",
         "names.txt",
     }
     assert sent["runs/low/teacher.safetensors"] == b"runs/low/teacher.safetensors"

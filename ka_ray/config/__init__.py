@@ -2,7 +2,7 @@
 
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Share
-from ka_ray.config.places import Places, is_absolute, without_job_folder
+from ka_ray.config.places import JOB_FOLDERS, Places, is_absolute, without_job_folder
 from ka_ray.config.schema import (
     STUDENT,
     Config,
@@ -29,6 +29,7 @@ from ka_ray.config.tune import TuneConfig
 from ka_ray.config.workers import RayConfig
 
 __all__ = [
+    "JOB_FOLDERS",
     "STUDENT",
     "Augmentation",
     "BaselinesConfig",

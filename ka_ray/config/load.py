@@ -19,6 +19,9 @@ AnySection = TypeVar("AnySection", bound=Section)
 SAME_RESULT = ("output", "ray", "placement", "tracking")
 """Sections that change where a run happens, not what it computes."""
 
+ANY_VALUE = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
+"""Of extraction the keys that a run may go on with at other values, as it must where memory ran out."""
+
 HOLDOUT = "tune.holdout"
 """Of a search's keys the one that says which images its students are computed from."""
 
@@ -205,4 +208,5 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
     a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
     a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))
     a, b = without_job_folder(a), without_job_folder(b)
-    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+    keys = sorted((a.keys() | b.keys()) - {f"extract.{key}" for key in ANY_VALUE})
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}

@@ -7,6 +7,9 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")  # one slash: pathlib makes it 
 _JOB_FOLDER = re.compile(r"^.*/runtime_resources/working_dir_files/[^/]+(?:/|$)")
 """Where Ray unpacks what a job was sent with. It is named after its content, and deleted after the job."""
 
+JOB_FOLDERS = re.compile(r"/[^\s'\"]*/runtime_resources/working_dir_files/[^/]+/")
+"""The same anywhere in a text."""
+
 
 class Places:
     """A validation context for a config whose absolute paths and URIs are places on a cluster.

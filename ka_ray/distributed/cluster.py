@@ -12,7 +12,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
-from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig
+from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig, Share
 from ka_ray.distributed.capacity import CPU, GPU, Demand, Host, shortage
 from ka_ray.errors import InputError
 
@@ -159,6 +159,27 @@ def check_training_fits(config: RayConfig, placement: PlacementConfig, cluster: 
     least = config.worker_range[0]
     workers = Demand(f"{least} workers", least, placement.trainers, "ray.workers or placement.trainers")
     _check("training", [workers], cluster)
+
+
+def shortage_of_workers(config: RayConfig, share: Share) -> str | None:
+    """Say why the nodes that are alive do not hold the least number of training workers; None if they do."""
+    least = config.worker_range[0]
+    workers = Demand(f"{least} workers", least, share, "ray.workers or placement.trainers")
+    return shortage("training", [workers], current_hosts())
+
+
+def workers_with_room(config: RayConfig, share: Share) -> tuple[int, int]:
+    """The range of workers to ask Ray Train for.
+
+    Its elastic groups count room on nodes of any label (Ray 2.60), and then wait for workers that no labelled
+    node holds: with labels, at most as many are asked for as fit when the group starts.
+    """
+    least, most = config.worker_range
+    if share.label:
+        hosts = current_hosts()
+        while most > least and shortage("", [Demand("", most, share, "")], hosts) is not None:
+            most -= 1
+    return least, most
 
 
 def check_trial_fits(placement: PlacementConfig, cluster: Cluster) -> None:

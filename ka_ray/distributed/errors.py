@@ -27,13 +27,19 @@ LOST = (
     OutOfMemoryError,
     RaySystemError,
     WorkerCrashedError,
+    ConnectionError,
+    TimeoutError,
 )
+"""Also a store that did not answer."""
 
 LOST_TRAINING = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
 LOST_TRAINING |= {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
+LOST_TRAINING |= {"DistBackendError", "DistNetworkError", "DistStoreError"}
 """Ray Train's errors are known by their names: importing their classes takes seconds."""
 
-COLLECTIVE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.I)
+COLLECTIVE = re.compile(
+    r"gloo/|\bnccl\b|connection (was likely )?(closed|reset|refused)|broken pipe|time[d ]*out", re.I
+)
 """What torch.distributed says where a peer is gone, or does not come."""
 
 NO_SPACE = (OutOfDiskError, ObjectStoreFullError)

@@ -1,6 +1,7 @@
 """Stream images through one pool of actors a teacher, to stacked features and scores on disk."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ka_ray.features.standing import settle_shards
 from ka_ray.features.store import SHARDS, finish_folder, start_folder, write_json
 from ka_ray.files import make_folder, read_text
 from ka_ray.images import Ids, Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,24 +94,25 @@ class _Shards:
         make_folder(folder)
         known, listing = folder / "listing.json", {"sha256": source.digest}
         if known.exists() and json.loads(read_text(known)) != listing:
-            start_folder(
-                folder
-            )  # ids count the images as they are listed: others now, and all rows are wrong
+            # Ids count the images as they are listed: with others now, all rows are other images'.
+            logger.warning("%s: the images are not those of the attempt before; it begins anew", folder)
+            start_folder(folder)
         write_json(known, listing)
-        self._folder, self._doubled = folder, 0
+        self._folder, self._doubled, self._damaged = folder, 0, list[str]()
         self.resumed = len(self.settle())
 
     def settle(self) -> Ids:
         """Give the ids of the images with a row."""
         self._standing = settle_shards(self._folder)
         self._doubled += self._standing.doubled
+        self._damaged += self._standing.damaged
         return self._standing.ids
 
     @property
     def summary(self) -> dict[str, Any]:
         standing = self._standing
         counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS: standing.shards}
-        return counts | {"resumed": self.resumed, "doubled": self._doubled}
+        return counts | {"resumed": self.resumed, "doubled": self._doubled, "damaged": self._damaged}
 
 
 def _write(

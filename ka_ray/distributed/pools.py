@@ -22,6 +22,8 @@ from ka_ray.config import (
     TeachConfig,
     TeacherConfig,
 )
+from ka_ray.distributed.capacity import Demand, shortage
+from ka_ray.distributed.cluster import current_hosts
 from ka_ray.distributed.images import Columns, remote_options
 from ka_ray.features.space import fit_space
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
@@ -48,10 +50,10 @@ class Pools:
 
     def behind(self, num_teachers: int, num_actors: int = 1) -> Share:
         """The share of each actor behind the teachers: a teacher's; without a GPU where they leave none."""
-        share, extract = self.placement.teachers, self.extract
-        taken = (num_teachers * extract.actors_per_teacher + num_actors) * share.gpu
-        spare = taken <= ray.cluster_resources().get("GPU", 0)
-        return share if spare else share.model_copy(update={"gpu": 0.0})
+        share = self.placement.teachers
+        count = num_teachers * self.extract.actors_per_teacher + num_actors
+        fit = shortage("all of them", [Demand("actors", count, share, "")], current_hosts()) is None
+        return share if fit else share.model_copy(update={"gpu": 0.0})
 
 
 def pools_of(config: Config | TeachConfig) -> Pools:

@@ -20,6 +20,7 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.images import read_images, remote_options
 from ka_ray.distributed.pools import Pools, Reading, actor_device, through_teachers
 from ka_ray.distributed.retries import repeat_if_lost
+from ka_ray.errors import ClusterError
 from ka_ray.features.layout import in_layout
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.images.draws import draws_of
@@ -65,6 +66,7 @@ class Reducer:
     ) -> None:
         self._meter = make_meter(device=actor_device(share))
         self._batch_size, self._reading, self._seed = pools.extract.batch_size, reading, seed
+        self._images = 0
 
     def consume(self, rows: ray.data.DataIterator, journal: Any) -> Sums:
         """Add every batch of a share; give the sums, on the CPU."""
@@ -76,8 +78,13 @@ class Reducer:
             batch |= {n: in_layout(t, torch.float32) for n, t in batch.items() if t.is_floating_point()}
             draws = draws_of(columns["image_id"].astype(np.int64), self._seed, NUM_DRAWS)
             self._meter.add(batch | {"draws": torch.from_numpy(draws)})
+            self._images += len(draws)
             journal.add.remote({"images": len(draws)})
         return {name: part.cpu() for name, part in self._meter.total.items()}
+
+    def images(self) -> int:
+        """Give how many images were added."""
+        return self._images
 
 
 @ray.remote(num_cpus=0)
@@ -108,8 +115,7 @@ def reduce_images(
         teachers: In stacking order.
         pools: Batch size, actors, reducers, and what they get.
         reading: What is read.
-        make_meter: Called by every reducer.
-        seed: Of the images' draws.
+        make_meter: Called by every reducer; ``seed`` is of the images' draws.
         on_images: Told how many more images are done.
 
     Returns:
@@ -131,7 +137,13 @@ def reduce_images(
         return _reduce(rows, [start.remote(make_meter, pools, share, reading, seed) for _ in many], on_images)
 
     sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
+    _check_count(summary["images"], len(work.ids) - len(ray.get(log.without_row.remote())))
     return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+
+
+def _check_count(images: int, wanted: int) -> None:
+    if images != wanted:
+        raise ClusterError(f"{images} images were added up instead of {wanted}")
 
 
 def _reduce(
@@ -150,7 +162,8 @@ def _reduce(
     try:
         parts = rows.streaming_split(len(reducers))
         totals = [one.consume.remote(part, journal) for one, part in zip(reducers, parts, strict=True)]
-        images = _wait(totals, journal, count)
+        _wait(totals, journal, count)
+        images = sum(ray.get([one.images.remote() for one in reducers]))
         num_bytes = ray.get(size_of.remote(totals[0]))
         return ray.get(_tree(totals)), {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
     except Exception:
@@ -161,20 +174,13 @@ def _reduce(
             ray.kill(reducer)
 
 
-def _wait(totals: Sequence[Any], journal: Any, on_images: Callable[[int], None]) -> int:
-    """Count images until every reducer is done; the first that fails ends it."""
-    waiting, images = list(totals), 0
+def _wait(totals: Sequence[Any], journal: Any, on_images: Callable[[int], None]) -> None:
+    """Tell of images until every reducer is done; the first that fails ends it."""
+    waiting = list(totals)
     while waiting:
         done, waiting = ray.wait(waiting, timeout=POLL_S)
         ray.get(done)
-        images += _told(journal, on_images)
-    return images + _told(journal, on_images)
-
-
-def _told(journal: Any, on_images: Callable[[int], None]) -> int:
-    images = sum(int(entry["images"]) for entry in ray.get(journal.take.remote()))
-    on_images(images)
-    return images
+        on_images(sum(int(entry["images"]) for entry in ray.get(journal.take.remote())))
 
 
 def _tree(totals: Sequence[Any]) -> Any:

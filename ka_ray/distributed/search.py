@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from ka_ray.config import Share, TuneConfig
 from ka_ray.distributed.capacity import needs
-from ka_ray.distributed.errors import lost
+from ka_ray.distributed.errors import last_line, lost
 from ka_ray.distributed.pools import actor_device
 from ka_ray.distributed.storage import storage
 from ka_ray.errors import InputError
@@ -97,13 +97,15 @@ def search(
         What went wrong: point, as text -> error.
     """
     trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, share=work.share)
-    for attempt in range(work.max_failures + 1):
-        failed = _run_all(work, trainable, on_trial)
-        gone = [point for point, error in failed if lost(error)]
-        if not gone or attempt == work.max_failures:
-            return {str(point): str(error).strip().splitlines()[-1] for point, error in failed}
+    failed = dict[str, str]()
+    for left in range(work.max_failures, -1, -1):
+        ended = _run_all(work, trainable, on_trial)
+        gone = [point for point, error in ended if left and lost(error)]
+        failed |= {str(point): last_line(str(error)) for point, error in ended if point not in gone}
+        if not gone:
+            break
         work = replace(work, points=None if work.points is None else gone, num_trials=len(gone))
-    raise AssertionError("unreachable")
+    return failed
 
 
 def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Point, Exception]]:

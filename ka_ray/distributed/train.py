@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ka_ray.config import RayConfig, Share
 from ka_ray.distributed.actors import Journal, beside_driver
 from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.cluster import shortage_of_workers, workers_with_room
 from ka_ray.distributed.errors import last_line, lost, unwrap
 from ka_ray.distributed.storage import storage
 from ka_ray.errors import ClusterError
@@ -52,9 +53,9 @@ def train_in_workers(
         ClusterError: Workers were lost again and again.
         Exception: What a worker raised by itself; else, after the work is done, what ``report`` raised first.
     """
-    failures, errors = 0, list[Exception]()
+    failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
     while True:
-        follower = _Follower(report, tell, errors)
+        follower, before = _Follower(report, tell, ended, errors), len(ended)
         try:
             _run_group(work, config, share, folder, follower)
             break
@@ -62,16 +63,20 @@ def train_in_workers(
             meant = unwrap(error)
             if meant is not error or not lost(error):
                 raise meant from error
-            failures = 1 if follower.epochs else failures + 1
-            if failures > config.max_failures:
-                raise ClusterError(
-                    f"training lost workers {failures} times in a row without an epoch in between, or they "
-                    f"waited for each other longer than ray.timeout_s = {config.timeout_s}: "
-                    f"{last_line(str(error))}"
-                ) from error
+            failures = 1 if len(ended) > before else failures + 1
+            _check_again(failures, config, error)
             tell(f"training workers were lost, starting others: {last_line(str(error))}")
+            _wait_for_room(config, share, tell)
     if errors:
         raise errors[0]
+
+
+def _check_again(failures: int, config: RayConfig, error: Exception) -> None:
+    if failures > config.max_failures:
+        raise ClusterError(
+            f"training lost workers {failures} times in a row without an epoch in between, or they waited "
+            f"for each other longer than ray.timeout_s = {config.timeout_s}: {last_line(str(error))}"
+        ) from error
 
 
 def _run_group(work: Work, config: RayConfig, share: Share, folder: Path, follower: "_Follower") -> None:
@@ -87,8 +92,24 @@ def _run_group(work: Work, config: RayConfig, share: Share, folder: Path, follow
         _trainer(in_worker, config, share, folder).fit()
 
 
+def _wait_for_room(config: RayConfig, share: Share, tell: Callable[[str], None]) -> None:
+    """Wait until the nodes that are left, or come, hold a group; Ray Train would wait for ever, silently.
+
+    Raises:
+        ClusterError: They do not for ``ray.timeout_s``.
+    """
+    began, problem = time.monotonic(), shortage_of_workers(config, share)
+    if problem is not None:
+        tell(f"waiting for nodes: {problem}")
+    while problem is not None:
+        if time.monotonic() - began > config.timeout_s:
+            raise ClusterError(f"after ray.timeout_s = {config.timeout_s}: {problem}")
+        time.sleep(POLL_S)
+        problem = shortage_of_workers(config, share)
+
+
 def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, folder: Path) -> TorchTrainer:
-    least, most = config.worker_range
+    least, most = workers_with_room(config, share)
     return TorchTrainer(
         in_worker,
         scaling_config=ScalingConfig(
@@ -110,10 +131,15 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, fol
 class _Follower:
     """Hands rank 0's reports on, from a thread of its own, while its block runs."""
 
-    def __init__(self, report: Report, tell: Callable[[str], None], errors: list[Exception]) -> None:
-        self._report, self._tell, self._errors = report, tell, errors
+    def __init__(
+        self,
+        report: Report,
+        tell: Callable[[str], None],
+        ended: set[tuple[str, int]],
+        errors: list[Exception],
+    ) -> None:
+        self._report, self._tell, self._epochs, self._errors = report, tell, ended, errors
         self.journal = beside_driver(Journal)
-        self.epochs = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -138,5 +164,6 @@ class _Follower:
         if "workers" in entry:
             return self._tell(f"a group of {entry['workers']} workers has begun")
         progress = Progress(**entry)
-        self.epochs += progress.epoch_ended
+        if progress.epoch_ended:
+            self._epochs.add((progress.stage, progress.epoch))
         return self._report(progress)

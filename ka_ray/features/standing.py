@@ -60,7 +60,10 @@ def settle_shards(folder: Path) -> Standing:
 def _ids_if_whole(shard: Path) -> Ids | None:
     try:
         return shard_ids(shard)
-    except (pa.ArrowException, OSError, KeyError):
+    except (
+        pa.ArrowException,
+        KeyError,
+    ):  # an OSError is the disk's or the network's: nothing is removed for it
         return None
 
 

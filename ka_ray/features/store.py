@@ -78,7 +78,11 @@ def start_folder(folder: Path) -> None:
 
 def finish_folder(folder: Path, summary: dict[str, Any]) -> None:
     """Mark a folder of shards as whole; all that lie there count, unless the summary names those that do."""
-    write_json(folder / DONE, {SHARDS: sorted(path.name for path in folder.glob("*.arrow"))} | summary)
+    write_json(folder / DONE, {SHARDS: _names(folder, summary)} | summary)
+
+
+def _names(folder: Path, summary: dict[str, Any]) -> list[str]:
+    return summary.get(SHARDS) or sorted(path.name for path in folder.glob("*.arrow"))
 
 
 class Store:
@@ -96,7 +100,7 @@ class Store:
     def __init__(self, *folders: Path) -> None:
         self.summaries: list[dict[str, Any]] = [json.loads(read_text(f / DONE)) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
-        self._shards = [_Shard(path) for f, done in parts for path in local_copies(f, done[SHARDS])]
+        self._shards = [_Shard(path) for f, done in parts for path in local_copies(f, _names(f, done))]
         if not self._shards:
             raise ValueError(f"no images in {', '.join(map(str, folders))}")
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])
@@ -174,7 +178,7 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, FileNotFoundError) as error:
             raise InputError(
                 f"features {path} are damaged ({error}); delete this file and {path.with_name(DONE)}, and "
                 "give the same command again: its images alone are read again"

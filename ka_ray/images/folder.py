@@ -48,5 +48,7 @@ def read_folder(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded
     ]
     contents = read_each([path for _, path, _ in chosen])
     for (image_id, path, label), content in zip(chosen, contents, strict=True):
+        if isinstance(content, ConnectionError | TimeoutError):
+            raise content  # the file may well be whole: it is read again
         # Empty content the decoder refuses: the image is counted as unreadable under its name.
         yield Encoded(image_id, path, b"" if isinstance(content, OSError) else content, label)

@@ -98,6 +98,8 @@ def _read(path: str, group: int, columns: list[str]) -> Iterator[Any]:
         with ranges_of(where) as source:
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
             yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
+    except (ConnectionError, TimeoutError):
+        raise  # the file may well be whole
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None
 

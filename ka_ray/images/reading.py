@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ka_ray.config import ImagesConfig
+from ka_ray.config import JOB_FOLDERS, ImagesConfig
 from ka_ray.images.decode import decode
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -56,11 +56,15 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what is listed where: with another one, ids mean other images."""
+        """The SHA-256 of what is listed where: with another one, ids mean other images.
+
+        What travels with a job lies in another folder every time; that folder does not count.
+        """
         listed = sha256()
         with np.printoptions(threshold=sys.maxsize):  # the ids of a mixture, all of them
             for chunk in self.chunks:
-                listed.update(f"{chunk.first_id} {chunk.num_images} {chunk.payload!r}\n".encode())
+                text = f"{chunk.first_id} {chunk.num_images} {chunk.payload!r}\n"
+                listed.update(JOB_FOLDERS.sub("", text).encode())
         return listed.hexdigest()
 
 

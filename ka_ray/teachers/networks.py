@@ -1,26 +1,14 @@
 """From a network's name in the config to an untrained module."""
 
 import difflib
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from ka_ray.errors import InputError
+from ka_ray.teachers.factories import find_factory
 from ka_ray.teachers.plain import plain_conv_net
-
-UNPICKLING = (
-    "torch.hub",
-    "torch.serialization",
-    "mlflow",
-    "cloudpickle",
-    "ray.cloudpickle",
-    "joblib",
-    "dill",
-)
-"""Modules whose functions give a network by running what a file or a repository holds."""
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"plain": plain_conv_net}
 
@@ -37,7 +25,7 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
         InputError: The name is unknown, the factory cannot be imported, or it refuses the arguments.
     """
     if ":" in network:
-        return _call(network, _find_factory(network), dict(arguments))
+        return _call(network, find_factory(network), dict(arguments))
     if network in NETWORKS:
         return _call(network, NETWORKS[network], {"num_classes": num_classes, **arguments})
     import torchvision  # seconds to import (it pulls torch's compiler in), so only where it is needed
@@ -51,29 +39,6 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
         )
     builder = torchvision.models.get_model_builder(network)
     return _call(network, builder, {"weights": None, "num_classes": num_classes, **arguments})
-
-
-def _find_factory(network: str) -> Callable[..., Any]:
-    module_name, _, factory_name = network.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"network {network!r}: cannot import {module_name!r}: {error}") from None
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
-    home = str(getattr(factory, "__module__", None) or "builtins")
-    if home.partition(".")[0] in sys.stdlib_module_names:
-        raise InputError(
-            f"network {network!r}: is of Python's own {home!r}, which makes no networks; "
-            "a factory comes from an installed package, or from a module that travels with the job"
-        )
-    if home.startswith(UNPICKLING):
-        raise InputError(
-            f"network {network!r}: {home!r} fetches or unpickles code, which nothing here does; name a "
-            "function that builds the network, and give its weights as `checkpoint`"
-        )
-    return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 
 
 def _call(network: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:

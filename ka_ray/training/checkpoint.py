@@ -25,12 +25,11 @@ def save_epoch(
         steps: Taken so far.
         history: One :class:`ka_ray.training.fit.Progress` an epoch.
     """
-    content = io.BytesIO()
-    state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"steps": steps, "history": [asdict(record) for record in history]}, content)
+    state: dict[str, Any] = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
+    state |= {"steps": steps, "history": [asdict(record) for record in history]}
     make_folder(path.parent)
     with atomic_file(path) as part:
-        part.write_bytes(content.getvalue())
+        torch.save(state, part)
 
 
 def load_epoch(

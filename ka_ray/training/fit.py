@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ka_ray.errors import InputError
 from ka_ray.training.batches import Batches
 from ka_ray.training.checkpoint import load_epoch, save_epoch
 from ka_ray.training.ranks import rank, sum_over_ranks, world_size
@@ -124,7 +125,7 @@ def _resume(
     meter.resume([Progress(**record) for record in records])
     everyone = sum_over_ranks(torch.tensor([float(steps)], device=next(learner.parameters()).device))
     if int(everyone) != steps * world_size():
-        raise RuntimeError(f"{checkpoint}: the workers do not see the same file; is its folder shared?")
+        raise InputError(f"{checkpoint}: the workers do not see the same file; its folder must be shared")
     return steps
 
 

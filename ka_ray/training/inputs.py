@@ -81,8 +81,9 @@ def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, A
     make_folder(weights_path.parent)
     save_weights(module, weights_path)
     write_json(stage_file(folder, stage), summary)
-    for unfinished in weights_path.parent.glob(f"{stage}*.epoch"):
-        unfinished.unlink(missing_ok=True)
+    for pattern in (f"{stage}*.epoch", f".{stage}*.part"):
+        for unfinished in weights_path.parent.glob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
 def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
@@ -94,7 +95,7 @@ def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
     path = stage_file(folder, stage).with_suffix(".safetensors")
     try:
         module.load_state_dict(load_weights(folder, stage))
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         raise InputError(
             f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}); delete "
             f"{path.with_suffix('.json').name} beside it, and the same command does the stage anew"

@@ -23,6 +23,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def on_any_rank(flag: bool) -> bool:
+    """Whether something is so on any rank: a decision that all must share, whatever each of them sees."""
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=_barrier_device())) > 0)
+
+
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if world_size() > 1:
@@ -30,4 +35,4 @@ def wait_for_all() -> None:
 
 
 def _barrier_device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"

@@ -30,7 +30,7 @@ from ka_ray.training.codes import empty_amalgamations
 from ka_ray.training.fit import Progress, fit
 from ka_ray.training.inputs import StageInputs, epochs_folder, load_stage, records, save_stage, stage_file
 from ka_ray.training.links import learn_codes
-from ka_ray.training.ranks import rank, sum_over_ranks, wait_for_all
+from ka_ray.training.ranks import on_any_rank, rank, sum_over_ranks, wait_for_all
 from ka_ray.training.solved import LayerSolver
 from ka_ray.training.teaching import ClassifierLearner, class_targets
 
@@ -41,7 +41,7 @@ SETTLING_BATCHES = 20
 def run_stages(inputs: StageInputs) -> None:
     """Run every stage that does not stand yet; rank 0 writes what each leaves."""
     for stage in stages_of(inputs.config):
-        if stage_file(inputs.folder, stage).exists():
+        if on_any_rank(stage_file(inputs.folder, stage).exists()):
             continue
         began = time.perf_counter()
         torch.manual_seed(inputs.config.seed)

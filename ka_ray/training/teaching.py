@@ -22,7 +22,7 @@ from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import FitSettings, Report, fit
-from ka_ray.training.ranks import rank, wait_for_all
+from ka_ray.training.ranks import on_any_rank, rank, wait_for_all
 
 
 class ClassifierLearner(nn.Module):
@@ -66,7 +66,7 @@ def teach(
         InputError: A class has no image.
     """
     path = teacher_checkpoint(folder, teacher.name)
-    if path.exists():
+    if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
     torch.manual_seed(seed)

@@ -109,8 +109,6 @@ STAGES = {
             f"tune.trials={TRIALS}",
             "--set",
             "tune.max_concurrent=2",
-            "--set",
-            "layers.positions_per_image=8",
         ),
     ),
 }

@@ -14,6 +14,7 @@ import yaml
 from harness import PATIENCE_S, clean_environment, wait_until
 from safetensors.torch import load_file, save_file
 
+from ka_ray.errors import TRY_AGAIN
 from ka_ray.features.standing import shard_ids
 from ka_ray.teachers.plain import plain_conv_net
 
@@ -50,10 +51,10 @@ def start(config: Path, output: Path, *overrides: str, **environment: str) -> "s
     )
 
 
-def refused(process: "subprocess.Popen[str]") -> str:
+def refused(process: "subprocess.Popen[str]", code: int = 2) -> str:
     """Wait for the end; give the one line of the error."""
     out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode in (1, 2), out + err
+    assert process.returncode == code, out + err
     assert "Traceback" not in err, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     return line
@@ -75,15 +76,8 @@ def test_a_missing_factory_is_named(config, config_tree, tmp_path):
 def test_what_python_itself_can_do_is_no_factory(config, config_tree, tmp_path):
     trace = tmp_path / "was_here"
     config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {trace}"}}
-    assert "is of Python's own 'posix'" in refused(start(config(), tmp_path / "out"))
+    assert "'os' is no place of networks" in refused(start(config(), tmp_path / "out"))
     assert not trace.exists()
-
-
-@pytest.mark.parametrize(("factory", "file"), [("torch:load", "f"), ("torch.hub:load", "repo_or_dir")])
-def test_what_unpickles_or_fetches_code_is_no_factory(config, config_tree, tmp_path, factory, file):
-    arguments = {file: str(tmp_path / "evil"), "weights_only": False}
-    config_tree["teachers"][0] |= {"network": factory, "arguments": arguments}
-    assert "fetches or unpickles code" in refused(start(config(), tmp_path / "out"))
 
 
 def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
@@ -131,7 +125,7 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(config, tmp_path):
         )
         with (disk / "filler").open("wb") as filler:
             os.posix_fallocate(filler.fileno(), 0, os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize)
-        assert "the disk is full" in refused(process)
+        assert "the disk is full" in refused(process, TRY_AGAIN)
         kept = {shard: shard.stat().st_mtime_ns for shard in disk.glob("out/features/*.arrow")}
         assert kept
         (disk / "filler").unlink()

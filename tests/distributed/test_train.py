@@ -182,11 +182,12 @@ def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
 
     fields = {"stage": "joint", "epochs": 2, "step": 1, "steps": 1, "images": 8, "seconds": 1.0, "losses": {}}
     seen, errors = [], []
-    follower = _Follower(report, print, errors)
+    ended = set()
+    follower = _Follower(report, print, ended, errors)
     with follower:
         ray.get([follower.journal.add.remote({"epoch": epoch, **fields}) for epoch in (1, 2)])
     assert seen == [1, 2]
-    assert follower.epochs == 2
+    assert ended == {("joint", 1), ("joint", 2)}
     assert str(errors[0]) == "epoch 1"
 
 
