@@ -2,7 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/evaluate_student.py DIR --images FOLDER
 
-The same as `ka-ray evaluate`. DIR and FOLDER must be reachable by every node. Exit code 2: bad input.
+The same as `ka-ray evaluate`. DIR and FOLDER must be reachable by every node.
+Exit code 2: bad input; 75: machines failed, the same command goes on.
 """
 
 import json

@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python jobs/predict.py DIR IMAGE...
 
 The same as `ka-ray predict`: a line an image with its path, its class and its probability. DIR and the images
-are paths on the cluster, or relative ones of files that travel with the job. Exit code 2: bad input.
+are paths on the cluster, or relative ones of files that travel with the job.
+Exit code 2: bad input; 75: machines failed, the same command goes on.
 """
 
 import sys

@@ -2,7 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/search_widths.py CONFIG --output DIR [--set key=value ...]
 
-The same as `ka-ray tune`. DIR must be reachable by every node of the cluster. Exit code 2: bad input.
+The same as `ka-ray tune`. DIR must be reachable by every node of the cluster.
+Exit code 2: bad input; 75: machines failed, the same command goes on.
 
 What `.gitignore` names stays behind, even teachers in runs/; `ka-ray submit` sends what the config names.
 With RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 all travels but what `.rayignore` names. 100 MiB at most.
