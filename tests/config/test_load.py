@@ -316,7 +316,9 @@ def test_flat_keys_are_overrides_that_give_the_config_back(tmp_path, load_config
 
 def test_differing_keys_ignore_where_a_run_happens(load_config):
     old = load_config().model_dump(mode="json")
-    moved = load_config("ray.workers=1", "output=/tmp/other", "tracking.backend=none").model_dump(mode="json")
+    memory = ("extract.batch_size=8", "extract.shard_mib=1", "placement.teachers.cpu=2")  # where it ran out
+    elsewhere = ("ray.workers=1", "output=/tmp/other", "tracking.backend=none")
+    moved = load_config(*elsewhere, *memory).model_dump(mode="json")
     assert differing_keys(old, moved) == {}
 
 

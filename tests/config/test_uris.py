@@ -59,6 +59,9 @@ def test_a_missing_object_is_named_with_its_key(on_s3, s3, load_config):
         ("extend=https://host/run?token=s3cret", "extend: credentials in the URI"),
         ("output=webdisk://x/y", "output: webdisk:// is no protocol that fsspec knows"),
         ("outputt=s3://AKIA:s3cret@bucket/x", "outputt: unknown key"),
+        ("output=s3://AKIA:se/cret@bucket/x", "output: credentials"),
+        ("output=https://token@host/x", "output: credentials"),
+        ("output=https://host/x?sig=abc", "output: credentials"),
         ("output=3", "output: must be a path or a URI, it is a int"),
     ],
 )

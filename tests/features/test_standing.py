@@ -1,9 +1,13 @@
 """What is kept of an unfinished folder of shards: every row once, and nothing damaged."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 import s3fs
 
+from ka_ray.features import standing
 from ka_ray.features.standing import settle_shards, shard_ids
 from ka_ray.features.store import SHARDS, Store, finish_folder, write_shard
 from ka_ray.uris import to_path
@@ -27,9 +31,9 @@ def rows(*ids: int) -> dict[str, np.ndarray]:
 def test_whole_shards_stay_and_half_written_ones_go(folder):
     size = write_shard(folder, rows(3, 1, 2)) + write_shard(folder, rows(7, 8))
     (folder / ".000.arrow.part").write_bytes(b"half")
-    standing = settle_shards(folder)
-    assert standing.ids.tolist() == [1, 2, 3, 7, 8]
-    assert (standing.num_bytes, standing.doubled, standing.damaged) == (size, 0, ())
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [1, 2, 3, 7, 8]
+    assert (settled.num_bytes, settled.doubled, settled.damaged) == (size, 0, ())
     assert len(list(folder.iterdir())) == 2
 
 
@@ -42,18 +46,18 @@ def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
     shard.write_bytes(
         {"truncated": content[:-20], "emptied": b"", "overwritten": b"x" * len(content)}[damage]
     )
-    standing = settle_shards(folder)
-    assert standing.ids.tolist() == [0, 1, 2]
-    assert standing.damaged == (shard.name,)
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [0, 1, 2]
+    assert settled.damaged == (shard.name,)
     assert not shard.exists()
 
 
 def test_rows_that_stand_twice_are_removed_with_their_shard(folder):
     for ids in ((0, 1, 2), (2, 3), (4, 5)):  # the middle one shares a row with the first
         write_shard(folder, rows(*ids))
-    standing = settle_shards(folder)
-    assert standing.ids.tolist() == [0, 1, 2, 4, 5]
-    assert standing.doubled == 1
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [0, 1, 2, 4, 5]
+    assert settled.doubled == 1
     finish_folder(folder, {})
     assert Store(folder).image_ids.tolist() == [0, 1, 2, 4, 5]
 
@@ -81,7 +85,20 @@ def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
 
 def test_what_is_written_after_the_folder_was_finished_does_not_count(tmp_path):
     write_shard(tmp_path, rows(0, 1))
-    standing = settle_shards(tmp_path)
-    finish_folder(tmp_path, {SHARDS: standing.shards})
+    settled = settle_shards(tmp_path)
+    finish_folder(tmp_path, {SHARDS: settled.shards})
     write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
     assert Store(tmp_path).image_ids.tolist() == [0, 1]
+
+
+def test_a_disk_that_does_not_answer_costs_no_shard(tmp_path, monkeypatch):
+    write_shard(tmp_path, rows(0, 1))
+
+    def unreachable(shard: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(shard))
+
+    monkeypatch.setattr(standing, "shard_ids", unreachable)
+    with pytest.raises(OSError, match="Input/output"):
+        settle_shards(tmp_path)
+    monkeypatch.undo()
+    assert settle_shards(tmp_path).ids.tolist() == [0, 1]
