@@ -104,7 +104,7 @@ def test_two_hosts_finish_the_digits_and_a_third_joins_half_way(hosts, tmp_path)
     out, log = tmp_path / "out", head.folder / "job.log"
     # A worker takes both CPUs of its host: two train on two hosts, and a third waits for a third host.
     options = ["ray.workers={min: 2, max: 3}", "placement.trainers.cpu=2", "placement.teachers.cpu=1"]
-    options += ["joint.epochs=150", "tracking.backend=none"]
+    options += ["joint.epochs=80", "tracking.backend=none"]
     command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}"]
     command += ["--working-dir", ".", "--", "python", "jobs/amalgamate.py", "jobs/configs/digits.yaml"]
     job = head.start("job.log", *command, "--output", str(out), *(f"--set={option}" for option in options))
