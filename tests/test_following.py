@@ -193,6 +193,14 @@ def test_what_cannot_be_mended_by_waiting_ends_at_once(error, words):
     assert "abc" not in str(raised.value)
 
 
+@pytest.fixture(autouse=True)
+def _heeding_ctrl_c():
+    """As at a terminal: a shell starts what runs in the background deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 async def ctrl_c():
     signal.raise_signal(signal.SIGINT)
     await asyncio.sleep(60)
