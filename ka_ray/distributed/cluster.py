@@ -108,13 +108,11 @@ def _init(config: RayConfig) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except AuthenticationError:
+    except (AuthenticationError, ConnectionError) as error:
         raise InputError(
-            "ray.address: the cluster refuses this token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the cluster's own"
+            f"ray.address {address}: no cluster answers there, or it refuses this shell's token "
+            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {error}"
         ) from None
-    except ConnectionError as error:
-        raise InputError(f"ray.address {config.address!r}: no cluster answers there ({error})") from None
 
 
 def check_fits(config: Config, cluster: Cluster) -> None:
