@@ -96,3 +96,22 @@ def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
     print(name, {key: f"{a:.4f} on one node, {b:.4f} on three" for key, (a, b) in pairs.items()})
     for key, (expected, found) in pairs.items():
         assert found == pytest.approx(expected, abs=TOLERANCE[name]), key
+
+
+def test_a_wrong_token_is_one_clear_message(cluster, tmp_path):
+    stranger = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 40}
+    command = [str(BIN / "ka-ray"), "run", "jobs/configs/digits.yaml", "--output", str(tmp_path / "out")]
+    for address, words in (("127.0.0.2:27000", "refuses this shell's token"), (None, "asks for a token")):
+        submitted = ["submit", command[2], "--address", cluster.environment["RAY_ADDRESS"], *command[3:]]
+        done = subprocess.run(
+            command if address else [command[0], *submitted],
+            cwd=ROOT,
+            env=clean_environment() | stranger | ({"RAY_ADDRESS": address} if address else {}),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 2, done.stdout + done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert words in line
+        assert "f" * 40 not in done.stdout + done.stderr
