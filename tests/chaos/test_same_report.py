@@ -74,10 +74,11 @@ def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
     placed = [f"--set={option}" for option in PLACEMENT]
     job = submit(cluster, tmp_path / "log", "amalgamate.py", *given, str(tmp_path / "three"), *placed)
     nodes = {title: set[int]() for title in (TEACHER, TRAINER)}
-    while job.process.poll() is None:
+    ends = time.monotonic() + 2 * PATIENCE_S
+    while job.process.poll() is None and time.monotonic() < ends:
         for title, seen in nodes.items():
             seen.update(cluster.processes(title).values())
-        time.sleep(1)
+        time.sleep(2)
     assert job.wait() == 0, job.text[-4000:]
     assert nodes == {TEACHER: {1}, TRAINER: {2}}
 
