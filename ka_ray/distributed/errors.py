@@ -62,8 +62,8 @@ def _exhausted(error: BaseException) -> BaseException | None:
     """Put disk or memory that ran out into words."""
     for inner in _chain(error):
         text = str(inner)
-        quoted = re.search(r"\[Errno 28\] (No space left on device)(?:: '([^']+)')?", text)
-        full = disk_full(OSError(errno.ENOSPC, *quoted.groups()) if quoted else inner)
+        quoted = re.search(r"No space left on device(?:: '([^']+)')?", text)  # Python's words, or Arrow's
+        full = disk_full(OSError(errno.ENOSPC, "No space left", quoted[1]) if quoted else inner)
         if full is not None:
             return full
         if isinstance(inner, NO_SPACE):
