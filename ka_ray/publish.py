@@ -93,7 +93,10 @@ def _speeds(
     stages: dict[str, dict[str, Any]], extraction: list[dict[str, Any]], evaluated: dict[str, Any]
 ) -> dict[str, dict[str, float]]:
     amounts = {stage: (images_seen(s), s["seconds"]) for stage, s in stages.items()}
-    amounts["extract"] = (sum(p["images"] for p in extraction), sum(p["seconds"] for p in extraction))
+    amounts["extract"] = (
+        sum(p["images"] - p.get("resumed", 0) for p in extraction),
+        sum(p["seconds"] for p in extraction),
+    )
     amounts["evaluate"] = (evaluated["images"], evaluated["seconds"])
     return {
         s: {"seconds": seconds, "images_per_s": images / seconds} for s, (images, seconds) in amounts.items()

@@ -101,7 +101,9 @@ def dead_actor(error: BaseException) -> tuple[str, str] | None:
 
 
 def _reason(text: str) -> str:
-    return "its node ran out of memory" if re.search(r"OOM|out of memory", text, re.I) else last_line(text)
+    # Ray names the OOM killer among the possible causes of every unexpected end; here it is the cause.
+    sure = re.search(r"due to the node (OOM|running low on memory)|OutOfMemoryError", text)
+    return "its node ran out of memory" if sure else last_line(text)
 
 
 def last_line(text: str) -> str:

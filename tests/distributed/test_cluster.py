@@ -110,6 +110,10 @@ def test_lost_workers_are_told_from_mistakes():
         "its node ran out of memory",
     )
     assert dead_actor(ValueError("mistake")) is None
+    unsure = (
+        "Worker exits unexpectedly.\n(1) The process is killed by SIGKILL by OOM killer.\nConnection error."
+    )
+    assert dead_actor(RayActorError("abc", unsure)) == ("abc", "Connection error.")
 
 
 def test_what_ran_out_is_put_into_words():
