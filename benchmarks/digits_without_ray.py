@@ -19,16 +19,16 @@ from ka_ray.config import Config
 from ka_ray.features.stack import SCORES, feature_column, stack_columns
 from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
 from ka_ray.images import read_chunk
+from ka_ray.images.split import ImageSet, split_images
 from ka_ray.metrics import accuracies, count
-from ka_ray.plan import make_plan
-from ka_ray.report import Report
-from ka_ray.split import ImageSet, split_images
-from ka_ray.steps import with_checkpoint
+from ka_ray.reports.report import Report
+from ka_ray.runs.steps import with_checkpoint
+from ka_ray.stages import run_stages
+from ka_ray.stages.inputs import StageInputs, load_stage
+from ka_ray.stages.teacher import teach, teacher_checkpoint
 from ka_ray.student import Student
+from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
-from ka_ray.training.inputs import StageInputs, load_stage
-from ka_ray.training.stages import run_stages
-from ka_ray.training.teaching import teach, teacher_checkpoint
 
 DIGITS = Path(__file__).parents[1] / "jobs" / "configs" / "digits.yaml"
 

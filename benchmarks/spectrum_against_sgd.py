@@ -13,13 +13,13 @@ import torch
 
 import ka_ray
 from ka_ray.config import Config, with_overrides
-from ka_ray.plan import make_plan
-from ka_ray.run import open_run
-from ka_ray.split import split_images
-from ka_ray.steps import extract, teach_missing
-from ka_ray.teachers import draft_teacher, load_teacher
-from ka_ray.training.inputs import StageInputs
-from ka_ray.training.links import learn_codes
+from ka_ray.images.split import split_images
+from ka_ray.runs.context import open_run
+from ka_ray.runs.steps import extract, teach_missing
+from ka_ray.stages.codes import learn_codes
+from ka_ray.stages.inputs import StageInputs
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import build_teacher, load_teacher
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     own = [f"output={given.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
     config = Config.load(given.config, [*given.overrides, *own])
     spectrum = ka_ray.measure_spectrum(config)
-    plan = make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
+    plan = make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
     learned_from, _ = split_images(config)
     with open_run(config, config.output_dir, config.name) as run:
         taught = teach_missing(run, learned_from)

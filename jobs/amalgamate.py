@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import ka_ray
-from ka_ray.job import job_parser, run_job
+from ka_ray.submission.script import job_parser, run_job
 
 
 def merge(config: ka_ray.Config, given: Any) -> None:

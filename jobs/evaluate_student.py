@@ -10,8 +10,9 @@ import json
 import sys
 
 import ka_ray
-from ka_ray.api import images_for
-from ka_ray.job import exit_code_of, plain_parser
+from ka_ray.errors import exit_code_of
+from ka_ray.submission.script import plain_parser
+from ka_ray.workflows.evaluate import images_for
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ Exit code 2: bad input; 75: machines failed, the same command goes on.
 import sys
 
 import ka_ray
-from ka_ray.job import exit_code_of, plain_parser
+from ka_ray.errors import exit_code_of
+from ka_ray.submission.script import plain_parser
 
 
 def main() -> int:

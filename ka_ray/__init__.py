@@ -13,35 +13,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ka_ray.api import evaluate, load_student, predict
-    from ka_ray.comparing import compare
-    from ka_ray.comparison import Comparison
     from ka_ray.config import Config, TeachConfig
     from ka_ray.errors import InputError
-    from ka_ray.measuring import measure_spectrum
-    from ka_ray.pipeline import amalgamate
-    from ka_ray.report import Report
-    from ka_ray.searching import search_widths
-    from ka_ray.spectrum import Spectrum
-    from ka_ray.sweep import Sweep
-    from ka_ray.teaching import teach
+    from ka_ray.reports.comparison import Comparison
+    from ka_ray.reports.report import Report
+    from ka_ray.reports.spectrum import Spectrum
+    from ka_ray.reports.sweep import Sweep
+    from ka_ray.student import load_student
+    from ka_ray.workflows.amalgamate import amalgamate
+    from ka_ray.workflows.compare import compare
+    from ka_ray.workflows.evaluate import evaluate
+    from ka_ray.workflows.predict import predict
+    from ka_ray.workflows.spectrum import measure_spectrum
+    from ka_ray.workflows.teach import teach
+    from ka_ray.workflows.tune import search_widths
 
 _WHERE = {
-    "Comparison": "ka_ray.comparison",
+    "Comparison": "ka_ray.reports.comparison",
     "Config": "ka_ray.config",
     "InputError": "ka_ray.errors",
-    "Report": "ka_ray.report",
-    "Spectrum": "ka_ray.spectrum",
-    "Sweep": "ka_ray.sweep",
+    "Report": "ka_ray.reports.report",
+    "Spectrum": "ka_ray.reports.spectrum",
+    "Sweep": "ka_ray.reports.sweep",
     "TeachConfig": "ka_ray.config",
-    "amalgamate": "ka_ray.pipeline",
-    "compare": "ka_ray.comparing",
-    "evaluate": "ka_ray.api",
-    "load_student": "ka_ray.api",
-    "measure_spectrum": "ka_ray.measuring",
-    "predict": "ka_ray.api",
-    "search_widths": "ka_ray.searching",
-    "teach": "ka_ray.teaching",
+    "amalgamate": "ka_ray.workflows.amalgamate",
+    "compare": "ka_ray.workflows.compare",
+    "evaluate": "ka_ray.workflows.evaluate",
+    "load_student": "ka_ray.student",
+    "measure_spectrum": "ka_ray.workflows.spectrum",
+    "predict": "ka_ray.workflows.predict",
+    "search_widths": "ka_ray.workflows.tune",
+    "teach": "ka_ray.workflows.teach",
 }
 
 __all__ = [

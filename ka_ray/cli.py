@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ka_ray.console import percent, program, show_machine, show_report
-from ka_ray.errors import InputError
-from ka_ray.job import exit_code_of
+from ka_ray.errors import InputError, exit_code_of
+from ka_ray.terminal.summary import percent, program, show_machine, show_report
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -43,7 +42,7 @@ RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finish
 def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
     from ka_ray import Config, amalgamate
-    from ka_ray.api import save_samples
+    from ka_ray.workflows.demo import save_samples
 
     config = Config.load(demo_config(), with_output(overrides, output))
     report = amalgamate(config)
@@ -138,14 +137,14 @@ def submit(
     follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job sent before.")] = None,
 ) -> None:
     """Run on a remote cluster, as a Ray job: checked here, sent with what it needs, followed to its end."""
-    from ka_ray import submitting
+    from ka_ray.submission import submit as submitting
 
     if (config is None) == (follow is None):
         raise InputError("give a CONFIG to send, or --follow JOB for a job sent before")
     if config is None:
         raise typer.Exit(submitting.follow(follow or "", address))
     options = {"extend": extend, "methods": methods, "seeds": seeds, "vary": vary}
-    order = submitting.Order(verb, config, overrides or [], output, options)
+    order = submitting.JobRequest(verb, config, overrides or [], output, options)
     raise typer.Exit(submitting.submit(order, address, wait))
 
 
@@ -161,8 +160,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a finished student on labelled images; needs its folder alone."""
-    from ka_ray.api import evaluate as evaluate_folder
-    from ka_ray.api import images_for
+    from ka_ray.workflows.evaluate import evaluate as evaluate_folder
+    from ka_ray.workflows.evaluate import images_for
 
     accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
     typer.echo(f"union {percent(accuracy['union'])} on {accuracy['labelled']} labelled images")
@@ -175,7 +174,7 @@ def predict(
     folder: RunFolder, images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 ) -> None:
     """Name the class of image files."""
-    from ka_ray.api import predict as predict_images
+    from ka_ray.workflows.predict import predict as predict_images
 
     for prediction in predict_images(folder, images):
         typer.echo(f"{prediction.path}\t{prediction.class_name}\t{prediction.probability:.3f}")

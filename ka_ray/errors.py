@@ -1,6 +1,8 @@
 """The exceptions whose message is for the user."""
 
 import errno
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -27,9 +29,26 @@ def disk_full(error: BaseException) -> ClusterError | None:
     return ClusterError(f"the disk is full{place}; what was done is kept: free some space, run it again")
 
 
-def for_users(error: BaseException) -> tuple[str, int] | None:
+def user_message(error: BaseException) -> tuple[str, int] | None:
     """The message of an error and the exit code of a command that it ends; None where it is a bug."""
     meant = disk_full(error) or error
     if not isinstance(meant, MEANT_FOR_USERS):
         return None
     return str(meant), TRY_AGAIN if isinstance(meant, ClusterError) else 2
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do something; what the user can mend is one clear message and exit code 2, or 75 where machines failed.
+
+    Anything else is raised: Python prints a traceback, and the command has failed with exit code 1.
+    """
+    try:
+        work()
+    except Exception as error:
+        told = user_message(error)
+        if told is None:
+            raise
+        message, code = told
+        print(f"error: {message}", file=sys.stderr)
+        return code
+    return 0

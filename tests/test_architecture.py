@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,54 +16,35 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 40, 250
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
 
-PATHS = {"uris", "files", "copies"}
-"""What makes a URI as good as a local path."""
-
-BELOW: dict[str, set[str]] = {
+MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "uris": {"errors"},
-    "files": {"errors", "uris"},
-    "copies": {"files"},
     "metrics": set(),
-    "config": {"errors", "uris", "files"},
-    "features": {"errors", "config"} | PATHS,
-    "images": {"errors", "config"} | PATHS,
-    "amalgamation": {"errors", "config", "metrics", "features"} | PATHS,
-    "teachers": {"errors", "config", "metrics", "features"} | PATHS,
-    "student": {"errors", "config", "metrics", "features", "images", "amalgamation", "teachers"} | PATHS,
-    "plan": {"errors", "config", "metrics", "features", "amalgamation", "teachers", "student"},
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
+    "numerics": {"errors", "storage"},
+    "images": {"errors", "storage", "config", "numerics"},
+    "features": {"errors", "storage", "config", "numerics"},
+    "amalgamation": {"errors", "storage", "config", "numerics"},
+    "teachers": {"errors", "storage", "config", "numerics", "features"},
+    "student": {"errors", "storage", "config", "numerics", "features", "amalgamation", "teachers"},
+    "training": {"errors", "storage", "numerics", "features"},
 }
-"""Part of the package -> the parts that it may import. `distributed` and `tracking` see all of these."""
+"""Part of the package -> the parts that it may import, from the lowest floor to the highest."""
 
-BELOW["training"] = set(BELOW)
-BELOW["distributed"] = set(BELOW)
-BELOW["tracking"] = set(BELOW) - {"distributed"}
-BELOW["figures"] = {"files"}  # figures are drawn from plain mappings: no other part is needed, none draws
+MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics"}
+MAY_IMPORT["tracking"] = {"errors", "storage", "config", "student"}
+MAY_IMPORT["distributed"] = {*MAY_IMPORT} - {"stages", "tracking"}
+MAY_IMPORT["reports"] = {"errors", "storage", "metrics"}
+MAY_IMPORT["terminal"] = {"reports", "training"}
+MAY_IMPORT["runs"] = {*MAY_IMPORT}
+MAY_IMPORT["workflows"] = {*MAY_IMPORT}
+MAY_IMPORT["submission"] = {"errors", "storage", "config", "terminal", "workflows"}
 
-ABOVE: dict[str, set[str]] = {
-    "markdown": {"report"},
-    "report": {"features", "files", "markdown", "uris"},
-    "comparison": {"features", "files", "markdown", "metrics"},
-    "output": {"config", "errors", "features", "files", "tracking"},
-    "job": {"config", "errors"},
-    "checks": {"config", "errors", "split"},
-    "spectrum": {"features", "files", "markdown"},
-    "split": {"config", "errors", "images"},
-    "console": {"report"},
-    "display": {"training"},
-    "staging": {"errors"},
-    "following": {"display", "distributed", "errors"},
-    "extension": {"config", "errors", "output", "plan", "teachers", "training", "uris"},
-    "sweep": {"config", "errors", "features", "files", "markdown"},
-    "ways": {"amalgamation", "comparison", "errors"},
-    "run": {"config", "display", "distributed", "output", "tracking", "training"},
-}
-"""The same for modules beside those parts; ``markdown`` and ``console`` use ``report``'s types alone."""
+ROOT = {"", "__main__", "cli", "errors", "metrics"}
+"""The modules that lie in no folder; the package itself and the command line may import everything."""
 
-COMMANDS = {"api", "cli", "comparing", "measuring", "pipeline", "searching", "submitting", "teaching"}
-"""What a user calls. Nothing below them imports them; they may import everything but the command line."""
-
-TOP = {"", "__main__", "passes", "publish", "steps", *COMMANDS}
+MAY_IMPORT_RAY = {"distributed", "submission"}
+MAY_DRAW = {"workflows", "runs"}
 
 
 def module_name(path: Path) -> str:
@@ -102,8 +84,8 @@ every_file = pytest.mark.parametrize("path", FILES, ids=identify)
 
 
 @every_file
-def test_ray_is_imported_in_distributed_alone(path):
-    assert in_part(path, "distributed") or imports_of(path, "ray") == []
+def test_ray_is_imported_only_where_it_is_adapted(path):
+    assert any(in_part(path, part) for part in MAY_IMPORT_RAY) or imports_of(path, "ray") == []
 
 
 @every_file
@@ -119,30 +101,48 @@ def test_the_config_imports_nothing_heavy(path, heavy):
 
 @every_file
 def test_imports_point_down(path):
-    own = module_name(path).split(".")[0]
-    used = used_parts(path)
-    if own in TOP:
-        assert own in {"", "cli", "__main__"} or not used & (COMMANDS | {"cli"})
+    part = module_name(path).split(".")[0]
+    if part in {"", "__main__", "cli"}:
         return
-    allowed = BELOW | ABOVE
-    assert own in allowed, f"say what {own} may import, in BELOW or ABOVE"
-    assert used <= allowed[own] | {own}
+    assert part in MAY_IMPORT, f"say in MAY_IMPORT what {part} may import"
+    assert used_parts(path) <= MAY_IMPORT[part] | {part}
 
 
-def test_the_reports_types_alone_are_imported_by_what_writes_them():
-    assert loaded_after("import ka_ray.markdown", ("ka_ray.report",)) == []
+def test_no_floor_lies_above_itself():
+    list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
 
 
-def test_no_figure_is_drawn_below_the_commands():
-    drawing = {
-        module_name(path) for path in FILES if used_parts(path) & {"figures"} and not in_part(path, "figures")
+def test_no_modules_import_each_other():
+    modules = {module_name(path): path for path in FILES}
+    graph = {
+        name: {one for one in used_modules(path, modules) if one != name} for name, path in modules.items()
     }
-    assert drawing == {"comparing", "measuring", "publish", "searching"}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-def test_every_part_that_is_named_here_is_there():
+def used_modules(path: Path, modules: dict[str, Path]) -> Iterator[str]:
+    """The modules of the package that a file imports: ``from ka_ray.a import b`` may name the module a.b."""
+    for name in imports_of(path, "ka_ray"):
+        inner = name.removeprefix("ka_ray").removeprefix(".")
+        yield inner if inner in modules else inner.rpartition(".")[0]
+
+
+def test_figures_are_drawn_only_above_the_reports():
+    drawing = {
+        path for path in FILES if any(name.startswith("ka_ray.reports.figures") for name in imports(path))
+    }
+    parts = {path.relative_to(PACKAGE).parts[0] for path in drawing}
+    assert parts == MAY_DRAW | {"reports"}
+    assert {path.parent.name for path in drawing if in_part(path, "reports")} == {"figures"}
+
+
+def test_every_part_has_its_floor():
     parts = {module_name(path).split(".")[0] for path in FILES}
-    assert BELOW.keys() | ABOVE.keys() | TOP - {"__main__"} == parts - {"__main__"}
+    assert MAY_IMPORT.keys() | ROOT - {"__main__"} == parts - {"__main__"}
+
+
+def test_few_modules_lie_at_the_root():
+    assert {path.stem.strip("_") for path in PACKAGE.glob("*.py")} <= {"init", "main", *ROOT}
 
 
 @every_file
@@ -185,7 +185,7 @@ def test_a_config_can_be_loaded_without_anything_heavy():
 
 
 def test_figures_load_matplotlib_when_the_first_one_is_drawn():
-    assert loaded_after("import ka_ray.figures") == []
+    assert loaded_after("import ka_ray.reports.figures") == []
 
 
 def test_every_public_name_is_there():

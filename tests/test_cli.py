@@ -57,7 +57,7 @@ def test_no_students_cannot_be_compared(monkeypatch, capsys):
 
 
 def test_the_methods_that_help_names_are_those_that_there_are():
-    from ka_ray.ways import COMPARED
+    from ka_ray.workflows.variants import COMPARED
 
     [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
     named = option.help.removeprefix("Of ").removesuffix("; by commas.").split(", ")
@@ -83,8 +83,8 @@ def test_output_is_an_override():
 def test_samples_are_images_that_can_be_read_again(tmp_path):
     from PIL import Image
 
-    from ka_ray.api import save_samples
     from ka_ray.config import DigitsImages
+    from ka_ray.workflows.demo import save_samples
 
     paths = save_samples(DigitsImages(source="digits", split="test", size=16), tmp_path / "samples", count=3)
     assert [path.name for path in paths] == ["0_digit_4.png", "1_digit_9.png", "2_digit_4.png"]

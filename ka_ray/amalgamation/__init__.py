@@ -11,8 +11,8 @@ from ka_ray.amalgamation.autoencoder import (
 )
 from ka_ray.amalgamation.chain import Amalgamation, all_at_once, one_by_one
 from ka_ray.amalgamation.common_features import CommonSpace
-from ka_ray.amalgamation.moments import Moments, MomentsMeter
-from ka_ray.amalgamation.scores import LabelSets
+from ka_ray.amalgamation.label_sets import LabelSets
+from ka_ray.numerics.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,5 @@ __all__ = [
     "LabelSets",
     "LinkLearner",
     "Method",
-    "Moments",
-    "MomentsMeter",
     "WhitenedAutoEncoder",
 ]

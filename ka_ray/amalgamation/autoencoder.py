@@ -6,8 +6,8 @@ Shapes: B images, S stacked channels, C code channels, *space height and width, 
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation.moments import Moments
-from ka_ray.features.channelwise import apply_channelwise
+from ka_ray.numerics.channelwise import apply_channelwise
+from ka_ray.numerics.moments import Moments
 
 WHITENING_FLOOR = 1e-5
 """Directions with less than this share of the largest variance are not amplified to unit variance."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation.autoencoder import Affine, AutoEncoder, affine
-from ka_ray.amalgamation.moments import Moments
 from ka_ray.errors import InputError
+from ka_ray.numerics.moments import Moments
 
 
 def all_at_once(channels: Sequence[int]) -> tuple[int, ...]:

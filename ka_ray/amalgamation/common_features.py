@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation.autoencoder import AutoEncoder, LinkLearner, WhitenedAutoEncoder, affine
-from ka_ray.amalgamation.moments import Moments
 from ka_ray.errors import InputError
+from ka_ray.numerics.moments import Moments
 
 DISCREPANCY_WEIGHT = 10.0
 """What the discrepancy of the teachers' codes counts beside the sum of the teachers' rebuilding losses."""

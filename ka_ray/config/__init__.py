@@ -1,16 +1,10 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
+from ka_ray.config.cluster import RayConfig
+from ka_ray.config.job_paths import JOB_FOLDERS, Places, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
-from ka_ray.config.placement import PlacementConfig, Share
-from ka_ray.config.places import JOB_FOLDERS, Places, is_absolute, without_job_folder
-from ka_ray.config.schema import (
-    STUDENT,
-    Config,
-    EvaluationConfig,
-    StudentConfig,
-    TeachConfig,
-    TrackingConfig,
-)
+from ka_ray.config.placement import PlacementConfig, Resources
+from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
 from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
 from ka_ray.config.stages import (
     BaselinesConfig,
@@ -26,7 +20,6 @@ from ka_ray.config.stages import (
 )
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
 from ka_ray.config.tune import TuneConfig
-from ka_ray.config.workers import RayConfig
 
 __all__ = [
     "JOB_FOLDERS",
@@ -50,9 +43,9 @@ __all__ = [
     "Places",
     "Preprocessing",
     "RayConfig",
+    "Resources",
     "ScoresConfig",
     "ScratchConfig",
-    "Share",
     "StudentConfig",
     "TeachConfig",
     "TeacherConfig",

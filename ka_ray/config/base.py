@@ -13,9 +13,9 @@ from pydantic import (
     ValidationInfo,
 )
 
-from ka_ray.config.places import Places, is_absolute, lies_elsewhere
-from ka_ray.files import absolute, exists, is_path, read_text
-from ka_ray.uris import FROM_ENVIRONMENT, refuse_credentials, to_path
+from ka_ray.config.job_paths import Places, is_absolute, lies_elsewhere
+from ka_ray.storage.files import absolute, exists, is_path, read_text
+from ka_ray.storage.uris import FROM_ENVIRONMENT, refuse_credentials, to_path
 
 
 class Section(BaseModel):

@@ -8,11 +8,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import Section
-from ka_ray.config.places import Places, without_job_folder
+from ka_ray.config.job_paths import Places, without_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
-from ka_ray.files import exists, read_text
-from ka_ray.uris import SECRETS, to_path
+from ka_ray.storage.files import exists, read_text
+from ka_ray.storage.uris import SECRETS, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 

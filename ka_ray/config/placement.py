@@ -5,7 +5,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from ka_ray.config.base import Section
 
 
-class Share(Section):
+class Resources(Section):
     """What one process gets: CPUs, GPUs, custom resources; its node's labels."""
 
     cpu: float = Field(1, gt=0)
@@ -33,13 +33,13 @@ class Share(Section):
         return resources
 
 
-class TeacherShare(Share):
+class TeacherShare(Resources):
     """The same of a teacher's actor, a judge or a reducer."""
 
     cpu: float = Field(0.5, gt=0)
 
 
-class DecodingShare(Share):
+class DecodingShare(Resources):
     """The same of a task that reads and decodes images, or writes features."""
 
     cpu: float = Field(0.25, gt=0)
@@ -50,6 +50,6 @@ class PlacementConfig(Section):
     """Who gets what. Teachers have released theirs when training begins: a small cluster takes turns."""
 
     teachers: TeacherShare = Field(TeacherShare(), description="Each actor of each teacher.")
-    trainers: Share = Field(Share(), description="Each training worker.")
+    trainers: Resources = Field(Resources(), description="Each training worker.")
     decoding: DecodingShare = Field(DecodingShare(), description="Each task that reads, decodes or writes.")
-    trials: Share = Field(Share(), description="Each trial of `ka-ray tune`.")
+    trials: Resources = Field(Resources(), description="Each trial of `ka-ray tune`.")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
+from ka_ray.config.cluster import RayConfig
+from ka_ray.config.job_paths import Places, in_job_folder
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
-from ka_ray.config.places import Places, in_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     BaselinesConfig,
@@ -22,8 +23,7 @@ from ka_ray.config.stages import (
 )
 from ka_ray.config.teachers import Preprocessing, TeacherConfig
 from ka_ray.config.tune import TuneConfig
-from ka_ray.config.workers import RayConfig
-from ka_ray.uris import refuse_credentials
+from ka_ray.storage.uris import refuse_credentials
 
 STUDENT = "student"
 """Stands beside the teachers' names in `taps`."""

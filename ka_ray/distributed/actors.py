@@ -14,7 +14,7 @@ def beside_driver(actor: Any, *arguments: Any) -> Any:
 
 
 @ray.remote(num_cpus=0)
-class ReadingLog:
+class PassMonitor:
     """Remembers, for the whole cluster, which images were unreadable and where actors run."""
 
     def __init__(self, max_unreadable: int) -> None:
@@ -51,7 +51,7 @@ class ReadingLog:
 
 
 @ray.remote(num_cpus=0)
-class Journal:
+class ReportQueue:
     """Carries reports from rank 0 to the driver, as plain dicts."""
 
     def __init__(self) -> None:

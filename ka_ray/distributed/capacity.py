@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ka_ray.config import Share
+from ka_ray.config import Resources
 
 EPSILON = 1e-9
 CPU, GPU = "CPU", "GPU"
@@ -36,7 +36,7 @@ class Demand:
 
     what: str
     count: int
-    share: Share
+    share: Resources
     key: str
 
 
@@ -47,7 +47,7 @@ def _selects(selector: str, value: str | None) -> bool:
     return (value in wanted) != negated
 
 
-def needs(share: Share) -> dict[str, float]:
+def needs(share: Resources) -> dict[str, float]:
     """What one process takes, as Ray names it."""
     return {name: n for name, n in {CPU: share.cpu, GPU: share.gpu, **share.resources}.items() if n > 0}
 

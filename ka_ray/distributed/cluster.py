@@ -12,7 +12,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
-from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig, Share
+from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig, Resources
 from ka_ray.distributed.capacity import CPU, GPU, Demand, Host, shortage
 from ka_ray.errors import InputError
 
@@ -132,7 +132,7 @@ def demands_of_passes(
 ) -> dict[str, list[Demand]]:
     """What runs at the same time in each kind of pass over images."""
     share = placement.teachers
-    behind = share.model_copy(
+    downstream = share.model_copy(
         update={"gpu": 0}
     )  # what is behind the teachers takes a GPU only if one is left
     teachers = Demand(
@@ -143,8 +143,8 @@ def demands_of_passes(
     )
     decoding = Demand("1 task of decoding", 1, placement.decoding, "placement.decoding")
     writing = Demand("1 task of writing", 1, placement.decoding, "placement.decoding")
-    judge = Demand("1 student", 1, behind, "placement.teachers.cpu")
-    reducers = Demand(f"{extract.reducers} reducers", extract.reducers, behind, "extract.reducers")
+    judge = Demand("1 student", 1, downstream, "placement.teachers.cpu")
+    reducers = Demand(f"{extract.reducers} reducers", extract.reducers, downstream, "extract.reducers")
     return {
         "extraction": [teachers, decoding, writing],
         "evaluation": [teachers, judge, decoding],
@@ -159,14 +159,14 @@ def check_training_fits(config: RayConfig, placement: PlacementConfig, cluster: 
     _check("training", [workers], cluster)
 
 
-def shortage_of_workers(config: RayConfig, share: Share) -> str | None:
+def shortage_of_workers(config: RayConfig, share: Resources) -> str | None:
     """Say why the nodes that are alive do not hold the least number of training workers; None if they do."""
     least = config.worker_range[0]
     workers = Demand(f"{least} workers", least, share, "ray.workers or placement.trainers")
     return shortage("training", [workers], current_hosts())
 
 
-def workers_with_room(config: RayConfig, share: Share) -> tuple[int, int]:
+def workers_with_room(config: RayConfig, share: Resources) -> tuple[int, int]:
     """The range of workers to ask Ray Train for.
 
     Its elastic groups count room on nodes of any label (Ray 2.60), and then wait for workers that no labelled

@@ -17,11 +17,13 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import ImagesConfig, ScoresConfig, Share, TeacherConfig
-from ka_ray.distributed.actors import ReadingLog, beside_driver
+from ka_ray.config import ImagesConfig, Resources, ScoresConfig, TeacherConfig
+from ka_ray.distributed.actors import PassMonitor, beside_driver
+from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns, read_images
-from ka_ray.distributed.pools import Pools, Reading, actor_device, actor_options, through_teachers
+from ka_ray.distributed.resources import Pools, actor_options
 from ka_ray.distributed.retries import repeat_until_complete
+from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts, Scores, count
@@ -59,10 +61,10 @@ class Evaluation:
     only_classes: frozenset[str] | None = None
 
 
-class Judge:
+class Evaluator:
     """Scores batches with every student, and counts them against labels and teachers."""
 
-    def __init__(self, work: Evaluation, share: Share) -> None:
+    def __init__(self, work: Evaluation, share: Resources) -> None:
         self._device, self._work = actor_device(share), work
         self._students: dict[str, Student | None] = {
             name: load_student(folder).to(self._device) for name, folder in work.students.items()
@@ -133,7 +135,7 @@ def evaluate_images(
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
-    log = beside_driver(ReadingLog, work.images.max_unreadable)
+    log = beside_driver(PassMonitor, work.images.max_unreadable)
     blank = Counts.none(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     judged = set[int]()
@@ -160,10 +162,10 @@ def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
     """Stream images through the teachers to one who judges them."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, work.source, work.ids, log, pools, work.only_classes)
-    rows = through_teachers(rows, work.teachers, pools, Reading({}, {}, work.scores), log)
-    share = pools.behind(num_teachers)
+    rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), log)
+    share = pools.downstream_resources(num_teachers)
     return rows.map_batches(
-        Judge,
+        Evaluator,
         fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),
         batch_size=pools.extract.batch_size,
         compute=ActorPoolStrategy(size=1),

@@ -1,6 +1,5 @@
 """Stream images through one pool of actors a teacher, to stacked features and scores on disk."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,16 +10,17 @@ from typing import Any
 import ray
 
 from ka_ray.config import ImagesConfig, TeacherConfig
-from ka_ray.distributed.actors import ReadingLog, beside_driver
-from ka_ray.distributed.images import decoding_options, read_images
-from ka_ray.distributed.pools import Pools, Reading, through_teachers
+from ka_ray.distributed.actors import PassMonitor, beside_driver
+from ka_ray.distributed.images import read_images
+from ka_ray.distributed.resources import Pools, decoding_options
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.shards import ShardWriter
+from ka_ray.distributed.shard_writer import ShardWriter
+from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.features.shard_recovery import settle_shards
 from ka_ray.features.stack import SCORES, TARGETS
-from ka_ray.features.standing import settle_shards
-from ka_ray.features.store import SHARDS, finish_folder, start_folder, write_json
-from ka_ray.files import make_folder, read_text
+from ka_ray.features.store import SHARDS, finish_folder, start_folder
 from ka_ray.images import Ids, Source
+from ka_ray.storage.files import make_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def extract_features(
     work: Extraction,
     teachers: Sequence[TeacherConfig],
     pools: Pools,
-    reading: Reading,
+    reading: ReadSpec,
     on_images: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write a row an image: itself, label, features, scores; none twice, none lost; what stands stays.
@@ -72,7 +72,7 @@ def extract_features(
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.source)
     on_images(shards.resumed)
-    log = beside_driver(ReadingLog, work.images.max_unreadable)
+    log = beside_driver(PassMonitor, work.images.max_unreadable)
 
     def one_pass(ids: Ids) -> None:
         images = read_images(work.images, work.source, ids, log, pools, work.only_classes)
@@ -93,7 +93,7 @@ class _Shards:
     def __init__(self, folder: Path, source: Source) -> None:
         make_folder(folder)
         known, listing = folder / "listing.json", {"sha256": source.digest}
-        if known.exists() and json.loads(read_text(known)) != listing:
+        if known.exists() and read_json(known) != listing:
             # Ids count the images as they are listed: with others now, all rows are other images'.
             logger.warning("%s: the images are not those of the attempt before; it begins anew", folder)
             start_folder(folder)
@@ -120,7 +120,7 @@ def _write(
     work: Extraction,
     teachers: Sequence[TeacherConfig],
     pools: Pools,
-    reading: Reading,
+    reading: ReadSpec,
 ) -> ray.data.Dataset:
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size

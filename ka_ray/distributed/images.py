@@ -3,20 +3,17 @@
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
-from ka_ray.config import ImagesConfig, Share
+from ka_ray.config import ImagesConfig
+from ka_ray.distributed.resources import Pools, decoding_options
 from ka_ray.errors import InputError
 from ka_ray.images import Source, read_chunk
 from ka_ray.images.reading import Reader
-
-if TYPE_CHECKING:  # which imports torch: tasks of this module start without it
-    from ka_ray.distributed.pools import Pools
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -26,7 +23,7 @@ def read_images(
     source: Source,
     ids: npt.NDArray[np.int64],
     log: Any,
-    pools: "Pools",
+    pools: Pools,
     only_classes: frozenset[str] | None = None,
 ) -> ray.data.Dataset:
     """Stream decoded images.
@@ -35,7 +32,7 @@ def read_images(
         config: The source's config.
         source: The listed source.
         ids: Wanted image ids, sorted.
-        log: A :class:`ka_ray.distributed.actors.ReadingLog`, told of images that give no row.
+        log: A :class:`ka_ray.distributed.actors.PassMonitor`, told of images that give no row.
         pools: What each task gets.
         only_classes: Keep images with these labels alone.
 
@@ -77,19 +74,6 @@ class _ChunkReader:
         if ray.get(self.log.unreadable.remote(image_id, name)):
             limit = self.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
-
-
-def decoding_options(pools: "Pools") -> dict[str, Any]:
-    """What Ray is told of a task that reads, decodes or writes."""
-    tries: partial[dict[str, int]] = partial(dict, max_retries=pools.max_failures)
-    return remote_options(pools.placement.decoding) | {"ray_remote_args_fn": tries}
-
-
-def remote_options(share: Share) -> dict[str, Any]:
-    """What Ray is told of a process with this share of the cluster."""
-    options: dict[str, Any] = {"num_cpus": share.cpu, "num_gpus": share.gpu}
-    options |= {"resources": dict(share.resources)} if share.resources else {}
-    return options | ({"label_selector": dict(share.label)} if share.label else {})
 
 
 def _overlaps(first_id: int, num_images: int, ids: npt.NDArray[np.int64]) -> bool:

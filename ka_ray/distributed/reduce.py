@@ -13,18 +13,20 @@ import ray
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation.sums import Sums, merge_sums
-from ka_ray.config import Share, TeacherConfig
-from ka_ray.distributed.actors import Journal, ReadingLog, beside_driver
+from ka_ray.config import Resources, TeacherConfig
+from ka_ray.distributed.actors import PassMonitor, ReportQueue, beside_driver
+from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.extract import Extraction
-from ka_ray.distributed.images import read_images, remote_options
-from ka_ray.distributed.pools import Pools, Reading, actor_device, through_teachers
+from ka_ray.distributed.images import read_images
+from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
+from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.errors import ClusterError
-from ka_ray.features.layout import in_layout
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
-from ka_ray.images.draws import draws_of
-from ka_ray.student.least_squares import NUM_DRAWS
+from ka_ray.numerics.hashed_random import draws_of
+from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.moment_sums import Sums, merge_sums
+from ka_ray.numerics.ridge import NUM_DRAWS
 
 POLL_S = 1.0
 
@@ -62,13 +64,13 @@ class Reducer:
     """
 
     def __init__(
-        self, make_meter: MakeMeter, pools: Pools, share: Share, reading: Reading, seed: int
+        self, make_meter: MakeMeter, pools: Pools, share: Resources, reading: ReadSpec, seed: int
     ) -> None:
         self._meter = make_meter(device=actor_device(share))
         self._batch_size, self._reading, self._seed = pools.extract.batch_size, reading, seed
         self._images = 0
 
-    def consume(self, rows: ray.data.DataIterator, journal: Any) -> Sums:
+    def consume(self, rows: ray.data.DataIterator, queue: Any) -> Sums:
         """Add every batch of a share; give the sums, on the CPU."""
         taps, teachers = list(self._reading.spaces), list(self._reading.paths)
         scores = TARGETS if self._reading.scores.views else SCORES
@@ -79,7 +81,7 @@ class Reducer:
             draws = draws_of(columns["image_id"].astype(np.int64), self._seed, NUM_DRAWS)
             self._meter.add(batch | {"draws": torch.from_numpy(draws)})
             self._images += len(draws)
-            journal.add.remote({"images": len(draws)})
+            queue.add.remote({"images": len(draws)})
         return {name: part.cpu() for name, part in self._meter.total.items()}
 
     def images(self) -> int:
@@ -103,7 +105,7 @@ def reduce_images(
     work: Extraction,
     teachers: Sequence[TeacherConfig],
     pools: Pools,
-    reading: Reading,
+    reading: ReadSpec,
     make_meter: MakeMeter,
     seed: int,
     on_images: Callable[[int], None],
@@ -126,8 +128,8 @@ def reduce_images(
         InputError: Too many unreadable images, or features not finite.
     """
     began = time.perf_counter()
-    log = beside_driver(ReadingLog, work.images.max_unreadable)
-    share = pools.behind(len(teachers), pools.extract.reducers)
+    log = beside_driver(PassMonitor, work.images.max_unreadable)
+    share = pools.downstream_resources(len(teachers), pools.extract.reducers)
     start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[Sums, dict[str, Any]]:
@@ -153,7 +155,7 @@ def _reduce(
 
     Where one is lost, its sums are: the images of this attempt are counted back.
     """
-    journal, counted = beside_driver(Journal), list[int]()
+    queue, counted = beside_driver(ReportQueue), list[int]()
 
     def count(more: int) -> None:
         counted.append(more)
@@ -161,8 +163,8 @@ def _reduce(
 
     try:
         parts = rows.streaming_split(len(reducers))
-        totals = [one.consume.remote(part, journal) for one, part in zip(reducers, parts, strict=True)]
-        _wait(totals, journal, count)
+        totals = [one.consume.remote(part, queue) for one, part in zip(reducers, parts, strict=True)]
+        _wait(totals, queue, count)
         images = sum(ray.get([one.images.remote() for one in reducers]))
         num_bytes = ray.get(size_of.remote(totals[0]))
         return ray.get(_tree(totals)), {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
@@ -174,13 +176,13 @@ def _reduce(
             ray.kill(reducer)
 
 
-def _wait(totals: Sequence[Any], journal: Any, on_images: Callable[[int], None]) -> None:
+def _wait(totals: Sequence[Any], queue: Any, on_images: Callable[[int], None]) -> None:
     """Tell of images until every reducer is done; the first that fails ends it."""
     waiting = list(totals)
     while waiting:
         done, waiting = ray.wait(waiting, timeout=POLL_S)
         ray.get(done)
-        on_images(sum(int(entry["images"]) for entry in ray.get(journal.take.remote())))
+        on_images(sum(int(entry["images"]) for entry in ray.get(queue.take.remote())))
 
 
 def _tree(totals: Sequence[Any]) -> Any:

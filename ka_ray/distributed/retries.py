@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from ka_ray.distributed.errors import dead_actor, last_line, lost, unwrap
+from ka_ray.distributed.failures import dead_actor, last_line, lost, unwrap
 from ka_ray.errors import ClusterError
 from ka_ray.images import Ids
 
@@ -28,7 +28,7 @@ def repeat_until_complete(
         wanted: Image ids, sorted.
         stands: Gives the ids that have a row.
         one_pass: Reads the images with some ids; may fail half-way.
-        log: A :class:`ka_ray.distributed.actors.ReadingLog`.
+        log: A :class:`ka_ray.distributed.actors.PassMonitor`.
 
     Returns:
         How many passes it took.

@@ -14,15 +14,15 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ka_ray.config import RayConfig, Share
-from ka_ray.distributed.actors import Journal, beside_driver
+from ka_ray.config import RayConfig, Resources
+from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.cluster import shortage_of_workers, workers_with_room
-from ka_ray.distributed.errors import last_line, lost, unwrap
-from ka_ray.distributed.storage import storage
+from ka_ray.distributed.failures import last_line, lost, unwrap
+from ka_ray.distributed.ray_storage import storage
 from ka_ray.errors import ClusterError
+from ka_ray.numerics.ranks import rank, world_size
 from ka_ray.training.fit import Progress, Report
-from ka_ray.training.ranks import rank, world_size
 
 Work = Callable[[torch.device, Report], None]
 """What every worker runs: its device, and where rank 0 reports to."""
@@ -34,7 +34,7 @@ RESIZE_S = 30.0
 
 
 def train_in_workers(
-    work: Work, config: RayConfig, share: Share, folder: Path, report: Report, tell: Callable[[str], None]
+    work: Work, config: RayConfig, share: Resources, folder: Path, report: Report, tell: Callable[[str], None]
 ) -> None:
     """Run ``work`` in every worker of one group, under a torch process group.
 
@@ -55,7 +55,7 @@ def train_in_workers(
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
     while True:
-        follower, before = _Follower(report, tell, ended, errors), len(ended)
+        follower, before = ReportForwarder(report, tell, ended, errors), len(ended)
         try:
             _run_group(work, config, share, folder, follower)
             break
@@ -79,20 +79,22 @@ def _check_again(failures: int, config: RayConfig, error: Exception) -> None:
         ) from error
 
 
-def _run_group(work: Work, config: RayConfig, share: Share, folder: Path, follower: "_Follower") -> None:
-    journal = follower.journal
+def _run_group(
+    work: Work, config: RayConfig, share: Resources, folder: Path, follower: "ReportForwarder"
+) -> None:
+    queue = follower.queue
 
-    def in_worker() -> None:
+    def train_loop_per_worker() -> None:
         torch.set_num_threads(max(1, round(share.cpu)))
         if rank() == 0:
-            journal.add.remote({"workers": world_size()})
-        work(ray.train.torch.get_device(), lambda entry: ray.get(journal.add.remote(asdict(entry))))
+            queue.add.remote({"workers": world_size()})
+        work(ray.train.torch.get_device(), lambda entry: ray.get(queue.add.remote(asdict(entry))))
 
     with follower:
-        _trainer(in_worker, config, share, folder).fit()
+        _trainer(train_loop_per_worker, config, share, folder).fit()
 
 
-def _wait_for_room(config: RayConfig, share: Share, tell: Callable[[str], None]) -> None:
+def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], None]) -> None:
     """Wait until the nodes that are left, or come, hold a group; Ray Train would wait for ever, silently.
 
     Raises:
@@ -108,10 +110,12 @@ def _wait_for_room(config: RayConfig, share: Share, tell: Callable[[str], None])
         problem = shortage_of_workers(config, share)
 
 
-def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, folder: Path) -> TorchTrainer:
+def _trainer(
+    train_loop_per_worker: Callable[[], None], config: RayConfig, share: Resources, folder: Path
+) -> TorchTrainer:
     least, most = workers_with_room(config, share)
     return TorchTrainer(
-        in_worker,
+        train_loop_per_worker,
         scaling_config=ScalingConfig(
             elastic_resize_monitor_interval_s=RESIZE_S,
             num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes both
@@ -128,7 +132,7 @@ def _trainer(in_worker: Callable[[], None], config: RayConfig, share: Share, fol
     )
 
 
-class _Follower:
+class ReportForwarder:
     """Hands rank 0's reports on, from a thread of its own, while its block runs."""
 
     def __init__(
@@ -139,7 +143,7 @@ class _Follower:
         errors: list[Exception],
     ) -> None:
         self._report, self._tell, self._epochs, self._errors = report, tell, ended, errors
-        self.journal = beside_driver(Journal)
+        self.queue = beside_driver(ReportQueue)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -154,7 +158,7 @@ class _Follower:
         last_round = False
         while not last_round:
             last_round = self._ended.wait(POLL_S)
-            for entry in ray.get(self.journal.take.remote()):
+            for entry in ray.get(self.queue.take.remote()):
                 try:
                     self._hand_on(entry)
                 except Exception as error:  # a tracker out of reach must not cost hours of training

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ka_ray.copies import local_copies
 from ka_ray.errors import InputError
-from ka_ray.files import atomic_file, make_folder, read_text, remove_tree, write_text
+from ka_ray.storage.cache import local_copies
+from ka_ray.storage.files import atomic_file, make_folder, read_json, remove_tree, write_json
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -31,11 +31,6 @@ IMAGES = "images"
 
 DONE = "done.json"
 """Written last; a folder without it is unfinished."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one atomic step: it is there whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_shard(folder: Path, columns: Columns) -> int:
@@ -98,7 +93,7 @@ class Store:
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.summaries: list[dict[str, Any]] = [json.loads(read_text(f / DONE)) for f in folders]
+        self.summaries: list[dict[str, Any]] = [read_json(f / DONE) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
         self._shards = [_Shard(path) for f, done in parts for path in local_copies(f, _names(f, done))]
         if not self._shards:

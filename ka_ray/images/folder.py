@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from ka_ray.config import FolderImages
 from ka_ray.errors import InputError
-from ka_ray.files import list_files, read_each
 from ka_ray.images.reading import Chunk, Encoded, Source
+from ka_ray.storage.files import list_files, read_each
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 CHUNK_IMAGES = 64

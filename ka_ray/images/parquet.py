@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.files import is_remote, ranges_of
 from ka_ray.images.reading import Chunk, Encoded, Source
-from ka_ray.uris import to_path
+from ka_ray.storage.files import is_remote, ranges_of
+from ka_ray.storage.uris import to_path
 
 READ_ROWS = 256
 

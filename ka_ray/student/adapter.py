@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ka_ray.features.channelwise import apply_channelwise
+from ka_ray.numerics.channelwise import apply_channelwise
 
 
 class Adapter(nn.Module):

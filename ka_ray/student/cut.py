@@ -12,7 +12,7 @@ from torch import fx, nn
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.taps import find_module
-from ka_ray.student.trace import chance_name, is_in_place, trace
+from ka_ray.student.trace import drop_probability_attr, is_in_place, trace
 
 
 def cut(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDict:
@@ -47,7 +47,7 @@ def cut(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDict:
         if other != tap:
             raise InputError(f"taps.{tap}: {path!r} gives the same value as taps.{other}, {paths[other]!r}")
     for module in network.modules():
-        if name := chance_name(module):
+        if name := drop_probability_attr(module):
             setattr(module, name, 0.0)
     stages, start = nn.ModuleDict(), chain.image
     for node in sorted(cuts, key=chain.position.__getitem__):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ka_ray.student.adapter import Adapter
-from ka_ray.student.trace import chance_name, evaluating, trace
+from ka_ray.student.trace import drop_probability_attr, evaluating, trace
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -243,5 +243,5 @@ def _is_whole(norm: Norm) -> bool:
 
 
 def _drops_nothing(module: Any) -> bool:
-    name = chance_name(module) if isinstance(module, nn.Module) else None
+    name = drop_probability_attr(module) if isinstance(module, nn.Module) else None
     return name is not None and not getattr(module, name)

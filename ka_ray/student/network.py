@@ -4,7 +4,6 @@ Shapes: B images, H and W in pixels, C channels of a code, K classes of all teac
 """
 
 import itertools
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,18 +16,17 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
-from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import write_json
-from ka_ray.files import make_folder, read_text
+from ka_ray.storage.cache import local_copy
+from ka_ray.storage.files import make_folder, read_json, write_json
+from ka_ray.storage.uris import to_path
 from ka_ray.student.adapter import identity_layer
 from ka_ray.student.cut import cut
 from ka_ray.student.families import FAMILIES, activation_of, chain_stages, find_family
 from ka_ray.student.fold import can_fold
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
-from ka_ray.uris import to_path
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def load_student(folder: str | Path) -> Student:
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
-    content = json.loads(read_text(folder / "student.json"))
+    content = read_json(folder / "student.json")
     content.pop("classes")
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
     student = Student(StudentSpec(**content))

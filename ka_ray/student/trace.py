@@ -69,7 +69,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def chance_name(module: nn.Module) -> str | None:
+def drop_probability_attr(module: nn.Module) -> str | None:
     """Name the attribute that says how often a module drops its input; None if it is no such module."""
     name = "p" if isinstance(module, nn.modules.dropout._DropoutNd) else _CHANCES.get(type(module).__name__)
     return name if name and hasattr(module, name) else None

@@ -2,6 +2,6 @@
 
 from ka_ray.teachers.networks import NETWORKS, build_network
 from ka_ray.teachers.preprocess import Preprocess
-from ka_ray.teachers.teacher import Teacher, draft_teacher, load_teacher
+from ka_ray.teachers.teacher import Teacher, build_teacher, load_teacher
 
-__all__ = ["NETWORKS", "Preprocess", "Teacher", "build_network", "draft_teacher", "load_teacher"]
+__all__ = ["NETWORKS", "Preprocess", "Teacher", "build_network", "build_teacher", "load_teacher"]

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ka_ray.copies import local_copy
 from ka_ray.errors import InputError
-from ka_ray.files import atomic_file
+from ka_ray.storage.cache import local_copy
+from ka_ray.storage.files import atomic_file
 
 NESTS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")

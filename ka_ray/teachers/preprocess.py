@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.config import Preprocessing
-from ka_ray.features.layout import in_layout
+from ka_ray.numerics.layout import in_layout
 
 
 class Preprocess(nn.Module):

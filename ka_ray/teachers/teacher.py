@@ -94,10 +94,10 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     """
     if config.checkpoint is None:
         raise InputError(f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first")
-    return draft_teacher(config)
+    return build_teacher(config)
 
 
-def draft_teacher(config: TeacherConfig) -> Teacher:
+def build_teacher(config: TeacherConfig) -> Teacher:
     """Build a teacher as :func:`load_teacher` does, with random weights where it is still to be trained.
 
     Taps and shapes do not depend on the weights, so a whole run can be planned before any teacher is.

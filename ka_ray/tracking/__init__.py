@@ -12,7 +12,7 @@ __all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
 
 
 def _mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
-    from ka_ray.tracking.mlflow import MlflowTracker  # seconds of import, for those alone who track
+    from ka_ray.tracking.mlflow import MlflowTracker
 
     return MlflowTracker(config, name, output, run_id)
 

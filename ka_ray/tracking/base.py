@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
-from ka_ray.files import is_remote
-from ka_ray.uris import refuse_credentials
+from ka_ray.storage.files import is_remote
+from ka_ray.storage.uris import refuse_credentials
 
 if TYPE_CHECKING:  # the protocol alone must not cost an import of torch
     from ka_ray.student import Student

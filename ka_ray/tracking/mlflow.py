@@ -28,9 +28,9 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ka_ray.config import TrackingConfig
-from ka_ray.copies import copy_into
 from ka_ray.errors import InputError
-from ka_ray.files import is_remote
+from ka_ray.storage.cache import copy_into
+from ka_ray.storage.files import is_remote
 from ka_ray.student import Student
 from ka_ray.tracking.base import tracking_uri
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ka_ray.errors import InputError
-from ka_ray.features.layout import in_layout
 from ka_ray.features.store import Store
-from ka_ray.training.ranks import rank, world_size
+from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.ranks import rank, world_size
 
 
 class Batches:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ka_ray.errors import InputError
-from ka_ray.files import atomic_file, make_folder, read_bytes
+from ka_ray.storage.files import atomic_file, make_folder, read_bytes
 
 
 def save_epoch(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ka_ray.errors import InputError
+from ka_ray.numerics.ranks import rank, sum_over_ranks, world_size
 from ka_ray.training.batches import Batches
 from ka_ray.training.checkpoint import load_epoch, save_epoch
-from ka_ray.training.ranks import rank, sum_over_ranks, world_size
 
 REPORT_EVERY_S = 2.0
 WARM_UP = 0.1

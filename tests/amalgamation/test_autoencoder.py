@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ka_ray.amalgamation import AutoEncoder, IsometricAutoEncoder, Moments, WhitenedAutoEncoder
+from ka_ray.amalgamation import AutoEncoder, IsometricAutoEncoder, WhitenedAutoEncoder
 from ka_ray.errors import InputError
+from ka_ray.numerics.moments import Moments
 
 
 def decaying(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:

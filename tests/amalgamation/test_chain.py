@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import METHODS, Amalgamation, Moments
+from ka_ray.amalgamation import METHODS, Amalgamation
 from ka_ray.amalgamation.chain import all_at_once, one_by_one
 from ka_ray.errors import InputError
+from ka_ray.numerics.moments import Moments
 
 SPANS, CODE_CHANNELS = (7, 4, 5), 3
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation import CommonSpace, Moments, common_features
+from ka_ray.amalgamation import CommonSpace, common_features
 from ka_ray.amalgamation.common_features import discrepancy
 from ka_ray.errors import InputError
+from ka_ray.numerics.moments import Moments
 
 CHANNELS, CODE_CHANNELS = (8, 6, 10), 5
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import BIN, PATIENCE_S, ROOT, clean_environment, wait_until
 
-from ka_ray.report import Report
+from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 

@@ -15,8 +15,8 @@ import pytest
 from harness import DIGITS, PATIENCE_S, ROOT, Job, LocalCluster, kill, submit, wait_until
 from safetensors.numpy import load_file
 
-from ka_ray.features.standing import shard_ids
-from ka_ray.report import Report
+from ka_ray.features.shard_recovery import shard_ids
+from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 

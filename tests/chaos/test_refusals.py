@@ -15,7 +15,7 @@ from harness import PATIENCE_S, clean_environment, wait_until
 from safetensors.torch import load_file, save_file
 
 from ka_ray.errors import TRY_AGAIN
-from ka_ray.features.standing import shard_ids
+from ka_ray.features.shard_recovery import shard_ids
 from ka_ray.teachers.plain import plain_conv_net
 
 QUICK = (

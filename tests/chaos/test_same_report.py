@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import BIN, PATIENCE_S, ROOT, LocalCluster, clean_environment, submit
 
-from ka_ray.report import Report
+from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 

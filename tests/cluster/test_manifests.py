@@ -227,16 +227,16 @@ def test_what_the_image_needs_beside_the_tool_is_a_dependency():
 def validate_with_ray(config: dict[str, Any]) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    prepared = prepare_config(copy.deepcopy(config))
-    validate_config(prepared)
-    return prepared
+    with_channel_order = prepare_config(copy.deepcopy(config))
+    validate_config(with_channel_order)
+    return with_channel_order
 
 
 def test_ray_up_takes_the_file():
-    prepared = validate_with_ray(AWS)
-    assert prepared["available_node_types"]["head"]["max_workers"] == 0
+    with_channel_order = validate_with_ray(AWS)
+    assert with_channel_order["available_node_types"]["head"]["max_workers"] == 0
     most = sum(group.most for group in aws_groups().values())
-    assert prepared["max_workers"] >= most
+    assert with_channel_order["max_workers"] >= most
 
 
 @pytest.mark.parametrize(

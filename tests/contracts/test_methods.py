@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ka_ray.amalgamation import METHODS, Amalgamation, Moments
-from ka_ray.training.codes import CodesLearner, empty_amalgamations
+from ka_ray.amalgamation import METHODS, Amalgamation
+from ka_ray.numerics.moments import Moments
+from ka_ray.stages.codes_learner import CodesLearner, empty_amalgamations
 
 TEACHERS = {"two": (8, 8), "three": (8, 5, 10), "five": (6, 4, 5, 6, 4)}
 CODE_CHANNELS = 6

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from ka_ray.config import Share
+from ka_ray.config import Resources
 from ka_ray.distributed.capacity import Demand, Host, needs, shortage
 
 
 def demand(count: int, key: str = "some.key", **share: object) -> Demand:
-    return Demand(f"{count} of them", count, Share.model_validate(share), key)
+    return Demand(f"{count} of them", count, Resources.model_validate(share), key)
 
 
 def host(name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = None, **more: float) -> Host:
@@ -59,8 +59,10 @@ def test_what_fits_and_what_does_not(hosts, demands, fits):
 def test_a_shortage_is_told_with_the_arithmetic_the_nodes_and_the_key():
     hosts = [host("10.0.0.1", 4, 1, {"group": "x", "ray.io/node-id": "abc"}), host("10.0.0.2", 8)]
     demands = [
-        Demand("2 teachers x 1 actors", 2, Share(cpu=0.5, gpu=1, label={"group": "x"}), "placement.teachers"),
-        Demand("1 task", 1, Share(cpu=0.25), "placement.decoding"),
+        Demand(
+            "2 teachers x 1 actors", 2, Resources(cpu=0.5, gpu=1, label={"group": "x"}), "placement.teachers"
+        ),
+        Demand("1 task", 1, Resources(cpu=0.25), "placement.decoding"),
     ]
     assert shortage("extraction", demands, hosts) == (
         "the plan is larger than the cluster: extraction needs 2 teachers x 1 actors x 0.5 + 1 task x 0.25 "
@@ -94,5 +96,5 @@ def test_no_plan_is_refused_that_any_placement_makes_possible():
 
 
 def test_what_a_process_takes_is_named_as_ray_names_it():
-    assert needs(Share(cpu=2, gpu=0.5, resources={"slot": 1})) == {"CPU": 2, "GPU": 0.5, "slot": 1}
-    assert needs(Share(cpu=1)) == {"CPU": 1}
+    assert needs(Resources(cpu=2, gpu=0.5, resources={"slot": 1})) == {"CPU": 2, "GPU": 0.5, "slot": 1}
+    assert needs(Resources(cpu=1)) == {"CPU": 1}

@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from ka_ray.config import PlacementConfig, RayConfig, Share
+from ka_ray.config import PlacementConfig, RayConfig, Resources
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import (
     Cluster,
@@ -12,8 +12,8 @@ from ka_ray.distributed.cluster import (
     shortage_of_workers,
     workers_with_room,
 )
-from ka_ray.distributed.errors import dead_actor, lost, unwrap
-from ka_ray.distributed.pools import Pools
+from ka_ray.distributed.failures import dead_actor, lost, unwrap
+from ka_ray.distributed.resources import Pools
 from ka_ray.errors import ClusterError, InputError
 
 TWO_CPUS = Cluster((Host("here", {"CPU": 2.0}),))
@@ -128,7 +128,7 @@ def test_what_ran_out_is_put_into_words():
 
 
 def hosts_of(monkeypatch, *hosts: Host) -> None:
-    for module in ("cluster", "pools"):
+    for module in ("cluster", "resources"):
         monkeypatch.setattr(f"ka_ray.distributed.{module}.current_hosts", lambda: hosts)
 
 
@@ -137,19 +137,19 @@ def test_a_student_takes_a_gpu_only_where_its_own_nodes_have_one_left(monkeypatc
     pools = Pools(placement=PlacementConfig(teachers=teachers))
     labelled = Host("a", {"CPU": 8, "GPU": 2}, {"group": "teachers"})
     hosts_of(monkeypatch, labelled, Host("b", {"CPU": 8, "GPU": 8}, {"group": "trainers"}))
-    assert pools.behind(2).gpu == 0  # the GPUs of others are none of its own
-    assert pools.behind(1).gpu == 1
+    assert pools.downstream_resources(2).gpu == 0  # the GPUs of others are none of its own
+    assert pools.downstream_resources(1).gpu == 1
     hosts_of(monkeypatch, labelled, Host("c", {"CPU": 1, "GPU": 1}, {"group": "teachers"}))
-    assert pools.behind(2).gpu == 1
+    assert pools.downstream_resources(2).gpu == 1
 
 
 def test_an_elastic_group_with_a_label_asks_for_no_more_than_the_labelled_nodes_hold(monkeypatch):
     hosts_of(monkeypatch, Host("a", {"CPU": 3}, {"group": "trainers"}), Host("b", {"CPU": 16}))
     elastic = RayConfig(workers={"min": 1, "max": 8})
-    assert workers_with_room(elastic, Share(label={"group": "trainers"})) == (1, 3)
-    assert workers_with_room(elastic, Share()) == (1, 8)
-    assert shortage_of_workers(RayConfig(workers=4), Share(label={"group": "trainers"})) is not None
-    assert shortage_of_workers(RayConfig(workers=3), Share(label={"group": "trainers"})) is None
+    assert workers_with_room(elastic, Resources(label={"group": "trainers"})) == (1, 3)
+    assert workers_with_room(elastic, Resources()) == (1, 8)
+    assert shortage_of_workers(RayConfig(workers=4), Resources(label={"group": "trainers"})) is not None
+    assert shortage_of_workers(RayConfig(workers=3), Resources(label={"group": "trainers"})) is None
 
 
 def test_a_group_waits_for_nodes_and_says_so_but_not_for_ever(monkeypatch):
@@ -158,11 +158,11 @@ def test_a_group_waits_for_nodes_and_says_so_but_not_for_ever(monkeypatch):
     problems, told = ["no room", "no room", None], []
     monkeypatch.setattr(train, "POLL_S", 0.01)
     monkeypatch.setattr(train, "shortage_of_workers", lambda config, share: problems.pop(0))
-    train._wait_for_room(RayConfig(), Share(), told.append)
+    train._wait_for_room(RayConfig(), Resources(), told.append)
     assert (problems, told) == ([], ["waiting for nodes: no room"])
     monkeypatch.setattr(train, "shortage_of_workers", lambda config, share: "no room")
     with pytest.raises(ClusterError, match=r"after ray\.timeout_s = 1: no room"):
-        train._wait_for_room(RayConfig(timeout_s=1), Share(), told.append)
+        train._wait_for_room(RayConfig(timeout_s=1), Resources(), told.append)
 
 
 def test_a_store_or_a_peer_that_does_not_answer_is_no_mistake():

@@ -10,18 +10,19 @@ import ray
 import torch
 from PIL import Image
 
-from ka_ray.config import Config, FolderImages, ScoresConfig, Share
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Judge, evaluate_images
+from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
+from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
-from ka_ray.distributed.pools import Pools, Reading, pools_of
+from ka_ray.distributed.resources import Pools, pools_of
+from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
-from ka_ray.features.space import fit_space
+from ka_ray.features.resize import fit_space
 from ka_ray.features.store import Store
 from ka_ray.images import open_source, read_chunk
+from ka_ray.images.split import ImageSet, split_images
 from ka_ray.metrics import Counts, accuracies, count
-from ka_ray.plan import Plan, make_plan
-from ka_ray.split import ImageSet, split_images
 from ka_ray.student import Student, save_student
+from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.ray
@@ -51,7 +52,7 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
     )
     images, plan, counted = split_images(config)[0], plan_of(config), []
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
-    reading = Reading(plan.paths, plan.spaces, config.scores)
+    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     summary = extract_features(work, config.teachers, pools_of(config), reading, counted.append)
     store = Store(tmp_path / "features")
     expected = all_images(images)
@@ -104,7 +105,7 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     images, plan = split_images(config)[0], plan_of(config)
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
-    reading = Reading(plan.paths, plan.spaces, config.scores)
+    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     extract_features(work, config.teachers, pools_of(config), reading, lambda _: None)
     store = Store(tmp_path / "features")
     assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
@@ -139,7 +140,7 @@ def extract_folder(folder, target, max_unreadable):
     config = FolderImages(source="folder", path=folder, size=8, max_unreadable=max_unreadable)
     source = open_source(config)
     work = Extraction(config, source, np.arange(source.num_images), target, 200)
-    return extract_features(work, [], Pools(), Reading({}, {}, ScoresConfig()), lambda _: None)
+    return extract_features(work, [], Pools(), ReadSpec({}, {}, ScoresConfig()), lambda _: None)
 
 
 def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_with_a_broken_file, tmp_path):
@@ -244,7 +245,7 @@ def test_an_ensemble_is_counted_as_each_student_puts_it_together(load_config, tm
     for name in ("raw", "centered"):
         students[name] = tmp_path / name
         save_student(Student(replace(plan.spec, center=name == "centered")), students[name])
-    judge = Judge(evaluation(config, images, plan, students), Share())
+    judge = Evaluator(evaluation(config, images, plan, students), Resources())
     batch = {
         "image_id": np.arange(2),
         "image": np.zeros((2, 3, 8, 8), np.uint8),

@@ -7,17 +7,18 @@ import pytest
 import ray
 import torch
 
-from ka_ray.amalgamation.sums import Sums
 from ka_ray.distributed.extract import Extraction
-from ka_ray.distributed.pools import Reading, pools_of, through_teachers
 from ka_ray.distributed.reduce import reduce_images
+from ka_ray.distributed.resources import pools_of
+from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
-from ka_ray.images.draws import draws_of
-from ka_ray.plan import Plan, make_plan
-from ka_ray.split import split_images
-from ka_ray.student.least_squares import NUM_DRAWS
-from ka_ray.student.one_pass import OnePassMeter
+from ka_ray.images.split import split_images
+from ka_ray.numerics.hashed_random import draws_of
+from ka_ray.numerics.moment_sums import Sums
+from ka_ray.numerics.ridge import NUM_DRAWS
+from ka_ray.student.from_moments import OnePassMeter
+from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import load_teacher
 
 pytestmark = pytest.mark.ray
@@ -33,7 +34,7 @@ def meter_of(plan: Plan) -> Callable[..., OnePassMeter]:
 def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
     images, _ = split_images(config)
     work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
-    reading = Reading(plan.paths, plan.spaces, config.scores)
+    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     seen = []
     found = reduce_images(work, config.teachers, pools_of(config), reading, meter_of(plan), SEED, seen.append)
     assert sum(seen) == found[1]["images"] == len(ids)
@@ -80,5 +81,5 @@ def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(clust
             torch.testing.assert_close(sums[name].mean, part.mean, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
     assert sizes[0] == sizes[1] > 0
-    rows = through_teachers(ray.data.range(1), [], pools_of(config), Reading({}, {}, config.scores), None)
+    rows = through_teachers(ray.data.range(1), [], pools_of(config), ReadSpec({}, {}, config.scores), None)
     assert rows.context.execution_options.resource_limits.object_store_memory == pytest.approx(0.01 * 1024**3)

@@ -9,20 +9,21 @@ import torch
 from mortal import Mortal
 from PIL import Image
 
-from ka_ray.amalgamation.moments import Moments, MomentsMeter
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
-from ka_ray.distributed.pools import Pools, Reading, pools_of
 from ka_ray.distributed.reduce import reduce_images
+from ka_ray.distributed.resources import Pools, pools_of
+from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import ClusterError
+from ka_ray.features.shard_recovery import settle_shards
 from ka_ray.features.stack import SCORES
-from ka_ray.features.standing import settle_shards
 from ka_ray.features.store import SHARDS, Store, finish_folder
 from ka_ray.images import open_source
-from ka_ray.plan import make_plan
-from ka_ray.split import split_images
-from ka_ray.teachers import draft_teacher
+from ka_ray.images.split import split_images
+from ka_ray.numerics.moments import Moments, MomentsMeter
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import build_teacher
 
 pytestmark = pytest.mark.ray
 
@@ -50,7 +51,7 @@ def mortal(config: TeacherConfig, lives: Path, tmp_path: Path) -> TeacherConfig:
     return config.model_copy(update={"network": name, "arguments": arguments, "checkpoint": checkpoint})
 
 
-READING = Reading({}, {}, ScoresConfig())
+READING = ReadSpec({}, {}, ScoresConfig())
 
 
 @pytest.mark.parametrize("count", [2, 6])
@@ -130,7 +131,7 @@ def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
     cluster, load_config, tmp_path, deaths
 ):
     config = load_config("images.limit=150", "extract.batch_size=16")
-    images, plan = split_images(config)[0], make_plan(config, [draft_teacher(t) for t in config.teachers])
+    images, plan = split_images(config)[0], make_plan(config, [build_teacher(t) for t in config.teachers])
     lives = deaths(6)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
     work = Evaluation(
@@ -146,7 +147,7 @@ def test_sums_outlive_dying_teachers_and_count_every_image_once(cluster, load_co
     config = load_config("images.limit=150", "extract.batch_size=16")
     images, lives = split_images(config)[0], deaths(6)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
-    scores = Reading({t.name: {} for t in teachers}, {}, ScoresConfig())
+    scores = ReadSpec({t.name: {} for t in teachers}, {}, ScoresConfig())
     extraction = Extraction(images.config, images.source, images.ids, tmp_path / "sums", 0)
     counted: list[int] = []
     sums, told = reduce_images(extraction, teachers, Pools(), scores, ScoresMeter, 0, counted.append)

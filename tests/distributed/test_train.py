@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import METHODS
-from ka_ray.config import RayConfig, Share
-from ka_ray.distributed.train import _Follower, train_in_workers
+from ka_ray.config import RayConfig, Resources
+from ka_ray.distributed.train import ReportForwarder, train_in_workers
 from ka_ray.errors import ClusterError, InputError
 from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
-from ka_ray.plan import make_plan
+from ka_ray.numerics.ranks import rank, wait_for_all
+from ka_ray.stages import STAGES, run_stages
+from ka_ray.stages.inputs import StageInputs, stage_file
+from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.training.fit import Progress
-from ka_ray.training.inputs import StageInputs, stage_file
-from ka_ray.training.ranks import rank, wait_for_all
-from ka_ray.training.stages import STAGES, run_stages
 
 pytestmark = pytest.mark.ray
 
@@ -82,12 +82,14 @@ def run_on_ray(runs: list[StageInputs], workers: int) -> list[Progress]:
     parts = [(inputs.config, inputs.plan, inputs.folder) for inputs in runs]
     reports: list[Progress] = []
 
-    def in_worker(device, report):
+    def train_loop_per_worker(device, report):
         for config, plan, folder in parts:
             run_stages(StageInputs(config, plan, folder, folder, device, report))
 
     ray_config = RayConfig(workers=workers)
-    train_in_workers(in_worker, ray_config, Share(cpu=0.5), runs[0].folder / "ray", reports.append, print)
+    train_in_workers(
+        train_loop_per_worker, ray_config, Resources(cpu=0.5), runs[0].folder / "ray", reports.append, print
+    )
     return reports
 
 
@@ -101,9 +103,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_any_number_of_workers_and_the_plain_loop_give_the_same_weights(cluster, inputs_for, workers):
-    ways = [way for way in WAYS if workers < 3 or way != "common_features"]  # which compares 32 positions
+    variants = [way for way in WAYS if workers < 3 or way != "common_features"]  # which compares 32 positions
     expected, ended = {}, []
-    for way in ways:
+    for way in variants:
         plain = inputs_for("plain", way)
         run_stages(plain)
         expected[way] = weights(plain.folder)
@@ -111,7 +113,7 @@ def test_any_number_of_workers_and_the_plain_loop_give_the_same_weights(cluster,
         ended += [("codes", BATCH * STEPS * link) for link in range(1, links + 1)]
         ended += [("layers", BATCH), ("layers", BATCH * 2)] if way == "solved" else []  # layer by layer
         ended += [("layers", BATCH * STEPS), ("joint", BATCH * STEPS)]
-    runs = {way: inputs_for(f"workers{workers}", way) for way in ways}
+    runs = {way: inputs_for(f"workers{workers}", way) for way in variants}
     reports = run_on_ray(list(runs.values()), workers)
     assert [(r.stage, r.images) for r in reports if r.epoch_ended] == ended
     for way, inputs in runs.items():
@@ -131,7 +133,7 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
     run_stages(plain)
     parts, once = (killed.config, killed.plan, killed.folder), tmp_path / "was_killed"
 
-    def in_worker(device, report):
+    def train_loop_per_worker(device, report):
         def die_once(progress):
             if (progress.stage, progress.epoch) == ("joint", 2) and not once.exists():
                 once.touch()
@@ -143,7 +145,9 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
 
     reports, told = list[Progress](), list[str]()
     elastic = RayConfig(workers={"min": 1, "max": 2}, timeout_s=60)
-    train_in_workers(in_worker, elastic, Share(cpu=0.5), killed.folder / "ray", reports.append, told.append)
+    train_in_workers(
+        train_loop_per_worker, elastic, Resources(cpu=0.5), killed.folder / "ray", reports.append, told.append
+    )
     assert once.exists()
     assert [line for line in told if "workers were lost, starting others" in line] == told[1:2]
     assert told[::2] == ["a group of 2 workers has begun"] * 2
@@ -162,7 +166,7 @@ def test_workers_that_never_come_to_a_collective_fail_the_stage_in_bounded_time(
 
     with pytest.raises(ClusterError, match=r"waited for each other longer than ray.timeout_s = 3"):
         train_in_workers(
-            stuck, RayConfig(timeout_s=3, max_failures=1), Share(cpu=0.5), tmp_path, lambda _: None, print
+            stuck, RayConfig(timeout_s=3, max_failures=1), Resources(cpu=0.5), tmp_path, lambda _: None, print
         )
 
 
@@ -172,7 +176,7 @@ def test_a_workers_error_reaches_the_user_as_it_was_meant(cluster, tmp_path):
         raise InputError("batch_size 9 is larger than the 3 images there are")
 
     with pytest.raises(InputError, match="batch_size 9 is larger than the 3 images there are"):
-        train_in_workers(refuse, RayConfig(workers=1), Share(), tmp_path, lambda _: None, print)
+        train_in_workers(refuse, RayConfig(workers=1), Resources(), tmp_path, lambda _: None, print)
 
 
 def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
@@ -183,9 +187,9 @@ def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
     fields = {"stage": "joint", "epochs": 2, "step": 1, "steps": 1, "images": 8, "seconds": 1.0, "losses": {}}
     seen, errors = [], []
     ended = set()
-    follower = _Follower(report, print, ended, errors)
+    follower = ReportForwarder(report, print, ended, errors)
     with follower:
-        ray.get([follower.journal.add.remote({"epoch": epoch, **fields}) for epoch in (1, 2)])
+        ray.get([follower.queue.add.remote({"epoch": epoch, **fields}) for epoch in (1, 2)])
     assert seen == [1, 2]
     assert ended == {("joint", 1), ("joint", 2)}
     assert str(errors[0]) == "epoch 1"

@@ -9,8 +9,8 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import ka_ray
+from ka_ray.stages.inputs import stage_file
 from ka_ray.teachers.plain import plain_conv_net
-from ka_ray.training.inputs import stage_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import ka_ray
 from ka_ray.config import Config
-from ka_ray.report import Report
+from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from ka_ray.report import Report
+from ka_ray.reports.report import Report
 from ka_ray.teachers.plain import plain_conv_net
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

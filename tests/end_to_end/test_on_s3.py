@@ -20,11 +20,11 @@ from sklearn.datasets import load_digits
 import ka_ray
 from ka_ray.config import TeacherConfig, load_images
 from ka_ray.features.store import finish_folder, start_folder, write_shard
-from ka_ray.files import atomic_file, list_files
 from ka_ray.images import open_source, read_chunk
-from ka_ray.report import Report
-from ka_ray.training.teaching import teach, teacher_checkpoint
-from ka_ray.uris import to_path
+from ka_ray.reports.report import Report
+from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.storage.files import atomic_file, list_files
+from ka_ray.storage.uris import to_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from ka_ray.features import store as store_module
-from ka_ray.features.store import DONE, Store, finish_folder, start_folder, write_json, write_shard
-from ka_ray.uris import to_path
+from ka_ray.features.store import DONE, Store, finish_folder, start_folder, write_shard
+from ka_ray.storage.files import write_json
+from ka_ray.storage.uris import to_path
 
 
 def make_columns(ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from ka_ray.config import MixedImages, flatten
 from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
 from ka_ray.images import chosen_ids, digits, folder, open_source, read_chunk
-from ka_ray.split import split_images
+from ka_ray.images.split import split_images
 
 SIZE = 6
 DIGITS = {"source": "digits", "split": "test"}

@@ -17,7 +17,7 @@ from ka_ray.config import DigitsImages, FolderImages, ParquetImages
 from ka_ray.errors import InputError
 from ka_ray.images import chosen_ids, open_source, read_chunk, reading
 from ka_ray.images.decode import decode
-from ka_ray.uris import to_path
+from ka_ray.storage.uris import to_path
 
 SIZE = 6
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 import ka_ray
 from ka_ray.config import Config, TeachConfig
-from ka_ray.plan import make_plan
 from ka_ray.student import Student
-from ka_ray.teachers import draft_teacher
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import build_teacher
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
@@ -113,7 +113,7 @@ def test_the_exact_halves_are_the_same_task_and_no_larger_than_one_teacher(workp
     halves, exact = load("cifar10_halves"), load("cifar10_halves_exact")
     assert (exact.images, exact.teachers) == (halves.images, halves.teachers)
     paths = [JOBS / f"configs/cifar10_teacher_{name}.yaml" for name in "ab"]
-    untaught = [draft_teacher(TeachConfig.load(path, overrides(path)).teacher) for path in paths]
+    untaught = [build_teacher(TeachConfig.load(path, overrides(path)).teacher) for path in paths]
     sizes = [
         sum(p.numel() for p in Student(make_plan(c, untaught).spec).parameters()) for c in (exact, halves)
     ]
@@ -124,7 +124,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def plan_of(config: Config):
-    return make_plan(config, [draft_teacher(teacher) for teacher in config.teachers])
+    return make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
 
 
 def test_five_teachers_of_two_classes_each_become_one_of_ten(workplace):
@@ -218,7 +218,7 @@ def test_a_script_whose_run_fails_fails(workplace, monkeypatch, capsys, script, 
 
     name, arguments = SCRIPTS[script]
     monkeypatch.setattr(ka_ray, name, fail, raising=False)
-    monkeypatch.setattr("ka_ray.api.images_for", lambda *arguments: None)
+    monkeypatch.setattr("ka_ray.workflows.evaluate.images_for", lambda *arguments: None)
     monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit if code else OSError) as stopped:

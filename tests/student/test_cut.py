@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ka_ray.student.cut import SCORES, cut, working_taps
-from ka_ray.student.trace import chance_name
+from ka_ray.student.trace import drop_probability_attr
 from ka_ray.teachers.plain import plain_conv_net
 
 
@@ -208,7 +208,7 @@ def test_batch_norms_learn_in_training_mode(randomised):
 def test_nothing_is_dropped(name):
     make, paths = NETWORKS[name]
     network = make()
-    droppers = [module for module in network.modules() if chance_name(module)]
+    droppers = [module for module in network.modules() if drop_probability_attr(module)]
     assert droppers
     stages = cut(network, paths).train()
     assert all(module.p == 0 for module in droppers)

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ka_ray.errors import InputError
+from ka_ray.storage.uris import to_path
 from ka_ray.teachers.checkpoint import digest, load_checkpoint, read_state_dict, save_weights
 from ka_ray.teachers.plain import plain_conv_net
-from ka_ray.uris import to_path
 
 
 def network() -> nn.Sequential:

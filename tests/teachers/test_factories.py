@@ -23,7 +23,7 @@ from ka_ray.teachers.plain import plain_conv_net
         "torch.hub:load",
         "mlflow.pytorch:load_model",
         "ray.cloudpickle:loads",
-        "ka_ray.files:remove_tree",
+        "ka_ray.storage.files:remove_tree",
     ],
 )
 def test_what_is_no_place_of_networks_is_refused_before_it_is_imported(monkeypatch, name):

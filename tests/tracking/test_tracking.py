@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
-from ka_ray.files import write_text
+from ka_ray.storage.files import write_text
+from ka_ray.storage.uris import to_path
 from ka_ray.student import Student, StudentSpec
 from ka_ray.tracking import TRACKERS, NullTracker, open_tracker, tracking_uri
-from ka_ray.uris import to_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 CONFIG = TrackingConfig()

@@ -1,0 +1,62 @@
+"""What each process of a pass over images gets of the cluster: CPUs, GPUs, labels, restarts."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ka_ray.config import (
+    Config,
+    ExtractConfig,
+    PlacementConfig,
+    Resources,
+    TeachConfig,
+)
+from ka_ray.distributed.capacity import Demand, shortage
+from ka_ray.distributed.cluster import current_hosts
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Who does the work of a pass over images.
+
+    Attributes:
+        extract: Batch size, actors a teacher, reducers, memory between them.
+        placement: What each gets.
+        max_failures: How often a process is started anew.
+    """
+
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    max_failures: int = 3
+
+    def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
+        """The share of each actor behind the teachers: a teacher's; without a GPU where they leave none."""
+        share = self.placement.teachers
+        count = num_teachers * self.extract.actors_per_teacher + num_actors
+        fit = shortage("all of them", [Demand("actors", count, share, "")], current_hosts()) is None
+        return share if fit else share.model_copy(update={"gpu": 0.0})
+
+
+def pools_of(config: Config | TeachConfig) -> Pools:
+    """The pools of a run."""
+    return Pools(config.extract, config.placement, config.ray.max_failures)
+
+
+def actor_options(share: Resources, pools: Pools) -> dict[str, Any]:
+    """What Ray Data is told of an actor pool: each actor's share, and how often it starts anew."""
+    often = pools.max_failures
+    tries: partial[dict[str, int]] = partial(dict, max_restarts=often, max_task_retries=often)
+    return remote_options(share) | {"ray_remote_args_fn": tries}
+
+
+def decoding_options(pools: Pools) -> dict[str, Any]:
+    """What Ray is told of a task that reads, decodes or writes."""
+    tries: partial[dict[str, int]] = partial(dict, max_retries=pools.max_failures)
+    return remote_options(pools.placement.decoding) | {"ray_remote_args_fn": tries}
+
+
+def remote_options(share: Resources) -> dict[str, Any]:
+    """What Ray is told of a process with this share of the cluster."""
+    options: dict[str, Any] = {"num_cpus": share.cpu, "num_gpus": share.gpu}
+    options |= {"resources": dict(share.resources)} if share.resources else {}
+    return options | ({"label_selector": dict(share.label)} if share.label else {})

@@ -1,0 +1,117 @@
+"""One pool of actors a teacher, and what each process of a pass over images gets.
+
+Shapes: n images of a batch, C channels of one teacher at a tap, K_t classes of a teacher.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.data import ActorPoolStrategy, ExecutionResources
+
+from ka_ray.config import (
+    Resources,
+    ScoresConfig,
+    TeacherConfig,
+)
+from ka_ray.distributed.device import actor_device
+from ka_ray.distributed.images import Columns
+from ka_ray.distributed.resources import Pools, actor_options
+from ka_ray.features.resize import fit_space
+from ka_ray.features.stack import SCORES, TARGETS, feature_column
+from ka_ray.images.augment import score_views
+from ka_ray.teachers import load_teacher
+
+BLOCKS = 16
+"""Under a limit of the object store, at least so many of Ray Data's blocks fit into it."""
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """What is read of every teacher.
+
+    Attributes:
+        paths: teacher -> tap -> module path; no taps gives scores alone.
+        spaces: tap -> height and width to which all teachers' features are brought.
+        scores: Over which views of an image the scores are averaged.
+    """
+
+    paths: Mapping[str, Mapping[str, str]]
+    spaces: Mapping[str, tuple[int, ...]]
+    scores: ScoresConfig
+
+
+class TeacherActor:
+    """Holds one teacher and adds its features and scores to every batch.
+
+    Args:
+        config: The teacher.
+        share: Its share of the cluster.
+        reading: What is read of it.
+        log: A :class:`ka_ray.distributed.actors.PassMonitor`, told where the actor runs.
+    """
+
+    def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, log: Any) -> None:
+        self._device = actor_device(share)
+        context = ray.get_runtime_context()
+        log.placed.remote(
+            {
+                "teacher": config.name,
+                "node": context.get_node_id(),
+                "gpus": [int(i) for i in ray.get_gpu_ids()],
+                "device": str(self._device),
+                "pid": os.getpid(),
+                "actor": context.get_actor_id(),
+            }
+        )
+        self._teacher = load_teacher(config).to(self._device)
+        self._paths, self._reading = reading.paths.get(config.name, {}), reading
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
+
+        With views, ``targets@teacher [n, K_t]`` are the scores averaged over them.
+        """
+        name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
+        features, scores = self._teacher.features(images, self._paths)
+        for tap, feature in features.items():
+            fitted = fit_space(feature, self._reading.spaces[tap])
+            in_order = fitted.half().contiguous()  # as Arrow keeps it: [C, *space], whatever the layout here
+            batch[feature_column(tap, name)] = in_order.cpu().numpy()
+        batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
+        if self._reading.scores.views:
+            averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)
+            batch[feature_column(TARGETS, name)] = averaged.float().cpu().numpy()
+        return batch
+
+
+def through_teachers(
+    rows: ray.data.Dataset,
+    teachers: Sequence[TeacherConfig],
+    pools: Pools,
+    reading: ReadSpec,
+    log: Any,
+) -> ray.data.Dataset:
+    """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`.
+
+    An actor that dies is started again, with the batch that it had; but not for ever: a teacher that always
+    runs out of memory must end the run.
+    """
+    extract, share = pools.extract, pools.placement.teachers
+    if extract.object_store_gib is not None:
+        most, context = round(extract.object_store_gib * 1024**3), rows.context
+        limits = ExecutionResources.for_limits(object_store_memory=most)
+        context.execution_options.resource_limits = limits
+        context.target_max_block_size = min(context.target_max_block_size or most, most // BLOCKS)
+    for teacher in teachers:
+        rows = rows.map_batches(
+            TeacherActor,
+            fn_constructor_args=(teacher, share, reading, log),
+            batch_size=extract.batch_size,
+            compute=ActorPoolStrategy(size=extract.actors_per_teacher),
+            **actor_options(share, pools),
+        )
+    return rows

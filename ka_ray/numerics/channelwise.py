@@ -1,0 +1,23 @@
+"""A linear map over channels, at every position alike: what a 1x1 conv does, for maps and vectors."""
+
+from torch import Tensor, nn
+
+from ka_ray.numerics.layout import in_layout
+
+
+def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
+    """Apply a linear layer to the channels of ``[B, C, *space]`` features.
+
+    Args:
+        linear: From C to D channels.
+        features: ``[B, C, *space]``, or ``[B, C]``.
+
+    Returns:
+        ``[B, D, *space]``, see :func:`ka_ray.numerics.layout.in_layout` for its layout.
+
+    Example:
+        >>> import torch
+        >>> apply_channelwise(nn.Linear(3, 5), torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 5, 4, 4])
+    """
+    return in_layout(linear(features.movedim(1, -1)).movedim(-1, 1))

@@ -1,0 +1,1 @@
+"""What a run reports: typed sections, their Markdown and their figures."""

@@ -1,0 +1,108 @@
+"""Add teachers to a finished run: what of it can be used again, checked before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+from ka_ray.config import Config, TeacherConfig
+from ka_ray.errors import InputError
+from ka_ray.runs.output_folder import CONFIG
+from ka_ray.storage.files import read_json
+from ka_ray.student.plan import Plan
+from ka_ray.teachers.checkpoint import digest
+from ka_ray.stages.inputs import stage_file
+from ka_ray.stages.teacher import teacher_checkpoint
+from ka_ray.storage.uris import to_path
+
+TEACHERS = "teachers"
+"""The folder of teachers trained in a run."""
+
+SAME_TEACHER = ("network", "arguments", "classes", "preprocessing")
+"""What must not change in a teacher whose auto-encoders are used again."""
+
+
+def check_extension(config: Config, plan: Plan) -> str | None:
+    """Check that a run can extend the one that its config names; give a sentence on what is used again.
+
+    Raises:
+        InputError: That run has no codes yet, its teachers are not the first ones here, their checkpoints,
+            taps or widths have changed, or it was made with another method.
+    """
+    if config.extend is None:
+        return None
+    old, codes = _read(config.extend)
+    names = [teacher["name"] for teacher in old["teachers"]]
+    _check_teachers(config, old["teachers"], codes["teachers"])
+    if config.codes.method != "incremental":
+        return (
+            f"extending {config.extend}: with codes.method {config.codes.method} all auto-encoders are "
+            "trained again (incremental would train the new teachers' alone)"
+        )
+    if old["codes"]["method"] != "incremental":
+        raise InputError(
+            f"extend: {config.extend} was made with codes.method {old['codes']['method']}, so it has no "
+            "auto-encoders that could be extended; run it again with codes.method=incremental"
+        )
+    for tap, shape in _shapes(plan, len(names)).items():
+        if codes["shapes"].get(tap) != shape:
+            raise InputError(
+                f"extend: tap {tap} has {codes['shapes'].get(tap)} in {config.extend}, {shape} here; "
+                "taps, widths and student must be the same"
+            )
+    reused = len(names) - 1
+    return (
+        f"extending {config.extend}: {reused} auto-encoder(s) a tap are used again as they are, "
+        f"{len(config.teachers) - 1 - reused} trained"
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    for path in (folder / CONFIG, stage_file(folder, "codes")):
+        if not path.exists():
+            raise InputError(
+                f"extend: {folder} holds no {path.relative_to(folder)}; give a finished run's folder"
+            )
+    codes = read_json(stage_file(folder, "codes"))
+    if not {"teachers", "shapes", "links"} <= codes.keys():
+        raise InputError(f"extend: {folder} was made by an older version; make it again")
+    return read_json(folder / CONFIG), codes
+
+
+def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str, str]) -> None:
+    names, here = [teacher["name"] for teacher in old], [teacher.name for teacher in config.teachers]
+    if here[: len(names)] != names or len(here) == len(names):
+        raise InputError(
+            f"extend: {config.extend} has the teachers {names}; here they must come first, in this order, "
+            f"with at least one more behind them; they are {here}"
+        )
+    for known, teacher in zip(old, config.teachers, strict=False):
+        new = teacher.model_dump(mode="json")
+        changed = [key for key in SAME_TEACHER if known[key] != new[key]]
+        if changed:
+            raise InputError(
+                f"teachers.{teacher.name}: {', '.join(changed)} differ from those in {config.extend}"
+            )
+        checkpoint = teacher.checkpoint or taught_before(config, teacher)
+        if checkpoint is None or digest(checkpoint) != digests[teacher.name]:
+            raise InputError(
+                f"teachers.{teacher.name}.checkpoint: {checkpoint} is not what {config.extend} used"
+            )
+
+
+def _shapes(plan: Plan, num_teachers: int) -> dict[str, dict[str, Any]]:
+    shapes = plan.code_shapes()
+    return {
+        tap: shape | {key: shape[key][:num_teachers] for key in ("channels", "paths")}
+        for tap, shape in shapes.items()
+    }
+
+
+def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
+    """Find the checkpoint of a teacher that the extended run trained, or a run that this one extended."""
+    folder = config.extend
+    while folder is not None:
+        path = teacher_checkpoint(folder / TEACHERS, teacher.name)
+        if path.exists():
+            return path
+        before = read_json(folder / CONFIG).get("extend")
+        folder = None if before is None else to_path(before)
+    return None

@@ -1,0 +1,1 @@
+"""What the command line prints: progress while a run goes on, a summary when it has ended."""

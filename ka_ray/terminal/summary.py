@@ -1,0 +1,78 @@
+"""What the command line prints: of a run that has ended, and of this machine."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ka_ray.reports.report import Report
+
+
+def percent(share: float | None) -> str:
+    """Write a share for people; what was not measured is a dash.
+
+    Example:
+        >>> percent(0.9375), percent(None)
+        ('93.8 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def program(name: str) -> str:
+    """Write how to call an installed program from here: its name, or its path where PATH lacks it."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
+    """Print what came out, and what to do with it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, accuracy = Console(soft_wrap=True), report.accuracy
+    table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
+    for column in ("", "teachers", "student"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("all classes (ensemble, union)", percent(accuracy.ensemble), percent(accuracy.union))
+    for name, pair in accuracy.per_teacher.items():
+        table.add_row(f"classes of {name}", percent(pair.teacher), percent(pair.student))
+    table.add_row("student says what the ensemble says", "", percent(accuracy.agreement))
+    sizes: list[tuple[str, Any, Any]] = [
+        (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
+        for key in ("parameters", "macs", "bytes")
+    ]
+    for key, teachers, student in sizes:
+        table.add_row(key, f"{teachers:,}", f"{student:,}")
+    console.print(table)
+    if accuracy.union is None:
+        console.print("The images have no labels: agreement is all that can be said.")
+    console.print(f"report:  {folder / 'report.md'}")
+    for figure in sorted((folder / "figures").glob("*.png")):
+        console.print(f"figure:  {figure}")
+    tracked_at = report.mlflow.tracking_uri
+    if tracked_at is not None and tracked_at.startswith(("http://", "https://")):
+        console.print(f"browse:  {tracked_at}")
+    elif tracked_at is not None:
+        uri = shlex.quote(tracked_at)
+        console.print(f"browse:  {program('mlflow')} ui --backend-store-uri {uri}")
+    console.print(f"try:     {program('ka-ray')} predict {folder} {images}")
+
+
+def show_machine() -> None:
+    """Print what this machine has: Python, libraries, CPUs, GPUs, disk."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    libraries = " ".join(
+        f"{name}={version(name)}" for name in ("ka_ray", "ray", "torch", "torchvision", "mlflow")
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"python={platform.python_version()} {libraries}")
+    print(f"cpus={os.cpu_count()} gpus={gpus or 'none'}")
+    print(f"disk_free_gib={shutil.disk_usage(Path.cwd()).free / 1024**3:.1f} ({Path.cwd()})")
+    print(f"ray_address={os.environ.get('RAY_ADDRESS', 'none: Ray starts on this machine')}")

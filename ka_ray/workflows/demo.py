@@ -1,0 +1,32 @@
+"""Sample images for the demo."""
+
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from ka_ray.config import ImagesConfig
+from ka_ray.images import open_source
+from ka_ray.images.decode import decode
+from ka_ray.storage.files import atomic_file, make_folder
+
+
+def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Path]:
+    """Write the first images of a source as PNG files named after their labels, to try `predict` on.
+
+    Args:
+        images: The source.
+        folder: Gets the files; made if it is not there.
+        count: How many.
+
+    Returns:
+        The files' paths.
+    """
+    source, paths = open_source(images), []
+    make_folder(folder)
+    for encoded in islice(source.read(source.chunks[0], lambda image_id: True), count):
+        paths.append(folder / f"{encoded.image_id}_{encoded.label}.png")
+        pixels = decode(encoded.content, images.size, images.resize)
+        with atomic_file(paths[-1]) as part:
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(part, format="PNG")
+    return paths

@@ -1,0 +1,66 @@
+"""Judge a finished student on labelled images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ka_ray.config import ImagesConfig, RayConfig, load_images
+from ka_ray.distributed.cluster import connect
+from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.errors import InputError
+from ka_ray.images import chosen_ids, open_source
+from ka_ray.metrics import accuracies
+from ka_ray.storage.files import absolute
+from ka_ray.storage.uris import to_path
+from ka_ray.student import load_student
+from ka_ray.terminal.progress import Display
+
+
+def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> dict[str, Any]:
+    """Judge a finished student on other images; needs its folder alone, not the teachers.
+
+    Args:
+        folder: Output folder of a run.
+        images: Labelled images; classes that the student does not know are not counted.
+        ray: Where to run.
+
+    Returns:
+        As the ``accuracy`` section of the report; what needs the teachers is None.
+
+    Raises:
+        InputError: The folder holds no student, or the images have no labels that it knows.
+    """
+    student = load_student(folder)
+    source = open_source(images)
+    ids = chosen_ids(source.num_images, images.limit, seed=0)
+    if source.class_names is not None and not set(source.class_names) & set(student.spec.classes):
+        raise InputError(
+            f"none of the images' classes {list(source.class_names)[:10]} is known to the student, "
+            f"which knows {list(student.spec.classes)[:10]}"
+        )
+    students = {"student": absolute(to_path(folder))}
+    work = Evaluation(images, source, ids, student.spec.unified, [], students)
+    with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
+        counts, _ = evaluate_images(work, on_images)
+    return accuracies(counts["student"], list(student.spec.label_sets))
+
+
+def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
+    """Describe images for a finished student, decoded as those that it was learned from.
+
+    Args:
+        folder: Output folder of a run.
+        where: ``digits``, a Parquet file or a folder of them, or a folder of image files.
+        overrides: ``key=value`` of the image source.
+
+    Raises:
+        InputError: The place does not exist, or a key cannot work.
+    """
+    spec, path = load_student(folder).spec, to_path(where)
+    tree: dict[str, Any] = {"size": spec.image_size, "resize": spec.resize, "source": "folder"}
+    if where == "digits":
+        tree |= {"source": "digits", "split": "test"}
+    else:
+        is_parquet = path.suffix == ".parquet" or any(path.glob("*.parquet"))
+        tree |= {"path": where, "source": "parquet" if is_parquet else "folder"}
+    return load_images(tree, overrides)

@@ -1,0 +1,54 @@
+"""What is done with a finished student: evaluate, predict, load."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ka_ray.errors import InputError
+from ka_ray.images.decode import decode
+from ka_ray.storage.files import read_bytes
+from ka_ray.storage.uris import to_path
+from ka_ray.student import load_student
+from ka_ray.workflows.demo import save_samples
+from ka_ray.workflows.evaluate import evaluate, images_for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the student says of one image."""
+
+    path: str
+    class_name: str
+    probability: float
+
+
+def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction]:
+    """Name the class of image files, without Ray.
+
+    Args:
+        folder: Output folder of a run.
+        images: Paths of image files.
+
+    Returns:
+        For each, the most probable class and its softmax probability among all classes.
+
+    Raises:
+        InputError: The folder holds no student, or an image cannot be read.
+    """
+    student = load_student(folder)
+    spec, predictions = student.spec, []
+    for path in map(to_path, images):
+        try:
+            pixels = decode(read_bytes(path), spec.image_size, "crop" if spec.resize == "crop" else "squash")
+        except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
+            raise InputError(f"image {path} cannot be read: {error}") from None
+        with torch.inference_mode():
+            probabilities = student(torch.from_numpy(pixels)[None]).softmax(dim=1)[0]
+        best = int(probabilities.argmax())
+        predictions.append(Prediction(str(path), spec.classes[best], float(probabilities[best])))
+    return predictions
+
+
+__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict", "save_samples"]

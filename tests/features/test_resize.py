@@ -1,0 +1,137 @@
+"""Resizing features against loops over windows and against the bilinear formula written out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ka_ray.errors import InputError
+from ka_ray.features.resize import check_space, fit_space
+
+
+def maps(height: int, width: int) -> torch.Tensor:
+    return torch.randn(2, 3, height, width)
+
+
+def bilinear(values: np.ndarray, size: int) -> np.ndarray:
+    """Resize the last axis: output i lies at (i + 1/2) * old / new - 1/2 of the input, its ends repeated."""
+    old = values.shape[-1]
+    out = np.empty((*values.shape[:-1], size))
+    for i in range(size):
+        place = min(max((i + 0.5) * old / size - 0.5, 0), old - 1)
+        left = min(int(place), old - 2) if old > 1 else 0
+        right, share = min(left + 1, old - 1), place - left
+        out[..., i] = (1 - share) * values[..., left] + share * values[..., right]
+    return out
+
+
+def bilinear_2d(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    by_rows = bilinear(values.swapaxes(-1, -2), rows).swapaxes(-1, -2)
+    return bilinear(by_rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("size", "space"), [((8, 8), (4, 4)), ((12, 6), (3, 6)), ((9, 10), (3, 2)), ((7, 7), (1, 1))]
+)
+def test_a_larger_map_is_averaged_over_equal_windows(size, space):
+    features = maps(*size)
+    (height, width), (rows, columns) = size, space
+    windows = features.numpy().reshape(2, 3, rows, height // rows, columns, width // columns)
+    np.testing.assert_allclose(fit_space(features, space).numpy(), windows.mean(axis=(3, 5)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "space"), [((5, 7), (2, 3)), ((25, 25), (8, 8))])
+def test_windows_of_an_odd_ratio_cover_every_value(size, space):
+    features = maps(*size)
+    fitted = fit_space(features, space).numpy()
+    (height, width), (rows, columns) = size, space
+    for i in range(rows):
+        for j in range(columns):
+            top, bottom = i * height // rows, -(-(i + 1) * height // rows)
+            left, right = j * width // columns, -(-(j + 1) * width // columns)
+            window = features.numpy()[:, :, top:bottom, left:right]
+            np.testing.assert_allclose(fitted[:, :, i, j], window.mean(axis=(2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "space"), [((2, 2), (4, 4)), ((3, 4), (7, 9)), ((4, 4), (4, 8)), ((1, 3), (2, 6))]
+)
+def test_a_smaller_map_is_interpolated_bilinearly(size, space):
+    features = maps(*size)
+    expected = bilinear_2d(features.numpy().astype(float), *space)
+    np.testing.assert_allclose(fit_space(features, space).numpy(), expected, atol=1e-6)
+
+
+def test_interpolation_is_that_of_pillow():
+    features = maps(4, 5)
+    fitted = fit_space(features, (9, 8)).numpy()
+    for image in range(2):
+        for channel in range(3):
+            picture = Image.fromarray(features[image, channel].numpy())
+            resized = np.asarray(picture.resize((8, 9), Image.Resampling.BILINEAR))
+            np.testing.assert_allclose(fitted[image, channel], resized, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "space"), [((8, 3), (4, 6)), ((3, 8), (6, 2))])
+def test_an_axis_that_shrinks_is_averaged_and_one_that_grows_interpolated(size, space):
+    features = maps(*size)
+    averaged = features.numpy().astype(float)
+    if size[0] > space[0]:
+        averaged = averaged.reshape(2, 3, space[0], size[0] // space[0], size[1]).mean(axis=3)
+    else:
+        averaged = averaged.reshape(2, 3, size[0], space[1], size[1] // space[1]).mean(axis=4)
+    expected = bilinear_2d(averaged, *space)
+    np.testing.assert_allclose(fit_space(features, space).numpy(), expected, atol=1e-6)
+
+
+def test_a_map_becomes_a_vector_by_its_mean():
+    features = maps(3, 5)
+    np.testing.assert_allclose(fit_space(features, ()).numpy(), features.numpy().mean((2, 3)), atol=1e-6)
+
+
+def test_a_vector_becomes_a_map_of_one_position():
+    vector = torch.randn(4, 6)
+    assert torch.equal(fit_space(vector, (1, 1)), vector.reshape(4, 6, 1, 1))
+
+
+@pytest.mark.parametrize("space", [(4, 5), (), (1, 1)])
+def test_features_of_the_right_size_are_passed_on_as_they_are(space):
+    features = torch.randn(2, 3, *space)
+    assert fit_space(features, tuple(features.shape[2:])) is features
+    assert fit_space(features, list(features.shape[2:])) is features
+
+
+@pytest.mark.parametrize("space", [(2, 2), (9, 9), (3, 9), (9, 3), (1, 1), (5, 4), ()])
+def test_a_constant_map_stays_constant(space):
+    constants = torch.tensor([[1.5, -2.0], [0.25, 3.0]])
+    fitted = fit_space(constants[:, :, None, None].expand(2, 2, 6, 5), space)
+    assert fitted.shape == (2, 2, *space)
+    expected = constants.reshape(2, 2, *[1] * len(space)).expand(2, 2, *space)
+    torch.testing.assert_close(fitted, expected)
+
+
+@pytest.mark.parametrize("space", [(2, 2), (9, 9), (3, 9)])
+def test_every_channel_is_resized_by_itself(space):
+    features = maps(6, 5)
+    alone = torch.cat([fit_space(features[:, i : i + 1], space) for i in range(3)], dim=1)
+    torch.testing.assert_close(fit_space(features, space), alone)
+
+
+def test_half_precision_stays_half_precision():
+    assert fit_space(maps(6, 6).half(), (3, 3)).dtype == torch.float16
+    assert fit_space(maps(3, 3).half(), (6, 6)).dtype == torch.float16
+
+
+def test_a_vector_for_a_map_is_refused_by_tap_and_teacher():
+    with pytest.raises(InputError) as caught:
+        check_space("late", "signs", (512,), (4, 4))
+    for part in ("taps.late", "signs", "vector", "(4, 4)"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "space"), [((512,), (1, 1)), ((512,), ()), ((8, 4, 4), ()), ((8, 4, 4), (9, 2))]
+)
+def test_what_passes_the_check_can_be_resized(shape, space):
+    check_space("late", "signs", shape, space)
+    assert fit_space(torch.zeros(2, *shape), space).shape == (2, shape[0], *space)

@@ -1,0 +1,104 @@
+"""What is kept of an unfinished folder of shards: every row once, and nothing damaged."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3fs
+
+from ka_ray.features import shard_recovery as standing
+from ka_ray.features.shard_recovery import settle_shards, shard_ids
+from ka_ray.features.store import SHARDS, Store, finish_folder, write_shard
+from ka_ray.storage.uris import to_path
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """An empty folder, on the disk or on a server."""
+    return tmp_path if request.param == "local" else to_path(f"{request.getfixturevalue('s3')}/features")
+
+
+def rows(*ids: int) -> dict[str, np.ndarray]:
+    image_ids = np.array(ids)
+    return {
+        "image_id": image_ids,
+        "image": image_ids[:, None].astype(np.uint8),
+        "label": np.array(["x"] * len(ids)),
+    }
+
+
+def test_whole_shards_stay_and_half_written_ones_go(folder):
+    size = write_shard(folder, rows(3, 1, 2)) + write_shard(folder, rows(7, 8))
+    (folder / ".000.arrow.part").write_bytes(b"half")
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [1, 2, 3, 7, 8]
+    assert (settled.num_bytes, settled.doubled, settled.damaged) == (size, 0, ())
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten"])
+def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
+    write_shard(folder, rows(0, 1, 2))
+    write_shard(folder, rows(5, 6))
+    shard = max(folder.glob("*.arrow"))
+    content = shard.read_bytes()
+    shard.write_bytes(
+        {"truncated": content[:-20], "emptied": b"", "overwritten": b"x" * len(content)}[damage]
+    )
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [0, 1, 2]
+    assert settled.damaged == (shard.name,)
+    assert not shard.exists()
+
+
+def test_rows_that_stand_twice_are_removed_with_their_shard(folder):
+    for ids in ((0, 1, 2), (2, 3), (4, 5)):  # the middle one shares a row with the first
+        write_shard(folder, rows(*ids))
+    settled = settle_shards(folder)
+    assert settled.ids.tolist() == [0, 1, 2, 4, 5]
+    assert settled.doubled == 1
+    finish_folder(folder, {})
+    assert Store(folder).image_ids.tolist() == [0, 1, 2, 4, 5]
+
+
+def test_the_ids_of_a_shard_are_those_that_the_store_reads(folder):
+    write_shard(folder, rows(9, 4, 6))
+    assert shard_ids(next(folder.glob("*.arrow"))).tolist() == [9, 4, 6]
+
+
+def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
+    folder = to_path(f"{s3}/features")
+    size = write_shard(folder, rows(*range(100)) | {"tap": np.zeros((100, 10_000), np.float32)})
+    read: list[int] = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counting(self, start, end):
+        read.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
+    assert settle_shards(folder).ids.tolist() == list(range(100))
+    assert size > 4_000_000
+    assert sum(read) < 100_000
+
+
+def test_what_is_written_after_the_folder_was_finished_does_not_count(tmp_path):
+    write_shard(tmp_path, rows(0, 1))
+    settled = settle_shards(tmp_path)
+    finish_folder(tmp_path, {SHARDS: settled.shards})
+    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
+    assert Store(tmp_path).image_ids.tolist() == [0, 1]
+
+
+def test_a_disk_that_does_not_answer_costs_no_shard(tmp_path, monkeypatch):
+    write_shard(tmp_path, rows(0, 1))
+
+    def unreachable(shard: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(shard))
+
+    monkeypatch.setattr(standing, "shard_ids", unreachable)
+    with pytest.raises(OSError, match="Input/output"):
+        settle_shards(tmp_path)
+    monkeypatch.undo()
+    assert settle_shards(tmp_path).ids.tolist() == [0, 1]

@@ -1,0 +1,25 @@
+"""A channelwise linear map is a 1x1 conv."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ka_ray.numerics.channelwise import apply_channelwise
+from ka_ray.numerics.layout import in_layout
+
+
+@pytest.mark.parametrize("space", [(4, 5), (1, 1), (7,)])
+def test_it_is_a_1x1_conv(space):
+    linear = nn.Linear(3, 6).double()
+    features = torch.randn(2, 3, *space, dtype=torch.float64)
+    conv = functional.conv2d if len(space) == 2 else functional.conv1d
+    weight = linear.weight.view(6, 3, *[1] * len(space))
+    mapped = apply_channelwise(linear, features)
+    torch.testing.assert_close(mapped, conv(features, weight, linear.bias))
+    assert mapped.stride() == in_layout(mapped.contiguous()).stride()
+
+
+def test_on_vectors_it_is_the_layer_itself():
+    linear, vectors = nn.Linear(3, 6), torch.randn(4, 3)
+    torch.testing.assert_close(apply_channelwise(linear, vectors), linear(vectors))

@@ -1,0 +1,170 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ka_ray.reports import figures
+from ka_ray.reports.comparison import Comparison
+
+CLASSES = [f"a class with a rather long name {i}" for i in range(4)]
+
+
+def report(labelled: bool) -> dict[str, Any]:
+    share = 0.75 if labelled else None
+    pair = {"teacher": share, "student": share}
+    code = {"width": 4, "stacked": 8, "relative_error": 0.2}
+    return {
+        "classes": CLASSES,
+        "accuracy": {
+            **{"union": share, "ensemble": share, "agreement": 0.5, "images": 9, "labelled": 9 * labelled},
+            "per_teacher": {"low": pair, "high": pair},
+        },
+        "codes": {
+            "conv1": code | {"optimal_relative_error": 0.1},
+            "conv2": code | {"relative_error": 0.0, "optimal_relative_error": 1e-9},
+        },
+    }
+
+
+def histories(epochs: int) -> dict[str, list[dict[str, Any]]]:
+    many = {f"conv{i}": 1.0 + i for i in range(9)}
+    return {
+        "codes": [{"images": 100 * e, "losses": many} for e in range(1, epochs + 1)],
+        "joint": [{"images": 100 * e, "losses": {"mse": 0.0}} for e in range(1, epochs + 1)],
+    }
+
+
+def curve(unions: list[float | None], ensemble: float | None = 0.9) -> dict[str, Any]:
+    """The part of a report that the curve is drawn from; without a union there are no labels."""
+    points = []
+    for number, union in enumerate(unions, 1):
+        known = ensemble if union is not None else None
+        measured = {"union": union, "ensemble": known, "ensemble_over_views": known, "agreement": 0.5}
+        points.append({"images": 60_000 * number, "accuracy": {**measured, "per_teacher": {}}})
+    return {"curve": points}
+
+
+def row(label: str, union: list[float | None], agreement: list[float | None]) -> dict[str, Any]:
+    measured = {"union": {"values": union}, "agreement": {"values": agreement}}
+    unused = {"per_teacher": {}, "seconds": {"values": [None]}, "images": 0, "parameters": 1}
+    return {"label": label, **measured, **unused}
+
+
+def comparison(*rows: dict[str, Any], seeds: int = 1) -> dict[str, Any]:
+    return {"name": "digits", "seeds": list(range(seeds)), "rows": list(rows)}
+
+
+def size(paths: list[Path]) -> tuple[int, int]:
+    check(paths)
+    (path,) = paths
+    with Image.open(path) as image:
+        return image.size
+
+
+def check(paths: list[Path]) -> None:
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert min(image.size) > 150
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20, "an empty picture"
+
+
+@pytest.mark.filterwarnings("error")
+def test_all_figures_of_a_labelled_run(tmp_path: Path) -> None:
+    confusion = np.diag([5, 3, 0, 1])
+    paths = figures.draw_all(report(True), histories(3), confusion, tmp_path / "figures")
+    names = ["accuracy", "losses", "reconstruction", "confusion"]
+    assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]
+    check(paths)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_labels_agreement_is_drawn_and_no_confusion(tmp_path: Path) -> None:
+    paths = figures.draw_all(report(False), histories(1), None, tmp_path)
+    assert [path.stem for path in paths] == ["accuracy", "losses", "reconstruction"]
+    check(paths)
+
+
+def test_nothing_to_show_draws_nothing(tmp_path: Path) -> None:
+    empty = report(False)
+    empty["accuracy"]["agreement"] = None
+    assert figures.accuracy_bars(empty, tmp_path) == []
+    assert figures.loss_curves({"codes": []}, tmp_path) == []
+    assert figures.reconstruction_error(empty | {"codes": {}}, tmp_path) == []
+    assert figures.confusion_matrix(np.zeros((4, 4), int), CLASSES, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_starts_a_window_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    figures.accuracy_bars(report(True), tmp_path)
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_with_a_curve_draws_it_too(tmp_path: Path) -> None:
+    paths = figures.draw_all(report(True) | curve([0.5, 0.8]), histories(1), None, tmp_path)
+    assert [path.stem for path in paths] == ["accuracy", "losses", "epoch_curve", "reconstruction"]
+    check(paths)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(curve([0.7]), id="one epoch"),
+        pytest.param(curve([0.5 + 0.02 * epoch for epoch in range(15)]), id="15 epochs"),
+        pytest.param(curve([0.5, None, 0.8, None]), id="not measured after some"),
+        pytest.param(curve([None, None]), id="no labels"),
+        pytest.param(curve([0.5, 0.6], ensemble=None), id="no ensemble"),
+        pytest.param(curve([0.0], ensemble=0.0), id="nothing right"),
+        pytest.param(curve([1.0], ensemble=1.0), id="all right"),
+    ],
+)
+def test_the_curve_is_drawn(tmp_path: Path, given: dict[str, Any]) -> None:
+    assert size(figures.epoch_curve(given, tmp_path)) == (1200, 630)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_curve.png"]
+
+
+def test_a_curve_without_anything_measured_is_not_drawn(tmp_path: Path) -> None:
+    nothing = curve([None])
+    nothing["curve"][0]["accuracy"]["agreement"] = None
+    assert figures.epoch_curve(nothing, tmp_path) == []
+    assert figures.epoch_curve({"curve": []}, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_methods_are_rows_and_ensembles_are_not(tmp_path: Path) -> None:
+    ensembles = [row(f"ensemble (rule {i}), over views", [0.9 + i / 100], [None]) for i in range(2)]
+    methods = [row(f"a method with a long name, number {i}", [0.8, 0.7, None], [0.9] * 3) for i in range(12)]
+    low = size(figures.compare_methods(comparison(*ensembles, methods[0], seeds=3), tmp_path))
+    high = size(figures.compare_methods(comparison(*ensembles, *methods, seeds=3), tmp_path))
+    assert low[0] == high[0]
+    assert high[1] - low[1] == pytest.approx(11 * 0.45 * 150, abs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_panel_without_anything_measured_is_left_out(tmp_path: Path) -> None:
+    both = comparison(row("ensemble", [0.9], [None]), row("a", [0.8], [0.7]), row("b", [None], [None]))
+    unlabelled = comparison(row("ensemble", [None], [None]), row("a", [None], [0.7]))
+    no_teachers = comparison(row("ensemble", [0.9], [None]), row("a", [1.0], [None]))
+    widths = [size(figures.compare_methods(c, tmp_path))[0] for c in (both, unlabelled, no_teachers)]
+    assert widths == [1650, 1125, 1125]
+
+
+@pytest.mark.parametrize("rows", [[], [row("ensemble", [0.9], [None])], [row("a", [None], [None])]])
+def test_nothing_to_compare_draws_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    assert figures.compare_methods(comparison(*rows), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_compare_writes_can_be_drawn(tmp_path: Path) -> None:
+    given = Comparison.model_validate(comparison(row("a", [0.8], [0.7])) | {"shared_seconds": 1.0})
+    check(figures.compare_methods(given.model_dump(), tmp_path))

@@ -1,0 +1,139 @@
+"""The search's points and its front, against brute force."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+from ka_ray.config import TuneConfig
+from ka_ray.errors import InputError
+from ka_ray.reports.sweep import Sweep, Trial, choose, pareto_front
+from ka_ray.workflows.search_space import key_of, points_of, space_of, widths_of
+
+OWN, MOST = {"conv1": 8, "conv2": 16}, {"conv1": 10, "conv2": 64}
+SPACE = {"width.conv1": (4, 8), "width.conv2": (8, 16, 32), "ridge": (1e-4, 1e-2)}
+
+
+def trial(agreement: float, parameters: int, key: str = "a") -> Trial:
+    return Trial(
+        key=key,
+        widths={"conv1": parameters, "conv2": 3},
+        ridge=None,
+        learning_rate=1e-3,
+        agreement=agreement,
+        parameters=parameters,
+        macs=7 * parameters,
+        seconds=1.25,
+        epochs=2,
+        stopped=parameters == 1,
+    )
+
+
+def test_the_space_lies_around_the_students_own_widths():
+    tuned = TuneConfig(factors=(0.5, 1, 2), ridges=(1e-3,), learning_rates=(0.1, 0.2))
+    assert space_of(tuned, OWN, MOST) == {
+        "width.conv1": (4, 8, 10),  # no code is wider than what is stacked
+        "width.conv2": (8, 16, 32),
+        "ridge": (1e-3,),
+        "learning_rate": (0.1, 0.2),
+    }
+    named = space_of(TuneConfig(factors=(1,), widths={"conv2": (5, 3)}), OWN, MOST)
+    assert named == {"width.conv1": (8,), "width.conv2": (3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"conv9": (4,)}, "tune.widths: .*conv9.* are no taps"),
+        ({"conv1": (4, 11)}, r"tune.widths.conv1: \[11\] must lie in 1 ... 10"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(widths, message):
+    with pytest.raises(InputError, match=message):
+        space_of(TuneConfig(widths=widths), OWN, MOST)
+
+
+def test_a_grid_is_every_combination_once():
+    points = points_of(TuneConfig(algorithm="grid"), SPACE, OWN, seed=0)
+    assert len(points) == 12
+    assert {tuple(point.values()) for point in points} == set(itertools.product(*SPACE.values()))
+    with pytest.raises(InputError, match="2 x 3 x 2 = 12 students, more than 11"):
+        points_of(TuneConfig(algorithm="grid", trials=11), SPACE, OWN, seed=0)
+
+
+@pytest.mark.parametrize("trials", [1, 5, 12, 50])
+def test_random_points_are_distinct_repeatable_and_begin_with_the_configured_student(trials):
+    points = points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
+    assert points == points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
+    assert len({key_of(point) for point in points}) == len(points) == min(trials, 12)
+    more = points_of(TuneConfig(trials=trials + 3), SPACE, OWN, seed=3)
+    assert more[: len(points)] == points  # a search that goes on with more trials repeats none
+    assert widths_of(points[0]) == OWN
+    for point in points:
+        assert all(point[key] in values for key, values in SPACE.items())
+
+
+def test_other_seeds_try_others_and_own_widths_outside_the_space_are_not_tried():
+    sets = [{key_of(p) for p in points_of(TuneConfig(trials=4), SPACE, OWN, seed)} for seed in range(5)]
+    assert len({frozenset(keys) for keys in sets}) > 1
+    without = points_of(
+        TuneConfig(trials=6), {"width.conv1": (3, 4), "width.conv2": (8, 16, 32)}, OWN, seed=0
+    )
+    assert len(without) == 6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_brute_force_finds(seed):
+    rng = random.Random(seed)
+    trials = [trial(rng.choice((0.5, 0.6, 0.7, 0.8)), rng.randrange(1, 9), str(n)) for n in range(12)]
+
+    def beaten(one: Trial) -> bool:
+        return any(
+            (other.agreement, -other.parameters) != (one.agreement, -one.parameters)
+            and other.agreement >= one.agreement
+            and other.parameters <= one.parameters
+            for other in trials
+        )
+
+    expected = {(one.agreement, one.parameters) for one in trials if not beaten(one)}
+    front = pareto_front(trials, "parameters")
+    assert {(one.agreement, one.parameters) for one in front} == expected
+    assert len(front) == len(expected)
+    assert [one.parameters for one in front] == sorted(one.parameters for one in front)
+
+
+def test_the_choice_is_the_best_within_the_budget():
+    front = [trial(0.5, 10, "x"), trial(0.7, 20, "y"), trial(0.9, 40, "z")]
+    assert choose(front, "parameters", 39) == front[1]
+    assert choose(front, "macs", 7 * 40) == front[2]
+    assert choose(front, "parameters", 9) is None
+
+
+@pytest.mark.parametrize("chosen", ["y", None])
+def test_the_table_and_the_file_say_the_same(tmp_path, chosen):
+    sweep = Sweep(
+        name="run",
+        cost="parameters",
+        budget=30,
+        images=200,
+        pass_seconds=3.0,
+        search_seconds=4.0,
+        failed={"p": "broken"},
+        trials=[trial(0.7, 20, "y"), trial(0.6, 25, "n"), trial(0.4, 1, "s")],
+        front=["s", "y"],
+        chosen=chosen,
+    )
+    sweep.save(tmp_path)
+    assert Sweep.model_validate(json.loads((tmp_path / "tune.json").read_text())) == sweep
+    text = (tmp_path / "tune.md").read_text()
+    front, everything = text.split("## All")
+    star = " *" if chosen else ""
+    assert f"| 20 3{star} | - | 0.001 | 0.7000 | 20 | 0.00 | 2 | 1.2 |" in front
+    assert "| 25 3 |" in everything
+    assert "| 25 3 |" not in front
+    assert "2 (stopped)" in front
+    assert "- `p`: broken" in text
+    assert ("ka-ray run best.yaml" in text) == (chosen is not None)
+    assert ("costs at most 30 parameters" in text) == (chosen is None)
+    assert sweep.trial("n").parameters == 25

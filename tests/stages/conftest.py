@@ -1,0 +1,41 @@
+"""A run whose features have been extracted, for every test of what is made from them."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from ka_ray.features.store import FEATURES, IMAGES
+from ka_ray.stages.inputs import StageInputs
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import load_teacher
+
+NUM_IMAGES = 256
+SHORT = ("codes.epochs=3", "layers.epochs=2", "joint.epochs=3", "joint.batch_size=32")
+
+
+@pytest.fixture
+def inputs_for(load_config, make_store, tmp_path):
+    """Make a run whose features have been extracted, one teacher after the other."""
+
+    def make(
+        *overrides: str, pixels: np.ndarray | None = None, num_features: int = NUM_IMAGES
+    ) -> StageInputs:
+        config = load_config(*SHORT, *overrides)
+        teachers = [load_teacher(teacher) for teacher in config.teachers]
+        plan = make_plan(config, teachers)
+        grey = np.round(load_digits().images[:NUM_IMAGES] * 255 / 16).astype(np.uint8)
+        pixels = np.repeat(grey[:, None], 3, axis=1) if pixels is None else pixels
+        columns = {"image_id": np.arange(NUM_IMAGES), "image": pixels}
+        read = [teacher.features(torch.from_numpy(pixels), plan.paths[teacher.name]) for teacher in teachers]
+        for tap in plan.shapes:
+            stacked = torch.cat([features[tap] for features, _ in read], dim=1)
+            columns[tap] = stacked.half().numpy()
+        columns["scores"] = torch.cat([scores for _, scores in read], dim=1).half().numpy()
+        make_store({name: column[:num_features] for name, column in columns.items()}, folder=FEATURES)
+        if num_features < NUM_IMAGES:
+            scored = ("image_id", "image", "scores")
+            make_store({name: columns[name][num_features:] for name in scored}, folder=IMAGES)
+        return StageInputs(config, plan, tmp_path, tmp_path, torch.device("cpu"), lambda progress: None)
+
+    return make

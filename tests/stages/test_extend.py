@@ -1,0 +1,215 @@
+"""A teacher that joins later: the auto-encoders of the run before stay as they are, bit for bit."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ka_ray.config import Config
+from ka_ray.features.store import FEATURES
+from ka_ray.numerics.moments import Moments
+from ka_ray.stages import STAGES, run_stages
+from ka_ray.stages.codes_learner import empty_amalgamations
+from ka_ray.stages.inputs import StageInputs, load_stage, stage_file
+from ka_ray.storage.files import write_json
+from ka_ray.student import Student
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import load_teacher
+from ka_ray.teachers.plain import plain_conv_net
+from ka_ray.training import Progress
+
+NUM_IMAGES, BATCH, EPOCHS, CHANNELS = 48, 16, 2, {"conv1": 4, "conv2": 6}
+JOINING = {"third": ["digit_1", "digit_3"], "fourth": ["cat", "dog", "digit_9"]}  # they overlap
+SHORT = (
+    f"codes={{method: incremental, epochs: {EPOCHS}, batch_size: {BATCH}}}",
+    f"layers.batch_size={BATCH}",
+    f"joint.batch_size={BATCH}",
+)
+
+
+@pytest.fixture
+def config_for(load_config, config_tree, randomised, tmp_path) -> Callable[..., Config]:
+    """Make the config of a run of the first so many of four teachers."""
+    teachers = [*config_tree["teachers"]]
+    for name, classes in JOINING.items():
+        network = randomised(plain_conv_net(len(classes), list(CHANNELS.values())))
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        checkpoint = str(tmp_path / f"{name}.safetensors")
+        teachers.append({**teachers[0], "name": name, "classes": classes, "checkpoint": checkpoint})
+
+    def make(num_teachers: int, *overrides: str) -> Config:
+        config_tree["teachers"] = teachers[:num_teachers]
+        return load_config(*SHORT, *overrides)
+
+    return make
+
+
+@pytest.fixture
+def inputs_for(config_for, make_store, tmp_path):
+    """Make a run whose features are random: the same for a teacher, whoever joins it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (NUM_IMAGES, 3, 8, 8), dtype=np.uint8)
+    maps = {
+        tap: rng.normal(size=(NUM_IMAGES, 4 * count, size, size)).astype(np.float16)
+        for (tap, count), size in zip(CHANNELS.items(), (8, 4), strict=True)
+    }
+    scores = rng.normal(size=(NUM_IMAGES, 15)).astype(np.float16)
+
+    def make(name: str, num_teachers: int, *overrides: str) -> StageInputs:
+        config = config_for(num_teachers, *overrides)
+        plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+        stacked = {tap: maps[tap][:, : num_teachers * count] for tap, count in CHANNELS.items()}
+        own = scores[:, : plan.label_sets.num_scores]
+        columns = {"image_id": np.arange(NUM_IMAGES), "image": pixels, "scores": own, **stacked}
+        make_store(columns, folder=f"{name}/{FEATURES}")
+        folder = tmp_path / name
+        return StageInputs(config, plan, folder, folder, torch.device("cpu"), lambda progress: None)
+
+    return make
+
+
+def summary(inputs: StageInputs) -> dict[str, Any]:
+    return json.loads(stage_file(inputs.folder, "codes").read_text())
+
+
+def codes(folder: Path) -> dict[str, Tensor]:
+    return load_file(stage_file(folder, "codes").with_suffix(".safetensors"))
+
+
+def learn_codes(inputs: StageInputs) -> list[Progress]:
+    """Run the first stage alone, as ``run_stages`` would leave it; all that it told."""
+    told: list[Progress] = []
+    for stage in ("layers", "joint"):
+        stage_file(inputs.folder, stage).parent.mkdir(exist_ok=True)
+        write_json(stage_file(inputs.folder, stage), {})
+    run_stages(replace(inputs, report=told.append))
+    return told
+
+
+def encoders(inputs: StageInputs) -> torch.nn.ModuleDict:
+    spec = inputs.plan.spec
+    found = empty_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
+    load_stage(inputs.folder, "codes", found)
+    return found
+
+
+def features(inputs: StageInputs, tap: str) -> Tensor:
+    store = inputs.store(FEATURES)
+    return torch.from_numpy(store.gather([tap], np.arange(NUM_IMAGES))[tap]).float()
+
+
+@pytest.fixture
+def extended(inputs_for) -> tuple[StageInputs, StageInputs, list[Progress]]:
+    """A run of three teachers, the one of four that extends it, and what the latter told.
+
+    With another seed, so that links which are trained again do not come out the same.
+    """
+    old = inputs_for("old", 3)
+    learn_codes(old)
+    new = inputs_for("new", 4, f"extend={old.folder}", "seed=1")
+    return old, new, learn_codes(new)
+
+
+def test_a_chain_is_learned_link_after_link_and_its_history_counts_on(inputs_for):
+    inputs = inputs_for("run", 4)
+    told = learn_codes(inputs)
+    history = summary(inputs)["history"]
+    links = 3
+    kept = summary(inputs)["links"]
+    assert (kept["reused"], kept["trained"], len(kept["seconds"])) == (0, links, links)
+    assert [record["epoch"] for record in history] == list(range(1, links * EPOCHS + 1))
+    assert {record["epochs"] for record in history} == {links * EPOCHS}
+    assert [record["images"] for record in history] == [NUM_IMAGES * e for e in range(1, links * EPOCHS + 1)]
+    seconds = [record["seconds"] for record in history]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    ended = [progress for progress in told if progress.epoch_ended]
+    assert [(p.epoch, p.images, p.seconds) for p in ended] == [
+        (record["epoch"], record["images"], record["seconds"]) for record in history
+    ]
+
+
+def test_every_link_of_the_extended_run_stays_bit_for_bit(extended, inputs_for):
+    old, new, _ = extended
+    again = inputs_for("again", 4, "seed=1")
+    learn_codes(again)
+    before, after = (
+        {name: weight for name, weight in codes(run.folder).items() if ".links." in name}
+        for run in (old, new)
+    )
+    assert len(before) == 2 * 2 * 4  # taps, links, weights and biases of encoder and decoder
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+        assert not torch.equal(codes(again.folder)[name], tensor), name
+    assert {name.split(".")[2] for name in after.keys() - before.keys()} == {"2"}
+
+
+def test_only_the_new_link_is_trained(extended):
+    old, new, told = extended
+    before, after = summary(old)["links"], summary(new)["links"]
+    assert (before["reused"], before["trained"]) == (0, 2)
+    assert (after["reused"], after["trained"]) == (2, 1)
+    assert after["seconds"][:2] == before["seconds"]
+    assert len(after["seconds"]) == 3
+    assert [record["epoch"] for record in summary(new)["history"]] == list(range(1, EPOCHS + 1))
+    assert [(p.epoch, p.epochs) for p in told if p.epoch_ended] == [(1, EPOCHS), (2, EPOCHS)]
+    torch.manual_seed(new.config.seed)
+    untrained = empty_amalgamations("incremental", new.plan.channels, new.plan.spec.widths).state_dict()
+    after = codes(new.folder)
+    assert not any(torch.equal(after[name], untrained[name]) for name in after)
+
+
+@torch.no_grad()
+def test_the_codes_of_the_common_teachers_are_the_same_before_and_after(extended):
+    old, new, _ = extended
+    for tap, width in new.plan.spec.widths.items():
+        before = encoders(old)[tap].encode(features(old, tap)) * encoders(old)[tap].scale
+        joined = encoders(new)[tap].link_input(features(new, tap).movedim(1, -1).flatten(0, -2), 2)
+        after = joined[:, :width].unflatten(0, (NUM_IMAGES, *before.shape[2:])).movedim(-1, 1)
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+        fourth = features(new, tap)[:, -CHANNELS[tap] :].movedim(1, -1).flatten(0, -2)
+        assert torch.equal(joined[:, width:], fourth)
+
+
+@torch.no_grad()
+def test_the_error_of_an_extended_chain_is_that_of_all_four_teachers_features(extended):
+    _, new, _ = extended
+    for tap, judged in summary(new)["taps"].items():
+        stacked = features(new, tap)
+        rebuilt = encoders(new)[tap](stacked)
+        variance = (stacked - stacked.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
+        error = float((rebuilt - stacked).square().sum() / variance)
+        assert judged["relative_error"] == pytest.approx(error, rel=1e-4)
+        moments = Moments.of(stacked)
+        assert judged["optimal_relative_error"] == pytest.approx(
+            moments.optimal_relative_error(judged["width"]), rel=1e-6
+        )
+
+
+def test_a_student_is_learned_from_the_extended_codes(inputs_for):
+    old = inputs_for("old", 3)
+    learn_codes(old)
+    new = inputs_for("new", 4, f"extend={old.folder}")
+    run_stages(new)
+    assert {path.stem for path in (new.folder / "stages").glob("*.json")} == {*STAGES}
+    assert summary(new)["links"]["reused"] == 2
+    student = Student(new.plan.spec)
+    load_stage(new.folder, "joint", student)
+    assert student.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 12)
+    assert student.spec.classes[-2:] == ("cat", "dog")
+
+
+def test_other_methods_train_all_their_auto_encoders_again(inputs_for):
+    old = inputs_for("old", 3, "codes.method=direct")
+    learn_codes(old)
+    new = inputs_for("new", 4, "codes.method=direct", f"extend={old.folder}")
+    learn_codes(new)
+    kept = summary(new)["links"]
+    assert (kept["reused"], kept["trained"], len(kept["seconds"])) == (0, 1, 1)

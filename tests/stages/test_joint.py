@@ -1,0 +1,213 @@
+"""Joint learning: the losses by their formulas, and teachers that score the very view."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ka_ray.amalgamation.label_sets import softened_kl
+from ka_ray.config import Augmentation, JointConfig, ScoresConfig
+from ka_ray.images.augment import NUM_DRAWS, augment, score_views
+from ka_ray.stages.joint import JointLearner, needs_teachers
+from ka_ray.student import Student
+from ka_ray.teachers import Teacher, load_teacher
+
+AUGMENT = Augmentation(flip=True, shift=2)
+ONE_VIEW = ScoresConfig()
+OVERLAPPING = {"low": tuple("abcde"), "high": tuple("gdfea")}
+CLASSES = "abcdegf"
+
+
+@pytest.fixture
+def teachers(load_config) -> list[Teacher]:
+    return [load_teacher(config) for config in load_config().teachers]
+
+
+@pytest.fixture
+def student(make_spec, teachers) -> Student:
+    return Student(make_spec("plain", {"conv1": 5}, classes=10, widths=[4]))
+
+
+@pytest.fixture
+def student_by(make_spec) -> Callable[[str | None], Student]:
+    """Make a student of overlapping label sets, by a rule."""
+    spec = make_spec("plain", {"conv1": 5}, widths=[4])
+    return lambda rule: Student(replace(spec, label_sets=OVERLAPPING, rule=rule))
+
+
+def make_batch(count: int = 6) -> dict[str, Tensor]:
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+    return {"image": images, "scores": torch.randn(count, 10), "draws": torch.rand(count, NUM_DRAWS)}
+
+
+def kl_by_numpy(scores: Tensor, target: Tensor, temperature: float) -> float:
+    def softmax(values: Tensor) -> np.ndarray:
+        exponents = np.exp(values.detach().double().numpy() / temperature)
+        return exponents / exponents.sum(1, keepdims=True)
+
+    p, q = softmax(target), softmax(scores)
+    return float(temperature**2 * (p * (np.log(p) - np.log(q))).sum(1).mean())
+
+
+def test_mse_is_half_the_mean_squared_difference(student):
+    batch = make_batch()
+    losses = JointLearner(student, JointConfig(), ONE_VIEW)(batch)
+    expected = ((student(batch["image"]) - batch["scores"]) ** 2).mean() / 2
+    torch.testing.assert_close(losses, {"loss": expected})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
+def test_kl_is_its_formula(student, temperature):
+    batch = make_batch()
+    config = JointConfig(loss="kl", temperature=temperature)
+    loss = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
+    expected = kl_by_numpy(student(batch["image"]), batch["scores"], temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_kl_vanishes_where_scores_differ_by_a_constant():
+    scores = torch.randn(4, 5)
+    assert softened_kl(scores, scores + 3, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert softened_kl(scores, scores.flip(0), 2.0).item() > 1e-3
+
+
+def test_kl_stays_finite_for_huge_scores():
+    scores = torch.tensor([[1e4, -1e4, 0.0]])
+    assert torch.isfinite(softened_kl(-scores, scores, 1.0))
+
+
+def test_the_gradient_of_kl_keeps_its_size_at_high_temperature():
+    target = torch.randn(64, 5)
+    sizes = []
+    for temperature in (20.0, 80.0):
+        scores = torch.zeros(64, 5, requires_grad=True)
+        softened_kl(scores, target, temperature).backward()
+        sizes.append(scores.grad.norm().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_teachers_score_the_view_that_the_student_sees(student, teachers, loss):
+    batch = make_batch()
+    config = JointConfig(loss=loss, augment=AUGMENT)
+    got = JointLearner(student, config, ONE_VIEW, teachers)(batch)["loss"]
+    views = augment(batch["image"], AUGMENT, batch["draws"])
+    assert not torch.equal(views, batch["image"])
+    target = torch.cat([teacher.scores(views) for teacher in teachers], dim=1)
+    stored = JointLearner(student, JointConfig(loss=loss), ONE_VIEW)
+    torch.testing.assert_close(got, stored({"image": views, "scores": target})["loss"])
+
+
+@pytest.mark.parametrize(("views", "count"), [(("flip",), 2), (("shift",), 5), (("flip", "shift"), 10)])
+def test_the_target_of_a_view_is_averaged_over_the_views_of_it(student, teachers, views, count):
+    batch, config = make_batch(), ScoresConfig(views=views, shift=1)
+    got = JointLearner(student, JointConfig(augment=AUGMENT), config, teachers)(batch)["loss"]
+    seen = augment(batch["image"], AUGMENT, batch["draws"])
+    edged = torch.nn.functional.pad(seen.float(), (1, 1, 1, 1), mode="replicate")
+    moves = [(1, 1), (2, 1), (0, 1), (1, 2), (1, 0)] if "shift" in views else [(1, 1)]
+    many = [edged[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    if "flip" in views:
+        mirrored = edged.flip(-1)
+        many += [mirrored[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    assert len(many) == count
+    own = [sum(teacher.scores(view) for view in many) / count for teacher in teachers]
+    expected = ((student(seen) - torch.cat(own, dim=1)) ** 2).mean() / 2
+    torch.testing.assert_close(got, expected)
+
+
+def amalgamated_by_loop(own: Tensor, rule: str) -> np.ndarray:
+    """Every class of every image on its own."""
+    merge = {"mean": np.mean, "max": np.max}[rule]
+    said = own.reshape(len(own), 2, 5).numpy()
+    rows = [
+        [
+            merge([scores[t, names.index(c)] for t, names in enumerate(OVERLAPPING.values()) if c in names])
+            for c in CLASSES
+        ]
+        for scores in said
+    ]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("given", "rule"), [(None, "mean"), ("mean", "mean"), ("max", "max")])
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_where_label_sets_overlap_the_target_is_by_the_rule(student_by, given, rule, loss):
+    student, batch = student_by(given), make_batch()
+    target = amalgamated_by_loop(batch["scores"], rule)
+    got = JointLearner(student, JointConfig(loss=loss, temperature=3.0), ONE_VIEW)(batch)["loss"]
+    scores = student(batch["image"]).detach()
+    expected = kl_by_numpy(scores, torch.tensor(target), 3.0)
+    if loss == "mse":
+        expected = ((scores.numpy() - target) ** 2).mean() / 2
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "temperature"), [("kl", 1.0), ("kl", 3.0), ("mse", 1.0)])
+def test_conditional_compares_with_each_teacher_among_its_own_classes(student_by, loss, temperature):
+    """Without ``kl`` nothing is softened."""
+    student, batch = student_by("conditional"), make_batch()
+    config = JointConfig(loss=loss, temperature=temperature if loss == "kl" else 7.0)
+    got = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
+    scores, expected = student(batch["image"]), 0.0
+    for own, names in zip(batch["scores"].split(5, dim=1), OVERLAPPING.values(), strict=True):
+        columns = [CLASSES.index(name) for name in names]
+        expected += kl_by_numpy(scores[:, columns], own, temperature)
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_augmented_views_are_compared_by_the_rule_too(student_by, teachers):
+    student, batch = student_by("conditional"), make_batch()
+    got = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)(batch)["loss"]
+    views = augment(batch["image"], AUGMENT, batch["draws"])
+    stored = {"image": views, "scores": torch.cat([teacher.scores(views) for teacher in teachers], dim=1)}
+    torch.testing.assert_close(got, JointLearner(student, JointConfig(), ONE_VIEW)(stored)["loss"])
+
+
+def test_augmentation_without_teachers_is_refused(student):
+    with pytest.raises(ValueError, match="needs the teachers"):
+        JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW)
+
+
+def test_mirrored_images_keep_the_scores_that_are_averaged_over_both_sides(student, teachers):
+    batch, config = make_batch(), JointConfig(augment=Augmentation(flip=True))
+    both = ScoresConfig(views=("flip", "shift"))
+    stored = torch.cat([score_views(teacher.scores, batch["image"], both) for teacher in teachers], dim=1)
+    got = JointLearner(student, config, both)(batch | {"scores": stored})["loss"]
+    images = augment(batch["image"], config.augment, batch["draws"])
+    assert not torch.equal(images, batch["image"])
+    anew = torch.cat([score_views(teacher.scores, images, both) for teacher in teachers], dim=1)
+    expected = ((student(images) - anew) ** 2).mean() / 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("augment", "views", "needed"),
+    [
+        ({"flip": True}, (), True),
+        ({"flip": True}, ("shift",), True),
+        ({"flip": True}, ("flip",), False),
+        ({"flip": True, "shift": 1}, ("flip",), True),
+        ({}, (), False),
+    ],
+)
+def test_teachers_are_needed_where_a_view_has_other_scores(augment, views, needed):
+    config = JointConfig(augment=Augmentation(**augment))
+    assert needs_teachers(config, ScoresConfig(views=views)) is needed
+
+
+def test_the_student_alone_is_learned(student, teachers):
+    learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
+    learner(make_batch())["loss"].backward()
+    assert {id(p) for p in learner.parameters()} == {id(p) for p in student.parameters()}
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None for teacher in teachers for p in teacher.network.parameters())
+
+
+def test_training_mode_does_not_reach_the_teachers(student, teachers):
+    learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
+    learner.train()
+    assert student.training
+    assert not any(module.training for teacher in teachers for module in teacher.network.modules())

@@ -1,0 +1,316 @@
+"""Layer-wise learning: what each stage is fed, which gradients flow, and that folding is exact."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ka_ray.amalgamation import LabelSets
+from ka_ray.stages.codes_learner import empty_amalgamations
+from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters, relative_error
+from ka_ray.student import Student
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student; ``widths`` of one that is cut are its own, and its taps lie at ``paths``."""
+
+    network: str
+    widths: Mapping[str, int]
+    arguments: Mapping[str, Any]
+    size: int
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+
+CUT = "ka_ray.teachers.plain:plain_conv_net"
+STUDENTS = {
+    "convs": Case("plain", {"conv1": 5, "conv2": 7, "conv3": 4}, {"widths": [4, 6, 8]}, 12),
+    "convs without a tap between": Case("plain", {"conv2": 7}, {"widths": [4, 6, 8]}, 12),
+    "convs and linear layers": Case(
+        "alexnet", {f"conv{i}": i + 1 for i in range(1, 6)} | {"fc6": 8, "fc7": 7}, {}, 64
+    ),
+    "cut, with norms": Case(
+        CUT, {"a": 4, "b": 6}, {"num_classes": 4, "widths": [4, 6]}, 12, {"a": "norm1", "b": "norm2"}
+    ),
+    "cut, adapters kept": Case(
+        CUT, {"a": 4, "b": 6}, {"num_classes": 4, "widths": [4, 6]}, 12, {"a": "pool1", "b": "flatten"}
+    ),
+}
+
+
+@pytest.fixture
+def make_learner(make_spec, randomised) -> Callable[..., LayerwiseLearner]:
+    """Make a learner whose adapters, encoders, biases and batch norms are all random."""
+
+    def make(name: str = "convs", **changes: Any) -> LayerwiseLearner:
+        case = STUDENTS[name]
+        spec = make_spec(case.network, dict(case.widths), image_size=case.size, **case.arguments)
+        student = Student(replace(spec, **({"paths": case.paths} if case.paths else {}), **changes))
+        assert {tap: shape[0] for tap, shape in student.shapes.items()} == case.widths
+        channels = {tap: (width, 3, 2) for tap, width in case.widths.items()}
+        learner = LayerwiseLearner(student, empty_amalgamations("incremental", channels, case.widths))
+        randomised(student)
+        perturb(learner)
+        return learner.train()
+
+    return make
+
+
+@torch.no_grad()
+def perturb(learner: LayerwiseLearner) -> None:
+    for adapter in learner.adapters.values():
+        channels = len(adapter.linear.bias)
+        adapter.linear.weight.normal_(0, channels**-0.5)
+        adapter.linear.bias.normal_()
+
+
+def pixels(learner: LayerwiseLearner, count: int = 3) -> Tensor:
+    size = learner.student.spec.image_size
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+def in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
+    """Run stage, adapter, stage, adapter, ... on images: what each tap has behind its adapter."""
+    features, outputs = learner.student.preprocess(images), {}
+    for tap, stage in learner.student.stages.items():
+        features = stage(features)
+        if tap in learner.adapters:
+            features = learner.adapters[tap](features)
+        outputs[tap] = features
+    return outputs
+
+
+def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
+    """Images, scores, and random stacked features of the right shapes."""
+    images = pixels(learner, count)
+    with torch.no_grad():
+        outputs = in_turn(learner, images)
+    label_sets = LabelSets(learner.student.spec.label_sets, learner.student.spec.rule)
+    del outputs["scores"]
+    batch = {"image": images, "scores": torch.randn(count, label_sets.num_scores)}
+    for tap, output in outputs.items():
+        batch[tap] = torch.randn(count, sum(learner.encoders[tap].spans), *output.shape[2:])
+    return batch
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("name", STUDENTS)
+@torch.no_grad()
+def test_the_folded_student_is_the_chain_of_stages_and_adapters(make_learner, name, dtype, tolerance):
+    learner = make_learner(name).to(dtype).eval()
+    images = pixels(learner)
+    expected = in_turn(learner, images)
+    student = fold_adapters(learner)
+    features = student.preprocess(images)
+    for tap, stage in student.stages.items():
+        features = stage(features)
+        assert (features - expected[tap]).abs().max() <= tolerance, tap
+    assert (student(images) - expected["scores"]).abs().max() <= tolerance
+
+
+NETWORKS = {
+    "resnet18": {"stem": "bn1", "early": "layer2", "late": "layer4", "pooled": "avgpool"},
+    "mobilenet_v3_small": {"stem": "features.0", "a": "features.1", "b": "features.4", "c": "features.11"},
+}
+KEPT = {"resnet18": ["early", "late", "pooled"], "mobilenet_v3_small": ["stem", "c"]}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_after_training_a_network_with_norms_equals_its_unfolded_chain(make_spec, network):
+    spec = make_spec(network, {}, image_size=32)
+    student = Student(replace(spec, paths=NETWORKS[network]))
+    widths = {tap: shape[0] for tap, shape in student.shapes.items()}
+    student.spec = replace(student.spec, widths=widths)
+    assert [*student.kept] == KEPT[network]
+    channels = {tap: (width, 4) for tap, width in widths.items()}
+    learner = LayerwiseLearner(student, empty_amalgamations("direct", channels, widths)).eval()
+    batch = make_batch(learner, 8)
+    learner.train()
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-3)
+    for _ in range(3):  # moves weights, adapters, and the statistics of the norms
+        optimizer.zero_grad()
+        torch.stack(list(learner(batch).values())).sum().backward()
+        optimizer.step()
+    perturb(learner)
+    images = pixels(learner, 4)
+    with torch.no_grad():
+        expected = in_turn(learner.eval(), images)
+        folded = fold_adapters(learner)
+        features = folded.preprocess(images)
+        for tap, stage in folded.stages.items():
+            features = stage(features)
+            assert expected[tap].std() > 1e-2
+            assert (features - expected[tap]).abs().max() <= 1e-4 * max(1, expected[tap].abs().max()), tap
+        assert torch.equal(folded(images), features)
+
+
+def test_folding_puts_the_learner_into_eval_mode(make_learner):
+    learner = make_learner("cut, with norms")
+    assert learner.training
+    student = fold_adapters(learner)
+    assert student is learner.student
+    assert not any(module.training for module in learner.modules())
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_folding_adds_no_parameter(make_learner, name):
+    learner = make_learner(name)
+    before = {name: tensor.shape for name, tensor in learner.student.state_dict().items()}
+    after = {name: tensor.shape for name, tensor in fold_adapters(learner).state_dict().items()}
+    assert after == before
+
+
+def test_losses_are_the_equations(make_learner):
+    learner = make_learner()
+    batch = make_batch(learner)
+    codes = {}
+    for tap, chain in learner.encoders.items():  # two teachers, and then a third one with two channels
+        first, second = (link.encoder for link in chain.links)
+        codes[tap] = functional.conv2d(batch[tap][:, :-2], first.weight[:, :, None, None], first.bias)
+        joined = torch.cat([codes[tap], batch[tap][:, -2:]], dim=1)
+        codes[tap] = functional.conv2d(joined, second.weight[:, :, None, None], second.bias)
+
+    def adapted(tap: str) -> Tensor:
+        linear = learner.adapters[tap].linear
+        return functional.conv2d(codes[tap], linear.weight[:, :, None, None], linear.bias)
+
+    def last(tap: str) -> nn.Module:
+        return learner.student.stages[tap][-1]
+
+    def conv(tap: str, features: Tensor) -> Tensor:
+        return functional.conv2d(features, last(tap).weight, last(tap).bias, padding=1)
+
+    estimates = {
+        "conv1": conv("conv1", learner.student.preprocess(batch["image"])),
+        "conv2": conv("conv2", functional.max_pool2d(adapted("conv1").relu(), 2)),
+        "conv3": conv("conv3", functional.max_pool2d(adapted("conv2").relu(), 2)),
+        "scores": last("scores")(adapted("conv3").relu().mean((2, 3))),
+    }
+    targets = codes | {"scores": batch["scores"]}
+    losses = learner(batch)
+    assert list(losses) == list(estimates)
+    for tap, estimate in estimates.items():
+        torch.testing.assert_close(losses[tap], ((estimate - targets[tap]) ** 2).mean() / 2)
+
+
+@pytest.mark.parametrize("tap", ["conv1", "conv2", "conv3", "scores"])
+def test_no_gradient_crosses_a_tap(make_learner, tap):
+    learner = make_learner()
+    learner(make_batch(learner))[tap].backward()
+    taps = ["conv1", "conv2", "conv3", "scores"]
+    before = taps[taps.index(tap) - 1] if tap != "conv1" else None
+    expected = {f"student.stages.{tap}"} | ({f"adapters.{before}"} if before else set())
+    reached = {
+        next(
+            part
+            for part in [*(f"student.stages.{t}" for t in taps), *(f"adapters.{t}" for t in taps)]
+            if name.startswith(f"{part}.")
+        )
+        for name, parameter in learner.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().max() > 0
+    }
+    assert reached == expected
+
+
+@pytest.mark.parametrize("name", ["cut, with norms", "cut, adapters kept"])
+def test_no_gradient_crosses_a_tap_of_a_network_that_was_cut(make_learner, name):
+    learner = make_learner(name)
+    learner(make_batch(learner))["b"].backward()
+    reached = {
+        name.removeprefix("student.stages.").split(".")[0]
+        for name, parameter in learner.named_parameters()
+        if parameter.grad is not None
+    }
+    assert reached == {"b", "adapters"}
+    assert learner.adapters["a"].linear.weight.grad.abs().max() > 0
+    assert learner.adapters["b"].linear.weight.grad is None
+
+
+OVERLAPPING = {"low": ("a", "b", "c"), "high": ("d", "c")}
+"""Four classes a, b, c, d; the teachers' own scores are in the order a, b, c, d, c."""
+
+
+@pytest.mark.parametrize("rule", [None, "mean", "max"])
+def test_where_label_sets_overlap_the_scores_are_learned_by_the_rule(make_learner, rule):
+    learner = make_learner(label_sets=OVERLAPPING, rule=rule)
+    batch = make_batch(learner, 6)
+    own = batch["scores"]
+    both = torch.maximum(own[:, 2], own[:, 4]) if rule == "max" else (own[:, 2] + own[:, 4]) / 2
+    target = torch.stack([own[:, 0], own[:, 1], both, own[:, 3]], dim=1)
+    estimate = learner.pairs(batch)["scores"][0]
+    torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
+    error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_centred_scores_are_what_the_last_layer_learns(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING, rule="max", center=True)
+    batch = make_batch(learner, 6)
+    low, high = (part - part.mean(1, keepdim=True) for part in batch["scores"].split([3, 2], dim=1))
+    target = torch.cat([low[:, :2], torch.maximum(low[:, 2:], high[:, 1:]), high[:, :1]], dim=1)
+    estimate = learner.pairs(batch)["scores"][0]
+    torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
+
+
+def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING, rule="conditional")
+    batch = make_batch(learner, 6)
+    estimate = learner.pairs(batch)["scores"][0]
+    expected = 0.0
+    for own, columns in ((batch["scores"][:, :3], [0, 1, 2]), (batch["scores"][:, 3:], [3, 2])):
+        p, q = own.softmax(1), estimate[:, columns].softmax(1)
+        expected += (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(learner(batch)["scores"], expected)
+
+
+def test_the_error_of_conditional_ignores_a_constant_added_to_all_scores(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING, rule="conditional").eval()
+    batch = make_batch(learner, 6)
+    before = relative_error(learner.squared_errors(batch)["scores"])
+    with torch.no_grad():
+        learner.student.stages["scores"][-1].bias.add_(5)
+    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(before, rel=1e-4)
+    target = LabelSets(OVERLAPPING, "conditional").amalgamate(batch["scores"])
+    estimate = learner.pairs(batch)["scores"][0]
+    estimate, target = (t - t.mean(1, keepdim=True) for t in (estimate.detach(), target))
+    error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert before == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_encoders_are_frozen_and_the_rest_learns(make_learner):
+    learner = make_learner()
+    torch.stack(list(learner(make_batch(learner)).values())).sum().backward()
+    for name, parameter in learner.named_parameters():
+        assert (parameter.grad is None) == name.startswith("encoders."), name
+
+
+@pytest.mark.parametrize("name", ["convs", "convs and linear layers", "cut, with norms"])
+def test_the_relative_error_is_that_over_all_batches(make_learner, name):
+    learner = make_learner(name).eval()
+    batches = [make_batch(learner, count) for count in (4, 3, 5)]
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        for tap, part in learner.squared_errors(batch).items():
+            sums[tap] = sums.get(tap, 0) + part
+    for tap, total in sums.items():
+        pairs = [learner.pairs(batch)[tap] for batch in batches]
+        estimate, target = (torch.cat(part).detach().double().numpy() for part in zip(*pairs, strict=True))
+        axes = (0, *range(2, target.ndim))
+        variance = ((target - target.mean(axis=axes, keepdims=True)) ** 2).sum()
+        expected = ((estimate - target) ** 2).sum() / variance
+        assert relative_error(total) == pytest.approx(expected, rel=1e-5), tap
+        assert total.dtype == torch.float64
+
+
+def test_a_perfect_estimate_has_no_error_and_the_mean_has_one():
+    target = np.random.default_rng(0).normal(size=(50, 3)) + 4
+    first, second = target.sum(0), (target**2).sum(0)
+    variance = ((target - target.mean(0)) ** 2).sum()
+    for error, expected in ((0.0, 0.0), (variance, 1.0)):
+        sums = torch.tensor([error, 50.0, *first, *second], dtype=torch.float64)
+        assert relative_error(sums) == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,79 @@
+"""A trial of the search: the student computed from sums, joint learning as in a run, its agreement."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ka_ray.features.stack import SCORES
+from ka_ray.features.store import FEATURES, Store
+from ka_ray.stages import STAGES
+from ka_ray.stages.inputs import load_stage, save_stage
+from ka_ray.stages.trial import Tried, run_trial
+from ka_ray.student import Student, load_student
+from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
+from ka_ray.training.batches import Batches
+
+EXACT = ("codes.solver=exact", "codes.basis=channels", "layers.solver=least_squares")
+WIDTHS = {"conv1": 3, "conv2": 7}
+
+
+@pytest.fixture
+def inputs(inputs_for):
+    return inputs_for(*EXACT)
+
+
+@pytest.fixture
+def one_pass(inputs) -> OnePass:
+    stacked = {tap: shape[0] for tap, shape in inputs.plan.shapes.items()}
+    meter = OnePassMeter(inputs.plan.spec, stacked, 64)
+    for batch in Batches(inputs.store(FEATURES), ["image", SCORES, *stacked], 64, 0, num_draws=2).once():
+        meter.add(batch)
+    return OnePass(whole_student(inputs.plan.spec, stacked).spec, meter.total)
+
+
+def agreement_of(student: Student, folder) -> float:
+    store = Store(folder)
+    rows = store.gather(["image", SCORES], np.arange(len(store)))
+    with torch.inference_mode():
+        said = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
+    return float((said == rows[SCORES].argmax(axis=1)).mean())
+
+
+@pytest.mark.parametrize("ridge", [None, 1e-2])
+def test_without_a_rate_the_student_is_the_one_of_the_sums(inputs, one_pass, tmp_path, ridge):
+    told, held_out = [], inputs.data / FEATURES
+    run_trial(Tried(WIDTHS, ridge, None, tmp_path / "trial"), one_pass, inputs, held_out, told.append)
+    expected, solutions = one_pass.student(WIDTHS, *([] if ridge is None else [(ridge,)]))
+    found = load_student(tmp_path / "trial")
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)
+    assert ridge is None or {one.ridge for one in solutions.values()} == {ridge}
+    assert [(one["epochs"], one["agreement"]) for one in told] == [(0, agreement_of(expected, held_out))]
+
+
+def test_joint_learning_of_a_trial_is_that_of_a_run(inputs, one_pass, tmp_path):
+    told, held_out = [], inputs.data / FEATURES
+    folder = tmp_path / "trial"
+    run_trial(Tried(WIDTHS, None, 0.004, folder), one_pass, inputs, held_out, told.append)
+    assert [one["epochs"] for one in told] == [1, 2, 3]
+    assert told[-1]["agreement"] == agreement_of(load_student(folder), held_out)
+
+    start, _ = one_pass.student(WIDTHS)
+    joint = inputs.config.joint.model_copy(update={"learning_rate": 0.004})
+    run = replace(
+        inputs,
+        config=inputs.config.model_copy(update={"joint": joint}),
+        plan=replace(inputs.plan, spec=start.spec),
+        folder=tmp_path / "run",
+    )
+    save_stage(run.folder, "layers", start, {})
+    torch.manual_seed(run.config.seed)
+    module, _ = STAGES["joint"](run)
+    save_stage(run.folder, "joint", module, {})
+    expected = Student(start.spec)
+    load_stage(run.folder, "joint", expected)
+    torch.testing.assert_close(load_student(folder).state_dict(), expected.state_dict(), atol=0, rtol=0)
+    shutil.rmtree(folder)

@@ -1,0 +1,240 @@
+"""Files on a disk, behind ``file://`` and on a server that speaks S3: the same operations and outcomes."""
+
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ka_ray.errors import InputError
+from ka_ray.storage import files
+from ka_ray.storage.files import (
+    atomic_file,
+    cache_folder,
+    exists,
+    is_remote,
+    list_files,
+    make_folder,
+    ranges_of,
+    read_bytes,
+    read_each,
+    remove_tree,
+    write_text,
+)
+from ka_ray.storage.uris import to_path
+
+ROUNDS = 30
+SIZE = 2_000_000
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def place(request, tmp_path) -> Path:
+    """A folder on one of three file systems."""
+    if request.param == "local":
+        return tmp_path / "place"
+    if request.param == "file":
+        return to_path(f"file://{tmp_path}/place")
+    return to_path(f"{request.getfixturevalue('s3')}/deep/place")
+
+
+def test_what_is_written_is_read_again(place):
+    make_folder(place / "a" / "b")
+    write_text(place / "a" / "b" / "note.txt", "höhe\n")
+    assert (place / "a" / "b" / "note.txt").read_text() == "höhe\n"
+    assert exists(place / "a" / "b" / "note.txt")
+    assert exists(place / "a")
+    assert not exists(place / "a" / "c")
+
+
+def test_writing_leaves_that_file_alone(place):
+    make_folder(place)
+    for text in ("one", "two"):
+        write_text(place / "note.txt", text)
+    assert list_files(place) == ["note.txt"]
+    assert (place / "note.txt").read_text() == "two"
+
+
+def test_a_block_that_fails_leaves_what_was_there(place):
+    make_folder(place)
+    write_text(place / "note.txt", "whole")
+
+    def fail() -> None:
+        with atomic_file(place / "note.txt") as part:
+            part.write_text("ha")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert list_files(place) == ["note.txt"]
+    assert (place / "note.txt").read_text() == "whole"
+
+
+def _write_again_and_again(where: str, ready) -> None:
+    for number in range(ROUNDS):
+        with atomic_file(to_path(where) / "big") as part:
+            part.write_bytes(bytes([number]) * SIZE)
+        ready.set()
+
+
+def test_no_reader_ever_sees_half_a_file(place):
+    make_folder(place)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    writer = context.Process(target=_write_again_and_again, args=(str(place), ready))
+    writer.start()
+    assert ready.wait(120)
+    seen = set()
+    while writer.is_alive() or len(seen) < 2:
+        content = read_bytes(place / "big")
+        assert len(content) == SIZE
+        assert content == content[:1] * SIZE
+        seen.add(content[0])
+        assert writer.exitcode in (None, 0)
+    writer.join()
+    assert (place / "big").read_bytes()[0] == ROUNDS - 1
+
+
+def test_another_process_is_seen_at_once(place):
+    make_folder(place)
+    write_text(place / "first.txt", "x")
+    assert list_files(place) == ["first.txt"]
+    assert [path.name for path in place.iterdir()] == ["first.txt"]
+    assert not exists(place / "note.txt")
+    code = "from ka_ray.storage.files import *; from ka_ray.storage.uris import to_path; "
+    code += f"write_text(to_path({str(place)!r}) / 'note.txt', 'x')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert exists(place / "note.txt")
+    assert list_files(place) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in place.iterdir()) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in place.glob("*.txt")) == ["first.txt", "note.txt"]
+
+
+def test_a_tree_is_removed_and_nothing_else(place):
+    for name in ("tree/a/b", "tree/c", "tree_of_another"):
+        make_folder((place / name).parent)
+        write_text(place / name, "x")
+    remove_tree(place / "tree")
+    remove_tree(place / "never_there")
+    assert list_files(place) == ["tree_of_another"]
+    assert not exists(place / "tree")
+
+
+def test_files_are_listed_folder_by_folder(place):
+    names = ["b.png", "a/z.PNG", "a-b/a.png", "a/b/c.png", "a/notes.txt"]
+    for name in names:
+        make_folder((place / name).parent)
+        write_text(place / name, name)
+    assert list_files(place) == ["a/b/c.png", "a/notes.txt", "a/z.PNG", "a-b/a.png", "b.png"]
+    assert list_files(place, {".png"}) == ["a/b/c.png", "a/z.PNG", "a-b/a.png", "b.png"]
+
+
+def test_many_files_are_read_in_their_order(place):
+    make_folder(place)
+    names = [f"{number} [{number % 3}]*.txt" for number in range(40)]
+    for name in names:
+        write_text(place / name, name)
+    wanted = [f"{place}/{name}" for name in [*names[30:], "nowhere", *names[:30]]]
+    contents = list(read_each(wanted))
+    assert isinstance(contents[10], FileNotFoundError)
+    assert b"".join(contents[:10] + contents[11:]).decode() == "".join(names[30:] + names[:30])
+    assert list(read_each([])) == []
+
+
+def test_a_range_is_all_that_is_read(place, monkeypatch):
+    make_folder(place)
+    with atomic_file(place / "numbers") as part:
+        part.write_bytes(bytes(range(250)) * 4000)
+    with ranges_of(place / "numbers") as opened:
+        if not is_remote(place):
+            assert opened == place / "numbers"
+            return
+        opened.seek(250 * 2000 + 7)
+        assert opened.read(3) == bytes([7, 8, 9])
+
+
+def test_paths_travel_to_other_processes(place):
+    again = pickle.loads(pickle.dumps(place / "x"))
+    assert again == place / "x"
+    assert str(again) == f"{place}/x"
+    assert to_path(str(again)) == again
+
+
+def test_a_local_name_is_a_path_of_pathlib(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert to_path("~/x") == Path("/somewhere/x")
+    assert to_path("runs/x") == Path("runs/x")
+    assert not is_remote(to_path("/x"))
+    assert is_remote(to_path("file:///x"))
+    assert str(to_path("memory://x/y/")) == "memory://x/y"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:s3cret@bucket/x",
+        "https://host/x?X-Amz-Signature=s3cret",
+        "https://host/x?a=b&access_token=s3cret",
+        "sftp://me:s3cret@host/x",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    with pytest.raises(InputError, match="credentials in the URI") as error:
+        to_path(uri)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("webdisk://x/y", "webdisk:// is no protocol that fsspec knows"),
+        ("simplecache::s3://x/y", "simplecache::s3:// is no protocol"),
+        ("s3://bucket/*.pt", "one place"),
+        ("s3://", "names no place"),
+        ("file:///", "names no place"),
+    ],
+)
+def test_a_uri_that_cannot_work_is_refused(uri, said):
+    with pytest.raises(InputError, match=said):
+        to_path(uri)
+
+
+@pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
+def test_a_missing_package_names_the_extra(monkeypatch, protocol, extra):
+    def missing(name: str) -> None:
+        raise ImportError(f"Install {name}")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(InputError, match=rf"{protocol}:// needs .* pip install 'ka_ray\[{extra}\]'"):
+        to_path(f"{protocol}://bucket/x")
+
+
+def test_what_cannot_be_reached_is_said(monkeypatch, tmp_path):
+    path = to_path(f"file://{tmp_path}/x")
+
+    def refuse(self, *args, **kwargs):
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr(type(path.fs), "exists", refuse)
+    with pytest.raises(InputError, match=r"file://.*/x cannot be reached: Unable to locate credentials"):
+        exists(path)
+
+
+def test_the_cache_is_the_users_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("KA_RAY_CACHE", raising=False)
+    monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
+    folder, user = cache_folder(), files.os.getuid()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(files.os, "getuid", lambda: user + 1)
+    folder.rename(tmp_path / f"ka_ray-{user + 1}")
+    with pytest.raises(InputError, match="belongs to someone else; set KA_RAY_CACHE"):
+        cache_folder()
+
+
+def test_nothing_of_a_file_system_is_imported_before_a_uri_is_given():
+    code = "import sys, ka_ray.storage.files; print([m for m in ('fsspec', 's3fs') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,129 @@
+"""Students computed from one pass, against the layers solved one student at a time from its own codes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ka_ray.amalgamation import Amalgamation
+from ka_ray.amalgamation.closed_form import channels_code
+from ka_ray.config import LayersConfig
+from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
+from ka_ray.numerics.moment_sums import Sums, load_sums, merge_sums, save_sums
+from ka_ray.numerics.moments import Moments
+from ka_ray.stages.layer_solver import LayerSolver
+from ka_ray.student import Student, StudentSpec
+from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
+
+STACKED, WIDTHS = {"conv1": 7, "conv2": 9}, {"conv1": 3, "conv2": 5}
+POSITIONS, IMAGES = 6, 60
+
+
+@pytest.fixture
+def spec(make_spec) -> StudentSpec:
+    return make_spec("plain", WIDTHS, widths=[3, 5])
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return {
+        "image": torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8),
+        "conv1": torch.randn(IMAGES, 7, 8, 8),
+        "conv2": torch.randn(IMAGES, 9, 4, 4) + 1,
+        SCORES: torch.randn(IMAGES, 4),
+        "draws": torch.rand(IMAGES, 2),
+    }
+
+
+def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {name: column[rows] for name, column in batch.items()}
+
+
+def sums_of(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> Sums:
+    meter = OnePassMeter(spec, STACKED, positions)
+    for batch in batches:
+        meter.add(batch)
+    return meter.total
+
+
+def one_pass_of(spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS) -> OnePass:
+    return OnePass(whole_student(spec, STACKED).spec, sums_of(spec, batch, positions=positions))
+
+
+class OneBatch:
+    """What the solver reads of :class:`ka_ray.training.batches.Batches`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch, self.rows = batch, np.arange(len(batch["image"]))
+
+    def once(self):
+        yield self.batch
+
+
+def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
+    total = one_pass_of(spec, batch)
+    student, solutions = total.student(WIDTHS)
+    encoders = nn.ModuleDict()
+    for tap, width in WIDTHS.items():
+        chosen = sorted(total.orders[tap][:width])
+        encoders[tap] = Amalgamation([STACKED[tap]], width)
+        encoders[tap].links[0].load_state_dict(channels_code(Moments.of(batch[tap]), chosen).state_dict())
+    expected = Student(spec)
+    config = LayersConfig(solver="least_squares", positions_per_image=POSITIONS)
+    found, _ = LayerSolver(expected, encoders, config, lambda _: OneBatch(batch), lambda _: None).solve()
+    assert {tap: one.ridge for tap, one in solutions.items()} == {
+        tap: one.ridge for tap, one in found.items()
+    }
+    for tap, one in found.items():
+        assert solutions[tap].relative_error == pytest.approx(one.relative_error, rel=1e-6)
+    torch.testing.assert_close(student.state_dict(), expected.state_dict(), atol=1e-5, rtol=1e-5)
+    assert student.spec.widths == WIDTHS
+
+
+def test_parts_merge_to_the_whole(spec, batch, tmp_path):
+    whole, parts = sums_of(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
+    apart = merge_sums(sums_of(spec, parts[0]), sums_of(spec, parts[1]))
+    save_sums(apart, tmp_path / "sums.safetensors")
+    for other in (sums_of(spec, *parts), apart, load_sums(tmp_path / "sums.safetensors")):
+        assert other.keys() == whole.keys()
+        for name, moments in whole.items():
+            assert other[name].count == moments.count
+            torch.testing.assert_close(other[name].mean, moments.mean)
+            torch.testing.assert_close(other[name].scatter, moments.scatter)
+
+
+def test_moments_of_stacked_features_and_of_what_is_seen_are_those_of_the_features(spec, batch):
+    total = one_pass_of(spec, batch, positions=64)
+    for tap in STACKED:
+        expected = Moments.of(batch[tap])
+        torch.testing.assert_close(total.stacked[tap].covariance, expected.covariance)
+    means = batch["conv2"].relu().mean(dim=(2, 3))
+    both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
+    seen = total.seen("conv2")
+    torch.testing.assert_close((seen.covariance, seen.targets), (both[:9, :9], both[:9, 9:]))
+    assert (seen.num_values, total.seen("conv1").num_values) == (1, 9)
+
+
+def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
+    wide = Student(replace(spec, widths=STACKED)).eval()
+    with torch.no_grad():
+        features = wide.preprocess(batch["image"])
+        for tap, stage in wide.stages.items():
+            features = batch[tap] = stage(features)
+    student, solutions = one_pass_of(spec, batch).student(STACKED)
+    torch.testing.assert_close(student(batch["image"]), wide(batch["image"]), atol=1e-4, rtol=1e-4)
+    assert max(one.relative_error for one in solutions.values()) < 1e-8
+
+
+def test_students_that_cannot_have_other_widths_are_refused(spec):
+    with pytest.raises(InputError, match="only students of a family"):
+        OnePassMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
+    with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
+        OnePassMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
+    with pytest.raises(InputError, match=r"leads to conv2 sees and gives 9900 values.* 0.7 GiB"):
+        OnePassMeter(spec, {"conv1": 1000, "conv2": 900}, 4)

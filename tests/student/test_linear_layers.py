@@ -1,0 +1,170 @@
+"""Solved layers against numpy's ridge regression on patches cut out by plain loops."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.positions import positions_of
+from ka_ray.numerics.ridge import solve
+from ka_ray.student.linear_layers import install, layer_samples, patches, solvable
+
+LAYERS = {
+    "plain": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 5)),
+    "strided": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 9, 8)),
+    "dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2), (3, 8, 8)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 6, 6)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (4, 6, 6)),
+    "oblong": (lambda: nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), (2, 5, 7)),
+    "same": (lambda: nn.Conv2d(2, 3, (5, 3), padding="same"), (2, 5, 7)),
+    "reflecting": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 5, 7)),
+    "linear": (lambda: nn.Linear(7, 3), (7,)),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def make(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
+    build, shape = LAYERS[name]
+    return build().double(), torch.randn(images, *shape, dtype=torch.float64)
+
+
+def moments_of(*given: Any) -> list[Moments]:
+    return [Moments.of(group) for group in layer_samples(*given).flatten(0, 1).unbind(dim=1)]
+
+
+def halves(
+    layer: nn.Module, features: torch.Tensor, targets: torch.Tensor
+) -> tuple[list[Moments], list[Moments]]:
+    cut = len(features) * 2 // 3
+    return moments_of(layer, features[:cut], targets[:cut]), moments_of(layer, features[cut:], targets[cut:])
+
+
+@every_layer
+def test_a_layer_is_a_linear_map_of_its_patches(name):
+    layer, features = make(name)
+    with torch.no_grad():
+        expected = layer(features)
+        cut = patches(layer, features)
+        weight = layer.weight.flatten(1).unflatten(0, (cut.shape[2], -1))
+        given = torch.einsum("bpgd,gtd->bpgt", cut, weight).flatten(2) + layer.bias
+    torch.testing.assert_close(
+        given, expected.flatten(2).transpose(1, 2) if expected.dim() > 2 else expected[:, None]
+    )
+
+
+@every_layer
+def test_sampled_patches_are_those_of_all(name):
+    layer, features = make(name, images=7)
+    every = patches(layer, features)
+    positions = positions_of(torch.rand(7), every.shape[1], 3)
+    expected = every[torch.arange(7)[:, None], positions]
+    assert torch.equal(patches(layer, features, positions), expected)
+
+
+@every_layer
+def test_a_layer_is_recovered_from_what_it_gives(name):
+    truth, features = make(name)
+    targets = truth(features).detach()
+    solution = solve(
+        *halves(truth, features, targets), num_outputs=len(truth.bias) // getattr(truth, "groups", 1)
+    )
+    assert solution.relative_error < 1e-12
+    layer = LAYERS[name][0]().double()
+    install(solution, layer, None)
+    torch.testing.assert_close(layer(features), targets, atol=1e-6, rtol=1e-6)
+
+
+def test_ridge_regression_by_numpy():
+    layer, features = make("plain")
+    targets = torch.randn(60, 4, 6, 5, dtype=torch.float64)
+    first, second = halves(layer, features, targets)
+    solution = solve(first, second, num_outputs=4, ridges=[0.3])
+    rows, values = [], []
+    padded = np.pad(features.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for image in range(60):
+        for y in range(6):
+            for x in range(5):
+                rows.append(padded[image, :, y : y + 3, x : x + 3].ravel())
+                values.append(targets[image, :, y, x].numpy())
+    x, y = np.array(rows), np.array(values)
+    centred, wanted = x - x.mean(0), y - y.mean(0)
+    gram = centred.T @ centred / len(x)
+    weight = np.linalg.solve(gram + 0.3 * np.trace(gram) / 27 * np.eye(27), centred.T @ wanted / len(x)).T
+    bias = y.mean(0) - weight @ x.mean(0)
+    np.testing.assert_allclose(solution.weight[0], weight, atol=1e-12)
+    np.testing.assert_allclose(solution.bias[0], bias, atol=1e-12)
+    given = x @ weight.T + bias
+    np.testing.assert_allclose(solution.mean[0], given.mean(0), atol=1e-12)
+    np.testing.assert_allclose(solution.variance[0], given.var(0), atol=1e-12)
+
+
+def test_the_ridge_is_the_best_on_held_out_images_and_its_error_is_reported():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 30, generator=generator, dtype=torch.float64)
+    targets = inputs @ torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    targets += 4 * torch.randn(60, 2, generator=generator, dtype=torch.float64)
+    layer, ridges = nn.Linear(30, 2), [1e-6, 1e-2, 0.5, 100.0]
+    first, second = halves(layer, inputs, targets)
+    found, held = {}, targets[40:]
+    for ridge in ridges:
+        x, y = (part[:40] - part[:40].mean(0) for part in (inputs, targets))
+        variance = x.square().mean()
+        weight = torch.linalg.solve(x.T @ x / 40 + ridge * variance * torch.eye(30), x.T @ y / 40)
+        given = (inputs[40:] - inputs[:40].mean(0)) @ weight + targets[:40].mean(0)
+        error = (given - held).square().sum()
+        found[ridge] = (error / (held - held.mean(0)).square().sum()).item()
+    solution = solve(first, second, num_outputs=2, ridges=ridges)
+    assert solution.ridge == min(found, key=found.__getitem__)
+    assert solution.ridge not in (1e-6, 100.0)  # so that neither end wins by itself
+    assert solution.relative_error == pytest.approx(found[solution.ridge])
+
+
+@pytest.mark.parametrize("name", ["plain", "linear"])
+def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statistics(name):
+    truth, features = make(name)
+    targets = truth(features).detach() + torch.randn(1, dtype=torch.float64)
+    solution = solve(*halves(truth, features, targets), num_outputs=len(truth.bias))
+    norm = (nn.BatchNorm2d if name == "plain" else nn.BatchNorm1d)(len(truth.bias)).double()
+    layer = LAYERS[name][0]().double()
+    install(solution, layer, norm)
+    torch.testing.assert_close(norm.eval()(layer(features)), targets, atol=1e-6, rtol=1e-6)
+    before = layer(features).movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(norm.running_mean, before.mean(0))
+    torch.testing.assert_close(norm.running_var, before.var(0, unbiased=False))
+
+
+def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
+    layer, features = make("grouped", images=8)
+    targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
+    positions = positions_of(torch.rand(8), 36, 5)
+    sampled = moments_of(layer, features, targets, positions)
+    assert len(sampled) == 2
+    for group, moments in enumerate(sampled):
+        rows = [
+            torch.cat(
+                [
+                    patches(layer, features)[i, p, group],
+                    targets[i, 3 * group : 3 * group + 3].flatten(1)[:, p],
+                ]
+            )
+            for i in range(8)
+            for p in positions[i].tolist()
+        ]
+        expected = Moments.of(torch.stack(rows))
+        torch.testing.assert_close((moments.mean, moments.scatter), (expected.mean, expected.scatter))
+        assert moments.count == 40
+
+
+def test_what_can_be_solved_and_what_not():
+    norm = nn.BatchNorm2d(4)
+    conv, linear = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2)
+    assert solvable(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), conv, norm)) == (conv, norm)
+    assert solvable(nn.Sequential(nn.ReLU(), nn.Flatten(), linear, nn.Dropout(0.0))) == (linear, None)
+    depthwise = nn.Conv2d(4, 4, 3, groups=4)
+    assert solvable(nn.Sequential(nn.ReLU(), depthwise)) == (depthwise, None)
+    assert solvable(nn.Sequential(conv, norm, nn.ReLU())) is None
+    assert solvable(nn.Sequential(nn.ReLU(), conv)) is None, "it has no bias"
+    assert solvable(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), conv, norm)) is None

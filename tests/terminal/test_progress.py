@@ -1,0 +1,81 @@
+"""Progress without a terminal, and the lines of a run elsewhere."""
+
+import pytest
+
+from ka_ray.terminal import progress as display
+from ka_ray.terminal.progress import Display
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set."""
+    time = [100.0]
+    monkeypatch.setattr(display.time, "perf_counter", lambda: time[0])
+    return time
+
+
+def test_a_long_pass_says_every_half_minute_how_far_it_is(capsys, clock):
+    with Display() as shown, shown.images("extract", 5000) as advance:
+        for clock[0] in (110.0, 129.9, 130.1, 140.0, 161.0):
+            advance(1000)
+    assert capsys.readouterr().out.splitlines() == [
+        "extract images=3000/5000 seconds=30.1",
+        "extract images=5000/5000 seconds=61.0",
+        "extract images=5000 seconds=61.0",
+    ]
+
+
+def test_a_short_pass_says_what_it_took_alone(capsys, clock):
+    with Display() as shown, shown.images("tune", 3, "trials") as advance:
+        clock[0] += 2
+        advance(3)
+    assert capsys.readouterr().out == "tune trials=3 seconds=2.0\n"
+
+
+def test_lines_pass_through_as_they_are(capsys):
+    lines = ["[red]not a colour[/red] :smile:", "extract images=1/2 seconds=1.0", "x" * 300, "", "  {'a': 1}"]
+    with Display() as shown:
+        for line in lines:
+            shown.line(line)
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("lines", "bars"),
+    [
+        (["extract images=1200/5000 seconds=30.1"], [("extract", 1200, 5000)]),
+        (
+            ["extract images=1200/5000 seconds=30.1", "extract images=5000 seconds=99.0"],
+            [("extract", 1200, 5000), ("extract", 5000, 5000)],
+        ),
+        (
+            ["direct scores.rule=max/codes epoch=2/6 images=10 seconds=1.0"],
+            [("direct scores.rule=max/codes", 2, 6)],
+        ),
+        (["tune trials=4/48 seconds=30.1"], [("tune", 4, 48)]),
+        (["extract images=5000 seconds=99.0", "a line, epoch=x", "images=1/2", "3 epochs=1/2"], []),
+    ],
+)
+def test_bars_follow_the_lines_of_a_run_elsewhere(monkeypatch, lines, bars):
+    drawn = []
+
+    def bar(self, stage, done, total, info):
+        drawn.append((stage, done, total))
+        self._tasks[stage] = 0
+
+    monkeypatch.setattr(Display, "_bar", bar)
+    shown = Display()
+    for line in lines:
+        shown.line(line)
+    assert drawn == bars
+
+
+def test_what_a_display_prints_it_can_follow(capsys, clock, monkeypatch):
+    """The lines of one display are read by another: a form that changes in one place alone fails here."""
+    with Display() as shown, shown.images("extract", 4) as advance:
+        clock[0] += 31
+        advance(2)
+    drawn = []
+    monkeypatch.setattr(Display, "_bar", lambda self, *bar: drawn.append(bar[:3]))
+    Display().line(capsys.readouterr().out.splitlines()[0])
+    assert drawn == [("extract", 2, 4)]

@@ -1,0 +1,60 @@
+"""What a search leaves for a run, and what is told before one: no Ray is needed for either."""
+
+import pytest
+import yaml
+
+from ka_ray.config import Config
+from ka_ray.reports.sweep import Trial
+from ka_ray.runs.steps import StudentJob, exact_notes
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import load_teacher
+from ka_ray.workflows.tune import ready_config
+
+TRIAL = Trial(
+    key="k",
+    widths={"conv1": 3, "conv2": 5},
+    ridge=0.01,
+    learning_rate=0.002,
+    agreement=0.5,
+    parameters=1,
+    macs=1,
+    seconds=1.0,
+    epochs=1,
+)
+
+
+def test_the_ready_config_makes_what_was_tried(load_config, tmp_path):
+    config = load_config("codes.method=common_features", "tune.trials=3", "joint.epochs=4")
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(ready_config(config, TRIAL)))
+    best = Config.load(tmp_path / "best.yaml")
+    assert (best.codes.method, best.codes.solver, best.codes.basis) == ("direct", "exact", "channels")
+    assert best.codes.widths == TRIAL.widths
+    assert (best.layers.solver, best.layers.ridge) == ("least_squares", 0.01)
+    assert (best.joint.learning_rate, best.joint.epochs) == (0.002, 4)
+    assert best.output_dir != config.output_dir
+
+
+def test_what_was_not_tried_stays_as_configured(load_config, tmp_path):
+    config = load_config("layers={solver: least_squares, inputs: student, ridge: 0.5}")
+    free = TRIAL.model_copy(update={"ridge": None, "learning_rate": None})
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(ready_config(config, free)))
+    best = Config.load(tmp_path / "best.yaml")
+    assert (best.layers.inputs, best.layers.ridge) == ("student", 0.5)
+    assert best.joint == config.joint
+
+
+@pytest.mark.parametrize(("taps", "told"), [("null", False), ("{conv2: norm2}", True)])
+def test_a_choice_of_channels_that_cannot_look_ahead_is_told(load_config, tmp_path, taps, told):
+    config = load_config(f"taps={taps}", "codes={solver: exact, basis: channels}")
+    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    notes = " ".join(note for note in exact_notes(StudentJob("", config, plan, tmp_path)) if note)
+    assert ("name every layer of the student; 2 lead to conv2" in notes) == told
+
+
+def test_a_search_that_was_a_job_leaves_a_config_that_can_be_sent_again(load_config, tmp_path):
+    config = load_config()
+    unpacked = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1f/low.safetensors"
+    teachers = (config.teachers[0].model_copy(update={"checkpoint": unpacked}), config.teachers[1])
+    ready = ready_config(config.model_copy(update={"teachers": teachers}), TRIAL)
+    given = [teacher["checkpoint"] for teacher in ready["teachers"]]
+    assert given == ["low.safetensors", str(tmp_path / "high.safetensors")]
