@@ -145,6 +145,16 @@ def test_few_modules_lie_at_the_root():
     assert {path.stem.strip("_") for path in PACKAGE.glob("*.py")} <= {"init", "main", *ROOT}
 
 
+def test_git_ignores_no_source_file():
+    """A pattern such as ``runs/`` would also leave ``ka_ray/runs`` out of commits, wheels and jobs."""
+    ignored = subprocess.run(
+        ["git", "check-ignore", *map(str, FILES)], cwd=PACKAGE, capture_output=True, text=True
+    )
+    if ignored.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert ignored.stdout.split() == []
+
+
 @every_file
 def test_no_file_has_a_vague_name(path):
     assert not {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts} & VAGUE

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ka_ray.config import Config, TeachConfig, flatten
-from ka_ray.terminal.progress import LINK, Display
 from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, connect
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
+from ka_ray.terminal.progress import LINK, Display
 from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
 

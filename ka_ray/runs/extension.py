@@ -6,12 +6,12 @@ from typing import Any
 from ka_ray.config import Config, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.runs.output_folder import CONFIG
-from ka_ray.storage.files import read_json
-from ka_ray.student.plan import Plan
-from ka_ray.teachers.checkpoint import digest
 from ka_ray.stages.inputs import stage_file
 from ka_ray.stages.teacher import teacher_checkpoint
+from ka_ray.storage.files import read_json
 from ka_ray.storage.uris import to_path
+from ka_ray.student.plan import Plan
+from ka_ray.teachers.checkpoint import digest
 
 TEACHERS = "teachers"
 """The folder of teachers trained in a run."""

@@ -1,18 +1,19 @@
 """The output folder of a run: who it belongs to, and what stands in it already."""
 
-from ka_ray.storage.files import format_bytes
-from ka_ray.storage.files import read_json
-
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
-from ka_ray.storage.files import write_json
-from ka_ray.storage.files import exists, is_remote, make_folder, read_text
+from ka_ray.storage.files import (
+    exists,
+    format_bytes,
+    is_remote,
+    make_folder,
+    read_json,
+    write_json,
+)
 from ka_ray.tracking import tracking_uri
 
 CONFIG = "config.json"
@@ -54,8 +55,6 @@ def load_run_id(folder: Path, file: str = RUN) -> str | None:
 def save_run_id(folder: Path, run_id: str | None, file: str = RUN) -> None:
     """Keep the tracker's run id for a later attempt."""
     write_json(folder / file, {"run_id": run_id})
-
-
 
 
 def check_disk(folder: Path, needed_bytes: int, begun: Sequence[Path] = ()) -> None:

@@ -9,16 +9,16 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.reports.figures import draw_all
-from ka_ray.storage.files import read_json
-from ka_ray.student.plan import Plan
-from ka_ray.reports.report import Report
 from ka_ray.reports.cost import measure_size
+from ka_ray.reports.figures import draw_all
+from ka_ray.reports.report import Report
 from ka_ray.runs.context import Run
-from ka_ray.student import load_student
-from ka_ray.teachers import load_teacher
-from ka_ray.stages.inputs import stage_file
 from ka_ray.stages import stages_of
+from ka_ray.stages.inputs import stage_file
+from ka_ray.storage.files import read_json
+from ka_ray.student import load_student
+from ka_ray.student.plan import Plan
+from ka_ray.teachers import load_teacher
 
 
 def extraction_summaries(folder: Path) -> list[dict[str, Any]]:

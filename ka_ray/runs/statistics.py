@@ -5,20 +5,20 @@ from functools import partial
 from typing import Any
 
 from ka_ray.amalgamation import METHODS
-from ka_ray.numerics.moment_sums import Sums, load_sums, save_sums
 from ka_ray.config import Config, EnergyWidths
 from ka_ray.distributed.extract import Extraction
-from ka_ray.distributed.teachers import ReadSpec
-from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.reduce import MakeMeter, reduce_images
+from ka_ray.distributed.resources import pools_of
+from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import DONE, finish_folder, start_folder
+from ka_ray.images.split import ImageSet, split_for_features
+from ka_ray.numerics.moment_sums import Sums, load_sums, save_sums
+from ka_ray.reports.spectrum import Spectrum, TapSpectrum
+from ka_ray.runs.context import Run
+from ka_ray.stages.codes_learner import TapsMeter, check_variances
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import Plan, make_plan
-from ka_ray.runs.context import Run
-from ka_ray.reports.spectrum import Spectrum, TapSpectrum
-from ka_ray.images.split import ImageSet, split_for_features
 from ka_ray.teachers import load_teacher
-from ka_ray.stages.codes_learner import TapsMeter, check_variances
 
 MOMENTS = "moments"
 """The folder with the moments of the stacked features."""

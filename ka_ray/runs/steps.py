@@ -8,32 +8,30 @@ from typing import Any
 
 import torch
 
-from ka_ray.storage.files import format_bytes
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Config, ScoresConfig, TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.distributed.resources import pools_of
+from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.distributed.train import Work, train_in_workers
 from ka_ray.errors import InputError
-from ka_ray.runs.extension import TEACHERS, taught_before
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.storage.files import write_json
-from ka_ray.metrics import Counts, accuracies
-from ka_ray.runs.output_folder import check_disk
-from ka_ray.storage.files import read_json
-from ka_ray.student.plan import Plan
-from ka_ray.runs.context import Run
 from ka_ray.images.split import ImageSet, split_for_features
-from ka_ray.student import Student, save_student
-from ka_ray.student.from_moments import unsupported_reason
-from ka_ray.teachers.checkpoint import digest
-from ka_ray.training.fit import Progress
+from ka_ray.metrics import Counts, accuracies
+from ka_ray.runs.context import Run
+from ka_ray.runs.extension import TEACHERS, taught_before
+from ka_ray.runs.output_folder import check_disk
+from ka_ray.stages import run_stages, stages_of
 from ka_ray.stages.inputs import StageInputs, epochs_folder, load_stage, stage_file
 from ka_ray.stages.layer_solver import describe_grams
-from ka_ray.stages import run_stages, stages_of
 from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.storage.files import format_bytes, read_json, write_json
+from ka_ray.student import Student, save_student
+from ka_ray.student.from_moments import unsupported_reason
+from ka_ray.student.plan import Plan
+from ka_ray.teachers.checkpoint import digest
+from ka_ray.training.fit import Progress
 
 NOTHING = ReadSpec({}, {}, ScoresConfig())
 """What is read of teachers where there are none."""
@@ -202,7 +200,9 @@ def named(student_job: StudentJob, report: Callable[[Progress], None]) -> Callab
     """Put the name of a student before its progress."""
     if not student_job.name:
         return report
-    return lambda progress: report(dataclasses.replace(progress, stage=f"{student_job.name}/{progress.stage}"))
+    return lambda progress: report(
+        dataclasses.replace(progress, stage=f"{student_job.name}/{progress.stage}")
+    )
 
 
 def evaluate_students(

@@ -6,7 +6,7 @@ import pytest
 
 from ka_ray.errors import InputError
 from ka_ray.runs import output_folder as output
-from ka_ray.runs.output_folder import CONFIG, check_disk, prepare_output_dir, load_run_id, save_run_id
+from ka_ray.runs.output_folder import CONFIG, check_disk, load_run_id, prepare_output_dir, save_run_id
 from ka_ray.storage.files import read_json, write_text
 from ka_ray.storage.uris import to_path
 
