@@ -22,7 +22,7 @@ from ka_ray.images import read_chunk
 from ka_ray.images.split import ImageSet, split_images
 from ka_ray.metrics import accuracies, count
 from ka_ray.reports.report import Report
-from ka_ray.runs.steps import with_checkpoint
+from ka_ray.runs.teachers import with_checkpoint
 from ka_ray.stages import run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage
 from ka_ray.stages.teacher import teach, teacher_checkpoint

@@ -17,14 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from ka_ray.config import Config
-from ka_ray.images.split import split_images
-from ka_ray.runs.context import open_run
-from ka_ray.runs.output_folder import prepare_output_dir
+from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.statistics import sum_up
-from ka_ray.runs.steps import teach_missing
 from ka_ray.student.from_moments import OnePassMeter
-from ka_ray.student.plan import make_plan
-from ka_ray.teachers import build_teacher
 
 SAMPLE_EVERY_S = 0.5
 
@@ -34,13 +29,10 @@ def one_pass(config_path: str, images: int, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         more = [f"extract.images={images}", f"output={folder}/run", "tracking.backend=none"]
         config = Config.load(config_path, [*overrides, *more])
-        plan = make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
-        learned_from, _ = split_images(config)
-        stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
-        with open_run(config, prepare_output_dir(config), config.name) as run:
-            taught = teach_missing(run, learned_from)
-            _, summary = sum_up(taught, plan, learned_from, "one_pass", make_meter)
+        with start_run(plan_run(config)) as run:
+            stacked = {tap: shape[0] for tap, shape in run.plan.shapes.items()}
+            make_meter = partial(OnePassMeter, run.plan.spec, stacked, config.layers.positions_per_image)
+            _, summary = sum_up(run, "one_pass", make_meter)
     print(f"pass_seconds={summary['seconds']:.2f} pass_bytes={summary['bytes']}")
 
 

@@ -13,13 +13,12 @@ import torch
 
 import ka_ray
 from ka_ray.config import Config, with_overrides
-from ka_ray.images.split import split_images
-from ka_ray.runs.context import open_run
-from ka_ray.runs.steps import extract, teach_missing
+from ka_ray.runs.prologue import plan_run, start_run
+from ka_ray.runs.steps import extract
 from ka_ray.stages.codes import learn_codes
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.student.plan import make_plan
-from ka_ray.teachers import build_teacher, load_teacher
+from ka_ray.teachers import load_teacher
 
 
 def main() -> None:
@@ -33,15 +32,12 @@ def main() -> None:
     own = [f"output={given.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
     config = Config.load(given.config, [*given.overrides, *own])
     spectrum = ka_ray.measure_spectrum(config)
-    plan = make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
-    learned_from, _ = split_images(config)
-    with open_run(config, config.output_dir, config.name) as run:
-        taught = teach_missing(run, learned_from)
-        extract(taught, plan, learned_from)
-    teachers, worst = [load_teacher(teacher) for teacher in taught.config.teachers], 0.0
+    with start_run(plan_run(config)) as run:
+        extract(run)
+    teachers, worst = [load_teacher(teacher) for teacher in run.config.teachers], 0.0
     for factor in given.factors:
-        widths = {tap: round(factor * width) for tap, width in plan.spec.widths.items()}
-        tried = with_overrides(taught.config, [f"codes.widths={widths}"])
+        widths = {tap: round(factor * width) for tap, width in run.plan.spec.widths.items()}
+        tried = with_overrides(run.config, [f"codes.widths={widths}"])
         folder = Path(given.output)
         inputs = StageInputs(
             tried, make_plan(tried, teachers), folder, folder, torch.device("cpu"), lambda p: None

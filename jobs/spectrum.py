@@ -1,25 +1,15 @@
-"""Measure what codes of every width could keep, as a Ray job.
+"""Measure how much codes of every width could keep, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/spectrum.py CONFIG --output DIR [--set key=value ...]
+    ray job submit --working-dir . -- python jobs/spectrum.py CONFIG --output DIR [--set KEY=VALUE ...]
 
-The same as `ka-ray spectrum`. DIR must be reachable by every node of the cluster.
-Exit code 2: bad input; 75: machines failed, the same command goes on.
+The same as `ka-ray spectrum`, with the same options and exit codes. Every node must reach DIR.
 
-What `.gitignore` names stays behind, even teachers in runs/; `ka-ray submit` sends what the config names.
-With RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 all travels but what `.rayignore` names. 100 MiB at most.
+See jobs/README.md for what travels with a job.
 """
 
 import sys
-from typing import Any
 
-import ka_ray
-from ka_ray.submission.script import job_parser, run_job
-
-
-def measure(config: ka_ray.Config, given: Any) -> None:
-    """Measure, print the table."""
-    print(ka_ray.measure_spectrum(config).to_markdown())
-
+from ka_ray.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_job(job_parser(__doc__), ka_ray.Config, measure))
+    main(["spectrum", *sys.argv[1:]])

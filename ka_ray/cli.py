@@ -1,4 +1,7 @@
-"""The `ka-ray` command. Everything heavy is imported inside the commands: `ka-ray --help` answers at once."""
+"""The `ka-ray` command.
+
+Everything heavy is imported inside the commands, so that `ka-ray --help` answers at once.
+"""
 
 import sys
 from pathlib import Path
@@ -17,30 +20,32 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    str, typer.Argument(help="YAML run description; jobs/configs/folder.yaml explains it.")
+    str, typer.Argument(help="YAML file that describes the run; jobs/configs/folder.yaml explains every key.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. joint.epochs=5."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a dotted key of the config, e.g. joint.epochs=5."
+    ),
 ]
-Output = Annotated[str | None, typer.Option(help="Output folder or URI; default runs/NAME.")]
+Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default runs/NAME.")]
 Methods = Annotated[
     str,
-    typer.Option(help="Of direct, incremental, common_features, distill, scratch, ensemble; by commas."),
+    typer.Option(help="Comma-separated: direct, incremental, common_features, distill, scratch, ensemble."),
 ]
 Vary = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=V1,V2", help="Each method with each value, e.g. scores.rule=mean,max."),
+    typer.Option(metavar="KEY=V1,V2", help="Run every method with each value, e.g. scores.rule=mean,max."),
 ]
 Extend = Annotated[
-    str | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
+    str | None, typer.Option(help="Output folder of a finished run; this run adds teachers to it.")
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 
 
 @app.command()
 def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
-    """Merge two small teachers of handwritten digits, trained on the spot; about two minutes."""
+    """Train two small teachers of handwritten digits and merge them; takes about two minutes."""
     from ka_ray import Config, amalgamate
     from ka_ray.workflows.demo import save_samples
 
@@ -66,12 +71,12 @@ def run(
 def compare(
     config: ConfigPath,
     methods: Methods = "direct,distill",
-    seeds: Annotated[int, typer.Option(min=1, help="Students a method.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method.")] = 1,
     vary: Vary = None,
     overrides: Overrides = None,
     output: Output = None,
 ) -> None:
-    """Make the student in several ways, on the same teachers, images, budget and seeds."""
+    """Compare methods of making the student on the same teachers, images, budget and seeds."""
     from ka_ray import Config
     from ka_ray import compare as compare_methods
 
@@ -84,7 +89,7 @@ def compare(
 
 @app.command()
 def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
-    """Measure what codes of every width could keep of the teachers' features, before any is learned."""
+    """Measure how much of the teachers' features codes of every width could keep, before any is learned."""
     from ka_ray import Config, measure_spectrum
 
     loaded = Config.load(config, with_output(overrides, output))
@@ -95,7 +100,7 @@ def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = N
 
 @app.command()
 def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
-    """Search for the widths that are worth it: agreement on held-out images against cost."""
+    """Search for the student's widths: agreement with the ensemble on held-out images against cost."""
     from ka_ray import Config, search_widths
 
     loaded = Config.load(config, with_output(overrides, output))
@@ -109,38 +114,47 @@ def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None)
 
 @app.command()
 def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
-    """Train one teacher on chosen classes of a labelled source."""
+    """Train one teacher on the labelled images of its classes."""
     from ka_ray import TeachConfig
     from ka_ray import teach as teach_one
 
     result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
-    typer.echo(f"teacher {result['teacher']}: accuracy {percent(result['accuracy'])}")
-    typer.echo(f"checkpoint: {result['checkpoint']}")
+    typer.echo(f"teacher {result.teacher}: accuracy {percent(result.accuracy)}")
+    typer.echo(f"checkpoint: {result.checkpoint}")
 
 
 @app.command()
 def submit(
-    config: Annotated[Path | None, typer.Argument(help="YAML run description, here.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file on this machine that describes the run.")
+    ] = None,
     address: Annotated[
-        str | None, typer.Option(help="The cluster's job server, http://HOST:8265; default RAY_ADDRESS.")
+        str | None, typer.Option(help="Job server of the cluster, http://HOST:8265; by default RAY_ADDRESS.")
     ] = None,
     verb: Annotated[str, typer.Option(help="run, tune, spectrum, compare or teach.")] = "run",
     overrides: Overrides = None,
     output: Annotated[
-        str | None, typer.Option(help="A path that every node reaches, or a URI; or the config says it.")
+        str | None,
+        typer.Option(
+            help="Output folder that every node reaches, or a URI; by default the config's `output`."
+        ),
     ] = None,
     extend: Extend = None,
-    methods: Annotated[str | None, typer.Option(help="As of compare.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="As of compare.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Same as in `compare`.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Same as in `compare`.")] = None,
     vary: Vary = None,
-    wait: Annotated[bool, typer.Option(help="Follow the job; else leave once it is sent.")] = True,
-    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job sent before.")] = None,
+    wait: Annotated[
+        bool, typer.Option(help="Follow the job to its end; otherwise return once it is sent.")
+    ] = True,
+    follow: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Follow a job that was sent before.")
+    ] = None,
 ) -> None:
-    """Run on a remote cluster, as a Ray job: checked here, sent with what it needs, followed to its end."""
+    """Run on a remote cluster as a Ray job: check it here, send what it needs, follow it to its end."""
     from ka_ray.submission import submit as submitting
 
     if (config is None) == (follow is None):
-        raise InputError("give a CONFIG to send, or --follow JOB for a job sent before")
+        raise InputError("give either a CONFIG to send, or --follow JOB to follow a job that was sent before")
     if config is None:
         raise typer.Exit(submitting.follow(follow or "", address))
     options = {"extend": extend, "methods": methods, "seeds": seeds, "vary": vary}
@@ -151,16 +165,18 @@ def submit(
 @app.command()
 def evaluate(
     folder: RunFolder,
-    images: Annotated[str, typer.Option(help="A folder per class, a Parquet file or folder, or `digits`.")],
+    images: Annotated[
+        str, typer.Option(help="A folder with one folder per class, a Parquet file or folder, or `digits`.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A key of the image source, e.g. label_column=label."
+            "--set", metavar="KEY=VALUE", help="Override a key of the image source, e.g. label_column=label."
         ),
     ] = None,
 ) -> None:
-    """Judge a finished student on labelled images; needs its folder alone."""
-    from ka_ray.workflows.evaluate import evaluate as evaluate_folder
+    """Evaluate a finished student on labelled images; needs only its folder, not the teachers."""
+    from ka_ray import evaluate as evaluate_folder
     from ka_ray.workflows.evaluate import images_for
 
     accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
@@ -173,8 +189,8 @@ def evaluate(
 def predict(
     folder: RunFolder, images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 ) -> None:
-    """Name the class of image files."""
-    from ka_ray.workflows.predict import predict as predict_images
+    """Predict the class of image files."""
+    from ka_ray import predict as predict_images
 
     for prediction in predict_images(folder, images):
         typer.echo(f"{prediction.path}\t{prediction.class_name}\t{prediction.probability:.3f}")
@@ -182,25 +198,29 @@ def predict(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: Python, libraries, CPUs, GPUs, disk."""
+    """Show what this machine has: Python, libraries, CPUs, GPUs, disk."""
     show_machine()
 
 
 def demo_config() -> Path:
-    """Find the demo's config: packaged in a wheel, in `jobs/` of a checkout."""
+    """Return the path of the demo's config: inside the package in a wheel, in `jobs/` in a checkout."""
     package = Path(__file__).parent
     places = (package / "configs" / "digits.yaml", package.parent / "jobs" / "configs" / "digits.yaml")
     return next(place for place in places if place.exists())
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:
-    """Turn `--output` into an override."""
+    """Add `--output` to the overrides of the config."""
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 
 
-def main() -> None:
-    """Run the command line; what the user can mend is one clear message and an exit code."""
-    sys.exit(exit_code_of(app))
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error that the user can correct becomes one message and an exit code.
+
+    Args:
+        arguments: The words after the program's name; None takes them from the shell.
+    """
+    sys.exit(exit_code_of(lambda: app(arguments, prog_name="ka-ray")))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_the_methods_that_help_names_are_those_that_there_are():
     from ka_ray.workflows.variants import COMPARED
 
     [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
-    named = option.help.removeprefix("Of ").removesuffix("; by commas.").split(", ")
+    named = option.help.removeprefix("Comma-separated: ").removesuffix(".").split(", ")
     assert named == list(COMPARED)
 
 

@@ -1,4 +1,4 @@
-"""Which images are learned from, and which the student is judged on."""
+"""Choose the images that students learn from, and those that they are evaluated on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,13 @@ from ka_ray.images import Ids, Source, chosen_ids, open_source
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some images of a source."""
+    """Some images of a source.
+
+    Attributes:
+        config: The config of the source.
+        source: The listed source.
+        ids: The ids of the images, sorted, ``[N]`` int64.
+    """
 
     config: ImagesConfig
     source: Source
@@ -20,49 +26,85 @@ class ImageSet:
 
 
 def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
-    """Give the images to learn from and those to judge on, by config and seed alone.
+    """Choose the training and the evaluation images; the choice depends only on config and seed.
+
+    Args:
+        config: The config of a run. Evaluation images are those of ``evaluation.images``, or, if that is
+            None, the share ``evaluation.holdout`` of the images.
+
+    Returns:
+        The training images and the evaluation images.
 
     Raises:
         InputError: A source has no images, or too few to hold any out.
     """
-    source = open_source(config.images)
-    ids = chosen_ids(source.num_images, config.images.limit, config.seed)
-    judged = config.evaluation.images
-    if judged is not None:
-        judged_source = open_source(judged)
-        judged_ids = chosen_ids(judged_source.num_images, judged.limit, config.seed)
-        return ImageSet(config.images, source, ids), ImageSet(judged, judged_source, judged_ids)
-    whole = ImageSet(config.images, source, ids)
-    return hold_out(whole, config.evaluation.holdout, config.seed + 1, "evaluation.holdout")
+    training = _listed(config.images, config.seed)
+    if config.evaluation.images is not None:
+        return training, _listed(config.evaluation.images, config.seed)
+    return hold_out(training, config.evaluation.holdout, config.seed + 1, "evaluation.holdout")
+
+
+def _listed(config: ImagesConfig, seed: int) -> ImageSet:
+    source = open_source(config)
+    return ImageSet(config, source, chosen_ids(source.num_images, config.limit, seed))
 
 
 def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Choose the images whose features are kept; give them and the others."""
-    chosen = np.zeros(len(images.ids), dtype=bool)
-    chosen[chosen_ids(len(images.ids), limit, seed + 2)] = True
-    kept, others = images.ids[chosen], images.ids[~chosen]
-    return ImageSet(images.config, images.source, kept), ImageSet(images.config, images.source, others)
+    """Choose at random the images whose features are stored.
+
+    Args:
+        images: The training images.
+        limit: The number of images to choose; None chooses all.
+        seed: The seed of the run.
+
+    Returns:
+        The chosen images and the others.
+    """
+    # An offset per purpose keeps the choices of one seed independent of one another.
+    return _divide(images, limit, seed + 2)
 
 
 def hold_out(images: ImageSet, share: float, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
-    """Split images at random: those to learn from, and a share of them to judge on.
+    """Hold out a share of images at random.
+
+    Args:
+        images: The images to split.
+        share: The share to hold out, in 0 ... 1.
+        seed: The seed of the choice.
+        key: The config key of the share, for the error message.
+
+    Returns:
+        The images that remain and those that are held out.
 
     Raises:
-        InputError: One of the two would be empty; ``key`` says what to change.
+        InputError: One of the two would be empty.
     """
-    num_held = round(share * len(images.ids))
-    if not 0 < num_held < len(images.ids):
-        raise InputError(f"{key}: {share} of {len(images.ids)} images leaves none")
-    held = np.zeros(len(images.ids), dtype=bool)
-    held[chosen_ids(len(images.ids), num_held, seed)] = True
-    return replace(images, ids=images.ids[~held]), replace(images, ids=images.ids[held])
+    num_held_out = round(share * len(images.ids))
+    if not 0 < num_held_out < len(images.ids):
+        raise InputError(
+            f"{key}: {share} of {len(images.ids)} images holds out {num_held_out}; "
+            "at least one image must be held out and at least one remain"
+        )
+    held_out, remaining = _divide(images, num_held_out, seed)
+    return remaining, held_out
+
+
+def _divide(images: ImageSet, count: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split off ``count`` images at random (None: all)."""
+    chosen = np.zeros(len(images.ids), dtype=bool)
+    chosen[chosen_ids(len(images.ids), count, seed)] = True
+    return replace(images, ids=images.ids[chosen]), replace(images, ids=images.ids[~chosen])
 
 
 def check_labels(classes: Sequence[str], images: ImageSet) -> None:
-    """Refuse to learn from labels, before anything starts, where the source lists no images of a class.
+    """Check before anything starts that the source lists images of every class.
+
+    Args:
+        classes: The classes to learn by their labels.
+        images: The training images. A source that does not list its classes is checked when it is read.
 
     Raises:
-        InputError: Naming the classes. A source that does not list its classes is checked when it is read.
+        InputError: The source has no images of a class.
     """
     known = images.source.class_names
     missing = [] if known is None else [name for name in classes if name not in known]
@@ -71,14 +113,21 @@ def check_labels(classes: Sequence[str], images: ImageSet) -> None:
 
 
 def check_batches(config: Config, images: ImageSet) -> None:
-    """Refuse batches larger than the images that there are, before anything starts.
+    """Check before anything starts that there are enough images for a batch of every stage.
+
+    Args:
+        config: The config of the run.
+        images: The training images.
 
     Raises:
-        InputError: Naming the key and both sizes.
+        InputError: A batch is larger than the number of images that its stage learns from.
     """
     total = len(images.ids)
     kept = min(total, config.extract.images or total)
-    for key, most in {"codes": kept, "layers": kept, "joint": total}.items():
-        size, used = getattr(config, key).batch_size, config.baseline is None
-        if size > most and (config.joint.any_steps if key == "joint" else used):
-            raise InputError(f"{key}.batch_size: {size} is larger than the {most} images that it learns from")
+    for key, num_images in {"codes": kept, "layers": kept, "joint": total}.items():
+        size = getattr(config, key).batch_size
+        is_used = config.joint.any_steps if key == "joint" else config.baseline is None
+        if is_used and size > num_images:
+            raise InputError(
+                f"{key}.batch_size: {size} is larger than the {num_images} images that it learns from"
+            )

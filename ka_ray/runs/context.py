@@ -1,41 +1,48 @@
-"""What every step of a run needs at hand, and how a run begins and ends."""
+"""What every step of a run needs at hand: its config, plan, images, output folder, cluster and tracker."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from ka_ray.config import Config, TeachConfig, flatten
 from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, connect
+from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
+from ka_ray.student.plan import Plan
 from ka_ray.terminal.progress import LINK, Display
 from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
 
-AnyConfig = TypeVar("AnyConfig", bound=Config | TeachConfig, covariant=True)
-OneConfig = TypeVar("OneConfig", Config, TeachConfig)
 
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """A run in progress, of a student or of a single teacher.
 
-@dataclass(frozen=True)
-class Run(Generic[AnyConfig]):
-    """A run in progress: its config, where it leaves things, and who is told."""
+    Attributes:
+        config: The config of the run.
+        folder: The output folder.
+        cluster: The Ray cluster that the run is connected to.
+        tracker: Keeps parameters, metrics and files of the run.
+        display: Shows progress on the terminal.
+        children: Trackers of the students that are learned side by side, by their names. Progress of a stage
+            called ``NAME/stage`` goes to the tracker of that name.
+    """
 
-    config: AnyConfig
+    config: Config | TeachConfig
     folder: Path
     cluster: Cluster
     tracker: Tracker
     display: Display
     children: Mapping[str, Tracker] = field(default_factory=dict)
-    """Trackers of the students that are learned side by side; theirs is what comes as ``NAME/stage``."""
 
-    def tell(self, *notes: str | None) -> None:
-        """Show the notes that there are."""
+    def notify(self, *notes: str | None) -> None:
+        """Show lines of text to the user; None is skipped."""
         for note in filter(None, notes):
             self.display.note(note)
 
-    def report(self, progress: Progress) -> None:
-        """Show a training report, and log an epoch's losses and speed once it has ended."""
+    def report_epoch(self, progress: Progress) -> None:
+        """Show the progress of training, and log the losses and the speed of an epoch that has ended."""
         self.display.training(progress)
         if progress.epoch_ended:
             child, _, stage = progress.stage.rpartition("/")
@@ -44,33 +51,61 @@ class Run(Generic[AnyConfig]):
             self.children.get(child, self.tracker).log_metrics(losses | speed, step=progress.epoch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run(RunContext):
+    """A run in progress that merges teachers.
+
+    Attributes:
+        config: The config of the run; once the run has started, every teacher has a checkpoint.
+        plan: The networks that are built, and where features are read.
+        training_images: The images that students learn from.
+        evaluation_images: The images that students are evaluated on.
+    """
+
+    config: Config
+    plan: Plan
+    training_images: ImageSet
+    evaluation_images: ImageSet
+
+
 @contextmanager
-def open_run(config: OneConfig, folder: Path, name: str, file: str = RUN) -> Iterator[Run[OneConfig]]:
-    """Connect to the cluster and the tracker, and close both; a failed run is tracked as failed.
+def open_context(
+    config: Config | TeachConfig,
+    folder: Path,
+    name: str,
+    id_file: str = RUN,
+    check_cluster: Callable[[Cluster], None] = lambda cluster: None,
+) -> Iterator[RunContext]:
+    """Connect to the cluster and the tracker, and close both; a run that raises is tracked as failed.
 
     Args:
-        config: The run.
-        folder: Its claimed output folder.
-        name: Of the tracker's run.
-        file: Where in the folder that run's id is kept, to go on with it.
+        config: The config of the run.
+        folder: The output folder, prepared.
+        name: The name of the tracker's run.
+        id_file: The file in the output folder that keeps the tracker's run id, so that a later attempt
+            continues the same run.
+        check_cluster: Called with the cluster before anything is logged; raises InputError if the cluster is
+            too small for what only this verb needs.
 
     Raises:
-        InputError: The cluster is too small for the plan.
+        InputError: The cluster is too small for the run.
     """
     with (
         Display() as display,
         connect(config.ray) as cluster,
-        open_tracker(config.tracking, name, folder, load_run_id(folder, file)) as tracker,
+        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file)) as tracker,
     ):
         if isinstance(config, Config):
             check_fits(config, cluster)
         else:
             check_training_fits(config.ray, config.placement, cluster)
-        save_run_id(folder, tracker.run_id, file)
-        if tracker.link is not None:  # first of all, so that a run can be watched; `ka-ray submit` reads it
+        check_cluster(cluster)
+        save_run_id(folder, tracker.run_id, id_file)
+        # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
+        if tracker.link is not None:
             display.note(f"{LINK}{tracker.link}")
         tracker.log_params(flatten(config))
-        yield Run(config, folder, cluster, tracker, display)
+        yield RunContext(config=config, folder=folder, cluster=cluster, tracker=tracker, display=display)
 
 
 def _metric(stage: str, name: str) -> str:

@@ -17,7 +17,6 @@ from ka_ray.stages import stages_of
 from ka_ray.stages.inputs import stage_file
 from ka_ray.storage.files import read_json
 from ka_ray.student import load_student
-from ka_ray.student.plan import Plan
 from ka_ray.teachers import load_teacher
 
 
@@ -26,9 +25,9 @@ def extraction_summaries(folder: Path) -> list[dict[str, Any]]:
     return [read_json(folder / part / DONE) for part in (FEATURES, IMAGES) if (folder / part / DONE).exists()]
 
 
-def publish(run: Run[Config], plan: Plan, evaluated: dict[str, Any]) -> Report:
+def publish(run: Run, evaluated: dict[str, Any]) -> Report:
     """Write the report and its figures, and hand all to the tracker."""
-    folder, tracker = run.folder, run.tracker
+    folder, tracker, plan = run.folder, run.tracker, run.plan
     stages = {stage: read_json(stage_file(folder, stage)) for stage in stages_of(run.config)}
     extraction = extraction_summaries(folder)
     codes = stages.get("codes", {"taps": {}})

@@ -1,4 +1,4 @@
-"""Several ways to make the student, side by side: the same teachers, images, budget and seeds."""
+"""`ka-ray compare`: several methods side by side on the same teachers, images, budget and seeds."""
 
 import dataclasses
 import re
@@ -7,103 +7,83 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ka_ray.amalgamation.label_sets import describe
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.images.split import check_batches, check_labels, split_images
 from ka_ray.metrics import Counts, accuracies
 from ka_ray.reports.comparison import Comparison, ensemble_rows, make_row
 from ka_ray.reports.figures import compare_methods
-from ka_ray.runs.context import Run, open_run
-from ka_ray.runs.extension import check_extension
-from ka_ray.runs.output_folder import load_run_id, prepare_output_dir, save_run_id
+from ka_ray.runs.context import Run
+from ka_ray.runs.output_folder import load_run_id, save_run_id
+from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import extraction_summaries, final_metrics, images_seen
-from ka_ray.runs.statistics import settle_widths
-from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn, teach_missing
+from ka_ray.runs.statistics import resolve_widths
+from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
 from ka_ray.stages import stages_of
 from ka_ray.stages.inputs import stage_file
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
-from ka_ray.student.plan import Plan, make_plan
-from ka_ray.teachers import Teacher, build_teacher, load_teacher
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import load_teacher
 from ka_ray.tracking import Tracker
 from ka_ray.workflows.variants import expand_variants
 
-PARENT = "mlflow_compare.json"
+COMPARE_RUN = "mlflow_compare.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodRun:
-    """One way to make the student, with one seed."""
+    """A student that is made by one method with one seed.
+
+    Attributes:
+        label: The method and the values of varied keys, as in the table.
+        job: The student to learn.
+    """
 
     label: str
-    student_job: StudentJob
+    job: StudentJob
 
 
 def compare(
     config: Config, methods: Sequence[str], num_seeds: int = 1, vary: Sequence[str] = ()
 ) -> Comparison:
-    """Learn a student by every method and seed, and judge all of them in one pass.
+    """Learn a student by every method and seed, and evaluate all of them in one pass over the images.
 
-    The baselines' students see as many images as the amalgamation's in all its stages. Features and scores
-    are extracted once; students that stand in the output folder are not learned again.
+    The students of the baselines see as many images as the amalgamated student does in all its stages.
+    Features and scores are extracted once. Students that the output folder already holds are not learned
+    again.
 
     Args:
-        config: The run; its ``baselines`` section says how these are learned.
-        methods: Of :data:`ka_ray.workflows.variants.COMPARED`.
-        num_seeds: Students a method, with seeds counting from the config's.
-        vary: ``dotted.key=value,value,...``: each method with each of the values.
+        config: The run; its ``baselines`` section says how the baselines are learned.
+        methods: Names from :data:`ka_ray.workflows.variants.COMPARED`.
+        num_seeds: The number of seeds per method, counted up from the seed of the config.
+        vary: Items ``dotted.key=value,value,...``; every method is run with each of the values.
 
     Returns:
-        The table; also in the output folder as ``compare.json`` and ``compare.md``.
+        The table; the output folder also holds it as ``compare.json`` and ``compare.md``.
 
     Raises:
-        InputError: Something given cannot work.
+        InputError: Something in the config or the arguments cannot work.
     """
-    config = config.model_copy(update={"baseline": None})
-    overrides, seeds = expand_variants(methods, vary), _seeds(config, num_seeds)
-    teachers = [build_teacher(teacher) for teacher in config.teachers]
-    planned = {way: _plan(with_overrides(config, change), teachers) for way, change in overrides.items()}
-    plan = make_plan(config, teachers)
-    learned_from, judged_on = split_images(config)
-    check_batches(config, learned_from)
-    if any(with_overrides(config, change).baseline == "scratch" for change in overrides.values()):
-        check_labels(plan.spec.classes, learned_from)
-    folder = prepare_output_dir(config)
-    with open_run(config, folder, f"{config.name}_compare", PARENT) as run:
-        run.tell(*dict.fromkeys(note for _, notes in planned.values() for note in notes))
-        taught, plan = settle_widths(teach_missing(run, learned_from), plan, learned_from)
-        extract(taught, plan, learned_from, _learns_jointly(config, overrides))
-        variants = _variants(taught, seeds, overrides)
-        with _children(taught, variants) as followed:
-            learn(followed, [variant.student_job for variant in variants])
-            students = {one.student_job.name: one.student_job.folder for one in variants}
-            counts, _ = evaluate_students(followed, plan.label_sets, judged_on, students)
-            return _publish(followed, variants, counts, seeds)
-
-
-def _learns_jointly(config: Config, overrides: Mapping[str, Sequence[str]]) -> bool:
-    return any(with_overrides(config, change).joint.any_steps for change in overrides.values())
-
-
-def _seeds(config: Config, num_seeds: int) -> list[int]:
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    return list(range(config.seed, config.seed + num_seeds))
+    config = config.model_copy(update={"baseline": None})
+    overrides, seeds = expand_variants(methods, vary), range(config.seed, config.seed + num_seeds)
+    variants = [with_overrides(config, change) for change in overrides.values()]
+    with start_run(plan_run(config, students=variants), "_compare", COMPARE_RUN) as run:
+        run = resolve_widths(run)
+        extract(run, joint=any(variant.joint.any_steps for variant in variants))
+        method_runs = _method_runs(run, seeds, overrides)
+        with _track_children(run, method_runs) as run:
+            learn(run, [one.job for one in method_runs])
+            students = {one.job.name: one.job.folder for one in method_runs}
+            counts, _ = evaluate_students(run, run.plan.label_sets, students)
+            return _publish(run, method_runs, counts, list(seeds))
 
 
-def _plan(config: Config, teachers: Sequence[Teacher]) -> tuple[Plan, list[str | None]]:
-    """Plan one way; give also what the user should know of it."""
-    plan = make_plan(config, teachers)
-    return plan, [describe(plan.label_sets), check_extension(config, plan)]
-
-
-def _variants(
-    run: Run[Config], seeds: Sequence[int], overrides: Mapping[str, Sequence[str]]
-) -> list[MethodRun]:
-    variants = []
+def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]]) -> list[MethodRun]:
+    method_runs = []
     teachers = [load_teacher(teacher) for teacher in run.config.teachers]
     for label, change in overrides.items():
         plan = make_plan(with_overrides(run.config, change), teachers)
@@ -112,9 +92,8 @@ def _variants(
             if config.baseline is not None:
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
-            student_job = StudentJob(f"{label} seed {seed}", config, plan, folder)
-            variants.append(MethodRun(label, student_job))
-    return variants
+            method_runs.append(MethodRun(label, StudentJob(f"{label} seed {seed}", config, plan, folder)))
+    return method_runs
 
 
 def _with_budget(config: Config, folder: Path) -> Config:
@@ -138,17 +117,16 @@ def student_images(config: Config, folder: Path) -> int:
 
 
 @contextmanager
-def _children(run: Run[Config], variants: Sequence[MethodRun]) -> Iterator[Run[Config]]:
-    """Open a tracker's run for every variant; all end as failed if the block raises."""
+def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]:
+    """Open a child of the tracker's run for every student; all end as failed if the block raises."""
     children: dict[str, Tracker] = {}
     failed = True
     try:
-        for variant in variants:
-            folder, name = variant.student_job.folder, variant.student_job.name
-            make_folder(folder)
-            children[name] = run.tracker.child(name, load_run_id(folder))
-            save_run_id(folder, children[name].run_id)
-            children[name].log_params(flatten(variant.student_job.config))
+        for job in (one.job for one in method_runs):
+            make_folder(job.folder)
+            children[job.name] = run.tracker.child(job.name, load_run_id(job.folder))
+            save_run_id(job.folder, children[job.name].run_id)
+            children[job.name].log_params(flatten(job.config))
         yield dataclasses.replace(run, children=children)
         failed = False
     finally:
@@ -157,12 +135,12 @@ def _children(run: Run[Config], variants: Sequence[MethodRun]) -> Iterator[Run[C
 
 
 def _publish(
-    run: Run[Config], variants: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
+    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, by_ensemble = [], dict[str, Counts]()
-    for label in dict.fromkeys(variant.label for variant in variants):
-        group = [variant.student_job for variant in variants if variant.label == label]
+    for label in dict.fromkeys(one.label for one in method_runs):
+        group = [one.job for one in method_runs if one.label == label]
         seen = [_summaries(one) for one in group]
         of_student = [images_seen(part) for stage, part in seen[0].items() if stage != "codes"]
         parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())

@@ -1,6 +1,8 @@
-"""Train one teacher from scratch, track it, and judge it on held-out images."""
+"""`ka-ray teach`: train one teacher from scratch, track it, and evaluate it on held-out images."""
 
-from typing import Any
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
@@ -8,43 +10,60 @@ from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_ima
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, split_images
 from ka_ray.metrics import accuracies
-from ka_ray.runs.context import open_run
+from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.output_folder import prepare_output_dir
-from ka_ray.runs.steps import teach_all, with_checkpoint
+from ka_ray.runs.teachers import train_teachers, with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint
 from ka_ray.storage.files import write_json
 from ka_ray.teachers import build_teacher
-from ka_ray.terminal.progress import Display
 
 
-def teach(config: TeachConfig) -> dict[str, Any]:
-    """Train one teacher on the labelled images of its classes; skipped where its checkpoint stands.
+class TaughtTeacher(BaseModel):
+    """A teacher that was trained, as ``teacher.json`` holds it.
+
+    Attributes:
+        teacher: The name of the teacher.
+        checkpoint: The path of its weights.
+        accuracy: Its accuracy on the evaluation images of its classes; None if there are none with labels.
+        images: The number of these images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    checkpoint: str
+    accuracy: float | None
+    images: int
+
+
+def teach(config: TeachConfig) -> TaughtTeacher:
+    """Train one teacher on the labelled images of its classes; skipped if its checkpoint exists.
 
     Args:
         config: See ``jobs/configs/cifar10_teacher_a.yaml``.
 
     Returns:
-        The teacher's ``checkpoint`` and its ``accuracy`` on the ``images`` that judge it; the output folder
-        also has them in ``teacher.json``.
+        The teacher's checkpoint and accuracy; the output folder also holds them as ``teacher.json``.
 
     Raises:
-        InputError: Something given cannot work.
+        InputError: Something in the config cannot work.
     """
     build_teacher(config.teacher).check(config.images.size, {})
-    learned_from, judged_on = split_images(config)
-    folder, teacher = prepare_output_dir(config), config.teacher
-    with open_run(config, folder, config.name) as run:
-        if not teacher_checkpoint(folder, teacher.name).exists():
-            teach_all(run, [teacher], learned_from, folder)
-        taught = with_checkpoint(teacher, teacher_checkpoint(folder, teacher.name))
-        result = _judge(config, taught, judged_on, run.display)
-        if result["accuracy"] is not None:
-            run.tracker.log_metrics({"evaluate/accuracy": result["accuracy"]})
-    write_json(folder / "teacher.json", result)
+    training_images, evaluation_images = split_images(config)
+    folder = prepare_output_dir(config)
+    checkpoint = teacher_checkpoint(folder, config.teacher.name)
+    with open_context(config, folder, config.name) as context:
+        if not checkpoint.exists():
+            train_teachers(context, [config.teacher], training_images, folder)
+        result = _evaluate(context, config, checkpoint, evaluation_images)
+        if result.accuracy is not None:
+            context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})
+    write_json(folder / "teacher.json", result.model_dump(mode="json"))
     return result
 
 
-def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, display: Display) -> dict[str, Any]:
+def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images: ImageSet) -> TaughtTeacher:
+    teacher: TeacherConfig = with_checkpoint(config.teacher, checkpoint)
     work = Evaluation(
         images=images.config,
         source=images.source,
@@ -55,12 +74,12 @@ def _judge(config: TeachConfig, teacher: TeacherConfig, images: ImageSet, displa
         pools=pools_of(config),
         only_classes=frozenset(teacher.classes),
     )
-    with display.images("evaluate", len(images.ids)) as on_images:
+    with context.display.images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
-    accuracy = accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"][teacher.name]["teacher"]
-    return {
-        "teacher": teacher.name,
-        "checkpoint": str(teacher.checkpoint),
-        "accuracy": accuracy,
-        "images": summary["images"],
-    }
+    pairs = accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"]
+    return TaughtTeacher(
+        teacher=teacher.name,
+        checkpoint=str(checkpoint),
+        accuracy=pairs[teacher.name]["teacher"],
+        images=summary["images"],
+    )

@@ -1,4 +1,4 @@
-"""`ka-ray tune`: which widths are worth it, from students that one pass over the images makes nearly free."""
+"""`ka-ray tune`: search for widths, with students that one pass over the images makes cheap to compute."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,27 +13,25 @@ import yaml
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import Config, EnergyWidths, without_job_folder
 from ka_ray.distributed.cluster import check_trial_fits
-from ka_ray.distributed.extract import Extraction, extract_features
-from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.distributed.trials import Search, search
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, IMAGES
-from ka_ray.images.split import ImageSet, check_batches, hold_out, split_images
+from ka_ray.images.split import ImageSet, check_batches, hold_out
 from ka_ray.reports.cost import measure_size
 from ka_ray.reports.figures import draw_sweep
 from ka_ray.reports.sweep import Sweep, Trial, choose, pareto_front
-from ka_ray.runs.context import Run, open_run
-from ka_ray.runs.output_folder import load_run_id, prepare_output_dir, save_run_id
+from ka_ray.runs.context import Run
+from ka_ray.runs.execution import store_images
+from ka_ray.runs.output_folder import load_run_id, save_run_id
+from ka_ray.runs.prologue import RunPlan, plan_run, start_run
 from ka_ray.runs.statistics import sum_up
-from ka_ray.runs.steps import teach_missing
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.stages.trial import Tried, run_trial
 from ka_ray.storage.files import make_folder, read_json, write_json, write_text
 from ka_ray.student import Student
 from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
-from ka_ray.student.plan import Plan, make_plan
-from ka_ray.teachers import build_teacher
+from ka_ray.student.plan import Plan
 from ka_ray.workflows.search_space import Point, key_of, points_of, space_of, widths_of
 
 TUNE_RUN = "mlflow_tune.json"
@@ -54,68 +52,68 @@ class Shared:
 
 
 def search_widths(config: Config) -> Sweep:
-    """Search for the widths with the best trade of agreement on held-out images against cost; without labels.
+    """Search for the widths with the best trade-off between agreement and cost; no labels are needed.
 
-    Every trial is a student computed from the same sums over one pass (codes are channels, layers are solved
-    on codes), and with ``tune.learning_rates`` learned jointly behind. Trials that have ended stand: the same
-    call again goes on with the others.
+    Every trial is a student that is computed from the same sums over one pass (codes are channels, layers are
+    solved on codes). With ``tune.learning_rates`` joint learning follows. Agreement is measured on held-out
+    images. Finished trials are kept: the same call again runs only the others.
 
     Args:
         config: The run; its ``tune`` section says what is tried.
 
     Returns:
-        All trials, the Pareto front and the choice; also in the output folder: ``tune.json``, ``tune.md``, a
-        figure, and ``best.yaml`` for :func:`ka_ray.amalgamate`.
+        All trials, the Pareto front and the choice. The output folder also holds ``tune.json``, ``tune.md``,
+        a figure, and ``best.yaml`` for :func:`ka_ray.amalgamate`.
 
     Raises:
-        InputError: Something given cannot work.
+        InputError: Something in the config cannot work.
     """
     if isinstance(config.codes.widths, EnergyWidths):
-        raise InputError("codes.widths.energy: a search needs the widths to start from; name them")
-    plan = make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
-    stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
+        raise InputError("codes.widths.energy: a search starts from widths; give them as TAP: channels")
+    planned = _hold_out_for_trials(plan_run(config))
+    plan, stacked = planned.plan, {tap: shape[0] for tap, shape in planned.plan.shapes.items()}
     whole = whole_student(plan.spec, stacked).spec
-    own, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
-    space = space_of(config.tune, own, {tap: spans(plan.channels[tap])[0] for tap in own})
-    points = None if config.tune.algorithm == "optuna" else points_of(config.tune, space, own, config.seed)
-    computed_from, held_out = _split(config)
-    folder = prepare_output_dir(config)
-    with open_run(config, folder, f"{config.name}_tune", TUNE_RUN) as run:
-        check_trial_fits(config.placement, run.cluster)
-        taught = teach_missing(run, computed_from)
+    space, points = _space_and_points(config, plan)
+    with start_run(planned, "_tune", TUNE_RUN, partial(check_trial_fits, config.placement)) as run:
         make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
-        sums, summary = sum_up(taught, plan, computed_from, ONE_PASS, make_meter)
-        _store_scores(taught, plan, held_out, HELD_OUT)
+        sums, summary = sum_up(run, ONE_PASS, make_meter)
+        _store_scores(run, run.evaluation_images, HELD_OUT)
         if config.tune.learning_rates:
-            _store_scores(taught, plan, computed_from, f"{DATA}/{IMAGES}")
+            _store_scores(run, run.training_images, f"{DATA}/{IMAGES}")
         one_pass = OnePass(whole, sums).with_channel_order()
         began = time.perf_counter()
-        trials, failed = _try_all(taught, plan, one_pass, space, points)
-        seconds = time.perf_counter() - began
-        return _publish(taught, plan, trials, failed, len(held_out.ids), (summary["seconds"], seconds))
+        trials, failed = _try_all(run, one_pass, space, points)
+        return _publish(run, trials, failed, summary["seconds"], time.perf_counter() - began)
 
 
-def _split(config: Config) -> tuple[ImageSet, ImageSet]:
-    """Give the images that students are computed from, and those that judge them."""
-    learned_from = split_images(config)[0]
-    computed_from, held_out = hold_out(learned_from, config.tune.holdout, config.seed + 3, "tune.holdout")
+def _hold_out_for_trials(planned: RunPlan) -> RunPlan:
+    """Hold out training images to judge the trials: a choice must not be made on evaluation images."""
+    config = planned.config
+    computed_from, held_out = hold_out(
+        planned.training_images, config.tune.holdout, config.seed + 3, "tune.holdout"
+    )
     if config.tune.learning_rates:
         check_batches(config, computed_from)
-    return computed_from, held_out
+    return replace(planned, training_images=computed_from, evaluation_images=held_out)
 
 
-def _store_scores(run: Run[Config], plan: Plan, images: ImageSet, name: str) -> None:
-    """Store images and the teachers' scores, unless they stand."""
-    folder, config = run.folder / name, run.config
-    if (folder / DONE).exists():
-        return
-    work = Extraction(images.config, images.source, images.ids, folder, plan.image_bytes)
-    with run.display.images("extract", len(images.ids)) as on_images:
-        extract_features(work, config.teachers, pools_of(config), ReadSpec({}, {}, config.scores), on_images)
+def _space_and_points(config: Config, plan: Plan) -> tuple[dict[str, Any], list[Point] | None]:
+    """Return what may be tried, and the points to try; None for Optuna, which proposes them one by one."""
+    own_widths, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
+    space = space_of(config.tune, own_widths, {tap: spans(plan.channels[tap])[0] for tap in own_widths})
+    if config.tune.algorithm == "optuna":
+        return space, None
+    return space, points_of(config.tune, space, own_widths, config.seed)
+
+
+def _store_scores(run: Run, images: ImageSet, name: str) -> None:
+    """Store images and the teachers' scores in a folder of the output folder."""
+    read_spec = ReadSpec({}, {}, run.config.scores)
+    store_images(run, images, run.folder / name, run.plan.image_bytes, run.config.teachers, read_spec)
 
 
 def _try_all(
-    run: Run[Config], plan: Plan, one_pass: OnePass, space: Mapping[str, Any], points: list[Point] | None
+    run: Run, one_pass: OnePass, space: Mapping[str, Any], points: list[Point] | None
 ) -> tuple[list[Trial], dict[str, str]]:
     """Run the trials that have not ended yet; give all that have, and what went wrong."""
     config, folder = run.config, run.folder / TRIALS
@@ -123,7 +121,7 @@ def _try_all(
     waiting = None if points is None else [point for point in points if key_of(point) not in done]
     left = config.tune.trials - len(done) if waiting is None else len(waiting)
     if done:
-        run.tell(f"{len(done)} trials stand, {max(left, 0)} are left")
+        run.notify(f"{len(done)} trials stand, {max(left, 0)} are left")
     if left <= 0:
         return list(done.values()), {}
     epochs = 0 if not config.tune.learning_rates else _joint_epochs(config, run.folder)
@@ -132,13 +130,13 @@ def _try_all(
         def on_trial(point: Point, result: dict[str, Any]) -> None:
             trial = _trial(point, result, epochs)
             if trial.key not in done:
-                _remember(run, trial, folder / trial.key)
+                _save_trial(run, trial, folder / trial.key)
                 done[trial.key] = trial
             on_trials(1)
 
         share, tries = config.placement.trials, config.ray.max_failures
         work = Search(config.tune, share, tries, waiting, space, left, epochs, config.seed, run.folder)
-        failed = search(work, run_point, Shared(config, plan, run.folder, one_pass), on_trial)
+        failed = search(work, run_point, Shared(config, run.plan, run.folder, one_pass), on_trial)
     return list(done.values()), failed
 
 
@@ -179,7 +177,7 @@ def _trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
     )
 
 
-def _remember(run: Run[Config], trial: Trial, folder: Path) -> None:
+def _save_trial(run: Run, trial: Trial, folder: Path) -> None:
     """Keep a trial for a later attempt, and as a child of the search in the tracker."""
     make_folder(folder)
     child = run.tracker.child(trial.key, load_run_id(folder))
@@ -194,28 +192,23 @@ def _remember(run: Run[Config], trial: Trial, folder: Path) -> None:
 
 
 def _publish(
-    run: Run[Config],
-    plan: Plan,
-    trials: list[Trial],
-    failed: dict[str, str],
-    images: int,
-    seconds: tuple[float, float],
+    run: Run, trials: list[Trial], failed: dict[str, str], pass_seconds: float, search_seconds: float
 ) -> Sweep:
     """Write table, figure and the chosen student's config; hand all to the tracker."""
     config, folder, cost = run.config, run.folder, run.config.tune.cost
     if not trials:
         raise InputError(f"every trial failed: {next(iter(failed.values()))}")
     image = torch.zeros(1, 3, config.images.size, config.images.size)
-    budget = config.tune.budget or getattr(measure_size(Student(plan.spec).eval(), image), cost)
+    budget = config.tune.budget or getattr(measure_size(Student(run.plan.spec).eval(), image), cost)
     front = pareto_front(trials, cost)
     chosen = choose(front, cost, budget)
     sweep = Sweep(
         name=config.name,
         cost=cost,
         budget=budget,
-        images=images,
-        pass_seconds=seconds[0],
-        search_seconds=seconds[1],
+        images=len(run.evaluation_images.ids),
+        pass_seconds=pass_seconds,
+        search_seconds=search_seconds,
         failed=failed,
         trials=trials,
         front=[trial.key for trial in front],

@@ -7,7 +7,7 @@ import pytest
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.runs import context as module
-from ka_ray.runs.context import open_run
+from ka_ray.runs.context import open_context
 from ka_ray.tracking import NullTracker
 
 
@@ -25,7 +25,7 @@ def test_a_run_says_first_of_all_where_a_browser_shows_it(load_config, tmp_path,
 
     monkeypatch.setattr(module, "connect", connect)
     monkeypatch.setattr(module, "open_tracker", open_tracker)
-    with open_run(load_config(), tmp_path, "run") as run:
-        run.tell("then the rest")
+    with open_context(load_config(), tmp_path, "run") as run:
+        run.notify("then the rest")
     expected = ["then the rest"] if link is None else [f"mlflow: {link}", "then the rest"]
     assert capsys.readouterr().out.splitlines() == expected

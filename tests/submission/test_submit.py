@@ -128,8 +128,8 @@ def test_the_output_may_stand_in_the_config(project, jobs, monkeypatch, output):
             "--address: is 'head:6379'; give the cluster's job server",
         ),
         (["run.yaml", *OUT, "--address", ""], "--address: is missing, and RAY_ADDRESS is not set"),
-        (["run.yaml", "--follow", "job"], "give a CONFIG to send, or --follow JOB"),
-        ([], "give a CONFIG to send, or --follow JOB"),
+        (["run.yaml", "--follow", "job"], "give either a CONFIG to send, or --follow JOB"),
+        ([], "give either a CONFIG to send, or --follow JOB"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(

@@ -5,7 +5,7 @@ import yaml
 
 from ka_ray.config import Config
 from ka_ray.reports.sweep import Trial
-from ka_ray.runs.steps import StudentJob, exact_notes
+from ka_ray.runs.steps import StudentJob, solver_notes
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.workflows.tune import ready_config
@@ -47,7 +47,7 @@ def test_what_was_not_tried_stays_as_configured(load_config, tmp_path):
 def test_a_choice_of_channels_that_cannot_look_ahead_is_told(load_config, tmp_path, taps, told):
     config = load_config(f"taps={taps}", "codes={solver: exact, basis: channels}")
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
-    notes = " ".join(note for note in exact_notes(StudentJob("", config, plan, tmp_path)) if note)
+    notes = " ".join(note for note in solver_notes(StudentJob("", config, plan, tmp_path)) if note)
     assert ("name every layer of the student; 2 lead to conv2" in notes) == told
 
 

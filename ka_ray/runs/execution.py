@@ -1,0 +1,65 @@
+"""Run work on the cluster with a run's resources, and show its progress."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ka_ray.config import ScoresConfig, TeacherConfig
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.resources import pools_of
+from ka_ray.distributed.teachers import ReadSpec
+from ka_ray.distributed.train import Work, train_in_workers
+from ka_ray.features.store import DONE
+from ka_ray.images.split import ImageSet
+from ka_ray.runs.context import RunContext
+
+NO_TEACHERS = ReadSpec({}, {}, ScoresConfig())
+"""What is read where images are stored without passing through teachers."""
+
+
+def is_stored(folder: Path) -> bool:
+    """Return whether a pass over images has finished in a folder."""
+    return (folder / DONE).exists()
+
+
+def store_images(
+    run: RunContext,
+    images: ImageSet,
+    folder: Path,
+    row_bytes: int,
+    teachers: Sequence[TeacherConfig] = (),
+    read_spec: ReadSpec = NO_TEACHERS,
+    classes: frozenset[str] | None = None,
+) -> None:
+    """Stream images through teachers into a folder, unless it is finished.
+
+    Args:
+        run: The run.
+        images: The images to store.
+        folder: Gets one row per image: the image, its label and what is read of the teachers.
+        row_bytes: Estimated size of one row.
+        teachers: The teachers in stacking order; empty to store images and labels only.
+        read_spec: Which features and scores of the teachers are stored.
+        classes: Keep only images with these labels; None keeps all.
+    """
+    if is_stored(folder):
+        return
+    work = Extraction(images.config, images.source, images.ids, folder, row_bytes, classes)
+    with run.display.images("extract" if teachers else "read", len(images.ids)) as on_images:
+        extract_features(work, teachers, pools_of(run.config), read_spec, on_images)
+
+
+def train_in_group(run: RunContext, train_loop_per_worker: Work) -> None:
+    """Run training code in the run's group of workers.
+
+    Args:
+        run: The run; its config says how many workers, and what each gets.
+        train_loop_per_worker: Runs in every worker.
+    """
+    train_in_workers(
+        train_loop_per_worker,
+        run.config.ray,
+        run.config.placement.trainers,
+        run.folder / "ray",
+        run.report_epoch,
+        run.notify,
+    )

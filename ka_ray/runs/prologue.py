@@ -1,0 +1,98 @@
+"""How every verb that merges teachers begins: check everything, open the run, train missing teachers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ka_ray.amalgamation.label_sets import describe
+from ka_ray.config import Config
+from ka_ray.distributed.cluster import Cluster
+from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
+from ka_ray.runs.context import Run, open_context
+from ka_ray.runs.extension import check_extension
+from ka_ray.runs.output_folder import RUN, prepare_output_dir
+from ka_ray.runs.teachers import teach_missing
+from ka_ray.student.plan import Plan, make_plan
+from ka_ray.teachers import build_teacher
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is known of a run before anything has started.
+
+    Attributes:
+        config: The config of the run.
+        plan: The networks that will be built, and where features will be read.
+        training_images: The images that students learn from.
+        evaluation_images: The images that students are evaluated on.
+        notes: What the user should know, shown when the run starts.
+    """
+
+    config: Config
+    plan: Plan
+    training_images: ImageSet
+    evaluation_images: ImageSet
+    notes: tuple[str, ...]
+
+
+def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
+    """Plan a run and check all that can be checked without a cluster; nothing is written.
+
+    Args:
+        config: The config of the run.
+        students: The configs of the students that will be learned; empty if the verb learns none by stages.
+
+    Returns:
+        The plan of the run.
+
+    Raises:
+        InputError: Something in the config cannot work; the message names the key.
+    """
+    teachers = [build_teacher(teacher) for teacher in config.teachers]
+    plan, notes = make_plan(config, teachers), list[str | None]()
+    for student in students:
+        student_plan = plan if student is config else make_plan(student, teachers)
+        notes += [describe(student_plan.label_sets), check_extension(student, student_plan)]
+    training_images, evaluation_images = split_images(config)
+    if students:
+        check_batches(config, training_images)
+    if any(student.baseline == "scratch" for student in students):
+        check_labels(plan.spec.classes, training_images)
+    return RunPlan(
+        config, plan, training_images, evaluation_images, tuple(dict.fromkeys(filter(None, notes)))
+    )
+
+
+@contextmanager
+def start_run(
+    planned: RunPlan,
+    suffix: str = "",
+    id_file: str = RUN,
+    check_cluster: Callable[[Cluster], None] = lambda cluster: None,
+) -> Iterator[Run]:
+    """Prepare the output folder, open cluster and tracker, and train the teachers that have no checkpoint.
+
+    Args:
+        planned: The plan of the run.
+        suffix: What the verb adds to the config's name in the tracker, such as ``_compare``.
+        id_file: The file in the output folder that keeps the tracker's run id.
+        check_cluster: See :func:`ka_ray.runs.context.open_context`.
+
+    Raises:
+        InputError: The output folder belongs to another run, or the cluster is too small.
+    """
+    config = planned.config
+    folder = prepare_output_dir(config)
+    with open_context(config, folder, f"{config.name}{suffix}", id_file, check_cluster) as context:
+        context.notify(*planned.notes)
+        run = Run(
+            config=config,
+            folder=folder,
+            cluster=context.cluster,
+            tracker=context.tracker,
+            display=context.display,
+            plan=planned.plan,
+            training_images=planned.training_images,
+            evaluation_images=planned.evaluation_images,
+        )
+        yield teach_missing(run)

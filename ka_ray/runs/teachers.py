@@ -1,0 +1,89 @@
+"""The teachers of a run: train those that have no checkpoint, and notice checkpoints that have changed."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ka_ray.config import TeacherConfig
+from ka_ray.errors import InputError
+from ka_ray.features.store import IMAGES
+from ka_ray.images.split import ImageSet
+from ka_ray.runs.context import Run, RunContext
+from ka_ray.runs.execution import store_images, train_in_group
+from ka_ray.runs.extension import TEACHERS, taught_before
+from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.storage.files import read_json, write_json
+from ka_ray.teachers.checkpoint import digest
+from ka_ray.training.fit import Report
+
+
+def teach_missing(run: Run) -> Run:
+    """Train the teachers that have a ``training`` section instead of a checkpoint.
+
+    Args:
+        run: The run; its training images are labelled if a teacher must be trained.
+
+    Returns:
+        The run, with every teacher's checkpoint in its config.
+
+    Raises:
+        InputError: A teacher's checkpoint has changed since an earlier attempt in the same output folder.
+    """
+    folder, config = run.folder / TEACHERS, run.config
+    checkpoints = {
+        teacher.name: taught_before(config, teacher) or teacher_checkpoint(folder, teacher.name)
+        for teacher in config.teachers
+    }
+    missing = [t for t in config.teachers if t.training is not None and not checkpoints[t.name].exists()]
+    if missing:
+        train_teachers(run, missing, run.training_images, folder)
+    teachers = tuple(with_checkpoint(teacher, checkpoints[teacher.name]) for teacher in config.teachers)
+    run = dataclasses.replace(run, config=config.model_copy(update={"teachers": teachers}))
+    _check_unchanged(run)
+    return run
+
+
+def train_teachers(
+    run: RunContext, teachers: Sequence[TeacherConfig], images: ImageSet, folder: Path
+) -> None:
+    """Train teachers, one after the other, in one group of workers.
+
+    Args:
+        run: The run, of a student or of a single teacher.
+        teachers: The teachers to train, with their ``training`` sections.
+        images: Labelled images.
+        folder: Gets one folder per teacher, and the decoded images.
+    """
+    ray, seed, stored = run.config.ray, run.config.seed, folder / IMAGES
+    classes = frozenset(name for teacher in teachers for name in teacher.classes)
+    store_images(run, images, stored, row_bytes=3 * images.config.size**2, classes=classes)
+
+    def train_loop_per_worker(device: torch.device, report: Report) -> None:
+        for teacher in teachers:
+            teach(teacher, stored, folder, seed, device, report)
+
+    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.group}")
+    train_in_group(run, train_loop_per_worker)
+
+
+def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
+    """Replace the ``training`` section of a teacher that was trained here by its checkpoint."""
+    if teacher.training is None:
+        return teacher
+    return teacher.model_copy(update={"training": None, "checkpoint": checkpoint})
+
+
+def _check_unchanged(run: Run) -> None:
+    """Refuse to continue if a checkpoint has changed: stored features would be another teacher's."""
+    path = run.folder / "teachers.json"
+    digests = {t.name: digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None}
+    known = read_json(path) if path.exists() else digests
+    changed = [name for name, value in digests.items() if known.get(name) != value]
+    if changed:
+        raise InputError(
+            f"teachers.{changed[0]}.checkpoint: the file has changed since the run in {run.folder} began; "
+            "give another --output"
+        )
+    write_json(path, digests)
