@@ -17,15 +17,15 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.features.stack import SCORES, feature_column, stack_columns
-from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
+from ka_ray.features.store import FEATURES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.images import read_chunk
 from ka_ray.images.split import ImageSet, split_images
-from ka_ray.metrics import accuracies, count
+from ka_ray.metrics import compute_accuracies, count_batch
 from ka_ray.reports.report import Report
 from ka_ray.runs.teachers import with_checkpoint
 from ka_ray.stages import run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage
-from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
@@ -47,9 +47,9 @@ def decode_all(images: ImageSet) -> dict[str, np.ndarray]:
 
 
 def store(folder: Path, columns: dict[str, np.ndarray]) -> None:
-    start_folder(folder)
+    create_shard_folder(folder)
     write_shard(folder, columns)
-    finish_folder(folder, {})
+    mark_folder_finished(folder, {})
 
 
 def plain_digits(folder: Path) -> float:
@@ -58,9 +58,11 @@ def plain_digits(folder: Path) -> float:
     learned_from, judged_on = (decode_all(images) for images in split_images(config))
     store(folder / "teachers" / "images", learned_from)
     for teacher in config.teachers:
-        teach(teacher, folder / "teachers/images", folder / "teachers", config.seed, cpu, lambda _: None)
+        train_teacher(
+            teacher, folder / "teachers/images", folder / "teachers", config.seed, cpu, lambda _: None
+        )
     taught = tuple(
-        with_checkpoint(teacher, teacher_checkpoint(folder / "teachers", teacher.name))
+        with_checkpoint(teacher, teacher_checkpoint_path(folder / "teachers", teacher.name))
         for teacher in config.teachers
     )
     config = config.model_copy(update={"teachers": taught})
@@ -85,8 +87,8 @@ def plain_digits(folder: Path) -> float:
     targets = np.array([index[label] for label in judged_on["label"]])
     ensemble = plan.label_sets.amalgamate(torch.cat(own, dim=1)).numpy()
     per_class = [plan.label_sets.columns(name) for name in plan.paths]
-    counts = count(targets, said, ensemble, [scores.numpy() for scores in own], per_class)
-    union: float = accuracies(counts, list(plan.paths))["union"]
+    counts = count_batch(targets, said, ensemble, [scores.numpy() for scores in own], per_class)
+    union: float = compute_accuracies(counts, list(plan.paths))["union"]
     return union
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from ka_ray.config import Config
 from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.statistics import sum_up
-from ka_ray.student.from_moments import OnePassMeter
+from ka_ray.student.from_moments import LayerMomentsMeter
 
 SAMPLE_EVERY_S = 0.5
 
@@ -31,7 +31,7 @@ def one_pass(config_path: str, images: int, overrides: list[str]) -> None:
         config = Config.load(config_path, [*overrides, *more])
         with start_run(plan_run(config)) as run:
             stacked = {tap: shape[0] for tap, shape in run.plan.shapes.items()}
-            make_meter = partial(OnePassMeter, run.plan.spec, stacked, config.layers.positions_per_image)
+            make_meter = partial(LayerMomentsMeter, run.plan.spec, stacked, config.layers.positions_per_image)
             _, summary = sum_up(run, "one_pass", make_meter)
     print(f"pass_seconds={summary['seconds']:.2f} pass_bytes={summary['bytes']}")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ka_ray.reports.comparison import Comparison
     from ka_ray.reports.report import Report
     from ka_ray.reports.spectrum import Spectrum
-    from ka_ray.reports.sweep import Sweep
+    from ka_ray.reports.tune import TuneResult
     from ka_ray.student import load_student
     from ka_ray.workflows.amalgamate import amalgamate
     from ka_ray.workflows.compare import compare
@@ -34,7 +34,7 @@ _WHERE = {
     "InputError": "ka_ray.errors",
     "Report": "ka_ray.reports.report",
     "Spectrum": "ka_ray.reports.spectrum",
-    "Sweep": "ka_ray.reports.sweep",
+    "TuneResult": "ka_ray.reports.tune",
     "TeachConfig": "ka_ray.config",
     "amalgamate": "ka_ray.workflows.amalgamate",
     "compare": "ka_ray.workflows.compare",
@@ -52,8 +52,8 @@ __all__ = [
     "InputError",
     "Report",
     "Spectrum",
-    "Sweep",
     "TeachConfig",
+    "TuneResult",
     "amalgamate",
     "compare",
     "evaluate",

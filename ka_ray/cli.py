@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ka_ray.errors import InputError, exit_code_of
-from ka_ray.terminal.summary import percent, program, show_machine, show_report
+from ka_ray.terminal.summary import find_program, format_percent, show_machine, show_report
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -109,7 +109,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None)
     typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
     if sweep.chosen is not None:
-        typer.echo(f"next:    {program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
+        typer.echo(f"next:    {find_program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None
     from ka_ray import teach as teach_one
 
     result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
-    typer.echo(f"teacher {result.teacher}: accuracy {percent(result.accuracy)}")
+    typer.echo(f"teacher {result.teacher}: accuracy {format_percent(result.accuracy)}")
     typer.echo(f"checkpoint: {result.checkpoint}")
 
 
@@ -180,9 +180,9 @@ def evaluate(
     from ka_ray.workflows.evaluate import images_for
 
     accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
-    typer.echo(f"union {percent(accuracy['union'])} on {accuracy['labelled']} labelled images")
+    typer.echo(f"union {format_percent(accuracy['union'])} on {accuracy['labelled']} labelled images")
     for name, pair in accuracy["per_teacher"].items():
-        typer.echo(f"classes of {name}: {percent(pair['student'])}")
+        typer.echo(f"classes of {name}: {format_percent(pair['student'])}")
 
 
 @app.command()

@@ -13,15 +13,15 @@ class ClusterError(RuntimeError):
     """Machines failed, not the input: what was done is kept, and the same command goes on from there."""
 
 
-MEANT_FOR_USERS = (InputError, FloatingPointError, ClusterError)
+USER_ERRORS = (InputError, FloatingPointError, ClusterError)
 """What a user can mend, by other input, another rate (where numbers are not finite), or other machines."""
 
 
-TRY_AGAIN = 75
+EXIT_TRY_AGAIN = 75
 """Exit code where machines failed, as sysexits.h has it; 2: what was given cannot work."""
 
 
-def disk_full(error: BaseException) -> ClusterError | None:
+def disk_full_error(error: BaseException) -> ClusterError | None:
     """Put a disk that ran full into words; None where it did not."""
     if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return None
@@ -31,10 +31,10 @@ def disk_full(error: BaseException) -> ClusterError | None:
 
 def user_message(error: BaseException) -> tuple[str, int] | None:
     """The message of an error and the exit code of a command that it ends; None where it is a bug."""
-    meant = disk_full(error) or error
-    if not isinstance(meant, MEANT_FOR_USERS):
+    meant = disk_full_error(error) or error
+    if not isinstance(meant, USER_ERRORS):
         return None
-    return str(meant), TRY_AGAIN if isinstance(meant, ClusterError) else 2
+    return str(meant), EXIT_TRY_AGAIN if isinstance(meant, ClusterError) else 2
 
 
 def exit_code_of(work: Callable[[], None]) -> int:

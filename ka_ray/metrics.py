@@ -44,14 +44,14 @@ class Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @staticmethod
-    def none(num_classes: int, num_teachers: int) -> "Counts":
+    def zeros(num_classes: int, num_teachers: int) -> "Counts":
         """Make the counts of no images."""
         square = np.zeros((num_classes, num_classes), np.int64)
         line = np.zeros(num_teachers, np.int64)
         return Counts(0, 0, 0, square, square, square, line, line, line)
 
 
-def count(
+def count_batch(
     targets: npt.NDArray[np.int64],
     student: Scores | None,
     ensemble: Scores | None,
@@ -110,7 +110,7 @@ def _correct(
     return correct
 
 
-def accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any]:
+def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any]:
     """Turn counts into the report's ``accuracy`` section; what nothing speaks for is None.
 
     Returns:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ka_ray.config import Config
-from ka_ray.features.store import Store, finish_folder, start_folder, write_shard
+from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.student import StudentSpec
 from ka_ray.teachers.plain import plain_conv_net
 
@@ -151,10 +151,10 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
 
     def make(columns: dict[str, Any], shards: int = 3, folder: str = "store") -> Store:
         target = tmp_path / folder
-        start_folder(target)
+        create_shard_folder(target)
         for rows in np.array_split(np.arange(len(columns["image_id"])), shards):
             write_shard(target, {name: column[rows] for name, column in columns.items()})
-        finish_folder(target, {"rows": len(columns["image_id"])})
+        mark_folder_finished(target, {"rows": len(columns["image_id"])})
         return Store(target)
 
     return make

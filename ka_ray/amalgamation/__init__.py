@@ -10,7 +10,7 @@ from ka_ray.amalgamation.autoencoder import (
     WhitenedAutoEncoder,
 )
 from ka_ray.amalgamation.chain import Amalgamation, all_at_once, one_by_one
-from ka_ray.amalgamation.common_features import CommonSpace
+from ka_ray.amalgamation.common_features import CommonFeatureLearner
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.numerics.moments import Moments
 
@@ -31,7 +31,7 @@ class Method:
 METHODS = {
     "direct": Method(all_at_once, lambda moments, _, width: WhitenedAutoEncoder(moments, width)),
     "incremental": Method(one_by_one, lambda moments, _, width: IsometricAutoEncoder(moments, width)),
-    "common_features": Method(all_at_once, CommonSpace),
+    "common_features": Method(all_at_once, CommonFeatureLearner),
 }
 """How codes are learned, by their name in the config."""
 

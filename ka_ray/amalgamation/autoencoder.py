@@ -79,7 +79,7 @@ class LinkLearner(nn.Module):
         """Give the loss, a scalar, of `[n, S]` features."""
         raise NotImplementedError
 
-    def collapse(self) -> AutoEncoder:
+    def to_autoencoder(self) -> AutoEncoder:
         """Give what was learned as an auto-encoder on raw features."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class WhitenedAutoEncoder(LinkLearner):
     The features of a trained network have variances that differ by many orders of magnitude, and plain
     Adam on raw features is far from the optimum after several epochs. ``z = W (x - mean)`` with
     ``W = covariance^(-1/2)`` has unit variance in all directions; the loss stays that of the raw features
-    (in units of their scale), so the optimum stays where it is: encoder and decoder of :meth:`collapse`
+    (in units of their scale), so the optimum stays where it is: encoder and decoder of :meth:`to_autoencoder`
     are again one 1x1 conv each.
 
     Args:
@@ -142,7 +142,7 @@ class WhitenedAutoEncoder(LinkLearner):
         return weight, self.encoder.bias.to(torch.float64) - weight @ self.mean.to(torch.float64)
 
     @torch.no_grad()
-    def collapse(self) -> AutoEncoder:
+    def to_autoencoder(self) -> AutoEncoder:
         """Give the same auto-encoder on raw features, whitening and scale worked into its weights."""
         scale = self.scale.to(torch.float64)
         decode = scale * self.decoder.weight.to(torch.float64)
@@ -160,9 +160,9 @@ class IsometricAutoEncoder(WhitenedAutoEncoder):
     """
 
     @torch.no_grad()
-    def collapse(self) -> AutoEncoder:
+    def to_autoencoder(self) -> AutoEncoder:
         """Give the auto-encoder on raw features, its decoder's columns orthonormal."""
-        collapsed = super().collapse()
+        collapsed = super().to_autoencoder()
         encode, decode = affine(collapsed.encoder), affine(collapsed.decoder)
         columns, mixing = torch.linalg.qr(decode[0])
         return AutoEncoder.of((mixing @ encode[0], mixing @ encode[1]), (columns, decode[1]))

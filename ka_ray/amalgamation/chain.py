@@ -103,7 +103,7 @@ class Amalgamation(nn.Module):
             return moments.part(0, self.spans[0])
         return moments.mapped(*self._input_map(link))
 
-    def as_one(self) -> AutoEncoder:
+    def to_autoencoder(self) -> AutoEncoder:
         """Give the whole chain as one auto-encoder, composed in float64: it is affine, like its links."""
         (encode, encode_bias), spans = self._code_map(len(self.spans) - 1), []
         scale = self.scale.to(encode)
@@ -121,7 +121,7 @@ class Amalgamation(nn.Module):
 
     def relative_error(self, moments: Moments) -> float:
         """Compute ``E||rebuilt - stacked||^2 / E||stacked - mean||^2`` in closed form."""
-        return self.as_one().relative_error(moments)
+        return self.to_autoencoder().relative_error(moments)
 
     @torch.no_grad()
     def standardise(self, moments: Moments) -> None:

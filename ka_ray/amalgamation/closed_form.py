@@ -12,7 +12,7 @@ from ka_ray.amalgamation.autoencoder import AutoEncoder
 from ka_ray.numerics.moments import Moments
 
 
-def principal_code(moments: Moments, code_channels: int) -> AutoEncoder:
+def fit_pca_autoencoder(moments: Moments, code_channels: int) -> AutoEncoder:
     """Compute the auto-encoder with the least squared error of this width.
 
     Its decoder's columns are the orthonormal eigenvectors of the covariance with the largest eigenvalues, its
@@ -28,7 +28,7 @@ def principal_code(moments: Moments, code_channels: int) -> AutoEncoder:
     return AutoEncoder.of(encode, (directions, moments.mean))
 
 
-def channels_code(moments: Moments, chosen: Sequence[int]) -> AutoEncoder:
+def fit_channel_autoencoder(moments: Moments, chosen: Sequence[int]) -> AutoEncoder:
     """Compute the auto-encoder whose code are some of the channels themselves.
 
     The encoder selects; the decoder rebuilds all channels by regression, as well as these tell them. An

@@ -31,7 +31,7 @@ RIDGE = 1e-8
 """Added to the code's covariance, in shares of its mean variance, when the decoder is solved for."""
 
 
-class CommonSpace(LinkLearner):
+class CommonFeatureLearner(LinkLearner):
     """Trains one map a teacher into the same C channels, where all teachers' features are alike.
 
     ``h_t = E_t F_t`` must rebuild teacher t's features, and the ``h_t`` of all teachers must have the same
@@ -76,7 +76,7 @@ class CommonSpace(LinkLearner):
         return torch.stack([learner.encode(p) for learner, p in zip(self._learners(), parts, strict=True)])
 
     @torch.no_grad()
-    def collapse(self) -> AutoEncoder:
+    def to_autoencoder(self) -> AutoEncoder:
         """Give the encoder to the mean of the teachers' codes, and the best linear decoder from there.
 
         The decoder is the least-squares solution over all positions, ``Cov E' (E Cov E')^-1`` for the encoder

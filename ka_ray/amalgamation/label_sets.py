@@ -82,7 +82,7 @@ class LabelSets:
             )
 
     @property
-    def in_words(self) -> str:
+    def rule_description(self) -> str:
         """The rule, and whether scores are centred, for tables and reports."""
         return f"{self.rule}, centred" if self.center else str(self.rule)
 
@@ -177,10 +177,10 @@ class LabelSets:
         return list(groups)
 
 
-def describe(label_sets: LabelSets) -> str | None:
+def describe_overlap(label_sets: LabelSets) -> str | None:
     """Say in one sentence which classes overlap and what is done; None for disjoint label sets.
 
-    >>> describe(LabelSets({"pets": ("cat", "dog"), "wild": ("wolf", "dog")}))
+    >>> describe_overlap(LabelSets({"pets": ("cat", "dog"), "wild": ("wolf", "dog")}))
     "The label sets overlap: 'dog' (pets, wild); by scores.rule mean, the target of such a class is \
 the mean of the scores of the teachers that know it."
     """

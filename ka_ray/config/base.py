@@ -15,7 +15,7 @@ from pydantic import (
 
 from ka_ray.config.job_paths import Places, is_absolute, lies_elsewhere
 from ka_ray.storage.files import absolute, exists, is_path, read_text
-from ka_ray.storage.uris import FROM_ENVIRONMENT, refuse_credentials, to_path
+from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials, to_path
 
 
 class Section(BaseModel):
@@ -28,7 +28,7 @@ def _absolute(value: Any, info: ValidationInfo | None = None) -> Path:
     if not is_path(value):
         raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
     if info is not None and is_absolute(str(value)) and isinstance(info.context, Places):
-        refuse_credentials(str(value), FROM_ENVIRONMENT)
+        refuse_credentials(str(value), CREDENTIALS_ADVICE)
         return Path(str(value))  # a place on a cluster, whose packages for it are not needed here
     return absolute(to_path(value))
 

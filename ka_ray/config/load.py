@@ -12,7 +12,7 @@ from ka_ray.config.job_paths import Places, without_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
-from ka_ray.storage.uris import SECRETS, to_path
+from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -148,7 +148,7 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        secret = SECRETS.search(repr(problem["input"]))
+        secret = CREDENTIALS_PATTERN.search(repr(problem["input"]))
         given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
     return "\n".join(lines)

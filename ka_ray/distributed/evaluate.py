@@ -26,7 +26,7 @@ from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
-from ka_ray.metrics import Counts, Scores, count
+from ka_ray.metrics import Counts, Scores, count_batch
 from ka_ray.student import Student, load_student
 
 TEACHERS_ALONE = "teachers"
@@ -77,8 +77,8 @@ class Evaluator:
         amalgamated: dict[str, list[Scores | None]] = {}
         counts = {}
         for name, student in self._students.items():
-            label_sets = self._work.label_sets if student is None else student.spec.unified
-            key = label_sets.in_words
+            label_sets = self._work.label_sets if student is None else student.spec.unified_label_sets
+            key = label_sets.rule_description
             if key not in amalgamated:
                 amalgamated[key] = [
                     None if scores is None else label_sets.amalgamate(scores).numpy()
@@ -106,7 +106,7 @@ class Evaluator:
         over_views: Scores | None,
     ) -> Counts:
         index = {name: i for i, name in enumerate(label_sets.classes)}
-        return count(
+        return count_batch(
             targets=np.array([index.get(label, -1) for label in labels], np.int64),
             student=student,
             ensemble=ensemble,
@@ -136,7 +136,7 @@ def evaluate_images(
     """
     began = time.perf_counter()
     log = beside_driver(PassMonitor, work.images.max_unreadable)
-    blank = Counts.none(len(work.label_sets.classes), len(work.label_sets.by_teacher))
+    blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     judged = set[int]()
 

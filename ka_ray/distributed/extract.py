@@ -16,9 +16,9 @@ from ka_ray.distributed.resources import Pools, decoding_options
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shard_writer import ShardWriter
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
-from ka_ray.features.shard_recovery import settle_shards
+from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES, TARGETS
-from ka_ray.features.store import SHARDS, finish_folder, start_folder
+from ka_ray.features.store import SHARDS_KEY, create_shard_folder, mark_folder_finished
 from ka_ray.images import Ids, Source
 from ka_ray.storage.files import make_folder, read_json, write_json
 
@@ -83,7 +83,7 @@ def extract_features(
     passes = repeat_until_complete(work.ids, shards.settle, one_pass, log)
     summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
     summary |= {"passes": passes, "seconds": time.perf_counter() - began}
-    finish_folder(work.folder, summary)
+    mark_folder_finished(work.folder, summary)
     return summary
 
 
@@ -96,22 +96,22 @@ class _Shards:
         if known.exists() and read_json(known) != listing:
             # Ids count the images as they are listed: with others now, all rows are other images'.
             logger.warning("%s: the images are not those of the attempt before; it begins anew", folder)
-            start_folder(folder)
+            create_shard_folder(folder)
         write_json(known, listing)
         self._folder, self._doubled, self._damaged = folder, 0, list[str]()
         self.resumed = len(self.settle())
 
     def settle(self) -> Ids:
         """Give the ids of the images with a row."""
-        self._standing = settle_shards(self._folder)
-        self._doubled += self._standing.doubled
+        self._standing = recover_shards(self._folder)
+        self._doubled += self._standing.duplicate_rows
         self._damaged += self._standing.damaged
         return self._standing.ids
 
     @property
     def summary(self) -> dict[str, Any]:
         standing = self._standing
-        counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS: standing.shards}
+        counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS_KEY: standing.shards}
         return counts | {"resumed": self.resumed, "doubled": self._doubled, "damaged": self._damaged}
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ka_ray.errors import MEANT_FOR_USERS, ClusterError, InputError, disk_full
+from ka_ray.errors import USER_ERRORS, ClusterError, InputError, disk_full_error
 
 LOST = (
     RayActorError,
@@ -48,7 +48,7 @@ NO_SPACE = (OutOfDiskError, ObjectStoreFullError)
 def unwrap(error: BaseException) -> BaseException:
     """Find the error that a worker raised for the user to read; give the given one where there is none."""
     for inner in _chain(error):
-        for kind in MEANT_FOR_USERS:
+        for kind in USER_ERRORS:
             if type(inner) is kind:
                 return inner
             # What crosses processes twice arrives as text alone: the last line of a quoted traceback.
@@ -63,7 +63,7 @@ def _exhausted(error: BaseException) -> BaseException | None:
     for inner in _chain(error):
         text = str(inner)
         quoted = re.search(r"No space left on device(?:: '([^']+)')?", text)  # Python's words, or Arrow's
-        full = disk_full(OSError(errno.ENOSPC, "No space left", quoted[1]) if quoted else inner)
+        full = disk_full_error(OSError(errno.ENOSPC, "No space left", quoted[1]) if quoted else inner)
         if full is not None:
             return full
         if isinstance(inner, NO_SPACE):

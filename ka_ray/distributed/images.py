@@ -13,7 +13,7 @@ from ka_ray.config import ImagesConfig
 from ka_ray.distributed.resources import Pools, decoding_options
 from ka_ray.errors import InputError
 from ka_ray.images import Source, read_chunk
-from ka_ray.images.reading import Reader
+from ka_ray.images.sources import SourceReader
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -53,7 +53,7 @@ class _ChunkReader:
     """Decodes the wanted images of chunks, and tells which of them give no row."""
 
     config: ImagesConfig
-    read: Reader
+    read: SourceReader
     all_ids: Any
     only_classes: frozenset[str] | None
     log: Any

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from ka_ray.storage.files import filesystem, is_remote
+from ka_ray.storage.files import get_filesystem, is_remote
 
 
 def storage(folder: Path) -> dict[str, Any]:
@@ -16,5 +16,5 @@ def storage(folder: Path) -> dict[str, Any]:
     """
     if not is_remote(folder):
         return {"storage_path": str(folder)}
-    fs, path = filesystem(folder)
+    fs, path = get_filesystem(folder)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}

@@ -23,10 +23,10 @@ from ka_ray.distributed.retries import repeat_if_lost
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
-from ka_ray.numerics.hashed_random import draws_of
-from ka_ray.numerics.layout import in_layout
-from ka_ray.numerics.moment_sums import Sums, merge_sums
-from ka_ray.numerics.ridge import NUM_DRAWS
+from ka_ray.numerics.hashed_random import draw_uniform
+from ka_ray.numerics.memory_format import to_preferred_memory_format
+from ka_ray.numerics.named_moments import NamedMoments, merge_moments
+from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 
 POLL_S = 1.0
 
@@ -40,7 +40,7 @@ class Meter(Protocol):
         """Add ``image [n, 3, H, W]``, every tap's ``[n, S, *space]``, ``scores`` and ``draws``."""
 
     @property
-    def total(self) -> Sums:
+    def total(self) -> NamedMoments:
         """What was added."""
 
 
@@ -70,15 +70,19 @@ class Reducer:
         self._batch_size, self._reading, self._seed = pools.extract.batch_size, reading, seed
         self._images = 0
 
-    def consume(self, rows: ray.data.DataIterator, queue: Any) -> Sums:
+    def consume(self, rows: ray.data.DataIterator, queue: Any) -> NamedMoments:
         """Add every batch of a share; give the sums, on the CPU."""
         taps, teachers = list(self._reading.spaces), list(self._reading.paths)
         scores = TARGETS if self._reading.scores.views else SCORES
         for columns in rows.iter_batches(batch_size=self._batch_size, batch_format="numpy"):
             stacked = stack_columns(columns, taps, teachers, scores)
             batch = {name: torch.tensor(stacked[name]) for name in ("image", *taps, SCORES)}
-            batch |= {n: in_layout(t, torch.float32) for n, t in batch.items() if t.is_floating_point()}
-            draws = draws_of(columns["image_id"].astype(np.int64), self._seed, NUM_DRAWS)
+            batch |= {
+                n: to_preferred_memory_format(t, torch.float32)
+                for n, t in batch.items()
+                if t.is_floating_point()
+            }
+            draws = draw_uniform(columns["image_id"].astype(np.int64), self._seed, NUM_SOLVER_DRAWS)
             self._meter.add(batch | {"draws": torch.from_numpy(draws)})
             self._images += len(draws)
             queue.add.remote({"images": len(draws)})
@@ -90,13 +94,13 @@ class Reducer:
 
 
 @ray.remote(num_cpus=0)
-def merged(first: Sums, second: Sums) -> Sums:
+def merged(first: NamedMoments, second: NamedMoments) -> NamedMoments:
     """Merge two sums where they are."""
-    return merge_sums(first, second)
+    return merge_moments(first, second)
 
 
 @ray.remote(num_cpus=0)
-def size_of(sums: Sums) -> int:
+def size_of(sums: NamedMoments) -> int:
     """Count the bytes of sums as they cross the network, but for their names."""
     return sum(part.mean.nbytes + part.scatter.nbytes + COUNT_BYTES for part in sums.values())
 
@@ -109,7 +113,7 @@ def reduce_images(
     make_meter: MakeMeter,
     seed: int,
     on_images: Callable[[int], None],
-) -> tuple[Sums, dict[str, Any]]:
+) -> tuple[NamedMoments, dict[str, Any]]:
     """Stream images through the teachers into meters; merge what these hold.
 
     Args:
@@ -132,7 +136,7 @@ def reduce_images(
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
     start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
-    def one_pass() -> tuple[Sums, dict[str, Any]]:
+    def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
         images = read_images(work.images, work.source, work.ids, log, pools)
         rows = through_teachers(images, teachers, pools, reading, log)
         many = range(pools.extract.reducers)
@@ -150,7 +154,7 @@ def _check_count(images: int, wanted: int) -> None:
 
 def _reduce(
     rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None]
-) -> tuple[Sums, dict[str, Any]]:
+) -> tuple[NamedMoments, dict[str, Any]]:
     """Split a stream among reducers, wait for them, and merge what they hold; then they end.
 
     Where one is lost, its sums are: the images of this attempt are counted back.

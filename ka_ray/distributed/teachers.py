@@ -20,7 +20,7 @@ from ka_ray.config import (
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.resources import Pools, actor_options
-from ka_ray.features.resize import fit_space
+from ka_ray.features.resize import resize_features
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
@@ -78,7 +78,7 @@ class TeacherActor:
         name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
-            fitted = fit_space(feature, self._reading.spaces[tap])
+            fitted = resize_features(feature, self._reading.spaces[tap])
             in_order = fitted.half().contiguous()  # as Arrow keeps it: [C, *space], whatever the layout here
             batch[feature_column(tap, name)] = in_order.cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()

@@ -22,9 +22,9 @@ from ka_ray.distributed.failures import last_line, lost, unwrap
 from ka_ray.distributed.ray_storage import storage
 from ka_ray.errors import ClusterError
 from ka_ray.numerics.ranks import rank, world_size
-from ka_ray.training.fit import Progress, Report
+from ka_ray.training.fit import Progress, ProgressCallback
 
-Work = Callable[[torch.device, Report], None]
+Work = Callable[[torch.device, ProgressCallback], None]
 """What every worker runs: its device, and where rank 0 reports to."""
 
 POLL_S = 0.5
@@ -34,15 +34,19 @@ RESIZE_S = 30.0
 
 
 def train_in_workers(
-    work: Work, config: RayConfig, share: Resources, folder: Path, report: Report, tell: Callable[[str], None]
+    work: Work,
+    config: RayConfig,
+    share: Resources,
+    folder: Path,
+    report: ProgressCallback,
+    tell: Callable[[str], None],
 ) -> None:
     """Run ``work`` in every worker of one group, under a torch process group.
 
-    All stages go through one call: a group takes long to start (every worker imports torch). Where workers or
-    nodes are lost, a new group is started with what there is; the work must go on from what it left in files.
+    All stages share one group: starting one is slow. When workers or nodes are lost, a new group starts.
 
     Args:
-        work: Runs in each worker; leaves its results in files.
+        work: Runs in each worker; leaves its results in files and resumes from them.
         config: How many workers, and how often they may be lost in a row without an epoch in between.
         share: What each gets.
         folder: For Ray Train's own records; reachable by every node.
@@ -137,7 +141,7 @@ class ReportForwarder:
 
     def __init__(
         self,
-        report: Report,
+        report: ProgressCallback,
         tell: Callable[[str], None],
         ended: set[tuple[str, int]],
         errors: list[Exception],

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ka_ray.errors import InputError
 
 
-def fit_space(features: Tensor, space: Sequence[int]) -> Tensor:
+def resize_features(features: Tensor, space: Sequence[int]) -> Tensor:
     """Bring features to a height and width.
 
     A larger map is averaged over equal windows (adaptive average pooling): every value of it counts, and what
@@ -31,7 +31,7 @@ def fit_space(features: Tensor, space: Sequence[int]) -> Tensor:
 
     Example:
         >>> import torch
-        >>> fit_space(torch.zeros(2, 3, 25, 25), (8, 8)).shape
+        >>> resize_features(torch.zeros(2, 3, 25, 25), (8, 8)).shape
         torch.Size([2, 3, 8, 8])
     """
     if tuple(features.shape[2:]) == tuple(space):
@@ -49,7 +49,7 @@ def fit_space(features: Tensor, space: Sequence[int]) -> Tensor:
     return features
 
 
-def check_space(tap: str, teacher: str, shape: Sequence[int], space: Sequence[int]) -> None:
+def check_resizable(tap: str, teacher: str, shape: Sequence[int], space: Sequence[int]) -> None:
     """Refuse what no resizing can bring to the student's size.
 
     Args:

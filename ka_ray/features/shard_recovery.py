@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ka_ray.storage.files import PARALLEL, ranges_of
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, open_random_access
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecoveredShards:
     """Rows that stand.
 
     Attributes:
@@ -28,38 +28,40 @@ class Standing:
     shards: tuple[str, ...]
     ids: Ids
     num_bytes: int
-    doubled: int
+    duplicate_rows: int
     damaged: tuple[str, ...]
 
 
-def settle_shards(folder: Path) -> Standing:
+def recover_shards(folder: Path) -> RecoveredShards:
     """Keep the whole shards of a folder; remove half-written and damaged ones, and those with doubled rows.
 
     A removed shard's other rows are missing then, and made again: a row is there once, or not at all.
     """
-    kept, damaged, num_bytes, doubled, seen = list[str](), list[str](), 0, 0, set[int]()
+    kept, damaged, num_bytes, duplicate_rows, seen = list[str](), list[str](), 0, 0, set[int]()
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
     shards = sorted(folder.glob("*.arrow"))
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         all_ids = list(pool.map(_ids_if_whole, shards))
     for shard, ids in zip(shards, all_ids, strict=True):
         here = set() if ids is None else set(ids.tolist())
         twice = 0 if ids is None else len(ids) - len(here - seen)
         if ids is None or twice:
-            doubled += twice
+            duplicate_rows += twice
             damaged += [shard.name] if ids is None else []
             shard.unlink(missing_ok=True)
         else:
             seen |= here
             kept.append(shard.name)
             num_bytes += shard.stat().st_size
-    return Standing(tuple(kept), np.array(sorted(seen), np.int64), num_bytes, doubled, tuple(damaged))
+    return RecoveredShards(
+        tuple(kept), np.array(sorted(seen), np.int64), num_bytes, duplicate_rows, tuple(damaged)
+    )
 
 
 def _ids_if_whole(shard: Path) -> Ids | None:
     try:
-        return shard_ids(shard)
+        return read_image_ids(shard)
     except (
         pa.ArrowException,
         KeyError,
@@ -67,13 +69,13 @@ def _ids_if_whole(shard: Path) -> Ids | None:
         return None
 
 
-def shard_ids(shard: Path) -> Ids:
+def read_image_ids(shard: Path) -> Ids:
     """Read the image ids of a shard, and no more of it.
 
     Raises:
         pyarrow.ArrowException: It is no whole Arrow file.
     """
-    with ranges_of(shard) as source, source.open("rb") if source is shard else source as file:
+    with open_random_access(shard) as source, source.open("rb") if source is shard else source as file:
         place = pa.ipc.open_file(file).schema.get_field_index("image_id")
         if place < 0:
             raise KeyError("image_id")

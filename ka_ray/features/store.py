@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ka_ray.errors import InputError
-from ka_ray.storage.cache import local_copies
+from ka_ray.storage.cache import fetch_local_copies
 from ka_ray.storage.files import atomic_file, make_folder, read_json, remove_tree, write_json
 
 Columns = dict[str, npt.NDArray[Any]]
 
-SHARDS = "shards"
+SHARDS_KEY = "shards"
 """In it the names of the shards that count: a worker that was given up may still write others."""
 
 FEATURES = "features"
@@ -65,19 +65,19 @@ def _to_arrow(name: str, column: npt.NDArray[Any]) -> tuple[pa.Array, pa.Field]:
     return array, pa.field(name, kind, metadata=layout)
 
 
-def start_folder(folder: Path) -> None:
+def create_shard_folder(folder: Path) -> None:
     """Make an empty folder for shards; what an unfinished attempt left there goes."""
     remove_tree(folder)
     make_folder(folder)
 
 
-def finish_folder(folder: Path, summary: dict[str, Any]) -> None:
+def mark_folder_finished(folder: Path, summary: dict[str, Any]) -> None:
     """Mark a folder of shards as whole; all that lie there count, unless the summary names those that do."""
-    write_json(folder / DONE, {SHARDS: _names(folder, summary)} | summary)
+    write_json(folder / DONE, {SHARDS_KEY: _names(folder, summary)} | summary)
 
 
 def _names(folder: Path, summary: dict[str, Any]) -> list[str]:
-    return summary.get(SHARDS) or sorted(path.name for path in folder.glob("*.arrow"))
+    return summary.get(SHARDS_KEY) or sorted(path.name for path in folder.glob("*.arrow"))
 
 
 class Store:
@@ -95,7 +95,7 @@ class Store:
     def __init__(self, *folders: Path) -> None:
         self.summaries: list[dict[str, Any]] = [read_json(f / DONE) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
-        self._shards = [_Shard(path) for f, done in parts for path in local_copies(f, _names(f, done))]
+        self._shards = [_Shard(path) for f, done in parts for path in fetch_local_copies(f, _names(f, done))]
         if not self._shards:
             raise ValueError(f"no images in {', '.join(map(str, folders))}")
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])

@@ -5,7 +5,7 @@ from typing import Any
 
 from ka_ray.config import ImagesConfig, MixedImages
 from ka_ray.images.mixed import PLAIN_SOURCES, list_mixed
-from ka_ray.images.reading import Chunk, Ids, Source, chosen_ids, read_chunk
+from ka_ray.images.sources import Chunk, Ids, Source, read_chunk, sample_ids
 
 SOURCES: dict[type[Any], Callable[[Any], Source]] = {**PLAIN_SOURCES, MixedImages: list_mixed}
 
@@ -19,4 +19,4 @@ def open_source(config: ImagesConfig) -> Source:
     return SOURCES[type(config)](config)
 
 
-__all__ = ["SOURCES", "Chunk", "Ids", "Source", "chosen_ids", "open_source", "read_chunk"]
+__all__ = ["SOURCES", "Chunk", "Ids", "Source", "open_source", "read_chunk", "sample_ids"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ka_ray.config import Augmentation, ScoresConfig
 
-NUM_DRAWS = 3
+NUM_VIEW_DRAWS = 3
 """Uniform numbers that one image's view takes."""
 
 

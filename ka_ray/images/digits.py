@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ka_ray.config import DigitsImages
-from ka_ray.images.reading import Chunk, Encoded, Source
+from ka_ray.images.sources import Chunk, Encoded, Source
 
 CLASS_NAMES = tuple(f"digit_{i}" for i in range(10))
 CHUNK_IMAGES = 512

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from ka_ray.config import FolderImages
 from ka_ray.errors import InputError
-from ka_ray.images.reading import Chunk, Encoded, Source
-from ka_ray.storage.files import list_files, read_each
+from ka_ray.images.sources import Chunk, Encoded, Source
+from ka_ray.storage.files import list_files, read_files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 CHUNK_IMAGES = 64
@@ -46,7 +46,7 @@ def read_folder(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded
         for offset, (path, label) in enumerate(chunk.payload)
         if wanted(chunk.first_id + offset)
     ]
-    contents = read_each([path for _, path, _ in chosen])
+    contents = read_files([path for _, path, _ in chosen])
     for (image_id, path, label), content in zip(chosen, contents, strict=True):
         if isinstance(content, ConnectionError | TimeoutError):
             raise content  # the file may well be whole: it is read again

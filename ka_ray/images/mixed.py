@@ -12,7 +12,7 @@ from ka_ray.errors import InputError
 from ka_ray.images.digits import list_digits
 from ka_ray.images.folder import list_folder
 from ka_ray.images.parquet import list_parquet
-from ka_ray.images.reading import Chunk, Encoded, Ids, Reader, Source, chosen_ids
+from ka_ray.images.sources import Chunk, Encoded, Ids, Source, SourceReader, sample_ids
 
 PLAIN_SOURCES: dict[type[Any], Callable[[Any], Source]] = {
     DigitsImages: list_digits,
@@ -44,7 +44,7 @@ def list_mixed(config: MixedImages) -> Source:
     for number, part in enumerate(config.parts):
         with _naming(number):
             parts.append(PLAIN_SOURCES[type(part)](part))
-        chosen = chosen_ids(parts[-1].num_images, part.limit, seed=0)
+        chosen = sample_ids(parts[-1].num_images, part.limit, seed=0)
         for chunk in parts[-1].chunks:
             start, end = np.searchsorted(chosen, [chunk.first_id, chunk.first_id + chunk.num_images])
             if start < end:
@@ -68,7 +68,7 @@ def _all_classes(parts: list[Source]) -> tuple[str, ...] | None:
 class MixedReader:
     """Reads a chunk with the reader of its part; a callable object, because it must travel to workers."""
 
-    readers: tuple[Reader, ...]
+    readers: tuple[SourceReader, ...]
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
         """Yield the wanted images of a chunk, under their ids in the mixture."""

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.images.reading import Chunk, Encoded, Source
-from ka_ray.storage.files import is_remote, ranges_of
+from ka_ray.images.sources import Chunk, Encoded, Source
+from ka_ray.storage.files import is_remote, open_random_access
 from ka_ray.storage.uris import to_path
 
 READ_ROWS = 256
@@ -41,7 +41,7 @@ def list_parquet(config: ParquetImages) -> Source:
 
 def _footer(path: Path, config: ParquetImages) -> Any:
     try:
-        with ranges_of(path) as source:
+        with open_random_access(path) as source:
             file = pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"images.path: {path} is not a Parquet file: {error}") from None
@@ -95,7 +95,7 @@ def _read(path: str, group: int, columns: list[str]) -> Iterator[Any]:
     """Read some columns of one row group in batches; of a remote file no other bytes, in few requests."""
     where = to_path(path)
     try:
-        with ranges_of(where) as source:
+        with open_random_access(where) as source:
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
             yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
     except (ConnectionError, TimeoutError):

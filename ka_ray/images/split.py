@@ -7,7 +7,7 @@ import numpy as np
 
 from ka_ray.config import Config, ImagesConfig, TeachConfig
 from ka_ray.errors import InputError
-from ka_ray.images import Ids, Source, chosen_ids, open_source
+from ka_ray.images import Ids, Source, open_source, sample_ids
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
 
 def _listed(config: ImagesConfig, seed: int) -> ImageSet:
     source = open_source(config)
-    return ImageSet(config, source, chosen_ids(source.num_images, config.limit, seed))
+    return ImageSet(config, source, sample_ids(source.num_images, config.limit, seed))
 
 
 def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -92,7 +92,7 @@ def hold_out(images: ImageSet, share: float, seed: int, key: str) -> tuple[Image
 def _divide(images: ImageSet, count: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split off ``count`` images at random (None: all)."""
     chosen = np.zeros(len(images.ids), dtype=bool)
-    chosen[chosen_ids(len(images.ids), count, seed)] = True
+    chosen[sample_ids(len(images.ids), count, seed)] = True
     return replace(images, ids=images.ids[chosen]), replace(images, ids=images.ids[~chosen])
 
 

@@ -25,7 +25,7 @@ class LayerInputStats:
     targets: Tensor | None = None
     num_values: int = 1
 
-    def at(self, channels: Sequence[int]) -> "LayerInputStats":
+    def select_channels(self, channels: Sequence[int]) -> "LayerInputStats":
         """Give what is seen of some channels alone."""
         start = torch.as_tensor(channels, device=self.covariance.device)[:, None] * self.num_values
         places = (start + torch.arange(self.num_values, device=start.device)).flatten()
@@ -33,7 +33,7 @@ class LayerInputStats:
         return LayerInputStats(self.covariance[places[:, None], places], targets, self.num_values)
 
 
-def channel_order(seen: LayerInputStats, count: int) -> tuple[int, ...]:
+def order_channels(seen: LayerInputStats, count: int) -> tuple[int, ...]:
     """Order channels so that an affine map from the first ones tells the next layer's targets best.
 
     Each next channel is the one whose removal by regression takes away most of the targets' variance that is
@@ -73,5 +73,5 @@ def channel_order(seen: LayerInputStats, count: int) -> tuple[int, ...]:
 
 
 def choose_channels(seen: LayerInputStats, count: int) -> tuple[int, ...]:
-    """Choose channels, see :func:`channel_order`; ascending."""
-    return tuple(sorted(channel_order(seen, count)))
+    """Choose channels, see :func:`order_channels`; ascending."""
+    return tuple(sorted(order_channels(seen, count)))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
@@ -13,11 +13,12 @@ def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
         features: ``[B, C, *space]``, or ``[B, C]``.
 
     Returns:
-        ``[B, D, *space]``, see :func:`ka_ray.numerics.layout.in_layout` for its layout.
+        ``[B, D, *space]``, in the memory format of
+        :func:`ka_ray.numerics.memory_format.to_preferred_memory_format`.
 
     Example:
         >>> import torch
         >>> apply_channelwise(nn.Linear(3, 5), torch.zeros(2, 3, 4, 4)).shape
         torch.Size([2, 5, 4, 4])
     """
-    return in_layout(linear(features.movedim(1, -1)).movedim(-1, 1))
+    return to_preferred_memory_format(linear(features.movedim(1, -1)).movedim(-1, 1))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.numerics.ridge import LeastSquares
+from ka_ray.numerics.ridge import LayerSolution
 
-RIDGE = 1e-4
+DEFAULT_RIDGE = 1e-4
 """In units of the mean variance of an input: to choose it would take as many passes again for every other."""
 
 TOLERANCE = 1e-6
@@ -39,9 +39,9 @@ def solve_iteratively(
     groups: int,
     num_outputs: int,
     device: torch.device,
-    ridge: float = RIDGE,
+    ridge: float = DEFAULT_RIDGE,
     max_passes: int = 100,
-) -> tuple[LeastSquares, int]:
+) -> tuple[LayerSolution, int]:
     """Solve a layer without its Gram matrix.
 
     Each step multiplies by that matrix in one pass over the samples (Hestenes and Stiefel, 1952; with the
@@ -66,7 +66,7 @@ def solve_iteratively(
     weights, spread, steps = _descend(stream, found, penalty, max_passes)
     bias = found.target_mean - torch.einsum("gdt,gd->gt", weights, found.input_mean)
     error = _held_out_error(stream, weights, bias)
-    solution = LeastSquares(weights.transpose(1, 2), bias, found.target_mean, spread, ridge, error)
+    solution = LayerSolution(weights.transpose(1, 2), bias, found.target_mean, spread, ridge, error)
     return solution, steps + 3
 
 

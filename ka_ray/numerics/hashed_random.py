@@ -6,7 +6,7 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]
 
 
-def draws_of(ids: npt.NDArray[np.int64], seed: int, num_draws: int) -> npt.NDArray[np.float32]:
+def draw_uniform(ids: npt.NDArray[np.int64], seed: int, num_draws: int) -> npt.NDArray[np.float32]:
     """Draw uniform numbers for images.
 
     A stream of images has no order that any number of readers would agree on, so a generator's state cannot
@@ -21,7 +21,7 @@ def draws_of(ids: npt.NDArray[np.int64], seed: int, num_draws: int) -> npt.NDArr
         `[n, num_draws]` in [0, 1).
 
     Example:
-        >>> bool((draws_of(np.array([3, 7]), 0, 2)[1] == draws_of(np.array([7]), 0, 2)[0]).all())
+        >>> bool((draw_uniform(np.array([3, 7]), 0, 2)[1] == draw_uniform(np.array([7]), 0, 2)[0]).all())
         True
     """
     places = np.arange(num_draws, dtype=np.uint64)

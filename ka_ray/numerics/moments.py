@@ -82,7 +82,7 @@ class Moments:
         """Give the moments of channels ``start`` to ``stop`` alone."""
         return Moments(self.count, self.mean[start:stop], self.scatter[start:stop, start:stop])
 
-    def at(self, places: Sequence[int] | Tensor) -> "Moments":
+    def select_channels(self, places: Sequence[int] | Tensor) -> "Moments":
         """Give the moments of some of the channels, in this order."""
         index = torch.as_tensor(places, device=self.mean.device)
         return Moments(self.count, self.mean[index], self.scatter[index[:, None], index])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def positions_of(draws: Tensor, available: int, wanted: int) -> Tensor:
+def sample_positions(draws: Tensor, available: int, wanted: int) -> Tensor:
     """Sample positions of every image at equal distances from a random start.
 
     Each position has the same chance, so sums over the sample are unbiased; and as one number an image
@@ -27,22 +27,22 @@ def positions_of(draws: Tensor, available: int, wanted: int) -> Tensor:
     return places.to(torch.int64).clamp_max(available - 1)
 
 
-def sampled(features: Tensor, draws: Tensor, wanted: int) -> Tensor:
+def sample_features(features: Tensor, draws: Tensor, wanted: int) -> Tensor:
     """Give features at sampled positions.
 
     Args:
         features: `[B, S, *space]`, or `[B, S]`, which has one position.
-        draws: `[B]`, see :func:`positions_of`.
+        draws: `[B]`, see :func:`sample_positions`.
         wanted: At most so many of each map.
 
     Returns:
         `[B * P, S]`.
 
     Example:
-        >>> sampled(torch.rand(4, 3, 8, 8), torch.rand(4), 16).shape
+        >>> sample_features(torch.rand(4, 3, 8, 8), torch.rand(4), 16).shape
         torch.Size([64, 3])
     """
     flat = features.flatten(2) if features.dim() > 2 else features[:, :, None]
-    positions = positions_of(draws, flat.shape[2], wanted)
+    positions = sample_positions(draws, flat.shape[2], wanted)
     picked = flat.gather(2, positions[:, None].expand(-1, flat.shape[1], -1))
     return picked.transpose(1, 2).flatten(0, 1)

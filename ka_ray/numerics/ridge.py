@@ -9,11 +9,11 @@ from torch import Tensor
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
-HELD_OUT = 0.1
+HELD_OUT_FRACTION = 0.1
 """On this share of the images the ridge is chosen."""
 
 
-NUM_DRAWS = 2
+NUM_SOLVER_DRAWS = 2
 """Random numbers of an image: which positions count, and whether it is held out."""
 
 
@@ -22,7 +22,7 @@ RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True)
-class LeastSquares:
+class LayerSolution:
     """The optimum of one layer.
 
     Attributes:
@@ -47,11 +47,11 @@ def solve(
     held_out: Sequence[Moments],
     num_outputs: int,
     ridges: Sequence[float] = RIDGES,
-) -> LeastSquares:
+) -> LayerSolution:
     """Solve a layer: choose the ridge on the held-out part, then take its optimum on both parts together.
 
     Args:
-        learned_from: Group by group the moments of `[n, D + T]`, see :func:`layer_samples`.
+        learned_from: Group by group the moments of `[n, D + T]`, see :func:`make_layer_samples`.
         held_out: The same of other images.
         num_outputs: T.
         ridges: To choose from.
@@ -73,7 +73,7 @@ def solve(
         given = part.part(0, weight.shape[1]).mapped(weight, bias)
         parts.append((weight, bias, given.mean, given.covariance.diagonal()))
     weights, biases, means, variances = (torch.stack(one) for one in zip(*parts, strict=True))
-    return LeastSquares(weights, biases, means, variances, ridges[best], errors[best])
+    return LayerSolution(weights, biases, means, variances, ridges[best], errors[best])
 
 
 def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ka_ray.metrics import Counts, accuracies
+from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.reports.markdown import table
 from ka_ray.reports.sections import ReportSection
 from ka_ray.storage.files import write_json, write_text
@@ -113,7 +113,7 @@ def make_row(
     parameters: int,
 ) -> Row:
     """Make a method's row from what each of its seeds counted."""
-    found = [accuracies(one, teachers) for one in counts]
+    found = [compute_accuracies(one, teachers) for one in counts]
     return Row(
         label=label,
         union=Spread(values=[one["union"] for one in found]),
@@ -127,11 +127,11 @@ def make_row(
     )
 
 
-def ensemble_rows(by_way: Mapping[str, Counts], teachers: Sequence[str], parameters: int) -> list[Row]:
+def make_ensemble_rows(by_way: Mapping[str, Counts], teachers: Sequence[str], parameters: int) -> list[Row]:
     """Make the teachers' own rows: how their scores are put together -> what was counted so."""
     rows = []
     for way, counts in by_way.items():
-        found = accuracies(counts, teachers)
+        found = compute_accuracies(counts, teachers)
         rows.append(
             Row(
                 label=ENSEMBLE if len(by_way) == 1 else f"{ENSEMBLE} ({way})",

@@ -21,22 +21,22 @@ class TapSpectrum(BaseModel):
 
     stacked: int
     width: int
-    most: int
+    max_width: int
     relative_errors: list[float]
 
-    def width_of(self, energy: float) -> int:
+    def width_for_energy(self, energy: float) -> int:
         """Find the least width that keeps this share of the variance, or the widest there is.
 
         Args:
             energy: In (0, 1].
 
         Example:
-            >>> tap = TapSpectrum(stacked=3, width=2, most=3, relative_errors=[1.0, 0.3, 0.01, 0.0])
-            >>> tap.width_of(0.5), tap.width_of(0.99), tap.width_of(0.995)
+            >>> tap = TapSpectrum(stacked=3, width=2, max_width=3, relative_errors=[1.0, 0.3, 0.01, 0.0])
+            >>> tap.width_for_energy(0.5), tap.width_for_energy(0.99), tap.width_for_energy(0.995)
             (1, 2, 3)
         """
         enough = (c for c, lost in enumerate(self.relative_errors) if c and lost <= 1 - energy + 1e-12)
-        return min(next(enough, self.stacked), self.most)
+        return min(next(enough, self.stacked), self.max_width)
 
 
 class Spectrum(BaseModel):
@@ -51,8 +51,8 @@ class Spectrum(BaseModel):
     taps: dict[str, TapSpectrum]
 
     def widths(self, energy: float) -> dict[str, int]:
-        """Give every tap's :meth:`TapSpectrum.width_of`."""
-        return {name: tap.width_of(energy) for name, tap in self.taps.items()}
+        """Give every tap's :meth:`TapSpectrum.width_for_energy`."""
+        return {name: tap.width_for_energy(energy) for name, tap in self.taps.items()}
 
     def save(self, folder: Path) -> None:
         """Write ``spectrum.json`` and ``spectrum.md`` into a folder."""
@@ -72,5 +72,5 @@ class Spectrum(BaseModel):
 
 
 def _cells(tap: TapSpectrum) -> tuple[str, ...]:
-    widths = (str(tap.width_of(energy)) for energy in ENERGIES)
+    widths = (str(tap.width_for_energy(energy)) for energy in ENERGIES)
     return str(tap.stacked), str(tap.width), f"{tap.relative_errors[tap.width]:.3g}", *widths

@@ -10,7 +10,7 @@ from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits,
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
 from ka_ray.student.plan import Plan
-from ka_ray.terminal.progress import LINK, Display
+from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
 from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
 
@@ -103,7 +103,7 @@ def open_context(
         save_run_id(folder, tracker.run_id, id_file)
         # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
         if tracker.link is not None:
-            display.note(f"{LINK}{tracker.link}")
+            display.note(f"{RUN_URL_PREFIX}{tracker.link}")
         tracker.log_params(flatten(config))
         yield RunContext(config=config, folder=folder, cluster=cluster, tracker=tracker, display=display)
 

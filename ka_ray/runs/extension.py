@@ -6,12 +6,12 @@ from typing import Any
 from ka_ray.config import Config, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.runs.output_folder import CONFIG
-from ka_ray.stages.inputs import stage_file
-from ka_ray.stages.teacher import teacher_checkpoint
+from ka_ray.stages.inputs import stage_summary_path
+from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import read_json
 from ka_ray.storage.uris import to_path
 from ka_ray.student.plan import Plan
-from ka_ray.teachers.checkpoint import digest
+from ka_ray.teachers.checkpoint import checkpoint_digest
 
 TEACHERS = "teachers"
 """The folder of teachers trained in a run."""
@@ -56,12 +56,12 @@ def check_extension(config: Config, plan: Plan) -> str | None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    for path in (folder / CONFIG, stage_file(folder, "codes")):
+    for path in (folder / CONFIG, stage_summary_path(folder, "codes")):
         if not path.exists():
             raise InputError(
                 f"extend: {folder} holds no {path.relative_to(folder)}; give a finished run's folder"
             )
-    codes = read_json(stage_file(folder, "codes"))
+    codes = read_json(stage_summary_path(folder, "codes"))
     if not {"teachers", "shapes", "links"} <= codes.keys():
         raise InputError(f"extend: {folder} was made by an older version; make it again")
     return read_json(folder / CONFIG), codes
@@ -82,7 +82,7 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
                 f"teachers.{teacher.name}: {', '.join(changed)} differ from those in {config.extend}"
             )
         checkpoint = teacher.checkpoint or taught_before(config, teacher)
-        if checkpoint is None or digest(checkpoint) != digests[teacher.name]:
+        if checkpoint is None or checkpoint_digest(checkpoint) != digests[teacher.name]:
             raise InputError(
                 f"teachers.{teacher.name}.checkpoint: {checkpoint} is not what {config.extend} used"
             )
@@ -100,7 +100,7 @@ def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
     """Find the checkpoint of a teacher that the extended run trained, or a run that this one extended."""
     folder = config.extend
     while folder is not None:
-        path = teacher_checkpoint(folder / TEACHERS, teacher.name)
+        path = teacher_checkpoint_path(folder / TEACHERS, teacher.name)
         if path.exists():
             return path
         before = read_json(folder / CONFIG).get("extend")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ka_ray.amalgamation.label_sets import describe
+from ka_ray.amalgamation.label_sets import describe_overlap
 from ka_ray.config import Config
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
@@ -52,7 +52,7 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     plan, notes = make_plan(config, teachers), list[str | None]()
     for student in students:
         student_plan = plan if student is config else make_plan(student, teachers)
-        notes += [describe(student_plan.label_sets), check_extension(student, student_plan)]
+        notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]
     training_images, evaluation_images = split_images(config)
     if students:
         check_batches(config, training_images)

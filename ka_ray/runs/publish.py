@@ -9,12 +9,12 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.reports.cost import measure_size
-from ka_ray.reports.figures import draw_all
+from ka_ray.reports.figures import draw_run_figures
+from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import Report
 from ka_ray.runs.context import Run
-from ka_ray.stages import stages_of
-from ka_ray.stages.inputs import stage_file
+from ka_ray.stages import list_stages
+from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import read_json
 from ka_ray.student import load_student
 from ka_ray.teachers import load_teacher
@@ -28,7 +28,7 @@ def extraction_summaries(folder: Path) -> list[dict[str, Any]]:
 def publish(run: Run, evaluated: dict[str, Any]) -> Report:
     """Write the report and its figures, and hand all to the tracker."""
     folder, tracker, plan = run.folder, run.tracker, run.plan
-    stages = {stage: read_json(stage_file(folder, stage)) for stage in stages_of(run.config)}
+    stages = {stage: read_json(stage_summary_path(folder, stage)) for stage in list_stages(run.config)}
     extraction = extraction_summaries(folder)
     codes = stages.get("codes", {"taps": {}})
     report = Report.model_validate(
@@ -41,7 +41,7 @@ def publish(run: Run, evaluated: dict[str, Any]) -> Report:
             "rule": plan.label_sets.rule,
             "centered": plan.label_sets.center,
             "overlap": plan.label_sets.overlap,
-            "kept_adapters": plan.kept,
+            "kept_adapters": plan.kept_adapters,
             "codes": codes["taps"],
             "extension": _extension(run.config, codes),
             "layers": stages["layers"]["taps"] if "layers" in stages else {},
@@ -56,7 +56,7 @@ def publish(run: Run, evaluated: dict[str, Any]) -> Report:
     report.save(folder)
     histories = {stage: summary["history"] for stage, summary in stages.items()}
     confusion = np.array(evaluated["confusion"]) if report.accuracy.union is not None else None
-    draw_all(report.model_dump(), histories, confusion, folder / "figures")
+    draw_run_figures(report.model_dump(), histories, confusion, folder / "figures")
     tracker.log_metrics(_all_metrics(report))
     for name in ("report.json", "report.md", "figures"):
         tracker.log_artifact(folder / name)
@@ -68,7 +68,7 @@ def _extension(config: Config, codes: dict[str, Any]) -> dict[str, Any] | None:
     """Say what the run that is extended saved this one."""
     if config.extend is None:
         return None
-    before = read_json(stage_file(config.extend, "codes"))
+    before = read_json(stage_summary_path(config.extend, "codes"))
     reused = codes["links"]["reused"]
     return {
         "extended": str(config.extend),

@@ -10,13 +10,13 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.reduce import MakeMeter, reduce_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
-from ka_ray.features.store import DONE, finish_folder, start_folder
+from ka_ray.features.store import DONE, create_shard_folder, mark_folder_finished
 from ka_ray.images.split import split_for_features
-from ka_ray.numerics.moment_sums import Sums, load_sums, save_sums
+from ka_ray.numerics.named_moments import NamedMoments, load_moments, save_moments
 from ka_ray.reports.spectrum import Spectrum, TapSpectrum
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
-from ka_ray.stages.codes_learner import TapsMeter, check_variances
+from ka_ray.stages.codes_learner import TapMomentsMeter, check_variances
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
@@ -27,7 +27,7 @@ MOMENTS = "moments"
 SUMS = "sums.safetensors"
 
 
-def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[Sums, dict[str, Any]]:
+def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, dict[str, Any]]:
     """Stream ``extract.images`` training images through the teachers and keep sums; skipped if they exist.
 
     Args:
@@ -40,17 +40,17 @@ def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[Sums, dict[str, 
     """
     folder, config = run.folder / name, run.config
     if not is_stored(folder):
-        start_folder(folder)
+        create_shard_folder(folder)
         images, _ = split_for_features(run.training_images, config.extract.images, config.seed)
         work = Extraction(images.config, images.source, images.ids, folder, row_bytes=0)
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores)
-        with run.display.images("sum", len(images.ids)) as on_images:
+        with run.display.track_images("sum", len(images.ids)) as on_images:
             sums, summary = reduce_images(
                 work, config.teachers, pools_of(config), read_spec, make_meter, config.seed, on_images
             )
-        save_sums(sums, folder / SUMS)
-        finish_folder(folder, summary)
-    return load_sums(folder / SUMS), read_json(folder / DONE)
+        save_moments(sums, folder / SUMS)
+        mark_folder_finished(folder, summary)
+    return load_moments(folder / SUMS), read_json(folder / DONE)
 
 
 def measure_spectrum_of_taps(run: Run) -> Spectrum:
@@ -62,14 +62,14 @@ def measure_spectrum_of_taps(run: Run) -> Spectrum:
     config, plan = run.config, run.plan
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     positions = config.codes.positions_per_image
-    sums, summary = sum_up(run, MOMENTS, partial(TapsMeter, stacked, positions))
+    sums, summary = sum_up(run, MOMENTS, partial(TapMomentsMeter, stacked, positions))
     check_variances(sums)
     spans = METHODS[config.codes.method].spans
     taps = {
         tap: TapSpectrum(
             stacked=channels,
             width=plan.spec.widths[tap],
-            most=spans(plan.channels[tap])[0],
+            max_width=spans(plan.channels[tap])[0],
             relative_errors=sums[tap].spectrum().tolist(),
         )
         for tap, channels in stacked.items()

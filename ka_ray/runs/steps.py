@@ -15,18 +15,18 @@ from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.split import split_for_features
-from ka_ray.metrics import Counts, accuracies
+from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored, store_images, train_in_group
 from ka_ray.runs.output_folder import check_disk
-from ka_ray.stages import run_stages, stages_of
-from ka_ray.stages.inputs import StageInputs, epochs_folder, load_stage, stage_file
-from ka_ray.stages.layer_solver import describe_grams
+from ka_ray.stages import list_stages, run_stages
+from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
+from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.storage.files import format_bytes, read_json, write_json
 from ka_ray.student import Student, save_student
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.plan import Plan
-from ka_ray.training.fit import Progress, Report
+from ka_ray.training.fit import Progress, ProgressCallback
 
 
 def extract(run: Run, joint: bool = True) -> None:
@@ -78,7 +78,9 @@ class StudentJob:
     @property
     def missing(self) -> list[str]:
         """The stages that have no result yet."""
-        return [stage for stage in stages_of(self.config) if not stage_file(self.folder, stage).exists()]
+        return [
+            stage for stage in list_stages(self.config) if not stage_summary_path(self.folder, stage).exists()
+        ]
 
 
 def learn(run: Run, students: Sequence[StudentJob]) -> None:
@@ -91,7 +93,7 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
     waiting, data = [student for student in students if student.missing], run.folder
     if waiting:
 
-        def train_loop_per_worker(device: torch.device, report: Report) -> None:
+        def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
             for one in waiting:
                 inputs = StageInputs(one.config, one.plan, data, one.folder, device, named(one, report))
                 run_stages(inputs)
@@ -119,7 +121,7 @@ def solver_notes(job: StudentJob) -> list[str | None]:
                 f"targets of the next layer ({reason})"
             )
     if "layers" in job.missing:
-        notes.append(describe_grams(Student(job.plan.spec), job.config.layers))
+        notes.append(describe_gram_sizes(Student(job.plan.spec), job.config.layers))
     return notes
 
 
@@ -155,7 +157,7 @@ def evaluate_students(
         pools=pools_of(config),
         scores=config.scores,
     )
-    with run.display.images("evaluate", len(images.ids)) as on_images:
+    with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)
 
 
@@ -165,18 +167,20 @@ def evaluate_student(run: Run) -> dict[str, Any]:
     Returns:
         The accuracies, the confusion matrix, the accuracies after each epoch, and what the pass reports.
     """
-    path, plan = stage_file(run.folder, "evaluate"), run.plan
+    path, plan = stage_summary_path(run.folder, "evaluate"), run.plan
     if not path.exists():
-        epochs = sorted(epochs_folder(run.folder).glob("*/student.json"), key=lambda p: int(p.parent.name))
+        epochs = sorted(
+            epoch_students_folder(run.folder).glob("*/student.json"), key=lambda p: int(p.parent.name)
+        )
         students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
         counts, summary = evaluate_students(run, plan.label_sets, students)
         names = list(plan.label_sets.by_teacher)
-        history = read_json(stage_file(run.folder, "joint"))["history"]
+        history = read_json(stage_summary_path(run.folder, "joint"))["history"]
         curve = [
-            {"images": record["images"], "accuracy": accuracies(counts[epoch.parent.name], names)}
+            {"images": record["images"], "accuracy": compute_accuracies(counts[epoch.parent.name], names)}
             for record, epoch in zip(history, epochs, strict=False)
         ]
         confusion = counts["student"].student.tolist()
-        accuracy = accuracies(counts["student"], names)
+        accuracy = compute_accuracies(counts["student"], names)
         write_json(path, summary | {"accuracy": accuracy, "confusion": confusion, "curve": curve})
     return read_json(path)

@@ -13,10 +13,10 @@ from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run, RunContext
 from ka_ray.runs.execution import store_images, train_in_group
 from ka_ray.runs.extension import TEACHERS, taught_before
-from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
-from ka_ray.teachers.checkpoint import digest
-from ka_ray.training.fit import Report
+from ka_ray.teachers.checkpoint import checkpoint_digest
+from ka_ray.training.fit import ProgressCallback
 
 
 def teach_missing(run: Run) -> Run:
@@ -33,7 +33,7 @@ def teach_missing(run: Run) -> Run:
     """
     folder, config = run.folder / TEACHERS, run.config
     checkpoints = {
-        teacher.name: taught_before(config, teacher) or teacher_checkpoint(folder, teacher.name)
+        teacher.name: taught_before(config, teacher) or teacher_checkpoint_path(folder, teacher.name)
         for teacher in config.teachers
     }
     missing = [t for t in config.teachers if t.training is not None and not checkpoints[t.name].exists()]
@@ -60,9 +60,9 @@ def train_teachers(
     classes = frozenset(name for teacher in teachers for name in teacher.classes)
     store_images(run, images, stored, row_bytes=3 * images.config.size**2, classes=classes)
 
-    def train_loop_per_worker(device: torch.device, report: Report) -> None:
+    def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
         for teacher in teachers:
-            teach(teacher, stored, folder, seed, device, report)
+            train_teacher(teacher, stored, folder, seed, device, report)
 
     run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.group}")
     train_in_group(run, train_loop_per_worker)
@@ -78,7 +78,9 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
 def _check_unchanged(run: Run) -> None:
     """Refuse to continue if a checkpoint has changed: stored features would be another teacher's."""
     path = run.folder / "teachers.json"
-    digests = {t.name: digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None}
+    digests = {
+        t.name: checkpoint_digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None
+    }
     known = read_json(path) if path.exists() else digests
     changed = [name for name, value in digests.items() if known.get(name) != value]
     if changed:

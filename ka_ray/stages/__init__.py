@@ -15,15 +15,15 @@ from torch import nn
 from ka_ray.config import Config
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.stages.codes import learn_codes
-from ka_ray.stages.inputs import StageInputs, save_stage, stage_file
+from ka_ray.stages.inputs import StageInputs, save_stage, stage_summary_path
 from ka_ray.stages.joint import learn_jointly
 from ka_ray.stages.layers import learn_layers
 
 
 def run_stages(inputs: StageInputs) -> None:
     """Run every stage that does not stand yet; rank 0 writes what each leaves."""
-    for stage in stages_of(inputs.config):
-        if on_any_rank(stage_file(inputs.folder, stage).exists()):
+    for stage in list_stages(inputs.config):
+        if on_any_rank(stage_summary_path(inputs.folder, stage).exists()):
             continue
         began = time.perf_counter()
         torch.manual_seed(inputs.config.seed)
@@ -41,6 +41,6 @@ STAGES: dict[str, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]]] = {
 }
 
 
-def stages_of(config: Config) -> tuple[str, ...]:
+def list_stages(config: Config) -> tuple[str, ...]:
     """Name the stages of a run, in order: a baseline learns its student in one."""
     return tuple(STAGES) if config.baseline is None else ("joint",)

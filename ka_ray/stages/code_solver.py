@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 
 from ka_ray.amalgamation import Amalgamation
-from ka_ray.amalgamation.closed_form import channels_code, principal_code
+from ka_ray.amalgamation.closed_form import fit_channel_autoencoder, fit_pca_autoencoder
 from ka_ray.numerics.channel_selection import LayerInputStats, choose_channels
 from ka_ray.numerics.moments import Moments
 
@@ -26,10 +26,12 @@ def solve_link(
     """
     joined = amalgamation.link_moments(moments, link)
     if seen is None:
-        code = principal_code(joined, amalgamation.code_channels)
+        code = fit_pca_autoencoder(joined, amalgamation.code_channels)
     else:
-        chosen = choose_channels(seen.at(amalgamation.channels(link)), amalgamation.code_channels)
-        code = channels_code(joined, chosen)
+        chosen = choose_channels(
+            seen.select_channels(amalgamation.channels(link)), amalgamation.code_channels
+        )
+        code = fit_channel_autoencoder(joined, chosen)
     amalgamation.links[link].load_state_dict(code.state_dict())
 
 

@@ -11,25 +11,25 @@ from ka_ray.amalgamation import Amalgamation
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.numerics.channel_selection import LayerInputStats
-from ka_ray.numerics.moment_sums import sums_over_ranks
 from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.named_moments import merge_moments_over_ranks
 from ka_ray.numerics.ranks import rank
-from ka_ray.numerics.ridge import NUM_DRAWS
+from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.code_solver import solve_links
 from ka_ray.stages.codes_learner import (
     CodesLearner,
+    build_amalgamations,
     check_variances,
-    empty_amalgamations,
     measure_moments,
     standardise,
 )
-from ka_ray.stages.inputs import StageInputs, epoch_file, load_weights, records, stage_file
+from ka_ray.stages.inputs import StageInputs, epoch_file, load_weights, records, stage_summary_path
 from ka_ray.storage.files import read_json
 from ka_ray.student import Student
-from ka_ray.student.from_moments import OnePass, OnePassMeter, unsupported_reason
-from ka_ray.teachers.checkpoint import digest
+from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, unsupported_reason
+from ka_ray.teachers.checkpoint import checkpoint_digest
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import Progress, Report, fit
+from ka_ray.training.fit import Progress, ProgressCallback, fit
 
 
 def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
@@ -39,14 +39,14 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     store, positions = inputs.store(FEATURES), config.positions_per_image
     batches = inputs.batches("codes", store, list(stacked), positions_per_image=positions)
     began = time.perf_counter()
-    moments, seen = (
+    moments, next_layer_stats = (
         _measure(inputs, stacked) if config.solver == "exact" else (measure_moments(batches, stacked), {})
     )
-    amalgamations = empty_amalgamations(config.method, plan.channels, plan.spec.widths).to(inputs.device)
+    amalgamations = build_amalgamations(config.method, plan.channels, plan.spec.widths).to(inputs.device)
     reused = _reuse_links(inputs, amalgamations)
     links = range(reused, len(cast(Amalgamation, next(iter(amalgamations.values()))).links))
     if config.solver == "exact":
-        seconds, history = solve_links(amalgamations, links, moments, seen), list[Progress]()
+        seconds, history = solve_links(amalgamations, links, moments, next_layer_stats), list[Progress]()
     else:
         seconds, history = _train_links(inputs, amalgamations, links, moments, batches)
     if config.basis == "principal":
@@ -60,7 +60,9 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         if rank() == 0:
             inputs.report(history[0])
     kept = {"reused": reused, "trained": len(links), "seconds": [*_link_seconds(inputs, reused), *seconds]}
-    digests = {t.name: digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None}
+    digests = {
+        t.name: checkpoint_digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None
+    }
     summary = {"taps": taps, "shapes": plan.code_shapes(), "links": kept, "teachers": digests}
     return amalgamations, summary | {"history": records(history)}
 
@@ -80,12 +82,14 @@ def _measure(
         activated = measure_moments(batches, stacked, positions, activations)
         moments = measure_moments(batches, stacked, positions)
         return moments, {tap: LayerInputStats(part.covariance) for tap, part in activated.items()}
-    meter = OnePassMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
-    for batch in inputs.batches("codes", store, ["image", SCORES, *stacked], num_draws=NUM_DRAWS).once():
+    meter = LayerMomentsMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
+    for batch in inputs.batches(
+        "codes", store, ["image", SCORES, *stacked], num_draws=NUM_SOLVER_DRAWS
+    ).single_pass():
         meter.add(batch)
-    one_pass = OnePass(meter.spec, sums_over_ranks(meter.total))
+    one_pass = LayerMoments(meter.spec, merge_moments_over_ranks(meter.total))
     check_variances(one_pass.stacked)
-    return one_pass.stacked, {tap: one_pass.seen(tap) for tap in stacked}
+    return one_pass.stacked, {tap: one_pass.next_layer_stats(tap) for tap in stacked}
 
 
 def _train_links(
@@ -136,7 +140,7 @@ def _after(history: list[Progress], num_links: int) -> Callable[[Progress], Prog
     return later
 
 
-def _through(change: Callable[[Progress], Progress], report: Report) -> Report:
+def _through(change: Callable[[Progress], Progress], report: ProgressCallback) -> ProgressCallback:
     return lambda progress: report(change(progress))
 
 
@@ -155,5 +159,5 @@ def _link_seconds(inputs: StageInputs, reused: int) -> list[float]:
     """Tell how long the links that are used again took in the runs that trained them."""
     if not reused or inputs.config.extend is None:
         return []
-    summary = read_json(stage_file(inputs.config.extend, "codes"))
+    summary = read_json(stage_summary_path(inputs.config.extend, "codes"))
     return list(summary["links"]["seconds"][:reused])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import METHODS, Amalgamation, LinkLearner
 from ka_ray.errors import InputError
-from ka_ray.numerics.moment_sums import sums_over_ranks
 from ka_ray.numerics.moments import Moments, MomentsMeter
-from ka_ray.numerics.positions import sampled
+from ka_ray.numerics.named_moments import merge_moments_over_ranks
+from ka_ray.numerics.positions import sample_features
 from ka_ray.training.batches import Batches
 
 
@@ -62,13 +62,13 @@ class CodesLearner(nn.Module):
         """Put what was learned into the link of every tap's chain."""
         for tap, learner in self.learners.items():
             link = self._amalgamation(tap).links[self.link]
-            link.load_state_dict(cast(LinkLearner, learner).collapse().state_dict())
+            link.load_state_dict(cast(LinkLearner, learner).to_autoencoder().state_dict())
 
     def _amalgamation(self, tap: str) -> Amalgamation:
         return cast(Amalgamation, self.amalgamations[tap])
 
 
-def empty_amalgamations(
+def build_amalgamations(
     method: str, channels: Mapping[str, Sequence[int]], widths: Mapping[str, int]
 ) -> nn.ModuleDict:
     """Build untrained amalgamations, to learn or to load a stage into.
@@ -103,7 +103,7 @@ def standardise(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) ->
         cast(Amalgamation, amalgamations[tap]).standardise(part)
 
 
-class TapsMeter:
+class TapMomentsMeter:
     """Adds up the stacked features of every tap.
 
     Args:
@@ -129,7 +129,7 @@ class TapsMeter:
         for tap, meter in self._meters.items():
             features = self._activations[tap](batch[tap]) if tap in self._activations else batch[tap]
             if self._positions is not None:
-                features = sampled(features, batch["draws"][:, 0], self._positions)
+                features = sample_features(features, batch["draws"][:, 0], self._positions)
             meter.add(features)
 
     @property
@@ -158,10 +158,10 @@ def measure_moments(
     Raises:
         InputError: The features of a tap never vary.
     """
-    meter = TapsMeter(stacked, positions_per_image, activations, batches.device)
-    for batch in batches.once():
+    meter = TapMomentsMeter(stacked, positions_per_image, activations, batches.device)
+    for batch in batches.single_pass():
         meter.add(batch)
-    merged = sums_over_ranks(meter.total)
+    merged = merge_moments_over_ranks(meter.total)
     check_variances(merged)
     return merged
 

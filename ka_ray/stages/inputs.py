@@ -13,12 +13,12 @@ from torch import nn
 from ka_ray.config import Config, TrainingConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
-from ka_ray.storage.cache import local_copy
+from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.student.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import FitSettings, Progress, Report
+from ka_ray.training.fit import FitSettings, Progress, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StageInputs:
     data: Path
     folder: Path
     device: torch.device
-    report: Report
+    report: ProgressCallback
 
     def store(self, *folders: str) -> Store:
         """Open those of the stored folders that there are."""
@@ -65,22 +65,22 @@ class StageInputs:
         )
 
 
-def stage_file(folder: Path, stage: str) -> Path:
+def stage_summary_path(folder: Path, stage: str) -> Path:
     """The file that says a stage stands."""
     return folder / "stages" / f"{stage}.json"
 
 
 def epoch_file(folder: Path, stage: str) -> Path:
     """The file with the last epoch of a stage that is under way."""
-    return stage_file(folder, stage).with_suffix(".epoch")
+    return stage_summary_path(folder, stage).with_suffix(".epoch")
 
 
 def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, Any]) -> None:
     """Write a stage's weights, then its summary, each atomically; its epochs are not needed any more."""
-    weights_path = stage_file(folder, stage).with_suffix(".safetensors")
+    weights_path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     make_folder(weights_path.parent)
     save_weights(module, weights_path)
-    write_json(stage_file(folder, stage), summary)
+    write_json(stage_summary_path(folder, stage), summary)
     for pattern in (f"{stage}*.epoch", f".{stage}*.part"):
         for unfinished in weights_path.parent.glob(pattern):
             unfinished.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
     Raises:
         InputError: The file is damaged, or of another module.
     """
-    path = stage_file(folder, stage).with_suffix(".safetensors")
+    path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     try:
         module.load_state_dict(load_weights(folder, stage))
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
@@ -104,12 +104,12 @@ def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
 
 def load_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     """Read the weights that a stage left."""
-    path = stage_file(folder, stage).with_suffix(".safetensors")
-    weights: dict[str, torch.Tensor] = load_file(local_copy(path))
+    path = stage_summary_path(folder, stage).with_suffix(".safetensors")
+    weights: dict[str, torch.Tensor] = load_file(fetch_local_copy(path))
     return weights
 
 
-def epochs_folder(folder: Path) -> Path:
+def epoch_students_folder(folder: Path) -> Path:
     """Where the student of every joint epoch is kept, if it is: one folder an epoch."""
     return folder / "stages" / "epochs"
 

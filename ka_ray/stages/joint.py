@@ -15,13 +15,13 @@ from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.config import JointConfig, ScoresConfig
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
-from ka_ray.images.augment import NUM_DRAWS, augment, score_views
+from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.stages.inputs import StageInputs, epochs_folder, load_stage, records
+from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, records
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
 from ka_ray.student import Student, save_student
-from ka_ray.student.fold import settle_norms
+from ka_ray.student.fold import recalibrate_batch_norms
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
@@ -56,7 +56,7 @@ class JointLearner(nn.Module):
             raise ValueError("joint learning with this augmentation needs the teachers")
         self.student = student
         self.config, self._scores = config, scores
-        self._label_sets = student.spec.unified
+        self._label_sets = student.spec.unified_label_sets
         self._teachers = list(teachers)  # a plain list: frozen, and no part of what DDP synchronises
         self._divergence: Callable[[Tensor, Tensor], Tensor] = half_mse
         if config.loss == "kl":
@@ -94,7 +94,7 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
     learner, batches = joint_learner(inputs, student)
-    epochs = epochs_folder(inputs.folder)
+    epochs = epoch_students_folder(inputs.folder)
 
     def report(progress: Progress) -> None:
         if progress.epoch_ended and inputs.config.evaluation.each_epoch:
@@ -108,10 +108,10 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
 def joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
     """Make what learns a student jointly, and the batches that it sees."""
     config, store = inputs.config.joint, inputs.store(FEATURES, IMAGES)
-    draws = NUM_DRAWS if config.augment.on else 0
+    draws = NUM_VIEW_DRAWS if config.augment.on else 0
     if inputs.config.baseline == "scratch":
         targets = class_targets(store, student.spec.classes, "baseline scratch")
-        batches = inputs.batches("joint", store, ["image"], num_draws=NUM_DRAWS, targets=targets)
+        batches = inputs.batches("joint", store, ["image"], num_draws=NUM_VIEW_DRAWS, targets=targets)
         return ClassifierLearner(student, config.augment), batches
     teachers = []
     if needs_teachers(config, inputs.config.scores):
@@ -127,4 +127,4 @@ def _settle(inputs: StageInputs, student: Student) -> None:
         batches = inputs.batches("joint", inputs.store(FEATURES, IMAGES), ["image"])
         shuffled = islice(batches.epoch(0), SETTLING_BATCHES)  # stored images may be sorted by class
         images = (batch["image"] for batch in shuffled)
-        settle_norms(student, images, sum_over_ranks)
+        recalibrate_batch_norms(student, images, sum_over_ranks)

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from ka_ray.amalgamation import Amalgamation
 from ka_ray.config import LayersConfig
 from ka_ray.features.stack import SCORES
-from ka_ray.numerics.conjugate_gradient import RIDGE, solve_iteratively
+from ka_ray.numerics.conjugate_gradient import DEFAULT_RIDGE, solve_iteratively
 from ka_ray.numerics.moments import Moments, MomentsMeter
-from ka_ray.numerics.positions import positions_of
+from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ranks import rank
-from ka_ray.numerics.ridge import HELD_OUT, RIDGES, LeastSquares, solve
+from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
 from ka_ray.student import Student
-from ka_ray.student.linear_layers import Layer, input_of, install, layer_samples, solvable
+from ka_ray.student.linear_layers import (
+    ConvOrLinear,
+    apply_solution,
+    capture_layer_input,
+    find_solvable_layer,
+    make_layer_samples,
+)
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import Progress, Report
+from ka_ray.training.fit import Progress, ProgressCallback
 
 
 class LayerSolver:
@@ -32,7 +38,7 @@ class LayerSolver:
         student: Its layers are set in place.
         encoders: tap -> :class:`ka_ray.amalgamation.Amalgamation`, which give inputs and targets.
         config: Which inputs, how many positions.
-        batches: Makes batches of some of the stored columns, with :data:`NUM_DRAWS` draws.
+        batches: Makes batches of some of the stored columns, with :data:`NUM_SOLVER_DRAWS` draws.
         report: Told where it stands, by rank 0.
     """
 
@@ -42,23 +48,23 @@ class LayerSolver:
         encoders: nn.ModuleDict,
         config: LayersConfig,
         batches: Callable[[list[str]], Batches],
-        report: Report,
+        report: ProgressCallback,
     ) -> None:
         self.student, self.encoders, self.config = student.eval(), encoders.eval(), config
         self._batches, self._report = batches, report
-        found = {tap: solvable(stage) for tap, stage in student.stages.items()}
+        found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
         self._found = {tap: one for tap, one in found.items() if one is not None}
         self._ridges = RIDGES if config.ridge is None else (config.ridge,)
         self._began = time.perf_counter()
 
     @torch.no_grad()
-    def solve(self) -> tuple[dict[str, LeastSquares], list[Progress]]:
+    def solve(self) -> tuple[dict[str, LayerSolution], list[Progress]]:
         """Solve what can be solved; give what was found, and one record a pass over the images."""
         if not self._found:
             return {}, []
         together = self.config.inputs == "codes"
         passes = [list(self._found)] if together else [[tap] for tap in self._found]
-        solutions: dict[str, LeastSquares] = {}
+        solutions: dict[str, LayerSolution] = {}
         history = []
         for number, taps in enumerate(passes, start=1):
             behind = [tap for tap in self.student.stages if together or tap not in self._found]
@@ -70,7 +76,7 @@ class LayerSolver:
             }
             for tap in taps:
                 solutions[tap] = found[tap] if tap in found else self._iterated(tap, batches)
-                install(solutions[tap], *self._found[tap])
+                apply_solution(solutions[tap], *self._found[tap])
             losses = {tap: solutions[tap].relative_error for tap in taps}
             images = len(batches.rows) * number // len(passes)  # every layer sees each image once
             seconds = time.perf_counter() - self._began
@@ -91,21 +97,21 @@ class LayerSolver:
 
     def _samples(self, taps: Sequence[str], batches: Batches) -> Iterator[tuple[str, bool, Tensor]]:
         """Go over the images once; give a layer's samples, apart for those held out."""
-        for batch in batches.once():
-            held_out = batch["draws"][:, 1] < HELD_OUT
+        for batch in batches.single_pass():
+            held_out = batch["draws"][:, 1] < HELD_OUT_FRACTION
             for tap, features, targets in self._pairs(batch, taps):
                 available, wanted = math.prod(targets.shape[2:]), self.config.positions_per_image
-                positions = positions_of(batch["draws"][:, 0], available, wanted)
-                samples = layer_samples(self._layer(tap), features, targets, positions)
+                positions = sample_positions(batch["draws"][:, 0], available, wanted)
+                samples = make_layer_samples(self._layer(tap), features, targets, positions)
                 for held, chosen in ((False, ~held_out), (True, held_out)):
                     yield tap, held, samples[chosen].flatten(0, 1)
 
-    def _iterated(self, tap: str, batches: Batches) -> LeastSquares:
+    def _iterated(self, tap: str, batches: Batches) -> LayerSolution:
         def stream() -> Iterator[tuple[bool, Tensor]]:
             return ((held, samples) for _, held, samples in self._samples([tap], batches))
 
         groups = num_groups(self._layer(tap))
-        outputs, ridge = self._num_outputs(tap), self.config.ridge or RIDGE
+        outputs, ridge = self._num_outputs(tap), self.config.ridge or DEFAULT_RIDGE
         solution, _ = solve_iteratively(stream, groups, outputs, batches.device, ridge)
         return solution
 
@@ -116,7 +122,7 @@ class LayerSolver:
         size = self._layer(tap).weight[0].numel() + self._num_outputs(tap)
         return [MomentsMeter(size, device) for _ in range(num_groups(self._layer(tap)))]
 
-    def _layer(self, tap: str) -> Layer:
+    def _layer(self, tap: str) -> ConvOrLinear:
         return self._found[tap][0]
 
     def _pairs(
@@ -126,7 +132,7 @@ class LayerSolver:
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
             if tap in taps:
-                yield tap, input_of(self._layer(tap), stage, features), self._target(tap, batch)
+                yield tap, capture_layer_input(self._layer(tap), stage, features), self._target(tap, batch)
                 if tap == taps[-1]:
                     return
             solved = self.config.inputs == "student" and tap in self._found
@@ -134,24 +140,24 @@ class LayerSolver:
 
     def _target(self, tap: str, batch: Mapping[str, Tensor]) -> Tensor:
         if tap == SCORES:
-            return self.student.spec.unified.amalgamate(batch[SCORES])
+            return self.student.spec.unified_label_sets.amalgamate(batch[SCORES])
         return cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
 
 
-def num_groups(layer: Layer) -> int:
+def num_groups(layer: ConvOrLinear) -> int:
     """Count the groups of a layer; a linear one has one."""
     return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
-def gram_gib(layer: Layer) -> float:
+def gram_gib(layer: ConvOrLinear) -> float:
     """Say how large a layer's Gram matrices are, with what it should give beside what it gets."""
     groups = num_groups(layer)
     return groups * (layer.weight[0].numel() + len(layer.weight) // groups) ** 2 * 8 / 1024**3
 
 
-def describe_grams(student: Student, config: LayersConfig) -> str | None:
+def describe_gram_sizes(student: Student, config: LayersConfig) -> str | None:
     """Say, before anything starts, how large the Gram matrices are, and which layers go without."""
-    found = {tap: solvable(stage) for tap, stage in student.stages.items()}
+    found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
     sizes = {tap: gram_gib(one[0]) for tap, one in found.items() if one is not None}
     if config.solver != "least_squares" or not sizes:
         return None

@@ -10,8 +10,8 @@ from torch import nn
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.numerics.ridge import NUM_DRAWS as NUM_SOLVER_DRAWS
-from ka_ray.stages.codes_learner import empty_amalgamations
+from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS as NUM_SOLVER_DRAWS
+from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import StageInputs, load_stage, records
 from ka_ray.stages.layer_solver import LayerSolver
 from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters, relative_error
@@ -22,7 +22,7 @@ from ka_ray.training.fit import Progress, fit
 def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """Learn every layer of the student from the code before it, then fold the adapters."""
     plan, config = inputs.plan, inputs.config.layers
-    encoders = empty_amalgamations(inputs.config.codes.method, plan.channels, plan.spec.widths)
+    encoders = build_amalgamations(inputs.config.codes.method, plan.channels, plan.spec.widths)
     load_stage(inputs.folder, "codes", encoders)
     learner = LayerwiseLearner(Student(plan.spec), encoders).to(inputs.device)
     store = inputs.store(FEATURES)
@@ -38,7 +38,7 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         fitted = fit(learner, batches, inputs.settings("layers"), inputs.report)
         history += [replace(record, images=record.images + before) for record in fitted]
         sums: dict[str, torch.Tensor] = {}
-        for batch in batches.once():
+        for batch in batches.single_pass():
             for tap, part in learner.squared_errors(batch).items():
                 sums[tap] = sums[tap] + part if tap in sums else part
         errors = {tap: relative_error(sum_over_ranks(total)) for tap, total in sums.items()}

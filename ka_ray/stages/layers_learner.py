@@ -32,7 +32,7 @@ class LayerwiseLearner(nn.Module):
         super().__init__()
         self.student = student
         self.encoders = encoders.requires_grad_(False)
-        self._label_sets = student.spec.unified
+        self._label_sets = student.spec.unified_label_sets
         self.adapters = nn.ModuleDict({tap: Adapter(c) for tap, c in student.spec.widths.items()})
         self.learned = list(student.stages)
 

@@ -16,13 +16,13 @@ from torch.nn import functional
 from ka_ray.config import Augmentation, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import Store
-from ka_ray.images.augment import NUM_DRAWS, augment
+from ka_ray.images.augment import NUM_VIEW_DRAWS, augment
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import FitSettings, Report, fit
+from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
 
 
 class ClassifierLearner(nn.Module):
@@ -44,13 +44,18 @@ class ClassifierLearner(nn.Module):
         return {"loss": functional.cross_entropy(scores, batch["target"])}
 
 
-def teacher_checkpoint(folder: Path, name: str) -> Path:
+def teacher_checkpoint_path(folder: Path, name: str) -> Path:
     """Where a trained teacher's weights are kept in an output folder."""
     return folder / name / "teacher.safetensors"
 
 
-def teach(
-    teacher: TeacherConfig, images: Path, folder: Path, seed: int, device: torch.device, report: Report
+def train_teacher(
+    teacher: TeacherConfig,
+    images: Path,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    report: ProgressCallback,
 ) -> None:
     """Train one teacher, alone or as one of a process group; skipped where its checkpoint stands.
 
@@ -59,13 +64,12 @@ def teach(
         images: A finished store of ``image`` and ``label``.
         folder: Gets ``<name>/teacher.safetensors`` and ``<name>/teacher.json``.
         seed: Of weights, shuffling and views.
-        device: Where to train.
         report: Told the progress, on rank 0.
 
     Raises:
         InputError: A class has no image.
     """
-    path = teacher_checkpoint(folder, teacher.name)
+    path = teacher_checkpoint_path(folder, teacher.name)
     if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
@@ -73,21 +77,32 @@ def teach(
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
     on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
     learner = ClassifierLearner(on_pixels, teacher.training.augment).to(device)
-    store, settings = Store(images), teacher.training
-    targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
-    batches = Batches(
-        store, ["image"], settings.batch_size, seed, num_draws=NUM_DRAWS, device=device, targets=targets
-    )
+    settings, batches = teacher.training, _labelled_batches(teacher, images, seed, device)
+    epoch_file, stage = path.with_suffix(".epoch"), f"teach_{teacher.name}"
     rates = (settings.learning_rate, settings.weight_decay)
-    epoch_file = path.with_suffix(".epoch")
-    stage = FitSettings(f"teach_{teacher.name}", settings.epochs, *rates, checkpoint=epoch_file)
-    history = fit(learner, batches, stage, report)
+    history = fit(
+        learner, batches, FitSettings(stage, settings.epochs, *rates, checkpoint=epoch_file), report
+    )
     if rank() == 0:
-        make_folder(path.parent)
-        write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
-        save_weights(network, path)
+        _save_teacher(network, history, path)
         epoch_file.unlink(missing_ok=True)
     wait_for_all()
+
+
+def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: torch.device) -> Batches:
+    assert teacher.training is not None
+    store, batch_size = Store(images), teacher.training.batch_size
+    targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
+    return Batches(
+        store, ["image"], batch_size, seed, num_draws=NUM_VIEW_DRAWS, device=device, targets=targets
+    )
+
+
+def _save_teacher(network: nn.Module, history: list[Progress], path: Path) -> None:
+    """Write the history and then the weights, whose file says that the teacher is finished."""
+    make_folder(path.parent)
+    write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
+    save_weights(network, path)
 
 
 def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArray[np.int64]:

@@ -16,13 +16,13 @@ from ka_ray.numerics.ridge import RIDGES
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.stages.joint import joint_learner
 from ka_ray.student import Student, save_student
-from ka_ray.student.from_moments import OnePass
+from ka_ray.student.from_moments import LayerMoments
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialStudent:
     """A student to try.
 
     Attributes:
@@ -38,12 +38,12 @@ class Tried:
     folder: Path
 
 
-TellAgreement = Callable[[dict[str, float]], None]
+AgreementCallback = Callable[[dict[str, float]], None]
 """Told ``agreement``, ``epochs`` and ``seconds``."""
 
 
 def run_trial(
-    tried: Tried, one_pass: OnePass, inputs: StageInputs, held_out: Path, tell: TellAgreement
+    tried: TrialStudent, one_pass: LayerMoments, inputs: StageInputs, held_out: Path, tell: AgreementCallback
 ) -> None:
     """Compute a student, learn it jointly if that is wanted, and judge it after every epoch.
 
@@ -90,8 +90,8 @@ def agreement(student: Student, batches: Batches) -> float:
     training = student.training
     student.eval()
     same = torch.zeros((), dtype=torch.int64, device=batches.device)
-    for batch in batches.once():
-        ensemble = student.spec.unified.amalgamate(batch[SCORES])
+    for batch in batches.single_pass():
+        ensemble = student.spec.unified_label_sets.amalgamate(batch[SCORES])
         same += (student(batch["image"]).argmax(dim=1) == ensemble.argmax(dim=1)).sum()
     student.train(training)
     return int(same) / len(batches.rows)

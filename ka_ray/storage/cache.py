@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ka_ray.storage.files import PARALLEL, cache_folder, filesystem, is_remote, list_files
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, cache_folder, get_filesystem, is_remote, list_files
 
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 """What file systems call what changes with a file's content."""
@@ -18,7 +18,7 @@ VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified"
 TRIES = 3
 
 
-def local_copy(path: Path) -> Path:
+def fetch_local_copy(path: Path) -> Path:
     """Give a local file with the content of ``path``: itself, or a copy that this node keeps.
 
     Raises:
@@ -27,34 +27,34 @@ def local_copy(path: Path) -> Path:
     if not is_remote(path):
         return path
     try:
-        return _kept(*filesystem(path))
+        return _kept(*get_filesystem(path))
     except OSError:
         raise
     except Exception as error:  # every file system raises its own kinds
         raise OSError(f"{path} cannot be fetched: {error}") from error
 
 
-def local_copies(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Give :func:`local_copy` of files in a folder.
+def fetch_local_copies(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Give :func:`fetch_local_copy` of files in a folder.
 
     Raises:
         OSError: One is not there, or cannot be fetched.
     """
     if not is_remote(folder):
         return [folder / name for name in names]
-    fs, root = filesystem(folder)
+    fs, root = get_filesystem(folder)
     listed = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
     names = [f"{root}/{name}" for name in names]
     missing = [name for name in names if name not in listed]
     if missing:
         raise OSError(f"{missing[0]} is not there any more")
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         return list(pool.map(lambda name: _kept(fs, name, listed[name]), names))
 
 
-def copy_into(path: Path, folder: Path) -> Path:
+def download_into(path: Path, folder: Path) -> Path:
     """Copy a remote file, or a remote folder with all in it, into a local folder, under its own name."""
-    target, (fs, root) = folder / path.name, filesystem(path)
+    target, (fs, root) = folder / path.name, get_filesystem(path)
     for below in [f"/{name}" for name in list_files(path)] if path.is_dir() else [""]:
         to = Path(f"{target}{below}")
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a tenth of a second, for those alone who give URIs
 CACHE = "KA_RAY_CACHE"
 """The environment variable that names the folder of local copies."""
 
-PARALLEL = 16
+MAX_PARALLEL_REQUESTS = 16
 """Requests at once: an object store answers each late, but many together."""
 
 
@@ -44,7 +44,7 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
-def filesystem(path: Path) -> tuple[Any, str]:
+def get_filesystem(path: Path) -> tuple[Any, str]:
     """Give the fsspec file system of a URI, and the name of the file there."""
     uri = cast("UPath", path)
     return uri.fs, uri.path
@@ -72,7 +72,7 @@ def make_folder(path: Path) -> None:
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
     elif cast("UPath", path).protocol not in OBJECT_STORES:
-        fs, name = filesystem(path)
+        fs, name = get_filesystem(path)
         fs.makedirs(name, exist_ok=True)
 
 
@@ -81,7 +81,7 @@ def remove_tree(path: Path) -> None:
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
-        fs, name = filesystem(path)
+        fs, name = get_filesystem(path)
         fs.rm(name, recursive=True)
 
 
@@ -89,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
     """Read a file, a remote one in a single request: as it is at one moment."""
     if not is_remote(path):
         return path.read_bytes()
-    fs, name = filesystem(path)
+    fs, name = get_filesystem(path)
     return cast(bytes, fs.cat_file(name))
 
 
@@ -142,7 +142,7 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
         return not suffixes or PurePosixPath(name).suffix.lower() in suffixes
 
     if is_remote(folder):
-        fs, root = filesystem(folder)
+        fs, root = get_filesystem(folder)
         names = [name[len(root.rstrip("/")) + 1 :] for name in fs.find(root) if wanted(name)]
     else:
         paths = (path for path in folder.rglob("*") if wanted(path.name) and path.is_file())
@@ -150,7 +150,7 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
     return sorted(names, key=lambda name: name.split("/"))
 
 
-def read_each(names: Sequence[str]) -> Iterator[bytes | OSError]:
+def read_files(names: Sequence[str]) -> Iterator[bytes | OSError]:
     """Read files of one file system, named as text; many remote ones at once.
 
     Yields:
@@ -162,7 +162,7 @@ def read_each(names: Sequence[str]) -> Iterator[bytes | OSError]:
     import fsspec
 
     fs, _ = fsspec.core.url_to_fs(names[0], use_listings_cache=False)
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         yield from pool.map(lambda name: _read(fs.cat_file, name), names)
 
 
@@ -174,12 +174,12 @@ def _read(read: Callable[[str], bytes], name: str) -> bytes | OSError:
 
 
 @contextmanager
-def ranges_of(path: Path) -> Iterator[Any]:
+def open_random_access(path: Path) -> Iterator[Any]:
     """Give what a reader of ranges opens: a local path itself, else a file whose every range is a request."""
     if not is_remote(path):
         yield path
         return
-    fs, name = filesystem(path)
+    fs, name = get_filesystem(path)
     with fs.open(name, "rb", cache_type="none") as file:
         yield file
 

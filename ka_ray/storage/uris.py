@@ -12,14 +12,14 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 OBJECT_STORES = {*EXTRAS, "az", "abfs", "abfss", "adl", "oci", "memory"}
 """Stores without folders, where an upload is there whole or not at all, even over another object."""
 
-SECRETS = re.compile(
+CREDENTIALS_PATTERN = re.compile(
     r"^(?!abfss?:|wasbs?:)[^:/]+://[^/@]*@"  # in these alone a container stands before an @
     r"|://[^/@]*:[^/@]*@|^(?!https?:)[^:/]+://[^/@]*:[^@]*@"
     r"|[?&;][^=&;]*(key|secret|token|password|pwd|auth|sig|credential)[^=&;]*=",
     re.IGNORECASE,
 )
 
-FROM_ENVIRONMENT = "they are taken from the environment, as the store's own tools take them"
+CREDENTIALS_ADVICE = "they are taken from the environment, as the store's own tools take them"
 
 
 def has_credentials(uri: str) -> bool:
@@ -29,7 +29,7 @@ def has_credentials(uri: str) -> bool:
         >>> has_credentials("http://me:secret@host:5000"), has_credentials("http://host:5000")
         (True, False)
     """
-    return SECRETS.search(uri) is not None
+    return CREDENTIALS_PATTERN.search(uri) is not None
 
 
 def refuse_credentials(uri: str, instead: str) -> None:
@@ -52,7 +52,7 @@ def to_path(where: str | Path) -> Path:
     text = str(where)
     if "://" not in text:
         return Path(text).expanduser()
-    refuse_credentials(text, FROM_ENVIRONMENT)
+    refuse_credentials(text, CREDENTIALS_ADVICE)
     protocol, _, place = text.partition("://")
     if re.search(r"[*?\[\]]", text):
         raise InputError(f"{text}: a URI must name one place; *, ?, [ and ] are not accepted in it")

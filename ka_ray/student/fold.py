@@ -51,7 +51,7 @@ def fold(adapter: Adapter, stage: nn.Module) -> None:
 
     Exact in eval mode: the stage then gives what stage and adapter gave. Computed in float64, whatever the
     weights are. A batch norm becomes an identity for the statistics that its channels, taken as independent,
-    would have; :func:`settle_norms` measures the true ones.
+    would have; :func:`recalibrate_batch_norms` measures the true ones.
 
     Raises:
         ValueError: The stage is none that :func:`can_fold`, or the adapter has another width; nothing is
@@ -87,7 +87,7 @@ def recentre(norm: Norm, mean: Tensor, variance: Tensor) -> None:
 
 
 @torch.no_grad()
-def settle_norms(
+def recalibrate_batch_norms(
     network: nn.Module,
     batches: Iterable[Tensor],
     merge: Callable[[Tensor], Tensor] = lambda sums: sums,

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
-from ka_ray.numerics.channel_selection import LayerInputStats, channel_order
-from ka_ray.numerics.moment_sums import Sums
+from ka_ray.numerics.channel_selection import LayerInputStats, order_channels
 from ka_ray.numerics.moments import Moments, MomentsMeter
-from ka_ray.numerics.positions import positions_of
-from ka_ray.numerics.ridge import HELD_OUT, RIDGES, LeastSquares, solve
+from ka_ray.numerics.named_moments import NamedMoments
+from ka_ray.numerics.positions import sample_positions
+from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
 from ka_ray.student.families import FAMILIES
-from ka_ray.student.linear_layers import Layer, install, layer_samples
+from ka_ray.student.linear_layers import ConvOrLinear, apply_solution, make_layer_samples
 from ka_ray.student.network import Student, StudentSpec
 
 PARTS = LEARNED_FROM, HELD_OUT_PART = "learned_from", "held_out"
@@ -34,17 +34,17 @@ MAX_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class OnePass:
+class LayerMoments:
     """Joint moments of what every layer would see of all stacked channels, and of what it should give.
 
     Attributes:
         spec: The student, with all S_l stacked channels at every tap.
-        sums: From :class:`OnePassMeter`: ``learned_from.TAP`` and, of the images to choose the ridge on,
+        sums: From :class:`LayerMomentsMeter`: ``learned_from.TAP`` and, of the images to choose the ridge on,
             ``held_out.TAP``: moments of `[S_before * k_before + S]`.
     """
 
     spec: StudentSpec
-    sums: Sums
+    sums: NamedMoments
 
     def _joint(self, tap: str) -> Moments:
         return self.sums[f"{LEARNED_FROM}.{tap}"].merge(self.sums[f"{HELD_OUT_PART}.{tap}"])
@@ -58,7 +58,7 @@ class OnePass:
             found[tap] = joint.part(len(joint.mean) - channels, len(joint.mean))
         return found
 
-    def seen(self, tap: str) -> LayerInputStats:
+    def next_layer_stats(self, tap: str) -> LayerInputStats:
         """What the layer behind a tap sees of all its stacked channels, and what it should give for them."""
         taps = [*self.spec.widths, SCORES]
         behind = taps[taps.index(tap) + 1]
@@ -71,16 +71,19 @@ class OnePass:
     @cached_property
     def orders(self) -> dict[str, tuple[int, ...]]:
         """tap -> all its stacked channels, those first that tell the next layer's targets best."""
-        return {tap: channel_order(self.seen(tap), stacked) for tap, stacked in self.spec.widths.items()}
+        return {
+            tap: order_channels(self.next_layer_stats(tap), stacked)
+            for tap, stacked in self.spec.widths.items()
+        }
 
-    def with_channel_order(self) -> "OnePass":
+    def with_channel_order(self) -> "LayerMoments":
         """Order all channels now, so that who gets this has their order with it."""
         _ = self.orders
         return self
 
     def student(
         self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
-    ) -> tuple[Student, dict[str, LeastSquares]]:
+    ) -> tuple[Student, dict[str, LayerSolution]]:
         """Compute a student; give also how each of its layers was solved.
 
         Args:
@@ -92,10 +95,10 @@ class OnePass:
         solutions, before = {}, None
         for tap, stage in student.stages.items():
             places = self._places(tap, before, chosen)
-            learned_from, held_out = (self.sums[f"{part}.{tap}"].at(places) for part in PARTS)
+            learned_from, held_out = (self.sums[f"{part}.{tap}"].select_channels(places) for part in PARTS)
             _, layer = only_layer(tap, stage)
             solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
-            install(solutions[tap], layer, None)
+            apply_solution(solutions[tap], layer, None)
             before = tap
         return student, solutions
 
@@ -106,12 +109,12 @@ class OnePass:
         given = range(outputs) if tap == SCORES else chosen[tap]
         if before is None:
             return [*range(inputs), *(inputs + place for place in given)]
-        seen = inputs // self.spec.widths[before]
-        taken = [channel * seen + offset for channel in chosen[before] for offset in range(seen)]
+        num_values = inputs // self.spec.widths[before]
+        taken = [channel * num_values + offset for channel in chosen[before] for offset in range(num_values)]
         return [*taken, *(inputs + place for place in given)]
 
 
-def whole_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
+def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
     """Build the student that keeps all S stacked channels at every tap.
 
     Raises:
@@ -137,18 +140,18 @@ def whole_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
 def unsupported_reason(spec: StudentSpec, stacked: Mapping[str, int]) -> str | None:
     """Say why a student cannot be computed from the sums of one pass; None where it can."""
     try:
-        whole_student(spec, stacked)
+        build_full_width_student(spec, stacked)
     except InputError as error:
         return str(error)
     return None
 
 
-def num_rows(layer: Layer) -> int:
+def num_rows(layer: ConvOrLinear) -> int:
     """Count the values that a layer sees and gives at one position."""
     return layer.weight[0].numel() + len(layer.weight)
 
 
-def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, Layer]:
+def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, ConvOrLinear]:
     """Split a family's stage into what comes before its one layer, and the layer.
 
     Raises:
@@ -161,8 +164,8 @@ def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, Layer]:
     return stage[:-1], layers[0]
 
 
-class OnePassMeter:
-    """Adds batches up to a :class:`OnePass`, whose ``spec`` it has, too.
+class LayerMomentsMeter:
+    """Adds batches up to a :class:`LayerMoments`, whose ``spec`` it has, too.
 
     Args:
         spec: The student, of any widths.
@@ -172,7 +175,7 @@ class OnePassMeter:
         device: Where it is summed.
 
     Raises:
-        InputError: See :func:`whole_student`.
+        InputError: See :func:`build_full_width_student`.
     """
 
     def __init__(
@@ -180,10 +183,10 @@ class OnePassMeter:
         spec: StudentSpec,
         stacked: Mapping[str, int],
         positions_per_image: int,
-        held_out: float = HELD_OUT,
+        held_out: float = HELD_OUT_FRACTION,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._whole = whole_student(spec, stacked).to(device)
+        self._whole = build_full_width_student(spec, stacked).to(device)
         self.spec = self._whole.spec
         self._layers = {tap: only_layer(tap, stage) for tap, stage in self._whole.stages.items()}
         sizes = {tap: num_rows(layer) for tap, (_, layer) in self._layers.items()}
@@ -193,8 +196,8 @@ class OnePassMeter:
         self._positions, self._held_out, self._device = positions_per_image, held_out, device
 
     @property
-    def total(self) -> Sums:
-        """What was added up, for a :class:`OnePass`."""
+    def total(self) -> NamedMoments:
+        """What was added up, for a :class:`LayerMoments`."""
         return {
             f"{part}.{tap}": meter.total
             for part, meters in self._sums.items()
@@ -213,9 +216,11 @@ class OnePassMeter:
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._whole.preprocess(batch["image"])
         for tap, (before, layer) in self._layers.items():
-            target = self._whole.spec.unified.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
-            positions = positions_of(batch["draws"][:, 0], math.prod(target.shape[2:]), self._positions)
-            samples = layer_samples(layer, before(features), target, positions).flatten(2)
+            target = (
+                self._whole.spec.unified_label_sets.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
+            )
+            positions = sample_positions(batch["draws"][:, 0], math.prod(target.shape[2:]), self._positions)
+            samples = make_layer_samples(layer, before(features), target, positions).flatten(2)
             for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
                 meters[tap].add(samples[chosen].flatten(0, 1))
             features = target

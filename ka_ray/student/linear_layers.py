@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ka_ray.numerics.ridge import LeastSquares
+from ka_ray.numerics.ridge import LayerSolution
 from ka_ray.student.fold import Norm, last_layer
 
-Layer = nn.Conv2d | nn.Linear
+ConvOrLinear = nn.Conv2d | nn.Linear
 
 
-def patches(layer: Layer, features: Tensor, positions: Tensor | None = None) -> Tensor:
+def patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | None = None) -> Tensor:
     """Give what output values of a layer are linear functions of.
 
     Args:
@@ -57,7 +57,7 @@ class _Reached(Exception):
     """The layer was called, with this."""
 
 
-def input_of(layer: Layer, stage: nn.Module, features: Tensor) -> Tensor:
+def capture_layer_input(layer: ConvOrLinear, stage: nn.Module, features: Tensor) -> Tensor:
     """Run a stage up to a layer of it; give what that is called with."""
 
     def stop(_: nn.Module, given: tuple[Tensor]) -> None:
@@ -74,7 +74,9 @@ def input_of(layer: Layer, stage: nn.Module, features: Tensor) -> Tensor:
     raise AssertionError("a stage calls its layer")
 
 
-def layer_samples(layer: Layer, features: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+def make_layer_samples(
+    layer: ConvOrLinear, features: Tensor, targets: Tensor, positions: Tensor | None = None
+) -> Tensor:
     """Lay what a layer sees beside what it should give.
 
     Args:
@@ -95,7 +97,7 @@ def layer_samples(layer: Layer, features: Tensor, targets: Tensor, positions: Te
 
 
 @torch.no_grad()
-def install(solution: LeastSquares, layer: Layer, norm: Norm | None) -> None:
+def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | None) -> None:
     """Put a solution into a layer; a batch norm behind it becomes an identity but for the bias.
 
     That batch norm's statistics are those of the images that the layer was solved on.
@@ -116,16 +118,16 @@ def install(solution: LeastSquares, layer: Layer, norm: Norm | None) -> None:
     norm.bias.copy_(mean)
 
 
-def solvable(stage: nn.Module) -> tuple[Layer, Norm | None] | None:
+def find_solvable_layer(stage: nn.Module) -> tuple[ConvOrLinear, Norm | None] | None:
     """Find the one layer with weights that a stage ends in, and the batch norm behind it.
 
     Returns:
         None where a stage has weights elsewhere, too: such a block is not linear in them all.
 
     Example:
-        >>> solvable(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)))[0]
+        >>> find_solvable_layer(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)))[0]
         Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
-        >>> solvable(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))) is None
+        >>> find_solvable_layer(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))) is None
         True
     """
     found = last_layer(stage)

@@ -18,7 +18,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
-from ka_ray.storage.cache import local_copy
+from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, read_json, write_json
 from ka_ray.storage.uris import to_path
 from ka_ray.student.adapter import identity_layer
@@ -59,14 +59,14 @@ class StudentSpec:
     center: bool = False
 
     @property
-    def unified(self) -> LabelSets:
+    def unified_label_sets(self) -> LabelSets:
         """The label sets, with what makes the teachers' scores one vector."""
         return LabelSets(self.label_sets, self.rule, self.center)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of the scores."""
-        return self.unified.classes
+        return self.unified_label_sets.classes
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Student(nn.Module):
         self.spec = spec
         self.preprocess = Preprocess(Preprocessing.model_validate(dict(spec.preprocessing)))
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.kept: dict[str, int] = {}
+        self.kept_adapters: dict[str, int] = {}
         self.stages = self._stages()
         given = self.shapes.pop(SCORES)
         if given != (len(spec.classes),):
@@ -121,7 +121,7 @@ class Student(nn.Module):
                     )
                 if tap != SCORES and not can_fold(stages[tap]):
                     layer = identity_layer(self.shapes[tap])
-                    self.kept[tap] = sum(p.numel() for p in layer.parameters())
+                    self.kept_adapters[tap] = sum(p.numel() for p in layer.parameters())
                     stages[tap] = nn.Sequential(OrderedDict(network=stages[tap], adapter=layer))
         return stages.train()
 
@@ -172,5 +172,5 @@ def load_student(folder: str | Path) -> Student:
     content.pop("classes")
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
     student = Student(StudentSpec(**content))
-    student.load_state_dict(load_file(local_copy(folder / "student.safetensors")))
+    student.load_state_dict(load_file(fetch_local_copy(folder / "student.safetensors")))
     return student.eval()

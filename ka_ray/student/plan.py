@@ -14,7 +14,7 @@ from torch import nn
 from ka_ray.amalgamation import METHODS, LabelSets
 from ka_ray.config import STUDENT, Config, EnergyWidths, LikeTeacher
 from ka_ray.errors import InputError
-from ka_ray.features.resize import check_space
+from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.student import FAMILIES, Family, Student, StudentSpec, find_family, working_taps
 from ka_ray.teachers import Teacher, build_network
@@ -44,7 +44,7 @@ class Plan:
     channels: Mapping[str, tuple[int, ...]]
     spaces: Mapping[str, tuple[int, ...]]
     spec: StudentSpec
-    kept: Mapping[str, int]
+    kept_adapters: Mapping[str, int]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     network, arguments = _student_network(config)
     student_paths = _student_paths(config, network, arguments, len(label_sets.classes))
     paths = _teacher_paths(config, student_paths, network, arguments)
-    found = {t.name: t.check(config.images.size, paths[t.name]) for t in teachers}
+    found = {t.name: t.check_forward_pass(config.images.size, paths[t.name]) for t in teachers}
     preprocessing = config.student.preprocessing or config.teachers[0].preprocessing
     spec = StudentSpec(
         network=network,
@@ -106,12 +106,12 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     channels = {tap: tuple(found[t.name][tap][0] for t in teachers) for tap in taps}
     for tap in taps:
         for teacher in teachers:
-            check_space(tap, teacher.name, found[teacher.name][tap], student.shapes[tap][1:])
+            check_resizable(tap, teacher.name, found[teacher.name][tap], student.shapes[tap][1:])
     widths = {tap: student.shapes[tap][0] for tap in taps}
     _check_widths(config, widths, channels, found)
     spec = replace(spec, paths={tap: student_paths[tap] for tap in taps}, widths=widths)
     spaces = {tap: student.shapes[tap][1:] for tap in taps}
-    return Plan(label_sets, paths, channels, spaces, spec, student.kept)
+    return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters)
 
 
 def _student_network(config: Config) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import sys
 import time
 
 from ka_ray.submission.client import Jobs, JobState
-from ka_ray.terminal.progress import LINK, Display
+from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
 
 STOPPED, LOST = 130, 69
 """Exit codes: of a job that was stopped, or left alone; and of one that is out of reach (try again later)."""
@@ -99,7 +99,7 @@ class JobFollower:
             self._show(line)
 
     def _show(self, line: str) -> None:
-        if line.startswith(LINK + "http"):
+        if line.startswith(RUN_URL_PREFIX + "http"):
             self.link = line
         self._display.line(line)
 

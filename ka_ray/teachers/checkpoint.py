@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
-from ka_ray.storage.cache import local_copy
+from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file
 
 NESTS = ("state_dict", "model_state_dict", "model")
@@ -29,7 +29,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         loaded: Any
-        local = local_copy(path)
+        local = fetch_local_copy(path)
         if path.suffix == ".safetensors":
             loaded = load_file(local)
         else:
@@ -71,9 +71,9 @@ def save_weights(network: nn.Module, path: Path) -> None:
         save_file(weights, part)
 
 
-def digest(path: Path) -> str:
+def checkpoint_digest(path: Path) -> str:
     """Compute the SHA-256 of a checkpoint file, to know it again."""
-    with local_copy(path).open("rb") as file:
+    with fetch_local_copy(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

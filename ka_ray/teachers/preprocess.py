@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.config import Preprocessing
-from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 class Preprocess(nn.Module):
@@ -31,4 +31,4 @@ class Preprocess(nn.Module):
             scaled = functional.interpolate(
                 scaled, size, mode="bilinear", antialias=True, align_corners=False
             )
-        return in_layout((scaled - self.mean) / self.std)
+        return to_preferred_memory_format((scaled - self.mean) / self.std)

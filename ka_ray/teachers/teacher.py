@@ -52,7 +52,7 @@ class Teacher:
             scores = self.network(self.preprocess(images))
         return taps.features, scores
 
-    def check(self, image_size: int, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    def check_forward_pass(self, image_size: int, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         """Score one black image, so that what cannot work fails before the first real one.
 
         Returns:

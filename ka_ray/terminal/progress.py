@@ -15,7 +15,7 @@ from rich.table import Column
 if TYPE_CHECKING:  # it would load torch, which who follows a job elsewhere does not need
     from ka_ray.training.fit import Progress
 
-LINK = "mlflow: "
+RUN_URL_PREFIX = "mlflow: "
 """Begins the line with the address under which a browser shows the run."""
 
 EVERY_S = 30.0
@@ -55,7 +55,7 @@ class Display:
         self._console.print(text, markup=False, emoji=False)
 
     @contextmanager
-    def images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    def track_images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Count images (or what else) through a stage; gives what to call with how many more are done."""
         began = said = time.perf_counter()
         done = 0

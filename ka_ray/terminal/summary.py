@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from ka_ray.reports.report import Report
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Write a share for people; what was not measured is a dash.
 
     Example:
-        >>> percent(0.9375), percent(None)
+        >>> format_percent(0.9375), format_percent(None)
         ('93.8 %', '-')
     """
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def program(name: str) -> str:
+def find_program(name: str) -> str:
     """Write how to call an installed program from here: its name, or its path where PATH lacks it."""
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
@@ -36,10 +36,12 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("all classes (ensemble, union)", percent(accuracy.ensemble), percent(accuracy.union))
+    table.add_row(
+        "all classes (ensemble, union)", format_percent(accuracy.ensemble), format_percent(accuracy.union)
+    )
     for name, pair in accuracy.per_teacher.items():
-        table.add_row(f"classes of {name}", percent(pair.teacher), percent(pair.student))
-    table.add_row("student says what the ensemble says", "", percent(accuracy.agreement))
+        table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
+    table.add_row("student says what the ensemble says", "", format_percent(accuracy.agreement))
     sizes: list[tuple[str, Any, Any]] = [
         (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
         for key in ("parameters", "macs", "bytes")
@@ -57,8 +59,8 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         console.print(f"browse:  {tracked_at}")
     elif tracked_at is not None:
         uri = shlex.quote(tracked_at)
-        console.print(f"browse:  {program('mlflow')} ui --backend-store-uri {uri}")
-    console.print(f"try:     {program('ka-ray')} predict {folder} {images}")
+        console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {uri}")
+    console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
 
 
 def show_machine() -> None:

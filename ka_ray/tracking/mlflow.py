@@ -29,7 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
-from ka_ray.storage.cache import copy_into
+from ka_ray.storage.cache import download_into
 from ka_ray.storage.files import is_remote
 from ka_ray.student import Student
 from ka_ray.tracking.base import tracking_uri
@@ -101,7 +101,7 @@ class MlflowTracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file, or of a directory under its own name."""
         with TemporaryDirectory() as here:
-            local = copy_into(path, Path(here)) if is_remote(path) else path
+            local = download_into(path, Path(here)) if is_remote(path) else path
             self._client.log_artifact(self._run_id, str(local), folder)
 
     def log_student(self, student: Student) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ka_ray.errors import InputError
 from ka_ray.features.store import Store
-from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.memory_format import to_preferred_memory_format
 from ka_ray.numerics.ranks import rank, world_size
 
 
@@ -89,7 +89,7 @@ class Batches:
                 batch["draws"] = self._move(torch.from_numpy(numbers[:, : self.num_draws]))
             yield batch
 
-    def once(self) -> Iterator[dict[str, Tensor]]:
+    def single_pass(self) -> Iterator[dict[str, Tensor]]:
         """Yield every row of the store once over all ranks, whole and in order.
 
         A row's draws are the same on whatever rank it is read.
@@ -112,7 +112,11 @@ class Batches:
         if self.targets is not None:
             gathered["target"] = self.targets[rows]
         tensors = {name: self._move(torch.from_numpy(column)) for name, column in gathered.items()}
-        halves = {n: in_layout(t, torch.float32) for n, t in tensors.items() if t.dtype == torch.float16}
+        halves = {
+            n: to_preferred_memory_format(t, torch.float32)
+            for n, t in tensors.items()
+            if t.dtype == torch.float16
+        }
         return tensors | halves
 
     def _move(self, tensor: Tensor) -> Tensor:

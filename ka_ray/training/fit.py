@@ -70,15 +70,15 @@ class Progress:
         return self.step == self.steps
 
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-def fit(learner: nn.Module, batches: Batches, settings: FitSettings, report: Report) -> list[Progress]:
-    """Fit a learner, in place.
+def fit(
+    learner: nn.Module, batches: Batches, settings: FitSettings, report: ProgressCallback
+) -> list[Progress]:
+    """Minimise the sum of a learner's losses, each a mean over the batch's images; in place.
 
-    The sum of the learner's losses, each a mean over the batch's images, is minimised. Under a process group
-    gradients are averaged over the ranks, each weighted by its share of the global batch: the steps are those
-    of one process with that batch, however many ranks there are.
+    In a process group, each rank's gradients count by its share of the batch: the steps are one process's.
 
     Args:
         learner: Maps a batch to named scalar losses; its parameters without gradient stay as they are.
@@ -156,7 +156,7 @@ def rate_factor(step: int, total_steps: int) -> float:
 class _Meter:
     """Adds losses up without waiting for the device, and reports now and then."""
 
-    def __init__(self, batches: Batches, settings: FitSettings, report: Report) -> None:
+    def __init__(self, batches: Batches, settings: FitSettings, report: ProgressCallback) -> None:
         self._batches, self._settings, self._report = batches, settings, report
         self.history: list[Progress] = []
         self.total_steps = settings.steps(batches)

@@ -11,17 +11,17 @@ from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.metrics import Counts, accuracies
-from ka_ray.reports.comparison import Comparison, ensemble_rows, make_row
-from ka_ray.reports.figures import compare_methods
+from ka_ray.metrics import Counts, compute_accuracies
+from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
+from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import extraction_summaries, final_metrics, images_seen
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
-from ka_ray.stages import stages_of
-from ka_ray.stages.inputs import stage_file
+from ka_ray.stages import list_stages
+from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
@@ -147,20 +147,20 @@ def _publish(
         counted = [counts[one.name] for one in group]
         seconds = [sum(part["seconds"] for part in parts.values()) for parts in seen]
         rows.append(make_row(label, counted, teachers, seconds, sum(of_student), parameters))
-        by_ensemble.setdefault(group[0].plan.label_sets.in_words, counted[0])
+        by_ensemble.setdefault(group[0].plan.label_sets.rule_description, counted[0])
         for one in group:
-            run.children[one.name].log_metrics(final_metrics(accuracies(counts[one.name], teachers)))
+            run.children[one.name].log_metrics(final_metrics(compute_accuracies(counts[one.name], teachers)))
     networks = [load_teacher(teacher).network for teacher in run.config.teachers]
     total = sum(p.numel() for network in networks for p in network.parameters())
     shared = sum(part["seconds"] for part in extraction_summaries(run.folder))
     result = Comparison(
         name=run.config.name,
         seeds=seeds,
-        rows=[*ensemble_rows(by_ensemble or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
+        rows=[*make_ensemble_rows(by_ensemble or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
         shared_seconds=shared,
     )
     result.save(run.folder)
-    figures = compare_methods(result.model_dump(), run.folder / "figures")
+    figures = draw_comparison(result.model_dump(), run.folder / "figures")
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)
     return result
@@ -168,5 +168,6 @@ def _publish(
 
 def _summaries(student_job: StudentJob) -> dict[str, dict[str, Any]]:
     return {
-        stage: read_json(stage_file(student_job.folder, stage)) for stage in stages_of(student_job.config)
+        stage: read_json(stage_summary_path(student_job.folder, stage))
+        for stage in list_stages(student_job.config)
     }

@@ -8,8 +8,8 @@ from ka_ray.config import ImagesConfig, RayConfig, load_images
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.errors import InputError
-from ka_ray.images import chosen_ids, open_source
-from ka_ray.metrics import accuracies
+from ka_ray.images import open_source, sample_ids
+from ka_ray.metrics import compute_accuracies
 from ka_ray.storage.files import absolute
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
@@ -32,17 +32,21 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     """
     student = load_student(folder)
     source = open_source(images)
-    ids = chosen_ids(source.num_images, images.limit, seed=0)
+    ids = sample_ids(source.num_images, images.limit, seed=0)
     if source.class_names is not None and not set(source.class_names) & set(student.spec.classes):
         raise InputError(
             f"none of the images' classes {list(source.class_names)[:10]} is known to the student, "
             f"which knows {list(student.spec.classes)[:10]}"
         )
     students = {"student": absolute(to_path(folder))}
-    work = Evaluation(images, source, ids, student.spec.unified, [], students)
-    with Display() as display, connect(ray or RayConfig()), display.images("evaluate", len(ids)) as on_images:
+    work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students)
+    with (
+        Display() as display,
+        connect(ray or RayConfig()),
+        display.track_images("evaluate", len(ids)) as on_images,
+    ):
         counts, _ = evaluate_images(work, on_images)
-    return accuracies(counts["student"], list(student.spec.label_sets))
+    return compute_accuracies(counts["student"], list(student.spec.label_sets))
 
 
 def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:

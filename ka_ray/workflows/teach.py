@@ -9,11 +9,11 @@ from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, split_images
-from ka_ray.metrics import accuracies
+from ka_ray.metrics import compute_accuracies
 from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.output_folder import prepare_output_dir
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
-from ka_ray.stages.teacher import teacher_checkpoint
+from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import write_json
 from ka_ray.teachers import build_teacher
 
@@ -48,10 +48,10 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     Raises:
         InputError: Something in the config cannot work.
     """
-    build_teacher(config.teacher).check(config.images.size, {})
+    build_teacher(config.teacher).check_forward_pass(config.images.size, {})
     training_images, evaluation_images = split_images(config)
     folder = prepare_output_dir(config)
-    checkpoint = teacher_checkpoint(folder, config.teacher.name)
+    checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
     with open_context(config, folder, config.name) as context:
         if not checkpoint.exists():
             train_teachers(context, [config.teacher], training_images, folder)
@@ -74,9 +74,9 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         pools=pools_of(config),
         only_classes=frozenset(teacher.classes),
     )
-    with context.display.images("evaluate", len(images.ids)) as on_images:
+    with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
-    pairs = accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"]
+    pairs = compute_accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"]
     return TaughtTeacher(
         teacher=teacher.name,
         checkpoint=str(checkpoint),

@@ -18,19 +18,19 @@ from ka_ray.distributed.trials import Search, search
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, IMAGES
 from ka_ray.images.split import ImageSet, check_batches, hold_out
-from ka_ray.reports.cost import measure_size
-from ka_ray.reports.figures import draw_sweep
-from ka_ray.reports.sweep import Sweep, Trial, choose, pareto_front
+from ka_ray.reports.figures import draw_tune_result
+from ka_ray.reports.network_size import measure_size
+from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import store_images
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.prologue import RunPlan, plan_run, start_run
 from ka_ray.runs.statistics import sum_up
 from ka_ray.stages.inputs import StageInputs
-from ka_ray.stages.trial import Tried, run_trial
+from ka_ray.stages.trial import TrialStudent, run_trial
 from ka_ray.storage.files import make_folder, read_json, write_json, write_text
 from ka_ray.student import Student
-from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
+from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.student.plan import Plan
 from ka_ray.workflows.search_space import Point, key_of, points_of, space_of, widths_of
 
@@ -48,10 +48,10 @@ class Shared:
     config: Config
     plan: Plan
     folder: Path
-    one_pass: OnePass
+    one_pass: LayerMoments
 
 
-def search_widths(config: Config) -> Sweep:
+def search_widths(config: Config) -> TuneResult:
     """Search for the widths with the best trade-off between agreement and cost; no labels are needed.
 
     Every trial is a student that is computed from the same sums over one pass (codes are channels, layers are
@@ -72,15 +72,15 @@ def search_widths(config: Config) -> Sweep:
         raise InputError("codes.widths.energy: a search starts from widths; give them as TAP: channels")
     planned = _hold_out_for_trials(plan_run(config))
     plan, stacked = planned.plan, {tap: shape[0] for tap, shape in planned.plan.shapes.items()}
-    whole = whole_student(plan.spec, stacked).spec
+    whole = build_full_width_student(plan.spec, stacked).spec
     space, points = _space_and_points(config, plan)
     with start_run(planned, "_tune", TUNE_RUN, partial(check_trial_fits, config.placement)) as run:
-        make_meter = partial(OnePassMeter, plan.spec, stacked, config.layers.positions_per_image)
+        make_meter = partial(LayerMomentsMeter, plan.spec, stacked, config.layers.positions_per_image)
         sums, summary = sum_up(run, ONE_PASS, make_meter)
         _store_scores(run, run.evaluation_images, HELD_OUT)
         if config.tune.learning_rates:
             _store_scores(run, run.training_images, f"{DATA}/{IMAGES}")
-        one_pass = OnePass(whole, sums).with_channel_order()
+        one_pass = LayerMoments(whole, sums).with_channel_order()
         began = time.perf_counter()
         trials, failed = _try_all(run, one_pass, space, points)
         return _publish(run, trials, failed, summary["seconds"], time.perf_counter() - began)
@@ -113,7 +113,7 @@ def _store_scores(run: Run, images: ImageSet, name: str) -> None:
 
 
 def _try_all(
-    run: Run, one_pass: OnePass, space: Mapping[str, Any], points: list[Point] | None
+    run: Run, one_pass: LayerMoments, space: Mapping[str, Any], points: list[Point] | None
 ) -> tuple[list[Trial], dict[str, str]]:
     """Run the trials that have not ended yet; give all that have, and what went wrong."""
     config, folder = run.config, run.folder / TRIALS
@@ -125,7 +125,7 @@ def _try_all(
     if left <= 0:
         return list(done.values()), {}
     epochs = 0 if not config.tune.learning_rates else _joint_epochs(config, run.folder)
-    with run.display.images("tune", left, "trials") as on_trials:
+    with run.display.track_images("tune", left, "trials") as on_trials:
 
         def on_trial(point: Point, result: dict[str, Any]) -> None:
             trial = _trial(point, result, epochs)
@@ -161,7 +161,7 @@ def run_point(
     costs = {"parameters": size.parameters, "macs": size.macs}
     data = shared.folder / DATA
     inputs = StageInputs(shared.config, shared.plan, data, folder, device, lambda progress: None)
-    tried = Tried(widths, ridge, rate, folder)
+    tried = TrialStudent(widths, ridge, rate, folder)
     run_trial(tried, shared.one_pass, inputs, shared.folder / HELD_OUT, lambda told: tell(told | costs))
     return None
 
@@ -193,7 +193,7 @@ def _save_trial(run: Run, trial: Trial, folder: Path) -> None:
 
 def _publish(
     run: Run, trials: list[Trial], failed: dict[str, str], pass_seconds: float, search_seconds: float
-) -> Sweep:
+) -> TuneResult:
     """Write table, figure and the chosen student's config; hand all to the tracker."""
     config, folder, cost = run.config, run.folder, run.config.tune.cost
     if not trials:
@@ -201,8 +201,8 @@ def _publish(
     image = torch.zeros(1, 3, config.images.size, config.images.size)
     budget = config.tune.budget or getattr(measure_size(Student(run.plan.spec).eval(), image), cost)
     front = pareto_front(trials, cost)
-    chosen = choose(front, cost, budget)
-    sweep = Sweep(
+    chosen = choose_trial(front, cost, budget)
+    sweep = TuneResult(
         name=config.name,
         cost=cost,
         budget=budget,
@@ -215,7 +215,11 @@ def _publish(
         chosen=None if chosen is None else chosen.key,
     )
     sweep.save(folder)
-    files = [folder / "tune.json", folder / "tune.md", *draw_sweep(sweep.model_dump(), folder / "figures")]
+    files = [
+        folder / "tune.json",
+        folder / "tune.md",
+        *draw_tune_result(sweep.model_dump(), folder / "figures"),
+    ]
     if chosen is not None:
         files.append(folder / "best.yaml")
         write_text(files[-1], yaml.safe_dump(ready_config(config, chosen), sort_keys=False))

@@ -93,7 +93,7 @@ def test_nothing_beats_the_optimum(code_channels):
 def test_the_whitened_loss_is_that_of_the_raw_features_in_units_of_their_variance():
     features = decaying()
     learner = nudged(WhitenedAutoEncoder(Moments.of(features), 4))
-    rebuilt = learner.collapse().double()(features)
+    rebuilt = learner.to_autoencoder().double()(features)
     variance = np.trace(np.cov(features.numpy().T, bias=True)) / 12
     expected = 0.5 * (rebuilt - features).square().mean() / variance
     assert learner(features.float()).item() == pytest.approx(expected.item(), rel=1e-4)
@@ -105,7 +105,7 @@ def test_collapsing_changes_no_rebuilt_feature(code_channels):
     learner = nudged(WhitenedAutoEncoder(Moments.of(features), code_channels)).double()
     whitened = (features - learner.mean) @ learner.whitening
     rebuilt = learner.mean + learner.scale * learner.decoder(learner.encoder(whitened))
-    collapsed = learner.collapse()
+    collapsed = learner.to_autoencoder()
     assert isinstance(collapsed, AutoEncoder)
     torch.testing.assert_close(collapsed(features.float()), rebuilt.float(), rtol=1e-4, atol=1e-4)
 
@@ -153,7 +153,7 @@ def test_isometric_codes_keep_lengths_and_what_is_rebuilt(code_channels):
     features = decaying()
     moments = Moments.of(features)
     learner = nudged(IsometricAutoEncoder(moments, code_channels))
-    isometric, whitened = learner.collapse(), WhitenedAutoEncoder.collapse(learner)
+    isometric, whitened = learner.to_autoencoder(), WhitenedAutoEncoder.to_autoencoder(learner)
     torch.testing.assert_close(isometric(features.float()), whitened(features.float()), rtol=1e-4, atol=1e-4)
     columns = isometric.decoder.weight
     torch.testing.assert_close(columns.T @ columns, torch.eye(code_channels), rtol=1e-5, atol=1e-5)

@@ -34,7 +34,7 @@ def train(chain: Amalgamation, link: int, features: Tensor, steps: int = 200) ->
         learner(chain.link_input(features[rows], link)).backward()
         optimizer.step()
         schedule.step()
-    chain.links[link].load_state_dict(learner.collapse().state_dict())
+    chain.links[link].load_state_dict(learner.to_autoencoder().state_dict())
 
 
 def applied(linear: nn.Linear, *parts: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def test_a_chain_of_one_link_is_its_auto_encoder():
     chain, features = Amalgamation((16,), 5), make_features()
     assert torch.equal(chain.encode(features), chain.links[0].encode(features))
     assert torch.equal(chain(features), chain.links[0](features))
-    for mine, own in zip(chain.as_one().parameters(), chain.links[0].parameters(), strict=True):
+    for mine, own in zip(chain.to_autoencoder().parameters(), chain.links[0].parameters(), strict=True):
         torch.testing.assert_close(mine, own)
 
 
@@ -136,5 +136,7 @@ def test_a_standardised_code_has_unit_variance_and_rebuilds_the_same(unit):
     chain.standardise(Moments.of(features))
     assert chain.encode(features).var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(chain(features), rebuilt, rtol=1e-4, atol=1e-4 * unit)
-    torch.testing.assert_close(chain.as_one().encode(features), chain.encode(features), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(chain.as_one()(features), rebuilt, rtol=1e-3, atol=1e-3 * unit)
+    torch.testing.assert_close(
+        chain.to_autoencoder().encode(features), chain.encode(features), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(chain.to_autoencoder()(features), rebuilt, rtol=1e-3, atol=1e-3 * unit)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ka_ray.amalgamation.closed_form import channels_code, principal_code
+from ka_ray.amalgamation.closed_form import fit_channel_autoencoder, fit_pca_autoencoder
 from ka_ray.errors import InputError
-from ka_ray.numerics.channel_selection import LayerInputStats, channel_order, choose_channels
+from ka_ray.numerics.channel_selection import LayerInputStats, choose_channels, order_channels
 from ka_ray.numerics.moments import Moments
 
 
@@ -39,7 +39,7 @@ def test_the_spectrum_is_numpys():
 def test_the_principal_code_loses_what_the_spectrum_says(width):
     features = features_of()
     moments = Moments.of(features)
-    code = principal_code(moments, width).double()
+    code = fit_pca_autoencoder(moments, width).double()
     error = (code(features) - features).square().sum() / (features - features.mean(0)).square().sum()
     assert error.item() == pytest.approx(moments.spectrum()[width].item(), abs=1e-7)
     assert code.relative_error(moments) == pytest.approx(error.item(), abs=1e-7)
@@ -49,7 +49,7 @@ def test_the_principal_code_spans_numpys_subspace():
     features = features_of()
     _, directions = np.linalg.eigh(np.cov(features.numpy().T))
     expected = directions[:, -3:] @ directions[:, -3:].T
-    decode = principal_code(Moments.of(features), 3).decoder.weight.detach().double().numpy()
+    decode = fit_pca_autoencoder(Moments.of(features), 3).decoder.weight.detach().double().numpy()
     np.testing.assert_allclose(decode @ decode.T, expected, atol=1e-6)  # weights are float32
     np.testing.assert_allclose(decode.T @ decode, np.eye(3), atol=1e-6)
 
@@ -89,12 +89,12 @@ def test_channels_are_ordered_by_what_they_tell_the_targets(values, seed):
 
         expected.append(min((c for c in range(5) if c not in expected), key=missed))
     seen = LayerInputStats(joint[:size, :size], joint[:size, size:], values)
-    assert channel_order(seen, 5) == tuple(expected)
-    assert channel_order(seen, 2) == tuple(expected[:2])
+    assert order_channels(seen, 5) == tuple(expected)
+    assert order_channels(seen, 2) == tuple(expected[:2])
     some = [4, 1, 2]
     columns = [channel * values + value for channel in some for value in range(values)]
     alone = LayerInputStats(seen.covariance[columns][:, columns], seen.targets[columns], values)
-    assert channel_order(seen.at(some), 3) == channel_order(alone, 3)
+    assert order_channels(seen.select_channels(some), 3) == order_channels(alone, 3)
 
 
 def test_a_loud_channel_that_no_other_shares_is_chosen_after_one_that_tells_three():
@@ -117,7 +117,7 @@ def test_all_subsets_lose_at_least_what_the_principal_code_does():
     features = features_of()
     moments = Moments.of(features)
     for chosen in itertools.combinations(range(6), 3):
-        code = channels_code(moments, chosen)
+        code = fit_channel_autoencoder(moments, chosen)
         assert code.relative_error(moments) >= moments.spectrum()[3].item() - 1e-7
         expected = lost_by_regression(features.numpy(), chosen)
         assert code.relative_error(moments) == pytest.approx(expected, abs=1e-6)
@@ -125,5 +125,5 @@ def test_all_subsets_lose_at_least_what_the_principal_code_does():
 
 def test_a_code_of_channels_is_these_channels():
     maps = torch.randn(4, 5, 3, 2)
-    code = channels_code(Moments.of(maps), (0, 3)).encode(maps)
+    code = fit_channel_autoencoder(Moments.of(maps), (0, 3)).encode(maps)
     assert torch.equal(code, maps[:, [0, 3]])

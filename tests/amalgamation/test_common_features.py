@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation import CommonSpace, common_features
+from ka_ray.amalgamation import CommonFeatureLearner, common_features
 from ka_ray.amalgamation.common_features import discrepancy
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
@@ -25,9 +25,9 @@ def make_features(count: int = 640) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def train(features: Tensor, steps: int) -> CommonSpace:
+def train(features: Tensor, steps: int) -> CommonFeatureLearner:
     torch.manual_seed(0)
-    learner = CommonSpace(Moments.of(features), CHANNELS, CODE_CHANNELS)
+    learner = CommonFeatureLearner(Moments.of(features), CHANNELS, CODE_CHANNELS)
     optimizer = torch.optim.Adam(learner.parameters(), 2e-2, betas=(0.9, 0.95))
     for _ in range(steps):
         optimizer.zero_grad()
@@ -114,7 +114,7 @@ def test_the_loss_is_rebuilding_in_units_of_each_teachers_variance_and_the_discr
     learner = train(features, 5)
     expected = 0.0
     for teacher, part in zip(learner.teachers, features.split(CHANNELS, dim=1), strict=True):
-        lost = (teacher.collapse()(part) - part).double().square().mean()
+        lost = (teacher.to_autoencoder()(part) - part).double().square().mean()
         expected += 0.5 * (lost / part.double().var(dim=0, correction=0).mean()).item()
     expected += common_features.DISCREPANCY_WEIGHT * discrepancy(learner.encode(features)).item()
     assert learner(features).item() == pytest.approx(expected, rel=1e-3)
@@ -130,7 +130,7 @@ def test_training_brings_the_teachers_together(monkeypatch):
     assert found < start - 0.01
     assert found < discrepancy(alone.encode(features)) - 0.01
     moments = Moments.of(features)
-    errors = [learner.collapse().relative_error(moments) for learner in (learned, alone)]
+    errors = [learner.to_autoencoder().relative_error(moments) for learner in (learned, alone)]
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -138,12 +138,12 @@ def test_the_code_is_the_mean_of_the_teachers_codes():
     features = make_features()
     learner = train(features, 20)
     expected = learner.encode(features).mean(dim=0)
-    torch.testing.assert_close(learner.collapse().encode(features), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(learner.to_autoencoder().encode(features), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_decoder_is_the_least_squares_solution():
     features = make_features()
-    collapsed = train(features, 20).collapse()
+    collapsed = train(features, 20).to_autoencoder()
     code = collapsed.double().encode(features.double()).detach().numpy()
     design = np.hstack([code, np.ones((len(code), 1))])
     solution = np.linalg.lstsq(design, features.double().numpy(), rcond=None)[0]
@@ -154,7 +154,7 @@ def test_the_decoder_is_the_least_squares_solution():
 
 def test_a_code_wider_than_the_rank_of_the_features_rebuilds_them():
     features = torch.randn(640, 2) @ torch.randn(2, sum(CHANNELS)) + 1
-    collapsed = CommonSpace(Moments.of(features), CHANNELS, 12).collapse()
+    collapsed = CommonFeatureLearner(Moments.of(features), CHANNELS, 12).to_autoencoder()
     assert collapsed.relative_error(Moments.of(features)) < 1e-4
     torch.testing.assert_close(collapsed(features), features, rtol=1e-2, atol=1e-2)
 
@@ -163,4 +163,4 @@ def test_a_dead_teacher_is_refused_by_its_place():
     features = make_features()
     features[:, 8:14] = 2.0
     with pytest.raises(InputError, match=r"teacher 2 of 3 never vary.*codes\.method"):
-        CommonSpace(Moments.of(features), CHANNELS, CODE_CHANNELS)
+        CommonFeatureLearner(Moments.of(features), CHANNELS, CODE_CHANNELS)

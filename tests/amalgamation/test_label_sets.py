@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ka_ray.amalgamation.label_sets import RULES, LabelSets, describe, softened_kl
+from ka_ray.amalgamation.label_sets import RULES, LabelSets, describe_overlap, softened_kl
 from ka_ray.amalgamation.unify import stationary
 from ka_ray.errors import InputError
 
@@ -399,7 +399,7 @@ def test_teachers_connected_only_through_a_later_one_are_accepted():
 
 
 def test_disjoint_label_sets_need_no_description():
-    assert describe(LabelSets(DISJOINT)) is None
+    assert describe_overlap(LabelSets(DISJOINT)) is None
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_disjoint_label_sets_need_no_description():
     [("mean", "mean of the scores"), ("max", "highest score"), ("conditional", "no common scale")],
 )
 def test_the_description_names_classes_teachers_and_rule(rule, words):
-    sentence = describe(LabelSets(CHAIN, rule))
+    sentence = describe_overlap(LabelSets(CHAIN, rule))
     assert sentence.startswith(
         f"The label sets overlap: 'one' (low, odd), 'seven' (high, odd); by scores.rule {rule}"
     )
@@ -417,7 +417,7 @@ def test_the_description_names_classes_teachers_and_rule(rule, words):
 
 def test_a_long_overlap_is_cut_short():
     names = tuple(f"c{k}" for k in range(11))
-    sentence = describe(LabelSets({"a": names, "b": names}))
+    sentence = describe_overlap(LabelSets({"a": names, "b": names}))
     assert "'c7' (a, b) and 3 more;" in sentence
     assert "'c8'" not in sentence
 

@@ -15,7 +15,7 @@ import pytest
 from harness import DIGITS, PATIENCE_S, ROOT, Job, LocalCluster, kill, submit, wait_until
 from safetensors.numpy import load_file
 
-from ka_ray.features.shard_recovery import shard_ids
+from ka_ray.features.shard_recovery import read_image_ids
 from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -172,7 +172,7 @@ def test_nothing_is_lost_and_nothing_done_twice(whole, undisturbed, tmp_path, ta
         code, outcome = jobs[1].wait(), "resumed"
     assert code == 0, jobs[-1].text[-4000:]
 
-    ids = np.concatenate([shard_ids(shard) for shard in (folder / "features").glob("*.arrow")])
+    ids = np.concatenate([read_image_ids(shard) for shard in (folder / "features").glob("*.arrow")])
     lost, doubled = NUM_TRAINED - len(np.unique(ids)), len(ids) - len(np.unique(ids))
     now = finished(folder)
     repeated = sum(now.get(mark) != stamp for mark, stamp in stood.items())
@@ -211,7 +211,7 @@ def test_a_lost_head_takes_the_cluster_along_and_the_same_command_goes_on_with_t
     job = submit(whole, tmp_path / "log2", *call)
     assert job.wait() == 0, job.text[-4000:]
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
-    ids = np.concatenate([shard_ids(shard) for shard in folder.glob("features/*.arrow")])
+    ids = np.concatenate([read_image_ids(shard) for shard in folder.glob("features/*.arrow")])
     assert len(ids) == len(np.unique(ids)) == NUM_TRAINED
     now, seconds = finished(folder), time.monotonic() - began
     repeated = sum(now.get(mark) != stamp for mark, stamp in stood.items())

@@ -14,8 +14,8 @@ import yaml
 from harness import PATIENCE_S, clean_environment, wait_until
 from safetensors.torch import load_file, save_file
 
-from ka_ray.errors import TRY_AGAIN
-from ka_ray.features.shard_recovery import shard_ids
+from ka_ray.errors import EXIT_TRY_AGAIN
+from ka_ray.features.shard_recovery import read_image_ids
 from ka_ray.teachers.plain import plain_conv_net
 
 QUICK = (
@@ -126,14 +126,14 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(config, tmp_path):
         with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while filler.write(bytes(2**16)):  # until there is no room, while the run goes on writing
                 pass
-        assert "the disk is full" in refused(process, TRY_AGAIN)
+        assert "the disk is full" in refused(process, EXIT_TRY_AGAIN)
         kept = {shard: shard.stat().st_mtime_ns for shard in disk.glob("out/features/*.arrow")}
         assert kept
         (disk / "filler").unlink()
         ran(start(config(), disk / "out", "images.size=16"))
         assert {shard: shard.stat().st_mtime_ns for shard in kept} == kept
         done = json.loads((disk / "out" / "features" / "done.json").read_text())
-        assert done["resumed"] >= sum(len(shard_ids(shard)) for shard in kept)
+        assert done["resumed"] >= sum(len(read_image_ids(shard)) for shard in kept)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
@@ -159,7 +159,7 @@ def test_damaged_files_of_a_run_are_named_and_what_else_stands_is_used(config, t
     (out / "stages" / "codes.json").unlink()
 
     shards = sorted(out.glob("features/*.arrow"))
-    missing = shard_ids(shards[1])
+    missing = read_image_ids(shards[1])
     shards[1].write_bytes(shards[1].read_bytes()[:-64])
     assert f"features {shards[1]} are damaged" in refused(start(config(), out))
     shards[1].unlink()
@@ -168,7 +168,7 @@ def test_damaged_files_of_a_run_are_named_and_what_else_stands_is_used(config, t
     again_from("[clj]")
     ran(start(config(), out))
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
-    ids = np.concatenate([shard_ids(shard) for shard in out.glob("features/*.arrow")])
+    ids = np.concatenate([read_image_ids(shard) for shard in out.glob("features/*.arrow")])
     assert len(ids) == len(np.unique(ids)) == 1438 - 144  # a tenth is held out
     assert set(missing) <= set(ids)
     before, after = torch.frombuffer(bytearray(student), dtype=torch.uint8), out / "student.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ka_ray.amalgamation import METHODS, Amalgamation
 from ka_ray.numerics.moments import Moments
-from ka_ray.stages.codes_learner import CodesLearner, empty_amalgamations
+from ka_ray.stages.codes_learner import CodesLearner, build_amalgamations
 
 TEACHERS = {"two": (8, 8), "three": (8, 5, 10), "five": (6, 4, 5, 6, 4)}
 CODE_CHANNELS = 6
@@ -40,7 +40,7 @@ def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
     torch.manual_seed(0)
     positions = flat(make_features(channels))
     moments, by_tap = {"tap": Moments.of(positions)}, {"tap": channels}
-    amalgamations = empty_amalgamations(method, by_tap, {"tap": CODE_CHANNELS})
+    amalgamations = build_amalgamations(method, by_tap, {"tap": CODE_CHANNELS})
     for link in range(len(METHODS[method].spans(channels))):
         learner = CodesLearner(method, moments, amalgamations, by_tap, link)
         parameters = [p for p in learner.parameters() if p.requires_grad]
@@ -119,7 +119,7 @@ def test_learning_lowers_the_error(method, channels):
 def test_the_whole_chain_is_one_auto_encoder(method, channels):
     maps = make_features(channels)
     amalgamation = trained(method, channels, STEPS)
-    one = amalgamation.as_one()
+    one = amalgamation.to_autoencoder()
     torch.testing.assert_close(one.encode(maps), amalgamation.encode(maps), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one(maps), amalgamation(maps), rtol=1e-4, atol=1e-4)
 
@@ -129,7 +129,7 @@ def test_the_whole_chain_is_one_auto_encoder(method, channels):
 def test_saved_and_loaded_it_gives_the_same_codes(method, channels):
     amalgamation = trained(method, channels, STEPS)
     weights = load(save(amalgamation.state_dict()))
-    loaded = empty_amalgamations(method, {"tap": channels}, {"tap": CODE_CHANNELS})["tap"]
+    loaded = build_amalgamations(method, {"tap": channels}, {"tap": CODE_CHANNELS})["tap"]
     loaded.requires_grad_(False).load_state_dict(weights)
     maps = make_features(channels)
     assert torch.equal(loaded.encode(maps), amalgamation.encode(maps))
@@ -162,11 +162,11 @@ def test_dead_channels_do_no_harm(method):
     learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
     learner(positions[:BATCH_SIZE]).backward()
     assert all(p.grad.isfinite().all() for p in learner.parameters())
-    assert learner.collapse().relative_error(Moments.of(positions)) < 3
+    assert learner.to_autoencoder().relative_error(Moments.of(positions)) < 3
 
 
 @every_method
 def test_a_teacher_that_is_wider_than_the_code_or_narrower_is_welcome(method):
     positions = flat(make_features((12, 3)))
     learner = METHODS[method].learner(Moments.of(positions), (12, 3), CODE_CHANNELS)
-    assert learner.collapse().encode(positions).shape == (1200, CODE_CHANNELS)
+    assert learner.to_autoencoder().encode(positions).shape == (1200, CODE_CHANNELS)

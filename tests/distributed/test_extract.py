@@ -16,11 +16,11 @@ from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resources import Pools, pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
-from ka_ray.features.resize import fit_space
+from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
 from ka_ray.images import open_source, read_chunk
 from ka_ray.images.split import ImageSet, split_images
-from ka_ray.metrics import Counts, accuracies, count
+from ka_ray.metrics import Counts, compute_accuracies, count_batch
 from ka_ray.student import Student, save_student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, load_teacher
@@ -116,14 +116,14 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     features = [teacher.features(pixels, plan.paths[teacher.name])[0] for teacher in (low, high)]
     for tap, space in plan.spaces.items():
         assert features[1][tap].shape[2:] == (2 * space[0], 2 * space[1])
-        fitted = torch.cat([fit_space(feature[tap], space) for feature in features], dim=1).numpy()
+        fitted = torch.cat([resize_features(feature[tap], space) for feature in features], dim=1).numpy()
         windows = features[1][tap].numpy().reshape(len(store), -1, space[0], 2, space[1], 2).mean((3, 5))
         np.testing.assert_allclose(fitted[:, -windows.shape[1] :], windows, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stored[tap], fitted, rtol=2e-3, atol=2e-3)
     scores = [averaged_over_views(teacher, stored["image"], 1) for teacher in (low, high)]
     np.testing.assert_allclose(stored["scores"], np.concatenate(scores, axis=1), rtol=2e-3, atol=2e-3)
-    once = np.concatenate([teacher.scores(pixels).numpy() for teacher in (low, high)], axis=1)
-    assert np.abs(stored["scores"] - once).max() > 0.02
+    single_pass = np.concatenate([teacher.scores(pixels).numpy() for teacher in (low, high)], axis=1)
+    assert np.abs(stored["scores"] - single_pass).max() > 0.02
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_pa
     with torch.inference_mode():
         said = student.eval()(pixels).numpy()
     ensemble = np.concatenate(own, axis=1)
-    accuracy = accuracies(counts, ["low", "high"])
+    accuracy = compute_accuracies(counts, ["low", "high"])
     assert accuracy["union"] == pytest.approx((said.argmax(1) == targets).mean())
     assert accuracy["ensemble"] == pytest.approx((ensemble.argmax(1) == targets).mean())
     assert accuracy["agreement"] == pytest.approx((said.argmax(1) == ensemble.argmax(1)).mean())
@@ -275,7 +275,7 @@ def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster
     averaged = [averaged_over_views(teacher, decoded["image"], 1) for teacher in teachers]
     columns = [list(range(5)), list(range(5, 10))]
     ensemble, over_views = np.concatenate(own, axis=1), np.concatenate(averaged, axis=1)
-    same(by_student[TEACHERS_ALONE], count(targets, None, ensemble, own, columns, over_views))
+    same(by_student[TEACHERS_ALONE], count_batch(targets, None, ensemble, own, columns, over_views))
 
 
 def test_ray_is_left_running_for_the_next_test(cluster):

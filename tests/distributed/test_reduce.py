@@ -14,10 +14,10 @@ from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
 from ka_ray.images.split import split_images
-from ka_ray.numerics.hashed_random import draws_of
-from ka_ray.numerics.moment_sums import Sums
-from ka_ray.numerics.ridge import NUM_DRAWS
-from ka_ray.student.from_moments import OnePassMeter
+from ka_ray.numerics.hashed_random import draw_uniform
+from ka_ray.numerics.named_moments import NamedMoments
+from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
+from ka_ray.student.from_moments import LayerMomentsMeter
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import load_teacher
 
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.ray
 POSITIONS, SEED = 5, 7
 
 
-def meter_of(plan: Plan) -> Callable[..., OnePassMeter]:
+def meter_of(plan: Plan) -> Callable[..., LayerMomentsMeter]:
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-    return partial(OnePassMeter, plan.spec, stacked, POSITIONS)
+    return partial(LayerMomentsMeter, plan.spec, stacked, POSITIONS)
 
 
-def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
+def by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
     images, _ = split_images(config)
     work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
@@ -41,7 +41,7 @@ def by_ray(config, plan: Plan, ids: Ids) -> tuple[Sums, dict]:
     return found
 
 
-def by_a_plain_loop(config, plan: Plan, ids: Ids) -> Sums:
+def by_a_plain_loop(config, plan: Plan, ids: Ids) -> NamedMoments:
     images, _ = split_images(config)
     teachers, added = (
         [load_teacher(teacher) for teacher in config.teachers],
@@ -56,7 +56,9 @@ def by_a_plain_loop(config, plan: Plan, ids: Ids) -> Sums:
                 for tap in plan.shapes
             }
             batch |= {"image": pixels, SCORES: torch.cat([s for _, s in read], dim=1).half().float()}
-            added.add(batch | {"draws": torch.from_numpy(draws_of(block["image_id"], SEED, NUM_DRAWS))})
+            added.add(
+                batch | {"draws": torch.from_numpy(draw_uniform(block["image_id"], SEED, NUM_SOLVER_DRAWS))}
+            )
     return added.total
 
 

@@ -16,9 +16,9 @@ from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import Pools, pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import ClusterError
-from ka_ray.features.shard_recovery import settle_shards
+from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import SHARDS, Store, finish_folder
+from ka_ray.features.store import SHARDS_KEY, Store, mark_folder_finished
 from ka_ray.images import open_source
 from ka_ray.images.split import split_images
 from ka_ray.numerics.moments import Moments, MomentsMeter
@@ -104,8 +104,8 @@ def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load
         work = Extraction(config, source, np.arange(source.num_images), out, 1000)
         extract_features(work, [], Pools(), READING, lambda _: None)
         (out / "done.json").rename(tmp_path / "done.json")  # as if it had been killed
-        store = settle_shards(out)
-        finish_folder(out, {SHARDS: store.shards})
+        store = recover_shards(out)
+        mark_folder_finished(out, {SHARDS_KEY: store.shards})
         red = Store(out).gather(["image"], np.arange(len(store.ids)))["image"][:, 0, 0, 0]
         (out / "done.json").unlink()
         return dict(zip(store.ids.tolist(), red.tolist(), strict=True))

@@ -16,10 +16,10 @@ from ka_ray.amalgamation import METHODS
 from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.train import ReportForwarder, train_in_workers
 from ka_ray.errors import ClusterError, InputError
-from ka_ray.features.store import FEATURES, finish_folder, start_folder, write_shard
+from ka_ray.features.store import FEATURES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.numerics.ranks import rank, wait_for_all
 from ka_ray.stages import STAGES, run_stages
-from ka_ray.stages.inputs import StageInputs, stage_file
+from ka_ray.stages.inputs import StageInputs, stage_summary_path
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
@@ -65,10 +65,10 @@ def inputs_for(load_config, config_tree, randomised, tmp_path):
             shapes = plan.shapes.items()
             features.update({tap: rng.normal(size=(images, *s)).astype(np.float16) for tap, s in shapes})
         folder = tmp_path / name / way
-        start_folder(folder / FEATURES)
+        create_shard_folder(folder / FEATURES)
         columns = {"image_id": np.arange(images), "image": pixels, "scores": scores, **features}
         write_shard(folder / FEATURES, columns)
-        finish_folder(folder / FEATURES, {})
+        mark_folder_finished(folder / FEATURES, {})
         return StageInputs(config, plan, folder, folder, torch.device("cpu"), lambda _: None)
 
     features: dict[str, np.ndarray] = {}
@@ -97,7 +97,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{stage}.{name}": tensor
         for stage in STAGES
-        for name, tensor in load_file(stage_file(folder, stage).with_suffix(".safetensors")).items()
+        for name, tensor in load_file(stage_summary_path(folder, stage).with_suffix(".safetensors")).items()
     }
 
 
@@ -131,12 +131,12 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
     more = ("codes.epochs=1", "layers.epochs=1", "joint.epochs=3")
     plain, killed = inputs_for("plain", "direct", *more), inputs_for("killed", "direct", *more)
     run_stages(plain)
-    parts, once = (killed.config, killed.plan, killed.folder), tmp_path / "was_killed"
+    parts, single_pass = (killed.config, killed.plan, killed.folder), tmp_path / "was_killed"
 
     def train_loop_per_worker(device, report):
         def die_once(progress):
-            if (progress.stage, progress.epoch) == ("joint", 2) and not once.exists():
-                once.touch()
+            if (progress.stage, progress.epoch) == ("joint", 2) and not single_pass.exists():
+                single_pass.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             report(progress)
 
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
     train_in_workers(
         train_loop_per_worker, elastic, Resources(cpu=0.5), killed.folder / "ray", reports.append, told.append
     )
-    assert once.exists()
+    assert single_pass.exists()
     assert [line for line in told if "workers were lost, starting others" in line] == told[1:2]
     assert told[::2] == ["a group of 2 workers has begun"] * 2
     epochs = [(r.stage, r.epoch) for r in reports if r.epoch_ended]

@@ -19,10 +19,10 @@ from sklearn.datasets import load_digits
 
 import ka_ray
 from ka_ray.config import TeacherConfig, load_images
-from ka_ray.features.store import finish_folder, start_folder, write_shard
+from ka_ray.features.store import create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.images import open_source, read_chunk
 from ka_ray.reports.report import Report
-from ka_ray.stages.teacher import teach, teacher_checkpoint
+from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import atomic_file, list_files
 from ka_ray.storage.uris import to_path
 
@@ -61,19 +61,21 @@ def put_teachers(uri: str, stored: Path) -> list[dict]:
     """Train two teachers, in this process, straight to the server."""
     images = load_images(source(uri, "train"))
     listed = open_source(images)
-    start_folder(stored)
+    create_shard_folder(stored)
     for chunk in listed.chunks:
         for columns in read_chunk(images, listed.read, chunk, np.arange(listed.num_images), None, refuse):
             write_shard(stored, columns)
-    finish_folder(stored, {})
+    mark_folder_finished(stored, {})
     trees = []
     for name, classes in TEACHERS.items():
         tree = {"name": name, "network": "plain", "arguments": {"widths": [16, 32]}}
         tree["classes"] = [f"digit_{i}" for i in classes]
         training = {"epochs": 8, "batch_size": 32}
         config = TeacherConfig.model_validate(tree | {"training": training})
-        teach(config, stored, to_path(f"{uri}/teachers"), 0, torch.device("cpu"), lambda progress: None)
-        trees.append(tree | {"checkpoint": str(teacher_checkpoint(to_path(f"{uri}/teachers"), name))})
+        train_teacher(
+            config, stored, to_path(f"{uri}/teachers"), 0, torch.device("cpu"), lambda progress: None
+        )
+        trees.append(tree | {"checkpoint": str(teacher_checkpoint_path(to_path(f"{uri}/teachers"), name))})
     return trees
 
 

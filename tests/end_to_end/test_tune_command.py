@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 import ka_ray
 from ka_ray.features.store import Store
 from ka_ray.numerics.moments import Moments
-from ka_ray.reports.sweep import Sweep, choose, pareto_front
+from ka_ray.reports.tune import TuneResult, choose_trial, pareto_front
 from ka_ray.student import load_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
@@ -39,7 +39,7 @@ def agreement_of(folder: Path, key: str) -> float:
     return float((said == rows["scores"].argmax(axis=1)).mean())
 
 
-def check(sweep: Sweep, folder: Path) -> None:
+def check(sweep: TuneResult, folder: Path) -> None:
     for trial in sweep.trials:
         assert trial.agreement == pytest.approx(agreement_of(folder, trial.key), abs=1e-9)
         network = load_student(folder / "trials" / trial.key)
@@ -47,7 +47,7 @@ def check(sweep: Sweep, folder: Path) -> None:
         assert network.spec.widths == trial.widths
     front = pareto_front(sweep.trials, sweep.cost)
     assert sweep.front == [trial.key for trial in front]
-    best = choose(front, sweep.cost, sweep.budget)
+    best = choose_trial(front, sweep.cost, sweep.budget)
     assert sweep.chosen == (None if best is None else best.key)
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ka_ray.errors import InputError
-from ka_ray.features.resize import check_space, fit_space
+from ka_ray.features.resize import check_resizable, resize_features
 
 
 def maps(height: int, width: int) -> torch.Tensor:
@@ -37,13 +37,13 @@ def test_a_larger_map_is_averaged_over_equal_windows(size, space):
     features = maps(*size)
     (height, width), (rows, columns) = size, space
     windows = features.numpy().reshape(2, 3, rows, height // rows, columns, width // columns)
-    np.testing.assert_allclose(fit_space(features, space).numpy(), windows.mean(axis=(3, 5)), atol=1e-6)
+    np.testing.assert_allclose(resize_features(features, space).numpy(), windows.mean(axis=(3, 5)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "space"), [((5, 7), (2, 3)), ((25, 25), (8, 8))])
 def test_windows_of_an_odd_ratio_cover_every_value(size, space):
     features = maps(*size)
-    fitted = fit_space(features, space).numpy()
+    fitted = resize_features(features, space).numpy()
     (height, width), (rows, columns) = size, space
     for i in range(rows):
         for j in range(columns):
@@ -59,12 +59,12 @@ def test_windows_of_an_odd_ratio_cover_every_value(size, space):
 def test_a_smaller_map_is_interpolated_bilinearly(size, space):
     features = maps(*size)
     expected = bilinear_2d(features.numpy().astype(float), *space)
-    np.testing.assert_allclose(fit_space(features, space).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(resize_features(features, space).numpy(), expected, atol=1e-6)
 
 
 def test_interpolation_is_that_of_pillow():
     features = maps(4, 5)
-    fitted = fit_space(features, (9, 8)).numpy()
+    fitted = resize_features(features, (9, 8)).numpy()
     for image in range(2):
         for channel in range(3):
             picture = Image.fromarray(features[image, channel].numpy())
@@ -81,30 +81,32 @@ def test_an_axis_that_shrinks_is_averaged_and_one_that_grows_interpolated(size, 
     else:
         averaged = averaged.reshape(2, 3, size[0], space[1], size[1] // space[1]).mean(axis=4)
     expected = bilinear_2d(averaged, *space)
-    np.testing.assert_allclose(fit_space(features, space).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(resize_features(features, space).numpy(), expected, atol=1e-6)
 
 
 def test_a_map_becomes_a_vector_by_its_mean():
     features = maps(3, 5)
-    np.testing.assert_allclose(fit_space(features, ()).numpy(), features.numpy().mean((2, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        resize_features(features, ()).numpy(), features.numpy().mean((2, 3)), atol=1e-6
+    )
 
 
 def test_a_vector_becomes_a_map_of_one_position():
     vector = torch.randn(4, 6)
-    assert torch.equal(fit_space(vector, (1, 1)), vector.reshape(4, 6, 1, 1))
+    assert torch.equal(resize_features(vector, (1, 1)), vector.reshape(4, 6, 1, 1))
 
 
 @pytest.mark.parametrize("space", [(4, 5), (), (1, 1)])
 def test_features_of_the_right_size_are_passed_on_as_they_are(space):
     features = torch.randn(2, 3, *space)
-    assert fit_space(features, tuple(features.shape[2:])) is features
-    assert fit_space(features, list(features.shape[2:])) is features
+    assert resize_features(features, tuple(features.shape[2:])) is features
+    assert resize_features(features, list(features.shape[2:])) is features
 
 
 @pytest.mark.parametrize("space", [(2, 2), (9, 9), (3, 9), (9, 3), (1, 1), (5, 4), ()])
 def test_a_constant_map_stays_constant(space):
     constants = torch.tensor([[1.5, -2.0], [0.25, 3.0]])
-    fitted = fit_space(constants[:, :, None, None].expand(2, 2, 6, 5), space)
+    fitted = resize_features(constants[:, :, None, None].expand(2, 2, 6, 5), space)
     assert fitted.shape == (2, 2, *space)
     expected = constants.reshape(2, 2, *[1] * len(space)).expand(2, 2, *space)
     torch.testing.assert_close(fitted, expected)
@@ -113,18 +115,18 @@ def test_a_constant_map_stays_constant(space):
 @pytest.mark.parametrize("space", [(2, 2), (9, 9), (3, 9)])
 def test_every_channel_is_resized_by_itself(space):
     features = maps(6, 5)
-    alone = torch.cat([fit_space(features[:, i : i + 1], space) for i in range(3)], dim=1)
-    torch.testing.assert_close(fit_space(features, space), alone)
+    alone = torch.cat([resize_features(features[:, i : i + 1], space) for i in range(3)], dim=1)
+    torch.testing.assert_close(resize_features(features, space), alone)
 
 
 def test_half_precision_stays_half_precision():
-    assert fit_space(maps(6, 6).half(), (3, 3)).dtype == torch.float16
-    assert fit_space(maps(3, 3).half(), (6, 6)).dtype == torch.float16
+    assert resize_features(maps(6, 6).half(), (3, 3)).dtype == torch.float16
+    assert resize_features(maps(3, 3).half(), (6, 6)).dtype == torch.float16
 
 
 def test_a_vector_for_a_map_is_refused_by_tap_and_teacher():
     with pytest.raises(InputError) as caught:
-        check_space("late", "signs", (512,), (4, 4))
+        check_resizable("late", "signs", (512,), (4, 4))
     for part in ("taps.late", "signs", "vector", "(4, 4)"):
         assert part in str(caught.value)
 
@@ -133,5 +135,5 @@ def test_a_vector_for_a_map_is_refused_by_tap_and_teacher():
     ("shape", "space"), [((512,), (1, 1)), ((512,), ()), ((8, 4, 4), ()), ((8, 4, 4), (9, 2))]
 )
 def test_what_passes_the_check_can_be_resized(shape, space):
-    check_space("late", "signs", shape, space)
-    assert fit_space(torch.zeros(2, *shape), space).shape == (2, shape[0], *space)
+    check_resizable("late", "signs", shape, space)
+    assert resize_features(torch.zeros(2, *shape), space).shape == (2, shape[0], *space)

@@ -8,8 +8,8 @@ import pytest
 import s3fs
 
 from ka_ray.features import shard_recovery as standing
-from ka_ray.features.shard_recovery import settle_shards, shard_ids
-from ka_ray.features.store import SHARDS, Store, finish_folder, write_shard
+from ka_ray.features.shard_recovery import read_image_ids, recover_shards
+from ka_ray.features.store import SHARDS_KEY, Store, mark_folder_finished, write_shard
 from ka_ray.storage.uris import to_path
 
 
@@ -31,9 +31,9 @@ def rows(*ids: int) -> dict[str, np.ndarray]:
 def test_whole_shards_stay_and_half_written_ones_go(folder):
     size = write_shard(folder, rows(3, 1, 2)) + write_shard(folder, rows(7, 8))
     (folder / ".000.arrow.part").write_bytes(b"half")
-    settled = settle_shards(folder)
+    settled = recover_shards(folder)
     assert settled.ids.tolist() == [1, 2, 3, 7, 8]
-    assert (settled.num_bytes, settled.doubled, settled.damaged) == (size, 0, ())
+    assert (settled.num_bytes, settled.duplicate_rows, settled.damaged) == (size, 0, ())
     assert len(list(folder.iterdir())) == 2
 
 
@@ -46,7 +46,7 @@ def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
     shard.write_bytes(
         {"truncated": content[:-20], "emptied": b"", "overwritten": b"x" * len(content)}[damage]
     )
-    settled = settle_shards(folder)
+    settled = recover_shards(folder)
     assert settled.ids.tolist() == [0, 1, 2]
     assert settled.damaged == (shard.name,)
     assert not shard.exists()
@@ -55,16 +55,16 @@ def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
 def test_rows_that_stand_twice_are_removed_with_their_shard(folder):
     for ids in ((0, 1, 2), (2, 3), (4, 5)):  # the middle one shares a row with the first
         write_shard(folder, rows(*ids))
-    settled = settle_shards(folder)
+    settled = recover_shards(folder)
     assert settled.ids.tolist() == [0, 1, 2, 4, 5]
-    assert settled.doubled == 1
-    finish_folder(folder, {})
+    assert settled.duplicate_rows == 1
+    mark_folder_finished(folder, {})
     assert Store(folder).image_ids.tolist() == [0, 1, 2, 4, 5]
 
 
 def test_the_ids_of_a_shard_are_those_that_the_store_reads(folder):
     write_shard(folder, rows(9, 4, 6))
-    assert shard_ids(next(folder.glob("*.arrow"))).tolist() == [9, 4, 6]
+    assert read_image_ids(next(folder.glob("*.arrow"))).tolist() == [9, 4, 6]
 
 
 def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
@@ -78,15 +78,15 @@ def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
         return fetch(self, start, end)
 
     monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
-    assert settle_shards(folder).ids.tolist() == list(range(100))
+    assert recover_shards(folder).ids.tolist() == list(range(100))
     assert size > 4_000_000
     assert sum(read) < 100_000
 
 
 def test_what_is_written_after_the_folder_was_finished_does_not_count(tmp_path):
     write_shard(tmp_path, rows(0, 1))
-    settled = settle_shards(tmp_path)
-    finish_folder(tmp_path, {SHARDS: settled.shards})
+    settled = recover_shards(tmp_path)
+    mark_folder_finished(tmp_path, {SHARDS_KEY: settled.shards})
     write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
     assert Store(tmp_path).image_ids.tolist() == [0, 1]
 
@@ -97,8 +97,8 @@ def test_a_disk_that_does_not_answer_costs_no_shard(tmp_path, monkeypatch):
     def unreachable(shard: Path) -> None:
         raise OSError(errno.EIO, "Input/output error", str(shard))
 
-    monkeypatch.setattr(standing, "shard_ids", unreachable)
+    monkeypatch.setattr(standing, "read_image_ids", unreachable)
     with pytest.raises(OSError, match="Input/output"):
-        settle_shards(tmp_path)
+        recover_shards(tmp_path)
     monkeypatch.undo()
-    assert settle_shards(tmp_path).ids.tolist() == [0, 1]
+    assert recover_shards(tmp_path).ids.tolist() == [0, 1]

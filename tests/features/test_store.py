@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ka_ray.features import store as store_module
-from ka_ray.features.store import DONE, Store, finish_folder, start_folder, write_shard
+from ka_ray.features.store import DONE, Store, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.storage.files import write_json
 from ka_ray.storage.uris import to_path
 
@@ -125,10 +125,10 @@ def test_two_folders_are_one_set_with_their_common_columns(make_store, tmp_path,
 
 
 def test_writing_a_shard_twice_changes_nothing(tmp_path, columns):
-    start_folder(tmp_path / "store")
+    create_shard_folder(tmp_path / "store")
     sizes = [write_shard(tmp_path / "store", columns) for _ in range(2)]
     files = list((tmp_path / "store").iterdir())
-    finish_folder(tmp_path / "store", {})
+    mark_folder_finished(tmp_path / "store", {})
     assert len(files) == 1
     assert sizes == [files[0].stat().st_size] * 2
     assert len(Store(tmp_path / "store")) == 23
@@ -136,7 +136,7 @@ def test_writing_a_shard_twice_changes_nothing(tmp_path, columns):
 
 def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
     folder = tmp_path / "store"
-    start_folder(folder)
+    create_shard_folder(folder)
 
     class Broken(pa.ipc.RecordBatchFileWriter):
         def write_table(self, table, max_chunksize=None):
@@ -149,20 +149,20 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
     monkeypatch.undo()
     assert list(folder.glob("*.arrow")) == []
     write_shard(folder, columns)
-    finish_folder(folder, {})
+    mark_folder_finished(folder, {})
     assert len(Store(folder)) == 23
 
 
 def test_a_store_on_s3_is_mapped_from_copies_that_are_fetched_once(s3, s3_requests, columns, by_id):
     folder = to_path(f"{s3}/run/features")
-    start_folder(folder)
+    create_shard_folder(folder)
     write_shard(folder, columns)
-    start_folder(folder)  # what an attempt left goes
+    create_shard_folder(folder)  # what an attempt left goes
     parts = np.array_split(np.arange(23), 4)
     sizes = [write_shard(folder, {name: column[rows] for name, column in columns.items()}) for rows in parts]
     with pytest.raises(FileNotFoundError):
         Store(folder)
-    finish_folder(folder, {"rows": 23})
+    mark_folder_finished(folder, {"rows": 23})
     assert sorted(sizes) == sorted(path.stat().st_size for path in folder.glob("*.arrow"))
     for _ in range(2):
         store = Store(folder)
@@ -175,10 +175,10 @@ def test_a_store_on_s3_is_mapped_from_copies_that_are_fetched_once(s3, s3_reques
 
 def test_an_image_twice_is_refused(tmp_path, columns):
     folder = tmp_path / "store"
-    start_folder(folder)
+    create_shard_folder(folder)
     write_shard(folder, columns)
     write_shard(folder, {name: column[:2] for name, column in columns.items()})
-    finish_folder(folder, {})
+    mark_folder_finished(folder, {})
     with pytest.raises(ValueError, match="2 image ids twice"):
         Store(folder)
 
@@ -191,25 +191,25 @@ def test_an_image_in_two_folders_is_refused(make_store, tmp_path, columns):
 
 
 def test_an_unfinished_folder_is_refused(tmp_path, columns):
-    start_folder(tmp_path / "store")
+    create_shard_folder(tmp_path / "store")
     write_shard(tmp_path / "store", columns)
     with pytest.raises(FileNotFoundError, match=DONE):
         Store(tmp_path / "store")
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):
-    start_folder(tmp_path / "store")
-    finish_folder(tmp_path / "store", {})
+    create_shard_folder(tmp_path / "store")
+    mark_folder_finished(tmp_path / "store", {})
     with pytest.raises(ValueError, match=r"no images in .*store"):
         Store(tmp_path / "store")
 
 
 def test_starting_a_folder_clears_what_was_left(tmp_path, columns):
     folder = tmp_path / "deep" / "store"
-    start_folder(folder)
+    create_shard_folder(folder)
     write_shard(folder, columns)
-    finish_folder(folder, {})
-    start_folder(folder)
+    mark_folder_finished(folder, {})
+    create_shard_folder(folder)
     assert list(folder.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ka_ray.config import Augmentation, ScoresConfig
-from ka_ray.images.augment import NUM_DRAWS, augment, score_views, shift, views
+from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views, shift, views
 
 
 def by_loop(images: np.ndarray, config: Augmentation, draws: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
 
 def images_and_draws(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randint(0, 256, (count, 3, 5, 7), dtype=torch.uint8)
-    return images, torch.rand(count, NUM_DRAWS)
+    return images, torch.rand(count, NUM_VIEW_DRAWS)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -61,7 +61,7 @@ def test_flip_and_shift_leave_the_given_images_alone():
 
 def test_every_shift_occurs_and_none_beyond():
     columns = torch.arange(9, dtype=torch.float32).expand(300, 1, 9, 9)
-    draws = torch.rand(300, NUM_DRAWS)
+    draws = torch.rand(300, NUM_VIEW_DRAWS)
     draws[0], draws[1] = 0.0, 1 - 2**-24
     centres = augment(columns, Augmentation(shift=2), draws)[:, 0, 4, 4]
     assert set((centres - 4).tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}

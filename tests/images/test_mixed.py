@@ -14,7 +14,7 @@ from PIL import Image
 from ka_ray.config import MixedImages, flatten
 from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
-from ka_ray.images import chosen_ids, digits, folder, open_source, read_chunk
+from ka_ray.images import digits, folder, open_source, read_chunk, sample_ids
 from ka_ray.images.split import split_images
 
 SIZE = 6
@@ -80,7 +80,7 @@ def joined(config: MixedImages) -> dict[str, np.ndarray]:
     parts = []
     for part in config.parts:
         columns = read(part)
-        rows = chosen_ids(len(columns["label"]), part.limit, seed=0)
+        rows = sample_ids(len(columns["label"]), part.limit, seed=0)
         parts.append({name: column[rows] for name, column in columns.items()})
     whole = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     return whole | {"image_id": np.arange(len(whole["label"]))}
@@ -119,7 +119,7 @@ class TestMixture:
 
     def test_wanted_ids_are_those_rows_of_the_whole(self, mixture):
         whole = joined(mixture)
-        ids = chosen_ids(len(whole["label"]), len(whole["label"]) // 2, seed=5)
+        ids = sample_ids(len(whole["label"]), len(whole["label"]) // 2, seed=5)
         assert_same(read(mixture, ids), {name: column[ids] for name, column in whole.items()})
 
     def test_single_ids_at_every_border_of_a_chunk(self, mixture):
@@ -243,7 +243,7 @@ def test_a_run_on_a_mixture_is_split_by_its_limit_and_seed(config_tree, load_con
     learned, judged = split_images(load_config())
     assert (len(learned.ids), len(judged.ids)) == (40, 10)
     ids = np.sort(np.concatenate([learned.ids, judged.ids]))
-    np.testing.assert_array_equal(ids, chosen_ids(NUM_DIGITS + 7 + 5, 50, seed=0))
+    np.testing.assert_array_equal(ids, sample_ids(NUM_DIGITS + 7 + 5, 50, seed=0))
     whole = joined(learned.config)
     for part in (learned, judged):
         assert_same(read(part.config, part.ids), {name: column[part.ids] for name, column in whole.items()})

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from ka_ray.config import DigitsImages, FolderImages, ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.images import chosen_ids, open_source, read_chunk, reading
+from ka_ray.images import open_source, read_chunk, sample_ids, sources
 from ka_ray.images.decode import decode
 from ka_ray.storage.uris import to_path
 
@@ -164,7 +164,7 @@ class TestEverySource:
 
     def test_small_batches_give_the_same_rows(self, any_source, monkeypatch):
         whole = read(any_source)
-        monkeypatch.setattr(reading, "BATCH_BYTES", 2 * 3 * any_source.size**2)
+        monkeypatch.setattr(sources, "BATCH_BYTES", 2 * 3 * any_source.size**2)
         source = open_source(any_source)
         chunk = source.chunks[0]
         ids = np.arange(chunk.num_images)
@@ -364,7 +364,7 @@ def test_every_colour_mode_becomes_rgb(mode):
 
 @pytest.mark.parametrize("limit", [1, 10, 99])
 def test_chosen_ids_are_sorted_distinct_and_in_range(limit):
-    ids = chosen_ids(100, limit, seed=0)
+    ids = sample_ids(100, limit, seed=0)
     assert len(set(ids.tolist())) == limit
     assert (np.diff(ids) > 0).all()
     assert ids.min() >= 0
@@ -373,18 +373,18 @@ def test_chosen_ids_are_sorted_distinct_and_in_range(limit):
 
 @pytest.mark.parametrize("limit", [None, 100, 1000])
 def test_no_limit_chooses_all(limit):
-    assert chosen_ids(100, limit, seed=0).tolist() == list(range(100))
+    assert sample_ids(100, limit, seed=0).tolist() == list(range(100))
 
 
 def test_chosen_ids_follow_from_the_seed():
-    assert chosen_ids(100, 10, 1).tolist() == chosen_ids(100, 10, 1).tolist()
-    assert chosen_ids(100, 10, 1).tolist() != chosen_ids(100, 10, 2).tolist()
+    assert sample_ids(100, 10, 1).tolist() == sample_ids(100, 10, 1).tolist()
+    assert sample_ids(100, 10, 1).tolist() != sample_ids(100, 10, 2).tolist()
 
 
 def test_a_larger_limit_adds_to_a_smaller_one():
-    assert set(chosen_ids(100, 10, 3)) < set(chosen_ids(100, 20, 3))
+    assert set(sample_ids(100, 10, 3)) < set(sample_ids(100, 20, 3))
 
 
 def test_every_id_is_chosen_equally_often():
-    times = np.bincount(np.concatenate([chosen_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
+    times = np.bincount(np.concatenate([sample_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
     assert np.abs(times / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)

@@ -156,7 +156,7 @@ def test_photos_and_signs_meet_in_one_plain_student_of_32_pixels(workplace):
         "middle": (128 + 128, 8, 8),
         "late": (256 + 256, 4, 4),
     }
-    assert plan.kept == {}
+    assert plan.kept_adapters == {}
 
 
 DIGITS = str(JOBS / "configs/digits.yaml")

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ka_ray.numerics.channelwise import apply_channelwise
-from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 @pytest.mark.parametrize("space", [(4, 5), (1, 1), (7,)])
@@ -17,7 +17,7 @@ def test_it_is_a_1x1_conv(space):
     weight = linear.weight.view(6, 3, *[1] * len(space))
     mapped = apply_channelwise(linear, features)
     torch.testing.assert_close(mapped, conv(features, weight, linear.bias))
-    assert mapped.stride() == in_layout(mapped.contiguous()).stride()
+    assert mapped.stride() == to_preferred_memory_format(mapped.contiguous()).stride()
 
 
 def test_on_vectors_it_is_the_layer_itself():

@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from ka_ray.numerics.hashed_random import draws_of
+from ka_ray.numerics.hashed_random import draw_uniform
 
 IDS = np.arange(20_000)
 
 
 def test_draws_belong_to_an_image_and_a_seed():
-    whole = draws_of(IDS, 3, 2)
+    whole = draw_uniform(IDS, 3, 2)
     assert whole.dtype == np.float32
     shuffled = np.random.default_rng(0).permutation(IDS)
-    np.testing.assert_array_equal(draws_of(shuffled, 3, 2), whole[shuffled])
-    assert (draws_of(IDS, 4, 2) == whole).mean() < 0.01
+    np.testing.assert_array_equal(draw_uniform(shuffled, 3, 2), whole[shuffled])
+    assert (draw_uniform(IDS, 4, 2) == whole).mean() < 0.01
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_draws_are_uniform_and_independent(seed):
-    draws = draws_of(IDS, seed, 3)
+    draws = draw_uniform(IDS, seed, 3)
     assert draws.min() >= 0
     assert draws.max() < 1
     share = np.histogram(draws, bins=20, range=(0, 1))[0] / draws.size * 20

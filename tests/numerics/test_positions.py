@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from ka_ray.numerics.positions import positions_of, sampled
+from ka_ray.numerics.positions import sample_features, sample_positions
 
 
 def test_sampled_positions_have_equal_chances_and_are_distinct():
     draws = (torch.arange(3000) + 0.5) / 3000
     for available, wanted in ((12, 5), (7, 7), (30, 4), (4, 9)):
-        places = positions_of(draws, available, wanted)
+        places = sample_positions(draws, available, wanted)
         assert places.shape == (3000, min(available, wanted))
         assert (places.diff(dim=1) > 0).all()
         chances = torch.bincount(places.flatten(), minlength=available) / 3000
@@ -21,18 +21,18 @@ def test_sampled_positions_have_equal_chances_and_are_distinct():
 @pytest.mark.parametrize("space", [(3, 4), (1, 1), (5, 2)])
 def test_the_features_at_the_positions_are_given(space):
     features, draws = torch.randn(6, 4, *space), torch.rand(6)
-    positions = positions_of(draws, space[0] * space[1], 3)
+    positions = sample_positions(draws, space[0] * space[1], 3)
     expected = [features[i, :, p // space[1], p % space[1]] for i in range(6) for p in positions[i].tolist()]
-    torch.testing.assert_close(sampled(features, draws, 3), torch.stack(expected))
+    torch.testing.assert_close(sample_features(features, draws, 3), torch.stack(expected))
 
 
 def test_a_vector_has_one_position():
     features = torch.randn(6, 4)
-    torch.testing.assert_close(sampled(features, torch.rand(6), 3), features)
+    torch.testing.assert_close(sample_features(features, torch.rand(6), 3), features)
 
 
 def test_means_over_samples_are_unbiased():
     features = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     draws = (torch.arange(7000) + 0.5) / 7000
-    means = sampled(features.expand(7000, -1, -1, -1), draws, 4).mean(dim=0)
+    means = sample_features(features.expand(7000, -1, -1, -1), draws, 4).mean(dim=0)
     torch.testing.assert_close(means, features.mean(dim=(0, 2, 3)), atol=1e-3, rtol=0)

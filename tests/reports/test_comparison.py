@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ka_ray.metrics import Counts
-from ka_ray.reports.comparison import Comparison, Row, Spread, ensemble_rows, make_row
+from ka_ray.reports.comparison import Comparison, Row, Spread, make_ensemble_rows, make_row
 
 TEACHERS = ["low", "high"]
 
@@ -82,7 +82,7 @@ def test_a_row_without_labels_has_agreement_alone():
 
 
 def test_the_ensembles_row_is_that_of_the_teachers():
-    [made] = ensemble_rows({"mean": counts_of(6)}, TEACHERS, 99)
+    [made] = make_ensemble_rows({"mean": counts_of(6)}, TEACHERS, 99)
     assert made.label == "ensemble"
     assert made.union.values == [8 / 10]
     assert {name: spread.values for name, spread in made.per_teacher.items()} == {
@@ -97,7 +97,7 @@ def test_every_rule_has_an_ensemble_of_its_own():
         "mean": counts_of(6),
         "max": counts_of(6, ensemble=np.array([[9, 1], [0, 0]])),
     }
-    rows = ensemble_rows(by_rule, TEACHERS, 99)
+    rows = make_ensemble_rows(by_rule, TEACHERS, 99)
     assert {one.label: one.union.values for one in rows} == {
         "ensemble (mean)": [8 / 10],
         "ensemble (max)": [9 / 10],
@@ -107,13 +107,13 @@ def test_every_rule_has_an_ensemble_of_its_own():
 def test_the_ensemble_over_views_has_a_row_besides():
     over_views = np.array([[7, 3], [0, 0]])
     with_views, without = counts_of(6, over_views=over_views), counts_of(6)
-    rows = ensemble_rows({"mean": with_views, "max": without}, TEACHERS, 99)
+    rows = make_ensemble_rows({"mean": with_views, "max": without}, TEACHERS, 99)
     labels = ["ensemble (mean)", "ensemble (mean), over views", "ensemble (max)"]
     assert [one.label for one in rows] == labels
     assert rows[1].union.values == [7 / 10]
     assert rows[1].per_teacher == {name: Spread(values=[None]) for name in TEACHERS}
     assert (rows[1].agreement.mean, rows[1].images, rows[1].parameters) == (None, 0, 99)
-    [_, alone] = ensemble_rows({"mean": with_views}, TEACHERS, 99)
+    [_, alone] = make_ensemble_rows({"mean": with_views}, TEACHERS, 99)
     assert alone.label == "ensemble, over views"
 
 

@@ -76,7 +76,7 @@ def check(paths: list[Path]) -> None:
 @pytest.mark.filterwarnings("error")
 def test_all_figures_of_a_labelled_run(tmp_path: Path) -> None:
     confusion = np.diag([5, 3, 0, 1])
-    paths = figures.draw_all(report(True), histories(3), confusion, tmp_path / "figures")
+    paths = figures.draw_run_figures(report(True), histories(3), confusion, tmp_path / "figures")
     names = ["accuracy", "losses", "reconstruction", "confusion"]
     assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]
     check(paths)
@@ -84,7 +84,7 @@ def test_all_figures_of_a_labelled_run(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_without_labels_agreement_is_drawn_and_no_confusion(tmp_path: Path) -> None:
-    paths = figures.draw_all(report(False), histories(1), None, tmp_path)
+    paths = figures.draw_run_figures(report(False), histories(1), None, tmp_path)
     assert [path.stem for path in paths] == ["accuracy", "losses", "reconstruction"]
     check(paths)
 
@@ -107,7 +107,7 @@ def test_no_figure_starts_a_window_system(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_with_a_curve_draws_it_too(tmp_path: Path) -> None:
-    paths = figures.draw_all(report(True) | curve([0.5, 0.8]), histories(1), None, tmp_path)
+    paths = figures.draw_run_figures(report(True) | curve([0.5, 0.8]), histories(1), None, tmp_path)
     assert [path.stem for path in paths] == ["accuracy", "losses", "epoch_curve", "reconstruction"]
     check(paths)
 
@@ -142,8 +142,8 @@ def test_a_curve_without_anything_measured_is_not_drawn(tmp_path: Path) -> None:
 def test_methods_are_rows_and_ensembles_are_not(tmp_path: Path) -> None:
     ensembles = [row(f"ensemble (rule {i}), over views", [0.9 + i / 100], [None]) for i in range(2)]
     methods = [row(f"a method with a long name, number {i}", [0.8, 0.7, None], [0.9] * 3) for i in range(12)]
-    low = size(figures.compare_methods(comparison(*ensembles, methods[0], seeds=3), tmp_path))
-    high = size(figures.compare_methods(comparison(*ensembles, *methods, seeds=3), tmp_path))
+    low = size(figures.draw_comparison(comparison(*ensembles, methods[0], seeds=3), tmp_path))
+    high = size(figures.draw_comparison(comparison(*ensembles, *methods, seeds=3), tmp_path))
     assert low[0] == high[0]
     assert high[1] - low[1] == pytest.approx(11 * 0.45 * 150, abs=2)
     assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
@@ -154,17 +154,17 @@ def test_a_panel_without_anything_measured_is_left_out(tmp_path: Path) -> None:
     both = comparison(row("ensemble", [0.9], [None]), row("a", [0.8], [0.7]), row("b", [None], [None]))
     unlabelled = comparison(row("ensemble", [None], [None]), row("a", [None], [0.7]))
     no_teachers = comparison(row("ensemble", [0.9], [None]), row("a", [1.0], [None]))
-    widths = [size(figures.compare_methods(c, tmp_path))[0] for c in (both, unlabelled, no_teachers)]
+    widths = [size(figures.draw_comparison(c, tmp_path))[0] for c in (both, unlabelled, no_teachers)]
     assert widths == [1650, 1125, 1125]
 
 
 @pytest.mark.parametrize("rows", [[], [row("ensemble", [0.9], [None])], [row("a", [None], [None])]])
 def test_nothing_to_compare_draws_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    assert figures.compare_methods(comparison(*rows), tmp_path) == []
+    assert figures.draw_comparison(comparison(*rows), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("error")
 def test_what_compare_writes_can_be_drawn(tmp_path: Path) -> None:
     given = Comparison.model_validate(comparison(row("a", [0.8], [0.7])) | {"shared_seconds": 1.0})
-    check(figures.compare_methods(given.model_dump(), tmp_path))
+    check(figures.draw_comparison(given.model_dump(), tmp_path))

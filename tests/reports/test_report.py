@@ -8,9 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ka_ray.metrics import accuracies, count
-from ka_ray.reports.cost import measure_size
+from ka_ray.metrics import compute_accuracies, count_batch
 from ka_ray.reports.markdown import NO_LABELS
+from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import REPORT_SCHEMA, Report
 
 SIZE = {"parameters": 1000, "macs": 2_500_000, "bytes": 4096}
@@ -24,8 +24,8 @@ def judged(labelled: bool = True, union: float = 1.0, views: bool = False) -> di
     targets = np.arange(4) if labelled else np.full(4, -1)
     columns = [[0, 1], [2, 3]]
     averaged = np.eye(4)[[0, 1, 2, 0]] if views else None
-    counts = count(targets, said, scores, [scores[:, c] for c in columns], columns, averaged)
-    return accuracies(counts, ["low", "high"])
+    counts = count_batch(targets, said, scores, [scores[:, c] for c in columns], columns, averaged)
+    return compute_accuracies(counts, ["low", "high"])
 
 
 def content(labelled: bool = True) -> dict[str, Any]:

@@ -7,16 +7,16 @@ import pytest
 from ka_ray.reports.spectrum import Spectrum, TapSpectrum
 
 
-def tap(most: int = 3) -> TapSpectrum:
-    return TapSpectrum(stacked=3, width=1, most=most, relative_errors=[1.0, 0.3, 0.01, 0.0])
+def tap(max_width: int = 3) -> TapSpectrum:
+    return TapSpectrum(stacked=3, width=1, max_width=max_width, relative_errors=[1.0, 0.3, 0.01, 0.0])
 
 
 @pytest.mark.parametrize(
     ("energy", "width"), [(0.5, 1), (0.7, 1), (0.71, 2), (0.99, 2), (0.995, 3), (1.0, 3)]
 )
 def test_the_least_width_that_keeps_the_energy(energy, width):
-    assert tap().width_of(energy) == width
-    assert tap(most=2).width_of(energy) == min(width, 2)
+    assert tap().width_for_energy(energy) == width
+    assert tap(max_width=2).width_for_energy(energy) == min(width, 2)
 
 
 def test_the_table_and_the_file_say_the_same(tmp_path):

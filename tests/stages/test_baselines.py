@@ -15,8 +15,8 @@ from torch import Tensor
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES
 from ka_ray.images.augment import augment
-from ka_ray.stages import run_stages, stages_of
-from ka_ray.stages.inputs import StageInputs, stage_file
+from ka_ray.stages import list_stages, run_stages
+from ka_ray.stages.inputs import StageInputs, stage_summary_path
 from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
@@ -50,7 +50,7 @@ def inputs_for(load_config, make_store, tmp_path):
 
 def trained(inputs: StageInputs) -> dict[str, Tensor]:
     run_stages(inputs)
-    return load_file(stage_file(inputs.folder, "joint").with_suffix(".safetensors"))
+    return load_file(stage_summary_path(inputs.folder, "joint").with_suffix(".safetensors"))
 
 
 def fresh(inputs: StageInputs) -> Student:
@@ -120,8 +120,8 @@ def test_a_baseline_has_one_stage_and_touches_no_codes_or_layers(inputs_for, bas
     for stage in ("codes", "layers"):
         (stages / f"{stage}.safetensors").write_bytes(b"not to be read")
     run_stages(inputs)
-    assert stages_of(inputs.config) == ("joint",)
-    assert stages_of(inputs.config.model_copy(update={"baseline": None})) == ("codes", "layers", "joint")
+    assert list_stages(inputs.config) == ("joint",)
+    assert list_stages(inputs.config.model_copy(update={"baseline": None})) == ("codes", "layers", "joint")
     assert {path.name for path in stages.iterdir()} == {
         *("codes.safetensors", "layers.safetensors", "joint.safetensors", "joint.json")
     }
@@ -134,7 +134,7 @@ def test_the_student_learns_the_classes_that_the_labels_name(inputs_for, config_
     store = inputs.store(IMAGES)
     run_stages(inputs)
     student = Student(inputs.plan.spec)
-    student.load_state_dict(load_file(stage_file(inputs.folder, "joint").with_suffix(".safetensors")))
+    student.load_state_dict(load_file(stage_summary_path(inputs.folder, "joint").with_suffix(".safetensors")))
     columns = store.gather(["image", "label"], np.arange(NUM_IMAGES))
     with torch.no_grad():
         said = student.eval()(torch.from_numpy(columns["image"])).argmax(1)
@@ -147,7 +147,7 @@ def test_a_class_that_no_image_shows_is_refused_by_name(inputs_for):
     inputs = inputs_for("baseline=scratch", "teachers.0.classes.2=cat")
     with pytest.raises(InputError, match="baseline scratch: no image is labelled cat"):
         run_stages(inputs)
-    assert not stage_file(inputs.folder, "joint").exists()
+    assert not stage_summary_path(inputs.folder, "joint").exists()
 
 
 def test_a_budget_counts_images_that_are_learned_from_alone(inputs_for, make_store, tmp_path):
@@ -157,5 +157,5 @@ def test_a_budget_counts_images_that_are_learned_from_alone(inputs_for, make_sto
     columns["label"] = np.where(np.arange(NUM_IMAGES) < 50, columns["label"], "something else")
     make_store({"image_id": store.image_ids, **columns}, folder=f"other/{IMAGES}")
     run_stages(replace(inputs, data=Path(tmp_path / "other")))
-    history = json.loads(stage_file(inputs.folder, "joint").read_text())["history"]
+    history = json.loads(stage_summary_path(inputs.folder, "joint").read_text())["history"]
     assert [record["images"] for record in history] == [48, 80]  # 50 known images make 3 batches of 16

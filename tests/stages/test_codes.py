@@ -9,7 +9,7 @@ from ka_ray.amalgamation import METHODS
 from ka_ray.config import CodesConfig
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
-from ka_ray.stages.codes_learner import CodesLearner, empty_amalgamations, measure_moments
+from ka_ray.stages.codes_learner import CodesLearner, build_amalgamations, measure_moments
 from ka_ray.training import Batches, FitSettings, fit
 from ka_ray.training import batches as batches_module
 
@@ -68,7 +68,7 @@ def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
     positions = config.positions_per_image
     batches = Batches(store, list(STACKED), config.batch_size, 0, positions_per_image=positions)
     moments = measure_moments(batches, STACKED)
-    amalgamations = empty_amalgamations(method, CHANNELS, WIDTHS)
+    amalgamations = build_amalgamations(method, CHANNELS, WIDTHS)
     settings = FitSettings("codes", config.epochs, config.learning_rate, beta2=0.95)
     for link in range(len(amalgamations["map"].links)):
         learner = CodesLearner(method, moments, amalgamations, CHANNELS, link)
@@ -84,7 +84,7 @@ def test_trained_codes_are_within_five_percent_of_the_optimum(store):
         eigenvalues = np.linalg.eigvalsh(np.cov(values.T, bias=True))
         optimum = eigenvalues[: -WIDTHS[tap]].sum() / eigenvalues.sum()
         with torch.no_grad():
-            rebuilt = amalgamation.as_one().double()(torch.from_numpy(values)).numpy()
+            rebuilt = amalgamation.to_autoencoder().double()(torch.from_numpy(values)).numpy()
         error = ((rebuilt - values) ** 2).sum() / ((values - values.mean(0)) ** 2).sum()
         assert optimum <= error <= 1.05 * optimum, tap
         assert amalgamation.relative_error(moments[tap]) == pytest.approx(error, rel=1e-6)
@@ -101,7 +101,7 @@ def test_every_link_of_incremental_codes_is_within_five_percent_of_its_optimum(s
 
 def first_learner(store, method: str) -> CodesLearner:
     batches = Batches(store, list(STACKED), 64, 0)
-    empty = empty_amalgamations(method, CHANNELS, WIDTHS)
+    empty = build_amalgamations(method, CHANNELS, WIDTHS)
     return CodesLearner(method, measure_moments(batches, STACKED), empty, CHANNELS, 0)
 
 
@@ -128,21 +128,21 @@ def test_finishing_writes_its_own_link_alone(store):
     learner.finish()
     changed = {name for name, weights in chain.state_dict().items() if not torch.equal(weights, before[name])}
     assert changed == {name for name in before if name.startswith("links.0.")}
-    collapsed = learner.learners["map"].collapse().state_dict()
+    collapsed = learner.learners["map"].to_autoencoder().state_dict()
     assert all(torch.equal(chain.links[0].state_dict()[name], weights) for name, weights in collapsed.items())
 
 
 def test_a_code_too_wide_for_the_method_is_refused_by_its_tap():
     channels = {"map": (2, 3, 9)}
-    assert empty_amalgamations("direct", channels, {"map": 6})["map"].spans == (14,)
+    assert build_amalgamations("direct", channels, {"map": 6})["map"].spans == (14,)
     with pytest.raises(InputError, match=r"^taps\.map: a code of 6 channels is wider than the 5 "):
-        empty_amalgamations("incremental", channels, {"map": 6})
+        build_amalgamations("incremental", channels, {"map": 6})
 
 
 def test_a_dead_teacher_is_refused_by_its_tap():
     features = torch.randn(40, 24)
     features[:, 10:18] = 1.0
-    empty = empty_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
+    empty = build_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
     with pytest.raises(InputError, match=r"^taps\.map: the features of teacher 2 of 3 never vary"):
         CodesLearner("common_features", {"map": Moments.of(features)}, empty, CHANNELS, 0)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ka_ray.errors import InputError
-from ka_ray.numerics.conjugate_gradient import RIDGE, solve_iteratively
+from ka_ray.numerics.conjugate_gradient import DEFAULT_RIDGE, solve_iteratively
 from ka_ray.numerics.moments import Moments
-from ka_ray.numerics.ridge import LeastSquares, solve
+from ka_ray.numerics.ridge import LayerSolution, solve
 from ka_ray.stages import layer_solver as solved
 from ka_ray.stages import run_stages
-from ka_ray.stages.inputs import load_stage, stage_file
-from ka_ray.stages.layer_solver import describe_grams
+from ka_ray.stages.inputs import load_stage, stage_summary_path
+from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.student import Student
 
 CPU = torch.device("cpu")
@@ -42,7 +42,9 @@ def test_the_solution_is_that_with_the_gram_matrix(groups):
     others = [Moments.of(group) for group in held_out.unbind(dim=1)]
     for group, part in enumerate(moments):
         covariance, size = part.covariance, 12
-        ridge = RIDGE * covariance[:size, :size].diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        ridge = (
+            DEFAULT_RIDGE * covariance[:size, :size].diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        )
         weight = np.linalg.solve(
             (covariance[:size, :size] + ridge).numpy(), covariance[:size, size:].numpy()
         ).T
@@ -52,7 +54,9 @@ def test_the_solution_is_that_with_the_gram_matrix(groups):
         given = learned_from[:, group, :size] @ found.weight[group].T + found.bias[group]
         torch.testing.assert_close(found.mean[group], given.mean(dim=0))
         torch.testing.assert_close(found.variance[group], given.var(dim=0, correction=0), rtol=1e-4, atol=0)
-    one_ridge = solve(moments, others, 3, [RIDGE])  # solves on both parts, but judges by the first alone
+    one_ridge = solve(
+        moments, others, 3, [DEFAULT_RIDGE]
+    )  # solves on both parts, but judges by the first alone
     assert found.relative_error == pytest.approx(one_ridge.relative_error, rel=1e-4)
     assert 3 < passes <= 3 + 4 * 12
 
@@ -75,7 +79,7 @@ def test_without_held_out_images_it_says_so():
 
 def without_held_out(
     learned_from: list[Moments], held_out: list[Moments], num_outputs: int, ridges: Sequence[float]
-) -> LeastSquares:
+) -> LayerSolution:
     """The solution with the Gram matrix on the same images: a set merged with itself changes nothing."""
     return solve(learned_from, learned_from, num_outputs, ridges)
 
@@ -94,9 +98,9 @@ def test_a_students_layers_come_out_the_same(inputs_for, inputs, monkeypatch):
             "joint.epochs=0",
         )
         for stage in ("codes", "layers", "joint"):
-            stage_file(run.folder, stage).unlink(missing_ok=True)
+            stage_summary_path(run.folder, stage).unlink(missing_ok=True)
         run_stages(run)
         made[gib] = Student(run.plan.spec)
         load_stage(run.folder, "layers", made[gib])
-        assert ("conjugate gradients" in describe_grams(made[gib], run.config.layers)) == (gib == 0)
+        assert ("conjugate gradients" in describe_gram_sizes(made[gib], run.config.layers)) == (gib == 0)
     torch.testing.assert_close(made[0].state_dict(), made[4].state_dict(), atol=1e-3, rtol=1e-3)

@@ -16,8 +16,8 @@ from ka_ray.config import Config
 from ka_ray.features.store import FEATURES
 from ka_ray.numerics.moments import Moments
 from ka_ray.stages import STAGES, run_stages
-from ka_ray.stages.codes_learner import empty_amalgamations
-from ka_ray.stages.inputs import StageInputs, load_stage, stage_file
+from ka_ray.stages.codes_learner import build_amalgamations
+from ka_ray.stages.inputs import StageInputs, load_stage, stage_summary_path
 from ka_ray.storage.files import write_json
 from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
@@ -76,26 +76,26 @@ def inputs_for(config_for, make_store, tmp_path):
 
 
 def summary(inputs: StageInputs) -> dict[str, Any]:
-    return json.loads(stage_file(inputs.folder, "codes").read_text())
+    return json.loads(stage_summary_path(inputs.folder, "codes").read_text())
 
 
 def codes(folder: Path) -> dict[str, Tensor]:
-    return load_file(stage_file(folder, "codes").with_suffix(".safetensors"))
+    return load_file(stage_summary_path(folder, "codes").with_suffix(".safetensors"))
 
 
 def learn_codes(inputs: StageInputs) -> list[Progress]:
     """Run the first stage alone, as ``run_stages`` would leave it; all that it told."""
     told: list[Progress] = []
     for stage in ("layers", "joint"):
-        stage_file(inputs.folder, stage).parent.mkdir(exist_ok=True)
-        write_json(stage_file(inputs.folder, stage), {})
+        stage_summary_path(inputs.folder, stage).parent.mkdir(exist_ok=True)
+        write_json(stage_summary_path(inputs.folder, stage), {})
     run_stages(replace(inputs, report=told.append))
     return told
 
 
 def encoders(inputs: StageInputs) -> torch.nn.ModuleDict:
     spec = inputs.plan.spec
-    found = empty_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
+    found = build_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
     load_stage(inputs.folder, "codes", found)
     return found
 
@@ -161,7 +161,7 @@ def test_only_the_new_link_is_trained(extended):
     assert [record["epoch"] for record in summary(new)["history"]] == list(range(1, EPOCHS + 1))
     assert [(p.epoch, p.epochs) for p in told if p.epoch_ended] == [(1, EPOCHS), (2, EPOCHS)]
     torch.manual_seed(new.config.seed)
-    untrained = empty_amalgamations("incremental", new.plan.channels, new.plan.spec.widths).state_dict()
+    untrained = build_amalgamations("incremental", new.plan.channels, new.plan.spec.widths).state_dict()
     after = codes(new.folder)
     assert not any(torch.equal(after[name], untrained[name]) for name in after)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.config import Augmentation, JointConfig, ScoresConfig
-from ka_ray.images.augment import NUM_DRAWS, augment, score_views
+from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.stages.joint import JointLearner, needs_teachers
 from ka_ray.student import Student
 from ka_ray.teachers import Teacher, load_teacher
@@ -40,7 +40,7 @@ def student_by(make_spec) -> Callable[[str | None], Student]:
 
 def make_batch(count: int = 6) -> dict[str, Tensor]:
     images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
-    return {"image": images, "scores": torch.randn(count, 10), "draws": torch.rand(count, NUM_DRAWS)}
+    return {"image": images, "scores": torch.randn(count, 10), "draws": torch.rand(count, NUM_VIEW_DRAWS)}
 
 
 def kl_by_numpy(scores: Tensor, target: Tensor, temperature: float) -> float:

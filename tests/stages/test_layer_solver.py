@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
 from ka_ray.stages import run_stages
-from ka_ray.stages.inputs import StageInputs, stage_file
+from ka_ray.stages.inputs import StageInputs, stage_summary_path
 from ka_ray.student import Student
 from ka_ray.teachers import load_teacher
 
@@ -28,11 +28,11 @@ BOTH = ("student.network=plain", "student.arguments.widths=[8, 12]")
 
 
 def summary(folder: Path, stage: str) -> dict:
-    return json.loads(stage_file(folder, stage).read_text())
+    return json.loads(stage_summary_path(folder, stage).read_text())
 
 
 def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(stage_file(folder, stage).with_suffix(".safetensors"))
+    return load_file(stage_summary_path(folder, stage).with_suffix(".safetensors"))
 
 
 def images_of(inputs: StageInputs) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_layers_that_get_what_the_student_gives_err_less_in_the_end(inputs_for, 
     for layer_inputs in ("codes", "student"):
         inputs = inputs_for(*CHANNELS, f"layers.inputs={layer_inputs}")
         for stage in ("codes", "layers", "joint"):
-            stage_file(inputs.folder, stage).unlink(missing_ok=True)
+            stage_summary_path(inputs.folder, stage).unlink(missing_ok=True)
         run_stages(inputs)
         student = Student(inputs.plan.spec)
         student.load_state_dict(weights(inputs.folder, "joint"))

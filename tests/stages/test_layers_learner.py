@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.stages.codes_learner import empty_amalgamations
+from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters, relative_error
 from ka_ray.student import Student
 
@@ -53,7 +53,7 @@ def make_learner(make_spec, randomised) -> Callable[..., LayerwiseLearner]:
         student = Student(replace(spec, **({"paths": case.paths} if case.paths else {}), **changes))
         assert {tap: shape[0] for tap, shape in student.shapes.items()} == case.widths
         channels = {tap: (width, 3, 2) for tap, width in case.widths.items()}
-        learner = LayerwiseLearner(student, empty_amalgamations("incremental", channels, case.widths))
+        learner = LayerwiseLearner(student, build_amalgamations("incremental", channels, case.widths))
         randomised(student)
         perturb(learner)
         return learner.train()
@@ -126,9 +126,9 @@ def test_after_training_a_network_with_norms_equals_its_unfolded_chain(make_spec
     student = Student(replace(spec, paths=NETWORKS[network]))
     widths = {tap: shape[0] for tap, shape in student.shapes.items()}
     student.spec = replace(student.spec, widths=widths)
-    assert [*student.kept] == KEPT[network]
+    assert [*student.kept_adapters] == KEPT[network]
     channels = {tap: (width, 4) for tap, width in widths.items()}
-    learner = LayerwiseLearner(student, empty_amalgamations("direct", channels, widths)).eval()
+    learner = LayerwiseLearner(student, build_amalgamations("direct", channels, widths)).eval()
     batch = make_batch(learner, 8)
     learner.train()
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-3)

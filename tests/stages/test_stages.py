@@ -16,7 +16,7 @@ from torch import nn
 
 from ka_ray.features.store import FEATURES
 from ka_ray.stages import STAGES, joint, run_stages
-from ka_ray.stages.inputs import StageInputs, epochs_folder, load_stage, stage_file
+from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.student import Student, load_student
 from ka_ray.training import Progress
 
@@ -35,11 +35,11 @@ def inputs(inputs_for) -> StageInputs:
 
 
 def summary(folder: Path, stage: str) -> dict[str, Any]:
-    return json.loads(stage_file(folder, stage).read_text())
+    return json.loads(stage_summary_path(folder, stage).read_text())
 
 
 def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(stage_file(folder, stage).with_suffix(".safetensors"))
+    return load_file(stage_summary_path(folder, stage).with_suffix(".safetensors"))
 
 
 @pytest.mark.parametrize("overrides", [(), WITH_NORMS], ids=["a family", "cut, with norms"])
@@ -91,15 +91,15 @@ def told_stages(inputs: StageInputs) -> list[str]:
 def test_what_stands_is_not_repeated(inputs):
     assert told_stages(inputs) == ["codes", "layers", "joint"]
     assert told_stages(inputs) == []
-    stage_file(inputs.folder, "joint").unlink()
+    stage_summary_path(inputs.folder, "joint").unlink()
     assert told_stages(inputs) == ["joint"]
 
 
 def test_a_repeated_stage_gives_the_same_weights(inputs):
     run_stages(inputs)
-    path = stage_file(inputs.folder, "layers").with_suffix(".safetensors")
+    path = stage_summary_path(inputs.folder, "layers").with_suffix(".safetensors")
     before = path.read_bytes()
-    stage_file(inputs.folder, "layers").unlink()
+    stage_summary_path(inputs.folder, "layers").unlink()
     path.unlink()
     run_stages(inputs)
     assert path.read_bytes() == before
@@ -190,7 +190,7 @@ def test_a_student_without_norms_starts_joint_learning_as_its_layers_left_it(inp
 def test_the_student_of_every_epoch_is_kept_if_asked_for(inputs_for, overrides):
     inputs = inputs_for("evaluation.each_epoch=true", "joint.images=600", *overrides)  # 8 + 8 + 2 steps
     run_stages(inputs)
-    folders = sorted(epochs_folder(inputs.folder).iterdir())
+    folders = sorted(epoch_students_folder(inputs.folder).iterdir())
     assert [folder.name for folder in folders] == ["001", "002", "003"]
     kept = [load_student(folder).state_dict() for folder in folders]
     assert kept[-1].keys() == weights(inputs.folder, "joint").keys()
@@ -202,7 +202,7 @@ def test_the_student_of_every_epoch_is_kept_if_asked_for(inputs_for, overrides):
 
 def test_no_epochs_are_kept_unasked(inputs):
     run_stages(inputs)
-    assert not epochs_folder(inputs.folder).exists()
+    assert not epoch_students_folder(inputs.folder).exists()
 
 
 @pytest.mark.parametrize(("images", "seen"), [(600, [256, 512, 576]), (256, [256]), (5, [32])])

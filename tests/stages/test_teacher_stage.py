@@ -9,7 +9,7 @@ from torch import nn
 from ka_ray.config import Augmentation, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.images.augment import augment
-from ka_ray.stages.teacher import ClassifierLearner, class_targets, teach, teacher_checkpoint
+from ka_ray.stages.teacher import ClassifierLearner, class_targets, teacher_checkpoint_path, train_teacher
 from ka_ray.teachers import Preprocess, load_teacher
 from ka_ray.training import Progress
 
@@ -31,7 +31,7 @@ def images(make_store, tmp_path):
 def teach_low(load_config, images, folder, *overrides: str):
     config = load_config("teachers.0.checkpoint=null", "teachers.0.training.batch_size=30", *overrides)
     reports: list[Progress] = []
-    teach(config.teachers[0], images, folder, 0, torch.device("cpu"), reports.append)
+    train_teacher(config.teachers[0], images, folder, 0, torch.device("cpu"), reports.append)
     return config.teachers[0], reports
 
 
@@ -53,7 +53,7 @@ def test_the_loss_is_cross_entropy_on_the_views():
 
 def test_a_taught_teacher_loads_and_knows_its_classes(load_config, images, tmp_path):
     config, reports = teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=40")
-    checkpoint = teacher_checkpoint(tmp_path, "low")
+    checkpoint = teacher_checkpoint_path(tmp_path, "low")
     teacher = load_teacher(config.model_copy(update={"checkpoint": checkpoint}))
     digits = load_digits()
     mine = np.flatnonzero(digits.target[:300] < 5)
@@ -65,16 +65,16 @@ def test_a_taught_teacher_loads_and_knows_its_classes(load_config, images, tmp_p
 
 def test_a_standing_checkpoint_is_not_taught_again(load_config, images, tmp_path):
     teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=1")
-    before = teacher_checkpoint(tmp_path, "low").read_bytes()
+    before = teacher_checkpoint_path(tmp_path, "low").read_bytes()
     _, reports = teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=2")
     assert reports == []
-    assert teacher_checkpoint(tmp_path, "low").read_bytes() == before
+    assert teacher_checkpoint_path(tmp_path, "low").read_bytes() == before
 
 
 def test_the_same_seed_teaches_the_same_teacher(load_config, images, tmp_path):
     for folder in ("first", "second"):
         teach_low(load_config, images, tmp_path / folder, "teachers.0.training.epochs=1")
-    first, second = (teacher_checkpoint(tmp_path / f, "low").read_bytes() for f in ("first", "second"))
+    first, second = (teacher_checkpoint_path(tmp_path / f, "low").read_bytes() for f in ("first", "second"))
     assert first == second
 
 

@@ -11,9 +11,9 @@ from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, Store
 from ka_ray.stages import STAGES
 from ka_ray.stages.inputs import load_stage, save_stage
-from ka_ray.stages.trial import Tried, run_trial
+from ka_ray.stages.trial import TrialStudent, run_trial
 from ka_ray.student import Student, load_student
-from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
+from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.training.batches import Batches
 
 EXACT = ("codes.solver=exact", "codes.basis=channels", "layers.solver=least_squares")
@@ -26,12 +26,14 @@ def inputs(inputs_for):
 
 
 @pytest.fixture
-def one_pass(inputs) -> OnePass:
+def one_pass(inputs) -> LayerMoments:
     stacked = {tap: shape[0] for tap, shape in inputs.plan.shapes.items()}
-    meter = OnePassMeter(inputs.plan.spec, stacked, 64)
-    for batch in Batches(inputs.store(FEATURES), ["image", SCORES, *stacked], 64, 0, num_draws=2).once():
+    meter = LayerMomentsMeter(inputs.plan.spec, stacked, 64)
+    for batch in Batches(
+        inputs.store(FEATURES), ["image", SCORES, *stacked], 64, 0, num_draws=2
+    ).single_pass():
         meter.add(batch)
-    return OnePass(whole_student(inputs.plan.spec, stacked).spec, meter.total)
+    return LayerMoments(build_full_width_student(inputs.plan.spec, stacked).spec, meter.total)
 
 
 def agreement_of(student: Student, folder) -> float:
@@ -45,7 +47,7 @@ def agreement_of(student: Student, folder) -> float:
 @pytest.mark.parametrize("ridge", [None, 1e-2])
 def test_without_a_rate_the_student_is_the_one_of_the_sums(inputs, one_pass, tmp_path, ridge):
     told, held_out = [], inputs.data / FEATURES
-    run_trial(Tried(WIDTHS, ridge, None, tmp_path / "trial"), one_pass, inputs, held_out, told.append)
+    run_trial(TrialStudent(WIDTHS, ridge, None, tmp_path / "trial"), one_pass, inputs, held_out, told.append)
     expected, solutions = one_pass.student(WIDTHS, *([] if ridge is None else [(ridge,)]))
     found = load_student(tmp_path / "trial")
     for name, weight in expected.state_dict().items():
@@ -57,7 +59,7 @@ def test_without_a_rate_the_student_is_the_one_of_the_sums(inputs, one_pass, tmp
 def test_joint_learning_of_a_trial_is_that_of_a_run(inputs, one_pass, tmp_path):
     told, held_out = [], inputs.data / FEATURES
     folder = tmp_path / "trial"
-    run_trial(Tried(WIDTHS, None, 0.004, folder), one_pass, inputs, held_out, told.append)
+    run_trial(TrialStudent(WIDTHS, None, 0.004, folder), one_pass, inputs, held_out, told.append)
     assert [one["epochs"] for one in told] == [1, 2, 3]
     assert told[-1]["agreement"] == agreement_of(load_student(folder), held_out)
 

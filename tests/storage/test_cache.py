@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ka_ray.storage.cache import copy_into, local_copies, local_copy
+from ka_ray.storage.cache import download_into, fetch_local_copies, fetch_local_copy
 from ka_ray.storage.files import list_files, make_folder, write_text
 from ka_ray.storage.uris import to_path
 
@@ -24,33 +24,33 @@ def place(request, tmp_path, monkeypatch) -> Path:
 
 
 def test_a_local_file_is_its_own_copy(tmp_path):
-    assert local_copy(tmp_path / "x") == tmp_path / "x"
+    assert fetch_local_copy(tmp_path / "x") == tmp_path / "x"
 
 
 def test_a_copy_has_the_name_and_the_content(place):
     write_text(place / "teacher.safetensors", "weights")
-    copy = local_copy(place / "teacher.safetensors")
+    copy = fetch_local_copy(place / "teacher.safetensors")
     assert (copy.name, copy.read_text()) == ("teacher.safetensors", "weights")
     assert isinstance(os.fspath(copy), str)
 
 
 def test_the_second_call_fetches_nothing(place):
     write_text(place / "x", "first")
-    local_copy(place / "x").write_text("as it lies here")
-    assert local_copy(place / "x").read_text() == "as it lies here"
+    fetch_local_copy(place / "x").write_text("as it lies here")
+    assert fetch_local_copy(place / "x").read_text() == "as it lies here"
 
 
 def test_what_has_changed_is_fetched_anew(place):
     write_text(place / "x", "first")
-    old = local_copy(place / "x")
+    old = fetch_local_copy(place / "x")
     write_text(place / "x", "other")  # as long: the size alone does not tell them apart
-    assert local_copy(place / "x").read_text() == "other"
+    assert fetch_local_copy(place / "x").read_text() == "other"
     assert old.read_text() == "first"  # who reads the old copy still may
 
 
 def test_what_is_not_there_is_an_error_of_files(place):
     with pytest.raises(FileNotFoundError):
-        local_copy(place / "nowhere")
+        fetch_local_copy(place / "nowhere")
 
 
 def test_a_copy_that_breaks_off_is_not_there(place, monkeypatch):
@@ -63,9 +63,9 @@ def test_a_copy_that_breaks_off_is_not_there(place, monkeypatch):
 
     monkeypatch.setattr(place.fs, "get_file", half)
     with pytest.raises(OSError, match="cannot be fetched: connection lost"):
-        local_copy(place / "x")
+        fetch_local_copy(place / "x")
     monkeypatch.setattr(place.fs, "get_file", get_file)
-    assert local_copy(place / "x").read_text() == "content"
+    assert fetch_local_copy(place / "x").read_text() == "content"
 
 
 def test_what_changes_while_it_is_fetched_is_fetched_again(place, monkeypatch):
@@ -80,15 +80,15 @@ def test_what_changes_while_it_is_fetched_is_fetched_again(place, monkeypatch):
     monkeypatch.setattr(place.fs, "get_file", changed)
     if "file" in str(place):
         with pytest.raises(OSError, match="changes again and again"):
-            local_copy(place / "x")
+            fetch_local_copy(place / "x")
         return
-    assert local_copy(place / "x").read_text() == "again"  # the same content is the same version there
+    assert fetch_local_copy(place / "x").read_text() == "again"  # the same content is the same version there
 
 
 def _copy(where: str, barrier, results) -> None:
     path = to_path(where)
     barrier.wait()
-    copy = local_copy(path)
+    copy = fetch_local_copy(path)
     results.put((str(copy), len(copy.read_bytes()), copy.stat().st_ino))
 
 
@@ -124,11 +124,11 @@ def test_of_a_folder_the_named_files_are_copied_in_their_order(place):
         write_text(place / name, name)
     make_folder(place / "deeper")
     write_text(place / "deeper" / "c.arrow", "c")
-    copies = local_copies(place, ["b.arrow", "a.arrow"])
+    copies = fetch_local_copies(place, ["b.arrow", "a.arrow"])
     assert [copy.read_text() for copy in copies] == ["b.arrow", "a.arrow"]
-    assert [local_copy(place / "b.arrow"), local_copy(place / "a.arrow")] == copies
+    assert [fetch_local_copy(place / "b.arrow"), fetch_local_copy(place / "a.arrow")] == copies
     with pytest.raises(OSError, match="gone"):
-        [copy.read_bytes() for copy in local_copies(place, ["a.arrow", "gone.arrow"])]
+        [copy.read_bytes() for copy in fetch_local_copies(place, ["a.arrow", "gone.arrow"])]
 
 
 def test_a_folder_is_copied_whole(place, tmp_path):
@@ -136,7 +136,7 @@ def test_a_folder_is_copied_whole(place, tmp_path):
         make_folder((place / name).parent)
         write_text(place / name, name)
     (tmp_path / "here").mkdir()
-    copied = copy_into(place / "figures", tmp_path / "here")
+    copied = download_into(place / "figures", tmp_path / "here")
     assert copied == tmp_path / "here" / "figures"
     assert list_files(copied) == ["a.png", "deep/b.png"]
-    assert copy_into(place / "report.md", tmp_path / "here").read_text() == "report.md"
+    assert download_into(place / "report.md", tmp_path / "here").read_text() == "report.md"

@@ -18,9 +18,9 @@ from ka_ray.storage.files import (
     is_remote,
     list_files,
     make_folder,
-    ranges_of,
+    open_random_access,
     read_bytes,
-    read_each,
+    read_files,
     remove_tree,
     write_text,
 )
@@ -137,17 +137,17 @@ def test_many_files_are_read_in_their_order(place):
     for name in names:
         write_text(place / name, name)
     wanted = [f"{place}/{name}" for name in [*names[30:], "nowhere", *names[:30]]]
-    contents = list(read_each(wanted))
+    contents = list(read_files(wanted))
     assert isinstance(contents[10], FileNotFoundError)
     assert b"".join(contents[:10] + contents[11:]).decode() == "".join(names[30:] + names[:30])
-    assert list(read_each([])) == []
+    assert list(read_files([])) == []
 
 
 def test_a_range_is_all_that_is_read(place, monkeypatch):
     make_folder(place)
     with atomic_file(place / "numbers") as part:
         part.write_bytes(bytes(range(250)) * 4000)
-    with ranges_of(place / "numbers") as opened:
+    with open_random_access(place / "numbers") as opened:
         if not is_remote(place):
             assert opened == place / "numbers"
             return

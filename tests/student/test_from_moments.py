@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import Amalgamation
-from ka_ray.amalgamation.closed_form import channels_code
+from ka_ray.amalgamation.closed_form import fit_channel_autoencoder
 from ka_ray.config import LayersConfig
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
-from ka_ray.numerics.moment_sums import Sums, load_sums, merge_sums, save_sums
 from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.named_moments import NamedMoments, load_moments, merge_moments, save_moments
 from ka_ray.stages.layer_solver import LayerSolver
 from ka_ray.student import Student, StudentSpec
-from ka_ray.student.from_moments import OnePass, OnePassMeter, whole_student
+from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 
 STACKED, WIDTHS = {"conv1": 7, "conv2": 9}, {"conv1": 3, "conv2": 5}
 POSITIONS, IMAGES = 6, 60
@@ -42,15 +42,17 @@ def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: column[rows] for name, column in batch.items()}
 
 
-def sums_of(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> Sums:
-    meter = OnePassMeter(spec, STACKED, positions)
+def sums_of(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> NamedMoments:
+    meter = LayerMomentsMeter(spec, STACKED, positions)
     for batch in batches:
         meter.add(batch)
     return meter.total
 
 
-def one_pass_of(spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS) -> OnePass:
-    return OnePass(whole_student(spec, STACKED).spec, sums_of(spec, batch, positions=positions))
+def one_pass_of(spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS) -> LayerMoments:
+    return LayerMoments(
+        build_full_width_student(spec, STACKED).spec, sums_of(spec, batch, positions=positions)
+    )
 
 
 class OneBatch:
@@ -61,7 +63,7 @@ class OneBatch:
     def __init__(self, batch: dict[str, Tensor]) -> None:
         self.batch, self.rows = batch, np.arange(len(batch["image"]))
 
-    def once(self):
+    def single_pass(self):
         yield self.batch
 
 
@@ -72,7 +74,9 @@ def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
     for tap, width in WIDTHS.items():
         chosen = sorted(total.orders[tap][:width])
         encoders[tap] = Amalgamation([STACKED[tap]], width)
-        encoders[tap].links[0].load_state_dict(channels_code(Moments.of(batch[tap]), chosen).state_dict())
+        encoders[tap].links[0].load_state_dict(
+            fit_channel_autoencoder(Moments.of(batch[tap]), chosen).state_dict()
+        )
     expected = Student(spec)
     config = LayersConfig(solver="least_squares", positions_per_image=POSITIONS)
     found, _ = LayerSolver(expected, encoders, config, lambda _: OneBatch(batch), lambda _: None).solve()
@@ -87,9 +91,9 @@ def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
 
 def test_parts_merge_to_the_whole(spec, batch, tmp_path):
     whole, parts = sums_of(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
-    apart = merge_sums(sums_of(spec, parts[0]), sums_of(spec, parts[1]))
-    save_sums(apart, tmp_path / "sums.safetensors")
-    for other in (sums_of(spec, *parts), apart, load_sums(tmp_path / "sums.safetensors")):
+    apart = merge_moments(sums_of(spec, parts[0]), sums_of(spec, parts[1]))
+    save_moments(apart, tmp_path / "sums.safetensors")
+    for other in (sums_of(spec, *parts), apart, load_moments(tmp_path / "sums.safetensors")):
         assert other.keys() == whole.keys()
         for name, moments in whole.items():
             assert other[name].count == moments.count
@@ -104,9 +108,11 @@ def test_moments_of_stacked_features_and_of_what_is_seen_are_those_of_the_featur
         torch.testing.assert_close(total.stacked[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
     both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
-    seen = total.seen("conv2")
-    torch.testing.assert_close((seen.covariance, seen.targets), (both[:9, :9], both[:9, 9:]))
-    assert (seen.num_values, total.seen("conv1").num_values) == (1, 9)
+    next_layer_stats = total.next_layer_stats("conv2")
+    torch.testing.assert_close(
+        (next_layer_stats.covariance, next_layer_stats.targets), (both[:9, :9], both[:9, 9:])
+    )
+    assert (next_layer_stats.num_values, total.next_layer_stats("conv1").num_values) == (1, 9)
 
 
 def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
@@ -122,8 +128,8 @@ def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
 
 def test_students_that_cannot_have_other_widths_are_refused(spec):
     with pytest.raises(InputError, match="only students of a family"):
-        OnePassMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
+        LayerMomentsMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
     with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
-        OnePassMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
+        LayerMomentsMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
     with pytest.raises(InputError, match=r"leads to conv2 sees and gives 9900 values.* 0.7 GiB"):
-        OnePassMeter(spec, {"conv1": 1000, "conv2": 900}, 4)
+        LayerMomentsMeter(spec, {"conv1": 1000, "conv2": 900}, 4)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ka_ray.numerics.moments import Moments
-from ka_ray.numerics.positions import positions_of
+from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ridge import solve
-from ka_ray.student.linear_layers import install, layer_samples, patches, solvable
+from ka_ray.student.linear_layers import apply_solution, find_solvable_layer, make_layer_samples, patches
 
 LAYERS = {
     "plain": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 5)),
@@ -32,7 +32,7 @@ def make(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
 
 
 def moments_of(*given: Any) -> list[Moments]:
-    return [Moments.of(group) for group in layer_samples(*given).flatten(0, 1).unbind(dim=1)]
+    return [Moments.of(group) for group in make_layer_samples(*given).flatten(0, 1).unbind(dim=1)]
 
 
 def halves(
@@ -59,7 +59,7 @@ def test_a_layer_is_a_linear_map_of_its_patches(name):
 def test_sampled_patches_are_those_of_all(name):
     layer, features = make(name, images=7)
     every = patches(layer, features)
-    positions = positions_of(torch.rand(7), every.shape[1], 3)
+    positions = sample_positions(torch.rand(7), every.shape[1], 3)
     expected = every[torch.arange(7)[:, None], positions]
     assert torch.equal(patches(layer, features, positions), expected)
 
@@ -73,7 +73,7 @@ def test_a_layer_is_recovered_from_what_it_gives(name):
     )
     assert solution.relative_error < 1e-12
     layer = LAYERS[name][0]().double()
-    install(solution, layer, None)
+    apply_solution(solution, layer, None)
     torch.testing.assert_close(layer(features), targets, atol=1e-6, rtol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statis
     solution = solve(*halves(truth, features, targets), num_outputs=len(truth.bias))
     norm = (nn.BatchNorm2d if name == "plain" else nn.BatchNorm1d)(len(truth.bias)).double()
     layer = LAYERS[name][0]().double()
-    install(solution, layer, norm)
+    apply_solution(solution, layer, norm)
     torch.testing.assert_close(norm.eval()(layer(features)), targets, atol=1e-6, rtol=1e-6)
     before = layer(features).movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(norm.running_mean, before.mean(0))
@@ -139,7 +139,7 @@ def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statis
 def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
     layer, features = make("grouped", images=8)
     targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
-    positions = positions_of(torch.rand(8), 36, 5)
+    positions = sample_positions(torch.rand(8), 36, 5)
     sampled = moments_of(layer, features, targets, positions)
     assert len(sampled) == 2
     for group, moments in enumerate(sampled):
@@ -161,10 +161,13 @@ def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
 def test_what_can_be_solved_and_what_not():
     norm = nn.BatchNorm2d(4)
     conv, linear = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2)
-    assert solvable(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), conv, norm)) == (conv, norm)
-    assert solvable(nn.Sequential(nn.ReLU(), nn.Flatten(), linear, nn.Dropout(0.0))) == (linear, None)
+    assert find_solvable_layer(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), conv, norm)) == (conv, norm)
+    assert find_solvable_layer(nn.Sequential(nn.ReLU(), nn.Flatten(), linear, nn.Dropout(0.0))) == (
+        linear,
+        None,
+    )
     depthwise = nn.Conv2d(4, 4, 3, groups=4)
-    assert solvable(nn.Sequential(nn.ReLU(), depthwise)) == (depthwise, None)
-    assert solvable(nn.Sequential(conv, norm, nn.ReLU())) is None
-    assert solvable(nn.Sequential(nn.ReLU(), conv)) is None, "it has no bias"
-    assert solvable(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), conv, norm)) is None
+    assert find_solvable_layer(nn.Sequential(nn.ReLU(), depthwise)) == (depthwise, None)
+    assert find_solvable_layer(nn.Sequential(conv, norm, nn.ReLU())) is None
+    assert find_solvable_layer(nn.Sequential(nn.ReLU(), conv)) is None, "it has no bias"
+    assert find_solvable_layer(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), conv, norm)) is None

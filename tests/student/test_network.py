@@ -64,7 +64,7 @@ def test_a_tap_may_have_another_name_than_its_layer(make_spec):
 
 def test_the_shapes_at_the_taps_are_known_and_nothing_is_kept_in_a_family(student):
     assert student.shapes == {"conv1": (5, 8, 8), "conv2": (7, 4, 4)}
-    assert student.kept == {}
+    assert student.kept_adapters == {}
     assert all(module.training for module in Student(student.spec).modules())
 
 
@@ -105,19 +105,24 @@ def test_a_fresh_student_that_was_cut_is_the_plain_network_with_adapters_besides
         "late": (256, 2, 2),
         "pooled": (512, 1, 1),
     }
-    assert student.kept == {  # the stem's is folded into its conv; the others end in a ReLU or a pooling
-        "early": 64 * 64 + 64,
-        "late": 256 * 256 + 256,
-        "pooled": 512 * 512 + 512,
-    }
+    assert (
+        student.kept_adapters
+        == {  # the stem's is folded into its conv; the others end in a ReLU or a pooling
+            "early": 64 * 64 + 64,
+            "late": 256 * 256 + 256,
+            "pooled": 512 * 512 + 512,
+        }
+    )
     plain = sum(parameter.numel() for parameter in network.parameters())
-    assert sum(parameter.numel() for parameter in student.parameters()) == plain + sum(student.kept.values())
+    assert sum(parameter.numel() for parameter in student.parameters()) == plain + sum(
+        student.kept_adapters.values()
+    )
 
 
 def test_a_kept_adapter_can_be_learned(make_spec):
     paths = {"map": "pool1", "vector": "flatten"}
     student = Student(cut_spec(make_spec, CUT, paths, num_classes=4, widths=[5, 6])).train()
-    assert student.kept == {"map": 5 * 5 + 5, "vector": 6 * 6 + 6}
+    assert student.kept_adapters == {"map": 5 * 5 + 5, "vector": 6 * 6 + 6}
     student(pixels(8)).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in student.stages["map"].adapter.parameters())
     assert [type(student.stages[tap].adapter) for tap in paths] == [nn.Conv2d, nn.Linear]
@@ -160,7 +165,7 @@ def test_a_saved_student_that_was_cut_comes_back_the_same(make_spec, randomised,
     loaded = load_student(tmp_path / "made" / "if" / "need be")
     assert loaded.spec == student.spec
     assert loaded.spec.taps == ("b", "a", "c")
-    assert (loaded.shapes, loaded.kept) == (student.shapes, {"a": 30, "c": 42})
+    assert (loaded.shapes, loaded.kept_adapters) == (student.shapes, {"a": 30, "c": 42})
     images = pixels(8)
     assert torch.equal(loaded(images), student(images))
     assert not any(module.training for module in loaded.modules())

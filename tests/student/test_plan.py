@@ -242,16 +242,16 @@ def test_a_torchvision_network_is_cut_at_its_taps_and_keeps_its_widths():
     assert plan.spec.paths == {"stem": "bn1", "early": "layer1", "late": "layer3"}
     assert plan.paths["cats"] == plan.paths["dogs"] == plan.spec.paths
     assert plan.shapes == {"stem": (128, 16, 16), "early": (128, 8, 8), "late": (512, 2, 2)}
-    assert plan.kept == {"early": 64 * 64 + 64, "late": 256 * 256 + 256}
+    assert plan.kept_adapters == {"early": 64 * 64 + 64, "late": 256 * 256 + 256}
     student = Student(plan.spec)
     twin = build_network("resnet18", {}, 7)
-    num_parameters = sum(p.numel() for p in twin.parameters()) + sum(plan.kept.values())
+    num_parameters = sum(p.numel() for p in twin.parameters()) + sum(plan.kept_adapters.values())
     assert sum(p.numel() for p in student.parameters()) == num_parameters
     assert student.eval()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
 
 
 def test_a_familys_student_keeps_no_adapter(load_config):
-    assert plan_of(load_config()).kept == {}
+    assert plan_of(load_config()).kept_adapters == {}
 
 
 @pytest.mark.parametrize("widths", [{"early": 64}, {"like": "dogs"}])
@@ -279,7 +279,7 @@ def test_plain_and_residual_teachers_are_paired_by_role(places):
     assert list(plan.spec.widths.items()) == [("early", 4), ("late", 6)]
     assert plan.paths["signs"] == {"late": "layer3", "early": "layer1"}
     assert plan.shapes == {"early": (4 + 64, 16, 16), "late": (6 + 256, 8, 8)}
-    assert plan.kept == {}
+    assert plan.kept_adapters == {}
 
 
 def test_without_a_path_of_its_own_the_student_is_cut_as_the_teacher_of_its_network():

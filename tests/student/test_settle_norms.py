@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ka_ray.student.fold import recentre, settle_norms
+from ka_ray.student.fold import recalibrate_batch_norms, recentre
 
 
 def norms() -> list[tuple[nn.Module, tuple[int, ...]]]:
@@ -45,7 +45,7 @@ def data(count: int = 48) -> Tensor:
 def test_settled_norms_have_the_statistics_of_their_input(network):
     images = data()
     expected, inner = network(images), network[1](network[0](images))
-    settle_norms(network, images.split([20, 20, 8]))
+    recalibrate_batch_norms(network, images.split([20, 20, 8]))
     for norm, features in ((network[0], images), (network[2], inner)):
         channels = np.moveaxis(features.numpy(), 1, -1).reshape(-1, 3)
         np.testing.assert_allclose(norm.running_mean.numpy(), channels.mean(0), rtol=1e-9)
@@ -58,7 +58,7 @@ def test_settled_norms_compute_in_training_mode_what_they_compute_in_eval_mode(n
     images = data()
     expected = network(images)
     assert (copy.deepcopy(network).train()(images) - expected).abs().max() > 1
-    settle_norms(network, [images])
+    recalibrate_batch_norms(network, [images])
     torch.testing.assert_close(network.train()(images), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -72,18 +72,18 @@ def test_ranks_that_add_their_sums_up_agree_with_one_that_sees_all(network):
         return torch.zeros_like(own)
 
     for one, part in ((first, images[:30]), (second, images[30:])):
-        settle_norms(copy.deepcopy(one), [part], keep)
-    settle_norms(first, [images[:30]], lambda own: own + sums[1])
-    settle_norms(second, [], lambda own: own + sums[0] + sums[1])
-    settle_norms(alone, [images])
+        recalibrate_batch_norms(copy.deepcopy(one), [part], keep)
+    recalibrate_batch_norms(first, [images[:30]], lambda own: own + sums[1])
+    recalibrate_batch_norms(second, [], lambda own: own + sums[0] + sums[1])
+    recalibrate_batch_norms(alone, [images])
     for one in (first, second):
         torch.testing.assert_close(one.state_dict(), alone.state_dict())
 
 
 def test_settling_without_data_or_norms_changes_nothing(network):
     before = copy.deepcopy(network.state_dict())
-    settle_norms(network, [])
-    settle_norms(nn.Linear(2, 2), [torch.zeros(1, 2)])
+    recalibrate_batch_norms(network, [])
+    recalibrate_batch_norms(nn.Linear(2, 2), [torch.zeros(1, 2)])
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
@@ -91,6 +91,6 @@ def test_settling_restores_modes_and_hooks_after_an_error(network):
     network.train()
     network[2].eval()
     with pytest.raises(RuntimeError):
-        settle_norms(network, [data(2), torch.zeros(2, 4, 8, 8)])
+        recalibrate_batch_norms(network, [data(2), torch.zeros(2, 4, 8, 8)])
     assert [network.training, network[0].training, network[2].training] == [True, True, False]
     assert not any(module._forward_pre_hooks for module in network.modules())

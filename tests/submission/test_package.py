@@ -12,8 +12,8 @@ from ka_ray import errors
 from ka_ray.errors import InputError
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.output_folder import CONFIG
-from ka_ray.stages.inputs import stage_file
-from ka_ray.stages.teacher import teacher_checkpoint
+from ka_ray.stages.inputs import stage_summary_path
+from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import format_bytes
 from ka_ray.submission import package as packaging
 from ka_ray.submission.package import pack
@@ -113,10 +113,10 @@ def test_of_an_extended_run_travels_what_extending_needs(project):
     folder = Path("runs/two")
     needed = [
         folder / CONFIG,
-        stage_file(folder, "codes"),
-        stage_file(folder, "codes").with_suffix(".safetensors"),
+        stage_summary_path(folder, "codes"),
+        stage_summary_path(folder, "codes").with_suffix(".safetensors"),
     ]
-    needed += [teacher_checkpoint(folder / TEACHERS, "low")]
+    needed += [teacher_checkpoint_path(folder / TEACHERS, "low")]
     for path in [*needed, folder / "features/0.bin", folder / "student.safetensors"]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")

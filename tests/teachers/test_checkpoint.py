@@ -11,7 +11,7 @@ from torch import nn
 
 from ka_ray.errors import InputError
 from ka_ray.storage.uris import to_path
-from ka_ray.teachers.checkpoint import digest, load_checkpoint, read_state_dict, save_weights
+from ka_ray.teachers.checkpoint import checkpoint_digest, load_checkpoint, read_state_dict, save_weights
 from ka_ray.teachers.plain import plain_conv_net
 
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_on_s3_is_loaded(s3, state, tmp_path, suffix):
     loaded = network()
     load_checkpoint(loaded, path)
     assert_loaded(loaded, state)
-    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_bad_checkpoint_on_s3_is_refused_under_its_uri(s3):

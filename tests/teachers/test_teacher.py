@@ -72,7 +72,11 @@ def test_features_are_those_behind_the_batch_norm(teacher):
 
 
 def test_the_check_gives_the_shape_of_one_image(teacher):
-    assert teacher.check(8, {**PATHS, "fc": "head"}) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4), "fc": (3,)}
+    assert teacher.check_forward_pass(8, {**PATHS, "fc": "head"}) == {
+        "conv1": (4, 8, 8),
+        "conv2": (6, 4, 4),
+        "fc": (3,),
+    }
 
 
 class TwoHeaded(nn.Module):
@@ -128,7 +132,7 @@ def tiny_vit() -> nn.Module:
 )
 def test_what_cannot_work_is_refused_by_the_check(make, size, paths, said):
     with pytest.raises(InputError, match=said):
-        teacher_of(make()).check(size, paths)
+        teacher_of(make()).check_forward_pass(size, paths)
 
 
 def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
@@ -138,7 +142,7 @@ def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
     assert teacher.classes == config.classes
     assert not any(module.training for module in teacher.network.modules())
     assert not any(p.requires_grad for p in teacher.network.parameters())
-    assert teacher.check(8, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
+    assert teacher.check_forward_pass(8, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
 
 
 def test_a_loaded_teacher_has_the_weights_of_its_checkpoint(load_config):

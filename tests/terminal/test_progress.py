@@ -15,7 +15,7 @@ def clock(monkeypatch):
 
 
 def test_a_long_pass_says_every_half_minute_how_far_it_is(capsys, clock):
-    with Display() as shown, shown.images("extract", 5000) as advance:
+    with Display() as shown, shown.track_images("extract", 5000) as advance:
         for clock[0] in (110.0, 129.9, 130.1, 140.0, 161.0):
             advance(1000)
     assert capsys.readouterr().out.splitlines() == [
@@ -26,7 +26,7 @@ def test_a_long_pass_says_every_half_minute_how_far_it_is(capsys, clock):
 
 
 def test_a_short_pass_says_what_it_took_alone(capsys, clock):
-    with Display() as shown, shown.images("tune", 3, "trials") as advance:
+    with Display() as shown, shown.track_images("tune", 3, "trials") as advance:
         clock[0] += 2
         advance(3)
     assert capsys.readouterr().out == "tune trials=3 seconds=2.0\n"
@@ -72,7 +72,7 @@ def test_bars_follow_the_lines_of_a_run_elsewhere(monkeypatch, lines, bars):
 
 def test_what_a_display_prints_it_can_follow(capsys, clock, monkeypatch):
     """The lines of one display are read by another: a form that changes in one place alone fails here."""
-    with Display() as shown, shown.images("extract", 4) as advance:
+    with Display() as shown, shown.track_images("extract", 4) as advance:
         clock[0] += 31
         advance(2)
     drawn = []

@@ -9,6 +9,6 @@ def test_a_program_is_named_so_that_it_can_be_called_from_here(monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("PATH", "")
-    assert console.program("ka-ray") == "bin/ka-ray"
+    assert console.find_program("ka-ray") == "bin/ka-ray"
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert console.program("ka-ray") == "ka-ray"
+    assert console.find_program("ka-ray") == "ka-ray"

@@ -116,7 +116,9 @@ def test_draws_are_uniform_and_new_for_every_image_and_step(store):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
 def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_size, batch_size):
-    parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, COLUMNS, batch_size, 0, 3, 5).once())
+    parts = on_ranks(
+        monkeypatch, world_size, lambda: Batches(store, COLUMNS, batch_size, 0, 3, 5).single_pass()
+    )
     everything = [batch for part in parts for batch in part]
     rows = torch.cat([batch["image"][:, 0] for batch in everything]).numpy()
     assert sorted(rows.tolist()) == list(range(NUM_ROWS))
@@ -127,7 +129,9 @@ def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_si
 
 def test_draws_of_once_belong_to_the_row_whoever_reads_it(store, monkeypatch):
     def drawn(batch_size: int, world_size: int) -> dict[int, list[float]]:
-        parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, ["image"], batch_size, 3, 2).once())
+        parts = on_ranks(
+            monkeypatch, world_size, lambda: Batches(store, ["image"], batch_size, 3, 2).single_pass()
+        )
         batches = [batch for part in parts for batch in part]
         rows = torch.cat([batch["image"][:, 0] for batch in batches]).tolist()
         return dict(zip(rows, torch.cat([batch["draws"] for batch in batches]).tolist(), strict=True))
@@ -179,7 +183,7 @@ def test_targets_go_with_their_rows_and_rows_without_one_are_left_out(
         batches = Batches(store, ["image"], 4, 0, targets=targets)
         assert batches.steps_per_epoch == (targets >= 0).sum() // 4
         yield from batches.epoch(1)
-        yield from batches.once()
+        yield from batches.single_pass()
 
     for batch in (batch for part in on_ranks(monkeypatch, world_size, read) for batch in part):
         rows = batch["image"][:, 0].numpy()
@@ -190,7 +194,7 @@ def test_targets_go_with_their_rows_and_rows_without_one_are_left_out(
 def test_once_covers_every_row_with_a_target(store, targets):
     rows = [
         row
-        for batch in Batches(store, ["image"], 4, 0, targets=targets).once()
+        for batch in Batches(store, ["image"], 4, 0, targets=targets).single_pass()
         for row in batch["image"][:, 0].tolist()
     ]
     assert sorted(rows) == np.flatnonzero(targets >= 0).tolist()

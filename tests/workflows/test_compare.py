@@ -14,8 +14,8 @@ from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
 from ka_ray.runs import prologue
 from ka_ray.runs.context import RunContext
-from ka_ray.stages import stages_of
-from ka_ray.stages.inputs import stage_file
+from ka_ray.stages import list_stages
+from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import write_json
 from ka_ray.student import Student, save_student
 from ka_ray.terminal.progress import Display
@@ -182,11 +182,11 @@ class Bench:
         if self.fail:
             raise Stopped
         for one in student_jobs:
-            for number, stage in enumerate(stages_of(one.config), start=1):
-                stage_file(one.folder, stage).parent.mkdir(parents=True, exist_ok=True)
+            for number, stage in enumerate(list_stages(one.config), start=1):
+                stage_summary_path(one.folder, stage).parent.mkdir(parents=True, exist_ok=True)
                 summary = {"seconds": 10.0 * number + one.config.seed, "history": [{"images": 1000 * number}]}
                 shapes = {"shapes": {}} if stage == "codes" else {}
-                write_json(stage_file(one.folder, stage), summary | shapes)
+                write_json(stage_summary_path(one.folder, stage), summary | shapes)
             save_student(Student(one.plan.spec), one.folder)
 
     def evaluate_students(self, run, label_sets, students):

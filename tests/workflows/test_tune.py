@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ka_ray.config import Config
-from ka_ray.reports.sweep import Trial
+from ka_ray.reports.tune import Trial
 from ka_ray.runs.steps import StudentJob, solver_notes
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher

@@ -3,19 +3,19 @@
 matplotlib is imported when the first figure is drawn. No window system and no global state is touched.
 """
 
-from ka_ray.reports.figures.comparison import compare_methods
+from ka_ray.reports.figures.comparison import draw_comparison
 from ka_ray.reports.figures.curves import epoch_curve, loss_curves
-from ka_ray.reports.figures.run import accuracy_bars, confusion_matrix, draw_all, reconstruction_error
+from ka_ray.reports.figures.run import accuracy_bars, confusion_matrix, draw_run_figures, reconstruction_error
 from ka_ray.reports.figures.spectrum import draw_spectrum
-from ka_ray.reports.figures.sweep import draw_sweep
+from ka_ray.reports.figures.tune import draw_tune_result
 
 __all__ = [
     "accuracy_bars",
-    "compare_methods",
     "confusion_matrix",
-    "draw_all",
+    "draw_comparison",
+    "draw_run_figures",
     "draw_spectrum",
-    "draw_sweep",
+    "draw_tune_result",
     "epoch_curve",
     "loss_curves",
     "reconstruction_error",

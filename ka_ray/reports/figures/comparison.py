@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ka_ray.reports.figures.canvas import PALETTE, STUDENT, make_figure, save, shorten, zoom
+from ka_ray.reports.figures.drawing import PALETTE, STUDENT, make_figure, save, shorten, zoom
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ SEED: dict[str, Any] = {
 }
 
 
-def compare_methods(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the methods below each other: accuracy, and at its right the agreement with the ensemble.
 
     Args:

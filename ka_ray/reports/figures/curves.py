@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ka_ray.reports.figures.canvas import STUDENT, colours, make_figure, save, shorten, zoom
+from ka_ray.reports.figures.drawing import STUDENT, colours, make_figure, save, shorten, zoom
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ka_ray.reports.figures.canvas import STUDENT, TEACHER, draw_bars, make_figure, save, shorten
 from ka_ray.reports.figures.curves import epoch_curve, loss_curves
+from ka_ray.reports.figures.drawing import STUDENT, TEACHER, draw_bars, make_figure, save, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ MAX_LABELLED_CLASSES = 40
 MAX_COUNTED_CLASSES = 20
 
 
-def draw_all(
+def draw_run_figures(
     report: Mapping[str, Any],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     confusion: npt.NDArray[Any] | None,

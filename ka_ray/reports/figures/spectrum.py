@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ka_ray.reports.figures.canvas import colours, make_figure, save, shorten
+from ka_ray.reports.figures.drawing import colours, make_figure, save, shorten
 
 SMALLEST = 1e-6
 """Losses below are rounding: the features come in half precision."""

@@ -8,7 +8,7 @@ import pytest
 
 from ka_ray.config import TuneConfig
 from ka_ray.errors import InputError
-from ka_ray.reports.sweep import Sweep, Trial, choose, pareto_front
+from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.workflows.search_space import key_of, points_of, space_of, widths_of
 
 OWN, MOST = {"conv1": 8, "conv2": 16}, {"conv1": 10, "conv2": 64}
@@ -105,14 +105,14 @@ def test_the_front_is_what_brute_force_finds(seed):
 
 def test_the_choice_is_the_best_within_the_budget():
     front = [trial(0.5, 10, "x"), trial(0.7, 20, "y"), trial(0.9, 40, "z")]
-    assert choose(front, "parameters", 39) == front[1]
-    assert choose(front, "macs", 7 * 40) == front[2]
-    assert choose(front, "parameters", 9) is None
+    assert choose_trial(front, "parameters", 39) == front[1]
+    assert choose_trial(front, "macs", 7 * 40) == front[2]
+    assert choose_trial(front, "parameters", 9) is None
 
 
 @pytest.mark.parametrize("chosen", ["y", None])
 def test_the_table_and_the_file_say_the_same(tmp_path, chosen):
-    sweep = Sweep(
+    sweep = TuneResult(
         name="run",
         cost="parameters",
         budget=30,
@@ -125,7 +125,7 @@ def test_the_table_and_the_file_say_the_same(tmp_path, chosen):
         chosen=chosen,
     )
     sweep.save(tmp_path)
-    assert Sweep.model_validate(json.loads((tmp_path / "tune.json").read_text())) == sweep
+    assert TuneResult.model_validate(json.loads((tmp_path / "tune.json").read_text())) == sweep
     text = (tmp_path / "tune.md").read_text()
     front, everything = text.split("## All")
     star = " *" if chosen else ""

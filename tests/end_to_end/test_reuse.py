@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import ka_ray
-from ka_ray.stages.inputs import stage_file
+from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.teachers.plain import plain_conv_net
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
@@ -83,7 +83,7 @@ def test_a_run_is_extended_and_extended_again(load_config, config_tree, tmp_path
         assert report.classes == [*dict.fromkeys(name for t in config.teachers for name in t.classes)]
         if count > 2:
             assert (report.extension.reused, report.extension.trained) == (count - 2, 1)
-        codes = load_file(stage_file(config.output_dir, "codes").with_suffix(".safetensors"))
+        codes = load_file(stage_summary_path(config.output_dir, "codes").with_suffix(".safetensors"))
         links.append({name: weight for name, weight in codes.items() if ".links." in name})
     for before, after in pairwise(links):
         assert after.keys() > before.keys()

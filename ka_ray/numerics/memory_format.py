@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def in_layout(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def to_preferred_memory_format(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Lay features out for the device that they are on.
 
     On a CPU the channels of a position stand side by side (``torch.channels_last``): layers take the layout

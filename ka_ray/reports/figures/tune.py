@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ka_ray.reports.figures.canvas import STUDENT, TEACHER, make_figure, save, shorten
+from ka_ray.reports.figures.drawing import STUDENT, TEACHER, make_figure, save, shorten
 
 NAMES = {"parameters": "parameters", "macs": "multiply-accumulates of an image"}
 
 
-def draw_sweep(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw_tune_result(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw agreement over cost: a dot a trial, the front as a line, a star for the choice.
 
     Args:
-        sweep: A :class:`ka_ray.reports.sweep.Sweep`, dumped.
+        sweep: A :class:`ka_ray.reports.tune.TuneResult`, dumped.
         folder: Where the PNG goes.
     """
     cost, trials = sweep["cost"], {trial["key"]: trial for trial in sweep["trials"]}

@@ -7,24 +7,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.numerics.moments import Moments
-from ka_ray.storage.cache import local_copy
+from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file
 
-Sums = Mapping[str, Moments]
+NamedMoments = Mapping[str, Moments]
 """name -> moments."""
 
 
-def merge_sums(first: Sums, second: Sums) -> dict[str, Moments]:
+def merge_moments(first: NamedMoments, second: NamedMoments) -> dict[str, Moments]:
     """Merge the sums over two disjoint sets of images."""
     return {name: part.merge(second[name]) for name, part in first.items()}
 
 
-def sums_over_ranks(sums: Sums) -> dict[str, Moments]:
+def merge_moments_over_ranks(sums: NamedMoments) -> dict[str, Moments]:
     """Merge the sums of all ranks of the process group; the same on every rank."""
     return {name: part.merge_over_ranks() for name, part in sums.items()}
 
 
-def save_sums(sums: Sums, path: Path) -> None:
+def save_moments(sums: NamedMoments, path: Path) -> None:
     """Write sums as safetensors, whole or not at all."""
     tensors = dict[str, torch.Tensor]()
     for name, part in sums.items():
@@ -34,9 +34,9 @@ def save_sums(sums: Sums, path: Path) -> None:
         save_file(tensors, file)
 
 
-def load_sums(path: Path) -> dict[str, Moments]:
-    """Read what :func:`save_sums` wrote."""
-    tensors = load_file(local_copy(path))
+def load_moments(path: Path) -> dict[str, Moments]:
+    """Read what :func:`save_moments` wrote."""
+    tensors = load_file(fetch_local_copy(path))
     names = [name.removesuffix(".count") for name in tensors if name.endswith(".count")]
     return {
         name: Moments(int(tensors[f"{name}.count"]), tensors[f"{name}.mean"], tensors[f"{name}.scatter"])

@@ -46,7 +46,7 @@ class Source:
     """A listed source of images. Image ids count from 0 in the source's own order."""
 
     chunks: list[Chunk]
-    read: "Reader"
+    read: "SourceReader"
     class_names: tuple[str, ...] | None = field(default=None)
 
     @property
@@ -68,14 +68,14 @@ class Source:
         return listed.hexdigest()
 
 
-class Reader(Protocol):
+class SourceReader(Protocol):
     """Reads the images of one chunk whose ids are wanted; runs in a worker, so it must pickle."""
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
         """Yield the wanted images, in the order of their ids."""
 
 
-def chosen_ids(num_images: int, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
+def sample_ids(num_images: int, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
     """Choose ``limit`` of the ids 0 ... num_images - 1 at random (all where None), sorted."""
     if limit is None or limit >= num_images:
         return np.arange(num_images)
@@ -84,7 +84,7 @@ def chosen_ids(num_images: int, limit: int | None, seed: int) -> npt.NDArray[np.
 
 def read_chunk(
     config: ImagesConfig,
-    read: Reader,
+    read: SourceReader,
     chunk: Chunk,
     ids: npt.NDArray[np.int64],
     only_classes: frozenset[str] | None,

@@ -28,7 +28,7 @@ class Trial(ReportSection):
     stopped: bool = False
 
 
-class Sweep(ReportSection):
+class TuneResult(ReportSection):
     """All trials of a search.
 
     ``front`` are the keys of the trials of which no other has more agreement at the same or a smaller cost;
@@ -109,7 +109,7 @@ def pareto_front(trials: Iterable[Trial], cost: str) -> list[Trial]:
     return front
 
 
-def choose(front: Sequence[Trial], cost: str, budget: int) -> Trial | None:
+def choose_trial(front: Sequence[Trial], cost: str, budget: int) -> Trial | None:
     """Choose the trial of the front with the most agreement within a budget; None if all cost more."""
     within: list[Any] = [trial for trial in front if getattr(trial, cost) <= budget]
     return within[-1] if within else None

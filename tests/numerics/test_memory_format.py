@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ka_ray.numerics.layout import in_layout
+from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 MAPS = torch.rand(2, 3, 4, 5)
 
@@ -12,20 +12,20 @@ MAPS = torch.rand(2, 3, 4, 5)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_values_and_type_stay(dtype):
     given = MAPS.to(dtype)
-    assert in_layout(given).dtype == dtype
-    assert torch.equal(in_layout(given), given)
-    assert in_layout(given, torch.float32).dtype == torch.float32
-    assert torch.equal(in_layout(given, torch.float32), given.float())
+    assert to_preferred_memory_format(given).dtype == dtype
+    assert torch.equal(to_preferred_memory_format(given), given)
+    assert to_preferred_memory_format(given, torch.float32).dtype == torch.float32
+    assert torch.equal(to_preferred_memory_format(given, torch.float32), given.float())
 
 
 def test_on_a_cpu_channels_stand_side_by_side_and_layers_take_that_over():
-    laid_out = in_layout(MAPS)
+    laid_out = to_preferred_memory_format(MAPS)
     assert laid_out.is_contiguous(memory_format=torch.channels_last)
     after = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))(laid_out)
     assert after.is_contiguous(memory_format=torch.channels_last)
-    assert in_layout(laid_out).data_ptr() == laid_out.data_ptr()
+    assert to_preferred_memory_format(laid_out).data_ptr() == laid_out.data_ptr()
 
 
 def test_vectors_and_other_devices_keep_theirs():
-    assert in_layout(MAPS[:, :, 0, 0]).shape == (2, 3)
-    assert in_layout(MAPS.to("meta")).is_contiguous()
+    assert to_preferred_memory_format(MAPS[:, :, 0, 0]).shape == (2, 3)
+    assert to_preferred_memory_format(MAPS.to("meta")).is_contiguous()
