@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ka_ray.sweep import Sweep
     from ka_ray.teaching import teach
 
+__version__ = "0.1.0"
+
 _WHERE = {
     "Comparison": "ka_ray.comparison",
     "Config": "ka_ray.config",

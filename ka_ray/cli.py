@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ka_ray import __version__
 from ka_ray.console import percent, program, show_machine, show_report
 from ka_ray.errors import InputError
 from ka_ray.job import exit_code_of
@@ -13,7 +14,6 @@ from ka_ray.job import exit_code_of
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -37,6 +37,22 @@ Extend = Annotated[
     str | None, typer.Option(help="Output folder of a finished run to which this one adds teachers.")
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, if ``--version`` is given."""
+    if wanted:
+        typer.echo(f"ka-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of `ka-ray` itself, before any command."""
 
 
 @app.command()
