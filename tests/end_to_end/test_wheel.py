@@ -49,7 +49,8 @@ def tracked_files() -> list[str]:
     """The files in git's index that still exist in the checkout."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout: an unpacked sdist, for example")
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    command = ["git", "-c", "safe.directory=*", "ls-files"]  # whoever owns the checkout
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).exists()]
 
 
