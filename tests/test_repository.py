@@ -30,3 +30,9 @@ def test_the_changelog_has_one_section_for_what_is_not_released():
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
     assert changelog.startswith("# Changelog\n")
     assert re.findall(r"^## (.*)", changelog, re.MULTILINE)[0] == "[Unreleased]"
+
+
+def test_contributing_names_files_that_exist():
+    named = re.findall(r"`((?:ka_ray|tests|jobs|cluster)/[\w/.]*)`", CONTRIBUTING)
+    assert "ka_ray/amalgamation/label_sets.py" in named
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
