@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-slow chaos lint types lock clean
+.PHONY: setup demo test test-slow chaos lint types build lock clean
 
 setup: $(READY)
 
@@ -35,9 +35,13 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+build: $(READY)  ## Build the sdist and the wheel in dist/.
+	rm -rf dist
+	$(BIN)/hatchling build
+
 lock:  ## Compile the hash-pinned lock file; no addresses in it.
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --universal --generate-hashes \
 		--no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

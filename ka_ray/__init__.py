@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ka_ray.workflows.teach import teach
     from ka_ray.workflows.tune import search_widths
 
+__version__ = "0.1.0"
+
 _WHERE = {
     "Comparison": "ka_ray.reports.comparison",
     "Config": "ka_ray.config",

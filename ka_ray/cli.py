@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
+from ka_ray import __version__
 from ka_ray.errors import InputError, exit_code_of
 from ka_ray.terminal.summary import find_program, format_percent, show_machine, show_report
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -41,6 +41,22 @@ Extend = Annotated[
     str | None, typer.Option(help="Output folder of a finished run; this run adds teachers to it.")
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, if ``--version`` is given."""
+    if wanted:
+        typer.echo(f"ka-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of `ka-ray` itself, before any command."""
 
 
 @app.command()

@@ -1,9 +1,11 @@
+import os
+import subprocess
 import sys
 from typing import get_args, get_type_hints
 
 import pytest
 
-from ka_ray import cli
+from ka_ray import __version__, cli
 
 DIGITS = str(cli.demo_config())
 
@@ -20,6 +22,46 @@ def test_help_names_every_command(monkeypatch, capsys):
     shown = capsys.readouterr().out
     for command in ("demo", "run", "compare", "teach", "submit", "evaluate", "predict", "doctor"):
         assert command in shown
+
+
+def test_version_is_that_of_the_code(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"ka-ray {__version__}\n"
+
+
+COMMAND = """
+import sys
+from ka_ray import cli
+
+sys.argv[0] = "ka-ray"
+try:
+    cli.main()
+finally:
+    print("loaded:", *sorted({"torch", "torchvision", "ray", "mlflow", "numpy"} & set(sys.modules)))
+"""
+
+
+def command_output(*arguments: str, **environment: str) -> list[str]:
+    """What `ka-ray` prints in a process of its own; the last line names the slow imports that it made."""
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_import_nothing_slow(option):
+    assert command_output(option)[-1] == "loaded:"
+
+
+def test_the_shell_completes_commands_and_options_and_imports_nothing_slow():
+    def complete(line: str) -> list[str]:
+        place = str(len(line.split(" ")) - 1)
+        return command_output(_KA_RAY_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=place)
+
+    assert complete("ka-ray te") == ["teach", "loaded:"]
+    assert complete("ka-ray run --ou") == ["--output", "loaded:"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 import yaml
 
+from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import Cluster, check_fits
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared/schemas"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMAGE = f"ka-ray:{PROJECT['version']}"
+IMAGE = f"ka-ray:{__version__}"
 INSTALLED = "/opt/ka_ray/"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]

@@ -61,7 +61,8 @@ def own(names):
 def test_the_package_that_runs_here_travels(project):
     sent = {name for name in contents() if name.startswith("ka_ray/")}
     source = Path(ka_ray.__file__).parent
-    assert sent == {f"ka_ray/{path.relative_to(source)}" for path in source.rglob("*.py")}
+    files = [path for pattern in ("*.py", "py.typed") for path in source.rglob(pattern)]
+    assert sent == {f"ka_ray/{path.relative_to(source)}" for path in files}
     assert contents()["ka_ray/errors.py"] == Path(errors.__file__).read_bytes()
 
 

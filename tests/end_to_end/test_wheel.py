@@ -1,0 +1,152 @@
+"""The sdist and the wheel: what they hold, and the demo from the wheel in an environment of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+from ka_ray import __version__
+
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE_S = 1800  # on a machine that is busy with other work, too
+RELEASE = f"ka_ray-{__version__}"
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """Build the sdist or the wheel of a source tree into an empty folder."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=PATIENCE_S)
+    (built,) = target.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    return build("sdist", REPOSITORY, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    """The wheel, built from the sdist alone, as an installer does that finds no wheel."""
+    source = tmp_path_factory.mktemp("source")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(source, filter="data")
+    return build("wheel", source / RELEASE, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def tracked_files() -> list[str]:
+    """The files in git's index that still exist in the checkout."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git checkout: an unpacked sdist, for example")
+    command = ["git", "-c", "safe.directory=*", "ls-files"]  # whoever owns the checkout
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).exists()]
+
+
+def test_the_sdist_holds_every_tracked_file_that_is_not_hidden(sdist):
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.removeprefix(f"{RELEASE}/") for member in archive if member.isfile()}
+    tracked = [name for name in tracked_files() if not name.startswith(".")]
+    assert {"LICENSE", "Makefile", "requirements.lock", "ka_ray/py.typed"} <= packed
+    assert [name for name in tracked if name not in packed] == []
+
+
+def test_the_sdist_and_the_checkout_build_the_same_wheel(wheel, tmp_path):
+    assert contents(wheel) == contents(build("wheel", REPOSITORY, tmp_path))
+
+
+def test_the_wheel_holds_the_package_its_configs_and_its_license_and_nothing_else(wheel):
+    package = REPOSITORY / "ka_ray"
+    code = {f"ka_ray/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").glob("*.yaml")}
+    about = {f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
+    license_file = f"{RELEASE}.dist-info/licenses/LICENSE"
+    held = contents(wheel)
+    assert "ka_ray/configs/digits.yaml" in configs
+    assert held.keys() == code | configs | about | {license_file, "ka_ray/py.typed"}
+    assert held[license_file] == (REPOSITORY / "LICENSE").read_bytes()
+
+
+def test_the_metadata_names_version_and_license(wheel):
+    metadata = Parser().parsestr(contents(wheel)[f"{RELEASE}.dist-info/METADATA"].decode())
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+
+
+# The tests below install the wheel and what its metadata requires into a new environment, without extras.
+
+
+def environment() -> dict[str, str]:
+    """This process's variables, without those that could lead to the checkout or to a cluster."""
+    dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command outside of the checkout and return what it printed."""
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The `bin` folder of a new environment, in versions of the lock file; uv takes them from its cache."""
+    folder = tmp_path_factory.mktemp("clean")
+    uv = (sys.executable, "-m", "uv")
+    run(*uv, "venv", "--python", sys.executable, "env", cwd=folder)
+    lock = REPOSITORY / "requirements.lock"
+    run(*uv, "pip", "install", "--python", "env/bin/python", "--constraint", lock, wheel, cwd=folder)
+    return folder / "env" / "bin"
+
+
+WHERE = """
+import json, sys
+from ka_ray import cli
+
+print(json.dumps([cli.__file__, str(cli.demo_config()), sys.path]))
+"""
+
+
+@pytest.mark.slow
+def test_the_environment_holds_the_wheel_and_knows_nothing_of_the_checkout(installed, tmp_path):
+    module, config, path = json.loads(run(installed / "python", "-c", WHERE, cwd=tmp_path))
+    (packages,) = installed.parent.glob("lib/python3.*/site-packages")
+    assert Path(module) == packages / "ka_ray" / "cli.py"
+    assert Path(config) == packages / "ka_ray" / "configs" / "digits.yaml"
+    assert [entry for entry in path if Path(entry).is_relative_to(REPOSITORY)] == []
+    assert not (packages / "pytest").exists()  # of the extra `dev`
+    assert run(installed / "ka-ray", "--version", cwd=tmp_path) == f"ka-ray {__version__}\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo_runs_from_the_wheel(installed, tmp_path):
+    run(installed / "ka-ray", "demo", cwd=tmp_path)
+    folder = tmp_path / "runs" / "demo"
+    accuracy = json.loads((folder / "report.json").read_text())["accuracy"]
+    assert accuracy["labelled"] == 359
+    assert accuracy["union"] >= 0.95 * accuracy["ensemble"]
+    samples = sorted((folder / "samples").glob("*.png"))
+    named = run(installed / "ka-ray", "predict", folder, *samples, cwd=tmp_path).splitlines()
+    assert [line.split("\t")[0] for line in named] == [str(sample) for sample in samples]
