@@ -38,7 +38,7 @@ MAY_IMPORT["reports"] = {"errors", "storage", "metrics"}
 MAY_IMPORT["terminal"] = {"reports", "training"}
 MAY_IMPORT["runs"] = {*MAY_IMPORT}
 MAY_IMPORT["workflows"] = {*MAY_IMPORT}
-MAY_IMPORT["submission"] = {"errors", "storage", "config", "terminal", "workflows"}
+MAY_IMPORT["submission"] = {"errors", "storage", "config", "terminal", "runs"}
 
 ROOT = {"", "__main__", "cli", "errors", "metrics"}
 """The modules that lie in no folder; the package itself and the command line may import everything."""

@@ -69,7 +69,7 @@ def test_the_shell_completes_commands_and_options_and_imports_nothing_slow():
     [
         (["run", "missing.yaml"], "config missing.yaml does not exist"),
         (["run", DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
-        (["run", DIGITS, "--extend", "."], "holds no config.json; give a finished run's folder"),
+        (["run", DIGITS, "--extend", "."], "holds no config.json; give the folder of a finished run"),
         (["compare", "missing.yaml"], "config missing.yaml does not exist"),
         (["compare", DIGITS, "--methods", "best,direct"], "--methods: best; there are direct, incremental"),
         (["compare", DIGITS, "--methods", ""], "--methods: none given; there are direct, incremental"),
@@ -99,7 +99,7 @@ def test_no_students_cannot_be_compared(monkeypatch, capsys):
 
 
 def test_the_methods_that_help_names_are_those_that_there_are():
-    from ka_ray.workflows.variants import COMPARED
+    from ka_ray.runs.variants import COMPARED
 
     [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
     named = option.help.removeprefix("Comma-separated: ").removesuffix(".").split(", ")

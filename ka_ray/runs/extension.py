@@ -1,4 +1,4 @@
-"""Add teachers to a finished run: what of it can be used again, checked before anything starts."""
+"""Add teachers to a finished run: check before anything starts what of it can be reused."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,25 @@ from ka_ray.student.plan import Plan
 from ka_ray.teachers.checkpoint import checkpoint_digest
 
 TEACHERS = "teachers"
-"""The folder of teachers trained in a run."""
+"""The folder of the teachers that a run has trained, in its output folder."""
 
 SAME_TEACHER = ("network", "arguments", "classes", "preprocessing")
-"""What must not change in a teacher whose auto-encoders are used again."""
+"""What must not change in a teacher whose auto-encoders are reused."""
 
 
 def check_extension(config: Config, plan: Plan) -> str | None:
-    """Check that a run can extend the one that its config names; give a sentence on what is used again.
+    """Check that a run can extend the run that ``extend`` in its config names.
+
+    Args:
+        config: The config of the new run.
+        plan: The networks of the new run.
+
+    Returns:
+        A sentence for the user on what is reused; None if the config extends no run.
 
     Raises:
-        InputError: That run has no codes yet, its teachers are not the first ones here, their checkpoints,
-            taps or widths have changed, or it was made with another method.
+        InputError: The extended run has no codes yet, its teachers are not the first ones of the new run,
+            their checkpoints, taps or widths have changed, or it was made with another method.
     """
     if config.extend is None:
         return None
@@ -35,7 +42,7 @@ def check_extension(config: Config, plan: Plan) -> str | None:
     if config.codes.method != "incremental":
         return (
             f"extending {config.extend}: with codes.method {config.codes.method} all auto-encoders are "
-            "trained again (incremental would train the new teachers' alone)"
+            "trained again (incremental would train only those of the new teachers)"
         )
     if old["codes"]["method"] != "incremental":
         raise InputError(
@@ -50,7 +57,7 @@ def check_extension(config: Config, plan: Plan) -> str | None:
             )
     reused = len(names) - 1
     return (
-        f"extending {config.extend}: {reused} auto-encoder(s) a tap are used again as they are, "
+        f"extending {config.extend}: {reused} auto-encoder(s) per tap are reused unchanged, "
         f"{len(config.teachers) - 1 - reused} trained"
     )
 
@@ -59,7 +66,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for path in (folder / CONFIG, stage_summary_path(folder, "codes")):
         if not path.exists():
             raise InputError(
-                f"extend: {folder} holds no {path.relative_to(folder)}; give a finished run's folder"
+                f"extend: {folder} holds no {path.relative_to(folder)}; give the folder of a finished run"
             )
     codes = read_json(stage_summary_path(folder, "codes"))
     if not {"teachers", "shapes", "links"} <= codes.keys():
@@ -71,8 +78,8 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
     names, here = [teacher["name"] for teacher in old], [teacher.name for teacher in config.teachers]
     if here[: len(names)] != names or len(here) == len(names):
         raise InputError(
-            f"extend: {config.extend} has the teachers {names}; here they must come first, in this order, "
-            f"with at least one more behind them; they are {here}"
+            f"extend: {config.extend} has the teachers {names}; this run must list them first, in this "
+            f"order, followed by at least one more; it lists {here}"
         )
     for known, teacher in zip(old, config.teachers, strict=False):
         new = teacher.model_dump(mode="json")
@@ -84,7 +91,7 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
         checkpoint = teacher.checkpoint or taught_before(config, teacher)
         if checkpoint is None or checkpoint_digest(checkpoint) != digests[teacher.name]:
             raise InputError(
-                f"teachers.{teacher.name}.checkpoint: {checkpoint} is not what {config.extend} used"
+                f"teachers.{teacher.name}.checkpoint: {checkpoint} is not the file that {config.extend} used"
             )
 
 
@@ -97,7 +104,15 @@ def _shapes(plan: Plan, num_teachers: int) -> dict[str, dict[str, Any]]:
 
 
 def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
-    """Find the checkpoint of a teacher that the extended run trained, or a run that this one extended."""
+    """Find the checkpoint of a teacher that was trained by the extended run, or by a run that it extended.
+
+    Args:
+        config: The config of the new run.
+        teacher: The teacher to look for.
+
+    Returns:
+        The checkpoint; None if no such run trained this teacher.
+    """
     folder = config.extend
     while folder is not None:
         path = teacher_checkpoint_path(folder / TEACHERS, teacher.name)

@@ -1,4 +1,4 @@
-"""The output folder of a run: who it belongs to, and what stands in it already."""
+"""The output folder of a run: which config it belongs to, the tracker's run id, and room on its disk."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,18 +17,24 @@ from ka_ray.storage.files import (
 from ka_ray.tracking import tracking_uri
 
 CONFIG = "config.json"
+"""The file with the config that an output folder belongs to."""
+
 RUN = "mlflow_run.json"
+"""The file with the id of the tracker's run, with which later attempts continue."""
 
 
 def prepare_output_dir(config: Config | TeachConfig) -> Path:
-    """Make the output folder, or go on in one that the same config made.
+    """Make the output folder, or continue in one that the same config made.
+
+    Returns:
+        The output folder.
 
     Raises:
-        InputError: The folder belongs to a run with another config (its differing keys are listed), is not a
-            run's folder at all, or cannot be written to; or nowhere is said where to track the run.
+        InputError: The folder belongs to a run with another config (the message lists the keys that differ),
+            was not made by a run, or cannot be written to; or the tracker has no place to keep the run.
     """
     folder, new = config.output_dir, config.model_dump(mode="json")
-    tracking_uri(config.tracking, folder)
+    tracking_uri(config.tracking, folder)  # raises where runs cannot be tracked, before anything is written
     if exists(folder / CONFIG):
         differing = differing_keys(read_json(folder / CONFIG), new)
         if differing:
@@ -48,25 +54,25 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
 
 
 def load_run_id(folder: Path, file: str = RUN) -> str | None:
-    """The tracker's run id that an earlier attempt in this folder has."""
+    """Return the id of the tracker's run of an earlier attempt in a folder; None if there was none."""
     return read_json(folder / file).get("run_id") if (folder / file).exists() else None
 
 
 def save_run_id(folder: Path, run_id: str | None, file: str = RUN) -> None:
-    """Keep the tracker's run id for a later attempt."""
+    """Save the id of the tracker's run for later attempts."""
     write_json(folder / file, {"run_id": run_id})
 
 
 def check_disk(folder: Path, needed_bytes: int, begun: Sequence[Path] = ()) -> None:
-    """Refuse to start what will not fit on a local disk; of a store nobody knows, nor of nodes' copies.
+    """Check that a local disk has room for features; the room of an object store is not known.
 
     Args:
-        folder: Where it will lie.
-        needed_bytes: Of all of it.
-        begun: Folders in which some of it stands already.
+        folder: The folder on the disk.
+        needed_bytes: The size of all features.
+        begun: Folders that hold a part of the features from an earlier attempt.
 
     Raises:
-        InputError: With both sizes, and the key that lowers what is needed.
+        InputError: The disk has too little room.
     """
     if is_remote(folder):
         return

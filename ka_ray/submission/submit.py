@@ -146,7 +146,7 @@ def _folders(request: JobRequest) -> dict[str, str]:
 
 
 def _check_compared(options: dict[str, Any]) -> None:
-    from ka_ray.workflows.variants import expand_variants
+    from ka_ray.runs.variants import expand_variants
 
     expand_variants((options.get("methods") or "direct").split(","), options.get("vary") or [])
 

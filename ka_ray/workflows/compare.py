@@ -20,6 +20,7 @@ from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import extraction_summaries, final_metrics, images_seen
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
+from ka_ray.runs.variants import expand_variants
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import make_folder, read_json
@@ -27,7 +28,6 @@ from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.tracking import Tracker
-from ka_ray.workflows.variants import expand_variants
 
 COMPARE_RUN = "mlflow_compare.json"
 
@@ -56,7 +56,7 @@ def compare(
 
     Args:
         config: The run; its ``baselines`` section says how the baselines are learned.
-        methods: Names from :data:`ka_ray.workflows.variants.COMPARED`.
+        methods: Names from :data:`ka_ray.runs.variants.COMPARED`.
         num_seeds: The number of seeds per method, counted up from the seed of the config.
         vary: Items ``dotted.key=value,value,...``; every method is run with each of the values.
 

@@ -1,4 +1,4 @@
-"""Sample images for the demo."""
+"""`ka-ray demo`: sample images to try the finished student on."""
 
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,12 @@ def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Pat
     """Write the first images of a source as PNG files named after their labels, to try `predict` on.
 
     Args:
-        images: The source.
-        folder: Gets the files; made if it is not there.
-        count: How many.
+        images: The config of the source.
+        folder: Gets the files; made if it does not exist.
+        count: The number of images.
 
     Returns:
-        The files' paths.
+        The paths of the files.
     """
     source, paths = open_source(images), []
     make_folder(folder)

@@ -1,4 +1,4 @@
-"""Judge a finished student on labelled images."""
+"""`ka-ray evaluate`: evaluate a finished student on labelled images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,26 +17,26 @@ from ka_ray.terminal.progress import Display
 
 
 def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> dict[str, Any]:
-    """Judge a finished student on other images; needs its folder alone, not the teachers.
+    """Evaluate a finished student on other images; needs only its folder, not the teachers.
 
     Args:
-        folder: Output folder of a run.
-        images: Labelled images; classes that the student does not know are not counted.
-        ray: Where to run.
+        folder: The output folder of a run.
+        images: The config of labelled images; images of classes that the student does not know are left out.
+        ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
 
     Returns:
-        As the ``accuracy`` section of the report; what needs the teachers is None.
+        The same as the ``accuracy`` section of the report; values that need the teachers are None.
 
     Raises:
-        InputError: The folder holds no student, or the images have no labels that it knows.
+        InputError: The folder holds no student, or the student knows none of the images' classes.
     """
     student = load_student(folder)
     source = open_source(images)
     ids = sample_ids(source.num_images, images.limit, seed=0)
     if source.class_names is not None and not set(source.class_names) & set(student.spec.classes):
         raise InputError(
-            f"none of the images' classes {list(source.class_names)[:10]} is known to the student, "
-            f"which knows {list(student.spec.classes)[:10]}"
+            f"the student knows none of the images' classes {list(source.class_names)[:10]}; "
+            f"it knows {list(student.spec.classes)[:10]}"
         )
     students = {"student": absolute(to_path(folder))}
     work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students)
@@ -50,15 +50,18 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
 
 
 def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
-    """Describe images for a finished student, decoded as those that it was learned from.
+    """Build the config of images for a finished student, decoded like the images that it learned from.
 
     Args:
-        folder: Output folder of a run.
-        where: ``digits``, a Parquet file or a folder of them, or a folder of image files.
-        overrides: ``key=value`` of the image source.
+        folder: The output folder of a run.
+        where: ``digits``, the path of a Parquet file or of a folder of them, or a folder of image files.
+        overrides: Items ``key=value`` of the image source.
+
+    Returns:
+        The config of the image source.
 
     Raises:
-        InputError: The place does not exist, or a key cannot work.
+        InputError: The path does not exist, or a key cannot work.
     """
     spec, path = load_student(folder).spec, to_path(where)
     tree: dict[str, Any] = {"size": spec.image_size, "resize": spec.resize, "source": "folder"}

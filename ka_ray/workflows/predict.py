@@ -1,4 +1,4 @@
-"""What is done with a finished student: evaluate, predict, load."""
+"""`ka-ray predict`: predict the classes of image files with a finished student."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,17 @@ from ka_ray.images.decode import decode
 from ka_ray.storage.files import read_bytes
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
-from ka_ray.workflows.demo import save_samples
-from ka_ray.workflows.evaluate import evaluate, images_for
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the student says of one image."""
+    """The student's prediction for one image.
+
+    Attributes:
+        path: The path of the image, as given.
+        class_name: The most probable class.
+        probability: Its softmax probability among all classes.
+    """
 
     path: str
     class_name: str
@@ -25,14 +29,14 @@ class Prediction:
 
 
 def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction]:
-    """Name the class of image files, without Ray.
+    """Predict the classes of image files, without Ray.
 
     Args:
-        folder: Output folder of a run.
-        images: Paths of image files.
+        folder: The output folder of a run.
+        images: The paths of image files.
 
     Returns:
-        For each, the most probable class and its softmax probability among all classes.
+        One prediction per image, in the order of ``images``.
 
     Raises:
         InputError: The folder holds no student, or an image cannot be read.
@@ -49,6 +53,3 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
         best = int(probabilities.argmax())
         predictions.append(Prediction(str(path), spec.classes[best], float(probabilities[best])))
     return predictions
-
-
-__all__ = ["Prediction", "evaluate", "images_for", "load_student", "predict", "save_samples"]

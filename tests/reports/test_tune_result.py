@@ -9,7 +9,7 @@ import pytest
 from ka_ray.config import TuneConfig
 from ka_ray.errors import InputError
 from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
-from ka_ray.workflows.search_space import key_of, points_of, space_of, widths_of
+from ka_ray.runs.search_space import build_search_space, list_points, trial_key, widths_of_point
 
 OWN, MOST = {"conv1": 8, "conv2": 16}, {"conv1": 10, "conv2": 64}
 SPACE = {"width.conv1": (4, 8), "width.conv2": (8, 16, 32), "ridge": (1e-4, 1e-2)}
@@ -32,13 +32,13 @@ def trial(agreement: float, parameters: int, key: str = "a") -> Trial:
 
 def test_the_space_lies_around_the_students_own_widths():
     tuned = TuneConfig(factors=(0.5, 1, 2), ridges=(1e-3,), learning_rates=(0.1, 0.2))
-    assert space_of(tuned, OWN, MOST) == {
+    assert build_search_space(tuned, OWN, MOST) == {
         "width.conv1": (4, 8, 10),  # no code is wider than what is stacked
         "width.conv2": (8, 16, 32),
         "ridge": (1e-3,),
         "learning_rate": (0.1, 0.2),
     }
-    named = space_of(TuneConfig(factors=(1,), widths={"conv2": (5, 3)}), OWN, MOST)
+    named = build_search_space(TuneConfig(factors=(1,), widths={"conv2": (5, 3)}), OWN, MOST)
     assert named == {"width.conv1": (8,), "width.conv2": (3, 5)}
 
 
@@ -51,33 +51,33 @@ def test_the_space_lies_around_the_students_own_widths():
 )
 def test_widths_that_cannot_be_are_refused(widths, message):
     with pytest.raises(InputError, match=message):
-        space_of(TuneConfig(widths=widths), OWN, MOST)
+        build_search_space(TuneConfig(widths=widths), OWN, MOST)
 
 
 def test_a_grid_is_every_combination_once():
-    points = points_of(TuneConfig(algorithm="grid"), SPACE, OWN, seed=0)
+    points = list_points(TuneConfig(algorithm="grid"), SPACE, OWN, seed=0)
     assert len(points) == 12
     assert {tuple(point.values()) for point in points} == set(itertools.product(*SPACE.values()))
     with pytest.raises(InputError, match="2 x 3 x 2 = 12 students, more than 11"):
-        points_of(TuneConfig(algorithm="grid", trials=11), SPACE, OWN, seed=0)
+        list_points(TuneConfig(algorithm="grid", trials=11), SPACE, OWN, seed=0)
 
 
 @pytest.mark.parametrize("trials", [1, 5, 12, 50])
 def test_random_points_are_distinct_repeatable_and_begin_with_the_configured_student(trials):
-    points = points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
-    assert points == points_of(TuneConfig(trials=trials), SPACE, OWN, seed=3)
-    assert len({key_of(point) for point in points}) == len(points) == min(trials, 12)
-    more = points_of(TuneConfig(trials=trials + 3), SPACE, OWN, seed=3)
+    points = list_points(TuneConfig(trials=trials), SPACE, OWN, seed=3)
+    assert points == list_points(TuneConfig(trials=trials), SPACE, OWN, seed=3)
+    assert len({trial_key(point) for point in points}) == len(points) == min(trials, 12)
+    more = list_points(TuneConfig(trials=trials + 3), SPACE, OWN, seed=3)
     assert more[: len(points)] == points  # a search that goes on with more trials repeats none
-    assert widths_of(points[0]) == OWN
+    assert widths_of_point(points[0]) == OWN
     for point in points:
         assert all(point[key] in values for key, values in SPACE.items())
 
 
 def test_other_seeds_try_others_and_own_widths_outside_the_space_are_not_tried():
-    sets = [{key_of(p) for p in points_of(TuneConfig(trials=4), SPACE, OWN, seed)} for seed in range(5)]
+    sets = [{trial_key(p) for p in list_points(TuneConfig(trials=4), SPACE, OWN, seed)} for seed in range(5)]
     assert len({frozenset(keys) for keys in sets}) > 1
-    without = points_of(
+    without = list_points(
         TuneConfig(trials=6), {"width.conv1": (3, 4), "width.conv2": (8, 16, 32)}, OWN, seed=0
     )
     assert len(without) == 6

@@ -93,7 +93,7 @@ def test_a_chain_of_auto_encoders_grows_by_one_a_teacher(place, before, now):
     place.finish(before)
     said = place.check([place.teacher(name) for name in NAMES[:now]])
     assert said == (
-        f"extending {place.before}: {before - 1} auto-encoder(s) a tap are used again as they are, "
+        f"extending {place.before}: {before - 1} auto-encoder(s) per tap are reused unchanged, "
         f"{now - before} trained"
     )
 
@@ -111,7 +111,7 @@ def test_what_does_not_decide_the_codes_may_change(place):
     place.finish(2)
     teachers = [place.teacher(name) for name in NAMES[:3]]
     sections = {"seed": 7, "joint": {"epochs": 9}, "codes": {"epochs": 99}, "scores": {"views": "flip"}}
-    assert "1 auto-encoder(s) a tap are used again" in place.check(teachers, **sections)
+    assert "1 auto-encoder(s) per tap are reused" in place.check(teachers, **sections)
 
 
 def test_the_same_weights_may_lie_elsewhere(place):
@@ -119,7 +119,7 @@ def test_the_same_weights_may_lie_elsewhere(place):
     moved = place.folder / "moved.safetensors"
     shutil.move(place.folder / "cats.safetensors", moved)
     teachers = [place.teacher("cats", checkpoint=str(moved)), place.teacher("dogs"), place.teacher("birds")]
-    assert "used again" in place.check(teachers)
+    assert "reused" in place.check(teachers)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "stages/codes.json"])

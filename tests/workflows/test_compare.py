@@ -14,6 +14,7 @@ from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
 from ka_ray.runs import prologue
 from ka_ray.runs.context import RunContext
+from ka_ray.runs.variants import expand_variants
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import write_json
@@ -22,7 +23,6 @@ from ka_ray.terminal.progress import Display
 from ka_ray.tracking.null import NullTracker
 from ka_ray.workflows import compare as comparing
 from ka_ray.workflows.compare import compare, student_images
-from ka_ray.workflows.variants import expand_variants
 
 
 def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:

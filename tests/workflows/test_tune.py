@@ -8,7 +8,7 @@ from ka_ray.reports.tune import Trial
 from ka_ray.runs.steps import StudentJob, solver_notes
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
-from ka_ray.workflows.tune import ready_config
+from ka_ray.workflows.tune import build_run_config
 
 TRIAL = Trial(
     key="k",
@@ -25,7 +25,7 @@ TRIAL = Trial(
 
 def test_the_ready_config_makes_what_was_tried(load_config, tmp_path):
     config = load_config("codes.method=common_features", "tune.trials=3", "joint.epochs=4")
-    (tmp_path / "best.yaml").write_text(yaml.safe_dump(ready_config(config, TRIAL)))
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(build_run_config(config, TRIAL)))
     best = Config.load(tmp_path / "best.yaml")
     assert (best.codes.method, best.codes.solver, best.codes.basis) == ("direct", "exact", "channels")
     assert best.codes.widths == TRIAL.widths
@@ -37,7 +37,7 @@ def test_the_ready_config_makes_what_was_tried(load_config, tmp_path):
 def test_what_was_not_tried_stays_as_configured(load_config, tmp_path):
     config = load_config("layers={solver: least_squares, inputs: student, ridge: 0.5}")
     free = TRIAL.model_copy(update={"ridge": None, "learning_rate": None})
-    (tmp_path / "best.yaml").write_text(yaml.safe_dump(ready_config(config, free)))
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(build_run_config(config, free)))
     best = Config.load(tmp_path / "best.yaml")
     assert (best.layers.inputs, best.layers.ridge) == ("student", 0.5)
     assert best.joint == config.joint
@@ -55,6 +55,6 @@ def test_a_search_that_was_a_job_leaves_a_config_that_can_be_sent_again(load_con
     config = load_config()
     unpacked = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1f/low.safetensors"
     teachers = (config.teachers[0].model_copy(update={"checkpoint": unpacked}), config.teachers[1])
-    ready = ready_config(config.model_copy(update={"teachers": teachers}), TRIAL)
+    ready = build_run_config(config.model_copy(update={"teachers": teachers}), TRIAL)
     given = [teacher["checkpoint"] for teacher in ready["teachers"]]
     assert given == ["low.safetensors", str(tmp_path / "high.safetensors")]

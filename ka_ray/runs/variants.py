@@ -1,0 +1,89 @@
+"""What `ka-ray compare` runs: methods, baselines, and the values of varied keys."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from ka_ray.amalgamation import METHODS
+from ka_ray.errors import InputError
+from ka_ray.reports.comparison import ENSEMBLE
+
+BASELINES = ("distill", "scratch")
+COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
+"""What can be compared. The ensemble of the teachers is always part of the table."""
+
+VARIABLE_KEYS = ("scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
+"""Keys, or their prefixes, that may be varied. All variants share one extraction, so its keys may not."""
+
+
+def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Combine methods with the values of all varied keys.
+
+    Args:
+        methods: Names from :data:`COMPARED`.
+        vary: Items ``dotted.key=value,value,...``.
+
+    Returns:
+        The label of each variant -> its overrides of the config.
+
+    Raises:
+        InputError: A method is unknown, or a key may not be varied, has no values, or changes no method.
+
+    Example:
+        >>> list(expand_variants(["direct", "ensemble"], ["scores.rule=mean,max"]))
+        ['direct scores.rule=mean', 'direct scores.rule=max']
+    """
+    unknown = [method for method in methods if method not in COMPARED]
+    if unknown or not methods:
+        raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
+    variants = {method: _method_overrides(method) for method in methods if method != ENSEMBLE}
+    for item in vary:
+        key, values = _parse(item)
+        if not any(_is_used(overrides, key) for overrides in variants.values()):
+            raise InputError(f"--vary {item!r}: changes nothing in {', '.join(methods)}")
+        settings = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
+        expanded: dict[str, list[str]] = {}
+        for label, overrides in variants.items():
+            if _is_used(overrides, key):
+                expanded |= {f"{label} {setting}": [*overrides, setting] for setting in settings}
+            else:
+                expanded[label] = overrides
+        variants = expanded
+    return variants
+
+
+def _method_overrides(method: str) -> list[str]:
+    """Return the overrides that select a method; :func:`_is_used` reads the first one."""
+    if method in METHODS:
+        return [f"codes.method={method}", "baseline=null"]
+    return [f"baseline={method}", "extend=null"]  # a baseline has no auto-encoders to extend
+
+
+def _parse(item: str) -> tuple[str, list[Any]]:
+    """Split ``key=value,value`` into its key and its values, which are YAML."""
+    key, _, text = item.partition("=")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        values = []
+    if any(isinstance(value, dict) and "energy" in value for value in values):
+        raise InputError(
+            f"--vary {item!r}: widths by energy are measured once for all variants; "
+            "give them as TAP: channels"
+        )
+    if not values or not key.startswith(VARIABLE_KEYS):
+        raise InputError(
+            f"--vary {item!r}: must read key=value,value,... with a key of {', '.join(VARIABLE_KEYS)}..."
+        )
+    return key, values
+
+
+def _is_used(overrides: Sequence[str], key: str) -> bool:
+    """Return whether a key changes a variant."""
+    baseline = overrides[0].removeprefix("baseline=")
+    if baseline in BASELINES:
+        # Of the layers a baseline uses only the number of images, because its budget counts them.
+        return key.startswith(("scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
+    return not key.startswith("baselines.")
