@@ -196,9 +196,9 @@ def evaluate(
     from ka_ray.workflows.evaluate import images_for
 
     accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
-    typer.echo(f"union {format_percent(accuracy['union'])} on {accuracy['labelled']} labelled images")
-    for name, pair in accuracy["per_teacher"].items():
-        typer.echo(f"classes of {name}: {format_percent(pair['student'])}")
+    typer.echo(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images")
+    for name, pair in accuracy.per_teacher.items():
+        typer.echo(f"classes of {name}: {format_percent(pair.student)}")
 
 
 @app.command()

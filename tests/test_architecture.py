@@ -31,10 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Part of the package -> the parts that it may import, from the lowest floor to the highest."""
 
+MAY_IMPORT["reports"] = {"errors", "storage", "metrics"}
 MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics"}
 MAY_IMPORT["tracking"] = {"errors", "storage", "config", "student"}
 MAY_IMPORT["distributed"] = {*MAY_IMPORT} - {"stages", "tracking"}
-MAY_IMPORT["reports"] = {"errors", "storage", "metrics"}
 MAY_IMPORT["terminal"] = {"reports", "training"}
 MAY_IMPORT["runs"] = {*MAY_IMPORT}
 MAY_IMPORT["workflows"] = {*MAY_IMPORT}

@@ -112,7 +112,7 @@ class _Shards:
     def summary(self) -> dict[str, Any]:
         standing = self._standing
         counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS_KEY: standing.shards}
-        return counts | {"resumed": self.resumed, "doubled": self._doubled, "damaged": self._damaged}
+        return counts | {"resumed": self.resumed, "duplicate_rows": self._doubled, "damaged": self._damaged}
 
 
 def _write(

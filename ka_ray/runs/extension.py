@@ -7,6 +7,7 @@ from ka_ray.config import Config, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.runs.output_folder import CONFIG
 from ka_ray.stages.inputs import stage_summary_path
+from ka_ray.stages.summaries import CodeShape, CodesSummary
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import read_json
 from ka_ray.storage.uris import to_path
@@ -38,7 +39,7 @@ def check_extension(config: Config, plan: Plan) -> str | None:
         return None
     old, codes = _read(config.extend)
     names = [teacher["name"] for teacher in old["teachers"]]
-    _check_teachers(config, old["teachers"], codes["teachers"])
+    _check_teachers(config, old["teachers"], codes.teachers)
     if config.codes.method != "incremental":
         return (
             f"extending {config.extend}: with codes.method {config.codes.method} all auto-encoders are "
@@ -49,12 +50,7 @@ def check_extension(config: Config, plan: Plan) -> str | None:
             f"extend: {config.extend} was made with codes.method {old['codes']['method']}, so it has no "
             "auto-encoders that could be extended; run it again with codes.method=incremental"
         )
-    for tap, shape in _shapes(plan, len(names)).items():
-        if codes["shapes"].get(tap) != shape:
-            raise InputError(
-                f"extend: tap {tap} has {codes['shapes'].get(tap)} in {config.extend}, {shape} here; "
-                "taps, widths and student must be the same"
-            )
+    _check_shapes(config.extend, codes, _shapes(plan, len(names)))
     reused = len(names) - 1
     return (
         f"extending {config.extend}: {reused} auto-encoder(s) per tap are reused unchanged, "
@@ -62,16 +58,16 @@ def check_extension(config: Config, plan: Plan) -> str | None:
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(folder: Path) -> tuple[dict[str, Any], CodesSummary]:
     for path in (folder / CONFIG, stage_summary_path(folder, "codes")):
         if not path.exists():
             raise InputError(
                 f"extend: {folder} holds no {path.relative_to(folder)}; give the folder of a finished run"
             )
-    codes = read_json(stage_summary_path(folder, "codes"))
-    if not {"teachers", "shapes", "links"} <= codes.keys():
-        raise InputError(f"extend: {folder} was made by an older version; make it again")
-    return read_json(folder / CONFIG), codes
+    try:
+        return read_json(folder / CONFIG), CodesSummary.load(stage_summary_path(folder, "codes"))
+    except InputError as error:
+        raise InputError(f"extend: {error}") from None
 
 
 def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str, str]) -> None:
@@ -95,12 +91,29 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
             )
 
 
-def _shapes(plan: Plan, num_teachers: int) -> dict[str, dict[str, Any]]:
-    shapes = plan.code_shapes()
+def _check_shapes(extended: Path, codes: CodesSummary, shapes: dict[str, CodeShape]) -> None:
+    for tap, shape in shapes.items():
+        known = codes.shapes.get(tap)
+        if known != shape:
+            raise InputError(
+                f"extend: tap {tap} has {_describe(known)} in {extended}, {_describe(shape)} here; "
+                "taps, widths and student must be the same"
+            )
+
+
+def _shapes(plan: Plan, num_teachers: int) -> dict[str, CodeShape]:
+    """Return what the auto-encoders of the first teachers depend on, tap by tap."""
+    first = {"channels", "paths"}  # one entry per teacher; the others are the same for all
     return {
-        tap: shape | {key: shape[key][:num_teachers] for key in ("channels", "paths")}
-        for tap, shape in shapes.items()
+        tap: CodeShape.model_validate(
+            {key: value[:num_teachers] if key in first else value for key, value in shape.items()}
+        )
+        for tap, shape in plan.code_shapes().items()
     }
+
+
+def _describe(shape: CodeShape | None) -> str:
+    return "no codes" if shape is None else str(shape.model_dump())
 
 
 def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:

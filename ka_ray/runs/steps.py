@@ -15,14 +15,18 @@ from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.split import split_for_features
-from ka_ray.metrics import Counts, compute_accuracies
+from ka_ray.metrics import Counts
+from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.sections import CurvePoint
+from ka_ray.reports.summaries import EvaluationSummary
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored, store_images, train_in_group
 from ka_ray.runs.output_folder import check_disk
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
-from ka_ray.storage.files import format_bytes, read_json, write_json
+from ka_ray.stages.summaries import StageSummary
+from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.plan import Plan
@@ -161,11 +165,11 @@ def evaluate_students(
         return evaluate_images(work, on_images)
 
 
-def evaluate_student(run: Run) -> dict[str, Any]:
+def evaluate_student(run: Run) -> EvaluationSummary:
     """Evaluate the student, and its epochs if they were kept.
 
     Returns:
-        The accuracies, the confusion matrix, the accuracies after each epoch, and what the pass reports.
+        The accuracies, the confusion matrix and the accuracies after each epoch.
     """
     path, plan = stage_summary_path(run.folder, "evaluate"), run.plan
     if not path.exists():
@@ -175,12 +179,15 @@ def evaluate_student(run: Run) -> dict[str, Any]:
         students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
         counts, summary = evaluate_students(run, plan.label_sets, students)
         names = list(plan.label_sets.by_teacher)
-        history = read_json(stage_summary_path(run.folder, "joint"))["history"]
+        history = StageSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [
-            {"images": record["images"], "accuracy": compute_accuracies(counts[epoch.parent.name], names)}
-            for record, epoch in zip(history, epochs, strict=False)
+            CurvePoint(images=record.images, accuracy=measure_accuracy(counts[epoch.parent.name], names))
+            for record, epoch in zip(history, epochs, strict=False)  # an unfinished fit kept fewer epochs
         ]
-        confusion = counts["student"].student.tolist()
-        accuracy = compute_accuracies(counts["student"], names)
-        write_json(path, summary | {"accuracy": accuracy, "confusion": confusion, "curve": curve})
-    return read_json(path)
+        EvaluationSummary(
+            accuracy=measure_accuracy(counts["student"], names),
+            confusion=counts["student"].student.tolist(),
+            curve=curve,
+            **summary,
+        ).save(path)
+    return EvaluationSummary.load(path)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ka_ray.config import Config
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
+from ka_ray.reports.sections import StageName
 from ka_ray.stages.codes import learn_codes
 from ka_ray.stages.inputs import StageInputs, save_stage, stage_summary_path
 from ka_ray.stages.joint import learn_jointly
@@ -34,13 +35,13 @@ def run_stages(inputs: StageInputs) -> None:
         wait_for_all()
 
 
-STAGES: dict[str, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]]] = {
+STAGES: dict[StageName, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]]] = {
     "codes": learn_codes,
     "layers": learn_layers,
     "joint": learn_jointly,
 }
 
 
-def list_stages(config: Config) -> tuple[str, ...]:
+def list_stages(config: Config) -> tuple[StageName, ...]:
     """Name the stages of a run, in order: a baseline learns its student in one."""
     return tuple(STAGES) if config.baseline is None else ("joint",)

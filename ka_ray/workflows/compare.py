@@ -5,24 +5,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ALONE
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.metrics import Counts, compute_accuracies
+from ka_ray.metrics import Counts
+from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.prologue import plan_run, start_run
-from ka_ray.runs.publish import extraction_summaries, final_metrics, images_seen
+from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
 from ka_ray.runs.variants import expand_variants
-from ka_ray.stages import list_stages
-from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
@@ -141,18 +139,19 @@ def _publish(
     rows, by_ensemble = [], dict[str, Counts]()
     for label in dict.fromkeys(one.label for one in method_runs):
         group = [one.job for one in method_runs if one.label == label]
-        seen = [_summaries(one) for one in group]
-        of_student = [images_seen(part) for stage, part in seen[0].items() if stage != "codes"]
+        summaries = [stage_summaries(one.config, one.folder) for one in group]
+        images = sum(one.images_seen for stage, one in summaries[0].items() if stage != "codes")
         parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())
         counted = [counts[one.name] for one in group]
-        seconds = [sum(part["seconds"] for part in parts.values()) for parts in seen]
-        rows.append(make_row(label, counted, teachers, seconds, sum(of_student), parameters))
+        seconds = [sum(one.seconds for one in stages.values()) for stages in summaries]
+        rows.append(make_row(label, counted, teachers, seconds, images, parameters))
         by_ensemble.setdefault(group[0].plan.label_sets.rule_description, counted[0])
         for one in group:
-            run.children[one.name].log_metrics(final_metrics(compute_accuracies(counts[one.name], teachers)))
+            accuracy = measure_accuracy(counts[one.name], teachers)
+            run.children[one.name].log_metrics(final_metrics(accuracy))
     networks = [load_teacher(teacher).network for teacher in run.config.teachers]
     total = sum(p.numel() for network in networks for p in network.parameters())
-    shared = sum(part["seconds"] for part in extraction_summaries(run.folder))
+    shared = sum(part.seconds for part in extraction_summaries(run.folder))
     result = Comparison(
         name=run.config.name,
         seeds=seeds,
@@ -164,10 +163,3 @@ def _publish(
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)
     return result
-
-
-def _summaries(student_job: StudentJob) -> dict[str, dict[str, Any]]:
-    return {
-        stage: read_json(stage_summary_path(student_job.folder, stage))
-        for stage in list_stages(student_job.config)
-    }

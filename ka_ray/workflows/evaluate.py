@@ -9,14 +9,15 @@ from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
-from ka_ray.metrics import compute_accuracies
+from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.sections import Accuracy
 from ka_ray.storage.files import absolute
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
 
 
-def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> dict[str, Any]:
+def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> Accuracy:
     """Evaluate a finished student on other images; needs only its folder, not the teachers.
 
     Args:
@@ -25,7 +26,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
         ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
 
     Returns:
-        The same as the ``accuracy`` section of the report; values that need the teachers are None.
+        The ``accuracy`` section of a report; values that need the teachers are None.
 
     Raises:
         InputError: The folder holds no student, or the student knows none of the images' classes.
@@ -46,7 +47,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         counts, _ = evaluate_images(work, on_images)
-    return compute_accuracies(counts["student"], list(student.spec.label_sets))
+    return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 
 def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:

@@ -9,7 +9,7 @@ from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, split_images
-from ka_ray.metrics import compute_accuracies
+from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.output_folder import prepare_output_dir
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
@@ -76,10 +76,10 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
     )
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
-    pairs = compute_accuracies(counts[TEACHERS_ALONE], [teacher.name])["per_teacher"]
+    accuracy = measure_accuracy(counts[TEACHERS_ALONE], [teacher.name])
     return TaughtTeacher(
         teacher=teacher.name,
         checkpoint=str(checkpoint),
-        accuracy=pairs[teacher.name]["teacher"],
+        accuracy=accuracy.per_teacher[teacher.name].teacher,
         images=summary["images"],
     )

@@ -66,7 +66,7 @@ def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
     summary = extract_features(work, teachers, pools_of(config), READING, lambda _: None)
     assert list((tmp_path / "deaths").iterdir()) == []
     assert Store(tmp_path / "out").image_ids.tolist() == images.ids.tolist()
-    assert (summary["images"], summary["doubled"]) == (len(images.ids), 0)
+    assert (summary["images"], summary["duplicate_rows"]) == (len(images.ids), 0)
 
 
 def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, tmp_path):

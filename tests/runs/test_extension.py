@@ -59,8 +59,10 @@ class Place:
         summary = {
             "teachers": digests,
             "shapes": plan_of(config).code_shapes(),
-            "links": {"reused": 0, "trained": num_teachers - 1},
-            "seconds": 12.5,
+            "links": {"reused": 0, "trained": num_teachers - 1, "seconds": [1.0] * (num_teachers - 1)},
+            "taps": {},
+            "history": [],
+            "seconds": 1.0,
         }
         write_json(self.before / "stages" / "codes.json", summary)
 
@@ -220,7 +222,7 @@ def test_other_codes_are_refused_by_tap(place, sections, tap):
 def test_a_tap_that_the_extended_run_did_not_have_is_refused(place):
     place.finish(2, taps={"conv1": "norm1"})
     teachers = [place.teacher(name) for name in NAMES[:3]]
-    refused(lambda: place.check(teachers), "extend: tap conv2 has None")
+    refused(lambda: place.check(teachers), "extend: tap conv2 has no codes")
 
 
 def test_codes_of_features_read_elsewhere_are_refused(place):

@@ -12,15 +12,18 @@ import pytest
 from ka_ray.errors import InputError
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
+from ka_ray.reports.summaries import ExtractionSummary
 from ka_ray.runs import prologue
 from ka_ray.runs.context import RunContext
 from ka_ray.runs.variants import expand_variants
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
+from ka_ray.stages.summaries import SUMMARIES, LinkSummary, StageSummary
 from ka_ray.storage.files import write_json
 from ka_ray.student import Student, save_student
 from ka_ray.terminal.progress import Display
 from ka_ray.tracking.null import NullTracker
+from ka_ray.training.fit import Progress
 from ka_ray.workflows import compare as comparing
 from ka_ray.workflows.compare import compare, student_images
 
@@ -93,10 +96,24 @@ def test_what_cannot_be_compared_is_refused(methods, vary, said):
         assert part in str(caught.value)
 
 
+PASS = ExtractionSummary(
+    images=0,
+    seconds=4.0,
+    unreadable=[],
+    placements=[],
+    bytes=0,
+    passes=1,
+    resumed=0,
+    duplicate_rows=0,
+    damaged=[],
+    shards=[],
+).model_dump()
+
+
 def store_of(folder: Path, **images: int) -> None:
     for part, count in images.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
-        write_json(folder / part / "done.json", {"images": count, "seconds": 4.0, "placements": []})
+        write_json(folder / part / "done.json", PASS | {"images": count})
 
 
 @pytest.mark.parametrize(
@@ -117,6 +134,13 @@ def test_a_student_sees_whole_batches_of_its_stages(load_config, tmp_path, store
     )
     store_of(tmp_path / "run", **stored)
     assert student_images(config, tmp_path / "run") == expected
+
+
+def summary_of(stage: str, images: int, seconds: float) -> StageSummary:
+    history = [Progress(stage, 1, 1, 1, 1, images, seconds, {})]
+    links = LinkSummary(reused=0, trained=1, seconds=[seconds])
+    own = {"codes": {"taps": {}, "shapes": {}, "links": links, "teachers": {}}, "layers": {"taps": {}}}
+    return SUMMARIES[stage](history=history, seconds=seconds, **own.get(stage, {}))
 
 
 class Stopped(Exception):
@@ -183,10 +207,9 @@ class Bench:
             raise Stopped
         for one in student_jobs:
             for number, stage in enumerate(list_stages(one.config), start=1):
-                stage_summary_path(one.folder, stage).parent.mkdir(parents=True, exist_ok=True)
-                summary = {"seconds": 10.0 * number + one.config.seed, "history": [{"images": 1000 * number}]}
-                shapes = {"shapes": {}} if stage == "codes" else {}
-                write_json(stage_summary_path(one.folder, stage), summary | shapes)
+                path = stage_summary_path(one.folder, stage)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                summary_of(stage, images=1000 * number, seconds=10.0 * number + one.config.seed).save(path)
             save_student(Student(one.plan.spec), one.folder)
 
     def evaluate_students(self, run, label_sets, students):

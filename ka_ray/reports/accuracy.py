@@ -1,0 +1,16 @@
+"""From counts to the accuracies of a report."""
+
+from collections.abc import Sequence
+
+from ka_ray.metrics import Counts, compute_accuracies
+from ka_ray.reports.sections import Accuracy
+
+
+def measure_accuracy(counts: Counts, teachers: Sequence[str]) -> Accuracy:
+    """Compute all accuracies of a student, or of the teachers without one.
+
+    Args:
+        counts: What was counted over all evaluation images.
+        teachers: The names of the teachers, in stacking order.
+    """
+    return Accuracy.model_validate(compute_accuracies(counts, teachers))
