@@ -59,6 +59,7 @@ def user_message(error: BaseException) -> tuple[str, int] | None:
     Returns:
         The message and the exit code, or None if the exception is a bug, whose traceback is needed.
     """
+    # Python raises a full disk as OSError, which otherwise counts as a bug.
     shown = disk_full_error(error) or error
     if not isinstance(shown, USER_ERRORS):
         return None
@@ -84,6 +85,7 @@ def exit_code_of(work: Callable[[], None]) -> int:
         if shown is None:
             raise
         message, code = shown
+        # Standard output holds only results, which may be piped into another program.
         print(f"error: {message}", file=sys.stderr)
         return code
     return 0

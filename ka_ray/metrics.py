@@ -126,6 +126,7 @@ def _count_correct(
     """Count for each teacher the images of its classes that scores over its classes get right, ``[T]``."""
     correct = np.zeros(len(columns), np.int64)
     for i, own in enumerate(scores):
+        # Scores over a teacher's own classes: the argmax is a column there, not yet one of the K classes.
         predicted = np.asarray(columns[i])[own.argmax(1)]
         correct[i] = int((predicted[of_teacher[i]] == targets[of_teacher[i]]).sum())
     return correct

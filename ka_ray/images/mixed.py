@@ -56,6 +56,7 @@ def list_mixed(config: MixedImages) -> Source:
         # A fixed seed: which images a part contributes must not change with the run's own seed.
         chosen = sample_ids(parts[-1].num_images, part.limit, seed=0)
         for chunk in parts[-1].chunks:
+            # Both are sorted, so the chosen ids of a chunk are one slice; a chunk without any is dropped.
             start, end = np.searchsorted(chosen, [chunk.first_id, chunk.first_id + chunk.num_images])
             if start < end:
                 payload = PartChunk(number, chunk, chosen[start:end])
@@ -65,7 +66,7 @@ def list_mixed(config: MixedImages) -> Source:
 
 
 def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
-    """Return the classes of all parts, each once, in the order of the parts; None if a part lists none."""
+    """Return the classes of all parts, each once, in the order of the parts; None if a part's are unknown."""
     names: dict[str, None] = {}  # a set that keeps the order
     for part in parts:
         if part.class_names is None:
@@ -76,7 +77,7 @@ def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class MixedReader:
-    """Reads a chunk with the reader of its part; an object and not a closure, because workers unpickle it.
+    """Reads a chunk with its part's reader; an object and not a closure, because it is pickled for workers.
 
     Attributes:
         readers: The reader of each part, in the order of the config.
@@ -87,6 +88,7 @@ class MixedReader:
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted images of a chunk, under their ids in the mixture."""
         payload: PartChunk = chunk.payload
+        # The part's reader knows only the part's own ids: translate what is wanted, then what comes back.
         mixed_ids = {part_id: chunk.first_id + j for j, part_id in enumerate(payload.ids.tolist())}
         wanted_of_part = {part_id for part_id, mixed_id in mixed_ids.items() if wanted(mixed_id)}
         with _part_in_errors(payload.part):

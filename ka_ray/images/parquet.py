@@ -69,7 +69,7 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reads row groups; an object and not a closure, because workers unpickle it.
+    """Reads row groups; an object and not a closure, because it is pickled for workers.
 
     Attributes:
         image_column: Name of the column with the encoded images.
@@ -85,6 +85,7 @@ class ParquetReader:
         """Yield the wanted rows of one row group."""
         path, group = chunk.payload
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
+        # Every row is counted, also those that are not wanted: a row's id is its number in the source.
         image_id = chunk.first_id
         for batch in _read_row_group(path, group, columns):
             contents = batch.column(0)

@@ -15,15 +15,15 @@ EXIT_UNREACHABLE = 69
 """Exit code if the cluster does not answer any more: ``EX_UNAVAILABLE`` of sysexits.h. Try again later."""
 
 IDLE_S = 60.0
-"""Seconds without a new line after which the connection is opened again: a dead one is as silent as a busy
-job's."""
+"""Seconds without a new line after which the connection is opened again: it may be dead, or the job may only
+print nothing."""
 
 RETRY_S = 1.0
 """Pause in seconds between a connection that ended and the next one."""
 
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
-"""Pauses in seconds between attempts to reach a cluster that does not answer; after the last one follow gives
-up."""
+"""Pauses in seconds between attempts to reach a cluster that does not answer; if it does not answer after the
+last one, it counts as unreachable."""
 
 
 class JobFollower:

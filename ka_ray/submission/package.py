@@ -118,7 +118,7 @@ def collect_package(config: Path, tree: dict[str, Any], named: Sequence[str]) ->
     ]
     networks = list(_network_sections(tree))
     named = [*named, *(path for network in networks for path in _files_in_arguments(network))]
-    for path in dict.fromkeys(named):
+    for path in dict.fromkeys(named):  # each path once, in the order of the config
         entries.append(_collect_path(path, only=EXTENSION_FILES if path == tree.get("extend") else None))
     missing = []
     for module in dict.fromkeys(_factory_module(network) for network in networks):

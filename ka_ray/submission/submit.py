@@ -78,6 +78,7 @@ def submit(request: JobRequest, address: str | None, wait: bool = True) -> int:
             raise InputError(f"--address {address}: the cluster did not accept the job: {error}") from None
     url = client.dashboard_url(job_id)
     print(f"job: {job_id}\ncommand: {entrypoint}\noutput: {output}\ndashboard: {url}", flush=True)
+    # Flushed above, so that the job's id is on the terminal even if following fails at once.
     if not wait:
         print(resume_command(client, job_id))
         return 0
@@ -195,6 +196,7 @@ def build_entrypoint(request: JobRequest, config: str, overrides: Sequence[str],
     for override in overrides:
         words += ["--set", override]
     for name, value in request.options.items():
+        # An option that may be given several times is a list, and becomes several options again.
         for item in value if isinstance(value, list) else [value]:
             words += [f"--{name}", str(item)] if item else []
     return shlex.join([*words, "--output", output])

@@ -1,4 +1,4 @@
-"""Show progress: bars on a terminal, otherwise ``key=value`` lines per epoch, stage and half a minute."""
+"""Show progress: bars on a terminal, otherwise ``key=value`` lines for epochs, stages and half minutes."""
 
 import re
 import time
@@ -33,7 +33,7 @@ class Display:
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._terminal = self._console.is_terminal
-        # Names of taps and losses may hold square brackets, which rich would take for its markup.
+        # Names of stages may hold square brackets, which rich would take for its markup.
         name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
         count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=11))
         elapsed = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
@@ -90,7 +90,7 @@ class Display:
         """Print a line of a run in another process; on a terminal, its progress moves the stage's bar."""
         self.note(text)
         progress = _PROGRESS.match(text)
-        # A line without a total ends a stage; of a stage that has no bar it may be any text that looks alike.
+        # Without a total it is the last line of a stage; if there is no bar for it, it is other text.
         if progress is None or not (progress["total"] or progress["stage"] in self._tasks):
             return
         done = int(progress["done"])

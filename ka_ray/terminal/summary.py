@@ -36,7 +36,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         folder: The run's output folder.
         images: Image files for the suggested ``ka-ray predict`` command.
     """
-    from rich.console import Console
+    from rich.console import Console  # here, so that other commands start without loading rich
     from rich.table import Table
 
     console, accuracy = Console(soft_wrap=True), report.accuracy
@@ -64,7 +64,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     tracking_uri = report.mlflow.tracking_uri
     if tracking_uri is not None and tracking_uri.startswith(("http://", "https://")):
         console.print(f"browse:  {tracking_uri}")
-    elif tracking_uri is not None:
+    elif tracking_uri is not None:  # a database, which a browser shows only through a local server
         uri = shlex.quote(tracking_uri)
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {uri}")
     console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
