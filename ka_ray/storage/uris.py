@@ -78,7 +78,7 @@ def to_path(name: str | Path) -> Path:
     if re.search(r"[*?\[\]]", text):
         raise InputError(f"{text}: a URI must name one place; *, ?, [ and ] are not accepted in it")
     if not place.strip("/"):
-        raise InputError(f"{text}: the URI names no place; give a bucket or folder behind {protocol}://")
+        raise InputError(f"{text}: the URI names no place; give a bucket or folder after {protocol}://")
     _check_protocol(protocol)
     from upath import UPath
 

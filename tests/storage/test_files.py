@@ -193,7 +193,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
         ("webdisk://x/y", "webdisk:// is not a protocol that fsspec knows"),
         ("simplecache::s3://x/y", "simplecache::s3:// is not a protocol"),
         ("s3://bucket/*.pt", "one place"),
-        ("s3://", "names no place; give a bucket or folder behind s3://"),
+        ("s3://", "names no place; give a bucket or folder after s3://"),
         ("file:///", "names no place"),
     ],
 )
