@@ -1,6 +1,6 @@
-"""How a student is judged: counts over images that merge, and the accuracies made from them.
+"""How a student is judged: counts over images that can be added up, and the accuracies computed from them.
 
-Shapes: B images, K classes of all teachers, K_t classes of teacher t.
+Shapes: B images, K classes of all teachers, K_t classes of teacher t, T teachers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,41 +11,50 @@ import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.floating[Any]]
-Counts1d = npt.NDArray[np.int64]
+"""Pre-softmax outputs, one row per image."""
+
+CountArray = npt.NDArray[np.int64]
+"""Numbers of images: a confusion matrix, or one number per teacher."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts over a set of images; those of disjoint sets add up.
+    """Counts over a set of images; the counts of disjoint sets add up to those of their union.
 
     Attributes:
-        images: All images.
-        agreed: Images on which student and ensemble say the same.
-        compared: Images for which both spoke.
-        student: Confusion of the student, rows true classes, columns its argmax, ``[K, K]``.
-        ensemble: The same of the amalgamated scores.
-        over_views: The same of the amalgamated scores averaged over views of the image.
-        teacher_images: Labelled images of each teacher's classes, ``[T]``.
-        teacher_correct: Of these, right by the teacher itself, ``[T]``.
-        student_correct: Of these, right by the student among the teacher's classes, ``[T]``.
+        images: Number of images.
+        agreed: Number of images for which the student and the ensemble predict the same class.
+        compared: Number of images for which both the student and the ensemble made a prediction.
+        student: Confusion matrix of the student, rows true classes, columns predicted classes, ``[K, K]``.
+        ensemble: Confusion matrix of the ensemble, i.e. of the amalgamated scores, ``[K, K]``.
+        over_views: Confusion matrix of the amalgamated scores averaged over views of the image, ``[K, K]``.
+        teacher_images: Number of labelled images whose class the teacher knows, one per teacher, ``[T]``.
+        teacher_correct: How many of those the teacher itself classifies correctly, ``[T]``.
+        student_correct: How many of those the student classifies correctly if it may choose only among the
+            teacher's classes, ``[T]``.
     """
 
     images: int
     agreed: int
     compared: int
-    student: Counts1d
-    ensemble: Counts1d
-    over_views: Counts1d
-    teacher_images: Counts1d
-    teacher_correct: Counts1d
-    student_correct: Counts1d
+    student: CountArray
+    ensemble: CountArray
+    over_views: CountArray
+    teacher_images: CountArray
+    teacher_correct: CountArray
+    student_correct: CountArray
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @staticmethod
     def zeros(num_classes: int, num_teachers: int) -> "Counts":
-        """Make the counts of no images."""
+        """Return the counts of an empty set of images, the start of a sum.
+
+        Args:
+            num_classes: K, the number of classes of all teachers.
+            num_teachers: T, the number of teachers.
+        """
         square = np.zeros((num_classes, num_classes), np.int64)
         line = np.zeros(num_teachers, np.int64)
         return Counts(0, 0, 0, square, square, square, line, line, line)
@@ -59,20 +68,21 @@ def count_batch(
     columns: Sequence[Sequence[int]],
     over_views: Scores | None = None,
 ) -> Counts:
-    """Count one batch.
+    """Count one batch of images.
 
     Args:
-        targets: True class of every image, an index into the K classes; -1 where unknown.
-        student: `[B, K]`, or None where there is no student.
-        ensemble: Amalgamated scores `[B, K]`, or None where there are no teachers.
-        teachers: Each teacher's own scores `[B, K_t]`; empty where there are none.
-        columns: For each teacher, where its classes stand among the K.
-        over_views: Amalgamated scores averaged over views `[B, K]`, or None where there are no views.
+        targets: The true class of every image, ``[B]``, an index into the K classes; -1 where it is unknown.
+        student: The student's scores, ``[B, K]``; None if there is no student.
+        ensemble: The amalgamated scores, ``[B, K]``; None if there are no teachers.
+        teachers: Each teacher's own scores, ``[B, K_t]``; empty if there are no teachers.
+        columns: For each teacher, the indices of its classes among the K, in the order of its own scores.
+        over_views: The amalgamated scores averaged over views, ``[B, K]``; None if no views are configured.
     """
     num_classes = max(max(c) for c in columns) + 1
     both = student is not None and ensemble is not None
     agreed = int((student.argmax(1) == ensemble.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
-    known = [np.isin(targets, c) for c in columns]
+    # Images of unknown class (-1) belong to no teacher, so they never count as right or wrong.
+    of_teacher = [np.isin(targets, c) for c in columns]
     return Counts(
         images=len(targets),
         agreed=agreed,
@@ -80,51 +90,68 @@ def count_batch(
         student=confusion(targets, student, num_classes),
         ensemble=confusion(targets, ensemble, num_classes),
         over_views=confusion(targets, over_views, num_classes),
-        teacher_images=np.array([k.sum() for k in known], np.int64),
-        teacher_correct=_correct(targets, list(teachers), known, columns),
-        student_correct=_correct(targets, [student[:, c] for c in columns], known, columns)
+        teacher_images=np.array([mask.sum() for mask in of_teacher], np.int64),
+        teacher_correct=_count_correct(targets, list(teachers), of_teacher, columns),
+        student_correct=_count_correct(targets, [student[:, c] for c in columns], of_teacher, columns)
         if student is not None
         else np.zeros(len(columns), np.int64),
     )
 
 
-def confusion(targets: npt.NDArray[np.int64], scores: Scores | None, num_classes: int) -> Counts1d:
-    """Count (true class, argmax of the scores) over the images whose class is known: `[K, K]`."""
+def confusion(targets: npt.NDArray[np.int64], scores: Scores | None, num_classes: int) -> CountArray:
+    """Compute the confusion matrix of the images whose class is known.
+
+    Args:
+        targets: The true class of every image, ``[B]``; -1 where it is unknown.
+        scores: Scores ``[B, K]``, whose largest is the predicted class; None if nothing was predicted.
+        num_classes: K.
+
+    Returns:
+        Numbers of images, rows true classes, columns predicted classes, ``[K, K]``.
+    """
     if scores is None:
         return np.zeros((num_classes, num_classes), np.int64)
     known = targets >= 0
+    # Each (true, predicted) pair becomes one number, so that a single bincount fills the whole matrix.
     flat = np.bincount(targets[known] * num_classes + scores.argmax(1)[known], minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def _correct(
+def _count_correct(
     targets: npt.NDArray[np.int64],
     scores: Sequence[Scores],
-    known: Sequence[npt.NDArray[np.bool_]],
+    of_teacher: Sequence[npt.NDArray[np.bool_]],
     columns: Sequence[Sequence[int]],
-) -> Counts1d:
+) -> CountArray:
+    """Count for each teacher the images of its classes that scores over its classes get right, ``[T]``."""
     correct = np.zeros(len(columns), np.int64)
     for i, own in enumerate(scores):
-        said = np.asarray(columns[i])[own.argmax(1)]
-        correct[i] = int((said[known[i]] == targets[known[i]]).sum())
+        # Scores over a teacher's own classes: the argmax is a column there, not yet one of the K classes.
+        predicted = np.asarray(columns[i])[own.argmax(1)]
+        correct[i] = int((predicted[of_teacher[i]] == targets[of_teacher[i]]).sum())
     return correct
 
 
 def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any]:
-    """Turn counts into the report's ``accuracy`` section; what nothing speaks for is None.
+    """Turn counts into the ``accuracy`` section of the report.
+
+    Args:
+        counts: The counts over all images.
+        teachers: The teachers' names, in the order of the counts.
 
     Returns:
         ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement`` and
-        ``per_teacher.<name>.{teacher, student}``, all in [0, 1], and the numbers of ``images`` and
-        ``labelled`` ones behind them.
+        ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where nothing was measured; and
+        ``images`` and ``labelled``: the number of all and of labelled images that they were measured on.
     """
-    spoke = counts.student.sum() > 0
+    judged = counts.student.sum() > 0
     per_teacher: Mapping[str, dict[str, float | None]] = {
         name: {
+            # Without an ensemble no teacher was run, so that 0 of its images are right: not an accuracy of 0.
             "teacher": _share(
                 counts.teacher_correct[i], counts.teacher_images[i] if counts.ensemble.sum() else 0
             ),
-            "student": _share(counts.student_correct[i], counts.teacher_images[i] if spoke else 0),
+            "student": _share(counts.student_correct[i], counts.teacher_images[i] if judged else 0),
         }
         for i, name in enumerate(teachers)
     }
@@ -135,6 +162,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         "agreement": _share(counts.agreed, counts.compared),
         "per_teacher": per_teacher,
         "images": counts.images,
+        # Either side may be missing; where both are there, they were counted on the same images.
         "labelled": int(max(counts.student.sum(), counts.ensemble.sum())),
     }
 

@@ -1,6 +1,6 @@
-"""Label-preserving views of images: random ones from given numbers, and all of a fixed set.
+"""Label-preserving views of images: random ones for training, and a fixed set for averaging scores.
 
-Shapes: B images, H and W in pixels.
+Shapes: B images, H and W in pixels, K classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,50 +12,59 @@ from torch import Tensor
 from ka_ray.config import Augmentation, ScoresConfig
 
 NUM_VIEW_DRAWS = 3
-"""Uniform numbers that one image's view takes."""
+"""Number of uniform random numbers that one image's random view needs."""
 
 
 def augment(images: Tensor, config: Augmentation, draws: Tensor) -> Tensor:
-    """Mirror and shift images.
+    """Mirror and shift images at random.
 
     Args:
-        images: `[B, 3, H, W]`.
-        config: Which changes, and how large.
-        draws: Uniform numbers in [0, 1), `[B, 3]`: mirror, vertical and horizontal shift.
+        images: Pixels, ``[B, 3, H, W]``.
+        config: Whether to mirror, and the largest shift in pixels.
+        draws: Uniform random numbers in [0, 1), ``[B, 3]``: for mirroring, the vertical and the horizontal
+            shift. The caller derives them from the images' ids, so that a resumed run repeats them.
 
     Returns:
-        Views `[B, 3, H, W]`; what a shift uncovers repeats the border.
+        Views, ``[B, 3, H, W]``. Pixels from outside of the image repeat its border.
     """
     if config.flip:
         images = torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     if config.shift:
+        # [0, 1) becomes one of the integers -shift ... shift, each equally likely.
         images = shift(images, (draws[:, 1:] * (2 * config.shift + 1)).long() - config.shift)
     return images
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Shift every image by its own offset; what a shift uncovers repeats the border.
+    """Shift every image by its own offset; pixels from outside of the image repeat its border.
 
     Args:
-        images: `[B, 3, H, W]`.
-        offsets: Rows and columns (down, right) from where each pixel is read, `[B, 2]` integers.
+        images: Pixels, ``[B, 3, H, W]``.
+        offsets: How many rows below and columns to the right each pixel is read from, ``[B, 2]`` integers.
+
+    Returns:
+        Shifted images, ``[B, 3, H, W]``.
     """
     height, width = images.shape[-2:]
     rows = (torch.arange(height, device=images.device) + offsets[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + offsets[:, 1:]).clamp(0, width - 1)
+    # One indexing operation for the whole batch: torch.roll would shift all images alike.
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
+def generate_views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
     """Yield the images themselves, then every configured view of them.
 
-    With ``flip`` and ``shift`` together also the mirrored images are shifted: 1, 2, 5 or 10 views.
+    There are 1, 2 (``flip``), 5 (``shift``) or 10 views (both: the mirrored images are shifted, too).
 
     Args:
-        images: `[B, 3, H, W]`.
-        config: Names the views.
+        images: Pixels, ``[B, 3, H, W]``.
+        config: Which views to make, and by how many pixels to shift.
+
+    Yields:
+        One view of all images, ``[B, 3, H, W]``.
     """
     sides = [images, images.flip(-1)] if "flip" in config.views else [images]
     step = config.shift if "shift" in config.views else 0
@@ -69,13 +78,20 @@ def views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
 def score_views(
     score: Callable[[Tensor], Tensor], images: Tensor, config: ScoresConfig, known: Tensor | None = None
 ) -> Tensor:
-    """Average scores over the views of :func:`views`: a better target than a single view's, without labels.
+    """Average scores over the views of :func:`generate_views`.
+
+    The average is a better target for the student than the scores of one view, and needs no labels.
 
     Args:
-        score: From images `[B, 3, H, W]` to scores `[B, K]`.
-        images: `[B, 3, H, W]`.
-        config: Names the views.
-        known: The scores of the images themselves, if they are known already.
+        score: Computes scores ``[B, K]`` from images ``[B, 3, H, W]``.
+        images: Pixels, ``[B, 3, H, W]``.
+        config: Which views to make, and by how many pixels to shift.
+        known: The scores of the images themselves, ``[B, K]``, if they were computed before; None to compute
+            them here.
+
+    Returns:
+        Mean scores, ``[B, K]``.
     """
-    parts = [score(view) for view in islice(views(images, config), 0 if known is None else 1, None)]
+    # The first view is the images themselves; it is skipped where its scores are known.
+    parts = [score(view) for view in islice(generate_views(images, config), 0 if known is None else 1, None)]
     return torch.stack(parts if known is None else [known, *parts]).mean(dim=0)

@@ -1,20 +1,23 @@
-"""The embedded source: scikit-learn's handwritten digits."""
+"""The image source that is built in: scikit-learn's handwritten digits."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ka_ray.config import DigitsImages
-from ka_ray.images.sources import Chunk, Encoded, Source
+from ka_ray.images.sources import Chunk, EncodedImage, Source
 
 CLASS_NAMES = tuple(f"digit_{i}" for i in range(10))
+
 CHUNK_IMAGES = 512
+"""Number of images per chunk."""
 
 
 def list_digits(config: DigitsImages) -> Source:
-    """List the digits of one split; ``test`` is every fifth image, ``train`` the others.
+    """List the digits of one split: ``test`` is every fifth image, ``train`` the others, ``all`` both.
 
-    The few pixels travel with the chunks, so that no worker has to import scikit-learn.
+    Args:
+        config: The config's ``images`` section.
     """
     from sklearn.datasets import load_digits
 
@@ -22,17 +25,24 @@ def list_digits(config: DigitsImages) -> Source:
     rows = np.arange(len(digits.target))
     if config.split != "all":
         rows = rows[(rows % 5 == 4) == (config.split == "test")]
+    # scikit-learn has 16 grey levels (0 ... 16); networks expect pixels in 0 ... 255.
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     chunks = []
     for start in range(0, len(rows), CHUNK_IMAGES):
         part = rows[start : start + CHUNK_IMAGES]
+        # The pixels are few, so they travel in the chunk: no worker has to import scikit-learn.
         chunks.append(Chunk(start, len(part), (part, grey[part], digits.target[part])))
     return Source(chunks, read_digits, CLASS_NAMES)
 
 
-def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
-    """Yield the wanted digits of a chunk; 16 grey levels are spread over 0 ... 255."""
+def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
+    """Yield the wanted digits of a chunk, as RGB pixels.
+
+    Args:
+        chunk: A chunk of :func:`list_digits`.
+        wanted: Whether to read the image with this id.
+    """
     for offset, (row, grey, target) in enumerate(zip(*chunk.payload, strict=True)):
         if wanted(chunk.first_id + offset):
             pixels = np.repeat(grey[:, :, None], 3, axis=2)
-            yield Encoded(chunk.first_id + offset, f"digits[{row}]", pixels, CLASS_NAMES[target])
+            yield EncodedImage(chunk.first_id + offset, f"digits[{row}]", pixels, CLASS_NAMES[target])

@@ -1,4 +1,4 @@
-"""Several sources read as one: the ids of a part count on where those of the part before it end."""
+"""The image source that combines others: the images of its parts, one part after another, under new ids."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,51 +12,62 @@ from ka_ray.errors import InputError
 from ka_ray.images.digits import list_digits
 from ka_ray.images.folder import list_folder
 from ka_ray.images.parquet import list_parquet
-from ka_ray.images.sources import Chunk, Encoded, Ids, Source, SourceReader, sample_ids
+from ka_ray.images.sources import Chunk, EncodedImage, Ids, Source, SourceReader, sample_ids
 
 PLAIN_SOURCES: dict[type[Any], Callable[[Any], Source]] = {
     DigitsImages: list_digits,
     FolderImages: list_folder,
     ParquetImages: list_parquet,
 }
-"""The sources that can be parts of a mixture, and how each is listed."""
+"""Config section -> the function that lists its images, for the sources that can be parts of a mixture."""
 
 
 @dataclass(frozen=True)
 class PartChunk:
-    """The payload of a mixture's chunk: a chunk of one part, and those of its images that count."""
+    """The payload of a mixture's chunk.
+
+    Attributes:
+        part: Index of the part in the config.
+        chunk: The part's own chunk.
+        ids: The ids, within the part, of the chunk's images that belong to the mixture, sorted. The j-th of
+            them has the id ``first_id + j`` in the mixture.
+    """
 
     part: int
     chunk: Chunk
     ids: Ids
-    """Ids within the part, sorted: the j-th is image ``first_id + j`` of the mixture."""
 
 
 def list_mixed(config: MixedImages) -> Source:
-    """List the images of every part; those beyond a part's limit are left out, and get no id.
+    """List the images of every part; images beyond a part's limit are left out and get no id.
+
+    Args:
+        config: The config's ``images`` section.
 
     Raises:
-        InputError: A part has no images, or cannot be read as it is described; the part is named.
+        InputError: A part has no images, or does not match its config section; the message names the part.
     """
     chunks: list[Chunk] = []
     parts: list[Source] = []
     first_id = 0
     for number, part in enumerate(config.parts):
-        with _naming(number):
+        with _part_in_errors(number):
             parts.append(PLAIN_SOURCES[type(part)](part))
+        # A fixed seed: which images a part contributes must not change with the run's own seed.
         chosen = sample_ids(parts[-1].num_images, part.limit, seed=0)
         for chunk in parts[-1].chunks:
+            # Both are sorted, so the chosen ids of a chunk are one slice; a chunk without any is dropped.
             start, end = np.searchsorted(chosen, [chunk.first_id, chunk.first_id + chunk.num_images])
             if start < end:
                 payload = PartChunk(number, chunk, chosen[start:end])
                 chunks.append(Chunk(first_id, len(payload.ids), payload))
                 first_id += len(payload.ids)
-    return Source(chunks, MixedReader(tuple(part.read for part in parts)), _all_classes(parts))
+    return Source(chunks, MixedReader(tuple(part.read for part in parts)), _merge_classes(parts))
 
 
-def _all_classes(parts: list[Source]) -> tuple[str, ...] | None:
-    """Give every part's classes, each once, in the order of the parts; None where a part does not know."""
-    names: dict[str, None] = {}
+def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
+    """Return the classes of all parts, each once, in the order of the parts; None if a part's are unknown."""
+    names: dict[str, None] = {}  # a set that keeps the order
     for part in parts:
         if part.class_names is None:
             return None
@@ -66,23 +77,28 @@ def _all_classes(parts: list[Source]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class MixedReader:
-    """Reads a chunk with the reader of its part; a callable object, because it must travel to workers."""
+    """Reads a chunk with its part's reader; an object and not a closure, because it is pickled for workers.
+
+    Attributes:
+        readers: The reader of each part, in the order of the config.
+    """
 
     readers: tuple[SourceReader, ...]
 
-    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
+    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted images of a chunk, under their ids in the mixture."""
         payload: PartChunk = chunk.payload
+        # The part's reader knows only the part's own ids: translate what is wanted, then what comes back.
         mixed_ids = {part_id: chunk.first_id + j for j, part_id in enumerate(payload.ids.tolist())}
         wanted_of_part = {part_id for part_id, mixed_id in mixed_ids.items() if wanted(mixed_id)}
-        with _naming(payload.part):
+        with _part_in_errors(payload.part):
             for encoded in self.readers[payload.part](payload.chunk, wanted_of_part.__contains__):
                 yield replace(encoded, image_id=mixed_ids[encoded.image_id])
 
 
 @contextmanager
-def _naming(part: int) -> Iterator[None]:
-    """Say which part a complaint about its keys means."""
+def _part_in_errors(part: int) -> Iterator[None]:
+    """Name the part in errors of its source, which does not know that it is a part."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Parquet files with one encoded image a row."""
+"""The image source of Parquet files with one encoded image per row."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,27 +10,32 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.images.sources import Chunk, Encoded, Source
+from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote, open_random_access
 from ka_ray.storage.uris import to_path
 
-READ_ROWS = 256
+BATCH_ROWS = 256
+"""Number of rows that are in memory at the same time: a row group can have a million."""
 
 
 def list_parquet(config: ParquetImages) -> Source:
-    """List the row groups of the files, from their footers alone; each is one chunk.
+    """List the row groups of the files, each as one chunk; only the files' footers are read.
 
-    Reading row groups ourselves gives every image its row number as id, which no rerun changes.
+    This package reads row groups itself instead of through ``ray.data.read_parquet`` so that an image's id is
+    its row number, which stays the same in every run.
+
+    Args:
+        config: The config's ``images`` section.
 
     Raises:
-        InputError: No file matches, a file is not Parquet, or a named column is missing.
+        InputError: No file matches, a file is not Parquet, or a column that the config names is missing.
     """
     paths = [config.path] if config.path.is_file() else sorted(config.path.glob(config.files))
     if not paths:
         raise InputError(f"images.path {config.path}: no file matches images.files = {config.files!r}")
     chunks, first_id = [], 0
     for path in paths:
-        footer = _footer(path, config)
+        footer = _read_footer(path, config)
         for group in range(footer.num_row_groups):
             num_images = footer.row_group(group).num_rows
             chunks.append(Chunk(first_id, num_images, (str(path), group)))
@@ -39,7 +44,8 @@ def list_parquet(config: ParquetImages) -> Source:
     return Source(chunks, ParquetReader(config.image_column, config.label_column, config.classes), names)
 
 
-def _footer(path: Path, config: ParquetImages) -> Any:
+def _read_footer(path: Path, config: ParquetImages) -> Any:
+    """Return the metadata of a file after checking that it has the columns that the config names."""
     try:
         with open_random_access(path) as source:
             file = pq.ParquetFile(source)
@@ -51,33 +57,44 @@ def _footer(path: Path, config: ParquetImages) -> Any:
         if column is not None and column not in columns:
             raise InputError(f"{key}: {path} has no column {column!r}; it has {columns}")
     if config.label_column is not None and config.classes is None:
-        kind = file.schema_arrow.field(config.label_column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(f"images.classes: column {config.label_column!r} holds {kind}; name its classes")
+        label_type = file.schema_arrow.field(config.label_column).type
+        # Integer labels are positions in a list of names that only the user knows.
+        if not (pa.types.is_string(label_type) or pa.types.is_large_string(label_type)):
+            raise InputError(
+                f"images.classes: column {config.label_column!r} of {path} holds {label_type}, not text; "
+                "set images.classes to the list of class names that these labels count"
+            )
     return file.metadata
 
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reads row groups; a callable object, because it must remember the columns and travel to workers."""
+    """Reads row groups; an object and not a closure, because it is pickled for workers.
+
+    Attributes:
+        image_column: Name of the column with the encoded images.
+        label_column: Name of the column with the labels; None if the images are unlabelled.
+        classes: Names of the classes that integer labels count; None if the labels are names.
+    """
 
     image_column: str
     label_column: str | None
     classes: tuple[str, ...] | None
 
-    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
+    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted rows of one row group."""
         path, group = chunk.payload
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
+        # Every row is counted, also those that are not wanted: a row's id is its number in the source.
         image_id = chunk.first_id
-        for batch in _read(path, group, columns):
+        for batch in _read_row_group(path, group, columns):
             contents = batch.column(0)
             labels = batch.column(1) if self.label_column else None
             for row in range(batch.num_rows):
                 if wanted(image_id):
                     label = self._label(labels[row].as_py()) if labels is not None else ""
                     name = f"{path}, row {image_id - chunk.first_id} of row group {group}"
-                    yield Encoded(image_id, name, _bytes(contents[row].as_py()), label)
+                    yield EncodedImage(image_id, name, _to_bytes(contents[row].as_py()), label)
                 image_id += 1
 
     def _label(self, value: Any) -> str:
@@ -87,23 +104,28 @@ class ParquetReader:
             return value
         if self.classes is None or not 0 <= value < len(self.classes):
             known = 0 if self.classes is None else len(self.classes)
-            raise InputError(f"images.classes: label {value} found, but only {known} classes are named")
+            raise InputError(
+                f"images.classes: label {value} found, but only {known} classes are named (counted from 0)"
+            )
         return str(self.classes[value])
 
 
-def _read(path: str, group: int, columns: list[str]) -> Iterator[Any]:
-    """Read some columns of one row group in batches; of a remote file no other bytes, in few requests."""
+def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
+    """Yield some columns of one row group in batches; of a remote file, only these bytes are fetched."""
     where = to_path(path)
     try:
         with open_random_access(where) as source:
+            # Pre-buffering joins the ranges of the columns into few requests, which only pays off remotely.
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
-            yield from file.iter_batches(READ_ROWS, row_groups=[group], columns=columns)
+            yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
     except (ConnectionError, TimeoutError):
-        raise  # the file may well be whole
+        raise  # the file itself may be fine: the chunk is read again
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None
 
 
-def _bytes(value: Any) -> bytes:
+def _to_bytes(value: Any) -> bytes:
+    """Return the encoded image of a cell, which may be a struct with a field ``bytes`` (Hugging Face)."""
     content = value.get("bytes") if isinstance(value, dict) else value
-    return content if isinstance(content, bytes) else b""  # refused by the decoder, counted as unreadable
+    # The decoder refuses empty content, so the image is counted as unreadable.
+    return content if isinstance(content, bytes) else b""

@@ -1,6 +1,6 @@
 """What every image source offers, and the loop that reads one chunk of it.
 
-Shapes: n images of a chunk, H = W = size pixels.
+Shapes: n images of a chunk, H = W = size in pixels.
 """
 
 import sys
@@ -16,15 +16,24 @@ from ka_ray.config import JOB_FOLDERS, ImagesConfig
 from ka_ray.images.decode import decode
 
 Columns = dict[str, npt.NDArray[Any]]
+"""Column name -> values, one per image."""
+
 Ids = npt.NDArray[np.int64]
+"""Image ids."""
 
 BATCH_BYTES = 32 * 1024**2
-"""Decoded bytes that one yielded batch may hold: bounds the memory of a reading task."""
+"""Largest number of decoded bytes in one batch of :func:`read_chunk`: bounds the memory of a reading task."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one task reads: the images ``first_id`` to ``first_id + num_images - 1`` of a source."""
+    """The images that one task reads: those with the ids ``first_id`` to ``first_id + num_images - 1``.
+
+    Attributes:
+        first_id: Id of the first image.
+        num_images: Number of images.
+        payload: What the source's reader needs to find them, e.g. file names; it must pickle.
+    """
 
     first_id: int
     num_images: int
@@ -32,8 +41,15 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One image as the source holds it: encoded bytes, or pixels ``[H, W, 3]`` uint8."""
+class EncodedImage:
+    """One image as its source stores it.
+
+    Attributes:
+        image_id: Its id in the source.
+        name: Where it is, for messages, e.g. its path.
+        content: The bytes of an image file, or RGB pixels ``[H, W, 3]`` uint8; empty bytes if unreadable.
+        label: Name of its class; empty if it has none.
+    """
 
     image_id: int
     name: str
@@ -43,7 +59,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Source:
-    """A listed source of images. Image ids count from 0 in the source's own order."""
+    """A listed source of images. Ids count from 0, in an order that depends only on the source.
+
+    Attributes:
+        chunks: All images, in the order of their ids.
+        read: Reads the images of a chunk.
+        class_names: The classes that the source lists; None if it does not know them before it is read.
+    """
 
     chunks: list[Chunk]
     read: "SourceReader"
@@ -51,34 +73,48 @@ class Source:
 
     @property
     def num_images(self) -> int:
-        """How many images the source lists, readable or not."""
+        """Number of images that the source lists, readable or not."""
         return sum(chunk.num_images for chunk in self.chunks)
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what is listed where: with another one, ids mean other images.
-
-        What travels with a job lies in another folder every time; that folder does not count.
-        """
+        """SHA-256 of the list of images; if it changes, the same ids mean other images."""
         listed = sha256()
-        with np.printoptions(threshold=sys.maxsize):  # the ids of a mixture, all of them
+        with np.printoptions(threshold=sys.maxsize):  # else numpy shortens long arrays of ids to "..."
             for chunk in self.chunks:
                 text = f"{chunk.first_id} {chunk.num_images} {chunk.payload!r}\n"
+                # Files that were sent with a job are in a new folder each time: it is not part of the list.
                 listed.update(JOB_FOLDERS.sub("", text).encode())
         return listed.hexdigest()
 
 
 class SourceReader(Protocol):
-    """Reads the images of one chunk whose ids are wanted; runs in a worker, so it must pickle."""
+    """Reads the wanted images of one chunk. It runs in workers, so it must pickle."""
 
-    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
-        """Yield the wanted images, in the order of their ids."""
+    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
+        """Yield the wanted images of a chunk, in the order of their ids.
+
+        Args:
+            chunk: A chunk of the reader's source.
+            wanted: Whether to read the image with this id.
+        """
 
 
 def sample_ids(num_images: int, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
-    """Choose ``limit`` of the ids 0 ... num_images - 1 at random (all where None), sorted."""
+    """Sample image ids at random, without repetition.
+
+    Args:
+        num_images: Number of images; their ids are 0 ... num_images - 1.
+        limit: Number of ids to sample; None for all. With the same seed, a smaller sample is a subset of a
+            larger one.
+        seed: Seed of the random choice.
+
+    Returns:
+        The ids, sorted.
+    """
     if limit is None or limit >= num_images:
         return np.arange(num_images)
+    # The beginning of one permutation: this makes smaller samples subsets of larger ones.
     return np.sort(np.random.default_rng(seed).permutation(num_images)[:limit])
 
 
@@ -90,21 +126,22 @@ def read_chunk(
     only_classes: frozenset[str] | None,
     on_unreadable: Callable[[int, str], None],
 ) -> Iterator[Columns]:
-    """Decode the wanted images of one chunk, in batches of bounded size.
+    """Read and decode the wanted images of one chunk, in batches of bounded size.
 
     Args:
-        config: Gives size and resizing.
+        config: The config's ``images`` section, which says how large the decoded images are.
         read: The source's reader.
-        chunk: Which images.
-        ids: Wanted image ids, sorted.
-        only_classes: Keep images with these labels alone; None keeps all.
-        on_unreadable: Told (image id, name with the reason) of each image that cannot be decoded;
-            may raise to stop.
+        chunk: The chunk to read.
+        ids: Ids of all wanted images of the source, sorted.
+        only_classes: Keep only images with these labels; None keeps all.
+        on_unreadable: Called with the id, and the name with the reason, of each image that cannot be decoded;
+            may raise to stop reading.
 
     Yields:
-        ``image_id [n]`` int64, ``image [n, 3, H, W]`` uint8, ``label [n]`` str ('' where there is none).
+        ``image_id [n]`` int64, ``image [n, 3, H, W]`` uint8, ``label [n]`` str (empty if there is none).
     """
     batch_images = max(1, BATCH_BYTES // (3 * config.size**2))
+    # Only the ids of this chunk become a set: the array of all ids may have millions of entries.
     wanted = frozenset(ids[np.searchsorted(ids, chunk.first_id) :][: chunk.num_images].tolist())
     rows: list[tuple[int, npt.NDArray[np.uint8], str]] = []
     for encoded in read(chunk, wanted.__contains__):
@@ -112,18 +149,18 @@ def read_chunk(
             continue
         try:
             image = decode(encoded.content, config.size, config.resize)
-        except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
+        except Exception as error:  # decoders raise many types; each means that this image is unreadable
             on_unreadable(encoded.image_id, f"{encoded.name} ({error})")
             continue
         rows.append((encoded.image_id, image, encoded.label))
         if len(rows) == batch_images:
-            yield _columns(rows)
+            yield _to_columns(rows)
             rows = []
     if rows:
-        yield _columns(rows)
+        yield _to_columns(rows)
 
 
-def _columns(rows: list[tuple[int, npt.NDArray[np.uint8], str]]) -> Columns:
+def _to_columns(rows: list[tuple[int, npt.NDArray[np.uint8], str]]) -> Columns:
     image_ids, images, labels = zip(*rows, strict=True)
     return {
         "image_id": np.asarray(image_ids, dtype=np.int64),

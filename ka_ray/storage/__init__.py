@@ -1,1 +1,1 @@
-"""Files that may be local or at a URI: atomic writes, and copies cached on each node."""
+"""Files that may be local or at a URI: atomic writes, and copies that each node caches."""

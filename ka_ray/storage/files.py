@@ -1,16 +1,14 @@
-"""Files wherever they lie: local paths, and URIs of whatever fsspec knows (``s3://``, ``gs://``, ...).
+"""Operations on files that may be local or at a URI of any protocol that fsspec knows (``s3://``, ``gs://``).
 
-A URI becomes a ``UPath``: it offers what ``pathlib.Path`` does (``/``, ``exists``, ``read_text``, ``glob``)
-without being one, and stands where a signature says ``Path``; Python's own ``open`` and libraries that want a
-file name refuse it. Here is what pathlib lacks, or what an object store does otherwise; what must be a local
-file to be used goes through :mod:`ka_ray.storage.cache`.
+A URI becomes a ``UPath``. It has the interface of ``pathlib.Path`` but is not one, although signatures here
+say ``Path`` for both: Python's ``open`` and libraries that take a file name refuse it. This module holds what
+pathlib lacks, and what an object store does differently. See :mod:`ka_ray.storage.cache` for local copies.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, gettempdir
@@ -20,18 +18,18 @@ from uuid import uuid4
 from ka_ray.errors import InputError
 from ka_ray.storage.uris import OBJECT_STORES
 
-if TYPE_CHECKING:  # a tenth of a second, for those alone who give URIs
+if TYPE_CHECKING:  # importing it takes a tenth of a second, which only users of URIs should pay
     from upath import UPath
 
-CACHE = "KA_RAY_CACHE"
+CACHE_VARIABLE = "KA_RAY_CACHE"
 """The environment variable that names the folder of local copies."""
 
 MAX_PARALLEL_REQUESTS = 16
-"""Requests at once: an object store answers each late, but many together."""
+"""Number of simultaneous requests: an object store takes long to answer one, but answers many at once."""
 
 
 def is_path(value: object) -> bool:
-    """Whether something is a path, of any kind, or the text of one."""
+    """Whether a value is a local or remote path, or the text of one."""
     if isinstance(value, str | Path):
         return True
     from upath import UPath
@@ -40,35 +38,35 @@ def is_path(value: object) -> bool:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is a URI's."""
+    """Whether a path is a URI; ``file://`` URIs count as remote, too."""
     return not isinstance(path, Path)
 
 
 def get_filesystem(path: Path) -> tuple[Any, str]:
-    """Give the fsspec file system of a URI, and the name of the file there."""
+    """Return the fsspec file system of a remote path, and the path's name there."""
     uri = cast("UPath", path)
     return uri.fs, uri.path
 
 
 def absolute(path: Path) -> Path:
-    """Make a local path absolute; a URI is."""
+    """Make a local path absolute; a URI always is."""
     return path if is_remote(path) else path.absolute()
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there.
+    """Whether a file or folder exists.
 
     Raises:
-        InputError: That cannot be found out: no credentials, no permission, no answer.
+        InputError: This cannot be found out: credentials or permissions are missing, or nothing answers.
     """
     try:
         return path.exists()
-    except Exception as error:  # every file system raises its own kinds
+    except Exception as error:  # every file system raises its own types
         raise InputError(f"{path} cannot be reached: {error}") from None
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above it; object stores have none, and need none."""
+    """Make a folder and its parents, if they do not exist; object stores have no folders and need none."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
     elif cast("UPath", path).protocol not in OBJECT_STORES:
@@ -77,7 +75,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all in it; nothing where there is none."""
+    """Remove a folder with everything in it, if it exists."""
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
@@ -86,7 +84,7 @@ def remove_tree(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, a remote one in a single request: as it is at one moment."""
+    """Read a whole file; a remote one in a single request, so that all of it is of the same version."""
     if not is_remote(path):
         return path.read_bytes()
     fs, name = get_filesystem(path)
@@ -94,20 +92,28 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; see :func:`read_bytes`."""
+    """Read a UTF-8 text file; see :func:`read_bytes`."""
     return read_bytes(path).decode()
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a local file to write; as the block ends it is at ``path`` in one step, whole or not at all."""
+    """Write a file in one step: readers see the old content or the new, never a part.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+
+    Yields:
+        A local file to write to. When the block ends it becomes ``path``; if the block raises, it is deleted.
+    """
     if is_remote(path):
         with TemporaryDirectory(dir=cache_folder(), prefix="upload-") as folder:
             part = Path(folder) / path.name
             yield part
             _upload(part, cast("UPath", path))
         return
-    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")  # another process may write the same file
+    # A random name, because another process may be writing the same file.
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         yield part
         part.replace(path)
@@ -116,26 +122,40 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one atomic step."""
+    """Write a UTF-8 text file in one step; see :func:`atomic_file`.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        text: The new content.
+    """
     with atomic_file(path) as part:
         part.write_text(text)
 
 
 def _upload(part: Path, path: "UPath") -> None:
+    """Upload a local file so that it appears at a URI in one step."""
     if path.protocol in OBJECT_STORES:
         path.fs.put_file(str(part), path.path)
         return
+    # Other file systems show a file while it grows: upload under another name, then rename.
     staged = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     path.fs.put_file(str(part), staged.path)
     path.fs.mv(staged.path, path.path)
 
 
 def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
-    """List the files below a folder, of some suffixes or all, by their names in it, sorted folder by folder.
+    """List all files below a folder, in its subfolders, too.
+
+    Args:
+        folder: A local or remote folder.
+        suffixes: Lower-case suffixes such as ``.png``; other files are not listed. Empty: all files.
+
+    Returns:
+        Paths relative to the folder, sorted folder by folder (``a/z`` comes before ``a-b/c``).
 
     Example:
         >>> list_files(Path(__file__).parent, {".py"})[:2]
-        ['__init__.py', 'cache.py']
+        ['__init__.py', 'batch_read.py']
     """
 
     def wanted(name: str) -> bool:
@@ -150,63 +170,55 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
     return sorted(names, key=lambda name: name.split("/"))
 
 
-def read_files(names: Sequence[str]) -> Iterator[bytes | OSError]:
-    """Read files of one file system, named as text; many remote ones at once.
-
-    Yields:
-        Each file's content, or the error where it cannot be read.
-    """
-    if not any("://" in name for name in names):
-        yield from (_read(lambda name: Path(name).read_bytes(), name) for name in names)
-        return
-    import fsspec
-
-    fs, _ = fsspec.core.url_to_fs(names[0], use_listings_cache=False)
-    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
-        yield from pool.map(lambda name: _read(fs.cat_file, name), names)
-
-
-def _read(read: Callable[[str], bytes], name: str) -> bytes | OSError:
-    try:
-        return read(name)
-    except OSError as error:
-        return error
-
-
 @contextmanager
 def open_random_access(path: Path) -> Iterator[Any]:
-    """Give what a reader of ranges opens: a local path itself, else a file whose every range is a request."""
+    """Open a file of which only some byte ranges are read, such as a Parquet file.
+
+    Yields:
+        What pyarrow can open: a local path itself, or a remote file that fetches only what is read.
+    """
     if not is_remote(path):
         yield path
         return
     fs, name = get_filesystem(path)
+    # fsspec's default cache reads ahead, which fetches megabytes around every small range.
     with fs.open(name, "rb", cache_type="none") as file:
         yield file
 
 
 def cache_folder() -> Path:
-    """Give this node's folder of local copies, made if it is not there."""
-    given, user = os.environ.get(CACHE), getattr(os, "getuid", int)()
-    folder = Path(given) if given else Path(gettempdir()) / f"ka_ray-{user}"
+    """Return this node's folder of local copies; it is made if it does not exist.
+
+    Raises:
+        InputError: The folder in the system's temporary folder was made by another user.
+    """
+    configured, user = os.environ.get(CACHE_VARIABLE), getattr(os, "getuid", int)()
+    folder = Path(configured) if configured else Path(gettempdir()) / f"ka_ray-{user}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not given and folder.stat().st_uid != user:
-        raise InputError(f"{folder} belongs to someone else; set {CACHE} to a folder of yours")
+    # Anyone can make folders in the temporary folder: weights from a stranger's folder must not be loaded.
+    if not configured and folder.stat().st_uid != user:
+        raise InputError(f"{folder} belongs to someone else; set {CACHE_VARIABLE} to a folder of yours")
     return folder
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one atomic step: it is there whole or not at all."""
+    """Write a JSON file in one step; see :func:`atomic_file`.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        content: Anything that :mod:`json` can write.
+    """
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Read a JSON file that holds an object."""
     content: dict[str, Any] = json.loads(read_text(path))
     return content
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Format a number of bytes for people, in the largest fitting unit up to GiB.
+    """Write a number of bytes in the largest unit up to GiB that gives at least 1.
 
     Example:
         >>> format_bytes(1536), format_bytes(100 * 1024**2), format_bytes(3 * 1024**3)

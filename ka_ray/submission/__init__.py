@@ -1,1 +1,1 @@
-"""Send a run to a remote cluster as a Ray job: package it, submit it, follow its log."""
+"""Run a workflow on a remote cluster as a Ray job: package its files, submit it, follow its log."""

@@ -1,4 +1,4 @@
-"""Ray's job submission: send a job to a cluster, ask how it goes, read its log."""
+"""Ray's job submission client, with errors that say whether trying again can help."""
 
 import logging
 import os
@@ -14,21 +14,21 @@ from ray.job_submission import JobSubmissionClient
 
 from ka_ray.errors import InputError
 
-_SERVER = "RAY_API_SERVER_ADDRESS"
-_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 STARTING_S = (2.0, 4.0, 8.0, 16.0)
-"""Pauses while a cluster that has just started has no agent yet that could take a job."""
+"""Pauses in seconds between attempts to submit to a cluster that has just started and has no agent yet."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job goes.
+    """The state of a job.
 
     Attributes:
-        status: Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
-        exit_code: Of its command, once that has ended by itself.
-        message: What Ray says of it.
+        status: Ray's word for it: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        exit_code: Exit code of the job's command; None if the command is running, was stopped or never ran.
+        message: Ray's explanation, for people.
     """
 
     status: str
@@ -36,33 +36,41 @@ class JobState:
     message: str
 
     @property
-    def over(self) -> bool:
-        """Whether it has ended, one way or another."""
+    def has_ended(self) -> bool:
+        """Whether the job has ended, for whatever reason."""
         return self.status in {"STOPPED", "SUCCEEDED", "FAILED"}
 
 
-class Jobs:
-    """The jobs of one cluster; every request says in one way what went wrong.
+class JobClient:
+    """Submits jobs to one cluster and asks for their states and logs.
 
-    All methods raise :class:`InputError` where trying again is useless (the cluster refuses the token, there
-    is no such job) and :class:`ConnectionError` where it may help.
+    All methods raise :class:`InputError` if trying again is useless (the cluster refuses the token, there is
+    no such job), and :class:`ConnectionError` if it may help.
 
     Args:
         client: A :class:`ray.job_submission.JobSubmissionClient`.
-        address: Of the cluster's job server, for messages.
+        address: Address of the cluster's job server, for messages.
     """
 
     def __init__(self, client: Any, address: str) -> None:
         self._client, self.address = client, address
 
-    def page(self, job_id: str) -> str:
-        """Where the dashboard shows a job."""
+    def dashboard_url(self, job_id: str) -> str:
+        """Return the address at which the dashboard shows a job."""
         return f"{self.address}/#/jobs/{job_id}"
 
     def submit(self, entrypoint: str, package: Path, environment: dict[str, str]) -> str:
-        """Upload a zip file, the job's working directory, and start a command there; give the job's id.
+        """Upload a zip file and run a command in the folder with its content.
 
-        A package that the cluster has is not uploaded again.
+        Ray names a package by its content, so one that the cluster has is not uploaded again.
+
+        Args:
+            entrypoint: The shell command to run.
+            package: The zip file; its content becomes the job's working directory.
+            environment: Environment variables to set for the command.
+
+        Returns:
+            The job's id.
         """
         for pause_s in STARTING_S:
             try:
@@ -75,75 +83,82 @@ class Jobs:
 
     def _submit(self, entrypoint: str, package: Path, environment: dict[str, str]) -> str:
         runtime_env = {"working_dir": str(package), "env_vars": environment}
-        with self._asking():
+        with self._translated_errors():
             return str(self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
 
     def state(self, job_id: str) -> JobState:
-        """Ask how a job goes."""
-        with self._asking(job_id):
+        """Ask for the state of a job."""
+        with self._translated_errors(job_id):
             info = self._client.get_job_info(job_id)
         return JobState(str(info.status), info.driver_exit_code, info.message or "")
 
     def log(self, job_id: str) -> str:
-        """Read all that a job has printed."""
-        with self._asking(job_id):
+        """Return everything that a job has printed so far."""
+        with self._translated_errors(job_id):
             return str(self._client.get_job_logs(job_id))
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
-        """Read what a job has printed, from its beginning, then what it prints, as it comes."""
-        with self._asking(job_id):
+        """Yield everything that a job has printed, from the beginning, then what it prints as it comes."""
+        with self._translated_errors(job_id):
             async for text in self._client.tail_job_logs(job_id):
                 yield text
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to stop; it is killed if it does not."""
-        with self._asking(job_id):
+        """Ask a job to stop; if it does not, Ray kills it after some seconds."""
+        with self._translated_errors(job_id):
             self._client.stop_job(job_id)
 
     @contextmanager
-    def _asking(self, job_id: str = "") -> Iterator[None]:
+    def _translated_errors(self, job_id: str = "") -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of requests, aiohttp and Ray: too many kinds to name
-            raise _explained(error, self.address, job_id) from None
+        except Exception as error:  # of requests, aiohttp and Ray: too many types to name
+            raise _translate_error(error, self.address, job_id) from None
 
 
-def open_jobs(address: str) -> Jobs:
-    """Reach the job server of a cluster.
+def connect_job_client(address: str) -> JobClient:
+    """Connect to the job server of a cluster.
 
     Args:
-        address: ``http://HOST:8265`` or ``https://...``.
+        address: Its URL: ``http://HOST:8265`` or ``https://...``.
 
     Raises:
-        InputError: Nothing answers there, or it refuses the token.
+        InputError: Nothing answers there, or the cluster refuses the token.
     """
-    for name in _CHATTY:  # of every upload and closed connection
+    for name in _CHATTY_LOGGERS:  # they log every upload and every closed connection
         logging.getLogger(name).setLevel(logging.WARNING)
     address = address.rstrip("/")
-    before = os.environ.get(_SERVER)
-    os.environ[_SERVER] = address  # else RAY_ADDRESS, where it is set, would win over the given address
+    # If RAY_ADDRESS is set, Ray's client prefers it to its own argument; only this variable goes before both.
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
     try:
-        return Jobs(JobSubmissionClient(address), address)
-    except Exception as error:  # see above
-        problem = _explained(error, address)
-        if isinstance(problem, InputError):
-            raise problem from None
-        raise InputError(f"--address {address}: no Ray cluster answers there ({problem})") from None
+        return JobClient(JobSubmissionClient(address), address)
+    except Exception as error:  # too many types to name, as above
+        translated = _translate_error(error, address)
+        if isinstance(translated, InputError):
+            raise translated from None
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there ({translated}); give the address of the "
+            "cluster's dashboard, e.g. http://HOST:8265"
+        ) from None
     finally:
         if before is None:
-            del os.environ[_SERVER]
+            del os.environ[_ADDRESS_VARIABLE]
         else:
-            os.environ[_SERVER] = before
+            os.environ[_ADDRESS_VARIABLE] = before
 
 
-def _explained(error: Exception, address: str, job_id: str = "") -> Exception:
-    status = getattr(error, "status", None)  # of a refused websocket; requests' errors are texts
+def _translate_error(error: Exception, address: str, job_id: str = "") -> Exception:
+    """Return an InputError if trying again is useless, otherwise a ConnectionError."""
+    # A refused websocket has a status; the client's errors of plain requests have it only in their text.
+    status = getattr(error, "status", None)
     if isinstance(error, AuthenticationError) or status in (401, 403):
+        # Without the error's own text, which may repeat the token.
         return InputError(
-            f"--address {address}: the cluster asks for a token, and this shell shows none or another one. "
+            f"--address {address}: the cluster asks for a token, and this shell has none or a wrong one. "
             "Set RAY_AUTH_MODE=token and the cluster's token: in RAY_AUTH_TOKEN, in a file that "
             "RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
         )
     if job_id and (status == 404 or "status code 404" in str(error)):
-        return InputError(f"--address {address}: there is no job {job_id}")
+        return InputError(f"--address {address}: there is no job {job_id}; `ray job list` shows the jobs")
     return ConnectionError(str(error) or type(error).__name__)

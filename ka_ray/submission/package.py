@@ -1,4 +1,8 @@
-"""What a job is sent with: this package, the config, and all that it names by relative path, in one zip."""
+"""The zip file that is sent with a job: this package, the config, and the files that it names.
+
+Only files that it names by relative path are sent; absolute paths and URIs are for files on the cluster.
+``.gitignore`` is not read: a teacher's weights are usually ignored by git, and the job needs them.
+"""
 
 import importlib.machinery
 import os
@@ -14,169 +18,198 @@ from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
 
 MAX_UPLOAD_BYTES = 100 * 1024**2
-"""What the job server of Ray 2.60 takes in one request (``DASHBOARD_CLIENT_MAX_SIZE``): less than the 512 MiB
-that its client allows and its documentation names."""
+"""The size at which Ray 2.60's job server refuses a request (``DASHBOARD_CLIENT_MAX_SIZE``). It is less than
+the 512 MiB that Ray's client and documentation allow."""
 
-PACKAGE = Path(__file__).parents[1]  # the folder of ka_ray itself
-"""What runs here runs there."""
+PACKAGE_FOLDER = Path(__file__).parents[1]
+"""The folder of ka_ray itself, which is sent so that the job runs the same code as this machine."""
 
-EXTENDED = ("config.json", "stages/codes.*", "teachers/*/teacher.safetensors")
-"""What a run that is extended needs to have; its features, often gigabytes, are not among it."""
-
-ENTRY_BYTES = 30 + 46
-END_BYTES = 22
-"""A zip file's own: of every file, beside its name twice, and at its end."""
+EXTENSION_FILES = ("config.json", "stages/codes.*", "teachers/*/teacher.safetensors")
+"""The files of a finished run that ``extend`` reads. Its features are not among them: often gigabytes."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Something that travels: its name for people, and its files by their paths in the job's folder."""
+class PackageEntry:
+    """One thing that is sent, e.g. a folder that the config names.
+
+    Attributes:
+        name: What to call it in messages.
+        files: Path in the job's working directory -> the file here.
+    """
 
     name: str
     files: dict[str, Path]
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the zip file, which is not compressed: weights and images hardly would be."""
-        names = sum(ENTRY_BYTES + 2 * len(name.encode()) for name in self.files)
-        return names + sum(path.stat().st_size for path in self.files.values())
+        """Size of its files, which is also their size in the zip file: it is not compressed."""
+        return sum(path.stat().st_size for path in self.files.values())
 
 
 @dataclass(frozen=True)
 class JobPackage:
-    """All that a job is sent with.
+    """All that is sent with a job.
 
     Attributes:
-        entries: In the order in which they are named to the user.
-        config: The config's path in the job's folder.
-        missing: Modules of factories that were not found here; the cluster must have them.
+        entries: What is sent, in the order in which it is listed to the user.
+        config: Path of the config file in the job's working directory.
+        missing: Top-level modules of network factories that do not exist here; the cluster must have them.
     """
 
-    entries: list[Entry]
+    entries: list[PackageEntry]
     config: str
     missing: list[str] = field(default_factory=list)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the zip file."""
-        return END_BYTES + sum(entry.num_bytes for entry in self.entries)
+    def check_size(self, num_bytes: int | None = None) -> None:
+        """Refuse a package that the cluster's job server would refuse.
 
-    def check(self) -> None:
-        """Refuse what the cluster would refuse.
+        Args:
+            num_bytes: Size of the zip file; None before it is written: the size of its files, which is less.
 
         Raises:
-            InputError: It is too large; the largest entries are named.
+            InputError: The package is too large. The message names its largest entries.
         """
-        if self.num_bytes < MAX_UPLOAD_BYTES:
+        num_bytes = sum(entry.num_bytes for entry in self.entries) if num_bytes is None else num_bytes
+        if num_bytes < MAX_UPLOAD_BYTES:
             return
         largest = sorted(self.entries, key=lambda entry: -entry.num_bytes)[:3]
         named = ", ".join(f"{entry.name} ({format_bytes(entry.num_bytes)})" for entry in largest)
         raise InputError(
-            f"the job would be sent with {format_bytes(self.num_bytes)}, the cluster takes less than "
-            f"{format_bytes(MAX_UPLOAD_BYTES)}; the largest: {named}. Put them at a path that every node "
-            "reaches, or at an s3:// or gs:// URI, and name them by that"
+            f"the job's files are {format_bytes(num_bytes)} together; the cluster accepts less than "
+            f"{format_bytes(MAX_UPLOAD_BYTES)}. The largest: {named}. Put them at a path that every node "
+            "reaches, or at an s3:// or gs:// URI, and give that path or URI in the config"
         )
 
     def write(self, path: Path) -> None:
-        """Write the zip file: the same content gives the same bytes, which Ray knows a package by."""
+        """Write the zip file. The same content gives the same bytes, by which Ray recognizes a package.
+
+        Raises:
+            InputError: The package is too large for the cluster.
+        """
+        # Before writing, so that a large folder does not fill the disk; after it, with what zip itself adds.
+        self.check_size()
         files = {name: source for entry in self.entries for name, source in entry.files.items()}
+        # Not compressed: weights and images hardly become smaller.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as package:
             for name in sorted(files):
-                info = zipfile.ZipInfo(name)  # without the file's date
+                info = zipfile.ZipInfo(name)  # it has a fixed date instead of the file's
                 info.external_attr = 0o644 << 16
                 with files[name].open("rb") as source, package.open(info, "w") as target:
                     shutil.copyfileobj(source, target)
+        self.check_size(path.stat().st_size)
 
 
-def pack(config: Path, tree: dict[str, Any], named: Sequence[str]) -> JobPackage:
-    """Gather what a job needs, whatever ``.gitignore`` says of it.
+def collect_package(config: Path, tree: dict[str, Any], named: Sequence[str]) -> JobPackage:
+    """Collect the files that a job needs.
 
     Args:
         config: The YAML file.
-        tree: What it holds, with all overrides applied.
-        named: The relative paths in it.
+        tree: The config's content, with all overrides applied.
+        named: The relative paths that the config holds.
 
     Raises:
-        InputError: A path leads out of the current folder, or there is nothing at it.
+        InputError: A path is outside of the current folder, or there is nothing to send at it.
     """
-    inside = _inside(str(config))
+    inside = _path_inside(str(config))
     config_name = inside or f"_config/{config.name}"
     entries = [
-        Entry(PACKAGE.name, _files(PACKAGE, PACKAGE.name)),
-        Entry(str(config), {config_name: config}),
+        PackageEntry(PACKAGE_FOLDER.name, _collect_files(PACKAGE_FOLDER, PACKAGE_FOLDER.name)),
+        PackageEntry(str(config), {config_name: config}),
     ]
-    networks = list(_networks(tree))
-    named = [*named, *(text for network in networks for text in _named_files(network.get("arguments")))]
-    for path in dict.fromkeys(named):
-        entries.append(_travelling(path, only=EXTENDED if path == tree.get("extend") else None))
+    networks = list(_network_sections(tree))
+    named = [*named, *(path for network in networks for path in _files_in_arguments(network))]
+    for path in dict.fromkeys(named):  # each path once, in the order of the config
+        entries.append(_collect_path(path, only=EXTENSION_FILES if path == tree.get("extend") else None))
     missing = []
-    for module in dict.fromkeys(_module(network) for network in networks):
-        if module is None or module == PACKAGE.name:
+    for module in dict.fromkeys(_factory_module(network) for network in networks):
+        if module is None or module == PACKAGE_FOLDER.name:
             continue
-        found = _find_module(module)
-        if found is None:
+        files = _find_module(module)
+        if files is None:
             missing.append(module)
-        elif found:
-            entries.append(Entry(f"module {module}", found))
+        elif files:
+            entries.append(PackageEntry(f"module {module}", files))
     return JobPackage(entries, config_name, missing)
 
 
-def _inside(path: str) -> str | None:
-    """Where a path lies below the current folder; None if it does not."""
+def _path_inside(path: str) -> str | None:
+    """Return a path relative to the current folder; None if it is outside of it."""
     relative = Path(os.path.relpath(path))
     return None if relative.parts[:1] == ("..",) else relative.as_posix()
 
 
-def _travelling(path: str, only: Sequence[str] | None) -> Entry:
-    inside, source = _inside(path), Path(path)
+def _collect_path(path: str, only: Sequence[str] | None) -> PackageEntry:
+    """Collect a file, or the files of a folder: all of them, or those that match one of some patterns."""
+    inside, source = _path_inside(path), Path(path)
     if inside is None:
         raise InputError(
-            f"{path} lies outside of the current folder, which is all that a job has; start ka-ray where "
-            "it is inside, or put it at a path that every node reaches, or at a URI, and give that"
+            f"{path} lies outside of the current folder, and only files inside it are sent; start ka-ray "
+            "in a folder that contains it, or give a path that every node reaches, or a URI"
         )
-    files = {inside: source} if source.is_file() else _files(source, inside, only)
+    files = {inside: source} if source.is_file() else _collect_files(source, inside, only)
     if not files:
-        raise InputError(f"{path} holds {'nothing that is needed of a finished run' if only else 'no file'}")
-    return Entry(path, files)
+        raise InputError(
+            f"extend: {path} holds none of the files of a finished run ({', '.join(EXTENSION_FILES)})"
+            if only
+            else f"{path} holds no file that can be sent; hidden files and __pycache__ are not"
+        )
+    return PackageEntry(path, files)
 
 
-def _files(folder: Path, name: str, only: Sequence[str] | None = None) -> dict[str, Path]:
-    """All files below a folder (or those that match), by their paths in the job's folder."""
-    found = [path for pattern in only or ("**/*",) for path in folder.glob(pattern)]
+def _collect_files(folder: Path, name: str, only: Sequence[str] | None = None) -> dict[str, Path]:
+    """Return the files below a folder by their paths in the job's working directory.
+
+    Args:
+        folder: The folder here.
+        name: Its path in the job's working directory.
+        only: Patterns of the files to send; None for all.
+    """
+    matching = [path for pattern in only or ("**/*",) for path in folder.glob(pattern)]
     return {
         Path(name, path.relative_to(folder)).as_posix(): path
-        for path in found
-        if path.is_file() and not any(_stays(part) for part in path.relative_to(folder).parts)
+        for path in matching
+        if path.is_file() and not any(_is_left_out(part) for part in path.relative_to(folder).parts)
     }
 
 
-def _stays(part: str) -> bool:
-    """Whether a file or folder of this name stays here: also what is hidden, where secrets often lie."""
-    return part == "__pycache__" or part.startswith(".")
+def _is_left_out(name: str) -> bool:
+    """Whether files and folders of this name are not sent; hidden ones may hold secrets."""
+    return name == "__pycache__" or name.startswith(".")
 
 
-def _networks(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sections of a config that describe a network."""
+def _network_sections(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the sections of a config that describe a network."""
     for section in [*(tree.get("teachers") or []), tree.get("teacher"), tree.get("student")]:
         if isinstance(section, dict):
             yield section
 
 
-def _named_files(arguments: Any) -> Iterator[str]:
-    """What a network's arguments name here: files alone, as any name could happen to be a folder's."""
-    for value in (arguments or {}).values():
+def _files_in_arguments(network: dict[str, Any]) -> Iterator[str]:
+    """Yield the arguments of a network's factory that are relative paths of files here.
+
+    A folder is not sent: any text, e.g. ``relu``, may happen to be the name of one.
+    """
+    for value in (network.get("arguments") or {}).values():
         if isinstance(value, str) and not Path(value).is_absolute() and Path(value).is_file():
             yield value
 
 
-def _module(network: dict[str, Any]) -> str | None:
-    """The top-level module of a factory ``package.module:factory``."""
+def _factory_module(network: dict[str, Any]) -> str | None:
+    """Return the top-level module of a factory ``package.module:factory``; None if a network has none."""
     name = network.get("network")
     return name.partition(":")[0].partition(".")[0] if isinstance(name, str) and ":" in name else None
 
 
 def _find_module(name: str) -> dict[str, Path] | None:
-    """The files of a module below the current folder; none if it is installed, None if it is nowhere."""
+    """Return the files of a module below the current folder by their paths in the job's working directory.
+
+    Args:
+        name: A top-level module.
+
+    Returns:
+        Its files; empty if it is an installed package, None if it does not exist here.
+    """
+    # Without importing it: a user's module may need packages that only the cluster has.
     spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
     if spec is None:
         return None
@@ -185,7 +218,8 @@ def _find_module(name: str) -> dict[str, Path] | None:
         if spec.submodule_search_locations is None
         else next(iter(spec.submodule_search_locations))
     )
-    inside = None if place is None else _inside(place)
+    inside = None if place is None else _path_inside(place)
     if place is None or inside is None or "site-packages" in inside:
         return {}
-    return {Path(place).name: Path(place)} if Path(place).is_file() else _files(Path(place), name)
+    # At the top of the job's folder, wherever it is here: the job's sys.path has only that folder.
+    return {Path(place).name: Path(place)} if Path(place).is_file() else _collect_files(Path(place), name)

@@ -1,4 +1,4 @@
-"""`ka-ray submit`: check a run here, send it to a cluster as a Ray job, follow it."""
+"""`ka-ray submit`: check a run on this machine, send it to a cluster as a Ray job, and follow it."""
 
 import os
 import shlex
@@ -12,9 +12,9 @@ from ka_ray.config import Config, Places, TeachConfig, is_absolute, read_tree
 from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
 from ka_ray.storage.uris import has_credentials
-from ka_ray.submission.client import open_jobs
-from ka_ray.submission.follow import resume_command, watch
-from ka_ray.submission.package import JobPackage, pack
+from ka_ray.submission.client import connect_job_client
+from ka_ray.submission.follow import follow_job, resume_command
+from ka_ray.submission.package import JobPackage, collect_package
 
 VERBS: dict[str, type[Config] | type[TeachConfig]] = {
     "run": Config,
@@ -23,22 +23,23 @@ VERBS: dict[str, type[Config] | type[TeachConfig]] = {
     "compare": Config,
     "teach": TeachConfig,
 }
-"""What can be sent, and what its config is."""
+"""Verb of the command line that can be sent -> the type of its config."""
 
 OPTIONS = {"extend": "run", "methods": "compare", "seeds": "compare", "vary": "compare"}
-"""Options that one verb alone has."""
+"""Option of the command line -> the only verb that has it."""
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What is to be run on the cluster.
+    """What to run on the cluster.
 
     Attributes:
-        verb: Of :data:`VERBS`.
-        config: The YAML file, here.
-        overrides: ``dotted.key=value``.
-        output: Where the run leaves its results, as the cluster's nodes reach it; None: the config says it.
-        options: Of the verb, as given; None or empty: not given.
+        verb: One of :data:`VERBS`.
+        config: The YAML file on this machine.
+        overrides: Config overrides, each ``dotted.key=value``.
+        output: The run's output folder, as a path that the cluster's nodes reach or a URI; None: the config
+            names it.
+        options: The verb's own options by name; an option that is None or empty counts as not given.
     """
 
     verb: str
@@ -49,76 +50,90 @@ class JobRequest:
 
 
 def submit(request: JobRequest, address: str | None, wait: bool = True) -> int:
-    """Send a job, and follow it to its end.
+    """Send a job, and follow it until it ends.
 
     Args:
-        order: What to run.
-        address: Of the cluster's job server; None: ``RAY_ADDRESS``.
-        wait: Else the job's id is all that comes of it.
+        request: What to run.
+        address: URL of the cluster's job server; None to take RAY_ADDRESS.
+        wait: Whether to follow the job; otherwise only its id is printed.
 
     Returns:
-        The exit code; see :func:`ka_ray.submission.follow.watch`.
+        The exit code; see :func:`ka_ray.submission.follow.follow_job`. 0 without waiting.
 
     Raises:
-        InputError: Something given cannot work. Nothing has been uploaded then.
+        InputError: Something in the request cannot work. Nothing has been uploaded in that case.
     """
-    address = job_server(address)
-    package, overrides, output = prepare(request)
-    entrypoint = command(request, package.config, overrides, output)
+    address = job_server_address(address)
+    package, overrides, output = prepare_job(request)
+    entrypoint = build_entrypoint(request, package.config, overrides, output)
     environment, note = job_environment()
-    jobs = open_jobs(address)
-    for entry in package.entries:
-        print(f"sent: {entry.name} ({len(entry.files)} file(s), {format_bytes(entry.num_bytes)})")
-    for module in package.missing:
-        print(f"not found here, so the cluster must have it: module {module}")
-    if note:
-        print(note)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "job.zip"
         package.write(archive)
+        client = connect_job_client(address)
+        _print_package(package, note)
         try:
-            job_id = jobs.submit(entrypoint, archive, environment)
+            job_id = client.submit(entrypoint, archive, environment)
         except ConnectionError as error:
-            raise InputError(f"--address {address}: the cluster did not take the job: {error}") from None
-    print(
-        f"job: {job_id}\ncommand: {entrypoint}\noutput: {output}\ndashboard: {jobs.page(job_id)}", flush=True
-    )
+            raise InputError(f"--address {address}: the cluster did not accept the job: {error}") from None
+    url = client.dashboard_url(job_id)
+    print(f"job: {job_id}\ncommand: {entrypoint}\noutput: {output}\ndashboard: {url}", flush=True)
+    # Flushed above, so that the job's id is on the terminal even if following fails at once.
     if not wait:
-        print(resume_command(jobs, job_id))
+        print(resume_command(client, job_id))
         return 0
-    return watch(jobs, job_id)
+    return follow_job(client, job_id)
+
+
+def _print_package(package: JobPackage, note: str | None) -> None:
+    for entry in package.entries:
+        print(f"sent: {entry.name} ({len(entry.files)} file(s), {format_bytes(entry.num_bytes)})")
+    for module in package.missing:
+        print(f"module {module} is not on this machine, so it must be installed on the cluster")
+    if note:
+        print(note)
 
 
 def follow(job_id: str, address: str | None) -> int:
-    """Follow a job that was sent before, from the beginning of its log; give its exit code.
+    """Follow a job that was sent before, from the beginning of its log, and return its exit code.
+
+    Args:
+        job_id: The job's id, which `ka-ray submit` printed.
+        address: URL of the cluster's job server; None to take RAY_ADDRESS.
 
     Raises:
         InputError: There is no such job, or no such cluster.
     """
-    return watch(open_jobs(job_server(address)), job_id)
+    return follow_job(connect_job_client(job_server_address(address)), job_id)
 
 
-def job_server(address: str | None) -> str:
-    """Find the address of the cluster's job server.
+def job_server_address(address: str | None) -> str:
+    """Return the URL of the cluster's job server.
+
+    Args:
+        address: The URL that the user gave; None to take RAY_ADDRESS.
 
     Raises:
-        InputError: None is given, or it is of another kind.
+        InputError: There is no address, or it is not a URL (RAY_ADDRESS may be the address of a Ray node).
     """
-    given = address or os.environ.get("RAY_ADDRESS", "")
-    if not given.startswith(("http://", "https://")):
-        what = f"is {given!r}" if given else "is missing, and RAY_ADDRESS is not set"
+    url = address or os.environ.get("RAY_ADDRESS", "")
+    if not url.startswith(("http://", "https://")):
+        what = f"is {url!r}" if url else "is missing, and RAY_ADDRESS is not set"
         raise InputError(f"--address: {what}; give the cluster's job server, e.g. http://HOST:8265")
-    return given
+    return url
 
 
-def prepare(request: JobRequest) -> tuple[JobPackage, list[str], str]:
-    """Check all that can be checked here, and gather what the job needs.
+def prepare_job(request: JobRequest) -> tuple[JobPackage, list[str], str]:
+    """Check everything that can be checked on this machine, and collect what the job needs.
+
+    Args:
+        request: What to run.
 
     Returns:
-        What travels, the overrides of the config, and the output folder.
+        The files to send, the overrides to run with, and the output folder.
 
     Raises:
-        InputError: Something given cannot work, or is too large.
+        InputError: Something in the request cannot work.
     """
     if request.verb not in VERBS:
         raise InputError(f"--verb: {request.verb!r}; there are {', '.join(VERBS)}")
@@ -126,66 +141,80 @@ def prepare(request: JobRequest) -> tuple[JobPackage, list[str], str]:
         if request.options.get(name) and verb != request.verb:
             raise InputError(f"--{name} belongs to --verb {verb}")
     if request.verb == "compare":
-        _check_compared(request.options)
+        _check_compare_options(request.options)
     overrides = list(request.overrides)
-    outside = [f"{key}={value}" for key, value in _folders(request).items()]
+    # These are options of the job's command, not overrides; here they are needed to check the config.
+    folders = [f"{key}={value}" for key, value in _folder_options(request).items()]
     places = Places()
-    config = VERBS[request.verb].load(request.config, [*overrides, *outside], places)
-    tree = read_tree(request.config, [*overrides, *outside])
-    tracked_at = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if config.tracking.uri is None and config.tracking.backend == "mlflow" and _can_be_passed(tracked_at):
-        overrides.append(f"tracking.uri={tracked_at}")
-    package = pack(request.config, tree, places.here)
-    package.check()
-    return package, overrides, _lasting(tree.get("output"))
+    config = VERBS[request.verb].load(request.config, [*overrides, *folders], places)
+    tree = read_tree(request.config, [*overrides, *folders])
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if config.tracking.uri is None and config.tracking.backend == "mlflow" and _can_be_sent(tracking_uri):
+        # As an override, so that the run's config.json names the server, too.
+        overrides.append(f"tracking.uri={tracking_uri}")
+    package = collect_package(request.config, tree, places.here)
+    return package, overrides, _check_output(tree.get("output"))
 
 
-def _folders(request: JobRequest) -> dict[str, str]:
-    given = {"output": request.output, "extend": request.options.get("extend")}
-    return {key: str(value) for key, value in given.items() if value}
+def _folder_options(request: JobRequest) -> dict[str, str]:
+    options = {"output": request.output, "extend": request.options.get("extend")}
+    return {key: str(value) for key, value in options.items() if value}
 
 
-def _check_compared(options: dict[str, Any]) -> None:
-    from ka_ray.runs.variants import expand_variants
+def _check_compare_options(options: dict[str, Any]) -> None:
+    from ka_ray.runs.variants import expand_variants  # here, because it imports torch
 
     expand_variants((options.get("methods") or "direct").split(","), options.get("vary") or [])
 
 
-def _lasting(output: Any) -> str:
+def _check_output(output: Any) -> str:
+    """Return the output folder if it outlives the job."""
     if not isinstance(output, str) or not is_absolute(output) or output.startswith("~"):
-        given = f"{output!r} is relative" if output else "is missing"
+        what = f"{output!r} is relative" if output else "is missing"
         raise InputError(
-            f"--output: {given}; the job's working directory on the cluster is temporary. Give an absolute "
+            f"--output: {what}; the job's working directory on the cluster is temporary. Give an absolute "
             "path that every node reaches, or a URI (s3://..., gs://...)"
         )
     return output
 
 
-def _can_be_passed(tracking_uri: str) -> bool:
+def _can_be_sent(tracking_uri: str) -> bool:
+    """Whether a tracking URI is a server that the cluster may reach, without a password in it."""
     return tracking_uri.startswith(("http://", "https://")) and not has_credentials(tracking_uri)
 
 
-def command(request: JobRequest, config: str, overrides: Sequence[str], output: str) -> str:
-    """Write the shell command of a job, as it runs in the folder with what was sent."""
+def build_entrypoint(request: JobRequest, config: str, overrides: Sequence[str], output: str) -> str:
+    """Return the shell command of a job.
+
+    Args:
+        request: What to run.
+        config: Path of the config file in the job's working directory.
+        overrides: Config overrides, each ``dotted.key=value``.
+        output: The run's output folder.
+    """
     words = ["python", "-m", "ka_ray.cli", request.verb, config]
     for override in overrides:
         words += ["--set", override]
     for name, value in request.options.items():
-        for one in value if isinstance(value, list) else [value]:
-            words += [f"--{name}", str(one)] if one else []
+        # An option that may be given several times is a list, and becomes several options again.
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(item)] if item else []
     return shlex.join([*words, "--output", output])
 
 
 def job_environment() -> tuple[dict[str, str], str | None]:
-    """The job's environment variables, which anyone can read who sees the job; and what to say of them.
+    """Return the job's environment variables, and a note to the user about them, or None.
 
-    No secret is among them: passwords and keys come from the cluster's own environment.
+    Whoever may see the job can read its variables, so no secret is among them: passwords and keys come from
+    the cluster's own environment.
     """
+    # Unbuffered, so that the log can be followed line by line.
     environment, tracking_uri = {"PYTHONUNBUFFERED": "1"}, os.environ.get("MLFLOW_TRACKING_URI")
     if not tracking_uri:
         return environment, None
     if has_credentials(tracking_uri):
         return environment, (
-            "MLFLOW_TRACKING_URI is not passed on: its password would stand in the job's metadata"
+            "MLFLOW_TRACKING_URI is not passed on, because its password would be shown with the job; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster instead"
         )
     return environment | {"MLFLOW_TRACKING_URI": tracking_uri}, f"MLFLOW_TRACKING_URI: {tracking_uri}"

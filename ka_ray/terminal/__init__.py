@@ -1,1 +1,1 @@
-"""What the command line prints: progress while a run goes on, a summary when it has ended."""
+"""What the command line prints: progress during a run, and a summary after it."""

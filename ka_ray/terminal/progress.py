@@ -1,4 +1,4 @@
-"""Show progress: bars on a terminal, elsewhere one ``key=value`` line an epoch or stage and now and then."""
+"""Show progress: bars on a terminal, otherwise ``key=value`` lines for epochs, stages and half minutes."""
 
 import re
 import time
@@ -12,26 +12,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-if TYPE_CHECKING:  # it would load torch, which who follows a job elsewhere does not need
+if TYPE_CHECKING:  # importing it would load torch, which following a job on a cluster does not need
     from ka_ray.training.fit import Progress
 
 RUN_URL_PREFIX = "mlflow: "
-"""Begins the line with the address under which a browser shows the run."""
+"""Prefix of the line with the address at which a browser shows the run; `ka-ray submit` finds it in logs."""
 
-EVERY_S = 30.0
-"""Without a terminal a stage says so often how far it is."""
+PRINT_INTERVAL_S = 30.0
+"""Seconds between the progress lines of a stage if the output is not a terminal."""
 
 _PROGRESS = re.compile(
     r"(?P<stage>\S.{0,80}?) (?P<unit>images|trials|epoch)=(?P<done>\d+)(?:/(?P<total>\d+))?(?: |$)"
 )
+"""A progress line that this module printed in another process; a stage's last line has no total."""
 
 
 class Display:
-    """A context that shows what runs."""
+    """Shows the progress of a run while its ``with`` block runs."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._terminal = self._console.is_terminal
+        # Names of stages may hold square brackets, which rich would take for its markup.
         name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
         count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=11))
         elapsed = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
@@ -51,23 +53,32 @@ class Display:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line as it is."""
         self._console.print(text, markup=False, emoji=False)
 
     @contextmanager
     def track_images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Count images (or what else) through a stage; gives what to call with how many more are done."""
-        began = said = time.perf_counter()
+        """Show how many images of a stage have been processed.
+
+        Args:
+            stage: Name of the stage.
+            total: Number of images to process.
+            unit: What is counted, if not images: a plural noun.
+
+        Yields:
+            A function to call with the number of images that were processed since the last call.
+        """
+        began = printed = time.perf_counter()
         done = 0
 
         def advance(more: int) -> None:
-            nonlocal done, said
+            nonlocal done, printed
             done += more
             now = time.perf_counter()
             rate = done / (now - began)
             self._bar(stage, done, total, f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s")
-            if not self._terminal and now - said >= EVERY_S:
-                said = now
+            if not self._terminal and now - printed >= PRINT_INTERVAL_S:
+                printed = now
                 self._console.print(f"{stage} {unit}={done}/{total} seconds={now - began:.1f}")
 
         self._bar(stage, 0, total, "")
@@ -75,17 +86,18 @@ class Display:
         if not self._terminal:
             self._console.print(f"{stage} {unit}={done} seconds={time.perf_counter() - began:.1f}")
 
-    def line(self, text: str) -> None:
-        """Pass on a line that a run printed elsewhere; on a terminal a bar shows where its stage stands."""
+    def forward_line(self, text: str) -> None:
+        """Print a line of a run in another process; on a terminal, its progress moves the stage's bar."""
         self.note(text)
         progress = _PROGRESS.match(text)
+        # Without a total it is the last line of a stage; if there is no bar for it, it is other text.
         if progress is None or not (progress["total"] or progress["stage"] in self._tasks):
             return
         done = int(progress["done"])
         self._bar(progress["stage"], done, int(progress["total"] or done), "")
 
     def training(self, progress: "Progress") -> None:
-        """Show where a training stage stands."""
+        """Show the progress of a training stage: on a terminal after every step, otherwise after epochs."""
         losses = " ".join(f"{name}={value:.4g}" for name, value in progress.losses.items())
         if self._terminal:
             done = (progress.epoch - 1) * progress.steps + progress.step
@@ -93,6 +105,7 @@ class Display:
             total = progress.epochs * progress.steps
             self._bar(progress.stage, done, total, f"{rate} {losses}"[:90])
         elif progress.epoch_ended:
+            # `forward_line` of another process parses this line: see _PROGRESS.
             self._console.print(
                 f"{progress.stage} epoch={progress.epoch}/{progress.epochs} images={progress.images} "
                 f"seconds={progress.seconds:.1f} {losses}"

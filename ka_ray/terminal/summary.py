@@ -1,4 +1,4 @@
-"""What the command line prints: of a run that has ended, and of this machine."""
+"""What the command line prints of a finished run, and of this machine."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def format_percent(share: float | None) -> str:
-    """Write a share for people; what was not measured is a dash.
+    """Write a share as a percentage; None, i.e. not measured, is a dash.
 
     Example:
         >>> format_percent(0.9375), format_percent(None)
@@ -22,14 +22,21 @@ def format_percent(share: float | None) -> str:
 
 
 def find_program(name: str) -> str:
-    """Write how to call an installed program from here: its name, or its path where PATH lacks it."""
-    beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+    """Return what to type to call an installed program: its name, or its path if PATH does not have it."""
+    # Programs of a virtual environment that is not activated are beside its Python.
+    installed = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not installed.exists() else os.path.relpath(installed)
 
 
 def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
-    """Print what came out, and what to do with it."""
-    from rich.console import Console
+    """Print the results of a run, and what to do with them.
+
+    Args:
+        report: The run's report.
+        folder: The run's output folder.
+        images: Image files for the suggested ``ka-ray predict`` command.
+    """
+    from rich.console import Console  # here, so that other commands start without loading rich
     from rich.table import Table
 
     console, accuracy = Console(soft_wrap=True), report.accuracy
@@ -41,7 +48,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     )
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
-    table.add_row("student says what the ensemble says", "", format_percent(accuracy.agreement))
+    table.add_row("student and ensemble agree", "", format_percent(accuracy.agreement))
     sizes: list[tuple[str, Any, Any]] = [
         (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
         for key in ("parameters", "macs", "bytes")
@@ -50,21 +57,21 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         table.add_row(key, f"{teachers:,}", f"{student:,}")
     console.print(table)
     if accuracy.union is None:
-        console.print("The images have no labels: agreement is all that can be said.")
+        console.print("The images have no labels, so only the agreement could be measured.")
     console.print(f"report:  {folder / 'report.md'}")
     for figure in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure:  {figure}")
-    tracked_at = report.mlflow.tracking_uri
-    if tracked_at is not None and tracked_at.startswith(("http://", "https://")):
-        console.print(f"browse:  {tracked_at}")
-    elif tracked_at is not None:
-        uri = shlex.quote(tracked_at)
+    tracking_uri = report.mlflow.tracking_uri
+    if tracking_uri is not None and tracking_uri.startswith(("http://", "https://")):
+        console.print(f"browse:  {tracking_uri}")
+    elif tracking_uri is not None:  # a database, which a browser shows only through a local server
+        uri = shlex.quote(tracking_uri)
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {uri}")
     console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
 
 
 def show_machine() -> None:
-    """Print what this machine has: Python, libraries, CPUs, GPUs, disk."""
+    """Print what this machine has: versions of Python and libraries, CPUs, GPUs, free disk space."""
     import platform
     from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Where a run's parameters, metrics, files and model are kept."""
+"""Experiment tracking: where a run's parameters, metrics, files and model are kept."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,36 +11,40 @@ from ka_ray.tracking.null import NullTracker
 __all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
 
 
-def _mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
-    from ka_ray.tracking.mlflow import MlflowTracker
+def _open_mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
+    from ka_ray.tracking.mlflow import MlflowTracker  # here, because importing MLflow takes seconds
 
     return MlflowTracker(config, name, output, run_id)
 
 
-def _none(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
+def _open_none(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
     return NullTracker()
 
 
 TRACKERS: dict[str, Callable[[TrackingConfig, str, Path, str | None], Tracker]] = {
-    "mlflow": _mlflow,
-    "none": _none,
+    "mlflow": _open_mlflow,
+    "none": _open_none,
 }
+"""``tracking.backend`` -> the function that opens its tracker, with the arguments of :func:`open_tracker`."""
 
 
 @contextmanager
 def open_tracker(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Iterator[Tracker]:
-    """Track one run; it ends as failed if the block raises, else as finished.
+    """Track one run; the tracked run ends as failed if the block raises, otherwise as finished.
 
     Args:
-        config: Which tracker, and where.
-        name: Of the run.
-        output: The run's output folder, where an unnamed tracking store is made.
-        run_id: Of an earlier attempt to go on with; None for a new run.
+        config: The config's ``tracking`` section: which tracker, and where it keeps things.
+        name: The run's name.
+        output: The run's output folder. If no tracking server is configured, MLflow's database is made there.
+        run_id: The tracker's id of an earlier attempt at the same run, to continue it; None for a new run.
+
+    Yields:
+        The tracker.
     """
     tracker = TRACKERS[config.backend](config, name, output, run_id)
     try:
         yield tracker
-    except BaseException:  # also Ctrl-C: a run must not look as if it still ran
+    except BaseException:  # Ctrl-C, too: otherwise the run would be shown as running for ever
         tracker.finish(failed=True)
         raise
     tracker.finish(failed=False)

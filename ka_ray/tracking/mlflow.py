@@ -1,7 +1,7 @@
-"""Tracking with MLflow. The only module that imports it, and only when it is used.
+"""Tracking with MLflow; the only module that imports it.
 
-Everything goes through a client with an explicit run id: the process-wide tracking URI and active run, which
-a caller may use for something else, stay as they are, and any thread may log.
+Everything goes through a client with an explicit run id. So MLflow's process-wide tracking URI and active
+run, which the caller of this package may use for something else, stay as they are, and any thread may log.
 """
 
 import copy
@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read at MLflow's import
+# Before the import of MLflow, which reads both variables.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow.pytorch
@@ -32,34 +33,46 @@ from ka_ray.errors import InputError
 from ka_ray.storage.cache import download_into
 from ka_ray.storage.files import is_remote
 from ka_ray.student import Student
-from ka_ray.tracking.base import tracking_uri
+from ka_ray.tracking.base import Tracker, tracking_uri
 
-MODEL = "student"
-"""The name of the logged model: ``runs:/RUN_ID/student``."""
+MODEL_NAME = "student"
+"""The name of the logged model; MLflow loads it as ``runs:/RUN_ID/student``."""
 
 MAX_KEY_CHARS = 250
+"""MLflow's limit for the name of a parameter, metric or tag."""
+
 MAX_VALUE_CHARS = 6000
+"""MLflow's limit for the value of a parameter."""
+
 MAX_PARAMS = 100
-"""MLflow's limits; of params those in one request."""
+"""MLflow's limit for the number of parameters in one request."""
 
 
-class MlflowTracker:
-    """One MLflow run, on a server or in a SQLite file of the output folder."""
+class MlflowTracker(Tracker):
+    """One MLflow run, on a server or in a SQLite file in the output folder.
+
+    Args:
+        config: The config's ``tracking`` section.
+        name: The run's name.
+        output: The run's output folder.
+        run_id: MLflow's id of the run to continue; None, or an id that does not exist, for a new run.
+    """
 
     def __init__(self, config: TrackingConfig, name: str, output: Path, run_id: str | None) -> None:
-        given, artifacts = tracking_uri(config, output), None
-        if given is None:
+        configured, artifacts = tracking_uri(config, output), None
+        if configured is None:
+            # MLflow's default would be a folder in the current folder, not in the run's.
             artifacts = (output.absolute() / "mlartifacts").as_uri()
-        uri = given or f"sqlite:///{output.absolute() / 'mlflow.db'}"
-        with _quiet():
+        uri = configured or f"sqlite:///{output.absolute() / 'mlflow.db'}"
+        with _without_info_logs():
             self._client = MlflowClient(uri)
-            run = _resume(self._client, run_id)
+            run = _resume_run(self._client, run_id)
             if run is None:
-                experiment_id = _experiment(self._client, config.experiment, artifacts)
+                experiment_id = _find_or_create_experiment(self._client, config.experiment, artifacts)
                 run = self._client.create_run(experiment_id, run_name=name)
-        self._adopt(uri, run)
+        self._set_run(uri, run)
 
-    def _adopt(self, uri: str, run: Any) -> None:
+    def _set_run(self, uri: str, run: Any) -> None:
         self._run_id: str = run.info.run_id
         self._experiment_id: str = run.info.experiment_id
         self.tracking_uri: str | None = uri
@@ -68,20 +81,25 @@ class MlflowTracker:
         self.link: str | None = page if uri.startswith(("http://", "https://")) else None
 
     def child(self, name: str, run_id: str | None) -> "MlflowTracker":
-        """Open a run below this one, or go on with it."""
-        run = _resume(self._client, run_id)
+        """Open a child run, which MLflow shows nested under this one.
+
+        Args:
+            name: The child run's name.
+            run_id: MLflow's id of the child run to continue; None, or an unknown id, for a new run.
+        """
+        run = _resume_run(self._client, run_id)
         if run is None:
             tags = {MLFLOW_PARENT_RUN_ID: self._run_id}
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
         child = copy.copy(self)
-        child._adopt(self.tracking_uri or "", run)
+        child._set_run(self.tracking_uri or "", run)
         return child
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters, cut to MLflow's limits.
 
-        MLflow never changes a parameter: of one that a resumed run has with another value, the new value
-        becomes the tag ``resumed.KEY``.
+        MLflow refuses to change a parameter. If a continued run has a parameter with another value, the new
+        value is kept as the tag ``resumed.KEY``.
         """
         known = self._client.get_run(self._run_id).data.params
         values = {_entity_key(key): str(value)[:MAX_VALUE_CHARS] for key, value in params.items()}
@@ -93,26 +111,37 @@ class MlflowTracker:
                 self._client.set_tag(self._run_id, f"resumed.{key}"[:MAX_KEY_CHARS], value)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keep values of metrics, at one step, in one request."""
-        now = time.time_ns() // 1_000_000
+        """Keep the values of metrics, in a single request.
+
+        Args:
+            metrics: Values by name, ``stage/quantity``.
+            step: The step at which they were measured.
+        """
+        now = time.time_ns() // 1_000_000  # MLflow counts in milliseconds
         values = [Metric(_entity_key(key), float(value), now, step) for key, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=values)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a directory under its own name."""
-        with TemporaryDirectory() as here:
-            local = download_into(path, Path(here)) if is_remote(path) else path
+        """Keep a copy of a file, or of a folder under its own name.
+
+        Args:
+            path: The local or remote file or folder.
+            folder: The folder of the run's artifacts to put it in; None for their top folder.
+        """
+        with TemporaryDirectory() as temporary:
+            # MLflow uploads only local files.
+            local = download_into(path, Path(temporary)) if is_remote(path) else path
             self._client.log_artifact(self._run_id, str(local), folder)
 
     def log_student(self, student: Student) -> None:
         """Keep the student as a PyTorch model named ``student``, linked to the run.
 
-        It is a graph of torch.export: whoever loads it needs torch and MLflow, but not ka_ray, and unpickles
-        nothing. Its input is float32 pixels in 0 ... 255, as square as those that the student learned from.
+        The model is a graph of torch.export: loading it needs torch and MLflow, but not ka_ray, and unpickles
+        nothing. Its input is float32 pixels in 0 ... 255, of the size that the student was trained on.
         """
-        logged = self._client.create_logged_model(self._experiment_id, MODEL, self._run_id)
+        logged = self._client.create_logged_model(self._experiment_id, MODEL_NAME, self._run_id)
         try:
-            with TemporaryDirectory() as folder, _quiet():
+            with TemporaryDirectory() as folder, _without_info_logs():
                 model = Model(
                     artifact_path=logged.artifact_location,
                     run_id=self._run_id,
@@ -120,21 +149,21 @@ class MlflowTracker:
                     model_id=logged.model_id,
                     metadata={"classes": list(student.spec.classes)},
                 )
-                _save_model(student, Path(folder) / MODEL, model)
-                self._client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL))
-        except BaseException:
+                _save_model(student, Path(folder) / MODEL_NAME, model)
+                self._client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL_NAME))
+        except BaseException:  # Ctrl-C, too: otherwise the model would be shown as pending for ever
             self._client.finalize_logged_model(logged.model_id, "FAILED")
             raise
         self._client.finalize_logged_model(logged.model_id, "READY")
         self._client.log_outputs(self._run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
     def finish(self, failed: bool) -> None:
-        """End the run."""
+        """End the run, as failed or as finished."""
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
-def _resume(client: MlflowClient, run_id: str | None) -> Any | None:
-    """Set a run to running again; None if it is not there (any more)."""
+def _resume_run(client: MlflowClient, run_id: str | None) -> Any | None:
+    """Set a run to running again and return it; None if it does not exist or was deleted."""
     if run_id is None:
         return None
     try:
@@ -149,62 +178,69 @@ def _resume(client: MlflowClient, run_id: str | None) -> Any | None:
     return run
 
 
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    """Find an experiment, or make it.
+def _find_or_create_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    """Return the id of an experiment, which is created if it does not exist.
+
+    Args:
+        client: The client of the server or database.
+        name: The experiment's name.
+        artifacts: URI of the folder for a new experiment's files; None: the server chooses.
 
     Raises:
-        InputError: It was deleted; MLflow keeps its name.
+        InputError: The experiment was deleted. MLflow keeps the name, so that no new one can have it.
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another run was faster
+            # Another run may have created it since the question above.
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment: {name!r} was deleted in MLflow; restore it "
-            f"(mlflow experiments restore -x {experiment.experiment_id}) or give another name"
+            f"(mlflow experiments restore -x {experiment.experiment_id}) or set another name"
         )
     return str(experiment.experiment_id)
 
 
 def _entity_key(key: str) -> str:
-    """Make a key that MLflow takes: other characters become ``_``, what is too long is cut."""
+    """Return a key that MLflow accepts: characters that it refuses become ``_``, and long keys are cut."""
     return re.sub(r"[^/\w.\- ]", "_", key)[:MAX_KEY_CHARS]
 
 
 def _save_model(student: Student, path: Path, model: Model) -> None:
     """Write the student as an MLflow model folder.
 
-    The exported graph is bound to the CPU, while MLflow loads onto a GPU if there is one, and then fails:
-    the model's own config therefore names the CPU.
+    An exported graph keeps the device that it was exported on, here the CPU. MLflow would load the model onto
+    a GPU if there is one and then fail, so the model's own config says that it runs on the CPU.
     """
     size, num_classes = student.spec.image_size, len(student.spec.classes)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size)).astype(np.float32)
-    single = np.dtype(np.float32)
+    pixel_type = np.dtype(np.float32)
     mlflow.pytorch.save_model(
         copy.deepcopy(student).cpu().eval(),
         str(path),
         mlflow_model=model,
         signature=ModelSignature(
-            inputs=Schema([TensorSpec(single, (-1, 3, size, size))]),
-            outputs=Schema([TensorSpec(single, (-1, num_classes))]),
+            inputs=Schema([TensorSpec(pixel_type, (-1, 3, size, size))]),
+            outputs=Schema([TensorSpec(pixel_type, (-1, num_classes))]),
         ),
-        input_example=pixels,  # two images: of one, torch.export would fix the batch size
+        input_example=pixels,  # two images: from one, torch.export would fix the batch size to 1
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in ("mlflow", "numpy", "torch")],
         metadata=model.metadata,
         serialization_format="pt2",
     )
+    # save_model has no argument for the device, so the written config is changed.
     model.flavors["python_function"]["config"]["device"] = "cpu"
     model.save(str(path / "MLmodel"))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what MLflow merely informs about (such as every migration of a new database) off the terminal."""
+def _without_info_logs() -> Iterator[None]:
+    """Keep MLflow's log lines below warnings off the terminal; a new database alone writes dozens of them."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))

@@ -1,32 +1,55 @@
-"""The tracker of who wants none, so that no caller has to ask whether there is one."""
+"""The tracker that keeps nothing, so that callers need not ask whether there is a tracker."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+from ka_ray.tracking.base import Tracker
+
+if TYPE_CHECKING:  # importing it would load torch, which takes seconds
     from ka_ray.student import Student
 
 
-class NullTracker:
-    """Keeps nothing."""
+class NullTracker(Tracker):
+    """A tracker that keeps nothing.
+
+    Attributes:
+        tracking_uri: Always None.
+        run_id: Always None.
+        link: Always None.
+    """
 
     tracking_uri: str | None = None
     run_id: str | None = None
     link: str | None = None
 
     def child(self, name: str, run_id: str | None) -> "NullTracker":
-        """Give another that keeps nothing."""
+        """Return another tracker that keeps nothing.
+
+        Args:
+            name: Ignored.
+            run_id: Ignored.
+        """
         return NullTracker()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Do nothing."""
+        """Do nothing.
+
+        Args:
+            metrics: Ignored.
+            step: Ignored.
+        """
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Do nothing."""
+        """Do nothing.
+
+        Args:
+            path: Ignored.
+            folder: Ignored.
+        """
 
     def log_student(self, student: "Student") -> None:
         """Do nothing."""

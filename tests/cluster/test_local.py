@@ -1,4 +1,4 @@
-"""`cluster/local.sh`: nodes that come, go and are killed; jobs with the token, and strangers without it."""
+"""`cluster/local.sh`: nodes that are added, stopped and killed; jobs with the token and without it."""
 
 import os
 import re
@@ -18,7 +18,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
 RAY = str(Path(sys.executable).parent / "ray")
-FOREIGN = {
+OTHER_CLUSTER = {
     "RAY_ADDRESS": "127.0.0.1:1",
     "RAY_AUTH_TOKEN": "f" * 64,
     "MLFLOW_TRACKING_URI": "http://127.0.0.1:1",
@@ -27,14 +27,19 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class Local:
-    """The script with a folder and ports of its own, called from a shell that belongs to another cluster."""
+    """The script with its own folder and ports, called from a shell whose variables name another cluster.
+
+    Attributes:
+        folder: The cluster's folder.
+        settings: Environment variables of the script.
+    """
 
     folder: Path
     settings: dict[str, str]
 
     def __call__(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = os.environ | FOREIGN | self.settings | settings
+        environment = os.environ | OTHER_CLUSTER | self.settings | settings
         return subprocess.run(
             ["bash", str(SCRIPT), *arguments],
             env=environment | {"PATH": path, "KA_RAY_CLUSTER_DIR": str(self.folder)},
@@ -43,24 +48,24 @@ class Local:
             timeout=400,
         )
 
-    def say(self, *arguments: str, **settings: str) -> str:
+    def output_of(self, *arguments: str, **settings: str) -> str:
         done = self(*arguments, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def environment(self) -> dict[str, str]:
-        """What a shell has after ``eval "$(cluster/local.sh env)"``."""
-        script = f'set -e; eval "{self.say("env")}"; env -0'
-        foreign = os.environ | FOREIGN
-        done = subprocess.run(["bash", "-c", script], env=foreign, capture_output=True, check=True)
+        """Return the variables of a shell after ``eval "$(cluster/local.sh env)"``."""
+        script = f'set -e; eval "{self.output_of("env")}"; env -0'
+        environment = os.environ | OTHER_CLUSTER
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=True)
         return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
 
     def alive(self) -> list[str]:
-        lines = (line.split() for line in self.say("status").splitlines())
+        lines = (line.split() for line in self.output_of("status").splitlines())
         return [words[0] for words in lines if words[1:2] == ["ALIVE"]]
 
     def processes(self, node: str = "") -> set[int]:
-        """Processes whose command, folder or environment names the cluster, or one node of it."""
+        """Return the processes whose command or environment names the folder of the cluster or one node."""
         wanted = (str(self.folder / node) if node else str(self.folder)).encode()
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
@@ -74,7 +79,7 @@ class Local:
 
 
 def free_base() -> int:
-    """A first port behind which the next ones are free, too."""
+    """Return a port that is free, and so is the next one."""
     for base in range(25000, 32000, 1000):
         with socket.socket() as one, socket.socket() as other:
             if one.connect_ex(("127.0.0.1", base)) and other.connect_ex(("127.0.0.1", base + 1)):
@@ -84,10 +89,11 @@ def free_base() -> int:
 
 @pytest.fixture
 def local() -> Iterator[Local]:
-    folder = Path(tempfile.mkdtemp(prefix="ka_ray_", dir="/tmp"))  # pytest's own is too long for sockets
+    # The paths of pytest's own folders are too long for sockets.
+    folder = Path(tempfile.mkdtemp(prefix="ka_ray_", dir="/tmp"))
     script = Local(folder, {"KA_RAY_PORT": str(free_base()), "KA_RAY_CPUS": "1"})
     yield script
-    script.say("down")
+    script.output_of("down")
     assert script.processes() == set()
     shutil.rmtree(folder)
 
@@ -101,7 +107,7 @@ def submit(environment: dict[str, str], code: str) -> "subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "said"),
+    ("arguments", "settings", "message"),
     [
         ([], {}, "no command"),
         (["start"], {}, "start: not one of up"),
@@ -117,26 +123,26 @@ def submit(environment: dict[str, str], code: str) -> "subprocess.CompletedProce
         (["up", "1"], {"KA_RAY_PORT": "80"}, "KA_RAY_PORT: 80"),
     ],
 )
-def test_wrong_arguments_are_refused_with_their_name(arguments, settings, said, tmp_path):
+def test_wrong_arguments_are_refused_with_their_name(arguments, settings, message, tmp_path):
     done = Local(tmp_path, {})(*arguments, **settings)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["env"], ["status"], ["add"], ["kill", "1"]])
-def test_commands_that_need_a_cluster_say_that_there_is_none(command, tmp_path):
+def test_commands_that_need_a_cluster_fail_without_one(command, tmp_path):
     done = Local(tmp_path, {})(*command)
     assert (done.returncode, done.stdout) == (1, "")
     assert "runs" in done.stderr
 
 
-def test_down_of_nothing_is_no_error(tmp_path):
+def test_down_without_a_cluster_succeeds(tmp_path):
     assert Local(tmp_path / "never", {})("down").returncode == 0
 
 
 def test_help_names_every_setting(tmp_path):
-    text = Local(tmp_path, {}).say("--help")
+    text = Local(tmp_path, {}).output_of("--help")
     settings = set(re.findall(r"\bKA_RAY_[A-Z_]+", SCRIPT.read_text())) - {
         "KA_RAY_LOCAL_CLUSTER",
         "KA_RAY_LOCAL_NODE",
@@ -145,7 +151,7 @@ def test_help_names_every_setting(tmp_path):
     assert {name for name in settings if name not in text} == set()
 
 
-def test_a_folder_that_is_too_long_for_sockets_is_refused(tmp_path):
+def test_a_folder_path_that_is_too_long_for_sockets_is_refused(tmp_path):
     done = Local(tmp_path / ("x" * 60), {})("up", "1")
     assert done.returncode == 1
     assert "too long for Ray's sockets" in done.stderr
@@ -158,7 +164,7 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path):
     assert "no folder of yours" in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(tmp_path):
+def test_a_port_that_is_in_use_is_named(tmp_path):
     with socket.socket() as listener, tempfile.TemporaryDirectory(dir="/tmp") as folder:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -170,8 +176,8 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_nodes_run_jobs_come_and_go_and_strangers_are_refused(local):
-    assert "up; dashboard" in local.say("up", "2", KA_RAY_LABELS="group=teachers;group=trainers")
+def test_a_cluster_runs_jobs_changes_its_nodes_and_refuses_wrong_tokens(local):
+    assert "up; dashboard" in local.output_of("up", "2", KA_RAY_LABELS="group=teachers;group=trainers")
     assert set(local.alive()) == {"node0", "node1", "node2"}
     assert local("up", "1").returncode == 1  # already up
     token = local.folder / "token"
@@ -180,10 +186,10 @@ def test_nodes_run_jobs_come_and_go_and_strangers_are_refused(local):
     shell = local.environment()
     assert "RAY_AUTH_TOKEN" not in shell
     asked = "ray.cluster_resources()['CPU'], os.environ['MLFLOW_TRACKING_URI'], sys.executable"
-    done = submit(shell, f"import os, ray, sys; ray.init(); print('said', {asked})")
+    done = submit(shell, f"import os, ray, sys; ray.init(); print('job:', {asked})")
     assert done.returncode == 0, done.stdout + done.stderr
     # Two workers of one CPU, none at the head; the job's python is the one whose ray was started.
-    assert f"said 2.0 {shell['MLFLOW_TRACKING_URI']} {sys.executable}" in done.stdout
+    assert f"job: 2.0 {shell['MLFLOW_TRACKING_URI']} {sys.executable}" in done.stdout
     for stranger in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
         refused = submit(shell | stranger, "print(1)")
         assert refused.returncode != 0, refused.stdout
@@ -191,44 +197,44 @@ def test_nodes_run_jobs_come_and_go_and_strangers_are_refused(local):
         assert answer.status == 200
 
     assert local.processes("node1")
-    local.say("kill", "1")
+    local.output_of("kill", "1")
     assert local.processes("node1") == set()
     assert local.processes("node2")
-    assert local("kill", "1").returncode == 1  # it is gone
-    await_alive(local, {"node0", "node2"})
-    assert local.say("add", KA_RAY_CPUS="3", KA_RAY_GPUS="1").strip() == "3"
-    await_alive(local, {"node0", "node2", "node3"})
-    assert "CPU=3 GPU=1 group=teachers" in local.say("status")
+    assert local("kill", "1").returncode == 1  # it does not run any more
+    wait_until_alive(local, {"node0", "node2"})
+    assert local.output_of("add", KA_RAY_CPUS="3", KA_RAY_GPUS="1").strip() == "3"
+    wait_until_alive(local, {"node0", "node2", "node3"})
+    assert "CPU=3 GPU=1 group=teachers" in local.output_of("status")
     assert submit(shell, "import ray; ray.init()").returncode == 0
 
-    local.say("down")
+    local.output_of("down")
     assert local.processes() == set()
     assert not token.exists()
     assert (local.folder / "mlflow/mlflow.db").exists()
 
 
-def await_alive(local: Local, nodes: set[str]) -> None:
-    """Ray takes a node for dead when several health checks have failed."""
-    until = time.monotonic() + 90
+def wait_until_alive(local: Local, nodes: set[str]) -> None:
+    """Wait until only these nodes are alive; Ray takes a node for dead after several failed health checks."""
+    deadline = time.monotonic() + 90
     while set(local.alive()) != nodes:
-        assert time.monotonic() < until, local.say("status")
+        assert time.monotonic() < deadline, local.output_of("status")
         time.sleep(1)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_jobs_own_processes_end_with_it_and_authentication_can_be_off(local):
-    local.say("up", "1", KA_RAY_AUTH="off", KA_RAY_MLFLOW="off")
+def test_down_ends_processes_of_jobs_and_authentication_can_be_off(local):
+    local.output_of("up", "1", KA_RAY_AUTH="off", KA_RAY_MLFLOW="off")
     assert not (local.folder / "token").exists()
     shell = local.environment()
     assert shell["RAY_AUTH_MODE"] == "disabled"
     stray = "import subprocess; print('pid', subprocess.Popen(['sleep', '900'], start_new_session=True).pid)"
-    done = submit(shell | {"RAY_AUTH_TOKEN": "f" * 64}, stray)  # any token, and none, will do
+    done = submit(shell | {"RAY_AUTH_TOKEN": "f" * 64}, stray)  # any token is accepted, and none is needed
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.findall(r"^pid (\d+)", done.stdout, re.MULTILINE)[0]) in local.processes()
     with urllib.request.urlopen(shell["RAY_ADDRESS"] + "/api/jobs/", timeout=10) as answer:
         assert answer.status == 200
-    local.say("down")
+    local.output_of("down")
     assert local.processes() == set()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(shell["RAY_ADDRESS"], timeout=10)
@@ -236,7 +242,7 @@ def test_a_jobs_own_processes_end_with_it_and_authentication_can_be_off(local):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_node_that_does_not_start_shows_its_log_and_leaves_nothing(local):
+def test_a_node_that_does_not_start_shows_its_log_and_leaves_no_process(local):
     done = local("up", "1", KA_RAY_LABELS="no label")
     assert done.returncode == 1
     assert "node1 ended" in done.stderr

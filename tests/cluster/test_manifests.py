@@ -1,4 +1,4 @@
-"""The files in `cluster/`: valid for who reads them, and consistent with one another and the configs."""
+"""The files in `cluster/`: valid for the programs that read them, and consistent with the configs."""
 
 import copy
 import json
@@ -50,50 +50,51 @@ RAYJOB = document("kuberay/rayjob.yaml")["spec"]
 AWS = document("aws.yaml")
 
 
-def everything(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in a tree."""
+def all_mappings(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield every mapping in a tree of mappings and lists."""
     if isinstance(tree, dict):
         yield tree
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
-        yield from everything(part)
+        yield from all_mappings(part)
 
 
 def pods(tree: Any) -> list[dict[str, Any]]:
-    """The spec of every pod that a tree describes."""
-    return [part for part in everything(tree) if "containers" in part]
+    """Return the spec of every pod that a tree describes."""
+    return [part for part in all_mappings(tree) if "containers" in part]
 
 
-# --- what the custom resource definitions say ----------------------------------------------------
+# --- KubeRay's custom resource definitions -------------------------------------------------------
 
 
 def strict(schema: Any) -> Any:
-    """Refuse fields that a schema does not name; Kubernetes would drop them without a word."""
+    """Return the schema, but refusing fields that it does not name; Kubernetes would drop them silently."""
     if not isinstance(schema, dict):
         return schema
-    closed = dict(schema)
+    strict_schema = dict(schema)
     if "properties" in schema:
-        closed["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
+        strict_schema["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            closed.setdefault("additionalProperties", False)
+            strict_schema.setdefault("additionalProperties", False)
     for keyword in ("items", "additionalProperties"):
         if keyword in schema:
-            closed[keyword] = strict(schema[keyword])
-    return closed
+            strict_schema[keyword] = strict(schema[keyword])
+    return strict_schema
 
 
 @cache
 def resource_schema(kind: str) -> dict[str, Any]:
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
-        pytest.skip(f"{path.name} is not there")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # long files: libyaml is ten times as fast
+        pytest.skip(f"{path.name} does not exist")
+    # The files are long, and libyaml's loader is ten times as fast.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]
     (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
     return strict(schema)
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_kuberay_takes_the_manifests(name):
+def test_manifests_match_the_schemas_of_kuberay(name):
     manifest = document(f"kuberay/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
     jsonschema.Draft202012Validator(resource_schema(manifest["kind"])).validate(manifest)
@@ -117,7 +118,7 @@ HEAD = ("spec", "headGroupSpec", "template", "spec")
         ((*HEAD, "volumes", 0, "persistentVolumeClaim", "claim"), "ka-ray-shared"),
     ],
 )
-def test_a_slip_in_a_manifest_is_found(path, value):
+def test_a_typo_in_a_manifest_is_found(path, value):
     manifest = copy.deepcopy(document("kuberay/raycluster.yaml"))
     part: Any = manifest
     for key in path[:-1]:
@@ -127,11 +128,11 @@ def test_a_slip_in_a_manifest_is_found(path, value):
         jsonschema.Draft202012Validator(resource_schema("RayCluster")).validate(manifest)
 
 
-def test_the_jobs_own_cluster_is_the_same_as_the_one_that_stays():
+def test_the_clusters_of_rayjob_and_raycluster_are_equal():
     assert RAYJOB["rayClusterSpec"] == RAYCLUSTER
 
 
-def test_rays_autoscaler_reads_the_groups_as_they_are_meant():
+def test_rays_autoscaler_reads_the_groups_as_intended():
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     manifest = document("kuberay/raycluster.yaml")
@@ -144,22 +145,23 @@ def test_rays_autoscaler_reads_the_groups_as_they_are_meant():
         assert derived[name]["labels"] == group.labels
         assert derived[name]["resources"]["CPU"] == group.cpu
         assert derived[name]["resources"].get("GPU", 0) == group.gpu
-        assert (derived[name]["min_workers"], derived[name]["max_workers"]) == (group.least, group.most)
+        assert derived[name]["min_workers"] == group.min_nodes
+        assert derived[name]["max_workers"] == group.max_nodes
 
 
-def test_probes_ask_what_rays_agent_answers_without_a_token():
+def test_probes_use_a_path_that_rays_agent_answers_without_a_token():
     agent = Path(find_spec("ray").submodule_search_locations[0]) / "dashboard/http_server_agent.py"
     public = re.findall(r'"(/\S+)"', agent.read_text())
-    asked = {part["httpGet"]["path"] for part in everything(RAYCLUSTER) if "httpGet" in part}
+    asked = {part["httpGet"]["path"] for part in all_mappings(RAYCLUSTER) if "httpGet" in part}
     assert asked == {"/api/healthz"} <= set(public)
 
 
 # --- Kubernetes' own resources -------------------------------------------------------------------
 
 
-def test_services_lead_to_pods_and_volumes_are_claimed():
+def test_services_select_pods_and_every_claimed_volume_is_used():
     labels = [
-        part["labels"] for part in everything(KUBERNETES) if "labels" in part and "app" in part["labels"]
+        part["labels"] for part in all_mappings(KUBERNETES) if "labels" in part and "app" in part["labels"]
     ]
     named_ports = {
         p["name"] for pod in pods(KUBERNETES) for c in pod["containers"] for p in c.get("ports", [])
@@ -171,15 +173,14 @@ def test_services_lead_to_pods_and_volumes_are_claimed():
         assert service["spec"]["type"] == "ClusterIP"
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= named_ports
     claims = {part["metadata"]["name"] for part in KUBERNETES if part["kind"] == "PersistentVolumeClaim"}
-    used = {part["claimName"] for part in everything(KUBERNETES) if "claimName" in part}
+    used = {part["claimName"] for part in all_mappings(KUBERNETES) if "claimName" in part}
     assert used == claims
 
 
-def test_every_mount_has_its_volume_and_every_ray_pod_sees_the_shared_one():
+def test_every_mount_has_a_volume_and_every_ray_pod_mounts_the_shared_one():
     for pod in pods(KUBERNETES):
-        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {
-            "data"
-        }  # the stateful set's template
+        # "data" is declared in the stateful set's template.
+        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}
         mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
         assert {mount["name"] for mount in mounts} <= volumes
     for pod in pods(RAYCLUSTER):
@@ -187,7 +188,7 @@ def test_every_mount_has_its_volume_and_every_ray_pod_sees_the_shared_one():
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
 
 
-def test_no_pod_runs_as_root_or_may_become_it():
+def test_no_pod_runs_as_root_or_can_become_root():
     found = pods(KUBERNETES)
     assert len(found) == 11  # two clusters of four, the submitter, MLflow, PostgreSQL
     for pod in found:
@@ -199,7 +200,7 @@ def test_no_pod_runs_as_root_or_may_become_it():
             assert container["resources"].keys() == {"requests", "limits"}
 
 
-def test_runs_find_mlflow_under_its_service():
+def test_runs_use_the_address_of_mlflows_service():
     (service,) = (
         p for p in KUBERNETES if p["kind"] == "Service" and p["metadata"]["name"] == "ka-ray-mlflow"
     )
@@ -207,18 +208,19 @@ def test_runs_find_mlflow_under_its_service():
     for pod in pods(RAYCLUSTER):
         environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
         assert environment["MLFLOW_TRACKING_URI"] == wanted
-    (hosts,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS")
+    allowed = [e for e in all_mappings(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS"]
+    (hosts,) = (entry["value"] for entry in allowed)
     for host in (wanted.removeprefix("http://"), "ka-ray-mlflow.default.svc:5000", "localhost:5000"):
         assert any(fnmatch(host, pattern) for pattern in hosts.split(",")), host
     assert not any(fnmatch("elsewhere:5000", pattern) for pattern in hosts.split(","))
 
 
-def test_what_the_image_needs_beside_the_tool_is_a_dependency():
+def test_the_images_extra_packages_are_dependencies():
     assert {re.split(r"[><=]", name)[0] for name in PROJECT["optional-dependencies"]["cluster"]} == {
         "boto3",
         "psycopg2-binary",
     }
-    (uri,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
+    (uri,) = (e["value"] for e in all_mappings(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
     assert uri.startswith("postgresql+psycopg2://")
 
 
@@ -228,16 +230,16 @@ def test_what_the_image_needs_beside_the_tool_is_a_dependency():
 def validate_with_ray(config: dict[str, Any]) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    with_channel_order = prepare_config(copy.deepcopy(config))
-    validate_config(with_channel_order)
-    return with_channel_order
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
 
 
-def test_ray_up_takes_the_file():
-    with_channel_order = validate_with_ray(AWS)
-    assert with_channel_order["available_node_types"]["head"]["max_workers"] == 0
-    most = sum(group.most for group in aws_groups().values())
-    assert with_channel_order["max_workers"] >= most
+def test_ray_up_accepts_the_file():
+    prepared = validate_with_ray(AWS)
+    assert prepared["available_node_types"]["head"]["max_workers"] == 0
+    most = sum(group.max_nodes for group in aws_groups().values())
+    assert prepared["max_workers"] >= most
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_ray_up_takes_the_file():
         (("available_node_types", "teachers", "resources", "GPU"), "one"),
     ],
 )
-def test_a_slip_in_the_file_is_found(path, value):
+def test_a_typo_in_the_file_is_found(path, value):
     config = copy.deepcopy(AWS)
     part = config
     for key in path[:-1]:
@@ -259,7 +261,7 @@ def test_a_slip_in_the_file_is_found(path, value):
         validate_with_ray(config)
 
 
-def test_the_token_reaches_every_machine():
+def test_every_machine_gets_the_token():
     (mounted,) = AWS["file_mounts"]
     assert f"--env RAY_AUTH_TOKEN_PATH={mounted}" in AWS["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
@@ -277,14 +279,14 @@ def test_every_manifest_names_the_locked_ray():
     assert RAYCLUSTER["rayVersion"] == RAYJOB["rayClusterSpec"]["rayVersion"] == locked("ray")
 
 
-def test_there_is_one_image_and_it_names_no_registry():
-    images = {part["image"] for part in everything([*KUBERNETES, AWS]) if "image" in part}
+def test_there_is_one_image_without_a_registry():
+    images = {part["image"] for part in all_mappings([*KUBERNETES, AWS]) if "image" in part}
     assert images == {IMAGE, "postgres:17"}
     for path in FILES:
         assert set(re.findall(r"ka-ray:[\w.]+", path.read_text())) <= {IMAGE}, path
 
 
-def test_the_image_is_built_from_what_the_project_says():
+def test_the_image_agrees_with_pyproject_and_the_lock():
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM"))
     python = base.removeprefix("python:").removesuffix("-slim")
@@ -298,23 +300,31 @@ def test_the_image_is_built_from_what_the_project_says():
     assert lines[-2] == "USER 1000:1000"
 
 
-# --- the plan fits the groups --------------------------------------------------------------------
+# --- the job's resources fit the groups ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Group:
-    """Equal nodes, of which there are at least and at most so many."""
+    """A group of equal nodes.
+
+    Attributes:
+        cpu: CPUs per node.
+        gpu: GPUs per node.
+        min_nodes: Smallest number of nodes.
+        max_nodes: Largest number of nodes.
+        labels: Ray's labels of each node.
+    """
 
     cpu: float
     gpu: float
-    least: int
-    most: int
+    min_nodes: int
+    max_nodes: int
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def hosts(self, name: str, count: int) -> list[Host]:
-        """So many nodes of the group, as a connected run sees them."""
-        has = {"CPU": self.cpu, "GPU": self.gpu}
-        return [Host(f"{name}-{place}", has, self.labels) for place in range(count)]
+        """Return some nodes of the group, as a run on the cluster sees them."""
+        resources = {"CPU": self.cpu, "GPU": self.gpu}
+        return [Host(f"{name}-{index}", resources, self.labels) for index in range(count)]
 
 
 def kuberay_groups() -> dict[str, Group]:
@@ -345,7 +355,7 @@ def aws_groups() -> dict[str, Group]:
 
 
 def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
-    """What the RayJob runs: the script, the config, the output folder, and what is set."""
+    """Return what the RayJob runs: the script, the config, the output folder, and the overrides."""
     words = shlex.split(RAYJOB["entrypoint"])
     assert words[0] == "python"
     script, config = (ROOT / word.removeprefix(INSTALLED) for word in words[1:3])
@@ -356,7 +366,7 @@ def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
     return script, config, output, {key: yaml.safe_load(value) for key, value in sets.items()}
 
 
-def test_the_job_runs_a_script_on_a_config_and_writes_where_every_pod_sees_it():
+def test_the_job_runs_a_script_on_a_config_and_writes_to_the_shared_volume():
     script, config, output, sets = entrypoint()
     assert script == ROOT / "jobs/amalgamate.py"
     assert script.exists()
@@ -369,14 +379,14 @@ def test_the_job_runs_a_script_on_a_config_and_writes_where_every_pod_sees_it():
 
 
 @pytest.mark.parametrize("groups", [kuberay_groups(), aws_groups()], ids=["kuberay", "aws"])
-def test_the_plan_fits_the_groups_and_needs_each_of_them(groups):
+def test_the_job_fits_the_groups_and_needs_each_of_them(groups):
     _, path, _, sets = entrypoint()
-    asked = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
-    config, most = Config.load(path, asked), sets["ray.workers"]["max"]
-    least_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.least)]
-    most_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.most)]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
+    config, most = Config.load(path, overrides), sets["ray.workers"]["max"]
+    least_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
+    most_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
     check_fits(config, Cluster(tuple(least_hosts)))
-    check_fits(Config.load(path, [*asked, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
+    check_fits(Config.load(path, [*overrides, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
     for name in groups:
         others = tuple(host for host in most_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
@@ -387,7 +397,7 @@ def test_the_plan_fits_the_groups_and_needs_each_of_them(groups):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound_and_can_be_run(path):
+def test_scripts_parse_and_are_executable(path):
     checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert os.access(path, os.X_OK)
@@ -397,10 +407,10 @@ def test_scripts_are_sound_and_can_be_run(path):
 SECRET = re.compile(r"TOKEN$|PASSWORD|SECRET|_KEY$")
 
 
-def test_secrets_come_from_kubernetes_alone():
+def test_secrets_come_only_from_kubernetes():
     assert [part for part in KUBERNETES if part["kind"] == "Secret"] == []
     secret = [
-        e for e in everything(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
+        e for e in all_mappings(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
     ]
     assert len(secret) == 2
     for entry in secret:
@@ -417,7 +427,7 @@ def test_no_file_holds_a_secret_or_a_registry(path):
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "README.md"], ids=str)
-def test_files_that_a_readme_names_are_there(path):
+def test_files_that_a_readme_names_exist(path):
     names = re.findall(
         r"(?<![/\w])(?:cluster|jobs|tests)/[\w/.-]+\.(?:py|sh|yaml|md)\b|cluster/Dockerfile", path.read_text()
     )

@@ -1,4 +1,4 @@
-"""`cluster/slurm.sh` with stand-ins for Slurm's own commands that run everything on this machine."""
+"""`cluster/slurm.sh` with fakes of Slurm's own commands, which run everything on this machine."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "cluster/slurm.sh"
 BIN = Path(sys.executable).parent
-STAND_INS = {
+FAKE_COMMANDS = {
     "scontrol": 'echo "$3"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
 }
@@ -20,7 +20,7 @@ import os, sys, time
 import ray
 ray.init(log_to_driver=False)
 cpus = ray.cluster_resources()["CPU"]
-print("said", sys.argv[1:], len(ray.nodes()), cpus, os.environ["RAY_AUTH_MODE"], flush=True)
+print("job:", sys.argv[1:], len(ray.nodes()), cpus, os.environ["RAY_AUTH_MODE"], flush=True)
 time.sleep(float(sys.argv[1]))
 sys.exit(7)
 """
@@ -28,9 +28,9 @@ sys.exit(7)
 
 @pytest.fixture
 def slurm(tmp_path):
-    """What a batch script finds: Slurm's commands and variables, and a job that ends with 7."""
+    """The environment of a batch script: Slurm's commands and variables, and a job with exit code 7."""
     (tmp_path / "bin").mkdir()
-    for name, body in STAND_INS.items():
+    for name, body in FAKE_COMMANDS.items():
         command = tmp_path / "bin" / name
         command.write_text(f"#!/usr/bin/env bash\n{body}\n")
         command.chmod(0o755)
@@ -43,7 +43,7 @@ def slurm(tmp_path):
         "KA_RAY_BIN": str(BIN),
         "KA_RAY_JOB": str(tmp_path / "job.py"),
         "KA_RAY_STATE": str(tmp_path / "state"),
-        "RAY_ADDRESS": "127.0.0.1:1",  # another cluster's, which must not be met
+        "RAY_ADDRESS": "127.0.0.1:1",  # another cluster, which must not be used
     }
 
 
@@ -57,29 +57,29 @@ def start(environment, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def left_over(environment) -> list[str]:
-    """Processes of the job, found by the folder of its token or of Ray's own files."""
-    marks = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
-    found = []
+def running_processes(environment) -> list[str]:
+    """Return the job's processes, found by the folders of its token and of Ray's files."""
+    folders = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "environ").read_text() + (process / "cmdline").read_text()
         except (OSError, UnicodeDecodeError):
             continue
-        if any(mark in text for mark in marks) and int(process.name) != os.getpid():
-            found.append(text.replace("\0", " ")[-200:])
-    return found
+        if any(folder in text for folder in folders) and int(process.name) != os.getpid():
+            processes.append(text.replace("\0", " ")[-200:])
+    return processes
 
 
-def await_no_process(environment) -> None:
-    until = time.monotonic() + 30
-    while left_over(environment):
-        assert time.monotonic() < until, left_over(environment)
+def wait_until_no_process_runs(environment) -> None:
+    deadline = time.monotonic() + 30
+    while running_processes(environment):
+        assert time.monotonic() < deadline, running_processes(environment)
         time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change", "said"),
+    ("arguments", "change", "message"),
     [
         (["config.yaml"], {"SLURM_JOB_ID": ""}, "not in a Slurm job"),
         ([], {}, "which config?"),
@@ -87,36 +87,36 @@ def await_no_process(environment) -> None:
         (["config.yaml"], {"KA_RAY_AUTH": "maybe"}, "neither token nor off"),
     ],
 )
-def test_what_is_missing_is_said(slurm, arguments, change, said, tmp_path):
+def test_missing_arguments_and_settings_are_named(slurm, arguments, change, message, tmp_path):
     job = start(slurm | change, *arguments)
-    assert said in job.communicate(timeout=30)[0]
+    assert message in job.communicate(timeout=30)[0]
     assert job.returncode == 2
     assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_jobs_exit_code_is_passed_on_and_nothing_is_left(slurm, tmp_path):
+def test_the_jobs_exit_code_is_passed_on_and_no_process_is_left(slurm, tmp_path):
     job = start(slurm, "0", "--output", "somewhere")
     text = job.communicate(timeout=300)[0]
     assert job.returncode == 7, text
-    assert "said ['0', '--output', 'somewhere'] 1 3.0 token" in text
-    assert list((tmp_path / "state").iterdir()) == []  # no token stays
+    assert "job: ['0', '--output', 'somewhere'] 1 3.0 token" in text
+    assert list((tmp_path / "state").iterdir()) == []  # the token is deleted
     assert not Path(f"/tmp/ka_ray_{slurm['SLURM_JOB_ID']}").exists()
-    await_no_process(slurm)
+    wait_until_no_process_runs(slurm)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_whose_time_is_up_ends_everything(slurm, tmp_path):
+def test_a_job_whose_time_is_up_ends_all_processes(slurm, tmp_path):
     job = start(slurm | {"KA_RAY_AUTH": "off"}, "900")
     assert job.stdout is not None
     for line in job.stdout:
-        if line.startswith("said"):
+        if line.startswith("job:"):
             assert line.endswith("3.0 disabled\n")
             break
     job.send_signal(signal.SIGTERM)
     text = job.communicate(timeout=120)[0]
     assert job.returncode == 143, text
     assert list((tmp_path / "state").iterdir()) == []
-    await_no_process(slurm)
+    wait_until_no_process_runs(slurm)

@@ -1,4 +1,4 @@
-"""Several sources read as one: the parts' own images, in order, under new ids."""
+"""Mixed sources: the images of the parts, one part after another, under new ids."""
 
 import io
 import json
@@ -30,8 +30,8 @@ def png(rng: np.random.Generator) -> bytes:
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
-    """A part of every kind, each of several chunks: 359 digits, 7 files, 5 rows."""
+def part_configs(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
+    """The config of a part of every type, each with several chunks: 359 digits, 7 files, 5 rows."""
     monkeypatch.setattr(digits, "CHUNK_IMAGES", 100)
     monkeypatch.setattr(folder, "CHUNK_IMAGES", 3)
     rng = np.random.default_rng(0)
@@ -59,14 +59,14 @@ def mix(*parts: dict[str, Any], **keys: Any) -> MixedImages:
     return config
 
 
-def read(config: Any, ids: np.ndarray | None = None, only=None, told=None) -> dict[str, np.ndarray]:
-    """Read chunk after chunk, each as a worker gets it, into one set of columns."""
+def read(config: Any, ids: np.ndarray | None = None, only=None, unreadable=None) -> dict[str, np.ndarray]:
+    """Read all chunks, each pickled as for a worker, into one set of columns."""
     source = open_source(config)
     ids = np.arange(source.num_images) if ids is None else np.asarray(ids)
 
     def on_unreadable(image_id: int, name: str) -> None:
-        assert told is not None, name
-        told.append((image_id, name))
+        assert unreadable is not None, name
+        unreadable.append((image_id, name))
 
     batches = []
     for chunk in source.chunks:
@@ -75,8 +75,8 @@ def read(config: Any, ids: np.ndarray | None = None, only=None, told=None) -> di
     return {name: np.concatenate([batch[name] for batch in batches]) for name in COLUMNS}
 
 
-def joined(config: MixedImages) -> dict[str, np.ndarray]:
-    """What the mixture must be: every part read alone, its limit's choice of rows, one after another."""
+def expected_mixture(config: MixedImages) -> dict[str, np.ndarray]:
+    """Read every part by itself, select the rows of its limit, and put the parts one after another."""
     parts = []
     for part in config.parts:
         columns = read(part)
@@ -100,56 +100,56 @@ LIMITS = [
 
 
 @pytest.fixture(params=LIMITS, ids=str)
-def mixture(request, places) -> MixedImages:
-    return mix(*({**part, "limit": request.param.get(name)} for name, part in places.items()))
+def mixture(request, part_configs) -> MixedImages:
+    return mix(*({**part, "limit": request.param.get(name)} for name, part in part_configs.items()))
 
 
 class TestMixture:
-    """What holds with and without limits of the parts."""
+    """What every mixture must do, with and without limits of the parts."""
 
-    def test_the_images_are_those_of_the_parts_in_order(self, mixture):
-        assert_same(read(mixture), joined(mixture))
+    def test_images_are_those_of_the_parts_in_order(self, mixture):
+        assert_same(read(mixture), expected_mixture(mixture))
 
-    def test_chunks_follow_each_other_without_gaps_and_none_is_empty(self, mixture):
+    def test_chunks_have_no_gaps_and_none_is_empty(self, mixture):
         source = open_source(mixture)
         counts = [chunk.num_images for chunk in source.chunks]
         assert min(counts) > 0
         assert [chunk.first_id for chunk in source.chunks] == [0, *np.cumsum(counts)[:-1]]
-        assert source.num_images == len(joined(mixture)["label"])
+        assert source.num_images == len(expected_mixture(mixture)["label"])
 
-    def test_wanted_ids_are_those_rows_of_the_whole(self, mixture):
-        whole = joined(mixture)
+    def test_wanted_ids_select_rows_of_the_whole(self, mixture):
+        whole = expected_mixture(mixture)
         ids = sample_ids(len(whole["label"]), len(whole["label"]) // 2, seed=5)
         assert_same(read(mixture, ids), {name: column[ids] for name, column in whole.items()})
 
-    def test_single_ids_at_every_border_of_a_chunk(self, mixture):
-        whole = joined(mixture)
+    def test_the_first_and_last_id_of_every_chunk_can_be_read(self, mixture):
+        whole = expected_mixture(mixture)
         for chunk in open_source(mixture).chunks:
             for image_id in {chunk.first_id, chunk.first_id + chunk.num_images - 1}:
                 some = read(mixture, [image_id])
                 assert_same(some, {name: column[[image_id]] for name, column in whole.items()})
 
-    def test_only_some_classes(self, mixture):
-        whole = joined(mixture)
+    def test_only_classes_selects_by_label(self, mixture):
+        whole = expected_mixture(mixture)
         label = whole["label"][-1]
         some = read(mixture, only=frozenset([label]))
         np.testing.assert_array_equal(some["image_id"], np.flatnonzero(whole["label"] == label))
 
 
-def test_all_parts_have_the_size_and_resizing_of_the_whole(places):
-    config = mix(*places.values(), size=12, resize="crop", max_unreadable=2)
+def test_all_parts_have_the_size_and_resize_of_the_mixture(part_configs):
+    config = mix(*part_configs.values(), size=12, resize="crop", max_unreadable=2)
     assert {(p.size, p.resize, p.max_unreadable) for p in config.parts} == {(12, "crop", 2)}
     assert read(config)["image"].shape == (NUM_DIGITS + 7 + 5, 3, 12, 12)
 
 
-def test_the_same_source_twice_is_two_parts(places):
-    config = mix(places["folder"], {**places["folder"], "limit": 2})
+def test_the_same_source_twice_is_two_parts(part_configs):
+    config = mix(part_configs["folder"], {**part_configs["folder"], "limit": 2})
     assert open_source(config).num_images == 9
-    assert_same(read(config), joined(config))
+    assert_same(read(config), expected_mixture(config))
 
 
-def test_a_label_that_parts_share_is_one_class(places):
-    config = mix(places["folder"], places["parquet"], places["digits"])
+def test_a_label_that_two_parts_share_is_one_class(part_configs):
+    config = mix(part_configs["folder"], part_configs["parquet"], part_configs["digits"])
     others = tuple(f"digit_{i}" for i in range(10) if i != 3)
     assert open_source(config).class_names == ("cat", "digit_3", "dog", "bird", "fish", *others)
     assert np.sum(read(config)["label"] == "cat") == 3 + 2
@@ -158,27 +158,28 @@ def test_a_label_that_parts_share_is_one_class(places):
 @pytest.mark.parametrize(
     ("name", "unlabelled"), [("folder", {"labelled": False}), ("parquet", {"label_column": None})]
 )
-def test_without_the_classes_of_one_part_none_are_named(places, name, unlabelled):
-    config = mix(places["digits"], {**places[name], **unlabelled})
+def test_class_names_are_unknown_if_one_part_is_unlabelled(part_configs, name, unlabelled):
+    config = mix(part_configs["digits"], {**part_configs[name], **unlabelled})
     assert open_source(config).class_names is None
     assert set(read(config)["label"][NUM_DIGITS:]) == {""}
 
 
-def test_an_unreadable_file_of_a_part_is_named_under_its_id(places, tmp_path):
+def test_an_unreadable_file_of_a_part_is_reported_with_its_id_in_the_mixture(part_configs, tmp_path):
     bad = tmp_path / "photos" / "dog" / "4.png"  # the sixth file: cat 0 3 6, digit_3 2, dog 1 4 5
     bad.write_bytes(b"no image")
-    told: list[tuple[int, str]] = []
-    columns = read(mix(places["digits"], places["folder"], places["parquet"]), told=told)
-    assert told == [(NUM_DIGITS + 5, f"{bad} (not an image file)")]
+    unreadable: list[tuple[int, str]] = []
+    config = mix(*(part_configs[name] for name in ("digits", "folder", "parquet")))
+    columns = read(config, unreadable=unreadable)
+    assert unreadable == [(NUM_DIGITS + 5, f"{bad} (not an image file)")]
     assert NUM_DIGITS + 5 not in columns["image_id"]
     assert len(columns["image_id"]) == NUM_DIGITS + 7 + 5 - 1
 
 
-def test_what_is_wrong_with_a_part_is_said_of_that_part(places, tmp_path):
+def test_errors_of_a_part_name_the_part(part_configs, tmp_path):
     with pytest.raises(InputError, match=r"^images\.parts\.1: images\.label_column: .*no column 'kind'"):
-        open_source(mix(DIGITS, {**places["parquet"], "label_column": "kind"}))
+        open_source(mix(DIGITS, {**part_configs["parquet"], "label_column": "kind"}))
     with pytest.raises(InputError, match=r"^images\.parts\.1: images\.classes: label 2 found"):
-        read(mix(DIGITS, {**places["parquet"], "classes": ["bird", "cat"]}))
+        read(mix(DIGITS, {**part_configs["parquet"], "classes": ["bird", "cat"]}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"^images\.parts\.0: images\.path .*empty: no image files"):
         open_source(mix({"source": "folder", "path": str(tmp_path / "empty")}, DIGITS))
@@ -209,42 +210,42 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("keys", "said"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_one_message_that_names_its_key(keys, said):
+@pytest.mark.parametrize(("keys", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_config_mistake_is_one_message_that_names_its_key(keys, message):
     tree = {"source": "mixed", "size": SIZE, **keys}
     with pytest.raises(InputError, match="1 problem") as caught:
         load_images(tree)
-    assert f"\n  {said}" in str(caught.value)
+    assert f"\n  {message}" in str(caught.value)
 
 
-def test_a_mistake_in_a_run_is_named_from_the_top(config_tree, load_config):
+def test_a_mistake_in_a_run_config_is_named_by_its_full_key(config_tree, load_config):
     config_tree["images"] = {"source": "mixed", "size": 8, "parts": [DIGITS, dict(DIGITS)]}
     with pytest.raises(InputError, match=r"images\.parts\.1\.split: .*'dev'"):
         load_config("images.parts.1.split=dev")
     assert load_config("images.parts.1.limit=5").images.parts[1].limit == 5
 
 
-def test_a_checked_source_can_be_a_part(places):
-    part = load_images({**places["folder"], "size": SIZE, "limit": 3})
+def test_a_validated_source_can_be_a_part(part_configs):
+    part = load_images({**part_configs["folder"], "size": SIZE, "limit": 3})
     config = MixedImages(source="mixed", size=SIZE, parts=(load_images(DIGITS), part))
-    assert config == mix(DIGITS, {**places["folder"], "limit": 3})
+    assert config == mix(DIGITS, {**part_configs["folder"], "limit": 3})
 
 
-def test_what_a_config_dumps_gives_it_back(mixture):
+def test_a_dumped_config_loads_again(mixture):
     dumped = mixture.model_dump(mode="json")
     assert load_images(dumped) == mixture
     flat = [f"{key}={json.dumps(value)}" for key, value in flatten(mixture).items()]
     assert load_images({"parts": [{}, {}, {}]}, flat) == mixture
 
 
-def test_a_run_on_a_mixture_is_split_by_its_limit_and_seed(config_tree, load_config, places):
-    config_tree["images"] = {"source": "mixed", "size": 8, "limit": 50, "parts": list(places.values())}
+def test_a_run_on_a_mixture_is_split_by_its_limit_and_seed(config_tree, load_config, part_configs):
+    config_tree["images"] = {"source": "mixed", "size": 8, "limit": 50, "parts": list(part_configs.values())}
     config_tree["evaluation"] = {"holdout": 0.2}
     learned, judged = split_images(load_config())
     assert (len(learned.ids), len(judged.ids)) == (40, 10)
     ids = np.sort(np.concatenate([learned.ids, judged.ids]))
     np.testing.assert_array_equal(ids, sample_ids(NUM_DIGITS + 7 + 5, 50, seed=0))
-    whole = joined(learned.config)
+    whole = expected_mixture(learned.config)
     for part in (learned, judged):
         assert_same(read(part.config, part.ids), {name: column[part.ids] for name, column in whole.items()})
     assert split_images(load_config("seed=1"))[0].ids.tolist() != learned.ids.tolist()

@@ -1,4 +1,4 @@
-"""Every source of images: ids, pixels, labels, selections, and what is said of unreadable images."""
+"""Every image source: ids, pixels, labels, selections, and reports of unreadable images."""
 
 import io
 import pickle
@@ -39,7 +39,7 @@ def refuse(image_id: int, name: str) -> None:
 def read(
     config: Any, ids: np.ndarray | None = None, only=None, on_unreadable=refuse
 ) -> dict[str, np.ndarray]:
-    """Read a whole source, chunk after chunk, into one set of columns."""
+    """Read a whole source, one chunk after another, into one set of columns."""
     source = open_source(config)
     ids = np.arange(source.num_images) if ids is None else ids
     batches = [
@@ -52,7 +52,7 @@ def read(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five PNG files in two class folders, written in no particular order."""
+    """Five PNG files in two class folders, written in another order than that of their paths."""
     pixels = random_pixels(5)
     names = ["dog/b.png", "cat/z.png", "cat/a.PNG", "dog/deep/a.png", "cat/m.png"]
     for name, image in zip(names, pixels, strict=True):
@@ -83,12 +83,12 @@ def parquet(tmp_path, request):
 
 
 def on_s3(config: Any, s3: str) -> Any:
-    """Move a source's files to S3."""
+    """Copy a source's files to S3, and return the config of the copy."""
     local = config.path.parent if config.path.is_file() else config.path
     remote = to_path(f"{s3}/images")
     remote.fs.put(str(local), remote.path, recursive=True)
-    place = remote / config.path.name if config.path.is_file() else remote
-    return type(config).model_validate(config.model_dump() | {"path": str(place)})
+    path = remote / config.path.name if config.path.is_file() else remote
+    return type(config).model_validate(config.model_dump() | {"path": str(path)})
 
 
 @pytest.fixture(params=["folder", "parquet", "digits", "folder on s3", "parquet on s3"])
@@ -110,38 +110,38 @@ def _one_parquet(tmp_path) -> ParquetImages:
     return ParquetImages(source="parquet", path=tmp_path / "images.parquet", size=SIZE, label_column="label")
 
 
-def test_a_row_group_on_s3_is_read_without_the_others(s3, tmp_path, monkeypatch):
+def test_reading_a_row_group_on_s3_fetches_no_other(s3, tmp_path, monkeypatch):
     noise = np.random.default_rng(0)
     contents = [noise.bytes(100_000) for _ in range(16)]
     write_parquet(tmp_path / "noise.parquet", contents, list("ab" * 8))
     config = ParquetImages(source="parquet", path=tmp_path / "noise.parquet", size=SIZE, label_column="label")
     source = open_source(on_s3(config, s3))
     assert [chunk.num_images for chunk in source.chunks] == [2] * 8
-    asked: list[int] = []
+    fetched: list[int] = []
     fetch = s3fs.S3File._fetch_range
 
     def counting(self: Any, start: int, end: int) -> bytes:
-        asked.append(end - start)
+        fetched.append(end - start)
         return fetch(self, start, end)
 
     monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
     images = list(source.read(source.chunks[5], {10, 11}.__contains__))
     assert [image.content for image in images] == contents[10:12]
     assert [image.label for image in images] == ["a", "b"]
-    assert sum(asked) < 300_000  # two images and the footer, of 1.6 MB
-    assert len(asked) <= 6
+    assert sum(fetched) < 300_000  # two images of 100 kB and the footer, of a file of 1.6 MB
+    assert len(fetched) <= 6
 
 
 class TestEverySource:
-    """What holds for a source, whichever it is."""
+    """What every source must do."""
 
-    def test_ids_count_from_zero_and_no_rerun_changes_them(self, any_source):
+    def test_ids_count_from_zero_and_are_the_same_in_every_run(self, any_source):
         first, again = read(any_source), read(any_source)
         assert first["image_id"].tolist() == list(range(open_source(any_source).num_images))
         for name, column in first.items():
             np.testing.assert_array_equal(column, again[name])
 
-    def test_columns_have_their_types(self, any_source):
+    def test_columns_have_the_documented_types(self, any_source):
         columns = read(any_source)
         count = len(columns["image_id"])
         assert columns["image_id"].dtype == np.int64
@@ -149,20 +149,20 @@ class TestEverySource:
         assert columns["image"].shape == (count, 3, any_source.size, any_source.size)
         assert all(isinstance(label, str) and label for label in columns["label"])
 
-    def test_wanted_ids_are_those_rows_of_the_whole(self, any_source):
+    def test_wanted_ids_select_rows_of_the_whole(self, any_source):
         whole = read(any_source)
         ids = np.array([1, 2, 4])
         some = read(any_source, ids)
         for name, column in whole.items():
             np.testing.assert_array_equal(some[name], column[ids])
 
-    def test_only_some_classes(self, any_source):
+    def test_only_classes_selects_by_label(self, any_source):
         whole = read(any_source)
         label = whole["label"][0]
         some = read(any_source, only=frozenset([label]))
         np.testing.assert_array_equal(some["image_id"], np.flatnonzero(whole["label"] == label))
 
-    def test_small_batches_give_the_same_rows(self, any_source, monkeypatch):
+    def test_small_batches_have_the_same_rows(self, any_source, monkeypatch):
         whole = read(any_source)
         monkeypatch.setattr(sources, "BATCH_BYTES", 2 * 3 * any_source.size**2)
         source = open_source(any_source)
@@ -174,14 +174,14 @@ class TestEverySource:
             np.concatenate([batch["image"] for batch in batches]), whole["image"][: chunk.num_images]
         )
 
-    def test_chunks_and_reader_travel_to_workers(self, any_source):
+    def test_chunks_and_reader_can_be_pickled(self, any_source):
         source = open_source(any_source)
         chunk, reader = pickle.loads(pickle.dumps((source.chunks[-1], source.read)))
         ids = [encoded.image_id for encoded in reader(chunk, lambda image_id: True)]
         assert ids == list(range(chunk.first_id, chunk.first_id + chunk.num_images))
 
 
-def test_a_folder_gives_pixels_and_labels_in_path_order(folder):
+def test_a_folder_is_read_in_path_order(folder):
     config, pixels = folder
     columns = read(config)
     np.testing.assert_array_equal(columns["image"], pixels.transpose(0, 3, 1, 2))
@@ -195,10 +195,10 @@ def test_an_unlabelled_folder_has_no_labels(folder):
     assert open_source(config).class_names is None
 
 
-def test_a_file_beside_the_class_folders_is_refused(folder):
+def test_a_file_outside_of_class_folders_is_refused(folder):
     config = folder[0]
     (config.path / "stray.png").write_bytes(png(random_pixels(1)[0]))
-    with pytest.raises(InputError, match=r"stray\.png.*labelled=false"):
+    with pytest.raises(InputError, match=r"stray\.png is not in a class folder.*labelled=false"):
         open_source(config)
     assert open_source(config.model_copy(update={"labelled": False})).num_images == 6
 
@@ -209,28 +209,28 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", png(random_pixels(1)[0])[:-40]])
-def test_an_unreadable_file_is_reported_by_name_and_left_out(folder, content):
+def test_an_unreadable_file_is_reported_by_name_and_skipped(folder, content):
     config = folder[0]
     bad = config.path / "cat" / "m.png"
     bad.write_bytes(content)
-    told: list[tuple[int, str]] = []
-    columns = read(config, on_unreadable=lambda image_id, name: told.append((image_id, name)))
+    reported: list[tuple[int, str]] = []
+    columns = read(config, on_unreadable=lambda image_id, name: reported.append((image_id, name)))
     assert columns["image_id"].tolist() == [0, 2, 3, 4]
-    assert [image_id for image_id, _ in told] == [1]
-    assert str(bad) in told[0][1]
+    assert [image_id for image_id, _ in reported] == [1]
+    assert str(bad) in reported[0][1]
 
 
-def test_a_file_that_went_away_is_unreadable(folder):
+def test_a_file_deleted_after_listing_is_unreadable(folder):
     config = folder[0]
     source = open_source(config)
     (config.path / "cat" / "a.PNG").unlink()
-    told: list[int] = []
+    reported: list[int] = []
     for chunk in source.chunks:
         batches: Iterator[Any] = read_chunk(
-            config, source.read, chunk, np.arange(5), None, lambda image_id, name: told.append(image_id)
+            config, source.read, chunk, np.arange(5), None, lambda image_id, name: reported.append(image_id)
         )
         assert [batch["image_id"].tolist() for batch in batches] == [[1, 2, 3, 4]]
-    assert told == [0]
+    assert reported == [0]
 
 
 def test_reading_stops_when_the_caller_raises(folder):
@@ -240,7 +240,7 @@ def test_reading_stops_when_the_caller_raises(folder):
         read(config)
 
 
-def test_parquet_gives_pixels_and_labels_in_row_order(parquet):
+def test_parquet_is_read_in_row_order(parquet):
     config, pixels = parquet
     columns = read(config)
     np.testing.assert_array_equal(columns["image"], pixels.transpose(0, 3, 1, 2))
@@ -253,13 +253,13 @@ def test_parquet_without_a_label_column_is_unlabelled(parquet):
     assert set(read(config)["label"]) == {""}
 
 
-def test_parquet_reads_the_files_of_the_pattern_alone(parquet):
+def test_parquet_reads_only_files_that_match_the_pattern(parquet):
     config, pixels = parquet
     config = config.model_copy(update={"files": "*-1.parquet"})
     np.testing.assert_array_equal(read(config)["image"], pixels[3:].transpose(0, 3, 1, 2))
 
 
-def test_integer_labels_are_named_by_the_classes(tmp_path):
+def test_integer_labels_count_the_class_names(tmp_path):
     path = tmp_path / "images.parquet"
     write_parquet(path, [png(image) for image in random_pixels(3)], [2, 0, 1])
     config = ParquetImages(
@@ -279,20 +279,23 @@ def test_an_integer_label_beyond_the_classes_is_refused(tmp_path, label):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"image_column": "picture"}, r"images\.image_column: .* no column 'picture'; it has .*'image'"),
         ({"label_column": "kind"}, r"images\.label_column: .* no column 'kind'"),
         ({"files": "*.pq"}, r"images\.files = '\*\.pq'"),
-        ({"label_column": "number"}, r"images\.classes: column 'number' holds int64"),
+        (
+            {"label_column": "number"},
+            r"images\.classes: column 'number' of .*\.parquet holds int64, not text; set images\.classes",
+        ),
     ],
 )
-def test_a_parquet_source_that_cannot_work_is_refused(tmp_path, changes, said):
+def test_a_wrong_parquet_config_is_refused(tmp_path, changes, message):
     table = pa.table({"image": [b"x"], "label": ["a"], "number": [1]})
     pq.write_table(table, tmp_path / "images.parquet")
-    given = {"source": "parquet", "path": tmp_path, "size": SIZE, **changes}
-    with pytest.raises(InputError, match=said):
-        open_source(ParquetImages.model_validate(given))
+    keys = {"source": "parquet", "path": tmp_path, "size": SIZE, **changes}
+    with pytest.raises(InputError, match=message):
+        open_source(ParquetImages.model_validate(keys))
 
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path):
@@ -301,19 +304,19 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path):
         open_source(ParquetImages(source="parquet", path=tmp_path, size=SIZE))
 
 
-def test_an_unreadable_row_is_reported_by_its_place(tmp_path):
+def test_an_unreadable_row_is_reported_by_file_and_row(tmp_path):
     path = tmp_path / "images.parquet"
     good = [png(image) for image in random_pixels(2)]
     write_parquet(path, [good[0], good[1], b"broken", None])
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
     config = ParquetImages(source="parquet", path=path, size=SIZE)
-    columns = read(config, on_unreadable=lambda image_id, name: told.append((image_id, name)))
+    columns = read(config, on_unreadable=lambda image_id, name: reported.append((image_id, name)))
     assert columns["image_id"].tolist() == [0, 1]
-    assert [image_id for image_id, _ in told] == [2, 3]
-    assert all(str(path) in name and "row group 1" in name for _, name in told)
+    assert [image_id for image_id, _ in reported] == [2, 3]
+    assert all(str(path) in name and "row group 1" in name for _, name in reported)
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     digits = load_digits()
     columns = read(DigitsImages(source="digits", split="all"))
     expected = np.round(digits.images * 255 / 16)
@@ -322,7 +325,7 @@ def test_digits_are_those_of_scikit_learn():
     assert columns["label"].tolist() == [f"digit_{target}" for target in digits.target]
 
 
-def test_digit_splits_share_all_images():
+def test_digit_splits_together_are_all_images():
     splits = {split: read(DigitsImages(source="digits", split=split)) for split in ("train", "test", "all")}
     labels = splits["all"]["label"]
     every_fifth = np.arange(len(labels)) % 5 == 4
@@ -338,7 +341,7 @@ def test_crop_cuts_the_centre():
     np.testing.assert_array_equal(decode(tall, 4, "crop"), tall[2:6].transpose(2, 0, 1))
 
 
-def test_squash_keeps_both_ends_and_crop_does_not():
+def test_squash_keeps_the_sides_of_an_image_and_crop_does_not():
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, 16:] = 255
     squashed, cropped = decode(pixels, 8, "squash"), decode(pixels, 8, "crop")
@@ -363,7 +366,7 @@ def test_every_colour_mode_becomes_rgb(mode):
 
 
 @pytest.mark.parametrize("limit", [1, 10, 99])
-def test_chosen_ids_are_sorted_distinct_and_in_range(limit):
+def test_sampled_ids_are_sorted_distinct_and_in_range(limit):
     ids = sample_ids(100, limit, seed=0)
     assert len(set(ids.tolist())) == limit
     assert (np.diff(ids) > 0).all()
@@ -372,11 +375,11 @@ def test_chosen_ids_are_sorted_distinct_and_in_range(limit):
 
 
 @pytest.mark.parametrize("limit", [None, 100, 1000])
-def test_no_limit_chooses_all(limit):
+def test_no_limit_selects_all_ids(limit):
     assert sample_ids(100, limit, seed=0).tolist() == list(range(100))
 
 
-def test_chosen_ids_follow_from_the_seed():
+def test_sampled_ids_depend_only_on_the_seed():
     assert sample_ids(100, 10, 1).tolist() == sample_ids(100, 10, 1).tolist()
     assert sample_ids(100, 10, 1).tolist() != sample_ids(100, 10, 2).tolist()
 
@@ -385,6 +388,6 @@ def test_a_larger_limit_adds_to_a_smaller_one():
     assert set(sample_ids(100, 10, 3)) < set(sample_ids(100, 20, 3))
 
 
-def test_every_id_is_chosen_equally_often():
+def test_every_id_is_sampled_equally_often():
     times = np.bincount(np.concatenate([sample_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
     assert np.abs(times / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)

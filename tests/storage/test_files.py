@@ -1,4 +1,4 @@
-"""Files on a disk, behind ``file://`` and on a server that speaks S3: the same operations and outcomes."""
+"""File operations on a local disk, on a ``file://`` URI and on an S3 server: the outcome is the same."""
 
 import multiprocessing
 import pickle
@@ -11,6 +11,7 @@ import pytest
 
 from ka_ray.errors import InputError
 from ka_ray.storage import files
+from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.files import (
     atomic_file,
     cache_folder,
@@ -20,7 +21,6 @@ from ka_ray.storage.files import (
     make_folder,
     open_random_access,
     read_bytes,
-    read_files,
     remove_tree,
     write_text,
 )
@@ -32,7 +32,7 @@ SIZE = 2_000_000
 
 @pytest.fixture(params=["local", "file", "s3"])
 def place(request, tmp_path) -> Path:
-    """A folder on one of three file systems."""
+    """A folder on each of three file systems, which does not exist yet."""
     if request.param == "local":
         return tmp_path / "place"
     if request.param == "file":
@@ -40,7 +40,7 @@ def place(request, tmp_path) -> Path:
     return to_path(f"{request.getfixturevalue('s3')}/deep/place")
 
 
-def test_what_is_written_is_read_again(place):
+def test_a_written_file_can_be_read(place):
     make_folder(place / "a" / "b")
     write_text(place / "a" / "b" / "note.txt", "höhe\n")
     assert (place / "a" / "b" / "note.txt").read_text() == "höhe\n"
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_again(place):
     assert not exists(place / "a" / "c")
 
 
-def test_writing_leaves_that_file_alone(place):
+def test_writing_leaves_no_other_file(place):
     make_folder(place)
     for text in ("one", "two"):
         write_text(place / "note.txt", text)
@@ -57,7 +57,7 @@ def test_writing_leaves_that_file_alone(place):
     assert (place / "note.txt").read_text() == "two"
 
 
-def test_a_block_that_fails_leaves_what_was_there(place):
+def test_a_failing_atomic_file_block_keeps_the_old_file(place):
     make_folder(place)
     write_text(place / "note.txt", "whole")
 
@@ -72,18 +72,18 @@ def test_a_block_that_fails_leaves_what_was_there(place):
     assert (place / "note.txt").read_text() == "whole"
 
 
-def _write_again_and_again(where: str, ready) -> None:
+def _write_repeatedly(folder: str, ready) -> None:
     for number in range(ROUNDS):
-        with atomic_file(to_path(where) / "big") as part:
+        with atomic_file(to_path(folder) / "big") as part:
             part.write_bytes(bytes([number]) * SIZE)
         ready.set()
 
 
-def test_no_reader_ever_sees_half_a_file(place):
+def test_readers_never_see_a_partly_written_file(place):
     make_folder(place)
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    writer = context.Process(target=_write_again_and_again, args=(str(place), ready))
+    writer = context.Process(target=_write_repeatedly, args=(str(place), ready))
     writer.start()
     assert ready.wait(120)
     seen = set()
@@ -97,7 +97,7 @@ def test_no_reader_ever_sees_half_a_file(place):
     assert (place / "big").read_bytes()[0] == ROUNDS - 1
 
 
-def test_another_process_is_seen_at_once(place):
+def test_files_of_another_process_are_seen_at_once(place):
     make_folder(place)
     write_text(place / "first.txt", "x")
     assert list_files(place) == ["first.txt"]
@@ -112,7 +112,7 @@ def test_another_process_is_seen_at_once(place):
     assert sorted(path.name for path in place.glob("*.txt")) == ["first.txt", "note.txt"]
 
 
-def test_a_tree_is_removed_and_nothing_else(place):
+def test_remove_tree_removes_nothing_else(place):
     for name in ("tree/a/b", "tree/c", "tree_of_another"):
         make_folder((place / name).parent)
         write_text(place / name, "x")
@@ -131,11 +131,12 @@ def test_files_are_listed_folder_by_folder(place):
     assert list_files(place, {".png"}) == ["a/b/c.png", "a/z.PNG", "a-b/a.png", "b.png"]
 
 
-def test_many_files_are_read_in_their_order(place):
+def test_read_files_keeps_the_order_and_returns_errors(place):
     make_folder(place)
     names = [f"{number} [{number % 3}]*.txt" for number in range(40)]
     for name in names:
         write_text(place / name, name)
+    # Brackets and stars are part of these names, and not patterns.
     wanted = [f"{place}/{name}" for name in [*names[30:], "nowhere", *names[:30]]]
     contents = list(read_files(wanted))
     assert isinstance(contents[10], FileNotFoundError)
@@ -143,7 +144,7 @@ def test_many_files_are_read_in_their_order(place):
     assert list(read_files([])) == []
 
 
-def test_a_range_is_all_that_is_read(place, monkeypatch):
+def test_open_random_access_reads_a_range(place, monkeypatch):
     make_folder(place)
     with atomic_file(place / "numbers") as part:
         part.write_bytes(bytes(range(250)) * 4000)
@@ -155,14 +156,14 @@ def test_a_range_is_all_that_is_read(place, monkeypatch):
         assert opened.read(3) == bytes([7, 8, 9])
 
 
-def test_paths_travel_to_other_processes(place):
-    again = pickle.loads(pickle.dumps(place / "x"))
-    assert again == place / "x"
-    assert str(again) == f"{place}/x"
-    assert to_path(str(again)) == again
+def test_paths_can_be_pickled(place):
+    copy = pickle.loads(pickle.dumps(place / "x"))
+    assert copy == place / "x"
+    assert str(copy) == f"{place}/x"
+    assert to_path(str(copy)) == copy
 
 
-def test_a_local_name_is_a_path_of_pathlib(monkeypatch):
+def test_a_local_name_becomes_a_pathlib_path(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert to_path("~/x") == Path("/somewhere/x")
     assert to_path("runs/x") == Path("runs/x")
@@ -187,17 +188,17 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
-        ("webdisk://x/y", "webdisk:// is no protocol that fsspec knows"),
-        ("simplecache::s3://x/y", "simplecache::s3:// is no protocol"),
+        ("webdisk://x/y", "webdisk:// is not a protocol that fsspec knows"),
+        ("simplecache::s3://x/y", "simplecache::s3:// is not a protocol"),
         ("s3://bucket/*.pt", "one place"),
-        ("s3://", "names no place"),
+        ("s3://", "names no place; give a bucket or folder after s3://"),
         ("file:///", "names no place"),
     ],
 )
-def test_a_uri_that_cannot_work_is_refused(uri, said):
-    with pytest.raises(InputError, match=said):
+def test_a_uri_that_cannot_work_is_refused(uri, message):
+    with pytest.raises(InputError, match=message):
         to_path(uri)
 
 
@@ -211,7 +212,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, protocol, extra):
         to_path(f"{protocol}://bucket/x")
 
 
-def test_what_cannot_be_reached_is_said(monkeypatch, tmp_path):
+def test_exists_reports_a_store_that_cannot_be_reached(monkeypatch, tmp_path):
     path = to_path(f"file://{tmp_path}/x")
 
     def refuse(self, *args, **kwargs):
@@ -222,7 +223,7 @@ def test_what_cannot_be_reached_is_said(monkeypatch, tmp_path):
         exists(path)
 
 
-def test_the_cache_is_the_users_own(monkeypatch, tmp_path):
+def test_a_cache_folder_of_another_user_is_refused(monkeypatch, tmp_path):
     monkeypatch.delenv("KA_RAY_CACHE", raising=False)
     monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
     folder, user = cache_folder(), files.os.getuid()
@@ -234,7 +235,7 @@ def test_the_cache_is_the_users_own(monkeypatch, tmp_path):
         cache_folder()
 
 
-def test_nothing_of_a_file_system_is_imported_before_a_uri_is_given():
+def test_no_file_system_is_imported_before_a_uri_is_used():
     code = "import sys, ka_ray.storage.files; print([m for m in ('fsspec', 's3fs') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""URIs in a config: kept as they are, given back by every dump, refused before anything starts."""
+"""URIs in a config: kept as they are, also in dumps; refused before anything starts if they cannot work."""
 
 import json
 
@@ -20,7 +20,7 @@ def on_s3(s3, load_config, config_tree):
     return load_config(f"output={s3}/runs/one/")
 
 
-def test_uris_are_kept(on_s3, s3):
+def test_uris_in_a_config_are_kept(on_s3, s3):
     assert str(on_s3.output_dir) == f"{s3}/runs/one"
     assert is_remote(on_s3.output_dir)
     assert str(on_s3.teachers[0].checkpoint) == f"{s3}/teachers/low.safetensors"
@@ -28,7 +28,7 @@ def test_uris_are_kept(on_s3, s3):
     assert on_s3.teachers[0].classes == ("red", "green")
 
 
-def test_every_dump_gives_the_config_back(on_s3, s3):
+def test_a_dumped_config_with_uris_loads_again(on_s3, s3):
     dumped = json.loads(json.dumps(on_s3.model_dump(mode="json")))
     assert dumped["output"] == f"{s3}/runs/one"
     assert Config.model_validate(dumped) == on_s3
@@ -37,14 +37,14 @@ def test_every_dump_gives_the_config_back(on_s3, s3):
     assert flatten(on_s3)["teachers.0.checkpoint"] == f"{s3}/teachers/low.safetensors"
 
 
-def test_a_config_may_lie_there_itself(on_s3, s3):
+def test_a_config_file_can_be_on_s3(on_s3, s3):
     write_text(to_path(f"{s3}/config.yaml"), json.dumps(on_s3.model_dump(mode="json")))
     assert Config.load(f"{s3}/config.yaml", ["seed=5"]) == with_overrides(on_s3, ["seed=5"])
     with pytest.raises(InputError, match=f"config {s3}/other.yaml does not exist"):
         Config.load(f"{s3}/other.yaml")
 
 
-def test_a_missing_object_is_named_with_its_key(on_s3, s3, load_config):
+def test_a_missing_object_is_reported_with_its_key(on_s3, s3, load_config):
     for key in ("teachers.0.checkpoint", "extend", "teachers.1.classes"):
         with pytest.raises(InputError, match=rf"{key}: {s3}/nowhere does not exist"):
             load_config(f"{key}={s3}/nowhere")
@@ -53,11 +53,11 @@ def test_a_missing_object_is_named_with_its_key(on_s3, s3, load_config):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("output=s3://AKIA:s3cret@bucket/x", "output: credentials in the URI would end up in reports"),
         ("extend=https://host/run?token=s3cret", "extend: credentials in the URI"),
-        ("output=webdisk://x/y", "output: webdisk:// is no protocol that fsspec knows"),
+        ("output=webdisk://x/y", "output: webdisk:// is not a protocol that fsspec knows"),
         ("outputt=s3://AKIA:s3cret@bucket/x", "outputt: unknown key"),
         ("output=s3://AKIA:se/cret@bucket/x", "output: credentials"),
         ("output=https://token@host/x", "output: credentials"),
@@ -65,15 +65,15 @@ def test_a_missing_object_is_named_with_its_key(on_s3, s3, load_config):
         ("output=3", "output: must be a path or a URI, it is a int"),
     ],
 )
-def test_a_uri_that_cannot_work_is_one_message_that_names_its_key(load_config, override, said):
+def test_a_uri_that_cannot_work_is_one_message_that_names_its_key(load_config, override, message):
     with pytest.raises(InputError) as caught:
         load_config(override)
     assert "1 problem" in str(caught.value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_missing_package_is_named_with_the_key(load_config, monkeypatch):
+def test_a_missing_package_is_reported_with_the_key(load_config, monkeypatch):
     import fsspec
 
     def missing(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Following a job: its lines once and in order over broken connections, Ctrl-C, and its exit code."""
+"""Following a job: every line once and in order despite broken connections, Ctrl-C, and the exit code."""
 
 import asyncio
 import itertools
@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from ka_ray.errors import InputError
-from ka_ray.submission import follow as following
-from ka_ray.submission.client import Jobs, JobState
-from ka_ray.submission.follow import BACK_OFF_S, LOST, STOPPED, JobFollower, watch
+from ka_ray.submission import follow as module
+from ka_ray.submission.client import JobClient, JobState
+from ka_ray.submission.follow import BACK_OFF_S, EXIT_STOPPED, EXIT_UNREACHABLE, JobFollower, follow_job
 
 LOG = "one\n[two] images=2/4\n\nmlflow: http://m:5000/#/experiments/1/runs/r\nthree"
 LINES = LOG.split("\n")
@@ -19,13 +19,14 @@ ADDRESS = "http://head:8265"
 
 
 class FakeClient:
-    """Answers as Ray's client does.
+    """Answers like Ray's client.
 
     Args:
-        connections: What each tail of the log brings: texts, and what it raises in the end (None: it closes).
-        statuses: Of the job, one a question; the last one stays.
-        exit_code: Of the job's command, once it has ended.
-        log: What asking for the whole log gives, or raises.
+        connections: For each tail of the log, the texts that it yields, and then the error that it raises, or
+            the function that it calls; None: it closes.
+        statuses: The job's status at each question; the last one is repeated.
+        exit_code: Exit code of the job's command, once it has ended.
+        log: The whole log, or the error that asking for it raises.
     """
 
     def __init__(self, connections=(), statuses=("SUCCEEDED",), exit_code=0, log=LOG):
@@ -64,19 +65,20 @@ class FakeClient:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-    """How long it would have waited."""
-    waited = []
-    monkeypatch.setattr(following.time, "sleep", waited.append)
-    return waited
+    """The pauses in seconds, which are recorded instead of waited for."""
+    recorded = []
+    monkeypatch.setattr(module.time, "sleep", recorded.append)
+    return recorded
 
 
-def shown(capsys):
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", capsys.readouterr().out)  # without what moves the cursor
+def printed_lines(capsys):
+    # Without the control codes that move a terminal's cursor.
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", capsys.readouterr().out)
     return plain.split("\n")[:-1]
 
 
 def follow(client):
-    return JobFollower(Jobs(client, ADDRESS), "job").follow()
+    return JobFollower(JobClient(client, ADDRESS), "job").follow()
 
 
 RUNS_TWICE = ("RUNNING", "RUNNING", "SUCCEEDED")
@@ -87,38 +89,38 @@ DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code
 @pytest.mark.parametrize(
     "error", [DROPPED, None, ConnectionResetError("reset")], ids=["1006", "closed", "reset"]
 )
-def test_a_dropped_connection_repeats_no_line_and_loses_none(capsys, cut, error):
+def test_a_dropped_connection_neither_repeats_nor_loses_lines(capsys, cut, error):
     connections = [([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)]
-    follow(FakeClient(connections, RUNS_TWICE, log=LOG[:cut]))  # the rest comes with the second one alone
-    assert shown(capsys) == LINES
+    follow(FakeClient(connections, RUNS_TWICE, log=LOG[:cut]))  # only the second connection yields the rest
+    assert printed_lines(capsys) == LINES
 
 
-def test_lines_are_shown_as_they_come(capsys):
+def test_lines_are_shown_as_they_are_written(capsys):
     seen = []
 
-    async def look():
+    async def read_output():
         seen.append(capsys.readouterr().out)
 
-    follow(FakeClient([(["one\ntw"], look), (["one\ntwo\n"], None)], RUNS_TWICE, log=""))
+    follow(FakeClient([(["one\ntw"], read_output), (["one\ntwo\n"], None)], RUNS_TWICE, log=""))
     assert seen == ["one\n"]
-    assert shown(capsys) == ["two"]
+    assert printed_lines(capsys) == ["two"]
 
 
-def test_a_log_without_websockets_is_asked_for_again_and_again(capsys):
+def test_without_websockets_the_log_is_polled(capsys):
     refused = itertools.repeat(([], RuntimeError("no websocket here")))
     client = FakeClient(refused, ["RUNNING"] * 20 + ["SUCCEEDED"])
-    assert follow(client).over
+    assert follow(client).has_ended
     assert client.tails == 20
-    assert shown(capsys) == LINES
+    assert printed_lines(capsys) == LINES
 
 
-def test_the_end_of_a_log_is_fetched_where_the_connection_did_not_bring_it(capsys):
+def test_the_end_of_a_log_is_fetched_if_the_connection_closed_before(capsys):
     follow(FakeClient([([LOG[:5]], None)], ["RUNNING", "SUCCEEDED"]))
-    assert shown(capsys) == LINES
+    assert printed_lines(capsys) == LINES
 
 
-def test_a_silent_connection_is_made_anew(capsys, monkeypatch):
-    monkeypatch.setattr(following, "IDLE_S", 0.02)
+def test_a_silent_connection_is_opened_again(capsys, monkeypatch):
+    monkeypatch.setattr(module, "IDLE_S", 0.02)
 
     async def silence():
         await asyncio.sleep(60)
@@ -126,33 +128,33 @@ def test_a_silent_connection_is_made_anew(capsys, monkeypatch):
     client = FakeClient([([LOG[:5]], silence), ([LOG], None)], RUNS_TWICE, log="")
     follow(client)
     assert client.tails == 2
-    assert shown(capsys) == LINES
+    assert printed_lines(capsys) == LINES
 
 
-def test_a_cluster_that_stays_away_is_given_up_with_growing_pauses(capsys, pauses):
+def test_an_unreachable_cluster_is_given_up_after_growing_pauses(capsys, pauses):
     client = FakeClient(itertools.repeat(([], DROPPED)), [ConnectionRefusedError("refused")])
     with pytest.raises(ConnectionError, match="refused"):
         follow(client)
     assert pauses == list(BACK_OFF_S)
     assert pauses == sorted(pauses)
-    assert watch(Jobs(client, ADDRESS), "job") == LOST
+    assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_UNREACHABLE
     text = capsys.readouterr().out
     assert "does not answer (refused); job job may still be running" in text
     assert f"ka-ray submit --follow job --address {ADDRESS}" in text
 
 
-def test_a_cluster_that_comes_back_is_forgiven(capsys):
+def test_a_cluster_that_answers_again_is_followed_further(capsys):
     away = [ConnectionRefusedError("refused")] * (len(BACK_OFF_S) - 1)
     client = FakeClient([([], None)] * 99, [*away, "RUNNING", *away, "FAILED"], exit_code=3)
-    assert watch(Jobs(client, ADDRESS), "job") == 3
-    assert shown(capsys)[: len(LINES)] == LINES
+    assert follow_job(JobClient(client, ADDRESS), "job") == 3
+    assert printed_lines(capsys)[: len(LINES)] == LINES
 
 
-def test_a_job_whose_log_is_gone_still_has_its_exit_code(capsys):
+def test_a_job_with_an_unreadable_log_still_has_its_exit_code(capsys):
     client = FakeClient(
         statuses=["FAILED"], exit_code=5, log=RuntimeError("Request failed with status code 500")
     )
-    assert watch(Jobs(client, ADDRESS), "job") == 5
+    assert follow_job(JobClient(client, ADDRESS), "job") == 5
     assert "the end of the log cannot be read" in capsys.readouterr().out
 
 
@@ -165,15 +167,17 @@ def test_a_job_whose_log_is_gone_still_has_its_exit_code(capsys):
         ("FAILED", None, 1),
         ("FAILED", 0, 1),
         ("FAILED", -15, 143),
-        ("STOPPED", None, STOPPED),
-        ("STOPPED", 0, STOPPED),
+        ("STOPPED", None, EXIT_STOPPED),
+        ("STOPPED", 0, EXIT_STOPPED),
     ],
 )
 def test_the_exit_code_is_the_jobs_own(capsys, status, code, expected):
-    assert watch(Jobs(FakeClient(statuses=[status], exit_code=code), ADDRESS), "job") == expected
-    out = shown(capsys)
+    assert follow_job(JobClient(FakeClient(statuses=[status], exit_code=code), ADDRESS), "job") == expected
+    out = printed_lines(capsys)
     assert out[-1].startswith(f"job job: {status}")
-    assert out[-1 - (status == "FAILED" and code is None) - 1] == LINES[3]  # the link, once more
+    assert (
+        out[-1 - (status == "FAILED" and code is None) - 1] == LINES[3]
+    )  # the address of the run is printed again
     assert ("Job is FAILED." in out) == (status == "FAILED" and code is None)
 
 
@@ -184,18 +188,18 @@ def test_the_exit_code_is_the_jobs_own(capsys, status, code, expected):
         (SimpleNamespace, "RAY_AUTH_TOKEN_PATH"),
     ],
 )
-def test_what_cannot_be_mended_by_waiting_ends_at_once(error, words):
+def test_errors_that_waiting_cannot_resolve_end_the_following_at_once(error, words):
     from ray.exceptions import AuthenticationError
 
     error = error if isinstance(error, Exception) else AuthenticationError("Authentication failed: token abc")
     with pytest.raises(InputError, match=words) as raised:
-        watch(Jobs(FakeClient(statuses=[error]), ADDRESS), "job")
+        follow_job(JobClient(FakeClient(statuses=[error]), ADDRESS), "job")
     assert "abc" not in str(raised.value)
 
 
 @pytest.fixture(autouse=True)
-def _heeding_ctrl_c():
-    """As at a terminal: a shell starts what runs in the background deaf to it."""
+def _default_ctrl_c_handler():
+    """Handle Ctrl-C as at a terminal: a process that a shell starts in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -207,15 +211,15 @@ async def ctrl_c():
 
 
 class Terminal:
-    """Stands for standard input and output of a person who gives an answer."""
+    """Replaces standard input and output by a terminal at which a person gives an answer."""
 
     def __init__(self, monkeypatch, answer):
         for name in ("stdin", "stdout"):
-            monkeypatch.setattr(getattr(following.sys, name), "isatty", lambda: True, raising=False)
-        monkeypatch.setattr("builtins.input", self.asked)
+            monkeypatch.setattr(getattr(module.sys, name), "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", self.answer_question)
         self.questions, self._answer = [], answer
 
-    def asked(self, question):
+    def answer_question(self, question):
         self.questions.append(question)
         if isinstance(self._answer, type):
             raise self._answer
@@ -223,57 +227,52 @@ class Terminal:
 
 
 @pytest.mark.parametrize("answer", ["", "n", "no", "what?", KeyboardInterrupt, EOFError])
-def test_ctrl_c_leaves_the_job_running_unless_it_is_told_to_stop(capsys, monkeypatch, answer):
+def test_ctrl_c_leaves_the_job_running_without_a_yes(capsys, monkeypatch, answer):
     client = FakeClient([(["one\n"], ctrl_c)], ["RUNNING"])
     terminal = Terminal(monkeypatch, answer)
-    assert watch(Jobs(client, ADDRESS), "job") == STOPPED
+    assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert terminal.questions == ["\nStop the job? [y/N] "]
     assert client.stopped == []
     assert (
-        f"job job goes on. follow it: ka-ray submit --follow job --address {ADDRESS}"
+        f"job job continues. to follow it again: ka-ray submit --follow job --address {ADDRESS}"
         in capsys.readouterr().out
     )
 
 
-def test_ctrl_c_and_yes_stop_the_job_and_show_its_end(capsys, monkeypatch):
+def test_ctrl_c_and_yes_stop_the_job_and_show_the_rest_of_its_log(capsys, monkeypatch):
     client = FakeClient([([LOG[:4]], ctrl_c)], ["RUNNING"])
     Terminal(monkeypatch, "y")
-    assert watch(Jobs(client, ADDRESS), "job") == STOPPED
+    assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert client.stopped == ["job"]
-    out = shown(capsys)
+    out = printed_lines(capsys)
     ends = [
         next((line for line in LINES if line and text.endswith(line)), "") for text in out
-    ]  # behind a bar's end
+    ]  # a line may follow the end of a bar
     assert list(filter(None, ends)) == [*filter(None, LINES), LINES[3]]
-    assert any(re.search(r"\[two\].*2/4.*0:00", text) for text in out)  # the bar
+    assert any(re.search(r"\[two\].*2/4.*0:00", text) for text in out)  # the progress bar
     assert out[-1] == "job job: STOPPED"
 
 
-def test_ctrl_c_without_a_terminal_asks_nobody_and_stops_nothing(capsys, monkeypatch):
-    def nobody(question):
+def test_ctrl_c_without_a_terminal_neither_asks_nor_stops(capsys, monkeypatch):
+    def refuse(question):
         raise AssertionError(question)
 
-    monkeypatch.setattr("builtins.input", nobody)
+    monkeypatch.setattr("builtins.input", refuse)
     client = FakeClient([(["one\n"], ctrl_c)], ["RUNNING"])
-    assert watch(Jobs(client, ADDRESS), "job") == STOPPED
+    assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert client.stopped == []
-    assert "job job goes on" in capsys.readouterr().out
+    assert "job job continues. to follow it again: ka-ray submit --follow job" in capsys.readouterr().out
 
 
-def test_ctrl_c_while_a_job_stops_leaves_it_at_that(capsys, monkeypatch):
+def test_a_second_ctrl_c_ends_the_following(capsys, monkeypatch):
     client, asked = FakeClient([([], ctrl_c), ([], ctrl_c)], ["RUNNING"]), []
-    client.stop_job = asked.append  # and it takes its time
+    client.stop_job = asked.append  # the job does not stop at once
     Terminal(monkeypatch, "y")
-    assert watch(Jobs(client, ADDRESS), "job") == STOPPED
+    assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert asked == ["job"]
-    assert "job job may go on" in capsys.readouterr().out
+    assert "job job may continue. to follow it again: ka-ray submit --follow job" in capsys.readouterr().out
 
 
-def test_a_job_is_over_when_ray_says_so():
-    assert [JobState(s, None, "").over for s in ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED")] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-    ]
+def test_has_ended_follows_rays_status():
+    states = {"PENDING": False, "RUNNING": False, "STOPPED": True, "SUCCEEDED": True, "FAILED": True}
+    assert {status: JobState(status, None, "").has_ended for status in states} == states

@@ -1,4 +1,4 @@
-"""What travels with a job, and what does not."""
+"""Which files are sent with a job, and which are not."""
 
 import json
 import subprocess
@@ -15,13 +15,13 @@ from ka_ray.runs.output_folder import CONFIG
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import format_bytes
-from ka_ray.submission import package as packaging
-from ka_ray.submission.package import pack
+from ka_ray.submission import package as module
+from ka_ray.submission.package import collect_package
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A user's folder: ignored teachers, images, a module of their own, and much that no job needs."""
+    """A user's folder: teachers and images that git ignores, modules, and files that no job needs."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs/low", "photos/cat/__pycache__", "nets/deep", "other", ".git"):
         (tmp_path / name).mkdir(parents=True)
@@ -47,32 +47,32 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def contents(tree=None, named=(), config="run.yaml"):
-    package = pack(Path(config), tree or {}, named)
+def zip_contents(tree=None, named=(), config="run.yaml"):
+    package = collect_package(Path(config), tree or {}, named)
     package.write(Path("job.zip"))
     with zipfile.ZipFile("job.zip") as package:
         return {name: package.read(name) for name in package.namelist()}
 
 
-def own(names):
+def without_package(names):
     return {name for name in names if not name.startswith("ka_ray/")}
 
 
-def test_the_package_that_runs_here_travels(project):
-    sent = {name for name in contents() if name.startswith("ka_ray/")}
+def test_the_running_package_is_sent(project):
+    sent = {name for name in zip_contents() if name.startswith("ka_ray/")}
     source = Path(ka_ray.__file__).parent
     files = [path for pattern in ("*.py", "py.typed") for path in source.rglob(pattern)]
     assert sent == {f"ka_ray/{path.relative_to(source)}" for path in files}
-    assert contents()["ka_ray/errors.py"] == Path(errors.__file__).read_bytes()
+    assert zip_contents()["ka_ray/errors.py"] == Path(errors.__file__).read_bytes()
 
 
-def test_nothing_travels_that_was_not_named(project):
-    assert own(contents()) == {"run.yaml"}
+def test_only_named_files_are_sent(project):
+    assert without_package(zip_contents()) == {"run.yaml"}
 
 
-def test_what_git_ignores_travels_where_it_is_named(project):
-    sent = contents(named=["runs/low/teacher.safetensors", "./photos", "names.txt"])
-    assert own(sent) == {
+def test_named_files_are_sent_even_if_git_ignores_them(project):
+    sent = zip_contents(named=["runs/low/teacher.safetensors", "./photos", "names.txt"])
+    assert without_package(sent) == {
         "run.yaml",
         "runs/low/teacher.safetensors",
         "photos/cat/1.png",
@@ -81,36 +81,42 @@ def test_what_git_ignores_travels_where_it_is_named(project):
     assert sent["runs/low/teacher.safetensors"] == b"runs/low/teacher.safetensors"
 
 
-def test_a_config_from_elsewhere_travels_too(project, tmp_path_factory):
+def test_a_config_outside_of_the_folder_is_sent(project, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "far.yaml"
     elsewhere.write_text("name: far\n")
-    assert own(contents(config=str(elsewhere))) == {"_config/far.yaml"}
+    assert without_package(zip_contents(config=str(elsewhere))) == {"_config/far.yaml"}
     (project / "configs").mkdir()
     (project / "configs/near.yaml").write_text("name: near\n")
-    assert own(contents(config="configs/near.yaml")) == {"configs/near.yaml"}
-    assert own(contents(config=str(project / "configs/near.yaml"))) == {"configs/near.yaml"}
+    assert without_package(zip_contents(config="configs/near.yaml")) == {"configs/near.yaml"}
+    assert without_package(zip_contents(config=str(project / "configs/near.yaml"))) == {"configs/near.yaml"}
 
 
-def test_modules_of_factories_travel_and_installed_ones_do_not(project):
+def test_modules_of_factories_are_sent_unless_they_are_installed(project):
     networks = ["nets.deep.net:make", "one:make", "torchvision.models:vgg11", "plain", "ka_ray.student:x"]
     tree = {"teachers": [{"network": network} for network in networks], "student": {"network": "one:small"}}
-    assert own(contents(tree)) == {"run.yaml", "nets/__init__.py", "nets/deep/net.py", "one.py"}
-    assert pack(Path("run.yaml"), {"teacher": {"network": "nowhere.to:be"}}, []).missing == ["nowhere"]
+    assert without_package(zip_contents(tree)) == {
+        "run.yaml",
+        "nets/__init__.py",
+        "nets/deep/net.py",
+        "one.py",
+    }
+    tree = {"teacher": {"network": "nowhere.to:be"}}
+    assert collect_package(Path("run.yaml"), tree, []).missing == ["nowhere"]
 
 
-def test_a_module_on_the_path_below_this_folder_is_put_where_the_job_finds_it(project, monkeypatch):
+def test_a_module_in_a_subfolder_is_sent_to_the_top_of_the_jobs_folder(project, monkeypatch):
     (project / "src").mkdir()
     (project / "src/mine.py").write_text("mine")
     monkeypatch.syspath_prepend(str(project / "src"))
-    assert own(contents({"student": {"network": "mine:make"}})) == {"run.yaml", "mine.py"}
+    assert without_package(zip_contents({"student": {"network": "mine:make"}})) == {"run.yaml", "mine.py"}
 
 
-def test_files_that_arguments_name_travel_and_folders_do_not(project):
+def test_files_in_arguments_are_sent_and_folders_are_not(project):
     tree = {"student": {"network": "plain", "arguments": {"weights": "names.txt", "kind": "other", "n": 3}}}
-    assert own(contents(tree)) == {"run.yaml", "names.txt"}
+    assert without_package(zip_contents(tree)) == {"run.yaml", "names.txt"}
 
 
-def test_of_an_extended_run_travels_what_extending_needs(project):
+def test_only_the_needed_files_of_an_extended_run_are_sent(project):
     folder = Path("runs/two")
     needed = [
         folder / CONFIG,
@@ -121,61 +127,71 @@ def test_of_an_extended_run_travels_what_extending_needs(project):
     for path in [*needed, folder / "features/0.bin", folder / "student.safetensors"]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    sent = contents({"extend": "runs/two"}, ["runs/two"])
-    assert own(sent) == {"run.yaml", *(path.as_posix() for path in needed)}
-    with pytest.raises(InputError, match="other holds nothing that is needed of a finished run"):
-        pack(Path("run.yaml"), {"extend": "other"}, ["other"])
+    sent = zip_contents({"extend": "runs/two"}, ["runs/two"])
+    assert without_package(sent) == {"run.yaml", *(path.as_posix() for path in needed)}
+    with pytest.raises(InputError, match=r"extend: other holds none of the files of a finished run \(config"):
+        collect_package(Path("run.yaml"), {"extend": "other"}, ["other"])
 
 
 def test_the_same_content_gives_the_same_package(project):
     named = ["photos", "names.txt"]
-    contents(named=named)
+    zip_contents(named=named)
     first = Path("job.zip").read_bytes()
     for path in project.rglob("*"):
         path.touch()
-    contents(named=list(reversed(named)))
+    zip_contents(named=list(reversed(named)))
     assert Path("job.zip").read_bytes() == first
     (project / "names.txt").write_text("other")
-    contents(named=named)
+    zip_contents(named=named)
     assert Path("job.zip").read_bytes() != first
 
 
-def test_the_size_is_known_before_anything_is_written(project):
-    package = pack(Path("run.yaml"), {}, ["photos"])
+def test_the_limit_is_for_the_zip_file_as_it_is_written(project, monkeypatch):
+    package = collect_package(Path("run.yaml"), {}, ["photos"])
     package.write(Path("job.zip"))
-    assert package.num_bytes == Path("job.zip").stat().st_size
+    size = Path("job.zip").stat().st_size
+    assert size > sum(entry.num_bytes for entry in package.entries)
+    monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", size + 1)
+    package.write(Path("job.zip"))
+    monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", size)
+    with pytest.raises(InputError, match="the cluster accepts less than"):
+        package.write(Path("job.zip"))
 
 
-def test_too_much_is_refused_with_the_largest_named(project, monkeypatch):
+def test_a_too_large_package_is_refused_before_it_is_written(project, monkeypatch):
     with (project / "photos/cat/1.png").open("wb") as file:
-        file.truncate(packaging.MAX_UPLOAD_BYTES)  # a hole: takes no room on the disk
-    package = pack(Path("run.yaml"), {}, ["names.txt", "photos"])
+        file.truncate(module.MAX_UPLOAD_BYTES)  # a sparse file, which needs no disk space
+    package = collect_package(Path("run.yaml"), {}, ["names.txt", "photos"])
     with pytest.raises(InputError, match=r"photos \(100\.0 MiB\), ka_ray .*every node reaches.*s3://"):
-        package.check()
-    pack(Path("run.yaml"), {}, ["names.txt"]).check()
+        package.write(Path("job.zip"))
+    assert not Path("job.zip").exists()
+    collect_package(Path("run.yaml"), {}, ["names.txt"]).write(Path("job.zip"))
 
 
 @pytest.mark.parametrize(
     ("named", "words"),
-    [("../outside", r"\.\./outside lies outside of the current folder"), ("empty", "empty holds no file")],
+    [
+        ("../outside", r"\.\./outside lies outside of the current folder"),
+        ("empty", "empty holds no file that can be sent"),
+    ],
 )
-def test_what_cannot_travel_is_refused(project, named, words):
+def test_paths_that_cannot_be_sent_are_refused(project, named, words):
     (project / "empty").mkdir()
     with pytest.raises(InputError, match=words):
-        pack(Path("run.yaml"), {}, [named])
+        collect_package(Path("run.yaml"), {}, [named])
 
 
-def test_sizes_are_written_for_people():
+def test_format_bytes_chooses_the_unit():
     assert [format_bytes(n) for n in (0, 1024**2 - 1024, 1024**2)] == ["0.0 KiB", "1023.0 KiB", "1.0 MiB"]
 
 
-def test_what_is_sent_runs_by_itself(project):
-    """The package in the zip file, and no other, is what `python -m ka_ray.cli` starts there."""
-    contents()
+def test_the_sent_package_runs_without_this_checkout(project):
+    """`python -m ka_ray.cli` in the job's folder starts the package from the zip file and no other."""
+    zip_contents()
     with zipfile.ZipFile("job.zip") as package:
         package.extractall("there")
     code = "import json, ka_ray.cli; print(json.dumps(ka_ray.cli.__file__))"
-    done = subprocess.run(
-        [packaging.sys.executable, "-c", code], cwd="there", capture_output=True, text=True, check=True
+    finished = subprocess.run(
+        [module.sys.executable, "-c", code], cwd="there", capture_output=True, text=True, check=True
     )
-    assert Path(json.loads(done.stdout)).is_relative_to(project / "there")
+    assert Path(json.loads(finished.stdout)).is_relative_to(project / "there")

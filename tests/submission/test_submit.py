@@ -1,4 +1,4 @@
-"""`ka-ray submit` up to the cluster's door: what is refused here, what is sent, under which command."""
+"""`ka-ray submit` without a cluster: what is refused, which files are sent, and with which command."""
 
 import shlex
 import sys
@@ -11,8 +11,14 @@ import yaml
 
 from ka_ray import cli
 from ka_ray.errors import InputError
-from ka_ray.submission import submit as submitting
-from ka_ray.submission.submit import JobRequest, command, job_environment, job_server, prepare
+from ka_ray.submission import submit as module
+from ka_ray.submission.submit import (
+    JobRequest,
+    build_entrypoint,
+    job_environment,
+    job_server_address,
+    prepare_job,
+)
 
 ADDRESS = "http://head:8265"
 
@@ -33,8 +39,8 @@ def project(tmp_path, config_tree, monkeypatch):
     return tmp_path
 
 
-class FakeJobs:
-    """Takes jobs; nothing else may be asked of it."""
+class FakeJobClient:
+    """Takes jobs and records them; it has none of the client's other methods."""
 
     def __init__(self):
         self.sent = []
@@ -44,7 +50,7 @@ class FakeJobs:
             self.sent.append((entrypoint, {n for n in sent.namelist() if "/" not in n}, environment))
         return "raysubmit_1"
 
-    def page(self, job_id):
+    def dashboard_url(self, job_id):
         return f"{ADDRESS}/#/jobs/{job_id}"
 
     address = ADDRESS
@@ -52,9 +58,9 @@ class FakeJobs:
 
 @pytest.fixture
 def jobs(monkeypatch):
-    fake = FakeJobs()
-    monkeypatch.setattr(submitting, "open_jobs", lambda address: fake)
-    monkeypatch.setattr(submitting, "watch", lambda jobs, job_id: 42)
+    fake = FakeJobClient()
+    monkeypatch.setattr(module, "connect_job_client", lambda address: fake)
+    monkeypatch.setattr(module, "follow_job", lambda client, job_id: 42)
     return fake
 
 
@@ -68,7 +74,7 @@ def run_cli(monkeypatch, *arguments):
 OUT = ("--output", "/shared/out")
 
 
-def test_a_run_is_sent_and_its_exit_code_is_ours(project, jobs, monkeypatch, capsys):
+def test_submit_sends_a_run_and_returns_its_exit_code(project, jobs, monkeypatch, capsys):
     given = ("run.yaml", "--address", ADDRESS, *OUT, "--set", "joint.epochs=2")
     assert run_cli(monkeypatch, *given) == 42
     entrypoint = "python -m ka_ray.cli run run.yaml --set joint.epochs=2 --output /shared/out"
@@ -85,25 +91,25 @@ def test_a_run_is_sent_and_its_exit_code_is_ours(project, jobs, monkeypatch, cap
     assert f"dashboard: {ADDRESS}/#/jobs/raysubmit_1" in out
 
 
-def test_without_waiting_it_says_how_to_follow(project, jobs, monkeypatch, capsys):
+def test_no_wait_prints_how_to_follow_the_job(project, jobs, monkeypatch, capsys):
     assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUT, "--no-wait") == 0
     assert capsys.readouterr().out.endswith(f"ka-ray submit --follow raysubmit_1 --address {ADDRESS}\n")
 
 
-def test_a_job_sent_before_is_followed(jobs, monkeypatch):
+def test_follow_sends_no_new_job(jobs, monkeypatch):
     assert run_cli(monkeypatch, "--follow", "raysubmit_1", "--address", ADDRESS) == 42
     assert jobs.sent == []
 
 
 @pytest.mark.parametrize("output", ["s3://bucket/out", "gs://bucket/out", "/shared/out"])
-def test_the_output_may_stand_in_the_config(project, jobs, monkeypatch, output):
+def test_the_output_can_be_set_in_the_config(project, jobs, monkeypatch, output):
     given = ("run.yaml", "--address", ADDRESS, "--set", f"output={output}")
     assert run_cli(monkeypatch, *given) == 42
     assert jobs.sent[0][0].endswith(f"--output {output}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["run.yaml"], "--output: is missing; the job's working directory on the cluster is temporary"),
         (["run.yaml", "--output", "runs/x"], "--output: 'runs/x' is relative"),
@@ -132,20 +138,20 @@ def test_the_output_may_stand_in_the_config(project, jobs, monkeypatch, output):
         ([], "give either a CONFIG to send, or --follow JOB"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_sent(
-    project, jobs, monkeypatch, capsys, arguments, words
+def test_a_request_that_cannot_work_is_refused_before_anything_is_sent(
+    project, jobs, monkeypatch, capsys, arguments, message
 ):
     (project.parent / "out.pt").touch()
     address = [] if "--address" in arguments else ["--address", ADDRESS]
     assert run_cli(monkeypatch, *arguments, *address) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert words in captured.err
+    assert message in captured.err
     assert "secret" not in captured.err
     assert jobs.sent == []
 
 
-def test_too_much_is_refused_before_anything_is_sent(project, jobs, monkeypatch, capsys):
+def test_a_too_large_package_is_refused_before_anything_is_sent(project, jobs, monkeypatch, capsys):
     with (project / "low.safetensors").open("ab") as file:
         file.truncate(600 * 1024**2)
     assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUT) == 2
@@ -153,23 +159,23 @@ def test_too_much_is_refused_before_anything_is_sent(project, jobs, monkeypatch,
     assert jobs.sent == []
 
 
-def test_the_address_is_ray_address_where_that_is_a_job_server(monkeypatch):
+def test_ray_address_is_used_if_it_is_a_job_server(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "https://cluster")
-    assert job_server(None) == "https://cluster"
-    assert job_server("http://other") == "http://other"
+    assert job_server_address(None) == "https://cluster"
+    assert job_server_address("http://other") == "http://other"
     for other in ("10.0.0.1:6379", "ray://head:10001", "auto"):
         monkeypatch.setenv("RAY_ADDRESS", other)
         with pytest.raises(InputError, match=f"--address: is '{other}'"):
-            job_server(None)
+            job_server_address(None)
 
 
-def test_the_command_means_on_the_cluster_what_was_given_here():
+def test_the_entrypoint_quotes_what_the_user_gave():
     hard = ["a=it's $HOME; rm -rf /", "taps={a: {b: 'c d'}}", "k=`x`"]
     options = {"methods": "direct,distill", "seeds": 3, "vary": ["joint.epochs=1,2", "x=y z"], "extend": None}
     job_request = JobRequest("compare", Path("my runs/a.yaml"), hard, None, options)
-    words = shlex.split(command(job_request, "my runs/a.yaml", hard, "s3://b/o"))
+    words = shlex.split(build_entrypoint(job_request, "my runs/a.yaml", hard, "s3://b/o"))
     assert words[:5] == ["python", "-m", "ka_ray.cli", "compare", "my runs/a.yaml"]
-    assert words[5:11] == [word for one in hard for word in ("--set", one)]
+    assert words[5:11] == [word for override in hard for word in ("--set", override)]
     assert words[11:] == [
         *("--methods", "direct,distill", "--seeds", "3", "--vary", "joint.epochs=1,2", "--vary", "x=y z"),
         *("--output", "s3://b/o"),
@@ -191,18 +197,18 @@ def test_the_command_means_on_the_cluster_what_was_given_here():
         ),
         JobRequest("teach", Path("teach.yaml"), ["seed=2"], "/o", {}),
     ],
-    ids=lambda one: one.verb,
+    ids=lambda request: request.verb,
 )
-def test_the_command_line_takes_every_command_that_is_sent(project, monkeypatch, job_request):
-    """The words of the job's command are parsed by the same command line, as far as the function it calls."""
-    package, overrides, output = prepare(job_request)
-    words = shlex.split(command(job_request, package.config, overrides, output))
+def test_the_command_line_parses_every_entrypoint(project, monkeypatch, job_request):
+    """Parse the job's command with the command line itself, up to the call of the workflow's function."""
+    package, overrides, output = prepare_job(job_request)
+    words = shlex.split(build_entrypoint(job_request, package.config, overrides, output))
     called = []
     names = ("amalgamate", "search_widths", "measure_spectrum", "compare", "teach")
 
     def stop(config, *rest):
         called.append((config, *rest))
-        raise InputError("far enough")
+        raise InputError("stop here")
 
     for name in names:
         monkeypatch.setattr(f"ka_ray.{name}", stop, raising=False)
@@ -214,20 +220,20 @@ def test_the_command_line_takes_every_command_that_is_sent(project, monkeypatch,
     assert called[0][1:] == (() if job_request.verb != "compare" else (["direct"], 2, ["joint.epochs=1"]))
 
 
-def test_a_tracking_server_is_passed_on_unless_it_shows_a_password(project, monkeypatch):
+def test_a_tracking_server_is_passed_on_unless_its_uri_has_a_password(project, monkeypatch):
     job_request = JobRequest("run", Path("run.yaml"), [], "/o", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert job_environment()[0] == {"PYTHONUNBUFFERED": "1", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
-    assert prepare(job_request)[1] == ["tracking.uri=http://mlflow:5000"]
+    assert prepare_job(job_request)[1] == ["tracking.uri=http://mlflow:5000"]
     configured = JobRequest("run", Path("run.yaml"), ["tracking.uri=http://other:5000"], "/o", {})
-    assert prepare(configured)[1] == ["tracking.uri=http://other:5000"]
+    assert prepare_job(configured)[1] == ["tracking.uri=http://other:5000"]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
     environment, note = job_environment()
     assert environment == {"PYTHONUNBUFFERED": "1"}
     assert "not passed on" in note
     assert "secret" not in note
-    assert prepare(job_request)[1] == []
+    assert prepare_job(job_request)[1] == []
 
 
 def test_no_secret_of_this_shell_reaches_the_job(project, jobs, monkeypatch):

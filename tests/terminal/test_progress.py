@@ -1,21 +1,21 @@
-"""Progress without a terminal, and the lines of a run elsewhere."""
+"""Progress without a terminal, and the progress lines of a run in another process."""
 
 import pytest
 
-from ka_ray.terminal import progress as display
+from ka_ray.terminal import progress as module
 from ka_ray.terminal.progress import Display
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is set."""
+    """A clock that shows the time that the test sets."""
     time = [100.0]
-    monkeypatch.setattr(display.time, "perf_counter", lambda: time[0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: time[0])
     return time
 
 
-def test_a_long_pass_says_every_half_minute_how_far_it_is(capsys, clock):
-    with Display() as shown, shown.track_images("extract", 5000) as advance:
+def test_a_long_stage_prints_a_line_every_half_minute(capsys, clock):
+    with Display() as display, display.track_images("extract", 5000) as advance:
         for clock[0] in (110.0, 129.9, 130.1, 140.0, 161.0):
             advance(1000)
     assert capsys.readouterr().out.splitlines() == [
@@ -25,18 +25,18 @@ def test_a_long_pass_says_every_half_minute_how_far_it_is(capsys, clock):
     ]
 
 
-def test_a_short_pass_says_what_it_took_alone(capsys, clock):
-    with Display() as shown, shown.track_images("tune", 3, "trials") as advance:
+def test_a_short_stage_prints_one_line(capsys, clock):
+    with Display() as display, display.track_images("tune", 3, "trials") as advance:
         clock[0] += 2
         advance(3)
     assert capsys.readouterr().out == "tune trials=3 seconds=2.0\n"
 
 
-def test_lines_pass_through_as_they_are(capsys):
+def test_forwarded_lines_are_printed_unchanged(capsys):
     lines = ["[red]not a colour[/red] :smile:", "extract images=1/2 seconds=1.0", "x" * 300, "", "  {'a': 1}"]
-    with Display() as shown:
+    with Display() as display:
         for line in lines:
-            shown.line(line)
+            display.forward_line(line)
     assert capsys.readouterr().out.splitlines() == lines
 
 
@@ -56,7 +56,7 @@ def test_lines_pass_through_as_they_are(capsys):
         (["extract images=5000 seconds=99.0", "a line, epoch=x", "images=1/2", "3 epochs=1/2"], []),
     ],
 )
-def test_bars_follow_the_lines_of_a_run_elsewhere(monkeypatch, lines, bars):
+def test_forwarded_lines_move_the_bars(monkeypatch, lines, bars):
     drawn = []
 
     def bar(self, stage, done, total, info):
@@ -64,18 +64,18 @@ def test_bars_follow_the_lines_of_a_run_elsewhere(monkeypatch, lines, bars):
         self._tasks[stage] = 0
 
     monkeypatch.setattr(Display, "_bar", bar)
-    shown = Display()
+    display = Display()
     for line in lines:
-        shown.line(line)
+        display.forward_line(line)
     assert drawn == bars
 
 
-def test_what_a_display_prints_it_can_follow(capsys, clock, monkeypatch):
-    """The lines of one display are read by another: a form that changes in one place alone fails here."""
-    with Display() as shown, shown.track_images("extract", 4) as advance:
+def test_a_display_can_parse_its_own_lines(capsys, clock, monkeypatch):
+    """One display parses the lines of another: if only one side changes their format, this fails."""
+    with Display() as display, display.track_images("extract", 4) as advance:
         clock[0] += 31
         advance(2)
     drawn = []
     monkeypatch.setattr(Display, "_bar", lambda self, *bar: drawn.append(bar[:3]))
-    Display().line(capsys.readouterr().out.splitlines()[0])
+    Display().forward_line(capsys.readouterr().out.splitlines()[0])
     assert drawn == [("extract", 2, 4)]

@@ -1,3 +1,5 @@
+"""Tracking: what MLflow keeps of a run, resumed runs and child runs, and the tracker that keeps nothing."""
+
 import contextlib
 import io
 import os
@@ -22,13 +24,13 @@ from ka_ray.storage.uris import to_path
 from ka_ray.student import Student, StudentSpec
 from ka_ray.tracking import TRACKERS, NullTracker, open_tracker, tracking_uri
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # from MLflow itself
 CONFIG = TrackingConfig()
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An output folder (of a name that needs quoting) with a database, and what making it printed."""
+    """An output folder (whose name needs quoting) with a database, and what was printed when it was made."""
     output = tmp_path_factory.mktemp("an output folder")
     printed = io.StringIO()
     with (
@@ -46,8 +48,8 @@ def output(opened: tuple[Path, str]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test may leave files where it was started, or change MLflow's global state."""
+def _unchanged_global_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test may leave files in the folder where it was started, or change MLflow's global state."""
     monkeypatch.chdir(tmp_path)
     before = mlflow.is_tracking_uri_set(), os.environ.get("MLFLOW_TRACKING_URI"), mlflow.active_run()
     yield
@@ -62,12 +64,12 @@ def client(output: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
 
 
-def test_making_a_database_prints_nothing(opened: tuple[Path, str]) -> None:
+def test_creating_a_database_prints_nothing(opened: tuple[Path, str]) -> None:
     assert opened[1] == ""
     assert (opened[0] / "mlflow.db").exists()
 
 
-def test_params_come_back_equal_and_cut_to_the_limits(output: Path) -> None:
+def test_params_are_kept_and_cut_to_the_limits(output: Path) -> None:
     params = {f"section.key_{i}": i for i in range(230)}
     with open_tracker(CONFIG, "run", output, None) as tracker:
         assert tracker.run_id is not None
@@ -79,7 +81,7 @@ def test_params_come_back_equal_and_cut_to_the_limits(output: Path) -> None:
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
 
 
-def test_metrics_keep_their_steps_from_any_thread(output: Path) -> None:
+def test_metrics_from_any_thread_keep_their_steps(output: Path) -> None:
     with open_tracker(CONFIG, "run", output, None) as tracker:
         threads = [
             threading.Thread(
@@ -99,7 +101,7 @@ def test_metrics_keep_their_steps_from_any_thread(output: Path) -> None:
     assert client(output).get_run(tracker.run_id).data.metrics["evaluate/union"] == 0.75
 
 
-def test_files_and_folders_become_artifacts_of_the_output_folder(output: Path, tmp_path: Path) -> None:
+def test_files_and_folders_become_artifacts_in_the_output_folder(output: Path, tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.png").write_bytes(b"a")
     (tmp_path / "report.md").write_text("text")
@@ -120,7 +122,7 @@ def test_the_student_is_a_model_that_mlflow_loads_and_serves(
     output: Path, make_spec: Callable[..., StudentSpec], monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     spec = make_spec("plain", {"conv1": 4, "conv2": 6}, widths=[4, 6])
-    if cut:  # with batch norms, and an adapter that stays
+    if cut:  # a cut network with batch norms, and an adapter that cannot be folded
         network = make_spec("ka_ray.teachers.plain:plain_conv_net", {}, num_classes=4, widths=[4, 6])
         spec = replace(network, paths={"first": "norm1", "second": "act2"})
     student = Student(spec).train()
@@ -163,7 +165,7 @@ def test_a_resumed_run_stays_one_run(output: Path) -> None:
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_that_is_gone_is_begun_anew(output: Path) -> None:
+def test_a_deleted_run_is_started_as_a_new_one(output: Path) -> None:
     with open_tracker(CONFIG, "run", output, None) as first:
         pass
     client(output).delete_run(first.run_id)
@@ -172,7 +174,7 @@ def test_a_run_that_is_gone_is_begun_anew(output: Path) -> None:
             assert tracker.run_id not in (gone, None)
 
 
-def test_a_child_is_a_run_of_its_own_below_its_parent(output: Path) -> None:
+def test_a_child_is_a_separate_run_nested_under_its_parent(output: Path) -> None:
     with open_tracker(CONFIG, "parent", output, None) as parent:
         children = {name: parent.child(name, None) for name in ("direct", "distill")}
         for value, child in enumerate(children.values()):
@@ -194,7 +196,7 @@ def test_a_child_is_a_run_of_its_own_below_its_parent(output: Path) -> None:
     assert {run.info.experiment_id for run in runs.values()} == {own.info.experiment_id}
 
 
-def test_a_child_of_a_resumed_run_goes_on_with_its_own(output: Path) -> None:
+def test_a_child_of_a_resumed_run_is_resumed(output: Path) -> None:
     with open_tracker(CONFIG, "parent", output, None) as first:
         child = first.child("direct", None)
         child.log_metrics({"joint/loss": 1.0}, step=1)
@@ -206,7 +208,7 @@ def test_a_child_of_a_resumed_run_goes_on_with_its_own(output: Path) -> None:
         assert client(output).get_run(child.run_id).info.status == "RUNNING"
         again.log_metrics({"joint/loss": 0.5}, step=2)
         again.finish(failed=False)
-        other = second.child("direct", "0" * 32)  # one that is gone is begun anew
+        other = second.child("direct", "0" * 32)  # a run that does not exist is started as a new one
         assert other.run_id not in (child.run_id, "0" * 32)
         other.finish(failed=False)
     found = client(output).get_metric_history(child.run_id, "joint/loss")
@@ -215,7 +217,7 @@ def test_a_child_of_a_resumed_run_goes_on_with_its_own(output: Path) -> None:
     assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", first.run_id)
 
 
-def test_a_child_outlives_its_parents_end(output: Path) -> None:
+def test_a_child_can_be_logged_to_after_its_parent_ended(output: Path) -> None:
     with open_tracker(CONFIG, "parent", output, None) as parent:
         child = parent.child("direct", None)
     statuses = [client(output).get_run(tracker.run_id).info.status for tracker in (parent, child)]
@@ -233,7 +235,7 @@ def test_an_exception_fails_the_run_and_is_raised(output: Path, error: BaseExcep
     assert client(output).get_run(tracker.run_id).info.status == "FAILED"
 
 
-def test_a_given_uri_and_experiment_are_used(output: Path) -> None:
+def test_the_configured_uri_and_experiment_are_used(output: Path) -> None:
     uri = f"sqlite:///{output / 'mlflow.db'}"
     config = TrackingConfig(uri=uri, experiment="mine")
     with open_tracker(config, "run", output / "unused", None) as tracker:
@@ -250,17 +252,17 @@ def test_a_given_uri_and_experiment_are_used(output: Path) -> None:
         pass
 
 
-def test_the_environments_uri_counts_where_none_is_configured(
+def test_the_environments_uri_is_used_if_none_is_configured(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{output / 'mlflow.db'}"
-    given = "sqlite:////elsewhere.db"
+    configured = "sqlite:////elsewhere.db"
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         with open_tracker(TrackingConfig(), "run", output / "unused", None) as tracker:
             assert tracker.tracking_uri == uri
         assert not (output / "unused").exists()
-        assert tracking_uri(TrackingConfig(uri=given), output) == given
+        assert tracking_uri(TrackingConfig(uri=configured), output) == configured
         assert tracking_uri(TrackingConfig(backend="none"), output) is None
         patch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@server:5000")
         with pytest.raises(InputError, match="credentials in the URI") as error:
@@ -279,11 +281,11 @@ def test_remote_files_are_logged_from_a_copy(output: Path, tmp_path: Path, s3: s
     assert {a.path for a in client(output).list_artifacts(tracker.run_id)} == {"report.md", "figures"}
     listed = client(output).list_artifacts(tracker.run_id, "figures")
     assert {a.path for a in listed} == {"figures/a.png", "figures/b.png"}
-    got = client(output).download_artifacts(tracker.run_id, "figures/b.png", str(tmp_path))
-    assert Path(got).read_text() == "figures/b.png"
+    downloaded = client(output).download_artifacts(tracker.run_id, "figures/b.png", str(tmp_path))
+    assert Path(downloaded).read_text() == "figures/b.png"
 
 
-def test_the_null_tracker_takes_everything_and_leaves_nothing(
+def test_the_null_tracker_accepts_everything_and_keeps_nothing(
     tmp_path: Path, make_spec: Callable[..., StudentSpec]
 ) -> None:
     with open_tracker(TrackingConfig(backend="none"), "run", tmp_path, None) as tracker:
@@ -308,8 +310,8 @@ def test_every_backend_of_the_config_has_a_tracker() -> None:
 
 def test_importing_the_package_imports_no_mlflow() -> None:
     code = "import sys, ka_ray.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -321,15 +323,15 @@ def test_importing_the_package_imports_no_mlflow() -> None:
         ("file:///tmp/mlruns", None),
     ],
 )
-def test_a_run_on_a_server_has_an_address_for_a_browser(uri: str, link: str | None) -> None:
+def test_only_a_run_on_a_server_has_a_link(uri: str, link: str | None) -> None:
     from types import SimpleNamespace
 
     from ka_ray.tracking.mlflow import MlflowTracker
 
     tracker = MlflowTracker.__new__(MlflowTracker)
-    tracker._adopt(uri, SimpleNamespace(info=SimpleNamespace(run_id="abc", experiment_id="7")))
+    tracker._set_run(uri, SimpleNamespace(info=SimpleNamespace(run_id="abc", experiment_id="7")))
     assert tracker.link == link
 
 
-def test_the_null_tracker_has_no_address() -> None:
+def test_the_null_tracker_has_no_link() -> None:
     assert NullTracker().link is None
