@@ -9,10 +9,10 @@ from PIL import Image
 
 import ka_ray
 from ka_ray.config import Config, TeachConfig, with_overrides
+from ka_ray.runs.variants import expand_variants
 from ka_ray.storage import files
 from ka_ray.student import Student, save_student
 from ka_ray.submission import submit as submitting
-from ka_ray.workflows.variants import expand_variants
 
 
 def find_yaml(name):
