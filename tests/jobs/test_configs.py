@@ -88,15 +88,6 @@ def test_the_template_explains_every_key():
         assert {key for key in given if f"  {key}: " not in block} == set()
 
 
-def test_the_readmes_example_loads(workplace):
-    readme = (JOBS.parent / "README.md").read_text()
-    example = readme.split("```yaml\n")[1].split("```")[0]
-    (workplace / "pets.yaml").write_text(example)
-    (workplace / "photos").mkdir()
-    (workplace / "birds.pt").touch()
-    assert [t.name for t in Config.load(workplace / "pets.yaml").teachers] == ["dogs", "birds"]
-
-
 @pytest.mark.parametrize("config", ["cifar10_halves", "cifar10_halves_exact"])
 def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace, config):
     halves = load(config)
