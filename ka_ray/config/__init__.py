@@ -3,7 +3,7 @@
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import JOB_FOLDERS, Places, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
-from ka_ray.config.placement import PlacementConfig, Resources
+from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
 from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
 from ka_ray.config.stages import (
@@ -44,6 +44,7 @@ __all__ = [
     "Preprocessing",
     "RayConfig",
     "Resources",
+    "ResourcesConfig",
     "ScoresConfig",
     "ScratchConfig",
     "StudentConfig",

@@ -26,6 +26,10 @@ Workers = Annotated[
 ]
 
 
+STANDARD_WORKERS = 2
+"""Number of training workers, unless only one fits."""
+
+
 class RayConfig(Section):
     """Where it runs."""
 
@@ -35,8 +39,10 @@ class RayConfig(Section):
     autoscaling: bool | None = Field(
         None, description="true: the cluster grows on demand, do not compare plans with it; null: as it says"
     )
-    workers: Workers = Field(
-        2, description="Training workers: a number, or {min, max}, as many as the cluster has room for."
+    workers: Workers | None = Field(
+        None,
+        description="Training workers: a number, or {min, max}, as many as the cluster has room for; "
+        "null: 2, or 1 on one core or one GPU.",
     )
     max_failures: int = Field(
         3, ge=0, description="Lost workers or nodes in a row, with nothing finished between, to get over."
@@ -45,15 +51,14 @@ class RayConfig(Section):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The least and the largest number of training workers."""
-        return (
-            (self.workers, self.workers)
-            if isinstance(self.workers, int)
-            else (self.workers.min, self.workers.max)
-        )
+        """The least and the largest number of training workers; null counts as 2."""
+        workers = STANDARD_WORKERS if self.workers is None else self.workers
+        return (workers, workers) if isinstance(workers, int) else (workers.min, workers.max)
 
     @property
     def group(self) -> str:
         """The number of training workers in words."""
         least, most = self.worker_range
+        if least == most == 1:
+            return "1 worker"
         return f"{least} workers" if least == most else f"{least} to {most} workers"

@@ -1,28 +1,29 @@
 """What each process of a run gets of the cluster, and on which nodes it may run."""
 
-from pydantic import Field, PositiveFloat, field_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator
 
 from ka_ray.config.base import Section
 
 
-class Resources(Section):
-    """What one process gets: CPUs, GPUs, custom resources; its node's labels."""
+def _whole_or_part(gpu: float) -> float:
+    if gpu > 1 and gpu != int(gpu):
+        raise ValueError("is a part of one GPU, or a whole number of them")
+    return gpu
 
-    cpu: float = Field(1, gt=0)
-    gpu: float = Field(0, ge=0, description="A fraction: so many processes share a GPU.")
+
+Cpus = Annotated[float, Field(gt=0)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_or_part)]
+
+
+class _Resources(Section):
     resources: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="Custom resources of the cluster, by name."
     )
     label: dict[str, str] = Field(
         default_factory=dict, description="Labels that its node has; a value may be !not or in(a,b)."
     )
-
-    @field_validator("gpu")
-    @classmethod
-    def _whole_or_part(cls, gpu: float) -> float:
-        if gpu > 1 and gpu != int(gpu):
-            raise ValueError("is a part of one GPU, or a whole number of them")
-        return gpu
 
     @field_validator("resources")
     @classmethod
@@ -33,23 +34,44 @@ class Resources(Section):
         return resources
 
 
-class TeacherShare(Resources):
-    """The same of a teacher's actor, a judge or a reducer."""
+class Resources(_Resources):
+    """The share of one process: CPUs, GPUs (a fraction of one, or several), custom resources, node labels."""
 
-    cpu: float = Field(0.5, gt=0)
+    cpu: Cpus = 1
+    gpu: Gpus = 0
 
 
-class DecodingShare(Resources):
+class ResourcesConfig(_Resources):
+    """The same as the user writes it: what is null is chosen from the machine once Ray is connected."""
+
+    cpu: Cpus | None = Field(None, description="CPUs, also a fraction; null: chosen from the machine.")
+    gpu: Gpus | None = Field(
+        None,
+        description="GPUs; 0.5: two processes share one. null: on one machine as many as its GPUs allow, "
+        "on several machines 0.",
+    )
+
+
+class CpuResourcesConfig(ResourcesConfig):
+    """The same where no GPU is taken unless the config asks for one."""
+
+    gpu: Gpus = 0
+
+
+class DecodingResourcesConfig(ResourcesConfig):
     """The same of a task that reads and decodes images, or writes features."""
 
-    cpu: float = Field(0.25, gt=0)
     gpu: float = Field(0, ge=0, le=0, description="Images are decoded by CPUs.")
 
 
 class PlacementConfig(Section):
     """Who gets what. Teachers have released theirs when training begins: a small cluster takes turns."""
 
-    teachers: TeacherShare = Field(TeacherShare(), description="Each actor of each teacher.")
-    trainers: Resources = Field(Resources(), description="Each training worker.")
-    decoding: DecodingShare = Field(DecodingShare(), description="Each task that reads, decodes or writes.")
-    trials: Resources = Field(Resources(), description="Each trial of `ka-ray tune`.")
+    teachers: ResourcesConfig = Field(
+        ResourcesConfig(), description="Each actor of each teacher, and the actors that evaluate or sum up."
+    )
+    trainers: ResourcesConfig = Field(ResourcesConfig(), description="Each training worker.")
+    decoding: DecodingResourcesConfig = Field(
+        DecodingResourcesConfig(), description="Each task that reads, decodes or writes."
+    )
+    trials: CpuResourcesConfig = Field(CpuResourcesConfig(), description="Each trial of `ka-ray tune`.")

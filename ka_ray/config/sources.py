@@ -10,8 +10,8 @@ from ka_ray.config.base import ClassNames, ExistingPath, Section
 class _Images(Section):
     size: int = Field(ge=4, description="Sides of the decoded image in pixels; images are made square.")
     resize: Literal["squash", "crop"] = Field(
-        "squash",
-        description="squash: scale both sides to size; crop: scale the shorter side, cut the centre.",
+        "crop",
+        description="crop: scale the shorter side, cut the centre; squash: scale both sides to size.",
     )
     limit: int | None = Field(None, ge=1, description="Use this many images, chosen at random by the seed.")
     max_unreadable: int = Field(0, ge=0, description="Skip (and name) up to this many unreadable images.")

@@ -11,7 +11,11 @@ from ka_ray.config.teachers import Augmentation
 class ExtractConfig(Section):
     """How the teachers turn images into stacked features."""
 
-    images: int | None = Field(None, ge=1, description="Keep the features of this many images; null: all.")
+    images: int | None = Field(
+        10_000,
+        ge=1,
+        description="Keep the features of this many images, the scores of the others; null: all.",
+    )
     batch_size: int = Field(64, ge=1)
     actors_per_teacher: int = Field(1, ge=1)
     reducers: int = Field(1, ge=1, description="Actors that add up stacked features; shares as a teacher's.")
@@ -26,8 +30,8 @@ class ExtractConfig(Section):
 class TrainingConfig(Section):
     """One stage of training: Adam with a one-cycle learning rate."""
 
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(128, ge=1, description="Over all workers together.")
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
     learning_rate: float = Field(1e-3, gt=0, description="The peak of the one-cycle schedule.")
 
 
@@ -103,8 +107,6 @@ class CodesConfig(TrainingConfig):
     positions_per_image: int = Field(
         16, ge=1, description="Positions drawn at random from each map: by sgd in every epoch, else once."
     )
-    epochs: int = Field(6, ge=1)
-    batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
     learning_rate: float = Field(2e-2, gt=0)
 
     @model_validator(mode="after")
@@ -155,7 +157,7 @@ class LayersConfig(TrainingConfig):
 class JointConfig(TrainingConfig):
     """Joint learning: the folded student end to end towards the amalgamated scores."""
 
-    epochs: int = Field(1, ge=0, description="0: the student stays as its layers made it.")
+    epochs: int = Field(10, ge=0, description="0: the student stays as its layers made it.")
     loss: Literal["mse", "kl"] = Field(
         "mse", description="Of the scores; `scores.rule: conditional` always compares by kl."
     )

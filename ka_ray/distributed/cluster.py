@@ -3,17 +3,29 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
-from ka_ray.config import Config, ExtractConfig, PlacementConfig, RayConfig, Resources
+from ka_ray.config import Config, PlacementConfig, RayConfig, Resources, TeachConfig
 from ka_ray.distributed.capacity import CPU, GPU, Demand, Host, shortage
+from ka_ray.distributed.placement import (
+    Placement,
+    Workload,
+    describe_choice,
+    first_shortage,
+    fit_placement,
+    pass_demands,
+    standard_placement,
+    training_demands,
+    trial_demands,
+)
 from ka_ray.errors import InputError
 
 SMALL_MACHINE = {
@@ -115,55 +127,84 @@ def _init(config: RayConfig) -> None:
         ) from None
 
 
-def check_fits(config: Config, cluster: Cluster) -> None:
-    """Refuse a plan that the cluster can never start; Ray would wait for ever.
+@dataclass(frozen=True)
+class ResourcePlan:
+    """What a run uses of the cluster that it is connected to.
+
+    Attributes:
+        placement: The resources of each process.
+        ray: The ``ray`` section of the config, with the number of training workers filled in.
+        notes: What the user should know about what was chosen.
+    """
+
+    placement: Placement
+    ray: RayConfig
+    notes: tuple[str, ...] = ()
+
+
+def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePlan:
+    """Choose the resources and the number of workers that a config leaves open, and check the whole plan.
 
     Raises:
-        InputError: With the arithmetic, and the keys that lower it.
+        InputError: What the user set can never start on the cluster, so that Ray would wait for ever. The
+            message has the arithmetic and the keys to lower.
     """
-    check_training_fits(config.ray, config.placement, cluster)
-    names = [teacher.name for teacher in config.teachers]
-    for stage, demands in demands_of_passes(config.extract, config.placement, len(names)).items():
-        _check(stage, demands, cluster)
+    num_teachers = len(config.teachers) if isinstance(config, Config) else 1
+    load = Workload(num_teachers, config.extract, config.ray)
+    plan = choose_resources(config.placement, load, cluster)
+    _check(training_demands(plan.placement.trainers, plan.ray), cluster)
+    _check(pass_demands(plan.placement.teachers, plan.placement.decoding, load), cluster)
+    return plan
 
 
-def demands_of_passes(
-    extract: ExtractConfig, placement: PlacementConfig, num_teachers: int
-) -> dict[str, list[Demand]]:
-    """What runs at the same time in each kind of pass over images."""
-    share = placement.teachers
-    downstream = share.model_copy(
-        update={"gpu": 0}
-    )  # what is behind the teachers takes a GPU only if one is left
-    teachers = Demand(
-        f"{num_teachers} teachers x {extract.actors_per_teacher} actors",
-        num_teachers * extract.actors_per_teacher,
-        share,
-        "placement.teachers or extract.actors_per_teacher",
+def choose_resources(config: PlacementConfig, load: Workload, cluster: Cluster) -> ResourcePlan:
+    """Choose the resources and the number of workers that are left open; see :func:`fit_placement`.
+
+    A cluster that grows gets the standard ones: it adds nodes for them. GPUs are used unasked on one machine
+    only, since others may use a cluster of several nodes, too.
+    """
+    if cluster.grows:
+        return ResourcePlan(standard_placement(config), _with_workers(load.ray, load.ray.worker_range[0]))
+    num_gpus = _free_gpus(cluster)
+    placement, workers = fit_placement(config, load, cluster.hosts, num_gpus)
+    notes = (
+        describe_choice(config, load.ray, placement, workers),
+        _describe_unused_gpus(config, placement, cluster, num_gpus),
     )
-    decoding = Demand("1 task of decoding", 1, placement.decoding, "placement.decoding")
-    writing = Demand("1 task of writing", 1, placement.decoding, "placement.decoding")
-    judge = Demand("1 student", 1, downstream, "placement.teachers.cpu")
-    reducers = Demand(f"{extract.reducers} reducers", extract.reducers, downstream, "extract.reducers")
-    return {
-        "extraction": [teachers, decoding, writing],
-        "evaluation": [teachers, judge, decoding],
-        "summing": [teachers, reducers, decoding],
-    }
+    return ResourcePlan(placement, _with_workers(load.ray, workers), tuple(filter(None, notes)))
 
 
-def check_training_fits(config: RayConfig, placement: PlacementConfig, cluster: Cluster) -> None:
-    """Refuse more workers than the cluster can hold; see :func:`check_fits`."""
-    least = config.worker_range[0]
-    workers = Demand(f"{least} workers", least, placement.trainers, "ray.workers or placement.trainers")
-    _check("training", [workers], cluster)
+def _with_workers(config: RayConfig, workers: int) -> RayConfig:
+    return config if config.workers is not None else config.model_copy(update={"workers": workers})
+
+
+def _free_gpus(cluster: Cluster) -> int:
+    """Return how many GPUs may be used unasked: on one machine those that torch can use, too."""
+    found = int(cluster.total(GPU))
+    return min(found, torch.cuda.device_count()) if found and len(cluster.hosts) == 1 else 0
+
+
+def _describe_unused_gpus(
+    config: PlacementConfig, placement: Placement, cluster: Cluster, num_gpus: int
+) -> str | None:
+    """Return why processes run without a GPU although the cluster has some; None if the user chose so."""
+    found = int(cluster.total(GPU))
+    without = [
+        f"placement.{name}.gpu"
+        for name in ("teachers", "trainers")
+        if getattr(config, name).gpu is None and getattr(placement, name).gpu == 0
+    ]
+    if not found or not without:
+        return None
+    reason = "there are fewer GPUs than ray.workers"
+    if not num_gpus:
+        reason = "torch finds none" if len(cluster.hosts) == 1 else "set it on a cluster of several nodes"
+    return f"Ray has {found} GPUs, but {' and '.join(without)} is null and becomes 0: {reason}"
 
 
 def shortage_of_workers(config: RayConfig, share: Resources) -> str | None:
     """Say why the nodes that are alive do not hold the least number of training workers; None if they do."""
-    least = config.worker_range[0]
-    workers = Demand(f"{least} workers", least, share, "ray.workers or placement.trainers")
-    return shortage("training", [workers], current_hosts())
+    return first_shortage(training_demands(share, config), current_hosts())
 
 
 def workers_with_room(config: RayConfig, share: Resources) -> tuple[int, int]:
@@ -180,12 +221,12 @@ def workers_with_room(config: RayConfig, share: Resources) -> tuple[int, int]:
     return least, most
 
 
-def check_trial_fits(placement: PlacementConfig, cluster: Cluster) -> None:
-    """Refuse a trial that the cluster can never start; see :func:`check_fits`."""
-    _check("the search", [Demand("1 trial", 1, placement.trials, "placement.trials")], cluster)
+def check_trial_fits(resources: ResourcePlan, cluster: Cluster) -> None:
+    """Refuse a trial that the cluster can never start; see :func:`plan_resources`."""
+    _check(trial_demands(resources.placement.trials), cluster)
 
 
-def _check(stage: str, demands: Sequence[Demand], cluster: Cluster) -> None:
-    problem = None if cluster.grows else shortage(stage, demands, cluster.hosts)
+def _check(demands: dict[str, list[Demand]], cluster: Cluster) -> None:
+    problem = None if cluster.grows else first_shortage(demands, cluster.hosts)
     if problem is not None:
         raise InputError(problem)

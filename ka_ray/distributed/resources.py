@@ -7,12 +7,12 @@ from typing import Any
 from ka_ray.config import (
     Config,
     ExtractConfig,
-    PlacementConfig,
     Resources,
     TeachConfig,
 )
 from ka_ray.distributed.capacity import Demand, shortage
 from ka_ray.distributed.cluster import current_hosts
+from ka_ray.distributed.placement import STANDARD, Placement
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Pools:
     """
 
     extract: ExtractConfig = field(default_factory=ExtractConfig)
-    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    placement: Placement = STANDARD
     max_failures: int = 3
 
     def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
@@ -37,9 +37,14 @@ class Pools:
         return share if fit else share.model_copy(update={"gpu": 0.0})
 
 
-def pools_of(config: Config | TeachConfig) -> Pools:
-    """The pools of a run."""
-    return Pools(config.extract, config.placement, config.ray.max_failures)
+def pools_of(config: Config | TeachConfig, placement: Placement) -> Pools:
+    """Return the pools of a run.
+
+    Args:
+        config: The config of the run.
+        placement: The resources of each process, as chosen for the cluster of the run.
+    """
+    return Pools(config.extract, placement, config.ray.max_failures)
 
 
 def actor_options(share: Resources, pools: Pools) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ka_ray.config import Config, TeachConfig, flatten
-from ka_ray.distributed.cluster import Cluster, check_fits, check_training_fits, connect
+from ka_ray.distributed.cluster import Cluster, ResourcePlan, connect, plan_resources
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
 from ka_ray.student.plan import Plan
@@ -23,6 +23,8 @@ class RunContext:
         config: The config of the run.
         folder: The output folder.
         cluster: The Ray cluster that the run is connected to.
+        resources: The resources of each process and the number of training workers; what the config leaves
+            open is chosen for the cluster.
         tracker: Keeps parameters, metrics and files of the run.
         display: Shows progress on the terminal.
         children: Trackers of the students that are learned side by side, by their names. Progress of a stage
@@ -32,6 +34,7 @@ class RunContext:
     config: Config | TeachConfig
     folder: Path
     cluster: Cluster
+    resources: ResourcePlan
     tracker: Tracker
     display: Display
     children: Mapping[str, Tracker] = field(default_factory=dict)
@@ -74,7 +77,7 @@ def open_context(
     folder: Path,
     name: str,
     id_file: str = RUN,
-    check_cluster: Callable[[Cluster], None] = lambda cluster: None,
+    check_resources: Callable[[ResourcePlan, Cluster], None] = lambda resources, cluster: None,
 ) -> Iterator[RunContext]:
     """Connect to the cluster and the tracker, and close both; a run that raises is tracked as failed.
 
@@ -84,8 +87,7 @@ def open_context(
         name: The name of the tracker's run.
         id_file: The file in the output folder that keeps the tracker's run id, so that a later attempt
             continues the same run.
-        check_cluster: Called with the cluster before anything is logged; raises InputError if the cluster is
-            too small for what only this verb needs.
+        check_resources: Called before anything is logged; raises InputError if only this verb needs more.
 
     Raises:
         InputError: The cluster is too small for the run.
@@ -95,17 +97,21 @@ def open_context(
         connect(config.ray) as cluster,
         open_tracker(config.tracking, name, folder, load_run_id(folder, id_file)) as tracker,
     ):
-        if isinstance(config, Config):
-            check_fits(config, cluster)
-        else:
-            check_training_fits(config.ray, config.placement, cluster)
-        check_cluster(cluster)
+        resources = plan_resources(config, cluster)
+        check_resources(resources, cluster)
         save_run_id(folder, tracker.run_id, id_file)
+        context = RunContext(
+            config=config,
+            folder=folder,
+            cluster=cluster,
+            resources=resources,
+            tracker=tracker,
+            display=display,
+        )
         # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
-        if tracker.link is not None:
-            display.note(f"{RUN_URL_PREFIX}{tracker.link}")
+        context.notify(tracker.link and f"{RUN_URL_PREFIX}{tracker.link}", *resources.notes)
         tracker.log_params(flatten(config))
-        yield RunContext(config=config, folder=folder, cluster=cluster, tracker=tracker, display=display)
+        yield context
 
 
 def _metric(stage: str, name: str) -> str:

@@ -45,20 +45,20 @@ def store_images(
         return
     work = Extraction(images.config, images.source, images.ids, folder, row_bytes, classes)
     with run.display.track_images("extract" if teachers else "read", len(images.ids)) as on_images:
-        extract_features(work, teachers, pools_of(run.config), read_spec, on_images)
+        extract_features(work, teachers, pools_of(run.config, run.resources.placement), read_spec, on_images)
 
 
 def train_in_group(run: RunContext, train_loop_per_worker: Work) -> None:
     """Run training code in the run's group of workers.
 
     Args:
-        run: The run; its config says how many workers, and what each gets.
+        run: The run; its resources say how many workers, and what each gets.
         train_loop_per_worker: Runs in every worker.
     """
     train_in_workers(
         train_loop_per_worker,
-        run.config.ray,
-        run.config.placement.trainers,
+        run.resources.ray,
+        run.resources.placement.trainers,
         run.folder / "ray",
         run.report_epoch,
         run.notify,

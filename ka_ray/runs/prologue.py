@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ka_ray.amalgamation.label_sets import describe_overlap
 from ka_ray.config import Config
-from ka_ray.distributed.cluster import Cluster
+from ka_ray.distributed.cluster import Cluster, ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
 from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.extension import check_extension
@@ -68,7 +68,7 @@ def start_run(
     planned: RunPlan,
     suffix: str = "",
     id_file: str = RUN,
-    check_cluster: Callable[[Cluster], None] = lambda cluster: None,
+    check_resources: Callable[[ResourcePlan, Cluster], None] = lambda resources, cluster: None,
 ) -> Iterator[Run]:
     """Prepare the output folder, open cluster and tracker, and train the teachers that have no checkpoint.
 
@@ -76,19 +76,20 @@ def start_run(
         planned: The plan of the run.
         suffix: What the verb adds to the config's name in the tracker, such as ``_compare``.
         id_file: The file in the output folder that keeps the tracker's run id.
-        check_cluster: See :func:`ka_ray.runs.context.open_context`.
+        check_resources: See :func:`ka_ray.runs.context.open_context`.
 
     Raises:
         InputError: The output folder belongs to another run, or the cluster is too small.
     """
     config = planned.config
     folder = prepare_output_dir(config)
-    with open_context(config, folder, f"{config.name}{suffix}", id_file, check_cluster) as context:
+    with open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context:
         context.notify(*planned.notes)
         run = Run(
             config=config,
             folder=folder,
             cluster=context.cluster,
+            resources=context.resources,
             tracker=context.tracker,
             display=context.display,
             plan=planned.plan,

@@ -46,7 +46,13 @@ def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, di
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores)
         with run.display.track_images("sum", len(images.ids)) as on_images:
             sums, summary = reduce_images(
-                work, config.teachers, pools_of(config), read_spec, make_meter, config.seed, on_images
+                work,
+                config.teachers,
+                pools_of(config, run.resources.placement),
+                read_spec,
+                make_meter,
+                config.seed,
+                on_images,
             )
         save_moments(sums, folder / SUMS)
         mark_folder_finished(folder, summary)

@@ -104,7 +104,7 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
 
         what = ", ".join(waiting[0].missing) if len(students) == 1 else f"{len(waiting)} students"
         run.notify(*dict.fromkeys(note for one in waiting for note in solver_notes(one)))
-        run.notify(f"learning {what}: starting {run.config.ray.group}")
+        run.notify(f"learning {what}: starting {run.resources.ray.group}")
         train_in_group(run, train_loop_per_worker)
     for one in students:
         if not (one.folder / "student.json").exists():
@@ -158,7 +158,7 @@ def evaluate_students(
         label_sets=label_sets,
         teachers=config.teachers,
         students=students,
-        pools=pools_of(config),
+        pools=pools_of(config, run.resources.placement),
         scores=config.scores,
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:

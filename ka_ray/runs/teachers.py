@@ -56,7 +56,7 @@ def train_teachers(
         images: Labelled images.
         folder: Gets one folder per teacher, and the decoded images.
     """
-    ray, seed, stored = run.config.ray, run.config.seed, folder / IMAGES
+    seed, stored = run.config.seed, folder / IMAGES
     classes = frozenset(name for teacher in teachers for name in teacher.classes)
     store_images(run, images, stored, row_bytes=3 * images.config.size**2, classes=classes)
 
@@ -64,7 +64,7 @@ def train_teachers(
         for teacher in teachers:
             train_teacher(teacher, stored, folder, seed, device, report)
 
-    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {ray.group}")
+    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.group}")
     train_in_group(run, train_loop_per_worker)
 
 

@@ -78,7 +78,7 @@ def run_trials(
                 done[trial.key] = trial
             on_trials(1)
 
-        resources, tries = config.placement.trials, config.ray.max_failures
+        resources, tries = run.resources.placement.trials, config.ray.max_failures
         work = Search(
             config.tune, resources, tries, waiting, space, num_left, epochs, config.seed, run.folder
         )

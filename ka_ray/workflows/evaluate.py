@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config import ImagesConfig, RayConfig, load_images
-from ka_ray.distributed.cluster import connect
+from ka_ray.config import ExtractConfig, ImagesConfig, PlacementConfig, RayConfig, load_images
+from ka_ray.distributed.cluster import choose_resources, connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.placement import Workload
+from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
 from ka_ray.reports.accuracy import measure_accuracy
@@ -40,12 +42,15 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
             f"it knows {list(student.spec.classes)[:10]}"
         )
     students = {"student": absolute(to_path(folder))}
-    work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students)
+    config, extract = ray or RayConfig(), ExtractConfig()
     with (
         Display() as display,
-        connect(ray or RayConfig()),
+        connect(config) as cluster,
         display.track_images("evaluate", len(ids)) as on_images,
     ):
+        resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
+        pools = Pools(extract, resources.placement, config.max_failures)
+        work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students, pools)
         counts, _ = evaluate_images(work, on_images)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 

@@ -71,7 +71,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         label_sets=LabelSets({teacher.name: teacher.classes}),
         teachers=[teacher],
         students={},
-        pools=pools_of(config),
+        pools=pools_of(config, context.resources.placement),
         only_classes=frozenset(teacher.classes),
     )
     with context.display.track_images("evaluate", len(images.ids)) as on_images:

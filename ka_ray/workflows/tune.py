@@ -55,7 +55,7 @@ def search_widths(config: Config) -> TuneResult:
     plan, stacked = planned.plan, {tap: shape[0] for tap, shape in planned.plan.shapes.items()}
     whole = build_full_width_student(plan.spec, stacked).spec
     space, points = _space_and_points(config, plan)
-    with start_run(planned, "_tune", TUNE_RUN, partial(check_trial_fits, config.placement)) as run:
+    with start_run(planned, "_tune", TUNE_RUN, check_trial_fits) as run:
         make_meter = partial(LayerMomentsMeter, plan.spec, stacked, config.layers.positions_per_image)
         sums, summary = sum_up(run, LAYER_MOMENTS, make_meter)
         _store_scores(run, run.evaluation_images, HELD_OUT)

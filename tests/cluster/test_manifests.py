@@ -22,7 +22,7 @@ import yaml
 from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import Cluster, check_fits
+from ka_ray.distributed.cluster import Cluster, plan_resources
 from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -385,12 +385,12 @@ def test_the_job_fits_the_groups_and_needs_each_of_them(groups):
     config, most = Config.load(path, overrides), sets["ray.workers"]["max"]
     least_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
     most_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
-    check_fits(config, Cluster(tuple(least_hosts)))
-    check_fits(Config.load(path, [*overrides, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
+    plan_resources(config, Cluster(tuple(least_hosts)))
+    plan_resources(Config.load(path, [*overrides, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
     for name in groups:
         others = tuple(host for host in most_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
-            check_fits(config, Cluster(others))
+            plan_resources(config, Cluster(others))
 
 
 # --- all files -----------------------------------------------------------------------------------

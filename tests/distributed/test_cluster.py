@@ -1,36 +1,49 @@
 import errno
+import json
+from dataclasses import replace
 
 import pytest
 
-from ka_ray.config import PlacementConfig, RayConfig, Resources
+from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import (
     Cluster,
-    check_fits,
-    check_training_fits,
     check_trial_fits,
+    choose_resources,
+    plan_resources,
     shortage_of_workers,
     workers_with_room,
 )
 from ka_ray.distributed.failures import dead_actor, lost, unwrap
+from ka_ray.distributed.placement import STANDARD, Workload
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import ClusterError, InputError
 
 TWO_CPUS = Cluster((Host("here", {"CPU": 2.0}),))
 
 
+TEACHERS = "placement.teachers.cpu=0.5"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["ray.workers=4"], "training needs 4 workers x 1 = 4 CPU. No room is left for 4 workers"),
-        (["ray.workers={min: 3, max: 8}"], "training needs 3 workers x 1 = 3 CPU"),
-        (["placement.trainers.gpu=1"], "2 workers x 1 = 2 GPU. No room"),
         (
-            ["extract.actors_per_teacher=3"],
+            ["ray.workers=4", "placement.trainers.cpu=1"],
+            "training needs 4 workers x 1 = 4 CPU. No room is left",
+        ),
+        (
+            ["ray.workers={min: 3, max: 8}", "placement.trainers.cpu=1"],
+            "training needs 3 workers x 1 = 3 CPU",
+        ),
+        (["placement.trainers.cpu=3"], "training needs 1 workers x 3 = 3 CPU"),
+        (["ray.workers=2", "placement.trainers.gpu=1"], "2 workers x 1 = 2 GPU. No room"),
+        (
+            ["extract.actors_per_teacher=3", TEACHERS],
             "2 teachers x 3 actors x 0.5 + 1 task of decoding x 0.25 + 1 task of writing x 0.25 = 3.5 CPU",
         ),
         (
-            ["extract.reducers=3"],
+            ["extract.reducers=3", TEACHERS],
             "2 teachers x 1 actors x 0.5 + 3 reducers x 0.5 + 1 task of decoding x 0.25 = 2.75 CPU",
         ),
         (["placement.teachers.gpu=1"], "2 teachers x 1 actors x 1 = 2 GPU"),
@@ -43,29 +56,73 @@ TWO_CPUS = Cluster((Host("here", {"CPU": 2.0}),))
 )
 def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_config, overrides, words):
     with pytest.raises(InputError) as error:
-        check_fits(load_config(*overrides), TWO_CPUS)
+        plan_resources(load_config(*overrides), TWO_CPUS)
     assert "larger than the cluster" in str(error.value)
     assert words in str(error.value)
-    check_fits(
-        load_config(*overrides), Cluster(TWO_CPUS.hosts, grows=True)
-    )  # nodes come when they are asked for
+    # A cluster that grows adds nodes when they are asked for.
+    plan_resources(load_config(*overrides), Cluster(TWO_CPUS.hosts, grows=True))
 
 
 def test_a_plan_that_just_fits_passes(load_config):
-    check_fits(load_config("placement.teachers.cpu=0.58"), TWO_CPUS)
+    decoding = "placement.decoding.cpu=0.25"
+    plan_resources(load_config("placement.teachers.cpu=0.58", decoding), TWO_CPUS)
     with pytest.raises(InputError):
-        check_fits(load_config("placement.teachers.cpu=0.59"), TWO_CPUS)
+        plan_resources(load_config("placement.teachers.cpu=0.59", decoding), TWO_CPUS)
+    trainers = "placement.trainers.cpu=1"
+    plan_resources(load_config("ray.workers={min: 2, max: 9}", trainers), TWO_CPUS)
     with pytest.raises(InputError):
-        check_training_fits(RayConfig(workers=3), PlacementConfig(), TWO_CPUS)
-    check_training_fits(RayConfig(workers={"min": 2, "max": 9}), PlacementConfig(), TWO_CPUS)
+        plan_resources(load_config("ray.workers=3", trainers), TWO_CPUS)
 
 
-def test_a_trial_larger_than_the_cluster_is_refused():
-    check_trial_fits(PlacementConfig(trials={"cpu": 2}), TWO_CPUS)
+def test_a_trial_larger_than_the_cluster_is_refused(load_config):
+    def check(*overrides: str) -> None:
+        check_trial_fits(plan_resources(load_config(*overrides), TWO_CPUS), TWO_CPUS)
+
+    check("placement.trials.cpu=2")
     with pytest.raises(InputError, match=r"1 trial x 3 = 3 CPU. .* Lower placement.trials"):
-        check_trial_fits(PlacementConfig(trials={"cpu": 3}), TWO_CPUS)
+        check("placement.trials.cpu=3")
     with pytest.raises(InputError, match=r"1 trial x 0.5 = 0.5 GPU"):
-        check_trial_fits(PlacementConfig(trials={"gpu": 0.5}), TWO_CPUS)
+        check("placement.trials.gpu=0.5")
+
+
+TWO_GPUS = Host("here", {"CPU": 4.0, "GPU": 2.0})
+BOTH = "placement.teachers.gpu and placement.trainers.gpu is null and becomes 0"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "seen", "workers", "expected", "note"),
+    [
+        ([TWO_GPUS], 2, None, (1, 1, 2), None),
+        ([TWO_GPUS], 1, None, (0.3333, 1, 1), None),
+        (
+            [TWO_GPUS],
+            1,
+            2,
+            (0.3333, 0, 2),
+            "placement.trainers.gpu is null and becomes 0: there are fewer GPUs than ray.workers",
+        ),
+        ([TWO_GPUS], 0, None, (0, 0, 2), f"{BOTH}: torch finds none"),
+        ([TWO_GPUS, TWO_GPUS], 2, None, (0, 0, 2), f"{BOTH}: set it on a cluster of several nodes"),
+    ],
+)
+def test_gpus_are_used_unasked_only_on_one_machine_whose_torch_finds_them(
+    load_config, monkeypatch, hosts, seen, workers, expected, note
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    cluster, given = Cluster(tuple(hosts)), json.dumps(workers)
+    plan = plan_resources(load_config(f"ray.workers={given}"), cluster)
+    placement = plan.placement
+    assert (placement.teachers.gpu, placement.trainers.gpu, plan.ray.workers) == expected
+    about_gpus = [line for line in plan.notes if line.startswith("Ray has")]
+    assert about_gpus == ([] if note is None else [f"Ray has {2 * len(hosts)} GPUs, but {note}"])
+    asked = load_config("placement.teachers.gpu=0", "placement.trainers.gpu=0", f"ray.workers={given}")
+    assert plan_resources(asked, cluster).notes == ()
+
+
+def test_a_cluster_that_grows_gets_the_standard_shares(load_config):
+    config, tiny = load_config(), Cluster((Host("head", {"CPU": 1.0}),), grows=True)
+    fit = choose_resources(config.placement, Workload(8, config.extract, config.ray), tiny)
+    assert (fit.placement, fit.ray.workers, fit.notes) == (STANDARD, 2, ())
 
 
 def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
@@ -133,8 +190,8 @@ def hosts_of(monkeypatch, *hosts: Host) -> None:
 
 
 def test_a_student_takes_a_gpu_only_where_its_own_nodes_have_one_left(monkeypatch):
-    teachers = {"cpu": 0.5, "gpu": 1, "label": {"group": "teachers"}}
-    pools = Pools(placement=PlacementConfig(teachers=teachers))
+    teachers = Resources(cpu=0.5, gpu=1, label={"group": "teachers"})
+    pools = Pools(placement=replace(STANDARD, teachers=teachers))
     labelled = Host("a", {"CPU": 8, "GPU": 2}, {"group": "teachers"})
     hosts_of(monkeypatch, labelled, Host("b", {"CPU": 8, "GPU": 8}, {"group": "trainers"}))
     assert pools.downstream_resources(2).gpu == 0  # the GPUs of others are none of its own

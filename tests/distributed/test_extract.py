@@ -13,6 +13,7 @@ from PIL import Image
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import Pools, pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
@@ -53,7 +54,9 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
     images, plan, counted = split_images(config)[0], plan_of(config), []
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
-    summary = extract_features(work, config.teachers, pools_of(config), reading, counted.append)
+    summary = extract_features(
+        work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, counted.append
+    )
     store = Store(tmp_path / "features")
     expected = all_images(images)
     assert summary["images"] == sum(counted) == len(store) == len(images.ids) == 135
@@ -106,7 +109,9 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
     work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
-    extract_features(work, config.teachers, pools_of(config), reading, lambda _: None)
+    extract_features(
+        work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, lambda _: None
+    )
     store = Store(tmp_path / "features")
     assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
     stored = store.gather(["image", "scores", *plan.shapes], np.arange(len(store)))
@@ -171,7 +176,7 @@ def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str,
         label_sets=plan.label_sets,
         teachers=config.teachers,
         students=students,
-        pools=pools_of(config),
+        pools=pools_of(config, standard_placement(config.placement)),
         scores=config.scores,
     )
 

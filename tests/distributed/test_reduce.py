@@ -8,6 +8,7 @@ import ray
 import torch
 
 from ka_ray.distributed.extract import Extraction
+from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
@@ -36,7 +37,15 @@ def by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
     work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     seen = []
-    found = reduce_images(work, config.teachers, pools_of(config), reading, meter_of(plan), SEED, seen.append)
+    found = reduce_images(
+        work,
+        config.teachers,
+        pools_of(config, standard_placement(config.placement)),
+        reading,
+        meter_of(plan),
+        SEED,
+        seen.append,
+    )
     assert sum(seen) == found[1]["images"] == len(ids)
     return found
 
@@ -83,5 +92,11 @@ def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(clust
             torch.testing.assert_close(sums[name].mean, part.mean, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
     assert sizes[0] == sizes[1] > 0
-    rows = through_teachers(ray.data.range(1), [], pools_of(config), ReadSpec({}, {}, config.scores), None)
+    rows = through_teachers(
+        ray.data.range(1),
+        [],
+        pools_of(config, standard_placement(config.placement)),
+        ReadSpec({}, {}, config.scores),
+        None,
+    )
     assert rows.context.execution_options.resource_limits.object_store_memory == pytest.approx(0.01 * 1024**3)

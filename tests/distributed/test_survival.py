@@ -12,6 +12,7 @@ from PIL import Image
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import Pools, pools_of
 from ka_ray.distributed.teachers import ReadSpec
@@ -63,7 +64,9 @@ def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
     images = split_images(config)[0]
     teachers = [mortal(config.teachers[0], deaths(count), tmp_path), config.teachers[1]]
     work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 4 * 1024**2)
-    summary = extract_features(work, teachers, pools_of(config), READING, lambda _: None)
+    summary = extract_features(
+        work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+    )
     assert list((tmp_path / "deaths").iterdir()) == []
     assert Store(tmp_path / "out").image_ids.tolist() == images.ids.tolist()
     assert (summary["images"], summary["duplicate_rows"]) == (len(images.ids), 0)
@@ -73,7 +76,9 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
     config = load_config("images.limit=120", "extract.batch_size=8")
     images, folder, counted = split_images(config)[0], tmp_path / "out", []
     work = Extraction(images.config, images.source, images.ids, folder, 8 * 1024**2)
-    extract_features(work, config.teachers, pools_of(config), READING, counted.append)
+    extract_features(
+        work, config.teachers, pools_of(config, standard_placement(config.placement)), READING, counted.append
+    )
     whole = Store(folder).gather(["scores", "image"], np.arange(len(images.ids)))
     shards = sorted(folder.glob("*.arrow"))
     assert len(shards) > 5
@@ -82,7 +87,9 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
     shards[2].write_bytes(shards[2].read_bytes()[:-100])
     stamps = {shard: shard.stat().st_mtime_ns for shard in (shards[1], *shards[3:])}
 
-    summary = extract_features(work, config.teachers, pools_of(config), READING, counted.append)
+    summary = extract_features(
+        work, config.teachers, pools_of(config, standard_placement(config.placement)), READING, counted.append
+    )
     again = Store(folder)
     assert again.image_ids.tolist() == images.ids.tolist()
     assert summary["images"] == len(images.ids)
@@ -123,7 +130,9 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
     work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 1000)
     with pytest.raises(ClusterError, match=r"teacher low: its actor died .* lower extract.batch_size"):
-        extract_features(work, teachers, pools_of(config), READING, lambda _: None)
+        extract_features(
+            work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+        )
     assert 1000 - len(list(lives.iterdir())) <= 8  # two passes, in each the batches in flight, tried twice
 
 
@@ -135,7 +144,13 @@ def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
     lives = deaths(6)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
     work = Evaluation(
-        images.config, images.source, images.ids, plan.label_sets, teachers, {}, pools=pools_of(config)
+        images.config,
+        images.source,
+        images.ids,
+        plan.label_sets,
+        teachers,
+        {},
+        pools=pools_of(config, standard_placement(config.placement)),
     )
     counts, summary = evaluate_images(work, lambda _: None)
     assert list(lives.iterdir()) == []

@@ -197,7 +197,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"parts": [DIGITS, {**DIGITS, "size": 9}]},
         "parts.1: size = 9 differs from 6, that of the whole; set size on the whole alone",
     ),
-    "other resizing": ({"parts": [{**DIGITS, "resize": "crop"}, DIGITS]}, "parts.0: resize = crop differs"),
+    "other resizing": (
+        {"parts": [{**DIGITS, "resize": "squash"}, DIGITS]},
+        "parts.0: resize = squash differs",
+    ),
     "missing path": ({"parts": [DIGITS, {"source": "folder"}]}, "parts.1.path: Field required"),
     "no such path": (
         {"parts": [DIGITS, {"source": "folder", "path": "/nowhere"}]},

@@ -5,12 +5,16 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from pydantic import BaseModel
 
 import ka_ray
-from ka_ray.config import Config, TeachConfig
+from ka_ray.config import Config, FolderImages, TeachConfig, TeacherConfig
+from ka_ray.images.decode import decode
 from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
@@ -86,6 +90,46 @@ def test_the_template_explains_every_key():
         block = text.split(f"\n{section}:\n")[1].split("\n\n")[0]
         given = {key.split(".")[1] for key in keys(Config) if key.startswith(f"{section}.")}
         assert {key for key in given if f"  {key}: " not in block} == set()
+
+
+EXAMPLES = {"taps", "teachers.checkpoint"}
+"""Keys of the template that have a default and all the same name things of the user's."""
+
+
+def values(
+    tree: dict[str, Any], section: type[BaseModel], inside: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Every key that a config gives and that has a default: its dotted name, the value, the default."""
+    for name, value in tree.items():
+        field, key = section.model_fields[name], inside + name
+        if key == "images":
+            yield from values(value, FolderImages, f"{key}.")
+        elif key == "teachers":
+            for teacher in value:
+                yield from values(teacher, TeacherConfig, f"{key}.")
+        elif not field.is_required() and key not in EXAMPLES:
+            default = field.get_default(call_default_factory=True)
+            if isinstance(default, BaseModel) and isinstance(value, dict):
+                yield from values(value, type(default), f"{key}.")
+            else:
+                yield key, value, list(default) if isinstance(default, tuple) else default
+
+
+def test_every_default_is_the_templates():
+    tree = yaml.safe_load((JOBS / "configs/folder.yaml").read_text())
+    found = list(values(tree, Config))
+    assert {key: (value, default) for key, value, default in found if value != default} == {}
+    # No key is passed over: the others hold keys, are required, or are examples; one is only explained.
+    compared, known = {key for key, _, _ in found}, set(keys(Config))
+    holding = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
+    assert known - compared - holding == {"name", "images", "teachers", "taps", "evaluation.images"}
+
+
+def test_the_default_resize_changes_nothing_where_images_are_square():
+    """As are those of the digits, CIFAR-10 and the signs, whose configs do not say how to resize."""
+    for side, size in ((8, 16), (100, 64), (64, 64), (33, 224)):
+        pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(decode(pixels, size, "crop"), decode(pixels, size, "squash"))
 
 
 @pytest.mark.parametrize("config", ["cifar10_halves", "cifar10_halves_exact"])

@@ -184,7 +184,12 @@ class Bench:
         @contextmanager
         def open_context(config, folder, *names):
             yield RunContext(
-                config=config, folder=folder, cluster=None, tracker=self.tracker, display=Display()
+                config=config,
+                folder=folder,
+                cluster=None,
+                resources=None,
+                tracker=self.tracker,
+                display=Display(),
             )
 
         monkeypatch.setattr(prologue, "open_context", open_context)

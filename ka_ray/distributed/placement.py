@@ -1,0 +1,222 @@
+"""The resources of every process of a run: what the config leaves open is chosen to fit. No Ray in here."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ka_ray.config import ExtractConfig, PlacementConfig, RayConfig, Resources, ResourcesConfig
+from ka_ray.distributed.capacity import Demand, Host, shortage
+
+SCALES = (*(n / 100 for n in range(100, 0, -1)), *(n / 1000 for n in range(9, 0, -1)))
+"""Factors of the standard CPUs to try, largest first; with the smallest, 500 teachers share a core."""
+
+RAY_UNITS = 10_000
+"""Ray counts resources in steps of ``1 / RAY_UNITS``."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The resources of one process of each kind; unlike in the config, every number is known.
+
+    Attributes:
+        teachers: Each actor of each teacher, and each actor that evaluates or sums up what these return.
+        trainers: Each training worker.
+        decoding: Each task that reads, decodes or writes.
+        trials: Each trial of `ka-ray tune`.
+    """
+
+    teachers: Resources
+    trainers: Resources
+    decoding: Resources
+    trials: Resources
+
+
+STANDARD = Placement(Resources(cpu=0.5), Resources(cpu=1), Resources(cpu=0.25), Resources(cpu=1))
+"""What each process gets if the config leaves it open and the cluster is large enough."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How many processes run at the same time.
+
+    Attributes:
+        num_teachers: Number of teachers.
+        extract: Says how many actors each teacher has, and how many reducers there are.
+        ray: Says how many training workers there are.
+    """
+
+    num_teachers: int
+    extract: ExtractConfig
+    ray: RayConfig
+
+
+Demands = dict[str, list[Demand]]
+"""Name of a stage -> the processes that it runs at the same time."""
+
+
+def pass_demands(teachers: Resources, decoding: Resources, load: Workload) -> Demands:
+    """List what runs at the same time in each kind of pass over the images.
+
+    Args:
+        teachers: The resources of each actor.
+        decoding: The resources of each task that reads, decodes or writes.
+        load: How many of them there are.
+    """
+    extract = load.extract
+    # The actors behind the teachers use a GPU only if the teachers leave one, so they never need it.
+    downstream = teachers.model_copy(update={"gpu": 0})
+    pools = Demand(
+        f"{load.num_teachers} teachers x {extract.actors_per_teacher} actors",
+        load.num_teachers * extract.actors_per_teacher,
+        teachers,
+        "placement.teachers or extract.actors_per_teacher",
+    )
+    reading = Demand("1 task of decoding", 1, decoding, "placement.decoding")
+    writing = Demand("1 task of writing", 1, decoding, "placement.decoding")
+    evaluator = Demand("1 student", 1, downstream, "placement.teachers.cpu")
+    reducers = Demand(f"{extract.reducers} reducers", extract.reducers, downstream, "extract.reducers")
+    return {
+        "extraction": [pools, reading, writing],
+        "evaluation": [pools, evaluator, reading],
+        "summing": [pools, reducers, reading],
+    }
+
+
+def training_demands(trainers: Resources, ray: RayConfig) -> Demands:
+    """List the training workers that must run at the same time."""
+    least = ray.worker_range[0]
+    return {"training": [Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")]}
+
+
+def trial_demands(trials: Resources) -> Demands:
+    """List the least that a search must run at the same time: one trial."""
+    return {"the search": [Demand("1 trial", 1, trials, "placement.trials")]}
+
+
+def first_shortage(demands: Demands, hosts: Sequence[Host]) -> str | None:
+    """Return why the first stage that does not fit on the nodes does not fit; None if all stages fit."""
+    problems = (shortage(stage, of_stage, hosts) for stage, of_stage in demands.items())
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def standard_placement(config: PlacementConfig) -> Placement:
+    """Return what the user set, and the standard resources where the config leaves them open."""
+    return Placement(
+        teachers=_fill_in(config.teachers, STANDARD.teachers),
+        trainers=_fill_in(config.trainers, STANDARD.trainers),
+        decoding=_fill_in(config.decoding, STANDARD.decoding),
+        trials=_fill_in(config.trials, STANDARD.trials),
+    )
+
+
+def fit_placement(
+    config: PlacementConfig, load: Workload, hosts: Sequence[Host], num_gpus: int = 0
+) -> tuple[Placement, int]:
+    """Choose the resources that the config leaves open, so that every stage fits on the nodes.
+
+    These are the standard ones if they fit, else smaller ones. What the user set is never changed. If it
+    leaves too little room, the rest is standard, so that the message of the refusal shows the usual numbers.
+
+    Args:
+        config: What the user set; None is chosen here.
+        load: How many processes run at the same time.
+        hosts: The nodes.
+        num_gpus: Number of GPUs that teachers and training workers may use without being told to.
+
+    Returns:
+        The resources, and the least number of training workers: ``load.ray.workers``; if that is None, 2, or
+        1 if 2 do not fit with the standard resources.
+    """
+    standard = standard_placement(config)
+    teachers, decoding = _fit_passes(config, load, hosts, num_gpus) or (standard.teachers, standard.decoding)
+    trainers, workers = standard.trainers, _worker_counts(load.ray)[-1]
+    for count, resources in _training_options(config.trainers, load.ray, num_gpus):
+        if first_shortage(training_demands(resources, RayConfig(workers=count)), hosts) is None:
+            trainers, workers = resources, count
+            break
+    trials = (_fill_in(config.trials, STANDARD.trials, scale) for scale in SCALES)
+    fitting = (resources for resources in trials if first_shortage(trial_demands(resources), hosts) is None)
+    return Placement(teachers, trainers, decoding, next(fitting, standard.trials)), workers
+
+
+def _fill_in(config: ResourcesConfig, standard: Resources, scale: float = 1, gpu: float = 0) -> Resources:
+    """Return what the user set; what is left open becomes ``scale`` times the standard CPUs, and ``gpu``."""
+    return Resources(
+        cpu=_round_down(standard.cpu * scale) if config.cpu is None else config.cpu,
+        gpu=gpu if config.gpu is None else config.gpu,
+        resources=config.resources,
+        label=config.label,
+    )
+
+
+def _round_down(amount: float) -> float:
+    return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS
+
+
+def _fit_passes(
+    config: PlacementConfig, load: Workload, hosts: Sequence[Host], num_gpus: int
+) -> tuple[Resources, Resources] | None:
+    """Return the largest resources of teachers and of decoding with which every pass fits, if any."""
+    actors = load.num_teachers * load.extract.actors_per_teacher
+    gpu = _part_of_gpu(actors, max(1, load.extract.reducers), num_gpus)
+    for scale in SCALES:
+        # If it is enough that one of the two shrinks (each may have nodes of its own), the other does not:
+        # smaller decoding tasks would only mean more of them at the same time.
+        for teacher_scale, decoding_scale in ((scale, 1), (1, scale), (scale, scale)):
+            teachers = _fill_in(config.teachers, STANDARD.teachers, teacher_scale, gpu)
+            decoding = _fill_in(config.decoding, STANDARD.decoding, decoding_scale)
+            if first_shortage(pass_demands(teachers, decoding, load), hosts) is None:
+                return teachers, decoding
+    return None
+
+
+def _part_of_gpu(actors: int, downstream: int, num_gpus: int) -> float:
+    """Return each teacher actor's part of a GPU: one if there are enough, else so much that all actors fit.
+
+    Ray keeps a fraction on one GPU, so the part is one over a whole number of actors per GPU.
+    """
+    if num_gpus == 0 or actors <= num_gpus:
+        return float(min(num_gpus, 1))
+    return _round_down(1 / math.ceil((actors + downstream) / num_gpus))
+
+
+def _worker_counts(ray: RayConfig) -> tuple[int, ...]:
+    """Return the least numbers of training workers to try, the preferred one first."""
+    return (ray.worker_range[0], 1) if ray.workers is None else (ray.worker_range[0],)
+
+
+def _training_options(
+    config: ResourcesConfig, ray: RayConfig, num_gpus: int
+) -> Iterator[tuple[int, Resources]]:
+    """Yield numbers of workers with the resources of each, the preferred ones first: on GPUs, then on CPUs.
+
+    Workers share a core if there are too few cores. They never share a GPU: NCCL needs one for each of them.
+    """
+    counts = _worker_counts(ray)
+    free_gpus = num_gpus if config.gpu is None else 0
+    on_gpus = [(count, 1.0) for count in counts if count <= free_gpus]
+    for options in (on_gpus, [(count, 0.0) for count in counts]):
+        for count, gpu in options:
+            yield count, _fill_in(config, STANDARD.trainers, 1, gpu)
+        for count, gpu in options[-1:]:
+            for scale in SCALES[1:]:
+                yield count, _fill_in(config, STANDARD.trainers, scale, gpu)
+
+
+def describe_choice(
+    config: PlacementConfig, ray: RayConfig, placement: Placement, workers: int
+) -> str | None:
+    """Return one line on what differs from the standard resources and workers; None if nothing does."""
+    standard = standard_placement(config)
+    parts = [
+        f"{name} {_format_resources(getattr(placement, name))}"
+        for name in ("teachers", "decoding", "trainers", "trials")
+        if getattr(placement, name) != getattr(standard, name)
+    ]
+    if workers != ray.worker_range[0]:
+        parts.append(f"{workers} training worker{'s' if workers > 1 else ''}")
+    return f"placement chosen to fit: {'; '.join(parts)}" if parts else None
+
+
+def _format_resources(resources: Resources) -> str:
+    return f"{resources.cpu:g} CPU" + (f" + {resources.gpu:g} GPU" if resources.gpu else "")
