@@ -95,7 +95,7 @@ def stand_ins(workplace, monkeypatch):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
     monkeypatch.setattr(ka_ray, "compare", stop_comparison, raising=False)
     monkeypatch.setattr(ka_ray, "evaluate", stop_evaluation, raising=False)
-    monkeypatch.setattr(submitting, "open_jobs", stop_submission)
+    monkeypatch.setattr(submitting, "connect_job_client", stop_submission)
     exists = files.exists
     monkeypatch.setattr("ka_ray.config.base.exists", lambda path: files.is_remote(path) or exists(path))
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:24001")  # as `cluster/local.sh env` sets it
