@@ -1,0 +1,54 @@
+"""Run passes over images on a Ray of one CPU: a program of its own, since a process has one Ray.
+
+Usage: python one_core.py CONFIG STUDENT RESULT PASS...; the passes are `evaluation`, `extraction`, `summing`.
+"""
+
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ka_ray.config import Config
+from ka_ray.distributed.cluster import connect, plan_resources
+from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.reduce import reduce_images
+from ka_ray.distributed.resources import pools_of
+from ka_ray.distributed.teachers import ReadSpec
+from ka_ray.images.split import split_images
+from ka_ray.student.from_moments import LayerMomentsMeter
+from ka_ray.student.plan import make_plan
+from ka_ray.teachers import load_teacher
+
+POSITIONS, SEED = 5, 7
+
+
+def main(config_path: str, student: str, result: str, *passes: str) -> None:
+    """Run the passes, and pickle what they return: name of the pass -> result; and the notes to the user."""
+    config, found = Config.load(config_path), dict[str, Any]()
+    images, folder = split_images(config)[0], config.output_dir
+    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
+    given: Any = (images.config, images.source, images.ids)
+    with connect(config.ray) as cluster:
+        resources = plan_resources(config, cluster)
+        found |= {"cpus": cluster.size["cpus"], "notes": resources.notes}
+        pools, teachers = pools_of(config, resources.placement), config.teachers
+        if "evaluation" in passes:
+            work = Evaluation(*given, plan.label_sets, teachers, {"student": Path(student)}, pools)
+            found["evaluation"] = evaluate_images(work, lambda _: None)[0]
+        if "extraction" in passes:
+            extract_features(Extraction(*given, folder, 1000), teachers, pools, read_spec, lambda _: None)
+        if "summing" in passes:
+            stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
+            make_meter = partial(LayerMomentsMeter, plan.spec, stacked, POSITIONS)
+            work = Extraction(*given, folder, row_bytes=0)
+            found["summing"] = reduce_images(
+                work, teachers, pools, read_spec, make_meter, SEED, lambda _: None
+            )[0]
+    Path(result).write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
