@@ -100,8 +100,8 @@ class Amalgamation(nn.Module):
     def link_moments(self, moments: Moments, link: int) -> Moments:
         """Give the moments of :meth:`link_input` in closed form, from those of the stacked features."""
         if link == 0:
-            return moments.part(0, self.spans[0])
-        return moments.mapped(*self._input_map(link))
+            return moments.slice_channels(0, self.spans[0])
+        return moments.apply_affine(*self._input_map(link))
 
     def to_autoencoder(self) -> AutoEncoder:
         """Give the whole chain as one auto-encoder, composed in float64: it is affine, like its links."""
@@ -130,7 +130,7 @@ class Amalgamation(nn.Module):
         Layers are then learned at the same rate whatever the units of the features. The links keep theirs,
         since later links are trained on them.
         """
-        variance = moments.mapped(*self._code_map(len(self.spans) - 1)).covariance.diagonal().mean()
+        variance = moments.apply_affine(*self._code_map(len(self.spans) - 1)).covariance.diagonal().mean()
         self.scale.copy_(variance.sqrt().clamp_min(1e-12))
 
     def _link(self, link: int) -> AutoEncoder:

@@ -53,7 +53,7 @@ class CommonFeatureLearner(LinkLearner):
         self.teachers = nn.ModuleList()
         start = 0
         for teacher, count in enumerate(channels, start=1):
-            part = moments.part(start, start + count)
+            part = moments.slice_channels(start, start + count)
             if not part.covariance.trace() > 0:
                 raise InputError(
                     f"the features of teacher {teacher} of {len(channels)} never vary, so they have nothing "

@@ -55,7 +55,7 @@ class LayerMoments:
         found = {}
         for tap, channels in self.spec.widths.items():
             joint = self._joint(tap)
-            found[tap] = joint.part(len(joint.mean) - channels, len(joint.mean))
+            found[tap] = joint.slice_channels(len(joint.mean) - channels, len(joint.mean))
         return found
 
     def next_layer_stats(self, tap: str) -> LayerInputStats:
