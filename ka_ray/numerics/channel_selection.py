@@ -41,14 +41,13 @@ class LayerInputStats:
 def order_channels(stats: LayerInputStats, count: int) -> tuple[int, ...]:
     """Order channels so that an affine map of the first ones predicts the next layer's targets best.
 
-    This is forward selection for linear regression, with the k values of a channel taken together: each step
-    takes the channel that explains most of the targets' remaining variance. The usual choice, column-pivoted
-    QR, looks only at the variance of the channels themselves; here a channel counts by what the next layer
-    needs. The covariance is used instead of the second moment because the next layer has a bias.
+    This is forward selection for linear regression: each step takes the channel whose k values explain most of
+    the targets' remaining variance. The usual choice, column-pivoted QR, looks only at the variance of the
+    channels themselves. The next layer has a bias, so the covariance counts and not the second moment.
 
     Args:
         stats: Statistics of S channels.
-        count: Number of channels to return, at most S. A larger count continues the same order.
+        count: Number of channels to return, at most S.
 
     Returns:
         Channel numbers, the most informative first.

@@ -128,16 +128,6 @@ def _descend(
     Returns:
         The weights `[G, D, T]`, the variance `[G, T]` of the outputs that they give, and the number of steps.
     """
-
-    def multiply_by_gram(directions: Tensor) -> Tensor:
-        total = torch.zeros_like(directions)
-        for held_out, samples in stream():
-            if not held_out:
-                inputs = samples[..., : directions.shape[1]].to(torch.float64) - stats.input_mean
-                outputs = torch.einsum("ngd,gdt->ngt", inputs, directions)
-                total += torch.einsum("ngd,ngt->gdt", inputs, outputs)
-        return sum_over_ranks(total) / stats.count + penalty[:, :, None] * directions
-
     # Names as in the textbook: the residual r, z = M^-1 r, the search direction p, and r'z.
     inverse_diagonal = 1 / (stats.variance + penalty)[:, :, None]
     weights = torch.zeros_like(stats.cross)
@@ -146,7 +136,7 @@ def _descend(
     energy = (residual * preconditioned).sum(dim=1, keepdim=True)
     target_energy = TOLERANCE**2 * energy
     while steps < max_steps and bool((energy > target_energy).any()):
-        product = multiply_by_gram(direction)
+        product = _multiply_by_gram(stream, stats, penalty, direction)
         step = _divide(energy, (direction * product).sum(dim=1, keepdim=True))
         weights, residual, steps = weights + step * direction, residual - step * product, steps + 1
         preconditioned = inverse_diagonal * residual
@@ -155,6 +145,19 @@ def _descend(
     # residual = cross - (covariance + penalty) weights, so no further pass is needed for this product.
     covariance_weights = stats.cross - residual - penalty[:, :, None] * weights
     return weights, (weights * covariance_weights).sum(dim=1), steps
+
+
+def _multiply_by_gram(
+    stream: SampleStream, stats: _SampleStats, penalty: Tensor, directions: Tensor
+) -> Tensor:
+    """Multiply ``covariance + penalty`` by directions `[G, D, T]`, in one pass over the samples."""
+    total = torch.zeros_like(directions)
+    for held_out, samples in stream():
+        if not held_out:
+            inputs = samples[..., : directions.shape[1]].to(torch.float64) - stats.input_mean
+            outputs = torch.einsum("ngd,gdt->ngt", inputs, directions)
+            total += torch.einsum("ngd,ngt->gdt", inputs, outputs)
+    return sum_over_ranks(total) / stats.count + penalty[:, :, None] * directions
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
