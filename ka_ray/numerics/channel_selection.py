@@ -41,8 +41,8 @@ class LayerInputStats:
 def order_channels(stats: LayerInputStats, count: int) -> tuple[int, ...]:
     """Order channels so that an affine map of the first ones predicts the next layer's targets best.
 
-    This is forward selection for linear regression: each step takes the channel whose k values explain most of
-    the targets' remaining variance. The usual choice, column-pivoted QR, looks only at the variance of the
+    This is forward selection for linear regression: each step takes the channel whose k values explain most
+    of the targets' remaining variance. The usual choice, column-pivoted QR, looks only at the variance of the
     channels themselves. The next layer has a bias, so the covariance counts and not the second moment.
 
     Args:
