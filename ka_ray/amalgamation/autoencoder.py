@@ -133,6 +133,7 @@ class WhitenedAutoEncoder(LinkLearner):
         self.register_buffer("whitening", whitening.float())
         self.encoder = nn.Linear(len(moments.mean), code_channels)
         self.decoder = nn.Linear(code_channels, len(moments.mean))
+        # The decoder starts as the transpose of the encoder, so training starts from a projection.
         nn.init.orthogonal_(self.encoder.weight)
         nn.init.zeros_(self.encoder.bias)
         nn.init.zeros_(self.decoder.bias)

@@ -66,7 +66,7 @@ class Amalgamation(nn.Module):
             )
         self.spans, self.code_channels = tuple(spans), code_channels
         self.register_buffer("scale", torch.ones(()))
-        before = [0, *[code_channels] * (len(spans) - 1)]
+        before = [0, *[code_channels] * (len(spans) - 1)]  # width of the code that enters each link
         self.links = nn.ModuleList(
             AutoEncoder(code + span, code_channels) for code, span in zip(before, spans, strict=True)
         )
@@ -122,7 +122,7 @@ class Amalgamation(nn.Module):
             moments: Moments of the stacked features, S channels.
             link: Number of the link; the links before it must be trained.
         """
-        if link == 0:
+        if link == 0:  # exact without the product with a selection matrix
             return moments.slice_channels(0, self.spans[0])
         return moments.apply_affine(*self._input_map(link))
 

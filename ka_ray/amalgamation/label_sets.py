@@ -69,15 +69,15 @@ class LabelSets:
                 )
         overlap = self.overlap
         if self.rule is None:
-            # The dataclass is frozen; this is the documented way around it in __post_init__.
+            # A frozen dataclass can set its own fields only in this way.
             object.__setattr__(self, "rule", "mean" if overlap else "concatenate")
         if self.rule not in RULES:
             raise InputError(f"scores.rule is {self.rule!r}; choose one of {', '.join(RULES)}")
         if self.rule == "concatenate" and overlap:
             raise InputError(
-                "scores.rule is 'concatenate', which needs disjoint label sets, but some classes are known "
-                f"to more than one teacher: {_list_shared_classes(overlap)}; choose mean or max, or "
-                "conditional if shared classes connect all teachers"
+                "scores.rule is 'concatenate', which needs disjoint label sets, but teachers share classes: "
+                f"{_list_shared_classes(overlap)}; choose mean or max, or conditional if shared classes "
+                "connect all teachers"
             )
         groups = self._connected_teachers()
         if self.rule == "conditional" and len(groups) > 1:
@@ -137,7 +137,7 @@ class LabelSets:
         if self.center:
             parts = self.split(teacher_scores)
             teacher_scores = torch.cat([part - part.mean(dim=1, keepdim=True) for part in parts], dim=1)
-        if self.rule == "concatenate":
+        if self.rule == "concatenate":  # disjoint classes are listed teacher by teacher, as the scores are
             return teacher_scores
         indices = self._score_indices(teacher_scores.device)
         known = indices >= 0

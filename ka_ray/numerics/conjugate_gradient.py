@@ -87,7 +87,7 @@ def _sample_stats(stream: SampleStream, groups: int, num_outputs: int, device: t
     """Measure the statistics in two passes: first the means, then the deviations from them."""
     count, total = torch.zeros((), dtype=torch.float64, device=device), None
     for held_out, samples in stream():
-        if not held_out and len(samples):
+        if not held_out and len(samples):  # batches can be empty after the images are split
             batch_sum = samples.to(torch.float64).sum(dim=0)
             count, total = count + len(samples), batch_sum if total is None else total + batch_sum
     if total is None:

@@ -21,6 +21,6 @@ def to_preferred_memory_format(features: Tensor, dtype: torch.dtype | None = Non
         The same values; the same tensor if nothing had to change.
     """
     dtype = features.dtype if dtype is None else dtype
-    if features.dim() == 4 and features.device.type == "cpu":
+    if features.dim() == 4 and features.device.type == "cpu":  # vectors have no such format
         return features.to(dtype, memory_format=torch.channels_last)
     return features.to(dtype).contiguous()

@@ -154,6 +154,7 @@ class Moments:
         """
         self.check_variance()
         ascending = torch.linalg.eigvalsh(self.covariance).clamp_min(0)
+        # Rounding can make the smallest eigenvalues slightly negative, hence the clamp.
         lost: Tensor = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)]) / ascending.sum()
         return lost.flip(0)
 
@@ -191,7 +192,7 @@ class MomentsMeter:
         self._buffer.clear()
         if not len(flat):
             return
-        if not self._count:
+        if not self._count:  # the first rows fix the shift that all deviations are taken from
             self._shift, self._sum = flat.mean(dim=0), torch.zeros_like(self._sum)
         deviations = flat - self._shift
         self._count += len(flat)

@@ -69,7 +69,7 @@ def solve(
             "layers.solver least_squares: there are too few images to hold some out for choosing the ridge; "
             "give more images"
         )
-    errors = []
+    errors = []  # one per ridge, over all groups: a layer has a single ridge
     for ridge in ridges:
         fitted = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
         errors.append(_relative_error(held_out, fitted))
@@ -91,6 +91,7 @@ def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple
     gram, cross = moments.covariance[:size, :size], moments.covariance[:size, size:]
     variance = gram.diagonal().mean().clamp_min(1e-300)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    # The ridge makes the matrix positive definite, so Cholesky works even if inputs depend on each other.
     factor = torch.linalg.cholesky(gram + ridge * variance * identity)
     weight = torch.cholesky_solve(cross, factor).T
     return weight, moments.mean[size:] - weight @ moments.mean[:size]
