@@ -158,8 +158,8 @@ def split_stage(tap: str, stage: nn.Module) -> tuple[nn.Module, nn.Conv2d | nn.L
     layers = [module for module in stage if isinstance(module, nn.Conv2d | nn.Linear)]
     if len(layers) > 1:
         raise InputError(
-            f"taps: {len(layers)} layers lead to {tap}, and only one may; name every layer of the student "
-            "as a tap"
+            f"taps: name every layer of the student; {len(layers)} lead to {tap}, and only one can be solved "
+            "there"
         )
     return stage[:-1], layers[0]
 
