@@ -1,4 +1,4 @@
-"""From stacked features to codes, and from the teachers' scores to the student's targets."""
+"""Amalgamate features into codes, and the teachers' scores into the student's targets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ka_ray.amalgamation.autoencoder import (
     LinkLearner,
     WhitenedAutoEncoder,
 )
-from ka_ray.amalgamation.chain import Amalgamation, all_at_once, one_by_one
+from ka_ray.amalgamation.chain import Amalgamation, direct_spans, incremental_spans
 from ka_ray.amalgamation.common_features import CommonFeatureLearner
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.numerics.moments import Moments
@@ -20,8 +20,10 @@ class Method:
     """How the code of a tap is learned.
 
     Attributes:
-        spans: Each teacher's channels -> the stacked channels that each link of the chain adds.
-        learner: Moments of a link's input, each teacher's channels and C -> what trains the link.
+        spans: Maps the teachers' channel counts to the number of stacked channels that each link of the chain
+            adds.
+        learner: Builds the module that trains one link, from the moments of the link's input, the teachers'
+            channel counts and the code's width.
     """
 
     spans: Callable[[Sequence[int]], tuple[int, ...]]
@@ -29,17 +31,18 @@ class Method:
 
 
 METHODS = {
-    "direct": Method(all_at_once, lambda moments, _, width: WhitenedAutoEncoder(moments, width)),
-    "incremental": Method(one_by_one, lambda moments, _, width: IsometricAutoEncoder(moments, width)),
-    "common_features": Method(all_at_once, CommonFeatureLearner),
+    "direct": Method(direct_spans, lambda moments, _, width: WhitenedAutoEncoder(moments, width)),
+    # A code that the next link encodes again must be in the units of the features: isometric.
+    "incremental": Method(incremental_spans, lambda moments, _, width: IsometricAutoEncoder(moments, width)),
+    "common_features": Method(direct_spans, CommonFeatureLearner),
 }
-"""How codes are learned, by their name in the config."""
+"""Value of ``codes.method`` in the config -> how the codes are learned."""
 
 __all__ = [
     "METHODS",
     "Amalgamation",
     "AutoEncoder",
-    "CommonSpace",
+    "CommonFeatureLearner",
     "IsometricAutoEncoder",
     "LabelSets",
     "LinkLearner",

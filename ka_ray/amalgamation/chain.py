@@ -1,6 +1,7 @@
 """The encoder of one tap: a chain of auto-encoders (Shen et al., AAAI 2019).
 
-Shapes: B images, N teachers, S stacked channels, C code channels, *space height and width, n positions.
+Shapes: B images, S stacked channels, C code channels, *space height and width, n positions. The *span* of a
+link is the stacked channels that it adds to the code so far.
 """
 
 from collections.abc import Sequence
@@ -9,43 +10,49 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation.autoencoder import Affine, AutoEncoder, affine
+from ka_ray.amalgamation.autoencoder import AffineMap, AutoEncoder, get_affine_map
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
 
-def all_at_once(channels: Sequence[int]) -> tuple[int, ...]:
-    """Let one auto-encoder join all teachers.
+def direct_spans(channels: Sequence[int]) -> tuple[int, ...]:
+    """Return the one span of direct amalgamation: a single auto-encoder joins all teachers.
 
     Example:
-        >>> all_at_once([8, 8, 16])
+        >>> direct_spans([8, 8, 16])
         (32,)
     """
     return (sum(channels),)
 
 
-def one_by_one(channels: Sequence[int]) -> tuple[int, ...]:
-    """Let a first auto-encoder join two teachers and each further one one teacher more.
+def incremental_spans(channels: Sequence[int]) -> tuple[int, ...]:
+    """Return the spans of incremental amalgamation: two teachers in the first link, one in each next one.
 
     Example:
-        >>> one_by_one([8, 8, 16])
+        >>> incremental_spans([8, 8, 16])
         (16, 16)
     """
     return (sum(channels[:2]), *channels[2:])
 
 
 class Amalgamation(nn.Module):
-    """A chain of auto-encoders, each joining the code so far with the features of more teachers.
+    """A chain of auto-encoders that turns a tap's stacked features into its code.
 
-    Link 0 encodes the first span of the stacked channels. Link k encodes the code of link k - 1 beside
-    span k, and rebuilds both. The code of the last link is that of the tap.
+    Link 0 encodes the first span of the stacked channels. Link k encodes the code of link k - 1 together with
+    span k, and rebuilds both. The code of the last link, divided by ``scale``, is the code of the tap.
 
     Args:
-        spans: How many stacked channels each link adds; S is their sum.
+        spans: Number of stacked channels that each link adds; S is their sum.
         code_channels: C.
 
+    Attributes:
+        spans: As given.
+        code_channels: C.
+        scale: Scalar that makes the code's mean variance 1 after :meth:`standardise`, else 1.
+        links: The auto-encoders, S or C + span -> C channels each.
+
     Raises:
-        InputError: The code is wider than what the first link joins.
+        InputError: The code is wider than the first span.
     """
 
     scale: Tensor
@@ -54,22 +61,25 @@ class Amalgamation(nn.Module):
         super().__init__()
         if code_channels > spans[0]:
             raise InputError(
-                f"a code of {code_channels} channels is wider than the {spans[0]} that its first "
+                f"a code of {code_channels} channels is wider than the {spans[0]} channels that its first "
                 "auto-encoder joins; lower codes.widths"
             )
         self.spans, self.code_channels = tuple(spans), code_channels
         self.register_buffer("scale", torch.ones(()))
-        before = [0, *[code_channels] * (len(spans) - 1)]
+        before = [0, *[code_channels] * (len(spans) - 1)]  # width of the code that enters each link
         self.links = nn.ModuleList(
             AutoEncoder(code + span, code_channels) for code, span in zip(before, spans, strict=True)
         )
 
     def encode(self, stacked: Tensor) -> Tensor:
-        """Map `[B, S, *space]` to the code `[B, C, *space]`."""
+        """Map stacked features `[B, S, *space]` to the code of the tap `[B, C, *space]`."""
         return self._code(stacked, len(self.spans) - 1) / self.scale
 
     def forward(self, stacked: Tensor) -> Tensor:
-        """Rebuild `[B, S, *space]` from its code: each link gives its span and the code before it."""
+        """Rebuild stacked features `[B, S, *space]` from their own code.
+
+        Each link, from the last to the first, rebuilds its span and the code of the link before it.
+        """
         code, spans = self._code(stacked, len(self.spans) - 1), []
         for link in reversed(range(1, len(self.spans))):
             rebuilt = self._link(link).decode(code)
@@ -80,57 +90,71 @@ class Amalgamation(nn.Module):
 
     @torch.no_grad()
     def link_input(self, stacked: Tensor, link: int) -> Tensor:
-        """Give what a link is trained on, `[n, C + span]`: the code of the links before, beside its span.
+        """Compute what a link is trained on: the code of the link before it, and its span.
 
         Args:
-            stacked: `[n, S]`.
-            link: Its number; link 0 gets its span alone.
+            stacked: `[n, S]` stacked features.
+            link: Number of the link; the input of link 0 is only its span.
+
+        Returns:
+            `[n, C + span]`.
         """
         return self._input(stacked, link)
 
     def channels(self, link: int) -> list[int]:
-        """Say which stacked channels a link's input is made of, where the codes before are channels, too."""
+        """Return which stacked channels the input of a link consists of.
+
+        This holds only for chains whose codes are channels, see
+        :func:`ka_ray.amalgamation.closed_form.fit_channel_autoencoder`.
+        """
         start = sum(self.spans[:link])
         span = list(range(start, start + self.spans[link]))
         if link == 0:
             return span
+        # A row of such an encoder has a single 1, at the channel that it selects.
         before, chosen = self.channels(link - 1), self._link(link - 1).encoder.weight.argmax(dim=1)
         return [before[place] for place in chosen.tolist()] + span
 
     def link_moments(self, moments: Moments, link: int) -> Moments:
-        """Give the moments of :meth:`link_input` in closed form, from those of the stacked features."""
-        if link == 0:
-            return moments.part(0, self.spans[0])
-        return moments.mapped(*self._input_map(link))
+        """Compute the moments of :meth:`link_input` in closed form; no pass over the images is needed.
+
+        Args:
+            moments: Moments of the stacked features, S channels.
+            link: Number of the link; the links before it must be trained.
+        """
+        if link == 0:  # exact without the product with a selection matrix
+            return moments.slice_channels(0, self.spans[0])
+        return moments.apply_affine(*self._input_map(link))
 
     def to_autoencoder(self) -> AutoEncoder:
-        """Give the whole chain as one auto-encoder, composed in float64: it is affine, like its links."""
+        """Merge the whole chain, which is affine as its links are, into one auto-encoder, in float64."""
         (encode, encode_bias), spans = self._code_map(len(self.spans) - 1), []
         scale = self.scale.to(encode)
         code_map = encode / scale, encode_bias / scale
+        # Decode link by link as in `forward`, with matrices in place of features.
         identity = torch.eye(self.code_channels, dtype=torch.float64, device=code_map[0].device)
         weight, bias = scale * identity, identity.new_zeros(self.code_channels)
         for link in reversed(range(len(self.spans))):
-            decode, decode_bias = affine(self._link(link).decoder)
+            decode, decode_bias = get_affine_map(self._link(link).decoder)
             weight, bias = decode @ weight, decode @ bias + decode_bias
             code = self.code_channels if link else 0
             spans.append((weight[code:], bias[code:]))
             weight, bias = weight[:code], bias[:code]
         weights, biases = zip(*spans[::-1], strict=True)
-        return AutoEncoder.of(code_map, (torch.cat(weights), torch.cat(biases)))
+        return AutoEncoder.from_weights(code_map, (torch.cat(weights), torch.cat(biases)))
 
     def relative_error(self, moments: Moments) -> float:
-        """Compute ``E||rebuilt - stacked||^2 / E||stacked - mean||^2`` in closed form."""
+        """Compute the relative error of the whole chain; see :meth:`AutoEncoder.relative_error`."""
         return self.to_autoencoder().relative_error(moments)
 
     @torch.no_grad()
     def standardise(self, moments: Moments) -> None:
-        """Scale the code by one number so that its mean variance over the channels is 1.
+        """Set ``scale`` so that the mean variance of the code's channels is 1 for features of these moments.
 
-        Layers are then learned at the same rate whatever the units of the features. The links keep theirs,
-        since later links are trained on them.
+        The student's layers then learn at the same rate whatever the units of the features are. The links
+        themselves are not scaled, because later links may already be trained on their codes.
         """
-        variance = moments.mapped(*self._code_map(len(self.spans) - 1)).covariance.diagonal().mean()
+        variance = moments.apply_affine(*self._code_map(len(self.spans) - 1)).covariance.diagonal().mean()
         self.scale.copy_(variance.sqrt().clamp_min(1e-12))
 
     def _link(self, link: int) -> AutoEncoder:
@@ -141,10 +165,11 @@ class Amalgamation(nn.Module):
         return torch.cat([self._code(stacked, link - 1), span], dim=1) if link else span
 
     def _code(self, stacked: Tensor, link: int) -> Tensor:
+        """Compute the code of a link, before the division by ``scale``."""
         return self._link(link).encode(self._input(stacked, link))
 
-    def _input_map(self, link: int) -> Affine:
-        """From the stacked features to a link's input, `[C + span, S]`."""
+    def _input_map(self, link: int) -> AffineMap:
+        """Compute the affine map from the stacked features to the input of a link, `[C + span, S]`."""
         weight = self._link(0).encoder.weight
         identity = torch.eye(sum(self.spans), dtype=torch.float64, device=weight.device)
         span = identity.split(self.spans)[link]
@@ -154,8 +179,8 @@ class Amalgamation(nn.Module):
         code, code_bias = self._code_map(link - 1)
         return torch.cat([code, span]), torch.cat([code_bias, bias])
 
-    def _code_map(self, link: int) -> Affine:
-        """From the stacked features to a link's code, `[C, S]`."""
+    def _code_map(self, link: int) -> AffineMap:
+        """Compute the affine map from the stacked features to the code of a link, `[C, S]`."""
         weight, bias = self._input_map(link)
-        encode, encode_bias = affine(self._link(link).encoder)
+        encode, encode_bias = get_affine_map(self._link(link).encoder)
         return encode @ weight, encode @ bias + encode_bias

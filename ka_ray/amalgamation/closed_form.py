@@ -1,7 +1,6 @@
-"""Auto-encoders that are computed instead of trained: linear with squared error, they have a closed form.
+"""Fit auto-encoders in closed form instead of training them: they are linear, with squared error.
 
-Shapes: S stacked channels, C code channels, k values of a channel that one output of the next layer sees, T
-targets of that layer.
+Shapes: S stacked channels, C code channels.
 """
 
 from collections.abc import Sequence
@@ -13,10 +12,15 @@ from ka_ray.numerics.moments import Moments
 
 
 def fit_pca_autoencoder(moments: Moments, code_channels: int) -> AutoEncoder:
-    """Compute the auto-encoder with the least squared error of this width.
+    """Fit the auto-encoder with the smallest squared error of its width: principal component analysis.
 
-    Its decoder's columns are the orthonormal eigenvectors of the covariance with the largest eigenvalues, its
-    encoder their transpose, so lengths in the code are lengths in the features (Baldi and Hornik, 1989).
+    The decoder's columns are the eigenvectors of the covariance with the largest eigenvalues, and the encoder
+    is their transpose (Baldi and Hornik, 1989). They are orthonormal, so the code has the units of the
+    features.
+
+    Args:
+        moments: Moments of the stacked features, S channels.
+        code_channels: C, at most S.
 
     Raises:
         InputError: The features never vary.
@@ -25,20 +29,25 @@ def fit_pca_autoencoder(moments: Moments, code_channels: int) -> AutoEncoder:
     _, ascending = torch.linalg.eigh(moments.covariance)
     directions = ascending[:, len(ascending) - code_channels :].flip(1)
     encode = directions.T, -(directions.T @ moments.mean)
-    return AutoEncoder.of(encode, (directions, moments.mean))
+    return AutoEncoder.from_weights(encode, (directions, moments.mean))
 
 
 def fit_channel_autoencoder(moments: Moments, chosen: Sequence[int]) -> AutoEncoder:
-    """Compute the auto-encoder whose code are some of the channels themselves.
+    """Fit the auto-encoder whose code consists of some of the stacked channels themselves.
 
-    The encoder selects; the decoder rebuilds all channels by regression, as well as these tell them. An
-    activation keeps its meaning on such a code, so no adapter is needed behind it.
+    The encoder selects the channels, the decoder predicts all channels from them by linear regression. An
+    activation has the same meaning on such a code as on the features, so the student needs no adapter there.
+
+    Args:
+        moments: Moments of the stacked features, S channels.
+        chosen: Numbers of the C channels to keep.
     """
-    places = list(chosen)
+    channels = list(chosen)
     covariance = moments.covariance
-    encode = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)[places]
+    encode = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)[channels]
+    # Chosen channels can depend on each other; gelsd solves rank-deficient systems too, but only on the CPU.
     decode = torch.linalg.lstsq(
-        covariance[places][:, places].cpu(), covariance[places].cpu(), driver="gelsd"
+        covariance[channels][:, channels].cpu(), covariance[channels].cpu(), driver="gelsd"
     ).solution.T.to(covariance)
-    bias = moments.mean - decode @ moments.mean[places]
-    return AutoEncoder.of((encode, covariance.new_zeros(len(places))), (decode, bias))
+    bias = moments.mean - decode @ moments.mean[channels]
+    return AutoEncoder.from_weights((encode, covariance.new_zeros(len(channels))), (decode, bias))

@@ -1,7 +1,7 @@
-"""A space that all teachers' features share (Luo, Wang, Fang, Hu, Tao, Song, IJCAI 2019).
+"""Learn a common space for all teachers' features (Luo, Wang, Fang, Hu, Tao, Song, IJCAI 2019).
 
-"Knowledge Amalgamation from Heterogeneous Networks by Common Feature Learning". Shapes: N teachers, S stacked
-channels, C code channels, n positions, G groups of m positions.
+The paper is "Knowledge Amalgamation from Heterogeneous Networks by Common Feature Learning". Shapes: N
+teachers, S stacked channels, C code channels, n positions, G groups of m positions.
 """
 
 from collections.abc import Sequence
@@ -10,38 +10,41 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ka_ray.amalgamation.autoencoder import AutoEncoder, LinkLearner, WhitenedAutoEncoder, affine
+from ka_ray.amalgamation.autoencoder import AutoEncoder, LinkLearner, WhitenedAutoEncoder, get_affine_map
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
-DISCREPANCY_WEIGHT = 10.0
-"""What the discrepancy of the teachers' codes counts beside the sum of the teachers' rebuilding losses."""
+MMD_WEIGHT = 10.0
+"""Weight of the discrepancy between the teachers' codes, next to the sum of their reconstruction losses."""
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of the kernels, in mean squared distances of the points."""
+"""Bandwidths of the Gaussian kernels, in units of the mean squared distance between the points."""
 
 GROUP_SIZE = 32
-"""Positions compared with one another. Where every worker's share of a batch is a multiple of it, the loss
-of the batch is the mean over the shares, and any number of workers learns the same."""
+"""Number of positions that are compared with one another. If every worker's share of a batch is a multiple of
+it, the loss of the batch is the mean over the workers, so their number does not change what is learned."""
 
 LEAST_SPREAD = 1e-6
-"""Points with a smaller mean squared distance are taken as one; codes have about unit variance."""
+"""Lower limit of the mean squared distance that the bandwidths are multiples of, so that points which all
+coincide cause no division by zero. Codes have about unit variance."""
 
-RIDGE = 1e-8
-"""Added to the code's covariance, in shares of its mean variance, when the decoder is solved for."""
+DECODER_RIDGE = 1e-8
+"""Added to the code's covariance, in units of its mean variance, when the decoder is solved for."""
 
 
 class CommonFeatureLearner(LinkLearner):
-    """Trains one map a teacher into the same C channels, where all teachers' features are alike.
+    """Trains one encoder per teacher into the same C channels, in which all teachers' features are alike.
 
-    ``h_t = E_t F_t`` must rebuild teacher t's features, and the ``h_t`` of all teachers must have the same
-    distribution: ``loss = sum_t 1/2 ||D_t h_t - F_t||^2 + weight * mean over pairs MMD^2(h_t, h_s)``, the
-    first a value and in units of the teacher's variance. The code is the mean of the ``h_t``.
+    The code ``h_t = E_t F_t`` must rebuild the features F_t of teacher t, and the codes of all teachers must
+    have the same distribution:
+    ``loss = sum_t 1/2 ||D_t h_t - F_t||^2 + weight * mean over pairs (t, s) of MMD^2(h_t, h_s)``.
+    The first term is averaged over values and divided by the mean variance of the teacher's features. The
+    final code is the mean of all ``h_t``.
 
     Args:
-        moments: Of the stacked features.
-        channels: Each teacher's channels, in the order in which they are stacked.
-        code_channels: C; may be more than a teacher has.
+        moments: Moments of the stacked features, S channels.
+        channels: Number of channels of each teacher, in the order in which they are stacked.
+        code_channels: C; may be larger than the number of channels of a teacher.
 
     Raises:
         InputError: A teacher's features never vary.
@@ -53,70 +56,78 @@ class CommonFeatureLearner(LinkLearner):
         self.teachers = nn.ModuleList()
         start = 0
         for teacher, count in enumerate(channels, start=1):
-            part = moments.part(start, start + count)
-            if not part.covariance.trace() > 0:
+            own_moments = moments.slice_channels(start, start + count)
+            # Checked here because the general message of `check_variance` would not name the teacher.
+            if not own_moments.covariance.trace() > 0:
                 raise InputError(
                     f"the features of teacher {teacher} of {len(channels)} never vary, so they have nothing "
-                    "in common with others; drop the tap or use another codes.method"
+                    "in common with those of the others; remove the tap or use another codes.method"
                 )
-            self.teachers.append(WhitenedAutoEncoder(part, code_channels))
+            self.teachers.append(WhitenedAutoEncoder(own_moments, code_channels))
             start += count
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Give the loss of `[n, S]` features."""
+        """Return the loss, a scalar, for `[n, S]` features."""
         codes = self.encode(positions)
         parts = positions.split(self.channels, dim=1)
         triples = zip(self._learners(), parts, codes, strict=True)
-        rebuilding = torch.stack([learner.loss(part, code) for learner, part, code in triples]).sum()
-        return rebuilding + DISCREPANCY_WEIGHT * discrepancy(codes)
+        reconstruction = torch.stack([learner.loss(part, code) for learner, part, code in triples]).sum()
+        return reconstruction + MMD_WEIGHT * mean_squared_mmd(codes)
 
     def encode(self, positions: Tensor) -> Tensor:
-        """Map `[n, S]` features to every teacher's points in the common space, `[N, n, C]`."""
+        """Map `[n, S]` stacked features to the code of every teacher, `[N, n, C]`."""
         parts = positions.split(self.channels, dim=1)
         return torch.stack([learner.encode(p) for learner, p in zip(self._learners(), parts, strict=True)])
 
     @torch.no_grad()
     def to_autoencoder(self) -> AutoEncoder:
-        """Give the encoder to the mean of the teachers' codes, and the best linear decoder from there.
+        """Return the encoder to the mean of the teachers' codes, and the best linear decoder for it.
 
-        The decoder is the least-squares solution over all positions, ``Cov E' (E Cov E')^-1`` for the encoder
-        as it is stored, in float32.
+        The trained decoders start from a single teacher's code and are not used. The decoder is the
+        least-squares solution over all positions, ``Cov E' (E Cov E')^-1``, for the encoder E after rounding
+        to float32, as it is stored.
         """
         weights, biases = zip(*(learner.raw_encoder() for learner in self._learners()), strict=True)
-        collapsed = AutoEncoder(sum(self.channels), weights[0].shape[0])
-        collapsed.encoder.weight.copy_(torch.cat(weights, dim=1) / len(weights))
-        collapsed.encoder.bias.copy_(torch.stack(biases).mean(dim=0))
-        encode, encode_bias = affine(collapsed.encoder)
+        rounded = AutoEncoder(sum(self.channels), weights[0].shape[0])
+        # The mean of the teachers' codes is one linear map of the stacked features: weights side by side / N.
+        rounded.encoder.weight.copy_(torch.cat(weights, dim=1) / len(weights))
+        rounded.encoder.bias.copy_(torch.stack(biases).mean(dim=0))
+        encode, encode_bias = get_affine_map(rounded.encoder)
         covariance, mean = self.moments.covariance.to(encode), self.moments.mean.to(encode)
         code_covariance = encode @ covariance @ encode.T
-        code_covariance += RIDGE * code_covariance.diagonal().mean() * torch.eye(len(encode)).to(encode)
+        # The ridge keeps the system solvable if the code is wider than the rank of the features.
+        ridge = DECODER_RIDGE * code_covariance.diagonal().mean()
+        code_covariance += ridge * torch.eye(len(encode)).to(encode)
         decode = torch.linalg.solve(code_covariance, encode @ covariance).T
-        return AutoEncoder.of((encode, encode_bias), (decode, mean - decode @ (encode @ mean + encode_bias)))
+        decode_bias = mean - decode @ (encode @ mean + encode_bias)
+        return AutoEncoder.from_weights((encode, encode_bias), (decode, decode_bias))
 
     def _learners(self) -> list[WhitenedAutoEncoder]:
         return [cast(WhitenedAutoEncoder, teacher) for teacher in self.teachers]
 
 
-def discrepancy(codes: Tensor) -> Tensor:
-    """Estimate how far apart the distributions of several point sets lie: the mean squared MMD of all pairs.
+def mean_squared_mmd(codes: Tensor) -> Tensor:
+    """Estimate the squared maximum mean discrepancy between point sets, averaged over all pairs of sets.
 
-    Maximum mean discrepancy with the mean of several Gaussian kernels, whose widths are multiples of the
-    points' mean squared distance, so that the scale of the points does not matter. The estimate is the
-    U-statistic (Gretton et al., JMLR 2012, eq. 3), unbiased for independent sets: around 0 when the
-    distributions are the same, and below 0 for sets that agree point by point. Between two sets it compares
-    all points, those of one position too. These come from one image, so that the estimate also pulls
-    ``h_t`` and ``h_s`` together: without that the teachers' codes cancel out in their mean.
+    The kernel is the mean of several Gaussian kernels whose bandwidths are multiples of the points' mean
+    squared distance, so the scale of the points does not matter. The estimate is the U-statistic of Gretton
+    et al. (JMLR 2012, eq. 3). It is unbiased for independent sets: about 0 for equal distributions, so it can
+    be negative, and it is most negative for sets that agree point by point.
+
+    Between two sets it compares all points, also the two codes of the same position. They belong to the same
+    image, so the estimate pulls them together as well. This is intended: otherwise the codes of different
+    teachers would cancel out in their mean.
 
     Args:
-        codes: `[N, n, C]`, compared in groups of 32 positions in a row; positions past the last full group
-            are left out, and fewer than 32 are one group.
+        codes: `[N, n, C]`. Only positions of the same group of 32 consecutive ones are compared. Positions
+            behind the last full group are left out; fewer than 32 positions are one group.
 
     Returns:
         A scalar, the mean over groups and pairs.
 
     Example:
         >>> points = torch.linspace(-1, 1, 32)[:, None]
-        >>> round(discrepancy(torch.stack([points, points + 9])).item(), 1)
+        >>> round(mean_squared_mmd(torch.stack([points, points + 9])).item(), 1)
         1.5
     """
     teachers, count, _ = codes.shape
@@ -124,8 +135,9 @@ def discrepancy(codes: Tensor) -> Tensor:
     groups = count // size
     points = codes[:, : groups * size].unflatten(1, (groups, size)).transpose(0, 1)
     kernel = _kernel(points.flatten(1, 2)).unflatten(2, (teachers, size)).unflatten(1, (teachers, size))
-    sums = kernel.sum(dim=(2, 4))
+    sums = kernel.sum(dim=(2, 4))  # [G, N, N], per pair of teachers
     own = sums.diagonal(dim1=1, dim2=2)
+    # Without the diagonal: a point's kernel with itself is 1 and would bias the estimate.
     within = (own - size).mean() / max(size * (size - 1), 1)
     across = (sums.sum() - own.sum()) / (groups * teachers * (teachers - 1) * size**2)
     estimate: Tensor = 2 * (within - across)
@@ -133,7 +145,9 @@ def discrepancy(codes: Tensor) -> Tensor:
 
 
 def _kernel(points: Tensor) -> Tensor:
-    """Compare all points `[G, p, C]` of each group with one another: `[G, p, p]`, 1 for the same point."""
+    """Compute the kernel of all pairs within each group of points: `[G, p, C]` to `[G, p, p]`."""
+    # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 ab needs no [G, p, p, C] tensor; centring keeps its rounding error
+    # small.
     centred = points - points.mean(dim=1, keepdim=True)
     squares = centred.square().sum(dim=-1)
     distances = squares[:, :, None] + squares[:, None, :] - 2 * centred @ centred.transpose(1, 2)

@@ -1,1 +1,1 @@
-"""Pure torch and numpy at the bottom: moments, regression, eigenvalues, hashed random numbers, ranks."""
+"""Numerical building blocks in torch and numpy: moments, least squares, random numbers, process groups."""

@@ -1,4 +1,4 @@
-"""A linear map over channels, at every position alike: what a 1x1 conv does, for maps and vectors."""
+"""Apply a linear layer to the channels of every position, as a 1x1 conv does, for maps and vectors."""
 
 from torch import Tensor, nn
 
@@ -6,14 +6,14 @@ from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 def apply_channelwise(linear: nn.Linear, features: Tensor) -> Tensor:
-    """Apply a linear layer to the channels of ``[B, C, *space]`` features.
+    """Apply a linear layer to the channels of every position.
 
     Args:
-        linear: From C to D channels.
-        features: ``[B, C, *space]``, or ``[B, C]``.
+        linear: Linear layer from C to D channels.
+        features: `[B, C, *space]` maps or `[B, C]` vectors.
 
     Returns:
-        ``[B, D, *space]``, in the memory format of
+        `[B, D, *space]` in the memory format of
         :func:`ka_ray.numerics.memory_format.to_preferred_memory_format`.
 
     Example:

@@ -1,6 +1,6 @@
-"""Layers whose Gram matrix would not fit: least squares by conjugate gradients, over the same samples.
+"""Solve layers whose Gram matrix is too large for the memory: least squares by conjugate gradients.
 
-Shapes: n samples, G groups, D inputs and T outputs of a group.
+Shapes: n samples, G groups of a layer, D inputs and T outputs of one group.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,21 +11,32 @@ from torch import Tensor
 
 from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import sum_over_ranks
+from ka_ray.numerics.relative_error import relative_error, squared_error_sums
 from ka_ray.numerics.ridge import LayerSolution
 
 DEFAULT_RIDGE = 1e-4
-"""In units of the mean variance of an input: to choose it would take as many passes again for every other."""
+"""In units of the mean variance of an input. It is not chosen on held-out images, as in
+:func:`ka_ray.numerics.ridge.solve`, because every candidate would cost as many passes again."""
 
 TOLERANCE = 1e-6
-"""It ends where every output's residual is this share of what it was at first."""
+"""The iteration stops when every output's residual is this share of its initial residual."""
 
-Stream = Callable[[], Iterator[tuple[bool, Tensor]]]
-"""Gives this rank's samples `[n, G, D + T]`, the same in every pass, and whether they are held out."""
+SampleStream = Callable[[], Iterator[tuple[bool, Tensor]]]
+"""Starts a pass over this rank's samples and yields whether they are held out, and `[n, G, D + T]` samples:
+inputs beside targets. Every pass yields the same samples."""
 
 
 @dataclass(frozen=True)
-class _Statistics:
-    """Of the samples that are learned from; `[G, D]`, `[G, T]`, and ``cross`` `[G, D, T]`."""
+class _SampleStats:
+    """Statistics of the samples that are not held out, over all ranks, in float64.
+
+    Attributes:
+        count: n, a scalar.
+        input_mean: `[G, D]`.
+        target_mean: `[G, T]`.
+        variance: `[G, D]`, variance of every input.
+        cross: `[G, D, T]`, covariance of inputs and targets.
+    """
 
     count: Tensor
     input_mean: Tensor
@@ -35,50 +46,55 @@ class _Statistics:
 
 
 def solve_iteratively(
-    stream: Stream,
+    stream: SampleStream,
     groups: int,
     num_outputs: int,
     device: torch.device,
     ridge: float = DEFAULT_RIDGE,
     max_passes: int = 100,
 ) -> tuple[LayerSolution, int]:
-    """Solve a layer without its Gram matrix.
+    """Solve a layer by conjugate gradients, without its Gram matrix.
 
-    Each step multiplies by that matrix in one pass over the samples (Hestenes and Stiefel, 1952; with the
-    inputs' variances as preconditioner). Every rank gets the same.
+    Each step multiplies by the Gram matrix in one pass over the samples (Hestenes and Stiefel, 1952; the
+    preconditioner is the variance of the inputs). Every rank gets the same solution.
 
     Args:
-        stream: The samples.
+        stream: The samples of this rank.
         groups: G.
         num_outputs: T.
-        device: Where it is summed.
+        device: Device of the sums.
         ridge: In units of the mean variance of an input.
-        max_passes: At most so many steps.
+        max_passes: Maximum number of steps; then the solution is returned as it is.
 
     Returns:
-        The solution, and how many passes over the samples it took.
+        The solution, and the number of passes over the samples.
 
     Raises:
-        InputError: No sample is held out.
+        InputError: No sample is held out, or this rank has no samples to learn from.
     """
-    found = _statistics(stream, groups, num_outputs, device)
-    penalty = ridge * found.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
-    weights, spread, steps = _descend(stream, found, penalty, max_passes)
-    bias = found.target_mean - torch.einsum("gdt,gd->gt", weights, found.input_mean)
+    stats = _sample_stats(stream, groups, num_outputs, device)
+    penalty = ridge * stats.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
+    weights, output_variance, steps = _descend(stream, stats, penalty, max_passes)
+    bias = stats.target_mean - torch.einsum("gdt,gd->gt", weights, stats.input_mean)
     error = _held_out_error(stream, weights, bias)
-    solution = LayerSolution(weights.transpose(1, 2), bias, found.target_mean, spread, ridge, error)
-    return solution, steps + 3
+    # A least-squares fit with bias hits the targets' mean exactly.
+    mean = stats.target_mean
+    solution = LayerSolution(weights.transpose(1, 2), bias, mean, output_variance, ridge, error)
+    return solution, steps + 3  # two passes for the statistics, one for the held-out error
 
 
-def _statistics(stream: Stream, groups: int, num_outputs: int, device: torch.device) -> _Statistics:
-    """Take two passes: the means, then what deviates from them."""
+def _sample_stats(stream: SampleStream, groups: int, num_outputs: int, device: torch.device) -> _SampleStats:
+    """Measure the statistics in two passes: first the means, then the deviations from them."""
     count, total = torch.zeros((), dtype=torch.float64, device=device), None
     for held_out, samples in stream():
-        if not held_out and len(samples):
-            part = samples.to(torch.float64).sum(dim=0)
-            count, total = count + len(samples), part if total is None else total + part
+        if not held_out and len(samples):  # batches can be empty after the images are split
+            batch_sum = samples.to(torch.float64).sum(dim=0)
+            count, total = count + len(samples), batch_sum if total is None else total + batch_sum
     if total is None:
-        raise InputError("layers.solver least_squares: a worker has no images; give more, or fewer workers")
+        raise InputError(
+            "layers.solver least_squares: a worker has no images to learn from; give more images or use "
+            "fewer workers (ray.workers)"
+        )
     count, means = sum_over_ranks(count), sum_over_ranks(total)
     means = means / count
     inputs = means.shape[1] - num_outputs
@@ -89,7 +105,7 @@ def _statistics(stream: Stream, groups: int, num_outputs: int, device: torch.dev
             deviations = samples.to(torch.float64) - means
             squares += deviations[..., :inputs].square().sum(dim=0)
             cross += torch.einsum("ngd,ngt->gdt", deviations[..., :inputs], deviations[..., inputs:])
-    return _Statistics(
+    return _SampleStats(
         count,
         means[:, :inputs],
         means[:, inputs:],
@@ -99,59 +115,69 @@ def _statistics(stream: Stream, groups: int, num_outputs: int, device: torch.dev
 
 
 def _descend(
-    stream: Stream, found: _Statistics, ridge: Tensor, max_passes: int
+    stream: SampleStream, stats: _SampleStats, penalty: Tensor, max_steps: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Give the weights `[G, D, T]`, the variance `[G, T]` of what they give, and the steps taken."""
+    """Run the iteration for all outputs at once, each with its own step size.
 
-    def product(directions: Tensor) -> Tensor:
-        total = torch.zeros_like(directions)
-        for held_out, samples in stream():
-            if not held_out:
-                inputs = samples[..., : directions.shape[1]].to(torch.float64) - found.input_mean
-                total += torch.einsum(
-                    "ngd,ngt->gdt", inputs, torch.einsum("ngd,gdt->ngt", inputs, directions)
-                )
-        return sum_over_ranks(total) / found.count + ridge[:, :, None] * directions
+    Args:
+        stream: The samples of this rank.
+        stats: Their statistics.
+        penalty: `[G, 1]`, the ridge in the units of the covariance.
+        max_steps: Maximum number of steps, each a pass over the samples.
 
-    scale = 1 / (found.variance + ridge)[:, :, None]
-    weights = torch.zeros_like(found.cross)
-    residual, steps = found.cross.clone(), 0
-    direction = preconditioned = scale * residual
+    Returns:
+        The weights `[G, D, T]`, the variance `[G, T]` of the outputs that they give, and the number of steps.
+    """
+    # Names as in the textbook: the residual r, z = M^-1 r, the search direction p, and r'z.
+    inverse_diagonal = 1 / (stats.variance + penalty)[:, :, None]
+    weights = torch.zeros_like(stats.cross)
+    residual, steps = stats.cross.clone(), 0
+    direction = preconditioned = inverse_diagonal * residual
     energy = (residual * preconditioned).sum(dim=1, keepdim=True)
-    least = TOLERANCE**2 * energy
-    while steps < max_passes and bool((energy > least).any()):
-        image = product(direction)
-        step = _ratio(energy, (direction * image).sum(dim=1, keepdim=True))
-        weights, residual, steps = weights + step * direction, residual - step * image, steps + 1
-        preconditioned = scale * residual
+    target_energy = TOLERANCE**2 * energy
+    while steps < max_steps and bool((energy > target_energy).any()):
+        product = _multiply_by_gram(stream, stats, penalty, direction)
+        step = _divide(energy, (direction * product).sum(dim=1, keepdim=True))
+        weights, residual, steps = weights + step * direction, residual - step * product, steps + 1
+        preconditioned = inverse_diagonal * residual
         before, energy = energy, (residual * preconditioned).sum(dim=1, keepdim=True)
-        direction = preconditioned + _ratio(energy, before) * direction
-    seen = found.cross - residual - ridge[:, :, None] * weights  # the covariance times the weights
-    return weights, (weights * seen).sum(dim=1), steps
+        direction = preconditioned + _divide(energy, before) * direction
+    # residual = cross - (covariance + penalty) weights, so no further pass is needed for this product.
+    covariance_weights = stats.cross - residual - penalty[:, :, None] * weights
+    return weights, (weights * covariance_weights).sum(dim=1), steps
 
 
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    return torch.where(below > 0, above / below.clamp_min(1e-300), 0.0)
+def _multiply_by_gram(
+    stream: SampleStream, stats: _SampleStats, penalty: Tensor, directions: Tensor
+) -> Tensor:
+    """Multiply ``covariance + penalty`` by directions `[G, D, T]`, in one pass over the samples."""
+    total = torch.zeros_like(directions)
+    for held_out, samples in stream():
+        if not held_out:
+            inputs = samples[..., : directions.shape[1]].to(torch.float64) - stats.input_mean
+            outputs = torch.einsum("ngd,gdt->ngt", inputs, directions)
+            total += torch.einsum("ngd,ngt->gdt", inputs, outputs)
+    return sum_over_ranks(total) / stats.count + penalty[:, :, None] * directions
 
 
-def _held_out_error(stream: Stream, weights: Tensor, bias: Tensor) -> float:
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide where the denominator is positive, else return 0: an output that has converged stays put."""
+    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), 0.0)
+
+
+def _held_out_error(stream: SampleStream, weights: Tensor, bias: Tensor) -> float:
+    """Compute the relative error on the held-out samples of all ranks in one pass."""
     size, num_outputs = weights.shape[1:]
-    sums = weights.new_zeros(2 + 2 * bias.numel())  # squared error, count, targets, their squares
+    sums = weights.new_zeros(2 + 2 * bias.numel())
     for held_out, samples in stream():
         if held_out:
             inputs, targets = samples.to(torch.float64).split([size, num_outputs], dim=2)
-            error = torch.einsum("ngd,gdt->ngt", inputs, weights) + bias - targets
-            flat = targets.flatten(1)
-            sums += torch.cat(
-                [
-                    error.square().sum().view(1),
-                    sums.new_tensor([len(samples)]),
-                    flat.sum(dim=0),
-                    flat.square().sum(dim=0),
-                ]
-            )
-    error, count, *_ = sums = sum_over_ranks(sums)
-    if not count:
-        raise InputError("layers.solver least_squares: too few images to hold some out; give more")
-    means, squares = (sums[2:] / count).chunk(2)
-    return float(error / count / (squares - means.square()).sum().clamp_min(1e-300))
+            estimates = torch.einsum("ngd,gdt->ngt", inputs, weights) + bias
+            sums += squared_error_sums(estimates.flatten(1), targets.flatten(1))
+    sums = sum_over_ranks(sums)
+    if not sums[1]:  # the number of held-out samples
+        raise InputError(
+            "layers.solver least_squares: there are too few images to hold some out for measuring the error; "
+            "give more images"
+        )
+    return relative_error(sums)

@@ -1,6 +1,6 @@
-"""Count, mean and covariance of stacked features, as sums that merge.
+"""Count, mean and covariance of features, in a form that can be merged over batches and workers.
 
-Shapes: n positions, S stacked channels.
+Shapes: B images, S channels (of stacked features, for example), *space height and width, n positions.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ka_ray.errors import InputError
 
-BLOCK = 512
-"""Columns of a sum of outer products that are added at once."""
+BLOCK_COLUMNS = 512
+"""Columns of a sum of outer products that are updated at once."""
 
-GATHERED = 1024
-"""So many rows are gathered before they are added: every addition reads and writes the whole sum."""
+BUFFERED_ROWS = 1024
+"""Rows that are collected before they are added: every addition reads and writes the whole `[S, S]` sum."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Moments:
     """Moments of `[n, S]` features in float64.
 
     Attributes:
-        count: Number of positions.
+        count: n, the number of positions.
         mean: `[S]`.
         scatter: `[S, S]`, sum of the outer products of ``x - mean``.
     """
@@ -35,21 +35,28 @@ class Moments:
 
     @staticmethod
     def empty(channels: int, device: torch.device | str = "cpu") -> "Moments":
-        """Make the moments of no features at all, the neutral element of :meth:`merge`."""
+        """Create the moments of no features, the neutral element of :meth:`merge`.
+
+        Args:
+            channels: S.
+            device: Device of the tensors.
+        """
         zeros = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         return Moments(0, zeros[0].clone(), zeros)
 
     @staticmethod
     def of(features: Tensor) -> "Moments":
         """Compute the moments of `[B, S, *space]` or `[n, S]` features over images and positions."""
-        flat = features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
-        flat = flat.to(torch.float64)
+        flat = _flatten_positions(features).to(torch.float64)
         mean = flat.mean(dim=0)
         centred = flat - mean
         return Moments(len(flat), mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Merge two disjoint sets by Chan, Golub and LeVeque's update (1983), safe for large means."""
+        """Merge with the moments of other positions (Chan, Golub and LeVeque, 1983).
+
+        Sums of raw outer products would be simpler, but lose all digits where means are large.
+        """
         if not self.count or not other.count:
             return self if self.count else other
         count = self.count + other.count
@@ -60,120 +67,153 @@ class Moments:
         return Moments(count, mean, scatter)
 
     def merge_over_ranks(self) -> "Moments":
-        """Merge the moments of all ranks of the process group; the same on every rank."""
+        """Merge the moments of all ranks of the process group; every rank gets the same result."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self
+        # One packed tensor needs one collective call; all_reduce cannot merge, it only adds.
         packed = torch.cat([self.mean.new_tensor([self.count]), self.mean, self.scatter.flatten()])
         parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, packed)
-        merged = Moments.empty(len(self.mean), self.mean.device)
+        size = len(self.mean)
+        merged = Moments.empty(size, self.mean.device)
         for part in parts:
-            size = len(self.mean)
-            merged = merged.merge(
-                Moments(int(part[0]), part[1 : size + 1], part[size + 1 :].view(size, size))
-            )
+            scatter = part[size + 1 :].view(size, size)
+            merged = merged.merge(Moments(int(part[0]), part[1 : size + 1], scatter))
         return merged
 
     def cpu(self) -> "Moments":
-        """Move to the CPU."""
+        """Return these moments on the CPU."""
         return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
 
-    def part(self, start: int, stop: int) -> "Moments":
-        """Give the moments of channels ``start`` to ``stop`` alone."""
+    def slice_channels(self, start: int, stop: int) -> "Moments":
+        """Return the moments of a range of channels.
+
+        Args:
+            start: First channel.
+            stop: The channel behind the last one.
+        """
         return Moments(self.count, self.mean[start:stop], self.scatter[start:stop, start:stop])
 
-    def select_channels(self, places: Sequence[int] | Tensor) -> "Moments":
-        """Give the moments of some of the channels, in this order."""
-        index = torch.as_tensor(places, device=self.mean.device)
+    def select_channels(self, channels: Sequence[int] | Tensor) -> "Moments":
+        """Return the moments of some channels, in the given order."""
+        index = torch.as_tensor(channels, device=self.mean.device)
         return Moments(self.count, self.mean[index], self.scatter[index[:, None], index])
 
-    def mapped(self, weight: Tensor, bias: Tensor) -> "Moments":
-        """Give the moments of ``weight x + bias``: `[D, S]` and `[D]`, on any device."""
+    def apply_affine(self, weight: Tensor, bias: Tensor) -> "Moments":
+        """Return the moments of ``weight x + bias``.
+
+        Args:
+            weight: `[D, S]`, on any device.
+            bias: `[D]`, on any device.
+        """
         weight, bias = weight.to(self.mean), bias.to(self.mean)
         return Moments(self.count, weight @ self.mean + bias, weight @ self.scatter @ weight.T)
 
+    def expected_squared_norm(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Compute ``E||weight x + bias||^2`` in closed form, exact over all positions.
+
+        Args:
+            weight: `[D, S]`, float64, on the device of the moments.
+            bias: `[D]`, float64, on the device of the moments.
+
+        Returns:
+            A scalar: the trace of the covariance of ``weight x`` plus the squared norm of the mean.
+        """
+        # The elementwise product gives the trace of W Cov W' without a second matrix product.
+        spread = (weight @ self.covariance * weight).sum()
+        return spread + (weight @ self.mean + bias).square().sum()
+
     @property
     def covariance(self) -> Tensor:
-        """The covariance `[S, S]` (divided by the count)."""
+        """The `[S, S]` covariance, divided by the count."""
         return self.scatter / max(self.count, 1)
 
     def check_variance(self) -> None:
-        """Refuse features that are the same everywhere: no code can be learned, and no error is relative.
+        """Refuse features that are constant: there is nothing to learn, and the relative error is undefined.
 
         Raises:
             InputError: The covariance is zero.
         """
         if not self.covariance.trace() > 0:
             raise InputError(
-                "the stacked features never vary: every teacher is dead at this tap; drop the tap"
+                "the stacked features never vary: every teacher gives the same features for every image at "
+                "this tap; remove the tap from the config or check the teachers' checkpoints"
             )
 
     def spectrum(self) -> Tensor:
-        """Compute the least relative error that a code can have, for every width.
+        """Compute the smallest possible relative error of a code, for every width.
 
-        The best affine auto-encoder spans the principal subspace, so what is lost are the eigenvalues of the
-        covariance past the C largest.
+        The best affine auto-encoder of width C spans the C leading principal directions, so it loses the
+        eigenvalues of the covariance behind the C largest (Baldi and Hornik, 1989).
 
         Returns:
-            `[S + 1]`, its index the width C: sum of the lost eigenvalues / sum of all, from 1 down to 0.
+            `[S + 1]`, indexed by the width C: sum of the lost eigenvalues / sum of all, from 1 down to 0.
 
         Raises:
             InputError: The features never vary.
         """
         self.check_variance()
         ascending = torch.linalg.eigvalsh(self.covariance).clamp_min(0)
+        # Rounding can make the smallest eigenvalues slightly negative, hence the clamp.
         lost: Tensor = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)]) / ascending.sum()
         return lost.flip(0)
 
     def optimal_relative_error(self, code_channels: int) -> float:
-        """Compute the least relative error of a code of this width; see :meth:`spectrum`."""
+        """Compute the smallest possible relative error of a code of this width; see :meth:`spectrum`."""
         return float(self.spectrum()[code_channels])
 
 
 class MomentsMeter:
-    """Adds features up in place: merging batch by batch would write several `[S, S]` matrices for each.
+    """Accumulates the moments of features in place.
 
-    What is summed are deviations from the mean of the first rows, so that a large mean cancels nothing, and
-    of the symmetric sum of outer products little more than one triangle (Chan, Golub and LeVeque, 1983).
+    Merging :class:`Moments` batch by batch would allocate several `[S, S]` matrices per batch. The meter sums
+    deviations from the mean of the first rows, so that a large mean costs no precision (Chan, Golub and
+    LeVeque, 1983), and computes little more than one triangle of the symmetric sum.
 
     Args:
         channels: S.
-        device: Where it is summed.
+        device: Device of the sums.
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self._count, self._device = 0, device
-        self._gathered: list[Tensor] = []
+        self._buffer: list[Tensor] = []
         self._shift = self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
         self._outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor) -> None:
-        """Add features `[n, S]` or `[B, S, *space]`."""
-        flat = features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
-        self._gathered.append(flat.to(self._device))
-        if sum(map(len, self._gathered)) >= GATHERED:
-            self._add_gathered()
+        """Add `[n, S]` or `[B, S, *space]` features."""
+        self._buffer.append(_flatten_positions(features).to(self._device))
+        if sum(map(len, self._buffer)) >= BUFFERED_ROWS:
+            self._add_buffer()
 
-    def _add_gathered(self) -> None:
-        flat = torch.cat([part.to(torch.float64) for part in self._gathered])
-        self._gathered.clear()
+    def _add_buffer(self) -> None:
+        flat = torch.cat([part.to(torch.float64) for part in self._buffer])
+        self._buffer.clear()
         if not len(flat):
             return
-        if not self._count:
+        if not self._count:  # the first rows fix the shift that all deviations are taken from
             self._shift, self._sum = flat.mean(dim=0), torch.zeros_like(self._sum)
         deviations = flat - self._shift
         self._count += len(flat)
         self._sum += deviations.sum(dim=0)
-        for start in range(0, len(self._outer), BLOCK):
-            stop = start + BLOCK
+        for start in range(0, len(self._outer), BLOCK_COLUMNS):
+            stop = start + BLOCK_COLUMNS
+            # Rows below the block are left out; `total` mirrors the upper triangle.
             self._outer[:stop, start:stop].addmm_(deviations[:, :stop].T, deviations[:, start:stop])
 
     @property
     def total(self) -> Moments:
-        """The moments of all that was added."""
-        if self._gathered:
-            self._add_gathered()
+        """The moments of everything that was added so far."""
+        if self._buffer:
+            self._add_buffer()
         mean, scatter = self._sum / max(self._count, 1), self._outer.triu()
         scatter += scatter.triu(1).T
+        # From deviations around the shift to deviations around the mean.
         scatter.addr_(mean, mean, alpha=-self._count)
         return Moments(self._count, self._shift + mean, scatter)
+
+
+def _flatten_positions(features: Tensor) -> Tensor:
+    """Bring `[B, S, *space]` to `[B * positions, S]`; `[n, S]` stays as it is."""
+    return features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features

@@ -1,4 +1,4 @@
-"""Moments by name: what a pass over images leaves, however many images and workers there were."""
+"""Moments by name: the result of a pass over images, whose size depends on neither images nor workers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +15,30 @@ NamedMoments = Mapping[str, Moments]
 
 
 def merge_moments(first: NamedMoments, second: NamedMoments) -> dict[str, Moments]:
-    """Merge the sums over two disjoint sets of images."""
+    """Merge the moments of two disjoint sets of images, name by name.
+
+    Args:
+        first: Moments of one set.
+        second: Moments of the other set, under the same names.
+    """
     return {name: part.merge(second[name]) for name, part in first.items()}
 
 
-def merge_moments_over_ranks(sums: NamedMoments) -> dict[str, Moments]:
-    """Merge the sums of all ranks of the process group; the same on every rank."""
-    return {name: part.merge_over_ranks() for name, part in sums.items()}
+def merge_moments_over_ranks(moments: NamedMoments) -> dict[str, Moments]:
+    """Merge the moments of all ranks of the process group; every rank gets the same result."""
+    return {name: part.merge_over_ranks() for name, part in moments.items()}
 
 
-def save_moments(sums: NamedMoments, path: Path) -> None:
-    """Write sums as safetensors, whole or not at all."""
+def save_moments(moments: NamedMoments, path: Path) -> None:
+    """Write moments to a safetensors file; an interrupted write leaves no partial file.
+
+    Args:
+        moments: What to write.
+        path: The file, local or remote; replaced if it exists.
+    """
     tensors = dict[str, torch.Tensor]()
-    for name, part in sums.items():
+    for name, part in moments.items():
+        # safetensors refuses views that share memory or have gaps, hence `contiguous`.
         tensors |= {f"{name}.count": torch.tensor(part.count), f"{name}.mean": part.mean.contiguous()}
         tensors[f"{name}.scatter"] = part.scatter.contiguous()
     with atomic_file(path) as file:
@@ -35,7 +46,7 @@ def save_moments(sums: NamedMoments, path: Path) -> None:
 
 
 def load_moments(path: Path) -> dict[str, Moments]:
-    """Read what :func:`save_moments` wrote."""
+    """Read a file that :func:`save_moments` wrote."""
     tensors = load_file(fetch_local_copy(path))
     names = [name.removesuffix(".count") for name in tensors if name.endswith(".count")]
     return {

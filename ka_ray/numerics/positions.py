@@ -1,6 +1,6 @@
-"""Samples of a map's positions: sums over them are unbiased, and far cheaper than over whole maps.
+"""Sample positions of a map: sums over the sample are unbiased, and far cheaper than over whole maps.
 
-Shapes: B images, S channels, *space height and width, P sampled positions of an image.
+Shapes: B images, S channels, *space height and width, P sampled positions per image.
 """
 
 import torch
@@ -8,35 +8,36 @@ from torch import Tensor
 
 
 def sample_positions(draws: Tensor, available: int, wanted: int) -> Tensor:
-    """Sample positions of every image at equal distances from a random start.
+    """Sample positions of every image at equal distances from a random start (systematic sampling).
 
-    Each position has the same chance, so sums over the sample are unbiased; and as one number an image
-    decides, any number of workers samples the same.
+    Every position has the same probability, so sums over the sample are unbiased. One random number per image
+    decides, so the sample does not depend on the number of workers.
 
     Args:
         draws: `[B]`, uniform in [0, 1).
-        available: Positions of a map.
-        wanted: At most so many are sampled.
+        available: Number of positions of a map, height times width.
+        wanted: Number of positions to sample, at most ``available``; a larger number samples all.
 
     Returns:
-        `[B, min(wanted, available)]`, ascending.
+        `[B, P]` positions in ascending order, P = min(wanted, available).
     """
     wanted = min(wanted, available)
     steps = torch.arange(wanted, dtype=torch.float64, device=draws.device)
-    places = (draws.to(torch.float64)[:, None] + steps) * (available / wanted)
-    return places.to(torch.int64).clamp_max(available - 1)
+    positions = (draws.to(torch.float64)[:, None] + steps) * (available / wanted)
+    # A draw just below 1 can be rounded up to the position past the end.
+    return positions.to(torch.int64).clamp_max(available - 1)
 
 
 def sample_features(features: Tensor, draws: Tensor, wanted: int) -> Tensor:
-    """Give features at sampled positions.
+    """Return the features at sampled positions.
 
     Args:
-        features: `[B, S, *space]`, or `[B, S]`, which has one position.
-        draws: `[B]`, see :func:`sample_positions`.
-        wanted: At most so many of each map.
+        features: `[B, S, *space]` maps, or `[B, S]` vectors, which have one position.
+        draws: `[B]`, uniform in [0, 1), see :func:`sample_positions`.
+        wanted: Number of positions to sample from each map; a number larger than the map samples all.
 
     Returns:
-        `[B * P, S]`.
+        `[B * P, S]`, the positions of one image after another.
 
     Example:
         >>> sample_features(torch.rand(4, 3, 8, 8), torch.rand(4), 16).shape

@@ -1,4 +1,7 @@
-"""Ridge regression from sums of moments, its strength chosen on held-out images."""
+"""Solve layers by ridge regression from moments, with the ridge chosen on held-out images.
+
+Shapes: G groups of a layer, D inputs and T outputs of one group.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,28 +13,29 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
 HELD_OUT_FRACTION = 0.1
-"""On this share of the images the ridge is chosen."""
+"""Fraction of the images that the ridge is chosen on."""
 
 
 NUM_SOLVER_DRAWS = 2
-"""Random numbers of an image: which positions count, and whether it is held out."""
+"""Random numbers that a solver needs per image: which positions it samples, and whether it is held out."""
 
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-"""From these the ridge is chosen on held-out images, in units of the mean variance of an input."""
+"""Candidates for the ridge, in units of the mean variance of an input."""
 
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """The optimum of one layer.
+    """The least-squares optimum of one layer.
 
     Attributes:
         weight: `[G, T, D]`, float64.
         bias: `[G, T]`, float64.
-        mean: `[G, T]`, of what the layer then gives on these images.
-        variance: `[G, T]`, likewise.
-        ridge: That was chosen, in units of the mean variance of the layer's inputs.
-        relative_error: With it, ``E||estimate - target||^2 / E||target - mean||^2`` on the held-out images.
+        mean: `[G, T]`, mean of the layer's output with this weight and bias on the images it was solved on.
+        variance: `[G, T]`, variance of that output.
+        ridge: Ridge of the solution, in units of the mean variance of the layer's inputs.
+        relative_error: ``E||estimate - target||^2 / E||target - mean||^2`` on the held-out images, for the
+            weights that were learned without them.
     """
 
     weight: Tensor
@@ -48,52 +52,58 @@ def solve(
     num_outputs: int,
     ridges: Sequence[float] = RIDGES,
 ) -> LayerSolution:
-    """Solve a layer: choose the ridge on the held-out part, then take its optimum on both parts together.
+    """Solve a layer: choose the ridge on the held-out images, then solve on all images with it.
 
     Args:
-        learned_from: Group by group the moments of `[n, D + T]`, see :func:`make_layer_samples`.
-        held_out: The same of other images.
+        learned_from: For each group the moments of `[n, D + T]` samples: a group's inputs beside its targets,
+            see :func:`ka_ray.student.linear_layers.make_layer_samples`.
+        held_out: The same for the held-out images.
         num_outputs: T.
-        ridges: To choose from.
+        ridges: Candidates for the ridge, in units of the mean variance of an input.
 
     Raises:
         InputError: No image is held out.
     """
     if not held_out[0].count:
-        raise InputError("layers.solver least_squares: too few images to hold some out; give more")
-    errors = []
+        raise InputError(
+            "layers.solver least_squares: there are too few images to hold some out for choosing the ridge; "
+            "give more images"
+        )
+    errors = []  # one per ridge, over all groups: a layer has a single ridge
     for ridge in ridges:
-        found = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
-        errors.append(_relative_error(held_out, found))
+        fitted = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
+        errors.append(_relative_error(held_out, fitted))
     best = min(range(len(ridges)), key=errors.__getitem__)
+    # The held-out images were only needed for the choice, so the final solution uses them as well.
     both = [first.merge(second) for first, second in zip(learned_from, held_out, strict=True)]
-    parts = []
-    for part in both:
-        weight, bias = _ridge_regression(part, num_outputs, ridges[best])
-        given = part.part(0, weight.shape[1]).mapped(weight, bias)
-        parts.append((weight, bias, given.mean, given.covariance.diagonal()))
-    weights, biases, means, variances = (torch.stack(one) for one in zip(*parts, strict=True))
+    groups = []
+    for moments in both:
+        weight, bias = _ridge_regression(moments, num_outputs, ridges[best])
+        output = moments.slice_channels(0, weight.shape[1]).apply_affine(weight, bias)
+        groups.append((weight, bias, output.mean, output.covariance.diagonal()))
+    weights, biases, means, variances = (torch.stack(tensors) for tensors in zip(*groups, strict=True))
     return LayerSolution(weights, biases, means, variances, ridges[best], errors[best])
 
 
 def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple[Tensor, Tensor]:
-    """Minimise ``E||W x + b - y||^2 + ridge * mean variance * ||W||^2``; the bias is not held down."""
+    """Minimise ``E||W x + b - y||^2 + ridge * mean variance * ||W||^2``; the bias is not penalised."""
     size = len(moments.mean) - num_outputs
     gram, cross = moments.covariance[:size, :size], moments.covariance[:size, size:]
     variance = gram.diagonal().mean().clamp_min(1e-300)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    # The ridge makes the matrix positive definite, so Cholesky works even if inputs depend on each other.
     factor = torch.linalg.cholesky(gram + ridge * variance * identity)
     weight = torch.cholesky_solve(cross, factor).T
     return weight, moments.mean[size:] - weight @ moments.mean[:size]
 
 
-def _relative_error(parts: Sequence[Moments], weights: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _relative_error(groups: Sequence[Moments], fitted: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Compute the relative error of all groups together from their joint moments of inputs and targets."""
     error = variance = 0.0
-    for moments, (weight, bias) in zip(parts, weights, strict=True):
-        size = weight.shape[1]
+    for moments, (weight, bias) in zip(groups, fitted, strict=True):
         identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        # The residual W x + b - y is an affine map of the joint vector (x, y).
         residual = torch.cat([weight, -identity], dim=1)
-        offset = residual @ moments.mean + bias
-        error += float((residual @ moments.covariance * residual).sum() + offset.square().sum())
-        variance += float(moments.covariance[size:, size:].trace())
+        error += float(moments.expected_squared_norm(residual, bias))
+        variance += float(moments.covariance[weight.shape[1] :, weight.shape[1] :].trace())
     return error / max(variance, 1e-300)

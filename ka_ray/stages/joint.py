@@ -21,7 +21,7 @@ from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage,
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
 from ka_ray.student import Student, save_student
-from ka_ray.student.fold import recalibrate_batch_norms
+from ka_ray.student.batch_norms import recalibrate_batch_norms
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit

@@ -1,6 +1,6 @@
-"""The one network over all classes: its stages, and how each is learned."""
+"""The student: one network over all classes, built as a chain of stages between taps."""
 
-from ka_ray.student.cut import working_taps
+from ka_ray.student.cut import find_valid_taps
 from ka_ray.student.families import FAMILIES, Family, find_family
 from ka_ray.student.network import Student, StudentSpec, load_student, save_student
 
@@ -10,7 +10,7 @@ __all__ = [
     "Student",
     "StudentSpec",
     "find_family",
+    "find_valid_taps",
     "load_student",
     "save_student",
-    "working_taps",
 ]

@@ -1,4 +1,4 @@
-"""FAM, the feature adaptation module, and the layer that takes its place where it cannot be folded.
+"""The feature adaptation module (FAM), and the layer that replaces it where it cannot be folded.
 
 Shapes: B images, C channels of a code, *space height and width.
 """
@@ -12,9 +12,12 @@ from ka_ray.numerics.channelwise import apply_channelwise
 
 
 class Adapter(nn.Module):
-    """A 1x1 conv from C to C channels that starts as the identity (Shen et al., AAAI 2019).
+    """A 1x1 conv from C to C channels that is initialised as the identity (Shen et al., AAAI 2019).
 
-    It turns a code into a basis in which the activation and pooling behind it lose little.
+    It maps a code to a basis in which the activation and pooling of the next stage lose little.
+
+    Args:
+        channels: C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,15 +28,16 @@ class Adapter(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, code: Tensor) -> Tensor:
-        """Map `[B, C, *space]` to the same shape."""
+        """Map a code `[B, C, *space]` to the adapted code of the same shape."""
         return apply_channelwise(self.linear, code)
 
 
-def identity_layer(shape: Sequence[int]) -> nn.Conv2d | nn.Linear:
-    """Build the layer that stays behind a stage into which no adapter can be folded; it starts as identity.
+def build_identity_layer(shape: Sequence[int]) -> nn.Conv2d | nn.Linear:
+    """Build the layer that ends a stage into which no adapter can be folded, initialised as the identity.
 
     Args:
-        shape: Of one image's features there, ``(C, *space)``: a map gets a 1x1 conv, a vector a linear layer.
+        shape: Shape of one image's features at the end of the stage, ``(C, *space)``: maps get a 1x1 conv,
+            vectors a linear layer.
     """
     channels = shape[0]
     layer = nn.Linear(channels, channels) if len(shape) == 1 else nn.Conv2d(channels, channels, 1)

@@ -1,7 +1,8 @@
-"""Network families that a student can be built from: chains of conv and linear layers.
+"""Network families: chains of conv and linear layers that a student can be built from with any widths.
 
-A student has no batch norm (its layers are learned with a bias, and a batch norm in front of an activation
-can always be folded into the layer before it) and no dropout (its targets are the teachers' soft scores).
+Such a student has no batch norm, because its layers are learned with a bias and a batch norm in front of an
+activation can always be folded into the layer before it. It has no dropout, because its targets are the
+teachers' soft scores.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 
-PARTS: dict[str, Callable[[], nn.Module]] = {
+CONNECTORS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "maxpool2": lambda: nn.MaxPool2d(2),
     "maxpool3": lambda: nn.MaxPool2d(3, stride=2),
@@ -23,126 +24,160 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "avgpool7": lambda: nn.AdaptiveAvgPool2d(7),
     "flatten": nn.Flatten,
 }
+"""Builders of the modules without weights that connect two layers."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One conv or linear layer of a family, and what stands between it and the layer before.
+class LayerSpec:
+    """One conv or linear layer of a family, and the modules that connect it to the layer before.
 
     Attributes:
-        name: The layer's name, which is also the name of the tap at its output.
-        kind: conv or linear.
-        width: Output channels in the original network; a code at this tap replaces it.
-        before: Names of :data:`PARTS` applied to the output of the layer before.
-        teacher_path: The module of the original network whose output is this tap (behind the batch norm).
-        kernel: (size, stride, padding) of a conv.
-        positions: Values a channel has when it is flattened in front of a linear layer.
+        name: Name of the layer, also of the tap at its output.
+        layer_type: conv or linear.
+        width: Number of output channels in the original network; the width of a code at this tap replaces it.
+        connectors: Keys of :data:`CONNECTORS`, applied in this order to the output of the layer before.
+        module_path: Path of the module of the original network whose output is this tap: the batch norm
+            behind the layer if there is one, else the layer.
+        conv_args: Kernel size, stride and padding of a conv; a linear layer ignores them.
+        positions: Number of values per channel that are flattened in front of a linear layer.
     """
 
     name: str
-    kind: Literal["conv", "linear"]
+    layer_type: Literal["conv", "linear"]
     width: int
-    before: tuple[str, ...]
-    teacher_path: str
-    kernel: tuple[int, int, int] = (3, 1, 1)
+    connectors: tuple[str, ...]
+    module_path: str
+    conv_args: tuple[int, int, int] = (3, 1, 1)
     positions: int = 1
 
     def build(self, channels_in: int, channels_out: int) -> list[nn.Module]:
-        """Build the parts before the layer, and the layer."""
-        parts = [PARTS[name]() for name in self.before]
-        if self.kind == "linear":
-            return [*parts, nn.Linear(channels_in * self.positions, channels_out)]
-        size, stride, padding = self.kernel
-        return [*parts, nn.Conv2d(channels_in, channels_out, size, stride, padding)]
+        """Build the connecting modules and the layer.
+
+        Args:
+            channels_in: Number of output channels of the layer before.
+            channels_out: Number of output channels of this layer.
+        """
+        modules = [CONNECTORS[name]() for name in self.connectors]
+        if self.layer_type == "linear":
+            return [*modules, nn.Linear(channels_in * self.positions, channels_out)]
+        size, stride, padding = self.conv_args
+        return [*modules, nn.Conv2d(channels_in, channels_out, size, stride, padding)]
 
 
-Family = tuple[Layer, ...]
-"""The layers in order; the last one gives the scores."""
+Family = tuple[LayerSpec, ...]
+"""The layers in order; the last one gives the scores, so the number of classes replaces its width 0."""
 
 
 def plain(widths: Sequence[int] = (32, 64, 128, 256)) -> Family:
-    """Chain 3x3 convs as :func:`ka_ray.teachers.plain.plain_conv_net` does."""
+    """Return the layers of :func:`ka_ray.teachers.plain.plain_conv_net`, 3x3 convs of the given widths."""
     layers = [
-        Layer(f"conv{i}", "conv", width, ("relu", "maxpool2") if i > 1 else (), f"norm{i}")
+        LayerSpec(f"conv{i}", "conv", width, ("relu", "maxpool2") if i > 1 else (), f"norm{i}")
         for i, width in enumerate(widths, start=1)
     ]
-    return (*layers, Layer("scores", "linear", 0, ("relu", "avgpool1", "flatten"), "head"))
+    return (*layers, LayerSpec("scores", "linear", 0, ("relu", "avgpool1", "flatten"), "head"))
 
 
 def alexnet() -> Family:
-    """Chain the layers of torchvision's AlexNet (Krizhevsky, 2014)."""
+    """Return the layers of torchvision's AlexNet (Krizhevsky, 2014)."""
     pool = ("relu", "maxpool3")
     return (
-        Layer("conv1", "conv", 64, (), "features.0", (11, 4, 2)),
-        Layer("conv2", "conv", 192, pool, "features.3", (5, 1, 2)),
-        Layer("conv3", "conv", 384, pool, "features.6"),
-        Layer("conv4", "conv", 256, ("relu",), "features.8"),
-        Layer("conv5", "conv", 256, ("relu",), "features.10"),
-        Layer("fc6", "linear", 4096, (*pool, "avgpool6", "flatten"), "classifier.1", positions=36),
-        Layer("fc7", "linear", 4096, ("relu",), "classifier.4"),
-        Layer("scores", "linear", 0, ("relu",), "classifier.6"),
+        LayerSpec("conv1", "conv", 64, (), "features.0", (11, 4, 2)),
+        LayerSpec("conv2", "conv", 192, pool, "features.3", (5, 1, 2)),
+        LayerSpec("conv3", "conv", 384, pool, "features.6"),
+        LayerSpec("conv4", "conv", 256, ("relu",), "features.8"),
+        LayerSpec("conv5", "conv", 256, ("relu",), "features.10"),
+        LayerSpec("fc6", "linear", 4096, (*pool, "avgpool6", "flatten"), "classifier.1", positions=36),
+        LayerSpec("fc7", "linear", 4096, ("relu",), "classifier.4"),
+        LayerSpec("scores", "linear", 0, ("relu",), "classifier.6"),
     )
 
 
 def vgg_bn(convs_per_block: Sequence[int]) -> Family:
-    """Chain the layers of torchvision's VGG with batch norm (Simonyan and Zisserman, 2015)."""
-    layers: list[Layer] = []
-    path = 0
+    """Return the layers of torchvision's VGG with batch norm (Simonyan and Zisserman, 2015).
+
+    ``convs_per_block`` is the number of convs of each of its five blocks, (1, 1, 2, 2, 2) for VGG-11.
+    """
+    layers: list[LayerSpec] = []
+    path = 0  # index of the conv in torchvision's `features`: conv, norm and ReLU, then a pooling per block
     for block, num_convs in enumerate(convs_per_block, start=1):
         for i in range(1, num_convs + 1):
-            before: tuple[str, ...] = ("relu",) if layers else ()
-            before = ("relu", "maxpool2") if layers and i == 1 else before
+            connectors: tuple[str, ...] = ("relu",) if layers else ()
+            connectors = ("relu", "maxpool2") if layers and i == 1 else connectors
             width = min(64 * 2 ** (block - 1), 512)
-            layers.append(Layer(f"conv{block}_{i}", "conv", width, before, f"features.{path + 1}"))
+            layers.append(LayerSpec(f"conv{block}_{i}", "conv", width, connectors, f"features.{path + 1}"))
             path += 3
         path += 1
     flat = ("relu", "maxpool2", "avgpool7", "flatten")
     return (
         *layers,
-        Layer("fc6", "linear", 4096, flat, "classifier.0", positions=49),
-        Layer("fc7", "linear", 4096, ("relu",), "classifier.3"),
-        Layer("scores", "linear", 0, ("relu",), "classifier.6"),
+        LayerSpec("fc6", "linear", 4096, flat, "classifier.0", positions=49),
+        LayerSpec("fc7", "linear", 4096, ("relu",), "classifier.3"),
+        LayerSpec("scores", "linear", 0, ("relu",), "classifier.6"),
     )
 
 
-def chain_stages(
+def build_family_stages(
     family: Family, paths: Mapping[str, str], widths: Mapping[str, int], num_classes: int
 ) -> nn.ModuleDict:
-    """Build a family's stages: tap -> the layers that lead to it; the last one leads to the scores.
+    """Build the stages of a family's student: one leads to each tap, and the last one to the scores.
 
     Args:
         family: The layers.
         paths: tap -> name of its layer.
-        widths: tap -> output channels of its layer; layers that are no tap keep their own width.
-        num_classes: K.
+        widths: tap -> number of output channels of its layer; layers without a tap keep the family's width.
+        num_classes: Number of scores.
+
+    Returns:
+        tap -> stage, in the order of the layers.
     """
     taps = {layer: tap for tap, layer in paths.items()}
-    stages, channels, parts = nn.ModuleDict(), 3, list[nn.Module]()
+    stages, channels, modules = nn.ModuleDict(), 3, list[nn.Module]()  # an image has 3 channels
     for layer in family:
         tap = SCORES if layer is family[-1] else taps.get(layer.name)
+        # Layers without a tap are part of the next tap's stage.
         width = num_classes if tap == SCORES else layer.width if tap is None else widths[tap]
-        parts += layer.build(channels, width)
+        modules += layer.build(channels, width)
         channels = width
         if tap is not None:
-            stages[tap] = nn.Sequential(*parts)
-            parts = []
+            stages[tap] = nn.Sequential(*modules)
+            modules = []
     return stages
 
 
-def activation_of(stage: nn.Module) -> nn.Module:
-    """Give what a stage does to every channel by itself before its first layer.
+def split_stage(tap: str, stage: nn.Module) -> tuple[nn.Module, nn.Conv2d | nn.Linear]:
+    """Split a stage of a family's student into the modules before its only layer, and the layer.
+
+    Args:
+        tap: The tap that the stage leads to, for the error message.
+        stage: The stage; it ends in the layer.
+
+    Raises:
+        InputError: The stage has more than one layer.
+    """
+    assert isinstance(stage, nn.Sequential)
+    layers = [module for module in stage if isinstance(module, nn.Conv2d | nn.Linear)]
+    if len(layers) > 1:
+        raise InputError(
+            f"taps: name every layer of the student; {len(layers)} lead to {tap}, and only one can be solved "
+            "there"
+        )
+    return stage[:-1], layers[0]
+
+
+def get_channelwise_prefix(stage: nn.Module) -> nn.Module:
+    """Return the modules at the start of a stage that treat every channel by itself: activation, pooling.
 
     Example:
-        >>> activation_of(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 1)))
+        >>> get_channelwise_prefix(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 1)))
         Sequential(
           (0): ReLU()
           (1): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
         )
     """
-    if not isinstance(stage, nn.Sequential):
+    if not isinstance(stage, nn.Sequential):  # a stage cut by torch.fx has no list of modules in order
         return nn.Identity()
     channelwise = (nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
-    return nn.Sequential(*itertools.takewhile(lambda part: isinstance(part, channelwise), stage))
+    return nn.Sequential(*itertools.takewhile(lambda module: isinstance(module, channelwise), stage))
 
 
 FAMILIES: dict[str, Callable[..., Family]] = {
@@ -153,17 +188,24 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "vgg16_bn": lambda: vgg_bn((2, 2, 3, 3, 3)),
     "vgg19_bn": lambda: vgg_bn((2, 2, 4, 4, 4)),
 }
+"""Value of ``student.network`` in the config -> builder of the family."""
 
 
 def find_family(network: str, arguments: dict[str, Any]) -> Family:
-    """Look a family up.
+    """Look up a family and return its layers.
+
+    Args:
+        network: A key of :data:`FAMILIES`.
+        arguments: Arguments of the family's builder, ``widths`` of ``plain``, for example.
 
     Raises:
-        InputError: The network has no family, or the family refuses the arguments.
+        InputError: There is no such family, or it has no such arguments.
     """
     if network not in FAMILIES:
-        raise InputError(f"student.network: no family {network!r}; there are {', '.join(FAMILIES)}")
+        raise InputError(
+            f"student.network: {network!r} is not a family; the families are {', '.join(FAMILIES)}"
+        )
     try:
         return FAMILIES[network](**arguments)
-    except TypeError as error:
+    except TypeError as error:  # an unknown argument, or a value of a wrong type
         raise InputError(f"student.arguments for {network!r}: {error}") from None

@@ -1,10 +1,11 @@
-"""One pass over the images, from which students of any widths are computed.
+"""Compute students of any widths from the moments that one pass over the images measures.
 
-With codes that are channels, a layer learns from some of the stacked channels, activated, and should give
-others of them: the moments of all stacked channels hold those of every choice.
+With codes that are channels, the inputs of a layer are some of the stacked channels (after the activation),
+and its targets are some channels of the next tap. The joint moments of all channels contain those of every
+choice, so no student needs another pass.
 
-Shapes: B images, S_l stacked channels of tap l, k_l values of one channel that one output of the layer behind
-tap l sees, C_l channels that a student keeps.
+Shapes: B images, S_l stacked channels of tap l, k_l values of one channel of tap l that one output value of
+the next layer sees, C_l channels of tap l that a student keeps.
 """
 
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
@@ -22,123 +23,154 @@ from ka_ray.numerics.moments import Moments, MomentsMeter
 from ka_ray.numerics.named_moments import NamedMoments
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
-from ka_ray.student.families import FAMILIES
+from ka_ray.student.families import FAMILIES, split_stage
 from ka_ray.student.linear_layers import ConvOrLinear, apply_solution, make_layer_samples
 from ka_ray.student.network import Student, StudentSpec
 
-PARTS = LEARNED_FROM, HELD_OUT_PART = "learned_from", "held_out"
-"""The images that layers are solved on, and those that their ridge is chosen on."""
+IMAGE_SETS = LEARNED_FROM, HELD_OUT = "learned_from", "held_out"
+"""Prefixes of the moments' names: the images that layers are solved on, and those that choose their ridge."""
 
 MAX_ROWS = 8192
-"""Two sums of so many rows and columns take 1 GiB."""
+"""Maximum number of rows and columns of a sum; the two sums of a layer then take 1 GiB."""
 
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Joint moments of what every layer would see of all stacked channels, and of what it should give.
+    """Joint moments of inputs and targets of every layer, for all stacked channels.
 
     Attributes:
-        spec: The student, with all S_l stacked channels at every tap.
-        sums: From :class:`LayerMomentsMeter`: ``learned_from.TAP`` and, of the images to choose the ridge on,
-            ``held_out.TAP``: moments of `[S_before * k_before + S]`.
+        spec: The student that keeps all S_l stacked channels at every tap.
+        moments: Result of :class:`LayerMomentsMeter`: for every tap ``learned_from.TAP`` and
+            ``held_out.TAP``, moments of `[n, S_before * k_before + S]` samples, inputs beside targets of the
+            layer that leads to the tap.
     """
 
     spec: StudentSpec
-    sums: NamedMoments
+    moments: NamedMoments
 
     def _joint(self, tap: str) -> Moments:
-        return self.sums[f"{LEARNED_FROM}.{tap}"].merge(self.sums[f"{HELD_OUT_PART}.{tap}"])
+        """Merge the moments of both sets of images."""
+        return self.moments[f"{LEARNED_FROM}.{tap}"].merge(self.moments[f"{HELD_OUT}.{tap}"])
 
     @cached_property
     def stacked(self) -> dict[str, Moments]:
-        """tap -> moments of its stacked features, over all images and the positions that the layers gave."""
-        found = {}
+        """tap -> moments of its stacked features, over all images and sampled positions."""
+        stacked = {}
         for tap, channels in self.spec.widths.items():
             joint = self._joint(tap)
-            found[tap] = joint.part(len(joint.mean) - channels, len(joint.mean))
-        return found
+            stacked[tap] = joint.slice_channels(len(joint.mean) - channels, len(joint.mean))
+        return stacked
 
     def next_layer_stats(self, tap: str) -> LayerInputStats:
-        """What the layer behind a tap sees of all its stacked channels, and what it should give for them."""
+        """Return the statistics of the next layer's inputs, for all stacked channels of a tap."""
         taps = [*self.spec.widths, SCORES]
-        behind = taps[taps.index(tap) + 1]
-        joint = self._joint(behind).covariance
-        inputs = len(joint) - (len(self.spec.classes) if behind == SCORES else self.spec.widths[behind])
+        next_tap = taps[taps.index(tap) + 1]
+        # The samples of the layer behind the tap begin with its inputs and end with its targets.
+        joint = self._joint(next_tap).covariance
+        inputs = len(joint) - (len(self.spec.classes) if next_tap == SCORES else self.spec.widths[next_tap])
         return LayerInputStats(
             joint[:inputs, :inputs], joint[:inputs, inputs:], inputs // self.spec.widths[tap]
         )
 
     @cached_property
-    def orders(self) -> dict[str, tuple[int, ...]]:
-        """tap -> all its stacked channels, those first that tell the next layer's targets best."""
+    def channel_orders(self) -> dict[str, tuple[int, ...]]:
+        """tap -> all its stacked channels, those first that predict the next layer's targets best."""
         return {
             tap: order_channels(self.next_layer_stats(tap), stacked)
             for tap, stacked in self.spec.widths.items()
         }
 
     def with_channel_order(self) -> "LayerMoments":
-        """Order all channels now, so that who gets this has their order with it."""
-        _ = self.orders
+        """Compute the order of the channels now, and return this object.
+
+        The order is cached, so workers that get a copy of the object do not compute it again.
+        """
+        _ = self.channel_orders
         return self
 
     def student(
         self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
     ) -> tuple[Student, dict[str, LayerSolution]]:
-        """Compute a student; give also how each of its layers was solved.
+        """Compute a student of the given widths.
 
         Args:
             widths: tap -> C_l, at most S_l.
-            ridges: To choose from.
+            ridges: Candidates for the ridge, in units of the mean variance of an input.
+
+        Returns:
+            The student in eval mode, and tap -> solution of the layer that leads to the tap.
         """
         student = Student(replace(self.spec, widths=dict(widths))).eval()
-        chosen = {tap: tuple(sorted(order[: widths[tap]])) for tap, order in self.orders.items()}
+        # Sorted, as `choose_channels` returns them, so the student fits codes of the same channels.
+        chosen = {tap: tuple(sorted(order[: widths[tap]])) for tap, order in self.channel_orders.items()}
         solutions, before = {}, None
         for tap, stage in student.stages.items():
-            places = self._places(tap, before, chosen)
-            learned_from, held_out = (self.sums[f"{part}.{tap}"].select_channels(places) for part in PARTS)
-            _, layer = only_layer(tap, stage)
+            rows = self._chosen_rows(tap, before, chosen)
+            learned_from, held_out = (
+                self.moments[f"{images}.{tap}"].select_channels(rows) for images in IMAGE_SETS
+            )
+            _, layer = split_stage(tap, stage)
+            # A family has no grouped convs and no batch norms: one group, norm None.
             solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
             apply_solution(solutions[tap], layer, None)
             before = tap
         return student, solutions
 
-    def _places(self, tap: str, before: str | None, chosen: Mapping[str, tuple[int, ...]]) -> list[int]:
-        """Where the chosen inputs and outputs of a layer stand among all."""
+    def _chosen_rows(self, tap: str, before: str | None, chosen: Mapping[str, tuple[int, ...]]) -> list[int]:
+        """Return the rows of the moments that belong to the chosen inputs and outputs of a layer.
+
+        Args:
+            tap: The tap that the layer leads to.
+            before: The tap before it; None for the first layer, whose input is the image.
+            chosen: tap -> the channels that the student keeps.
+        """
         outputs = len(self.spec.classes) if tap == SCORES else self.spec.widths[tap]
-        inputs = len(self.sums[f"{LEARNED_FROM}.{tap}"].mean) - outputs
-        given = range(outputs) if tap == SCORES else chosen[tap]
+        inputs = len(self.moments[f"{LEARNED_FROM}.{tap}"].mean) - outputs
+        chosen_outputs = range(outputs) if tap == SCORES else chosen[tap]
+        output_rows = [inputs + channel for channel in chosen_outputs]
         if before is None:
-            return [*range(inputs), *(inputs + place for place in given)]
-        num_values = inputs // self.spec.widths[before]
-        taken = [channel * num_values + offset for channel in chosen[before] for offset in range(num_values)]
-        return [*taken, *(inputs + place for place in given)]
+            return [*range(inputs), *output_rows]
+        num_values = inputs // self.spec.widths[before]  # k: the rows of one channel are adjacent
+        input_rows = [channel * num_values + i for channel in chosen[before] for i in range(num_values)]
+        return [*input_rows, *output_rows]
 
 
 def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> Student:
-    """Build the student that keeps all S stacked channels at every tap.
+    """Build the student that keeps all stacked channels at every tap.
+
+    Args:
+        spec: The student; its widths are replaced.
+        stacked: tap -> number of stacked channels.
 
     Raises:
-        InputError: The student is of no family, a stage has more than one layer with weights, or the sums
-            over what a layer sees would be too large.
+        InputError: The student is not of a family, a stage has more than one layer with weights, or the
+            moments of a layer would be too large.
     """
+    # Only families are built with any widths; other networks fix them.
     if spec.network not in FAMILIES:
         raise InputError(
-            f"student.network {spec.network!r}: only students of a family can have other widths; "
-            f"there are {', '.join(FAMILIES)}"
+            f"student.network {spec.network!r}: only students of a family can have other widths; the "
+            f"families are {', '.join(FAMILIES)}"
         )
-    whole = Student(replace(spec, widths=dict(stacked))).eval()
-    for tap, stage in whole.stages.items():
-        rows = num_rows(only_layer(tap, stage)[1])
+    student = Student(replace(spec, widths=dict(stacked))).eval()
+    for tap, stage in student.stages.items():
+        rows = count_layer_values(split_stage(tap, stage)[1])
         if rows > MAX_ROWS:
             raise InputError(
-                f"taps: what leads to {tap} sees and gives {rows} values of all stacked channels; their sums "
-                f"would take {rows**2 * 8 / 1024**3:.1f} GiB, one pass sums at most {MAX_ROWS} values"
+                f"taps: with all stacked channels, the layer that leads to {tap} has {rows} inputs and "
+                f"outputs; their covariance would take {rows**2 * 8 / 1024**3:.1f} GiB, and at most "
+                f"{MAX_ROWS} inputs and outputs are supported"
             )
-    return whole
+    return student
 
 
 def unsupported_reason(spec: StudentSpec, stacked: Mapping[str, int]) -> str | None:
-    """Say why a student cannot be computed from the sums of one pass; None where it can."""
+    """Return why a student cannot be computed from the moments of one pass; None if it can.
+
+    Args:
+        spec: The student, of any widths.
+        stacked: tap -> number of stacked channels.
+    """
     try:
         build_full_width_student(spec, stacked)
     except InputError as error:
@@ -146,33 +178,23 @@ def unsupported_reason(spec: StudentSpec, stacked: Mapping[str, int]) -> str | N
     return None
 
 
-def num_rows(layer: ConvOrLinear) -> int:
-    """Count the values that a layer sees and gives at one position."""
+def count_layer_values(layer: ConvOrLinear) -> int:
+    """Count the inputs and outputs of a layer at one position."""
     return layer.weight[0].numel() + len(layer.weight)
 
 
-def only_layer(tap: str, stage: nn.Module) -> tuple[nn.Module, ConvOrLinear]:
-    """Split a family's stage into what comes before its one layer, and the layer.
-
-    Raises:
-        InputError: It has more than one.
-    """
-    assert isinstance(stage, nn.Sequential)
-    layers = [part for part in stage if isinstance(part, nn.Conv2d | nn.Linear)]
-    if len(layers) > 1:
-        raise InputError(f"taps: name every layer of the student; {len(layers)} lead to {tap}")
-    return stage[:-1], layers[0]
-
-
 class LayerMomentsMeter:
-    """Adds batches up to a :class:`LayerMoments`, whose ``spec`` it has, too.
+    """Measures the moments of a :class:`LayerMoments` batch by batch.
 
     Args:
         spec: The student, of any widths.
-        stacked: tap -> S.
-        positions_per_image: At most so many positions of each map count.
-        held_out: On this share of the images the ridge is chosen.
-        device: Where it is summed.
+        stacked: tap -> number of stacked channels.
+        positions_per_image: Maximum number of positions that are sampled from each map.
+        held_out: Fraction of the images that the ridge is chosen on.
+        device: Device of the sums.
+
+    Attributes:
+        spec: The student that keeps all stacked channels, as :class:`LayerMoments` takes it.
 
     Raises:
         InputError: See :func:`build_full_width_student`.
@@ -186,21 +208,21 @@ class LayerMomentsMeter:
         held_out: float = HELD_OUT_FRACTION,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._whole = build_full_width_student(spec, stacked).to(device)
-        self.spec = self._whole.spec
-        self._layers = {tap: only_layer(tap, stage) for tap, stage in self._whole.stages.items()}
-        sizes = {tap: num_rows(layer) for tap, (_, layer) in self._layers.items()}
+        self._full_width = build_full_width_student(spec, stacked).to(device)
+        self.spec = self._full_width.spec
+        self._layers = {tap: split_stage(tap, stage) for tap, stage in self._full_width.stages.items()}
+        sizes = {tap: count_layer_values(layer) for tap, (_, layer) in self._layers.items()}
         self._sums = {
-            part: {tap: MomentsMeter(size, device) for tap, size in sizes.items()} for part in PARTS
+            images: {tap: MomentsMeter(size, device) for tap, size in sizes.items()} for images in IMAGE_SETS
         }
         self._positions, self._held_out, self._device = positions_per_image, held_out, device
 
     @property
     def total(self) -> NamedMoments:
-        """What was added up, for a :class:`LayerMoments`."""
+        """The moments of all batches added so far, as :class:`LayerMoments` takes them."""
         return {
-            f"{part}.{tap}": meter.total
-            for part, meters in self._sums.items()
+            f"{images}.{tap}": meter.total
+            for images, meters in self._sums.items()
             for tap, meter in meters.items()
         }
 
@@ -209,18 +231,20 @@ class LayerMomentsMeter:
         """Add a batch.
 
         Args:
-            batch: ``image [B, 3, H, W]``, all teachers' own ``scores``, each tap's stacked ``[B, S, *space]``
-                and ``draws [B, 2]``: which positions count, and whether the image is held out.
+            batch: ``image [B, 3, H, W]``; ``scores`` of all teachers side by side; for every tap its stacked
+                features ``[B, S, *space]``; and ``draws [B, 2]``, random numbers in [0, 1) that decide which
+                positions are sampled and whether the image is held out.
         """
         batch = {name: column.to(self._device) for name, column in batch.items()}
+        # Decided by a draw per image, so that an image is held out whatever batch or worker it is in.
         held_out = batch["draws"][:, 1] < self._held_out
-        features = self._whole.preprocess(batch["image"])
+        features = self._full_width.preprocess(batch["image"])
+        label_sets = self._full_width.spec.unified_label_sets
         for tap, (before, layer) in self._layers.items():
-            target = (
-                self._whole.spec.unified_label_sets.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
-            )
+            target = label_sets.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
             positions = sample_positions(batch["draws"][:, 0], math.prod(target.shape[2:]), self._positions)
             samples = make_layer_samples(layer, before(features), target, positions).flatten(2)
             for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
                 meters[tap].add(samples[chosen].flatten(0, 1))
+            # The next layer gets the code, not this layer's own output, so one pass serves all layers.
             features = target

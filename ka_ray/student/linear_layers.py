@@ -1,8 +1,8 @@
-"""Layers that are computed instead of trained: a conv or linear layer is linear in its weights.
+"""Compute layers instead of training them: the output of a conv or linear layer is linear in its weights.
 
-Shapes: B images, C_in and C channels of a layer's input and output, *space its output's height and width, n
-positions (of all images together), G groups of a conv, D = C_in / G * kernel size inputs of one output value,
-T = C / G outputs of a group.
+Shapes: B images, C_in and C channels of a layer's input and output, *space height and width of its output, P
+sampled positions of an image's output, G groups of a conv, D = C_in / G * kernel size inputs of one output
+value, T = C / G outputs of a group. A linear layer has one position and one group.
 """
 
 import torch
@@ -10,36 +10,40 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.numerics.ridge import LayerSolution
-from ka_ray.student.fold import Norm, last_layer
+from ka_ray.student.batch_norms import Norm
+from ka_ray.student.output_layers import find_last_layer
 
 ConvOrLinear = nn.Conv2d | nn.Linear
 
 
-def patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Give what output values of a layer are linear functions of.
+def extract_patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Extract the inputs that each output value of a layer is a linear function of.
 
     Args:
-        layer: A conv of any kernel, stride, padding, dilation and groups, or a linear layer.
-        features: Its input, `[B, C_in, height, width]` or `[B, C_in]`.
-        positions: `[B, P]` of its output, for each image; None: all. Only what is asked for is copied.
+        layer: A conv of any kernel size, stride, padding, dilation and groups, or a linear layer.
+        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
+        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions. Ignored for
+            a linear layer.
 
     Returns:
-        `[B, P, G, D]`: one position for a linear layer.
+        `[B, P, G, D]`.
     """
     if isinstance(layer, nn.Linear):
         return features[:, None, None]
-    padded, (height, width) = _padded(layer, features), layer.kernel_size
+    padded, (height, width) = _pad(layer, features), layer.kernel_size
     space = [
         (size - dilation * (kernel - 1) - 1) // stride + 1
         for size, kernel, stride, dilation in zip(
             padded.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
         )
     ]
+    # A strided view of all windows takes no memory, so only the sampled ones are copied; `functional.unfold`
+    # would copy all.
     image, channel, *steps = padded.stride()
-    strides = [step * one for step, one in zip(steps, layer.stride, strict=True)]
-    inside = [step * one for step, one in zip(steps, layer.dilation, strict=True)]
+    window_steps = [step * stride for step, stride in zip(steps, layer.stride, strict=True)]
+    kernel_steps = [step * dilation for step, dilation in zip(steps, layer.dilation, strict=True)]
     windows = padded.as_strided(
-        (len(padded), *space, padded.shape[1], height, width), (image, *strides, channel, *inside)
+        (len(padded), *space, padded.shape[1], height, width), (image, *window_steps, channel, *kernel_steps)
     )
     if positions is None:
         return windows.reshape(len(padded), space[0] * space[1], layer.groups, -1)
@@ -48,47 +52,72 @@ def patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | None = No
     return picked.reshape(*positions.shape, layer.groups, -1)
 
 
-def _padded(layer: nn.Conv2d, features: Tensor) -> Tensor:
+def _pad(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    """Pad features as the conv pads them itself."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return functional.pad(features, layer._reversed_padding_repeated_twice, mode=mode)
+    return functional.pad(features, _padding_per_side(layer), mode=mode)
 
 
-class _Reached(Exception):
-    """The layer was called, with this."""
+def _padding_per_side(layer: nn.Conv2d) -> list[int]:
+    """Return the padding of a conv on the left, right, top and bottom, as ``functional.pad`` takes it."""
+    sides: list[int] = []
+    # `functional.pad` starts with the last dimension, the width.
+    for axis in (1, 0):
+        if layer.padding == "same":
+            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            sides += [total // 2, total - total // 2]  # torch puts an odd one to the right and to the bottom
+        elif isinstance(layer.padding, str):  # "valid"
+            sides += [0, 0]
+        else:
+            sides += [layer.padding[axis]] * 2
+    return sides
+
+
+class _LayerReached(Exception):
+    """Raised to stop a stage at the layer of interest; its argument is the layer's input."""
 
 
 def capture_layer_input(layer: ConvOrLinear, stage: nn.Module, features: Tensor) -> Tensor:
-    """Run a stage up to a layer of it; give what that is called with."""
+    """Run a stage up to one of its layers, and return the input of that layer.
 
-    def stop(_: nn.Module, given: tuple[Tensor]) -> None:
-        raise _Reached(given[0])
+    Args:
+        layer: The layer, a module of the stage.
+        stage: The stage; the rest of it behind the layer does not run.
+        features: Input of the stage, `[B, C, *space]`.
+
+    Returns:
+        Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
+    """
+
+    def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        raise _LayerReached(inputs[0])
 
     handle = layer.register_forward_pre_hook(stop)
     try:
         stage(features)
-    except _Reached as reached:
-        found: Tensor = reached.args[0]
-        return found
+    except _LayerReached as reached:
+        captured: Tensor = reached.args[0]
+        return captured
     finally:
         handle.remove()
-    raise AssertionError("a stage calls its layer")
+    raise AssertionError("the stage did not call its layer")
 
 
 def make_layer_samples(
     layer: ConvOrLinear, features: Tensor, targets: Tensor, positions: Tensor | None = None
 ) -> Tensor:
-    """Lay what a layer sees beside what it should give.
+    """Put the inputs of a layer beside its targets: the samples of its least-squares problem.
 
     Args:
         layer: A conv or linear layer.
-        features: Its input, `[B, C_in, height, width]` or `[B, C_in]`.
-        targets: What it should give, `[B, C, *space]`.
-        positions: `[B, P]` of each image; None: all.
+        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
+        targets: Output that the layer should give, `[B, C, *space]`.
+        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions.
 
     Returns:
         `[B, P, G, D + T]`.
     """
-    inputs = patches(layer, features, positions)
+    inputs = extract_patches(layer, features, positions)
     flat = targets.flatten(2).transpose(1, 2) if targets.dim() > 2 else targets[:, None]
     if positions is not None:
         flat = flat[torch.arange(len(flat), device=flat.device)[:, None], positions]
@@ -98,9 +127,15 @@ def make_layer_samples(
 
 @torch.no_grad()
 def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | None) -> None:
-    """Put a solution into a layer; a batch norm behind it becomes an identity but for the bias.
+    """Write a solution into a layer, so that layer and batch norm together give it in eval mode.
 
-    That batch norm's statistics are those of the images that the layer was solved on.
+    The batch norm gets the output statistics of the images that the layer was solved on. Its weight and bias
+    then make it an identity that also adds the solution's bias.
+
+    Args:
+        solution: Weight, bias and output statistics.
+        layer: The layer, changed in place.
+        norm: The batch norm behind the layer, changed in place; None if there is none.
     """
     layer.weight.copy_(solution.weight.flatten(0, 1).view_as(layer.weight))
     if norm is None:
@@ -112,6 +147,7 @@ def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | No
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = solution.mean.flatten(), solution.variance.flatten()
+    # The norm sees the layer's output without the bias.
     norm.running_mean.copy_(mean - solution.bias.flatten())
     norm.running_var.copy_(variance)
     norm.weight.copy_((variance + norm.eps).sqrt())
@@ -119,10 +155,11 @@ def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | No
 
 
 def find_solvable_layer(stage: nn.Module) -> tuple[ConvOrLinear, Norm | None] | None:
-    """Find the one layer with weights that a stage ends in, and the batch norm behind it.
+    """Find the only layer of a stage if the stage ends in it, and the batch norm behind it.
 
     Returns:
-        None where a stage has weights elsewhere, too: such a block is not linear in them all.
+        Layer and batch norm. None if the stage has weights elsewhere, too: its output is not linear in all of
+        them, so it has no closed-form solution.
 
     Example:
         >>> find_solvable_layer(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)))[0]
@@ -130,8 +167,8 @@ def find_solvable_layer(stage: nn.Module) -> tuple[ConvOrLinear, Norm | None] | 
         >>> find_solvable_layer(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))) is None
         True
     """
-    found = last_layer(stage)
+    found = find_last_layer(stage)
     if found is None:
         return None
-    owners = {id(parameter) for module in found if module is not None for parameter in module.parameters()}
-    return found if all(id(parameter) in owners for parameter in stage.parameters()) else None
+    owned = {id(parameter) for module in found if module is not None for parameter in module.parameters()}
+    return found if all(id(parameter) in owned for parameter in stage.parameters()) else None

@@ -1,6 +1,6 @@
-"""The student: stages between taps, and the folder that it is saved in.
+"""The student network: stages between taps, and the files that it is saved in.
 
-Shapes: B images, H and W in pixels, C channels of a code, K classes of all teachers.
+Shapes: B images, H and W height and width in pixels, C channels of a code, K classes of the union.
 """
 
 import itertools
@@ -21,9 +21,9 @@ from ka_ray.features.stack import SCORES
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, read_json, write_json
 from ka_ray.storage.uris import to_path
-from ka_ray.student.adapter import identity_layer
-from ka_ray.student.cut import cut
-from ka_ray.student.families import FAMILIES, activation_of, chain_stages, find_family
+from ka_ray.student.adapter import build_identity_layer
+from ka_ray.student.cut import cut_into_stages
+from ka_ray.student.families import FAMILIES, build_family_stages, find_family, get_channelwise_prefix
 from ka_ray.student.fold import can_fold
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
@@ -31,20 +31,22 @@ from ka_ray.teachers.checkpoint import save_weights
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """All that is needed to build a student and to use it.
+    """Everything that is needed to build a student and to use it.
 
     Attributes:
-        network: A family, a torchvision model or a factory.
-        arguments: Of the network.
-        paths: tap -> layer of the family, or module path of the network; from the image to the scores.
-        widths: tap -> channels of its code. Layers without a tap keep the family's width; a network that is
-            no family keeps its own widths everywhere.
-        label_sets: teacher -> its classes.
-        rule: How the teachers' scores become one vector; see :class:`ka_ray.amalgamation.LabelSets`.
-        center: Likewise, whether each teacher's scores are centred before.
-        image_size: Sides of the decoded images that it was learned from, in pixels.
-        resize: How those were made square.
-        preprocessing: As :class:`ka_ray.config.Preprocessing`, dumped.
+        network: Name of a family or of a torchvision model, or the import path of a factory.
+        arguments: Arguments of the network's builder.
+        paths: tap -> layer of the family, or module path of the network; in order from the image to the
+            scores.
+        widths: tap -> number of channels of its code. In a family, layers without a tap keep the family's
+            width; any other network keeps its own widths everywhere.
+        label_sets: teacher -> its class names, in the order of its scores.
+        rule: Rule that combines the teachers' scores, see :class:`ka_ray.amalgamation.LabelSets`; None
+            chooses one by whether the label sets overlap.
+        image_size: Height and width, in pixels, of the decoded images that the student was learned from.
+        resize: How those images were made square: ``squash`` or ``crop``.
+        preprocessing: Dump of the :class:`ka_ray.config.Preprocessing` that the student applies to images.
+        center: Whether each teacher's scores were centred before the rule.
     """
 
     network: str
@@ -60,33 +62,39 @@ class StudentSpec:
 
     @property
     def unified_label_sets(self) -> LabelSets:
-        """The label sets, with what makes the teachers' scores one vector."""
+        """The teachers' label sets together with the rule that combines their scores."""
         return LabelSets(self.label_sets, self.rule, self.center)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names in the order of the scores."""
+        """The class names, in the order of the student's scores."""
         return self.unified_label_sets.classes
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The taps, from the image to the scores."""
+        """The names of the taps, from the image to the scores."""
         return tuple(self.paths)
 
 
 class Student(nn.Module):
-    """A chain of stages; stage ``l`` leads from tap ``l-1`` to tap ``l``, the last to the scores.
+    """A network as a chain of stages: each stage leads from one tap to the next, the last one to the scores.
 
-    An adapter behind a stage can always be folded into it: where the network's own layers do not allow that
-    (an identity shortcut, an activation), the stage ends in one more 1x1 conv, which stays and is counted.
+    An adapter behind a stage can always be folded into it. If the network's own layers do not allow that (the
+    stage ends in an identity shortcut or an activation), the stage gets one more 1x1 conv at its end, which
+    stays in the student and counts among its parameters.
+
+    Args:
+        spec: Everything that is needed to build the student.
 
     Attributes:
-        spec: What it was built from.
+        spec: As given.
         shapes: tap -> shape of one image's features, ``(C, *space)``.
-        kept: tap -> parameters of the 1x1 conv that stays there.
+        kept_adapters: tap -> number of parameters of the 1x1 conv that was added there.
+        stages: tap -> stage, in order.
 
     Raises:
-        InputError: The network cannot be built or cut, or gives another number of scores than classes.
+        InputError: The network cannot be built or cut, fails on an image, or does not give one score per
+            class.
     """
 
     def __init__(self, spec: StudentSpec) -> None:
@@ -95,20 +103,26 @@ class Student(nn.Module):
         self.preprocess = Preprocess(Preprocessing.model_validate(dict(spec.preprocessing)))
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.kept_adapters: dict[str, int] = {}
-        self.stages = self._stages()
-        given = self.shapes.pop(SCORES)
-        if given != (len(spec.classes),):
+        self.stages = self._build_stages()
+        shape = self.shapes.pop(SCORES)
+        if shape != (len(spec.classes),):
             raise InputError(
-                f"student.network {spec.network!r}: gives {given} scores for {len(spec.classes)} classes"
+                f"student.network {spec.network!r}: gives scores of shape {shape} for {len(spec.classes)} "
+                "classes; it must give one score per class"
             )
 
-    def _stages(self) -> nn.ModuleDict:
+    def _build_stages(self) -> nn.ModuleDict:
+        """Build the stages, and run an image through them to learn the shapes at the taps."""
         spec = self.spec
         if spec.network in FAMILIES:
             family = find_family(spec.network, dict(spec.arguments))
-            stages = chain_stages(family, spec.paths, spec.widths, len(spec.classes))
+            stages = build_family_stages(family, spec.paths, spec.widths, len(spec.classes))
         else:
-            stages = cut(build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths)
+            stages = cut_into_stages(
+                build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths
+            )
+        # Any image shows the shapes. Eval mode, because batch norm cannot train on a single value per
+        # channel.
         image = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
         with torch.no_grad():
             features = self.preprocess(image)
@@ -117,10 +131,11 @@ class Student(nn.Module):
                 self.shapes[tap] = tuple(features.shape[1:])
                 if features.dim() not in (2, 4):
                     raise InputError(
-                        f"taps.{tap}: the student gives {list(features.shape)}, not [B, C, *space]"
+                        f"taps.{tap}: the student's features have the shape {list(features.shape)} there; "
+                        "only [B, C] and [B, C, height, width] are supported"
                     )
-                if tap != SCORES and not can_fold(stages[tap]):
-                    layer = identity_layer(self.shapes[tap])
+                if tap != SCORES and not can_fold(stages[tap]):  # no adapter follows the scores
+                    layer = build_identity_layer(self.shapes[tap])
                     self.kept_adapters[tap] = sum(p.numel() for p in layer.parameters())
                     stages[tap] = nn.Sequential(OrderedDict(network=stages[tap], adapter=layer))
         return stages.train()
@@ -128,23 +143,25 @@ class Student(nn.Module):
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
         try:
             output: Tensor = stage(features)
-        except Exception as error:  # networks refuse sizes in many ways
+        except Exception as error:  # networks raise various errors if an image is too small for them
             size = self.spec.image_size
             raise InputError(
-                f"student {self.spec.network!r}: an image of {size} pixels fails: {error}"
+                f"student.network {self.spec.network!r}: it fails on an image of {size} x {size} pixels: "
+                f"{error}"
             ) from None
         return output
 
     def activations(self) -> dict[str, nn.Module]:
-        """Give what the layer behind each tap sees its features through: the activation, the pooling.
+        """Return tap -> the activation and pooling through which the next layer sees the tap's features.
 
-        A stage that was cut out of another network by torch.fx is not looked into: identities there.
+        Stages that torch.fx cut out of a network give an identity, because their modules are in no fixed
+        order.
         """
         later = itertools.pairwise(self.stages.items())
-        return {tap: activation_of(following) for (tap, _), (_, following) in later}
+        return {tap: get_channelwise_prefix(following) for (tap, _), (_, following) in later}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score pixels `[B, 3, H, W]` in 0 ... 255: `[B, K]`."""
+        """Map images `[B, 3, H, W]`, pixels in 0 ... 255, to scores `[B, K]`."""
         features: Tensor = self.preprocess(images)
         for stage in self.stages.values():
             features = stage(features)
@@ -152,24 +169,32 @@ class Student(nn.Module):
 
 
 def save_student(student: Student, folder: Path) -> None:
-    """Write ``student.safetensors`` and ``student.json`` into a folder, made if need be."""
+    """Write ``student.safetensors`` and ``student.json``; an older student in the folder is replaced.
+
+    Args:
+        student: The student.
+        folder: The folder, local or remote; it is created if it does not exist.
+    """
     make_folder(folder)
     save_weights(student, folder / "student.safetensors")
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 
 
 def load_student(folder: str | Path) -> Student:
-    """Load a student from the folder of a run, in eval mode; nothing else of the run is needed.
+    """Load a student from the output folder of a run, in eval mode.
+
+    Only the two files that :func:`save_student` wrote are needed.
 
     Raises:
-        InputError: The folder holds no student.
+        InputError: One of the files is missing.
     """
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
     content = read_json(folder / "student.json")
-    content.pop("classes")
+    content.pop("classes")  # written for other readers; the label sets contain them
+    # JSON turned the tuples into lists, with which the spec would not equal the saved one.
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
     student = Student(StudentSpec(**content))
     student.load_state_dict(load_file(fetch_local_copy(folder / "student.safetensors")))

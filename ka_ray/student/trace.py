@@ -1,4 +1,4 @@
-"""Trace a network with torch.fx, and tell what its modules and operations do."""
+"""Trace a network with torch.fx, and recognise what its modules and operations do."""
 
 import inspect
 import operator
@@ -10,44 +10,47 @@ from torch import fx, nn
 
 from ka_ray.errors import InputError
 
-_CHANCES = {"StochasticDepth": "p", "DropPath": "drop_prob"}
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# By name, because torchvision's and timm's classes are no subclasses of torch's, and timm may not be
+# installed.
+_DROP_PATHS = {"StochasticDepth": "p", "DropPath": "drop_prob"}
+_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
-def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
-    """Trace a network in eval mode, down to modules without children and those of torch.nn.
+def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace a network in eval mode, down to modules without children and modules of torch.nn.
 
-    Arguments of ``forward`` with a default keep it.
+    Arguments of ``forward`` that have a default are fixed to it.
 
     Returns:
-        The graph, and module path -> what the module's last call returned.
+        The graph, and module path -> node of the module's last output, None if that is not one value.
 
     Raises:
-        InputError: torch.fx cannot trace it.
+        InputError: torch.fx cannot trace the network.
     """
     tracer = _Tracer()
     arguments = inspect.signature(network.forward).parameters.values()
     defaults = {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
-    with evaluating(network):
+    with eval_mode(network):
         try:
             return tracer.trace(network, defaults or None), tracer.results
-        except Exception as error:  # whatever the network does with a value that it gets no number of
+        except Exception as error:  # user code can raise anything when it gets a proxy instead of a tensor
             reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
             raise InputError(
-                f"student.network: torch.fx cannot trace it ({reason}); what its forward computes may not "
-                "depend on the values in the image (no if or loop over them), and it takes one tensor"
+                f"student.network: torch.fx cannot trace it ({reason}); its forward must take one tensor, "
+                "and may not depend on the values in the image (no `if` or `for` over them)"
             ) from None
 
 
 class _Tracer(fx.Tracer):
-    """Stops at modules without children, and remembers what every module returned."""
+    """A tracer that stops at modules without children and records what every module returned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.results: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, fx.GraphModule):
+        if isinstance(m, fx.GraphModule):  # a stage of ours, whose inner modules are wanted
             return False
         return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
@@ -58,8 +61,11 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode, and every module back in its own mode afterwards."""
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode; afterwards restore the mode of every single module.
+
+    ``network.train(was_training)`` would not do that: a user may have frozen some of the batch norms.
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -70,17 +76,23 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def drop_probability_attr(module: nn.Module) -> str | None:
-    """Name the attribute that says how often a module drops its input; None if it is no such module."""
-    name = "p" if isinstance(module, nn.modules.dropout._DropoutNd) else _CHANCES.get(type(module).__name__)
+    """Return the name of the attribute with a module's drop probability; None if the module drops nothing."""
+    name = "p" if isinstance(module, _DROPOUTS) else _DROP_PATHS.get(type(module).__name__)
     return name if name and hasattr(module, name) else None
 
 
 def is_in_place(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node of a root's graph overwrites its first input."""
+    """Return whether a node overwrites its first input.
+
+    Args:
+        root: The module that the graph was traced from.
+        node: A node of the graph.
+    """
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if not node.op.startswith("call"):
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    ends_so = name.endswith("_") and not name.endswith("__")
-    return ends_so or node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+    # torch marks in-place functions by a trailing underscore: `add_`, but not `__add__`.
+    named_in_place = name.endswith("_") and not name.endswith("__")
+    return named_in_place or node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace"))

@@ -1,4 +1,4 @@
-"""Auto-encoders: closed forms against sums over data, whitening against none."""
+"""Closed-form errors of auto-encoders equal sums over the data, and whitening does not change the result."""
 
 import numpy as np
 import pytest
@@ -11,15 +11,15 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
 
-def decaying(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:
-    """Features whose variances fall by so many decades, in a random basis, around a mean."""
+def make_decaying_features(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:
+    """Make features around a mean whose variances fall by this many decades, in a random basis."""
     basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0]
     deviations = 10 ** (-decades / 2 * torch.linspace(0, 1, channels, dtype=torch.float64))
     return (torch.randn(count, channels, dtype=torch.float64) * deviations) @ basis.T + 2
 
 
-def optimal(features: Tensor, code_channels: int) -> AutoEncoder:
-    """The auto-encoder of the principal subspace, by numpy."""
+def pca_by_numpy(features: Tensor, code_channels: int) -> AutoEncoder:
+    """Build the auto-encoder of the principal subspace with numpy."""
     values = features.numpy()
     mean = values.mean(0)
     basis = np.linalg.eigh(np.cov(values.T, bias=True))[1][:, ::-1][:, :code_channels].copy()
@@ -33,7 +33,7 @@ def optimal(features: Tensor, code_channels: int) -> AutoEncoder:
 
 
 def direct_relative_error(autoencoder: AutoEncoder, features: Tensor) -> float:
-    """``||rebuilt - stacked||^2 / ||stacked - mean||^2``, summed over the data themselves."""
+    """Compute ``||rebuilt - stacked||^2 / ||stacked - mean||^2`` by sums over the data."""
     with torch.no_grad():
         rebuilt = autoencoder.double()(features.double())
     dims = [0, *range(2, features.dim())]
@@ -41,8 +41,8 @@ def direct_relative_error(autoencoder: AutoEncoder, features: Tensor) -> float:
     return float((rebuilt - features.double()).square().sum() / centred.square().sum())
 
 
-def nudged(module: torch.nn.Module) -> torch.nn.Module:
-    """Move every parameter off its start, biases too."""
+def perturb(module: torch.nn.Module) -> torch.nn.Module:
+    """Move every parameter, also the biases, away from its initial value."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -61,7 +61,7 @@ def test_encoder_and_decoder_are_1x1_convs():
 
 @pytest.mark.parametrize("shape", [(200, 12), (30, 12, 4, 3)])
 @pytest.mark.parametrize("code_channels", [1, 5, 12])
-def test_the_closed_form_is_the_error_over_the_data(shape, code_channels):
+def test_the_closed_form_error_equals_the_error_over_the_data(shape, code_channels):
     features = torch.randn(shape, dtype=torch.float64) * torch.rand(12, *[1] * (len(shape) - 2)) + 1
     autoencoder = AutoEncoder(12, code_channels)
     expected = direct_relative_error(autoencoder, features)
@@ -69,18 +69,18 @@ def test_the_closed_form_is_the_error_over_the_data(shape, code_channels):
 
 
 @pytest.mark.parametrize("code_channels", [1, 4, 11])
-def test_the_principal_subspace_attains_the_optimum(code_channels):
-    features = decaying()
+def test_the_principal_subspace_has_the_optimal_error(code_channels):
+    features = make_decaying_features()
     moments = Moments.of(features)
-    error = optimal(features, code_channels).relative_error(moments)
+    error = pca_by_numpy(features, code_channels).relative_error(moments)
     assert error == pytest.approx(moments.optimal_relative_error(code_channels), rel=1e-8)
 
 
 @pytest.mark.parametrize("code_channels", [1, 4, 11])
-def test_nothing_beats_the_optimum(code_channels):
-    features = decaying()
+def test_no_auto_encoder_has_less_than_the_optimal_error(code_channels):
+    features = make_decaying_features()
     moments = Moments.of(features)
-    best = optimal(features, code_channels)
+    best = pca_by_numpy(features, code_channels)
     least = moments.optimal_relative_error(code_channels)
     for size in (1e-3, 1e-2, 0.1):
         other = AutoEncoder(12, code_channels).double()
@@ -90,9 +90,9 @@ def test_nothing_beats_the_optimum(code_channels):
         assert other.relative_error(moments) > least
 
 
-def test_the_whitened_loss_is_that_of_the_raw_features_in_units_of_their_variance():
-    features = decaying()
-    learner = nudged(WhitenedAutoEncoder(Moments.of(features), 4))
+def test_the_loss_is_that_of_the_raw_features_divided_by_their_variance():
+    features = make_decaying_features()
+    learner = perturb(WhitenedAutoEncoder(Moments.of(features), 4))
     rebuilt = learner.to_autoencoder().double()(features)
     variance = np.trace(np.cov(features.numpy().T, bias=True)) / 12
     expected = 0.5 * (rebuilt - features).square().mean() / variance
@@ -100,25 +100,25 @@ def test_the_whitened_loss_is_that_of_the_raw_features_in_units_of_their_varianc
 
 
 @pytest.mark.parametrize("code_channels", [1, 4, 12])
-def test_collapsing_changes_no_rebuilt_feature(code_channels):
-    features = decaying()
-    learner = nudged(WhitenedAutoEncoder(Moments.of(features), code_channels)).double()
+def test_merging_the_whitening_keeps_the_rebuilt_features(code_channels):
+    features = make_decaying_features()
+    learner = perturb(WhitenedAutoEncoder(Moments.of(features), code_channels)).double()
     whitened = (features - learner.mean) @ learner.whitening
     rebuilt = learner.mean + learner.scale * learner.decoder(learner.encoder(whitened))
-    collapsed = learner.to_autoencoder()
-    assert isinstance(collapsed, AutoEncoder)
-    torch.testing.assert_close(collapsed(features.float()), rebuilt.float(), rtol=1e-4, atol=1e-4)
+    autoencoder = learner.to_autoencoder()
+    assert isinstance(autoencoder, AutoEncoder)
+    torch.testing.assert_close(autoencoder(features.float()), rebuilt.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_whitened_features_have_unit_variance_above_the_floor():
-    features = decaying(decades=2)
+    features = make_decaying_features(decades=2)
     learner = WhitenedAutoEncoder(Moments.of(features), 4)
     whitened = (features.float() - learner.mean) @ learner.whitening
     np.testing.assert_allclose(np.cov(whitened.double().T, bias=True), np.eye(12), atol=5e-3)
 
 
 def test_directions_without_variance_are_not_amplified():
-    features = decaying()
+    features = make_decaying_features()
     features[:, 7:] = 1.5
     learner = WhitenedAutoEncoder(Moments.of(features), 3)
     whitened = (features.float() - learner.mean) @ learner.whitening
@@ -135,33 +135,33 @@ def test_directions_without_variance_are_not_amplified():
     ],
     ids=["training", "optimum"],
 )
-def test_a_tap_without_any_variance_is_refused(use):
+def test_features_without_variance_are_refused(use):
     moments = Moments.of(torch.full((20, 4), 3.0))
     with pytest.raises(InputError, match="never vary"):
         use(moments)
 
 
-def test_code_of_full_width_loses_nothing_at_the_optimum():
-    features = decaying(decades=1)
+def test_the_optimal_code_of_full_width_has_no_error():
+    features = make_decaying_features(decades=1)
     moments = Moments.of(features)
     assert moments.optimal_relative_error(12) == 0
-    assert optimal(features, 12).relative_error(moments) == pytest.approx(0, abs=1e-12)
+    assert pca_by_numpy(features, 12).relative_error(moments) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("code_channels", [1, 4, 12])
-def test_isometric_codes_keep_lengths_and_what_is_rebuilt(code_channels):
-    features = decaying()
+def test_isometric_decoders_are_orthonormal_and_rebuild_the_same(code_channels):
+    features = make_decaying_features()
     moments = Moments.of(features)
-    learner = nudged(IsometricAutoEncoder(moments, code_channels))
+    learner = perturb(IsometricAutoEncoder(moments, code_channels))
     isometric, whitened = learner.to_autoencoder(), WhitenedAutoEncoder.to_autoencoder(learner)
     torch.testing.assert_close(isometric(features.float()), whitened(features.float()), rtol=1e-4, atol=1e-4)
     columns = isometric.decoder.weight
     torch.testing.assert_close(columns.T @ columns, torch.eye(code_channels), rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_are_given_are_kept():
+def test_an_auto_encoder_is_built_from_given_weights():
     weights = torch.randn(3, 5), torch.randn(3), torch.randn(5, 3), torch.randn(5)
-    autoencoder = AutoEncoder.of(weights[:2], weights[2:])
+    autoencoder = AutoEncoder.from_weights(weights[:2], weights[2:])
     for mine, given in zip(autoencoder.parameters(), weights, strict=True):
         assert torch.equal(mine, given)
         assert mine.requires_grad

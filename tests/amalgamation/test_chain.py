@@ -1,4 +1,4 @@
-"""The chain against the nested formula; a teacher that joins later leaves the earlier links alone."""
+"""The chain computes the nested formula, and adding a teacher does not change the earlier links."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import METHODS, Amalgamation
-from ka_ray.amalgamation.chain import all_at_once, one_by_one
+from ka_ray.amalgamation.chain import direct_spans, incremental_spans
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 
@@ -37,23 +37,23 @@ def train(chain: Amalgamation, link: int, features: Tensor, steps: int = 200) ->
     chain.links[link].load_state_dict(learner.to_autoencoder().state_dict())
 
 
-def applied(linear: nn.Linear, *parts: Tensor) -> Tensor:
+def apply(linear: nn.Linear, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) @ linear.weight.T + linear.bias
 
 
-def test_spans():
-    assert all_at_once([4, 6, 8]) == (18,)
-    assert one_by_one([4, 6]) == (10,)
-    assert one_by_one([4, 6, 8, 3]) == (10, 8, 3)
+def test_spans_of_direct_and_incremental_chains():
+    assert direct_spans([4, 6, 8]) == (18,)
+    assert incremental_spans([4, 6]) == (10,)
+    assert incremental_spans([4, 6, 8, 3]) == (10, 8, 3)
 
 
-def test_the_code_is_the_nested_formula():
+def test_the_code_equals_the_nested_formula():
     chain, features = make_chain(), make_features()
     first, second, third = features.split(SPANS, dim=1)
     one, two, three = chain.links
-    code_1 = applied(one.encoder, first)
-    code_2 = applied(two.encoder, code_1, second)
-    code_3 = applied(three.encoder, code_2, third)
+    code_1 = apply(one.encoder, first)
+    code_2 = apply(two.encoder, code_1, second)
+    code_3 = apply(three.encoder, code_2, third)
     torch.testing.assert_close(chain.encode(features), code_3)
     assert torch.equal(chain.link_input(features, 0), first)
     torch.testing.assert_close(chain.link_input(features, 1), torch.cat([code_1, second], dim=1))
@@ -61,17 +61,17 @@ def test_the_code_is_the_nested_formula():
     assert not chain.link_input(features, 2).requires_grad
 
 
-def test_what_is_rebuilt_is_the_nested_formula():
+def test_the_rebuilt_features_equal_the_nested_formula():
     chain, features = make_chain(), make_features()
     one, two, three = chain.links
-    last = applied(three.decoder, chain.encode(features))
-    middle = applied(two.decoder, last[:, :CODE_CHANNELS])
-    start = applied(one.decoder, middle[:, :CODE_CHANNELS])
+    last = apply(three.decoder, chain.encode(features))
+    middle = apply(two.decoder, last[:, :CODE_CHANNELS])
+    start = apply(one.decoder, middle[:, :CODE_CHANNELS])
     expected = torch.cat([start, middle[:, CODE_CHANNELS:], last[:, CODE_CHANNELS:]], dim=1)
     torch.testing.assert_close(chain(features), expected)
 
 
-def test_a_chain_of_one_link_is_its_auto_encoder():
+def test_a_chain_of_one_link_equals_its_auto_encoder():
     chain, features = Amalgamation((16,), 5), make_features()
     assert torch.equal(chain.encode(features), chain.links[0].encode(features))
     assert torch.equal(chain(features), chain.links[0](features))
@@ -80,7 +80,7 @@ def test_a_chain_of_one_link_is_its_auto_encoder():
 
 
 @pytest.mark.parametrize("link", [0, 1, 2])
-def test_link_moments_are_those_of_the_links_input(link):
+def test_link_moments_equal_the_moments_of_the_link_input(link):
     chain, features = make_chain().double(), make_features().double()
     moments = chain.link_moments(Moments.of(features), link)
     values = chain.link_input(features, link).numpy()
@@ -89,7 +89,7 @@ def test_link_moments_are_those_of_the_links_input(link):
     np.testing.assert_allclose(moments.covariance, np.cov(values.T, bias=True), rtol=1e-9, atol=1e-10)
 
 
-def test_every_link_is_trained_to_its_own_optimum():
+def test_every_link_can_be_trained_to_its_optimum():
     chain, features = make_chain(), make_features()
     for link in range(3):
         train(chain, link, features)
@@ -98,8 +98,8 @@ def test_every_link_is_trained_to_its_own_optimum():
         assert error <= 1.05 * moments.optimal_relative_error(CODE_CHANNELS)
 
 
-def test_a_code_in_the_units_of_the_features_keeps_what_matters():
-    """Teachers in ever larger units: each link must weigh its code by what it stands for."""
+def test_isometric_codes_keep_what_matters_when_units_differ():
+    """Each teacher has ten times the units of the last, so a code must weigh what it stands for."""
     features = make_features() * torch.tensor([1.0] * 7 + [10.0] * 4 + [100.0] * 5)
     chain, moments = Amalgamation(SPANS, 6), Moments.of(features)
     for link in range(3):
@@ -107,7 +107,7 @@ def test_a_code_in_the_units_of_the_features_keeps_what_matters():
     assert chain.relative_error(moments) <= 1.2 * moments.optimal_relative_error(6)
 
 
-def test_a_teacher_that_joins_later_leaves_the_earlier_links_bit_for_bit():
+def test_adding_a_teacher_keeps_the_earlier_links_bit_for_bit():
     features = make_features(sum(SPANS) + 6)
     three = make_chain()
     for link in range(3):
@@ -122,7 +122,7 @@ def test_a_teacher_that_joins_later_leaves_the_earlier_links_bit_for_bit():
     assert torch.equal(four.link_input(features, 3)[:, :CODE_CHANNELS], three.encode(features[:, :16]))
 
 
-def test_a_code_wider_than_its_first_link_is_refused():
+def test_a_code_wider_than_the_first_span_is_refused():
     Amalgamation((4, 8), 4)
     with pytest.raises(InputError, match=r"a code of 5 channels is wider than the 4 .* lower codes\.widths"):
         Amalgamation((4, 8), 5)

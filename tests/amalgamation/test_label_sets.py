@@ -1,4 +1,4 @@
-"""Label sets: whose class stands where, and what becomes of a class that several teachers know."""
+"""Label sets: the order of the classes, and how the scores of shared classes are combined."""
 
 import pickle
 from math import log
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ka_ray.amalgamation.label_sets import RULES, LabelSets, describe_overlap, softened_kl
-from ka_ray.amalgamation.unify import stationary
+from ka_ray.amalgamation.unify import stationary_distribution
 from ka_ray.errors import InputError
 
 DISJOINT = {"low": ("zero", "one"), "high": ("nine",), "odd": ("three", "five", "seven")}
@@ -37,7 +37,7 @@ def no_divergence(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def sum_of_kls(label_sets: LabelSets, scores: Tensor, own: Tensor) -> Tensor:
-    """The conditional loss of each image, written out from its formula: `[B]`."""
+    """Compute the conditional loss of each image, `[B]`, directly from its formula."""
     total = torch.zeros(len(scores), dtype=scores.dtype)
     for teacher, part in zip(label_sets.by_teacher, label_sets.split(own), strict=True):
         p = part.softmax(dim=1)
@@ -47,14 +47,14 @@ def sum_of_kls(label_sets: LabelSets, scores: Tensor, own: Tensor) -> Tensor:
     return total
 
 
-# Which class stands where
+# The order of the classes
 
 
-def test_the_union_is_teacher_after_teacher():
+def test_the_union_lists_the_classes_teacher_by_teacher():
     assert LabelSets(DISJOINT).classes == ("zero", "one", "nine", "three", "five", "seven")
 
 
-def test_a_shared_class_stands_where_it_first_appears():
+def test_a_shared_class_is_listed_where_it_first_appears():
     assert LabelSets(CHAIN).classes == ("zero", "one", "two", "nine", "seven")
 
 
@@ -68,7 +68,7 @@ def test_a_shared_class_stands_where_it_first_appears():
         (CHAIN, "odd", [4, 1]),
     ],
 )
-def test_columns_say_where_a_teachers_classes_stand(sets, teacher, columns):
+def test_columns_are_the_indices_of_a_teachers_classes(sets, teacher, columns):
     assert LabelSets(sets).columns(teacher) == columns
 
 
@@ -77,22 +77,22 @@ def test_the_overlap_names_the_teachers_of_each_shared_class():
     assert LabelSets(DISJOINT).overlap == {}
 
 
-def test_own_scores_are_split_in_teacher_order():
+def test_scores_are_split_in_the_order_of_the_teachers():
     label_sets = LabelSets(CHAIN)
     assert label_sets.num_scores == 7
     parts = label_sets.split(torch.arange(14.0).view(2, 7))
     assert [part[0].tolist() for part in parts] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
-def test_own_scores_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="5 wide, the teachers have 7"):
+def test_a_wrong_number_of_scores_is_refused():
+    with pytest.raises(ValueError, match="got 5 scores per image, but the teachers have 7 together"):
         LabelSets(CHAIN).amalgamate(torch.zeros(2, 5))
 
 
-# Each rule by hand
+# Every rule, by hand
 
 
-def test_concatenated_scores_hold_each_teachers_in_its_columns():
+def test_concatenated_scores_have_each_teachers_scores_in_its_columns():
     label_sets = LabelSets(DISJOINT)
     own = torch.randn(7, 6)
     amalgamated = label_sets.amalgamate(own)
@@ -101,7 +101,7 @@ def test_concatenated_scores_hold_each_teachers_in_its_columns():
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])
-def test_for_disjoint_label_sets_mean_and_max_are_concatenation(rule):
+def test_for_disjoint_label_sets_mean_and_max_equal_concatenation(rule):
     own = torch.randn(7, 6)
     assert torch.equal(LabelSets(DISJOINT, rule).amalgamate(own), own)
 
@@ -151,7 +151,7 @@ def test_conditional_loss_by_hand():
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])
-def test_other_losses_are_the_divergence_from_the_amalgamated_scores(rule):
+def test_the_loss_of_other_rules_is_the_divergence_from_the_amalgamated_scores(rule):
     label_sets = LabelSets(CHAIN, rule)
     own, scores = random_scores(label_sets, 0), torch.zeros(5, 5, dtype=torch.float64)
     loss = label_sets.loss(scores, own, lambda got, target: (2 * got - target).sum())
@@ -173,11 +173,11 @@ def test_softened_kl_by_hand():
     assert loss.item() == pytest.approx(4 * (0.75 * log(1.5) + 0.25 * log(0.5)), rel=1e-5)
 
 
-# What must not matter
+# Invariances
 
 
 def permuted(label_sets: LabelSets, own: Tensor, seed: int, what: str) -> tuple[LabelSets, Tensor]:
-    """The same teachers in another order, or their classes: `own` follows."""
+    """Permute the teachers, or the classes of every teacher, and their scores with them."""
     generator = torch.Generator().manual_seed(seed + 1)
 
     def order(count: int) -> list[int]:
@@ -215,7 +215,7 @@ def test_the_order_of_teachers_and_of_their_classes_does_not_matter(sets, rule, 
 
 @seeds
 @every_sets
-def test_a_constant_on_one_teachers_scores_matters_to_raw_scores_by_all_rules_but_conditional(sets, seed):
+def test_only_conditional_and_centred_scores_ignore_a_constant_added_to_a_teachers_scores(sets, seed):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, seed)
     shifted = own.clone()
@@ -241,7 +241,7 @@ def test_amalgamated_scores_keep_the_dtype(rule, dtype):
     torch.testing.assert_close(amalgamated.double(), label_sets.amalgamate(exact), rtol=5e-3, atol=5e-3)
 
 
-def test_stored_half_scores_give_the_student_a_loss_in_its_own_precision():
+def test_float16_teacher_scores_give_a_float32_loss():
     label_sets = LabelSets(LOOP, "conditional")
     own, scores = random_scores(label_sets, 0).half(), torch.randn(5, 7, requires_grad=True)
     loss = label_sets.loss(scores, own, no_divergence)
@@ -249,11 +249,11 @@ def test_stored_half_scores_give_the_student_a_loss_in_its_own_precision():
     torch.testing.assert_close(loss, label_sets.loss(scores, own.float(), no_divergence))
 
 
-# The conditional rule finds the best q
+# The conditional rule minimises its loss
 
 
-def optimised(label_sets: LabelSets, own: Tensor) -> Tensor:
-    """log q of the least sum of KLs, by a general optimiser from the formula alone: `[B, K]`."""
+def minimise_by_lbfgs(label_sets: LabelSets, own: Tensor) -> Tensor:
+    """Find log q, `[B, K]`, with the smallest sum of KLs by a general optimiser."""
     scores = torch.zeros(len(own), len(label_sets.classes), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
         [scores],
@@ -279,13 +279,15 @@ def optimised(label_sets: LabelSets, own: Tensor) -> Tensor:
 def test_conditional_agrees_with_a_general_optimiser(sets, seed):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, seed)
-    torch.testing.assert_close(label_sets.amalgamate(own), optimised(label_sets, own), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        label_sets.amalgamate(own), minimise_by_lbfgs(label_sets, own), rtol=0, atol=1e-5
+    )
 
 
 @seeds
 @every_sets
 @pytest.mark.parametrize("spread", [1.0, 5.0])
-def test_consistent_teachers_give_back_the_one_truth(sets, seed, spread):
+def test_consistent_teachers_give_back_the_distribution_that_they_restrict(sets, seed, spread):
     label_sets = LabelSets(sets, "conditional")
     generator = torch.Generator().manual_seed(seed)
     truth = spread * torch.randn(6, len(label_sets.classes), generator=generator, dtype=torch.float64)
@@ -298,7 +300,7 @@ def test_consistent_teachers_give_back_the_one_truth(sets, seed, spread):
 @seeds
 @every_sets
 @pytest.mark.parametrize("spread", [1.0, 6.0, 12.0])
-def test_the_loss_is_least_at_the_amalgamated_scores(sets, seed, spread):
+def test_the_loss_is_smallest_at_the_amalgamated_scores(sets, seed, spread):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, seed, spread=spread)
     best = label_sets.amalgamate(own).requires_grad_()
@@ -312,7 +314,7 @@ def test_the_loss_is_least_at_the_amalgamated_scores(sets, seed, spread):
 
 @seeds
 @every_sets
-def test_the_gradient_of_the_conditional_loss_against_finite_differences(sets, seed):
+def test_the_gradient_of_the_conditional_loss_equals_finite_differences(sets, seed):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, seed, images=2)
     scores = torch.randn(2, len(label_sets.classes), dtype=torch.float64, requires_grad=True)
@@ -322,7 +324,7 @@ def test_the_gradient_of_the_conditional_loss_against_finite_differences(sets, s
 
 
 @pytest.mark.parametrize("sets", [*OVERLAPPING, {"alone": ("cat", "dog")}], ids=["chain", "loop", "one"])
-def test_conditional_stays_finite_where_teachers_are_dead_sure(sets):
+def test_conditional_is_finite_for_extreme_scores(sets):
     label_sets = LabelSets(sets, "conditional")
     own = random_scores(label_sets, 0, images=64, spread=1000.0).float()
     amalgamated = label_sets.amalgamate(own)
@@ -330,7 +332,7 @@ def test_conditional_stays_finite_where_teachers_are_dead_sure(sets):
     torch.testing.assert_close(amalgamated.exp().sum(dim=1), torch.ones(64))
 
 
-def test_a_single_teacher_is_its_own_ensemble():
+def test_the_ensemble_of_one_teacher_is_that_teacher():
     label_sets = LabelSets({"alone": ("cat", "dog", "fox")}, "conditional")
     own = random_scores(label_sets, 0)
     torch.testing.assert_close(label_sets.amalgamate(own), own.log_softmax(dim=1))
@@ -358,19 +360,19 @@ def test_amalgamation_on_cuda(rule):
 
 @seeds
 @pytest.mark.parametrize("states", [1, 2, 5])
-def test_stationary_weights_balance_what_flows_in_and_out(seed, states):
+def test_stationary_distributions_balance_inflow_and_outflow(seed, states):
     generator = torch.Generator().manual_seed(seed)
     rates = torch.rand(4, states, states, generator=generator, dtype=torch.float64) ** 8
-    weights = stationary(rates)
+    weights = stationary_distribution(rates)
     flows = weights[:, :, None] * rates
     torch.testing.assert_close(flows.sum(dim=1), flows.sum(dim=2))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(4, dtype=torch.float64))
 
 
-# Defaults, refusals, words
+# Defaults, errors and descriptions
 
 
-def test_the_rule_left_open_is_chosen_by_the_overlap():
+def test_the_default_rule_depends_on_whether_label_sets_overlap():
     assert LabelSets(DISJOINT).rule == "concatenate"
     assert LabelSets(CHAIN).rule == "mean"
 
@@ -379,46 +381,50 @@ def test_the_rule_left_open_is_chosen_by_the_overlap():
     ("sets", "rule", "message"),
     [
         (CHAIN, "concatenate", r"scores.rule is 'concatenate'.*'one' \(low, odd\), 'seven' \(high, odd\)"),
-        (DISJOINT, "conditional", r"scores.rule is 'conditional'.*\(low\) with \(high\) with \(odd\)"),
+        (
+            DISJOINT,
+            "conditional",
+            r"scores.rule is 'conditional'.*no class connects \(low\) with \(high\) with \(odd\)",
+        ),
         (
             {"a": ("cat", "dog"), "b": ("hen",), "c": ("dog", "fox"), "d": ("hen", "pig")},
             "conditional",
-            r"no class connects \(a, c\) with \(b, d\); accepted: mean, max",
+            r"no class connects \(a, c\) with \(b, d\); choose mean or max",
         ),
-        (CHAIN, "median", "scores.rule is 'median'; accepted: concatenate, mean, max, conditional"),
-        ({"low": ("one", "two", "one")}, None, "teacher low: classes names 'one' twice"),
+        (CHAIN, "median", "scores.rule is 'median'; choose one of concatenate, mean, max, conditional"),
+        ({"low": ("one", "two", "one")}, None, "teacher low: classes names 'one' more than once"),
     ],
 )
-def test_refusals_say_why_and_what_is_accepted(sets, rule, message):
+def test_errors_name_the_reason_and_the_choices(sets, rule, message):
     with pytest.raises(InputError, match=message):
         LabelSets(sets, rule)
 
 
-def test_teachers_connected_only_through_a_later_one_are_accepted():
+def test_teachers_connected_through_a_later_one_are_accepted():
     assert LabelSets(CHAIN, "conditional").rule == "conditional"
 
 
-def test_disjoint_label_sets_need_no_description():
+def test_disjoint_label_sets_have_no_description():
     assert describe_overlap(LabelSets(DISJOINT)) is None
 
 
 @pytest.mark.parametrize(
     ("rule", "words"),
-    [("mean", "mean of the scores"), ("max", "highest score"), ("conditional", "no common scale")],
+    [("mean", "is the mean over"), ("max", "is the maximum over"), ("conditional", "no common scale")],
 )
 def test_the_description_names_classes_teachers_and_rule(rule, words):
     sentence = describe_overlap(LabelSets(CHAIN, rule))
     assert sentence.startswith(
-        f"The label sets overlap: 'one' (low, odd), 'seven' (high, odd); by scores.rule {rule}"
+        f"The label sets overlap: 'one' (low, odd), 'seven' (high, odd). With scores.rule {rule}, "
     )
     assert words in sentence
     assert sentence.endswith(".")
 
 
-def test_a_long_overlap_is_cut_short():
+def test_a_long_list_of_shared_classes_is_cut_short():
     names = tuple(f"c{k}" for k in range(11))
     sentence = describe_overlap(LabelSets({"a": names, "b": names}))
-    assert "'c7' (a, b) and 3 more;" in sentence
+    assert "'c7' (a, b) and 3 more." in sentence
     assert "'c8'" not in sentence
 
 

@@ -1,4 +1,4 @@
-"""A channelwise linear map is a 1x1 conv."""
+"""A linear layer applied channelwise equals a 1x1 conv."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 @pytest.mark.parametrize("space", [(4, 5), (1, 1), (7,)])
-def test_it_is_a_1x1_conv(space):
+def test_on_maps_it_equals_a_1x1_conv(space):
     linear = nn.Linear(3, 6).double()
     features = torch.randn(2, 3, *space, dtype=torch.float64)
     conv = functional.conv2d if len(space) == 2 else functional.conv1d
@@ -20,6 +20,6 @@ def test_it_is_a_1x1_conv(space):
     assert mapped.stride() == to_preferred_memory_format(mapped.contiguous()).stride()
 
 
-def test_on_vectors_it_is_the_layer_itself():
+def test_on_vectors_it_equals_the_linear_layer():
     linear, vectors = nn.Linear(3, 6), torch.randn(4, 3)
     torch.testing.assert_close(apply_channelwise(linear, vectors), linear(vectors))

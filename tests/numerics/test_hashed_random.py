@@ -1,4 +1,4 @@
-"""Draws: uniform, independent, and the same wherever an image is read."""
+"""Hashed random numbers are uniform and independent, and depend only on image id and seed."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ka_ray.numerics.hashed_random import draw_uniform
 IDS = np.arange(20_000)
 
 
-def test_draws_belong_to_an_image_and_a_seed():
+def test_draws_depend_only_on_image_id_and_seed():
     whole = draw_uniform(IDS, 3, 2)
     assert whole.dtype == np.float32
     shuffled = np.random.default_rng(0).permutation(IDS)

@@ -1,4 +1,4 @@
-"""Moments against numpy, however the features are cut up."""
+"""Moments agree with numpy, however the features are split into batches and ranks."""
 
 import itertools
 from collections.abc import Iterable
@@ -8,52 +8,52 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ka_ray.numerics.moments import BLOCK, GATHERED, Moments, MomentsMeter
+from ka_ray.numerics.moments import BLOCK_COLUMNS, BUFFERED_ROWS, Moments, MomentsMeter
 
 
-def features_of(count: int = 60, channels: int = 5) -> torch.Tensor:
+def make_features(count: int = 60, channels: int = 5) -> torch.Tensor:
     mixing = torch.randn(channels, channels, dtype=torch.float64)
     return torch.randn(count, channels, dtype=torch.float64) @ mixing + 3
 
 
-def assert_same(moments: Moments, features: np.ndarray) -> None:
+def assert_moments_equal(moments: Moments, features: np.ndarray) -> None:
     assert moments.count == len(features)
     np.testing.assert_allclose(moments.mean, features.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(features.T, bias=True), rtol=1e-9, atol=1e-12)
 
 
-def test_moments_are_numpys():
-    features = features_of()
-    assert_same(Moments.of(features), features.numpy())
+def test_moments_equal_numpys():
+    features = make_features()
+    assert_moments_equal(Moments.of(features), features.numpy())
 
 
-def test_moments_of_maps_run_over_images_and_positions():
+def test_moments_of_maps_are_taken_over_images_and_positions():
     maps = torch.randn(6, 4, 3, 2)
     flat = maps.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
     moments = Moments.of(maps)
     assert moments.mean.dtype == torch.float64
-    assert_same(moments, flat)
+    assert_moments_equal(moments, flat)
 
 
 @pytest.mark.parametrize("sizes", [[60], [1, 59], [20, 20, 20], [1] * 60, [0, 13, 0, 47]])
-def test_merged_parts_are_the_whole(sizes):
-    features = features_of()
+def test_merged_parts_equal_the_whole(sizes):
+    features = make_features()
     merged = Moments.empty(5)
     for part in features.split(sizes):
         merged = merged.merge(Moments.of(part) if len(part) else Moments.empty(5))
-    assert_same(merged, features.numpy())
+    assert_moments_equal(merged, features.numpy())
 
 
 def test_the_order_of_merging_does_not_matter():
-    features = features_of()
+    features = make_features()
     parts = [Moments.of(part) for part in features.split([7, 13, 40])]
     for order in itertools.permutations(parts):
-        assert_same(order[0].merge(order[1]).merge(order[2]), features.numpy())
-    assert_same(parts[0].merge(parts[1].merge(parts[2])), features.numpy())
+        assert_moments_equal(order[0].merge(order[1]).merge(order[2]), features.numpy())
+    assert_moments_equal(parts[0].merge(parts[1].merge(parts[2])), features.numpy())
 
 
-def test_no_features_are_neutral():
-    moments = Moments.of(features_of())
+def test_empty_moments_are_neutral_in_a_merge():
+    moments = Moments.of(make_features())
     for merged in (moments.merge(Moments.empty(5)), Moments.empty(5).merge(moments)):
         assert merged.count == moments.count
         torch.testing.assert_close(merged.scatter, moments.scatter)
@@ -61,8 +61,8 @@ def test_no_features_are_neutral():
     assert Moments.empty(5).covariance.abs().max() == 0
 
 
-def test_a_large_mean_does_no_harm():
-    features = features_of()
+def test_merging_keeps_precision_with_a_large_mean():
+    features = make_features()
     shifted = features + 1e7
     merged = Moments.empty(5)
     for part in shifted.split(7):
@@ -70,12 +70,12 @@ def test_a_large_mean_does_no_harm():
     np.testing.assert_allclose(merged.covariance, np.cov(features.T, bias=True), rtol=1e-6)
 
 
-def test_half_precision_features_are_summed_in_double():
+def test_half_precision_features_are_summed_in_float64():
     features = (torch.rand(4000, 2) * 60_000).half()
-    assert_same(Moments.of(features), features.double().numpy())
+    assert_moments_equal(Moments.of(features), features.double().numpy())
 
 
-def metered(parts: Iterable[torch.Tensor], channels: int) -> Moments:
+def accumulate(parts: Iterable[torch.Tensor], channels: int) -> Moments:
     meter = MomentsMeter(channels)
     for part in parts:
         meter.add(part)
@@ -83,28 +83,30 @@ def metered(parts: Iterable[torch.Tensor], channels: int) -> Moments:
 
 
 @pytest.mark.parametrize("sizes", [[60], [1, 59], [1] * 60, [0, 13, 0, 47]])
-def test_what_is_added_in_turn_is_the_whole(sizes):
-    features = features_of()
-    assert_same(metered(features.split(sizes), 5), features.numpy())
+def test_a_meter_equals_the_whole_for_any_batch_sizes(sizes):
+    features = make_features()
+    assert_moments_equal(accumulate(features.split(sizes), 5), features.numpy())
 
 
-def test_a_meter_of_nothing_is_empty():
-    for moments in (metered([], 3), metered([torch.zeros(0, 3)], 3)):
+def test_a_meter_without_features_is_empty():
+    for moments in (accumulate([], 3), accumulate([torch.zeros(0, 3)], 3)):
         assert moments.count == 0
         assert moments.mean.abs().max() == moments.scatter.abs().max() == 0
 
 
-def test_more_channels_than_a_block_are_added_whole():
-    features = torch.randn(40, BLOCK + 9, dtype=torch.float64)
-    torch.testing.assert_close(metered(features.split(17), BLOCK + 9).scatter, Moments.of(features).scatter)
+def test_a_meter_handles_more_channels_than_one_block():
+    features = torch.randn(40, BLOCK_COLUMNS + 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        accumulate(features.split(17), BLOCK_COLUMNS + 9).scatter, Moments.of(features).scatter
+    )
 
 
-def test_rows_that_come_few_at_a_time_are_added_in_between_and_all_at_the_end():
-    features = torch.randn(2 * GATHERED + 50, 3, dtype=torch.float64) + 5
+def test_small_batches_are_buffered_and_the_total_is_available_at_any_time():
+    features = torch.randn(2 * BUFFERED_ROWS + 50, 3, dtype=torch.float64) + 5
     meter = MomentsMeter(3)
     for number, part in enumerate(features.split(30)):
         meter.add(part)
-        if number % 20 == 0:  # what stands so far can be asked for at any time
+        if number % 20 == 0:  # reading the total flushes the buffer
             assert meter.total.count == 30 * (number + 1)
     whole = Moments.of(features)
     assert meter.total.count == whole.count
@@ -112,15 +114,15 @@ def test_rows_that_come_few_at_a_time_are_added_in_between_and_all_at_the_end():
     torch.testing.assert_close(meter.total.scatter, whole.scatter, atol=0, rtol=1e-11)
 
 
-def test_maps_are_added_over_positions_and_a_large_mean_does_no_harm():
+def test_a_meter_takes_maps_and_keeps_precision_with_a_large_mean():
     maps = torch.randn(6, 4, 3, 2, dtype=torch.float64) + 1e7
     flat = maps.numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
-    covariance = metered(maps.split(1), 4).covariance
+    covariance = accumulate(maps.split(1), 4).covariance
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), rtol=1e-5, atol=1e-6)
 
 
-def test_ranks_merge_to_the_whole(monkeypatch):
-    features = features_of()
+def test_moments_merged_over_ranks_equal_the_whole(monkeypatch):
+    features = make_features()
     parts = [Moments.of(part) for part in features.split([10, 20, 30])]
     packed = [
         torch.cat([part.mean.new_tensor([part.count]), part.mean, part.scatter.flatten()]) for part in parts
@@ -135,25 +137,25 @@ def test_ranks_merge_to_the_whole(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(dist, "all_gather", all_gather)
     for part in parts:
-        assert_same(part.merge_over_ranks(), features.numpy())
+        assert_moments_equal(part.merge_over_ranks(), features.numpy())
 
 
-def test_alone_merging_over_ranks_changes_nothing():
-    moments = Moments.of(features_of())
+def test_without_a_process_group_merging_over_ranks_changes_nothing():
+    moments = Moments.of(make_features())
     assert moments.merge_over_ranks() is moments
 
 
 @pytest.mark.parametrize("code_channels", [1, 2, 4, 5])
-def test_the_optimum_is_the_share_of_the_lost_eigenvalues(code_channels):
-    features = features_of()
+def test_the_optimal_error_is_the_share_of_the_lost_eigenvalues(code_channels):
+    features = make_features()
     eigenvalues = np.linalg.eigh(np.cov(features.numpy().T, bias=True))[0][::-1]
     expected = eigenvalues[code_channels:].sum() / eigenvalues.sum()
     assert Moments.of(features).optimal_relative_error(code_channels) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("code_channels", [1, 3])
-def test_the_optimum_is_the_error_of_the_principal_subspace(code_channels):
-    features = features_of().numpy()
+def test_the_optimal_error_is_that_of_the_principal_subspace(code_channels):
+    features = make_features().numpy()
     centred = features - features.mean(0)
     basis = np.linalg.svd(centred, full_matrices=False)[2][:code_channels]
     error = ((centred - centred @ basis.T @ basis) ** 2).sum() / (centred**2).sum()
@@ -161,8 +163,16 @@ def test_the_optimum_is_the_error_of_the_principal_subspace(code_channels):
     assert optimum == pytest.approx(error, rel=1e-9)
 
 
-def test_the_optimum_of_features_in_a_subspace_is_zero():
+def test_the_optimal_error_of_features_in_a_subspace_is_zero():
     features = torch.randn(100, 2, dtype=torch.float64) @ torch.randn(2, 6, dtype=torch.float64)
     moments = Moments.of(features)
     assert moments.optimal_relative_error(2) == pytest.approx(0, abs=1e-12)
     assert moments.optimal_relative_error(1) > 1e-3
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 5])
+def test_the_expected_squared_norm_of_an_affine_map_is_its_mean_over_the_data(outputs):
+    features = make_features()
+    weight, bias = torch.randn(outputs, 5).double(), torch.randn(outputs).double()
+    expected = (features @ weight.T + bias).square().sum(dim=1).mean()
+    torch.testing.assert_close(Moments.of(features).expected_squared_norm(weight, bias), expected)

@@ -1,4 +1,4 @@
-"""Samples of positions: equal chances, and the features that stand there."""
+"""Sampled positions are equally likely, and the features at them are returned."""
 
 import pytest
 import torch
@@ -6,20 +6,20 @@ import torch
 from ka_ray.numerics.positions import sample_features, sample_positions
 
 
-def test_sampled_positions_have_equal_chances_and_are_distinct():
+def test_sampled_positions_are_equally_likely_and_distinct():
     draws = (torch.arange(3000) + 0.5) / 3000
     for available, wanted in ((12, 5), (7, 7), (30, 4), (4, 9)):
-        places = sample_positions(draws, available, wanted)
-        assert places.shape == (3000, min(available, wanted))
-        assert (places.diff(dim=1) > 0).all()
-        chances = torch.bincount(places.flatten(), minlength=available) / 3000
+        sampled = sample_positions(draws, available, wanted)
+        assert sampled.shape == (3000, min(available, wanted))
+        assert (sampled.diff(dim=1) > 0).all()
+        frequencies = torch.bincount(sampled.flatten(), minlength=available) / 3000
         torch.testing.assert_close(
-            chances, torch.full((available,), min(available, wanted) / available), atol=2e-3, rtol=0
+            frequencies, torch.full((available,), min(available, wanted) / available), atol=2e-3, rtol=0
         )
 
 
 @pytest.mark.parametrize("space", [(3, 4), (1, 1), (5, 2)])
-def test_the_features_at_the_positions_are_given(space):
+def test_the_features_at_the_sampled_positions_are_returned(space):
     features, draws = torch.randn(6, 4, *space), torch.rand(6)
     positions = sample_positions(draws, space[0] * space[1], 3)
     expected = [features[i, :, p // space[1], p % space[1]] for i in range(6) for p in positions[i].tolist()]

@@ -1,4 +1,4 @@
-"""Adapters are 1x1 convs that start as the identity."""
+"""Adapters are 1x1 convs that are initialised as the identity."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Stages in turn are the network, wherever it is cut."""
+"""The stages of a network, run one after the other, compute the same as the network."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from ka_ray.student.cut import SCORES, cut, working_taps
+from ka_ray.student.cut import SCORES, cut_into_stages, find_valid_taps
 from ka_ray.student.trace import drop_probability_attr
 from ka_ray.teachers.plain import plain_conv_net
 
 
 class Skip(nn.Module):
-    """A sum and two calls of one ReLU inside, none of it a module."""
+    """A residual block: adds in place, and calls one in-place ReLU twice."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class Skip(nn.Module):
         return self.relu(inner)
 
 
-class Own(nn.Module):
-    """A user's network: a parameter of its own, the batch size read at the start, in-place activations."""
+class UserNetwork(nn.Module):
+    """A network with a bare parameter, the batch size read at the start, and in-place operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
             "head": "features.8",
         },
     ),
-    "own": (Own, {"stem": "stem", "skip": "skip", "pool": "pool"}),
+    "user network": (UserNetwork, {"stem": "stem", "skip": "skip", "pool": "pool"}),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -91,10 +91,10 @@ def images(count: int, size: int = 64) -> Tensor:
 
 @every_network
 @torch.no_grad()
-def test_stages_in_turn_are_the_network(randomised, name):
+def test_the_stages_compute_the_same_as_the_network(randomised, name):
     make, paths = NETWORKS[name]
     network = randomised(make())
-    stages = cut(network, paths)
+    stages = cut_into_stages(network, paths)
     assert list(stages) == [*paths, SCORES]
     for count in (1, 3):
         batch = images(count)
@@ -104,20 +104,20 @@ def test_stages_in_turn_are_the_network(randomised, name):
 
 
 @torch.no_grad()
-def test_the_batch_size_is_not_baked_in():
+def test_stages_work_for_any_batch_size():
     class Viewed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.fc = nn.Conv2d(3, 2, 3, stride=2), nn.Linear(18, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            count, again, last = x.size(0), x.shape[0], x.size()[0]
+            count, from_shape, from_size = x.size(0), x.shape[0], x.size()[0]
             x = self.conv(x)
             x = x.view(x.size(0), x.shape[1], -1).flatten(1)
-            return self.fc(x.view(count, -1)).view(again, -1) + self.fc.bias.new_ones(last, 1)
+            return self.fc(x.view(count, -1)).view(from_shape, -1) + self.fc.bias.new_ones(from_size, 1)
 
     network = Viewed().eval()
-    stages = cut(network, {"conv": "conv"})
+    stages = cut_into_stages(network, {"conv": "conv"})
     for count in (1, 3):
         batch = images(count, 8)
         assert torch.equal(run(stages, batch), network(batch))
@@ -125,26 +125,26 @@ def test_the_batch_size_is_not_baked_in():
 
 @every_network
 @torch.no_grad()
-def test_the_taps_are_the_outputs_of_their_modules(randomised, name):
+def test_the_output_of_a_stage_is_the_output_of_its_module(randomised, name):
     make, paths = NETWORKS[name]
-    network, seen = randomised(make()), {}
+    network, outputs = randomised(make()), {}
     for tap, path in paths.items():
         module = network.get_submodule(path)
-        module.register_forward_hook(lambda _, __, output, tap=tap: seen.update({tap: output.clone()}))
-    stages, batch = cut(network, paths), images(2)
+        module.register_forward_hook(lambda _, __, output, tap=tap: outputs.update({tap: output.clone()}))
+    stages, batch = cut_into_stages(network, paths), images(2)
     network(batch)
-    theirs, features = dict(seen), batch
+    expected, features = dict(outputs), batch
     for tap, stage in list(stages.items())[:-1]:
         features = stage(features)
-        assert torch.equal(features, theirs[tap])
+        assert torch.equal(features, expected[tap])
 
 
 @every_network
 @torch.no_grad()
-def test_a_stage_leaves_its_input_as_it_was(randomised, name):
+def test_a_stage_does_not_change_its_input(randomised, name):
     make, paths = NETWORKS[name]
     features = images(2)
-    for stage in cut(randomised(make()), paths).values():
+    for stage in cut_into_stages(randomised(make()), paths).values():
         before = features.clone()
         output = stage(features)
         assert torch.equal(features, before)
@@ -152,10 +152,10 @@ def test_a_stage_leaves_its_input_as_it_was(randomised, name):
 
 
 @every_network
-def test_the_stages_share_the_networks_parameters_under_its_names(name):
+def test_the_stages_share_the_networks_parameters_and_names(name):
     make, paths = NETWORKS[name]
     network = make()
-    stages, own = cut(network, paths), {}
+    stages, own = cut_into_stages(network, paths), {}
     for stage in stages.values():
         own |= dict(stage.named_parameters())
     unused = {key for key in dict(network.named_parameters()) if key.startswith("unused")}
@@ -163,12 +163,12 @@ def test_the_stages_share_the_networks_parameters_under_its_names(name):
     assert all(value is network.get_parameter(key) for key, value in own.items())
     state, expected = stages.state_dict(), network.state_dict()
     assert {key.partition(".")[2] for key in state} | unused == expected.keys()
-    if name != "own":  # whose bias is used on both sides of a tap
+    if name != "user network":  # its bias is used on both sides of a tap
         assert sum(v.numel() for v in state.values()) == sum(v.numel() for v in expected.values())
 
 
-def test_keys_are_the_tap_and_the_networks_own_key():
-    stages = cut(torchvision.models.resnet18(num_classes=2), {"early": "layer1"})
+def test_state_dict_keys_are_the_tap_and_the_networks_key():
+    stages = cut_into_stages(torchvision.models.resnet18(num_classes=2), {"early": "layer1"})
     assert "early.layer1.0.conv1.weight" in stages.state_dict()
     assert "scores.fc.bias" in stages.state_dict()
     assert all(isinstance(stage, fx.GraphModule) for stage in stages.values())
@@ -177,40 +177,40 @@ def test_keys_are_the_tap_and_the_networks_own_key():
 @every_network
 def test_gradients_reach_every_parameter(randomised, name):
     make, paths = NETWORKS[name]
-    stages = cut(randomised(make()).train(), paths)
+    stages = cut_into_stages(randomised(make()).train(), paths)
     run(stages, images(4)).square().sum().backward()
     assert all(p.grad is not None for p in stages.parameters())
 
 
 @every_network
-def test_the_network_keeps_its_modes_and_the_stages_have_them(name):
+def test_modes_of_the_network_are_kept_in_its_stages(name):
     make, paths = NETWORKS[name]
     network = make().train()
     frozen = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     frozen.eval()
-    stages = cut(network, paths)
+    stages = cut_into_stages(network, paths)
     modes = [module.training for module in network.modules()]
     assert modes.count(False) == 1
     assert not frozen.training
     assert all(stage.training for stage in stages.values())
 
 
-def test_batch_norms_learn_in_training_mode(randomised):
+def test_batch_norms_update_their_statistics_in_training_mode(randomised):
     network = randomised(plain_conv_net(5, (4, 6)))
-    stages = cut(network, {"a": "norm1"})
+    stages = cut_into_stages(network, {"a": "norm1"})
     before = network.norm2.running_mean.clone()
     stages.train()
     run(stages, images(4, 8))
     assert not torch.equal(network.norm2.running_mean, before)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "own"])
-def test_nothing_is_dropped(name):
+@pytest.mark.parametrize("name", ["efficientnet_b0", "user network"])
+def test_stages_drop_nothing_in_training_mode(name):
     make, paths = NETWORKS[name]
     network = make()
     droppers = [module for module in network.modules() if drop_probability_attr(module)]
     assert droppers
-    stages = cut(network, paths).train()
+    stages = cut_into_stages(network, paths).train()
     assert all(module.p == 0 for module in droppers)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -219,24 +219,24 @@ def test_nothing_is_dropped(name):
     assert torch.equal(run(stages, batch), run(stages, batch))
 
 
-def test_taps_may_be_given_in_any_order():
+def test_taps_can_be_given_in_any_order():
     paths = dict(reversed(RESNET.items()))
-    assert list(cut(torchvision.models.resnet18(num_classes=2), paths)) == [*RESNET, SCORES]
+    assert list(cut_into_stages(torchvision.models.resnet18(num_classes=2), paths)) == [*RESNET, SCORES]
 
 
 def test_without_taps_there_is_one_stage():
     network = plain_conv_net(5, (4, 6)).eval()
-    stages, batch = cut(network, {}), images(2, 8)
+    stages, batch = cut_into_stages(network, {}), images(2, 8)
     assert list(stages) == [SCORES]
     assert torch.equal(stages[SCORES](batch), network(batch))
 
 
 @every_network
 @torch.no_grad()
-def test_every_working_tap_works(randomised, name):
+def test_the_network_can_be_cut_at_all_valid_taps_together(randomised, name):
     network = randomised(NETWORKS[name][0]())
-    taps = working_taps(network)
-    stages = cut(network, {f"tap{i}": path for i, path in enumerate(taps)})
+    taps = find_valid_taps(network)
+    stages = cut_into_stages(network, {f"tap{i}": path for i, path in enumerate(taps)})
     batch = images(2)
     assert list(stages) == [*(f"tap{i}" for i in range(len(taps))), SCORES]
     assert torch.equal(run(stages, batch), network(batch))

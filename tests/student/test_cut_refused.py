@@ -1,4 +1,4 @@
-"""Where a network cannot be cut, the error says why, and where it can."""
+"""If a network cannot be cut at a tap, the error says why, and where it can be cut."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ import torchvision
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
-from ka_ray.student.cut import cut, working_taps
-from ka_ray.student.trace import evaluating
+from ka_ray.student.cut import cut_into_stages, find_valid_taps
+from ka_ray.student.trace import eval_mode
 from ka_ray.teachers.plain import plain_conv_net
 
 
-class Halved(nn.Module):
-    """Calls one conv twice, with a module of its own between."""
+class CallsConvTwice(nn.Module):
+    """Calls one conv twice, with a ReLU between the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Halved(nn.Module):
         return self.last(self.shared(self.between(self.shared(self.stem(x))))).mean((2, 3))
 
 
-class Branching(nn.Module):
+class DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
@@ -35,8 +35,8 @@ class Pair(nn.Module):
         return x.relu(), x * 3
 
 
-class Forward(nn.Module):
-    """A few modules, and any forward that uses them."""
+class WithForward(nn.Module):
+    """A few modules, and a forward that is given from outside."""
 
     def __init__(self, forward: Callable[..., object]) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Forward(nn.Module):
 
 
 def forward(function: Callable[..., object]) -> Callable[[], nn.Module]:
-    return lambda: Forward(function)
+    return lambda: WithForward(function)
 
 
-def added(net: Forward, x: Tensor) -> Tensor:
+def added(net: WithForward, x: Tensor) -> Tensor:
     left, right = net.pair(net.conv1(x))
     return left + right
 
@@ -63,29 +63,30 @@ class TwoInputs(nn.Module):
         return x + y
 
 
-def test_the_working_taps_of_a_resnet():
+def test_the_valid_taps_of_a_resnet():
     network = torchvision.models.resnet18(num_classes=2)
     blocks = [path for layer in "1234" for path in (f"layer{layer}.0", f"layer{layer}")]
-    assert working_taps(network) == ["conv1", "bn1", "relu", "maxpool", *blocks, "avgpool"]
+    assert find_valid_taps(network) == ["conv1", "bn1", "relu", "maxpool", *blocks, "avgpool"]
 
 
-def test_a_path_inside_a_block_is_refused_and_the_nearest_are_named():
+def test_a_path_inside_a_block_is_refused_and_the_nearest_valid_ones_are_named():
     network = torchvision.models.resnet18(num_classes=2)
     with pytest.raises(InputError) as caught:
-        cut(network, {"inner": "layer1.0.conv1"})
+        cut_into_stages(network, {"inner": "layer1.0.conv1"})
     assert str(caught.value) == (
-        "taps.inner: more than one value crosses behind 'layer1.0.conv1' (also: maxpool); "
-        "the nearest taps that work: bn1, relu, maxpool, layer1.0, layer1, layer2.0"
+        "taps.inner: the network cannot be cut at 'layer1.0.conv1', because both sides would use more "
+        "than its output (also: maxpool); the nearest taps that work: bn1, relu, maxpool, layer1.0, layer1, "
+        "layer2.0"
     )
     for path in ("layer2.0.downsample", "layer3.1.bn2", "layer2.0.bn2"):
-        with pytest.raises(InputError, match="more than one value crosses"):
-            cut(network, {"inner": path})
+        with pytest.raises(InputError, match=f"cannot be cut at '{path}'.*would use more than its output"):
+            cut_into_stages(network, {"inner": path})
 
 
-def test_a_module_with_weights_is_called_in_one_stage_alone():
-    assert working_taps(Halved()) == ["stem", "shared", "last"]
+def test_a_module_with_weights_can_be_called_in_only_one_stage():
+    assert find_valid_taps(CallsConvTwice()) == ["stem", "shared", "last"]
     with pytest.raises(InputError, match=r"also: the weights of shared.*work: stem, shared, last"):
-        cut(Halved(), {"a": "between"})
+        cut_into_stages(CallsConvTwice(), {"a": "between"})
 
 
 CHAIN = forward(lambda net, x: net.both(net.conv1(x)).mean((2, 3)))
@@ -94,44 +95,56 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, str], str]] = [
     (lambda: plain_conv_net(5), {"scores": "norm1"}, r"taps\.scores: a tap cannot have this name"),
     (lambda: plain_conv_net(5), {"a.b": "norm1"}, r"taps\.a\.b: a tap cannot have this name"),
     (lambda: plain_conv_net(5), {"keys": "norm1"}, r"taps\.keys: a tap cannot have this name"),
-    (lambda: plain_conv_net(5), {"a": "head"}, r"taps\.a: 'head' gives the scores; the nearest"),
-    (CHAIN, {"a": "conv2"}, r"taps\.a: the network never calls 'conv2'; .* work: conv1, both\.0, both$"),
-    (CHAIN, {"a": "both.1", "b": "both"}, r"taps\.b: 'both' gives the same value as taps\.a, 'both\.1'"),
-    (forward(added), {"a": "pair"}, r"'pair' does not give one tensor"),
-    (forward(lambda net, x: (x, net.conv1(x))), {}, r"gives a tuple, not one tensor of scores"),
+    (lambda: plain_conv_net(5), {"a": "head"}, r"taps\.a: 'head' returns the scores, .*; the nearest"),
+    (
+        CHAIN,
+        {"a": "conv2"},
+        r"taps\.a: the network's forward never calls 'conv2'; .* work: conv1, both\.0, both$",
+    ),
+    (
+        CHAIN,
+        {"a": "both.1", "b": "both"},
+        r"taps\.b: 'both' returns the same value as taps\.a, 'both\.1'; remove one",
+    ),
+    (forward(added), {"a": "pair"}, r"'pair' does not return one tensor"),
+    (
+        forward(lambda net, x: (x, net.conv1(x))),
+        {},
+        r"its forward returns a tuple; it must return one tensor of scores",
+    ),
     (forward(lambda net, x: (net.relu(x), net.conv1(x))[1]), {}, r"relu changes its input in place"),
     (
         forward(lambda net, x: (net.conv2(x), net.both(net.conv1(x)))[1]),
         {"a": "conv2"},
-        r"taps\.a: 'conv2' leads not from image to scores; .* work: conv1",
+        r"taps\.a: 'conv2' is not on the path from the image to the scores; .* work: conv1",
     ),
     (
         forward(lambda net, x: net.conv1(x) * net.conv2(x)),
         {"a": "conv1"},
-        r"behind 'conv1' \(also: the image\); the nearest taps that work: none",
+        r"cannot be cut at 'conv1', .*\(also: the image\); the nearest taps that work: none",
     ),
-    (Branching, {}, r"student\.network: torch\.fx cannot trace it \(symbolically traced.*\); "),
+    (DataDependent, {}, r"student\.network: torch\.fx cannot trace it \(symbolically traced.*\); "),
     (forward(lambda net, x: net.conv1.bias * 2), {}, r"its scores do not depend on the image"),
-    (TwoInputs, {}, r"student\.network: takes 'y' besides the image"),
+    (TwoInputs, {}, r"student\.network: its forward needs 'y' besides the image"),
 ]
 
 
-@pytest.mark.parametrize(("make", "paths", "said"), REFUSED)
-def test_what_cannot_be_cut_is_refused(make, paths, said):
+@pytest.mark.parametrize(("make", "paths", "message"), REFUSED)
+def test_a_network_that_cannot_be_cut_is_refused(make, paths, message):
     network = make()
-    with pytest.raises(InputError, match=said):
-        cut(network, paths)
+    with pytest.raises(InputError, match=message):
+        cut_into_stages(network, paths)
     assert all(module.training for module in network.modules())
 
 
-def test_evaluating_restores_every_mode_after_an_error():
+def test_eval_mode_restores_every_mode_after_an_error():
     network = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout().eval())
-    with pytest.raises(ValueError, match="input"), evaluating(network):
+    with pytest.raises(ValueError, match="input"), eval_mode(network):
         network(torch.zeros(3))
     assert [module.training for module in network.modules()] == [True, True, False]
 
 
-def test_modules_with_tied_weights_are_in_one_stage_alone():
+def test_modules_with_tied_weights_can_be_in_only_one_stage():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -145,4 +158,4 @@ def test_modules_with_tied_weights_are_in_one_stage_alone():
     network = Tied()
     network(torch.zeros(1, 3, 4, 4))
     with pytest.raises(InputError, match=r"also: the weights of first.*work: stem, second"):
-        cut(network, {"middle": "first"})
+        cut_into_stages(network, {"middle": "first"})

@@ -1,4 +1,4 @@
-"""Every family is the torchvision network it is named after."""
+"""Every family has the layers of the network that it is named after."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.taps import Taps
 from ka_ray.student import FAMILIES, Student, find_family
-from ka_ray.student.families import PARTS
+from ka_ray.student.families import CONNECTORS
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.plain import plain_conv_net
 
@@ -19,18 +19,18 @@ NUM_CLASSES = 4
 TORCHVISION = sorted(set(FAMILIES) - {"plain"})
 
 
-def untouched() -> Preprocess:
-    """Pixels / 255 and nothing else."""
+def unit_preprocess() -> Preprocess:
+    """Divide pixels by 255, nothing else."""
     return Preprocess(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
 
 
-def every_tap(network: str, **arguments) -> dict[str, int]:
-    """Each layer but the scores a tap, as wide as in the original."""
+def original_widths(network: str, **arguments) -> dict[str, int]:
+    """Return tap -> width in the original network, with a tap at every layer but the last."""
     return {layer.name: layer.width for layer in find_family(network, arguments)[:-1]}
 
 
-def filled(network: nn.Module) -> nn.Module:
-    """Give a network from the meta device quick random weights that keep the scale of its features."""
+def with_random_weights(network: nn.Module) -> nn.Module:
+    """Give a network on the meta device random weights that keep the scale of its features."""
     network = network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -47,7 +47,7 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 def folded_layers(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Walk a network's conv and linear layers, in order, batch norms folded into them: (weight, bias)."""
+    """List (weight, bias) of a network's conv and linear layers, with batch norms folded into them."""
     layers: list[tuple[Tensor, Tensor]] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -61,13 +61,13 @@ def folded_layers(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return layers
 
 
-def copied_into(student: Student, teacher: nn.Module) -> Student:
-    """Put a teacher's folded layers into the student's, in order, and drop its preprocessing."""
+def copy_layers(student: Student, teacher: nn.Module) -> Student:
+    """Copy a teacher's folded layers into the student, and remove the student's preprocessing."""
     own = [m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer, (weight, bias) in zip(own, folded_layers(teacher), strict=True):
         assert layer.weight.shape == weight.shape
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    student.preprocess = untouched()
+    student.preprocess = unit_preprocess()
     return student.eval()
 
 
@@ -80,14 +80,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 @pytest.mark.parametrize("network", CASES)
 @torch.no_grad()
-def test_a_student_with_the_teachers_weights_gives_its_scores(make_spec, network):
+def test_a_student_with_the_teachers_weights_gives_the_teachers_scores(make_spec, network):
     make, size = CASES[network]
     arguments = {"widths": (4, 6, 8)} if network == "plain" else {}
     with torch.device("meta"):
-        spec = make_spec(network, every_tap(network, **arguments), image_size=size, **arguments)
+        spec = make_spec(network, original_widths(network, **arguments), image_size=size, **arguments)
         teacher, student = make(), Student(spec)
-    teacher = filled(teacher)
-    student = copied_into(student, teacher)
+    teacher = with_random_weights(teacher)
+    student = copy_layers(student, teacher)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     expected = teacher(images / 255)
     difference = (student(images) - expected).abs().max()
@@ -97,9 +97,9 @@ def test_a_student_with_the_teachers_weights_gives_its_scores(make_spec, network
 
 @pytest.mark.parametrize("network", FAMILIES)
 @torch.no_grad()
-def test_every_tap_of_the_teacher_has_the_students_shape(make_spec, network):
-    widths = every_tap(network)
-    paths = {layer.name: layer.teacher_path for layer in find_family(network, {})}
+def test_features_at_a_tap_have_the_same_shape_in_teacher_and_student(make_spec, network):
+    widths = original_widths(network)
+    paths = {layer.name: layer.module_path for layer in find_family(network, {})}
     with torch.device("meta"):
         teacher = build_network(network, {}, NUM_CLASSES).eval()
         student = Student(make_spec(network, widths, image_size=96))
@@ -116,18 +116,18 @@ def test_every_tap_of_the_teacher_has_the_students_shape(make_spec, network):
 
 
 @pytest.mark.parametrize("network", FAMILIES)
-def test_taps_stand_behind_a_batch_norm_or_a_layer_and_before_the_activation(network):
+def test_taps_lie_behind_the_batch_norm_or_layer_and_before_the_activation(network):
     with torch.device("meta"):
         teacher = build_network(network, {}, NUM_CLASSES)
     modules = dict(teacher.named_modules())
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in modules.values())
     for layer in find_family(network, {}):
         conv = nn.BatchNorm2d if has_norm else nn.Conv2d
-        assert isinstance(modules[layer.teacher_path], conv if layer.kind == "conv" else nn.Linear)
+        assert isinstance(modules[layer.module_path], conv if layer.layer_type == "conv" else nn.Linear)
 
 
 @pytest.mark.parametrize("network", TORCHVISION)
-def test_a_family_has_all_layers_of_its_network(network):
+def test_a_family_has_all_layers_of_its_torchvision_network(network):
     with torch.device("meta"):
         teacher = build_network(network, {}, NUM_CLASSES)
     layers = [m for m in teacher.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -136,27 +136,27 @@ def test_a_family_has_all_layers_of_its_network(network):
     for ours, theirs in zip(family, layers, strict=True):
         if isinstance(theirs, nn.Conv2d):
             given = (theirs.kernel_size[0], theirs.stride[0], theirs.padding[0])
-            assert (ours.kind, ours.kernel) == ("conv", given)
+            assert (ours.layer_type, ours.conv_args) == ("conv", given)
 
 
 @pytest.mark.parametrize("network", FAMILIES)
-def test_names_are_unique_and_parts_are_known(network):
+def test_layer_names_are_unique_and_connectors_exist(network):
     family = find_family(network, {})
     names = [layer.name for layer in family]
     assert len(set(names)) == len(names)
     assert names[-1] == "scores"
-    assert {part for layer in family for part in layer.before} <= PARTS.keys()
+    assert {name for layer in family for name in layer.connectors} <= CONNECTORS.keys()
 
 
 @pytest.mark.parametrize(
-    ("network", "arguments", "said"),
+    ("network", "arguments", "message"),
     [
-        ("resnet18", {}, r"no family 'resnet18'; there are plain, alexnet"),
+        ("resnet18", {}, r"'resnet18' is not a family; the families are plain, alexnet"),
         ("plain", {"depth": 3}, r"student\.arguments for 'plain': .*depth"),
         ("alexnet", {"widths": [3]}, r"student\.arguments for 'alexnet'"),
         ("plain", {"widths": 3}, r"student\.arguments for 'plain'"),
     ],
 )
-def test_an_unknown_family_or_argument_is_refused(network, arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_an_unknown_family_or_argument_is_refused(network, arguments, message):
+    with pytest.raises(InputError, match=message):
         find_family(network, arguments)

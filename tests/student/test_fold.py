@@ -1,4 +1,4 @@
-"""Folding is exact wherever it is allowed, and refused elsewhere."""
+"""Folding an adapter is exact where it is possible, and refused elsewhere."""
 
 import copy
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import torchvision
 from torch import Tensor, nn
 
 from ka_ray.student.adapter import Adapter
-from ka_ray.student.cut import cut
+from ka_ray.student.cut import cut_into_stages
 from ka_ray.student.fold import can_fold, fold
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 class Sum(nn.Module):
-    """Two branches, added."""
+    """Adds the outputs of two branches."""
 
     def __init__(self, left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def plus(left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tens
 
 
 def downsampling_block() -> nn.Module:
-    """All of a ResNet's block with a 1x1 conv as shortcut, but the last ReLU."""
+    """Build a ResNet block with a 1x1 conv as shortcut, without its last ReLU."""
     block = torchvision.models.resnet18(num_classes=2).layer2[0]
     conv1 = nn.Conv2d(3, 64, 1)
     inner = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
@@ -69,12 +69,12 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sum without a bias right": (lambda: plus(conv(), conv(bias=False)), MAP),
     "sum of sums": (lambda: plus(plus(conv(), conv_norm()), conv(bias=False)), MAP),
     "block of a ResNet before its ReLU": (downsampling_block, MAP),
-    "keywords": (lambda: Keywords(), MAP),
+    "call by keyword": (lambda: Keywords(), MAP),
 }
 
 
 class Keywords(nn.Module):
-    """Calls its layers by keyword; folds like any other."""
+    """Calls its conv by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Twice(nn.Module):
         return self._forward(self, x)
 
 
-KEPT: dict[str, Callable[[], nn.Module]] = {
+NOT_FOLDABLE: dict[str, Callable[[], nn.Module]] = {
     "no bias": lambda: conv(bias=False),
     "linear without bias": lambda: nn.Linear(5, 6, bias=False),
     "activation": lambda: nn.Sequential(conv(), nn.ReLU()),
@@ -104,7 +104,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "depthwise conv": lambda: nn.Conv2d(3, 6, 3, groups=3),
     "depthwise conv and norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
     "dropout": lambda: nn.Sequential(conv(), nn.Dropout(0.1)),
-    "norm behind nothing": lambda: nn.BatchNorm2d(3),
+    "norm without a layer": lambda: nn.BatchNorm2d(3),
     "norm behind an activation": lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(6)),
     "norm without weights": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, affine=False)),
     "norm without statistics": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)),
@@ -117,7 +117,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "difference": lambda: plus(conv(), conv(), lambda a, b: a - b),
     "sum with a number": lambda: plus(conv(), conv(), lambda a, b: a + 1),
     "one value twice": lambda: plus(conv(), conv(), lambda a, b: a + a),
-    "used beside": lambda: plus(conv(), conv(), lambda a, b: a + (a * b)),
+    "branch with another user": lambda: plus(conv(), conv(), lambda a, b: a + (a * b)),
     "layer called twice": lambda: Twice(lambda net, x: net.conv(net.conv(x))),
     "norm called twice": lambda: Twice(lambda net, x: net.norm(net.conv(net.norm(x)))),
     "weight used twice": lambda: Twice(lambda net, x: net.conv(x * net.conv.weight.sum())),
@@ -132,7 +132,7 @@ def random_adapter(channels: int) -> Adapter:
 
 
 def check_exact(stage: nn.Module, features: Tensor) -> None:
-    """Fold a random adapter and compare with the formula."""
+    """Fold a random adapter, and compare with stage and adapter in turn."""
     before, adapter = copy.deepcopy(stage), random_adapter(stage(features).shape[1]).to(features.dtype)
     expected = adapter(before(features))
     assert can_fold(stage)
@@ -146,7 +146,7 @@ def check_exact(stage: nn.Module, features: Tensor) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", STAGES)
 @torch.no_grad()
-def test_a_folded_stage_gives_what_stage_and_adapter_gave(randomised, name, dtype):
+def test_a_folded_stage_computes_the_same_as_stage_and_adapter(randomised, name, dtype):
     make, shape = STAGES[name]
     check_exact(randomised(make()).to(dtype), torch.randn(shape, dtype=dtype))
 
@@ -168,13 +168,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, .
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_the_stages_of_a_network_that_fold_exactly(randomised, name, dtype):
-    make, folding, kept = NETWORKS[name]
+def test_stages_of_a_network_fold_exactly_or_are_recognised_as_not_foldable(randomised, name, dtype):
+    make, foldable, not_foldable = NETWORKS[name]
     network = randomised(make()).to(dtype)
-    stages = cut(network, {path.replace(".", "_"): path for path in (*folding, *kept)})
+    stages = cut_into_stages(network, {path.replace(".", "_"): path for path in (*foldable, *not_foldable)})
     features = torch.randn(2, 3, 64, 64, dtype=dtype)
     for tap, stage in stages.items():
-        if tap in [path.replace(".", "_") for path in folding]:
+        if tap in [path.replace(".", "_") for path in foldable]:
             check_exact(stage, features)
         elif tap != "scores":
             assert not can_fold(stage)
@@ -182,9 +182,9 @@ def test_the_stages_of_a_network_that_fold_exactly(randomised, name, dtype):
         features = features / features.std()
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_what_cannot_be_folded_is_refused_and_left_as_it_was(name):
-    stage = KEPT[name]()
+@pytest.mark.parametrize("name", NOT_FOLDABLE)
+def test_a_stage_that_cannot_be_folded_is_refused_and_not_changed(name):
+    stage = NOT_FOLDABLE[name]()
     before = copy.deepcopy(stage.state_dict())
     assert not can_fold(stage)
     with pytest.raises(ValueError, match="bias or a batch norm"):
@@ -196,12 +196,12 @@ def test_what_cannot_be_folded_is_refused_and_left_as_it_was(name):
 def test_an_adapter_of_another_width_is_refused():
     stage = conv_norm()
     before = copy.deepcopy(stage.state_dict())
-    with pytest.raises(ValueError, match="5 channels does not fit 6"):
+    with pytest.raises(ValueError, match="the adapter has 5 channels, but the stage gives 6"):
         fold(random_adapter(5), stage)
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
 
 
-def test_folding_an_identity_changes_no_plain_layer_and_never_the_adapter():
+def test_folding_an_identity_changes_neither_layer_nor_adapter():
     layer, adapter = conv(), Adapter(6)
     before = copy.deepcopy(layer.state_dict())
     fold(adapter, nn.Sequential(layer))
@@ -209,7 +209,7 @@ def test_folding_an_identity_changes_no_plain_layer_and_never_the_adapter():
     assert torch.equal(adapter.linear.weight, torch.eye(6))
 
 
-def test_a_folded_norm_is_an_identity_but_for_a_constant(randomised):
+def test_a_folded_norm_is_an_identity_up_to_a_constant(randomised):
     stage = randomised(conv_norm())
     fold(random_adapter(6), stage)
     norm = stage[1]

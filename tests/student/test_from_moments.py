@@ -1,4 +1,4 @@
-"""Students computed from one pass, against the layers solved one student at a time from its own codes."""
+"""Students computed from the moments of one pass equal those whose layers are solved from their codes."""
 
 from dataclasses import replace
 
@@ -42,21 +42,23 @@ def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: column[rows] for name, column in batch.items()}
 
 
-def sums_of(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> NamedMoments:
+def measure(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> NamedMoments:
     meter = LayerMomentsMeter(spec, STACKED, positions)
     for batch in batches:
         meter.add(batch)
     return meter.total
 
 
-def one_pass_of(spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS) -> LayerMoments:
+def make_layer_moments(
+    spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS
+) -> LayerMoments:
     return LayerMoments(
-        build_full_width_student(spec, STACKED).spec, sums_of(spec, batch, positions=positions)
+        build_full_width_student(spec, STACKED).spec, measure(spec, batch, positions=positions)
     )
 
 
 class OneBatch:
-    """What the solver reads of :class:`ka_ray.training.batches.Batches`."""
+    """The part of :class:`ka_ray.training.batches.Batches` that the solver uses."""
 
     device = torch.device("cpu")
 
@@ -67,33 +69,35 @@ class OneBatch:
         yield self.batch
 
 
-def test_a_student_is_the_one_solved_from_its_codes_alone(spec, batch):
-    total = one_pass_of(spec, batch)
-    student, solutions = total.student(WIDTHS)
+def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
+    layer_moments = make_layer_moments(spec, batch)
+    student, solutions = layer_moments.student(WIDTHS)
     encoders = nn.ModuleDict()
     for tap, width in WIDTHS.items():
-        chosen = sorted(total.orders[tap][:width])
+        chosen = sorted(layer_moments.channel_orders[tap][:width])
         encoders[tap] = Amalgamation([STACKED[tap]], width)
         encoders[tap].links[0].load_state_dict(
             fit_channel_autoencoder(Moments.of(batch[tap]), chosen).state_dict()
         )
     expected = Student(spec)
     config = LayersConfig(solver="least_squares", positions_per_image=POSITIONS)
-    found, _ = LayerSolver(expected, encoders, config, lambda _: OneBatch(batch), lambda _: None).solve()
-    assert {tap: one.ridge for tap, one in solutions.items()} == {
-        tap: one.ridge for tap, one in found.items()
+    expected_solutions, _ = LayerSolver(
+        expected, encoders, config, lambda _: OneBatch(batch), lambda _: None
+    ).solve()
+    assert {tap: solution.ridge for tap, solution in solutions.items()} == {
+        tap: solution.ridge for tap, solution in expected_solutions.items()
     }
-    for tap, one in found.items():
-        assert solutions[tap].relative_error == pytest.approx(one.relative_error, rel=1e-6)
+    for tap, solution in expected_solutions.items():
+        assert solutions[tap].relative_error == pytest.approx(solution.relative_error, rel=1e-6)
     torch.testing.assert_close(student.state_dict(), expected.state_dict(), atol=1e-5, rtol=1e-5)
     assert student.spec.widths == WIDTHS
 
 
-def test_parts_merge_to_the_whole(spec, batch, tmp_path):
-    whole, parts = sums_of(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
-    apart = merge_moments(sums_of(spec, parts[0]), sums_of(spec, parts[1]))
-    save_moments(apart, tmp_path / "sums.safetensors")
-    for other in (sums_of(spec, *parts), apart, load_moments(tmp_path / "sums.safetensors")):
+def test_merged_moments_of_parts_equal_those_of_the_whole(spec, batch, tmp_path):
+    whole, parts = measure(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
+    merged = merge_moments(measure(spec, parts[0]), measure(spec, parts[1]))
+    save_moments(merged, tmp_path / "sums.safetensors")
+    for other in (measure(spec, *parts), merged, load_moments(tmp_path / "sums.safetensors")):
         assert other.keys() == whole.keys()
         for name, moments in whole.items():
             assert other[name].count == moments.count
@@ -101,35 +105,35 @@ def test_parts_merge_to_the_whole(spec, batch, tmp_path):
             torch.testing.assert_close(other[name].scatter, moments.scatter)
 
 
-def test_moments_of_stacked_features_and_of_what_is_seen_are_those_of_the_features(spec, batch):
-    total = one_pass_of(spec, batch, positions=64)
+def test_moments_and_next_layer_stats_equal_those_of_the_features(spec, batch):
+    layer_moments = make_layer_moments(spec, batch, positions=64)
     for tap in STACKED:
         expected = Moments.of(batch[tap])
-        torch.testing.assert_close(total.stacked[tap].covariance, expected.covariance)
+        torch.testing.assert_close(layer_moments.stacked[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
     both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
-    next_layer_stats = total.next_layer_stats("conv2")
+    next_layer_stats = layer_moments.next_layer_stats("conv2")
     torch.testing.assert_close(
         (next_layer_stats.covariance, next_layer_stats.targets), (both[:9, :9], both[:9, 9:])
     )
-    assert (next_layer_stats.num_values, total.next_layer_stats("conv1").num_values) == (1, 9)
+    assert (next_layer_stats.num_values, layer_moments.next_layer_stats("conv1").num_values) == (1, 9)
 
 
-def test_with_all_channels_nothing_of_the_teachers_is_lost(spec, batch):
+def test_a_full_width_student_recovers_the_network_that_made_the_features(spec, batch):
     wide = Student(replace(spec, widths=STACKED)).eval()
     with torch.no_grad():
         features = wide.preprocess(batch["image"])
         for tap, stage in wide.stages.items():
             features = batch[tap] = stage(features)
-    student, solutions = one_pass_of(spec, batch).student(STACKED)
+    student, solutions = make_layer_moments(spec, batch).student(STACKED)
     torch.testing.assert_close(student(batch["image"]), wide(batch["image"]), atol=1e-4, rtol=1e-4)
-    assert max(one.relative_error for one in solutions.values()) < 1e-8
+    assert max(solution.relative_error for solution in solutions.values()) < 1e-8
 
 
-def test_students_that_cannot_have_other_widths_are_refused(spec):
+def test_students_that_cannot_be_computed_are_refused(spec):
     with pytest.raises(InputError, match="only students of a family"):
         LayerMomentsMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
     with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
         LayerMomentsMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
-    with pytest.raises(InputError, match=r"leads to conv2 sees and gives 9900 values.* 0.7 GiB"):
+    with pytest.raises(InputError, match=r"leads to conv2 has 9900 inputs and outputs.* 0.7 GiB"):
         LayerMomentsMeter(spec, {"conv1": 1000, "conv2": 900}, 4)

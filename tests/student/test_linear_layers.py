@@ -1,4 +1,4 @@
-"""Solved layers against numpy's ridge regression on patches cut out by plain loops."""
+"""Solved layers agree with ridge regression in numpy on patches that plain loops extract."""
 
 from typing import Any
 
@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ridge import solve
-from ka_ray.student.linear_layers import apply_solution, find_solvable_layer, make_layer_samples, patches
+from ka_ray.student.linear_layers import (
+    apply_solution,
+    extract_patches,
+    find_solvable_layer,
+    make_layer_samples,
+)
 
 LAYERS = {
     "plain": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 5)),
@@ -35,11 +41,13 @@ def moments_of(*given: Any) -> list[Moments]:
     return [Moments.of(group) for group in make_layer_samples(*given).flatten(0, 1).unbind(dim=1)]
 
 
-def halves(
+def split_moments(
     layer: nn.Module, features: torch.Tensor, targets: torch.Tensor
 ) -> tuple[list[Moments], list[Moments]]:
-    cut = len(features) * 2 // 3
-    return moments_of(layer, features[:cut], targets[:cut]), moments_of(layer, features[cut:], targets[cut:])
+    split = len(features) * 2 // 3
+    return moments_of(layer, features[:split], targets[:split]), moments_of(
+        layer, features[split:], targets[split:]
+    )
 
 
 @every_layer
@@ -47,29 +55,44 @@ def test_a_layer_is_a_linear_map_of_its_patches(name):
     layer, features = make(name)
     with torch.no_grad():
         expected = layer(features)
-        cut = patches(layer, features)
-        weight = layer.weight.flatten(1).unflatten(0, (cut.shape[2], -1))
-        given = torch.einsum("bpgd,gtd->bpgt", cut, weight).flatten(2) + layer.bias
+        inputs = extract_patches(layer, features)
+        weight = layer.weight.flatten(1).unflatten(0, (inputs.shape[2], -1))
+        outputs = torch.einsum("bpgd,gtd->bpgt", inputs, weight).flatten(2) + layer.bias
     torch.testing.assert_close(
-        given, expected.flatten(2).transpose(1, 2) if expected.dim() > 2 else expected[:, None]
+        outputs, expected.flatten(2).transpose(1, 2) if expected.dim() > 2 else expected[:, None]
     )
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (2, 5)])
+@pytest.mark.parametrize("padding", ["same", "valid", 1, (2, 0), (0, 1)])
+@torch.no_grad()
+def test_patches_are_padded_as_torch_pads(padding, kernel, dilation, mode):
+    layer = nn.Conv2d(2, 3, kernel, padding=padding, dilation=dilation, padding_mode=mode).double()
+    features = torch.randn(2, 2, 13, 14, dtype=torch.float64)
+    outputs = extract_patches(layer, features)[:, :, 0] @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(outputs, layer(features).flatten(2).transpose(1, 2))
+    if mode == "zeros":
+        convolved = functional.conv2d(features, layer.weight, layer.bias, 1, padding, dilation)
+        torch.testing.assert_close(outputs, convolved.flatten(2).transpose(1, 2))
+
+
 @every_layer
-def test_sampled_patches_are_those_of_all(name):
+def test_sampled_patches_are_taken_from_all_patches(name):
     layer, features = make(name, images=7)
-    every = patches(layer, features)
-    positions = sample_positions(torch.rand(7), every.shape[1], 3)
-    expected = every[torch.arange(7)[:, None], positions]
-    assert torch.equal(patches(layer, features, positions), expected)
+    all_patches = extract_patches(layer, features)
+    positions = sample_positions(torch.rand(7), all_patches.shape[1], 3)
+    expected = all_patches[torch.arange(7)[:, None], positions]
+    assert torch.equal(extract_patches(layer, features, positions), expected)
 
 
 @every_layer
-def test_a_layer_is_recovered_from_what_it_gives(name):
+def test_a_layer_is_recovered_from_its_outputs(name):
     truth, features = make(name)
     targets = truth(features).detach()
     solution = solve(
-        *halves(truth, features, targets), num_outputs=len(truth.bias) // getattr(truth, "groups", 1)
+        *split_moments(truth, features, targets), num_outputs=len(truth.bias) // getattr(truth, "groups", 1)
     )
     assert solution.relative_error < 1e-12
     layer = LAYERS[name][0]().double()
@@ -77,10 +100,10 @@ def test_a_layer_is_recovered_from_what_it_gives(name):
     torch.testing.assert_close(layer(features), targets, atol=1e-6, rtol=1e-6)
 
 
-def test_ridge_regression_by_numpy():
+def test_the_solution_equals_ridge_regression_in_numpy():
     layer, features = make("plain")
     targets = torch.randn(60, 4, 6, 5, dtype=torch.float64)
-    first, second = halves(layer, features, targets)
+    first, second = split_moments(layer, features, targets)
     solution = solve(first, second, num_outputs=4, ridges=[0.3])
     rows, values = [], []
     padded = np.pad(features.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -101,32 +124,32 @@ def test_ridge_regression_by_numpy():
     np.testing.assert_allclose(solution.variance[0], given.var(0), atol=1e-12)
 
 
-def test_the_ridge_is_the_best_on_held_out_images_and_its_error_is_reported():
+def test_the_best_ridge_on_held_out_images_is_chosen_and_its_error_reported():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 30, generator=generator, dtype=torch.float64)
     targets = inputs @ torch.randn(30, 2, generator=generator, dtype=torch.float64)
     targets += 4 * torch.randn(60, 2, generator=generator, dtype=torch.float64)
     layer, ridges = nn.Linear(30, 2), [1e-6, 1e-2, 0.5, 100.0]
-    first, second = halves(layer, inputs, targets)
-    found, held = {}, targets[40:]
+    first, second = split_moments(layer, inputs, targets)
+    errors, held = {}, targets[40:]
     for ridge in ridges:
         x, y = (part[:40] - part[:40].mean(0) for part in (inputs, targets))
         variance = x.square().mean()
         weight = torch.linalg.solve(x.T @ x / 40 + ridge * variance * torch.eye(30), x.T @ y / 40)
         given = (inputs[40:] - inputs[:40].mean(0)) @ weight + targets[:40].mean(0)
         error = (given - held).square().sum()
-        found[ridge] = (error / (held - held.mean(0)).square().sum()).item()
+        errors[ridge] = (error / (held - held.mean(0)).square().sum()).item()
     solution = solve(first, second, num_outputs=2, ridges=ridges)
-    assert solution.ridge == min(found, key=found.__getitem__)
-    assert solution.ridge not in (1e-6, 100.0)  # so that neither end wins by itself
-    assert solution.relative_error == pytest.approx(found[solution.ridge])
+    assert solution.ridge == min(errors, key=errors.__getitem__)
+    assert solution.ridge not in (1e-6, 100.0)  # a trivial choice of the first or last ridge would fail
+    assert solution.relative_error == pytest.approx(errors[solution.ridge])
 
 
 @pytest.mark.parametrize("name", ["plain", "linear"])
-def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statistics(name):
+def test_a_batch_norm_behind_a_solved_layer_is_an_identity_with_true_statistics(name):
     truth, features = make(name)
     targets = truth(features).detach() + torch.randn(1, dtype=torch.float64)
-    solution = solve(*halves(truth, features, targets), num_outputs=len(truth.bias))
+    solution = solve(*split_moments(truth, features, targets), num_outputs=len(truth.bias))
     norm = (nn.BatchNorm2d if name == "plain" else nn.BatchNorm1d)(len(truth.bias)).double()
     layer = LAYERS[name][0]().double()
     apply_solution(solution, layer, norm)
@@ -136,7 +159,7 @@ def test_a_batch_norm_behind_a_solved_layer_changes_nothing_and_knows_its_statis
     torch.testing.assert_close(norm.running_var, before.var(0, unbiased=False))
 
 
-def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
+def test_moments_of_sampled_positions_equal_those_of_the_sampled_rows():
     layer, features = make("grouped", images=8)
     targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
     positions = sample_positions(torch.rand(8), 36, 5)
@@ -146,7 +169,7 @@ def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
         rows = [
             torch.cat(
                 [
-                    patches(layer, features)[i, p, group],
+                    extract_patches(layer, features)[i, p, group],
                     targets[i, 3 * group : 3 * group + 3].flatten(1)[:, p],
                 ]
             )
@@ -158,7 +181,7 @@ def test_moments_of_sampled_positions_are_those_of_the_rows_chosen():
         assert moments.count == 40
 
 
-def test_what_can_be_solved_and_what_not():
+def test_only_stages_with_one_layer_at_their_end_are_solvable():
     norm = nn.BatchNorm2d(4)
     conv, linear = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2)
     assert find_solvable_layer(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), conv, norm)) == (conv, norm)

@@ -1,4 +1,4 @@
-"""The student: stages end at taps, and a saved student needs nothing but its folder."""
+"""The student network: its stages end at the taps, and it can be loaded from only its folder."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ka_ray.student import Student, StudentSpec, load_student, save_student
 from ka_ray.teachers import build_network
 
 WIDTHS = {"conv1": 5, "conv2": 7}
-CUT = "ka_ray.teachers.plain:plain_conv_net"
+NETWORK = "ka_ray.teachers.plain:plain_conv_net"
 RESNET = {"stem": "bn1", "early": "layer1", "late": "layer3", "pooled": "avgpool"}
 
 
@@ -24,7 +24,7 @@ def student(make_spec) -> Student:
     return Student(make_spec("plain", WIDTHS, widths=[4, 6])).eval()
 
 
-def test_scores_are_the_chain_of_layers(student):
+def test_scores_equal_the_chain_of_layers(student):
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     conv1, conv2, head = (m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
@@ -55,27 +55,27 @@ def test_a_layer_without_a_tap_keeps_its_width_and_joins_the_next_stage(make_spe
     assert student(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
 
 
-def test_a_tap_may_have_another_name_than_its_layer(make_spec):
+def test_a_tap_can_have_another_name_than_its_layer(make_spec):
     spec = make_spec("plain", {"middle": 7}, widths=[4, 6, 8])
     student = Student(replace(spec, paths={"middle": "conv2"}))
     assert list(student.stages) == ["middle", "scores"]
     assert student.shapes == {"middle": (7, 4, 4)}
 
 
-def test_the_shapes_at_the_taps_are_known_and_nothing_is_kept_in_a_family(student):
+def test_a_familys_student_knows_its_shapes_and_keeps_no_adapter(student):
     assert student.shapes == {"conv1": (5, 8, 8), "conv2": (7, 4, 4)}
     assert student.kept_adapters == {}
     assert all(module.training for module in Student(student.spec).modules())
 
 
-def test_no_batch_norm_and_no_dropout(make_spec):
+def test_a_familys_student_has_no_batch_norm_and_no_dropout(make_spec):
     with torch.device("meta"):
         student = Student(make_spec("vgg11_bn", {}, image_size=32))
     assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in student.modules())
     assert all(m.bias is not None for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
 
-def test_the_classes_are_teacher_after_teacher(student):
+def test_the_classes_are_listed_teacher_by_teacher(student):
     assert student.spec.classes == ("class_0", "class_1", "class_2", "class_3")
     assert student.spec.taps == ("conv1", "conv2")
 
@@ -89,7 +89,7 @@ def pixels(size: int, count: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def test_a_fresh_student_that_was_cut_is_the_plain_network_with_adapters_besides(make_spec):
+def test_an_untrained_cut_student_equals_its_network_plus_identity_adapters(make_spec):
     torch.manual_seed(5)
     student = Student(cut_spec(make_spec, "resnet18", RESNET, image_size=32)).eval()
     torch.manual_seed(5)
@@ -119,9 +119,9 @@ def test_a_fresh_student_that_was_cut_is_the_plain_network_with_adapters_besides
     )
 
 
-def test_a_kept_adapter_can_be_learned(make_spec):
+def test_a_kept_adapter_gets_gradients(make_spec):
     paths = {"map": "pool1", "vector": "flatten"}
-    student = Student(cut_spec(make_spec, CUT, paths, num_classes=4, widths=[5, 6])).train()
+    student = Student(cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])).train()
     assert student.kept_adapters == {"map": 5 * 5 + 5, "vector": 6 * 6 + 6}
     student(pixels(8)).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in student.stages["map"].adapter.parameters())
@@ -133,31 +133,33 @@ def test_an_image_that_is_too_small_is_refused_when_the_student_is_built(make_sp
     four_poolings = {"widths": [4] * 5}
     spec = make_spec("plain", {}, **four_poolings)
     if cut:
-        spec = cut_spec(make_spec, CUT, {"first": "norm1"}, num_classes=4, **four_poolings)
-    with pytest.raises(InputError, match=rf"student '{spec.network}': an image of 8 pixels fails: .*small"):
+        spec = cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=4, **four_poolings)
+    with pytest.raises(
+        InputError, match=rf"student\.network '{spec.network}': it fails on an image of 8 x 8 pixels: .*small"
+    ):
         Student(spec)
     assert Student(replace(spec, image_size=16))(pixels(16)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("given", [3, 5])
-def test_another_number_of_scores_than_classes_is_refused(make_spec, given):
-    spec = cut_spec(make_spec, CUT, {"first": "norm1"}, num_classes=given, widths=[4])
+def test_a_wrong_number_of_scores_is_refused(make_spec, given):
+    spec = cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=given, widths=[4])
     with pytest.raises(
-        InputError, match=rf"student\.network '{CUT}': gives \({given},\) scores for 4 classes"
+        InputError, match=rf"student\.network '{NETWORK}': gives scores of shape \({given},\) for 4 classes"
     ):
         Student(spec)
 
 
-def test_overlapping_classes_are_scored_once(make_spec):
+def test_a_shared_class_has_one_score(make_spec):
     label_sets = {"low": ("cat", "dog", "cow"), "high": ("dog", "owl")}
     spec = replace(make_spec("plain", {}, widths=[4]), label_sets=label_sets, rule="max")
     assert spec.classes == ("cat", "dog", "cow", "owl")
     assert Student(spec)(pixels(8)).shape == (3, 4)
 
 
-def test_a_saved_student_that_was_cut_comes_back_the_same(make_spec, randomised, tmp_path):
+def test_a_cut_student_is_loaded_as_it_was_saved(make_spec, randomised, tmp_path):
     paths = {"b": "norm1", "a": "pool1", "c": "flatten"}  # in the order of the network, not of names
-    spec = cut_spec(make_spec, CUT, paths, num_classes=4, widths=[5, 6])
+    spec = cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])
     student = randomised(Student(replace(spec, widths={"b": 5, "a": 5, "c": 6}, rule="concatenate")))
     for parameter in student.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -171,7 +173,7 @@ def test_a_saved_student_that_was_cut_comes_back_the_same(make_spec, randomised,
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_saved_student_comes_back_the_same(student, tmp_path):
+def test_a_familys_student_is_loaded_as_it_was_saved(student, tmp_path):
     save_student(student, tmp_path)
     loaded = load_student(tmp_path)
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
@@ -180,7 +182,7 @@ def test_a_saved_student_comes_back_the_same(student, tmp_path):
     assert not any(module.training for module in loaded.modules())
 
 
-def test_the_folder_names_the_classes_for_other_readers(student, tmp_path):
+def test_the_folder_has_two_files_and_names_the_classes(student, tmp_path):
     save_student(student, tmp_path)
     content = json.loads((tmp_path / "student.json").read_text())
     assert content["classes"] == list(student.spec.classes)

@@ -1,4 +1,4 @@
-"""The plan: what will be built, and every reason why it cannot be."""
+"""The plan of a run: what it builds, and an error for every reason why it cannot."""
 
 import json
 from typing import Any
@@ -73,13 +73,13 @@ def test_the_planned_student_gets_the_first_teachers_preprocessing(load_config):
         (["taps={conv2: norm2, conv1: conv1}"], {"conv1": 4, "conv2": 6}),
     ],
 )
-def test_widths_and_taps_as_given_in_the_order_of_the_layers(load_config, overrides, widths):
+def test_given_widths_and_taps_are_used_in_the_order_of_the_layers(load_config, overrides, widths):
     plan = plan_of(load_config(*overrides))
     assert list(plan.spec.widths.items()) == list(widths.items())
     assert list(plan.shapes) == list(widths)
 
 
-def test_codes_are_as_wide_as_the_named_teachers_features(load_config, config_tree):
+def test_codes_can_be_as_wide_as_a_teachers_features(load_config, config_tree):
     config_tree["teachers"][1] |= {"checkpoint": None, "arguments": {"widths": [3, 5]}}
     config = load_config("codes.widths.like=high")
     network = build_network("plain", {"widths": [3, 5]}, 5).eval()
@@ -89,7 +89,7 @@ def test_codes_are_as_wide_as_the_named_teachers_features(load_config, config_tr
     assert plan.shapes == {"conv1": (7, 8, 8), "conv2": (11, 4, 4)}
 
 
-def test_sizes_on_disk_are_those_of_half_precision(load_config):
+def test_sizes_on_disk_are_those_of_float16(load_config):
     plan = plan_of(load_config())
     assert plan.feature_bytes == 2 * (8 * 8 * 8 + 12 * 4 * 4)
     assert plan.image_bytes == 3 * 8 * 8 + 2 * 10
@@ -120,7 +120,7 @@ MISTAKES = {
     ),
     "conditional without a shared class": (
         ["scores.rule=conditional"],
-        ["scores.rule is 'conditional'", "(low) with (high)", "mean, max, or concatenate"],
+        ["scores.rule is 'conditional'", "(low) with (high)", "choose mean or max, or concatenate"],
     ),
     "arguments of another family": (
         ["student.network=alexnet", "student.arguments.widths=[1]", "taps={conv1: norm1}"],
@@ -130,19 +130,19 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_plan_that_cannot_work_is_refused(load_config, overrides, said):
+@pytest.mark.parametrize(("overrides", "parts"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_config_that_cannot_work_is_refused(load_config, overrides, parts):
     config = load_config(*overrides)
     with pytest.raises(InputError) as caught:
         plan_of(config)
-    for part in said:
+    for part in parts:
         assert part in str(caught.value)
 
 
 OVERLAP = "teachers.1.classes.0=digit_3"
 
 
-def test_label_sets_that_overlap_become_one_by_the_mean(load_config):
+def test_overlapping_label_sets_are_combined_by_the_mean(load_config):
     plan = plan_of(load_config(OVERLAP))
     assert plan.label_sets.rule == plan.spec.rule == "mean"
     assert plan.label_sets.overlap == {"digit_3": ("low", "high")}
@@ -155,7 +155,7 @@ def test_both_teachers_scores_of_a_shared_class_are_kept_on_disk(load_config):
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "conditional"])
-def test_the_rule_is_the_one_that_is_given(load_config, rule):
+def test_the_rule_of_the_config_is_used(load_config, rule):
     plan = plan_of(load_config(OVERLAP, f"scores.rule={rule}"))
     assert plan.label_sets.rule == plan.spec.rule == rule
 
@@ -169,7 +169,7 @@ def test_overlapping_label_sets_cannot_be_concatenated(load_config):
     with pytest.raises(InputError, match="concatenate") as caught:
         plan_of(load_config(OVERLAP, "scores.rule=concatenate"))
     assert "'digit_3' (low, high)" in str(caught.value)
-    assert "accepted: mean, max" in str(caught.value)
+    assert "choose mean or max" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_overlapping_label_sets_cannot_be_concatenated(load_config):
     ],
     ids=["between taps", "of a teacher", "of the first teacher", "of a tap", "of the student"],
 )
-def test_features_of_any_size_are_brought_to_the_students(load_config, overrides, shapes):
+def test_features_of_any_size_are_resized_to_the_students(load_config, overrides, shapes):
     plan = plan_of(load_config(*overrides))
     assert plan.shapes == shapes
     assert plan.spaces == {tap: shape[1:] for tap, shape in shapes.items()}
@@ -195,7 +195,7 @@ def test_features_of_any_size_are_brought_to_the_students(load_config, overrides
 
 
 @pytest.mark.parametrize("num_teachers", [3, 5])
-def test_many_teachers_of_unequal_widths_and_numbers_of_classes(num_teachers):
+def test_many_teachers_can_differ_in_widths_and_numbers_of_classes(num_teachers):
     teachers = dict(list(FIVE.items())[:num_teachers])
     plan = draft(teachers)
     widths = [arguments["widths"] for _, arguments, _ in teachers.values()]
@@ -210,7 +210,7 @@ def test_many_teachers_of_unequal_widths_and_numbers_of_classes(num_teachers):
     assert Student(plan.spec)(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, num_classes)
 
 
-def test_code_shapes_are_what_json_keeps():
+def test_code_shapes_are_unchanged_by_json():
     shapes = draft(FIVE, codes={"widths": {"conv2": 9}}).code_shapes()
     assert shapes == {
         "conv1": {"channels": [3, 4, 5, 6, 7], "paths": ["norm1"] * 5, "space": [16, 16], "width": 3},
@@ -220,19 +220,19 @@ def test_code_shapes_are_what_json_keeps():
 
 
 @pytest.mark.parametrize(
-    ("method", "most", "said"),
+    ("method", "max_width", "teachers"),
     [
         ("direct", 3 + 4 + 5 + 6 + 7, "all teachers"),
         ("common_features", 3 + 4 + 5 + 6 + 7, "all teachers"),
         ("incremental", 3 + 4, "the first two teachers"),
     ],
 )
-def test_a_code_is_no_wider_than_what_its_first_auto_encoder_joins(method, most, said):
-    plan = draft(FIVE, codes={"method": method, "widths": {"conv1": most}})
-    assert plan.spec.widths == {"conv1": most, "conv2": 5}
+def test_a_code_cannot_be_wider_than_what_its_first_auto_encoder_joins(method, max_width, teachers):
+    plan = draft(FIVE, codes={"method": method, "widths": {"conv1": max_width}})
+    assert plan.spec.widths == {"conv1": max_width, "conv2": 5}
     with pytest.raises(InputError) as caught:
-        draft(FIVE, codes={"method": method, "widths": {"conv1": most + 1}})
-    for part in (f"codes.widths.conv1: {most + 1} must lie in 1 ... {most}", said):
+        draft(FIVE, codes={"method": method, "widths": {"conv1": max_width + 1}})
+    for part in (f"codes.widths.conv1: {max_width + 1} must lie in 1 ... {max_width}", teachers):
         assert part in str(caught.value)
 
 
@@ -255,11 +255,11 @@ def test_a_familys_student_keeps_no_adapter(load_config):
 
 
 @pytest.mark.parametrize("widths", [{"early": 64}, {"like": "dogs"}])
-def test_the_networks_own_widths_may_be_given(widths):
+def test_the_fixed_widths_of_a_network_can_be_given(widths):
     assert draft(RESNETS, taps={"early": "layer1"}, codes={"widths": widths}).spec.widths == {"early": 64}
 
 
-def test_the_taps_of_a_student_that_is_no_teachers_twin_are_its_own():
+def test_a_student_with_another_network_than_the_teachers_has_its_own_paths():
     taps = {"early": {"photos": "norm1", "signs": "layer1", "student": "norm2"}}
     plan = draft(MIXED, taps=taps, student={"network": "plain", "arguments": {"widths": [5, 7, 9]}})
     assert plan.paths == {"photos": {"early": "norm1"}, "signs": {"early": "layer1"}}
@@ -269,7 +269,7 @@ def test_the_taps_of_a_student_that_is_no_teachers_twin_are_its_own():
 
 
 @pytest.mark.parametrize("places", [("conv1", "conv2"), ("norm1", "norm2")], ids=["layers", "module paths"])
-def test_plain_and_residual_teachers_are_paired_by_role(places):
+def test_taps_of_plain_and_residual_teachers_are_paired_by_name(places):
     taps = {
         "late": {"photos": "norm2", "signs": "layer3", "student": places[1]},
         "early": {"photos": "norm1", "signs": "layer1", "student": places[0]},
@@ -282,7 +282,7 @@ def test_plain_and_residual_teachers_are_paired_by_role(places):
     assert plan.kept_adapters == {}
 
 
-def test_without_a_path_of_its_own_the_student_is_cut_as_the_teacher_of_its_network():
+def test_the_students_path_defaults_to_that_of_a_teacher_with_the_same_network():
     taps = {"early": {"photos": "norm1", "signs": "layer1"}}
     by_default = draft(MIXED, taps=taps)
     assert (by_default.spec.network, by_default.spec.paths) == ("plain", {"early": "conv1"})
@@ -291,7 +291,7 @@ def test_without_a_path_of_its_own_the_student_is_cut_as_the_teacher_of_its_netw
     assert residual.shapes == {"early": (4 + 64, 4, 4)}
 
 
-def test_a_map_may_stand_where_the_student_has_a_vector():
+def test_a_map_can_be_paired_with_a_vector_of_the_student():
     taps = {"last": {"cats": "layer4", "dogs": "avgpool", "student": "avgpool"}}
     plan = draft(RESNETS, taps=taps)
     assert plan.shapes == {"last": (1024, 1, 1)}
@@ -305,7 +305,7 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
         {"taps": {"early": "layer1.0.bn1"}},
         ["taps.early: ", "'layer1.0.bn1'", "nearest", "maxpool", "layer1.0,"],
     ),
-    "the scores": (RESNETS, {"taps": {"last": "fc"}}, ["taps.last: ", "'fc' gives the scores", "avgpool"]),
+    "the scores": (RESNETS, {"taps": {"last": "fc"}}, ["taps.last: ", "'fc' returns the scores", "avgpool"]),
     "no such module": (RESNETS, {"taps": {"early": "layer9"}}, ["taps.early: ", "'layer9'", "near: "]),
     "a width that is not the network's": (
         RESNETS,
@@ -324,7 +324,7 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
     "a width of no tap": (
         RESNETS,
         {"taps": {"early": "layer1"}, "codes": {"widths": {"late": 64}}},
-        ["codes.widths: ['late'] are no taps", "['early']"],
+        ["codes.widths: ['late'] are not taps", "['early']"],
     ),
     "no path of the student": (
         MIXED,
@@ -349,12 +349,12 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
 
 
 @pytest.mark.parametrize(
-    ("networks", "sections", "said"), NETWORK_MISTAKES.values(), ids=NETWORK_MISTAKES.keys()
+    ("networks", "sections", "parts"), NETWORK_MISTAKES.values(), ids=NETWORK_MISTAKES.keys()
 )
-def test_networks_that_cannot_be_paired_are_refused(networks, sections, said):
+def test_networks_whose_taps_cannot_be_paired_are_refused(networks, sections, parts):
     with pytest.raises(InputError) as caught:
         draft(networks, **sections)
-    for part in said:
+    for part in parts:
         assert part in str(caught.value)
 
 
@@ -366,7 +366,7 @@ def test_a_wrong_number_of_scores_is_refused(load_config):
         make_plan(config, teachers)
 
 
-def test_a_module_that_never_runs_is_no_tap(load_config):
+def test_a_tap_at_a_module_that_never_runs_is_refused(load_config):
     config = load_config("taps={conv1: {low: norm1, high: idle}}")
     teachers = [load_teacher(teacher) for teacher in config.teachers]
     teachers[1].network.register_module("idle", torch.nn.ModuleList([torch.nn.Identity()]))

@@ -1,4 +1,4 @@
-"""Batch norms get the statistics that their input has, and keep what they compute."""
+"""Batch norms get the statistics of their input, and still compute the same in eval mode."""
 
 import copy
 
@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ka_ray.student.fold import recalibrate_batch_norms, recentre
+from ka_ray.student.batch_norms import recalibrate_batch_norms, replace_running_stats
 
 
-def norms() -> list[tuple[nn.Module, tuple[int, ...]]]:
+def norm_cases() -> list[tuple[nn.Module, tuple[int, ...]]]:
     return [(nn.BatchNorm1d(5, eps=1e-2), (64, 5)), (nn.BatchNorm2d(5), (16, 5, 3, 4))]
 
 
-@pytest.mark.parametrize(("norm", "shape"), norms())
+@pytest.mark.parametrize(("norm", "shape"), norm_cases())
 @torch.no_grad()
-def test_a_recentred_norm_computes_the_same(randomised, norm, shape):
+def test_a_norm_with_replaced_statistics_computes_the_same(randomised, norm, shape):
     norm, codes = randomised(norm).double(), torch.randn(shape, dtype=torch.float64)
     expected, mean, variance = norm(codes), torch.randn(5), torch.rand(5)
-    recentre(norm, mean, variance)
+    replace_running_stats(norm, mean, variance)
     torch.testing.assert_close(norm(codes), expected)
     torch.testing.assert_close((norm.running_mean, norm.running_var), (mean.double(), variance.double()))
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
-def test_a_norm_that_cannot_make_up_for_it_is_not_recentred(options):
+def test_a_norm_that_cannot_compensate_is_refused(options):
     with pytest.raises(ValueError, match="only a batch norm with"):
-        recentre(nn.BatchNorm2d(3, **options), torch.zeros(3), torch.ones(3))
+        replace_running_stats(nn.BatchNorm2d(3, **options), torch.zeros(3), torch.ones(3))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def data(count: int = 48) -> Tensor:
 
 
 @torch.no_grad()
-def test_settled_norms_have_the_statistics_of_their_input(network):
+def test_recalibrated_norms_have_the_statistics_of_their_input(network):
     images = data()
     expected, inner = network(images), network[1](network[0](images))
     recalibrate_batch_norms(network, images.split([20, 20, 8]))
@@ -54,7 +54,7 @@ def test_settled_norms_have_the_statistics_of_their_input(network):
 
 
 @torch.no_grad()
-def test_settled_norms_compute_in_training_mode_what_they_compute_in_eval_mode(network):
+def test_recalibrated_norms_compute_the_same_in_training_and_eval_mode(network):
     images = data()
     expected = network(images)
     assert (copy.deepcopy(network).train()(images) - expected).abs().max() > 1
@@ -63,9 +63,9 @@ def test_settled_norms_compute_in_training_mode_what_they_compute_in_eval_mode(n
 
 
 @torch.no_grad()
-def test_ranks_that_add_their_sums_up_agree_with_one_that_sees_all(network):
+def test_ranks_that_add_their_sums_agree_with_one_that_gets_all_images(network):
     images, sums = data(), list[Tensor]()
-    alone, first, second = (copy.deepcopy(network) for _ in range(3))
+    single, first, second = (copy.deepcopy(network) for _ in range(3))
 
     def keep(own: Tensor) -> Tensor:
         sums.append(own.clone())
@@ -75,19 +75,19 @@ def test_ranks_that_add_their_sums_up_agree_with_one_that_sees_all(network):
         recalibrate_batch_norms(copy.deepcopy(one), [part], keep)
     recalibrate_batch_norms(first, [images[:30]], lambda own: own + sums[1])
     recalibrate_batch_norms(second, [], lambda own: own + sums[0] + sums[1])
-    recalibrate_batch_norms(alone, [images])
+    recalibrate_batch_norms(single, [images])
     for one in (first, second):
-        torch.testing.assert_close(one.state_dict(), alone.state_dict())
+        torch.testing.assert_close(one.state_dict(), single.state_dict())
 
 
-def test_settling_without_data_or_norms_changes_nothing(network):
+def test_recalibrating_without_data_or_norms_changes_nothing(network):
     before = copy.deepcopy(network.state_dict())
     recalibrate_batch_norms(network, [])
     recalibrate_batch_norms(nn.Linear(2, 2), [torch.zeros(1, 2)])
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_settling_restores_modes_and_hooks_after_an_error(network):
+def test_recalibrating_restores_modes_and_hooks_after_an_error(network):
     network.train()
     network[2].eval()
     with pytest.raises(RuntimeError):
