@@ -84,7 +84,7 @@ def test_an_unknown_path_names_near_ones(path):
     for i in (1, 2):
         features.add_module(f"norm{i}", nn.BatchNorm2d(2))
     network = nn.ModuleDict({"features": features})
-    with pytest.raises(InputError, match=r"taps\.conv3: .*near: .*features\.norm1") as caught:
+    with pytest.raises(InputError, match=r"taps\.conv3: .*Similar paths: .*features\.norm1") as caught:
         find_module(network, "conv3", path)
     assert repr(path) in str(caught.value)
 
