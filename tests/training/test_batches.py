@@ -164,7 +164,7 @@ def test_uneven_shares_make_up_the_batch_and_their_weighted_means_are_its_mean(
     means = []
     for place, part in enumerate(parts):
         as_rank(monkeypatch, place, world_size)
-        means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).weight)
+        means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).loss_weight)
     torch.testing.assert_close(torch.stack(means).mean(), alone[0]["tap"].mean())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ka_ray.errors import InputError
 from ka_ray.training import Batches, FitSettings, fit
-from ka_ray.training.fit import Progress, rate_factor
+from ka_ray.training.fit import Progress, learning_rate_factor
 
 BATCH, STEPS = 4, 3
 FIT_MODULE = importlib.import_module("ka_ray.training.fit")  # the package shows the function by this name
@@ -121,7 +121,7 @@ def test_a_budget_of_images_ends_it_with_the_schedule_at_its_last_step(batches, 
 
 
 def test_within_a_partial_epoch_its_end_alone_counts_as_one(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run(batches, images=20)
     assert [(r.epoch, r.step) for r in reports] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert [r for r in reports if r.epoch_ended] == history
@@ -149,7 +149,7 @@ def test_every_epoch_leaves_one_record(batches):
 
 
 def test_progress_is_told_between_when_time_has_passed(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run(batches, epochs=2)
     assert [(r.epoch, r.step) for r in reports] == [(e, s) for e in (1, 2) for s in (1, 2, 3)]
     assert [r for r in reports if r.epoch_ended] == history
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage(batches):
 
 @pytest.mark.parametrize("total_steps", [1, 2, 10, 1000])
 def test_the_rate_rises_to_its_peak_and_falls(total_steps):
-    factors = [rate_factor(step, total_steps) for step in range(total_steps)]
+    factors = [learning_rate_factor(step, total_steps) for step in range(total_steps)]
     peak = int(np.argmax(factors))
     assert max(factors) == 1
     assert min(factors) > 0
@@ -211,5 +211,7 @@ def test_a_damaged_checkpoint_is_named(batches, tmp_path):
     run(batches, epochs=2, checkpoint=checkpoint)
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"fit.epoch cannot be used .* delete it, and the stage begins anew"):
+    with pytest.raises(
+        InputError, match=r"fit.epoch cannot be used .* Delete it, and the stage starts from its first epoch"
+    ):
         run(batches, epochs=2, checkpoint=checkpoint)
