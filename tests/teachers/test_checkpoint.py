@@ -164,7 +164,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, state, suffix, share):
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(InputError, match=r"weights\.pt must hold a state dict"):
+    with pytest.raises(InputError, match=r"weights\.pt must contain a state dict"):
         read_state_dict(path)
 
 

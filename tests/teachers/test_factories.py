@@ -31,7 +31,7 @@ def test_what_is_no_place_of_networks_is_refused_before_it_is_imported(monkeypat
         pytest.fail(f"{module} was imported")
 
     monkeypatch.setattr("ka_ray.teachers.factories.importlib.import_module", imported)
-    with pytest.raises(InputError, match="is no place of networks"):
+    with pytest.raises(InputError, match="is not an allowed source of networks"):
         find_factory(name)
 
 
@@ -48,7 +48,7 @@ def test_networks_of_others_and_of_ones_own_are_found(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_networks", module)
     assert find_factory("my_networks:small") is small
     assert find_factory("my_networks:smaller").func is small
-    with pytest.raises(InputError, match="'builtins' is no place of networks"):
+    with pytest.raises(InputError, match="'builtins' is not an allowed source of networks"):
         find_factory("my_networks:system")
     with pytest.raises(InputError, match="has no function 'large'"):
         find_factory("my_networks:large")

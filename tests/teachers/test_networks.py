@@ -60,17 +60,21 @@ def test_a_factory_gets_its_own_arguments_alone():
 @pytest.mark.parametrize(
     ("network", "arguments", "said"),
     [
-        ("vgg11bn", {}, r"'vgg11bn' is unknown; near: .*vgg11_bn.*Accepted: plain, a torchvision"),
-        ("zzzzzz", {}, r"'zzzzzz' is unknown; near: nothing"),
+        (
+            "vgg11bn",
+            {},
+            r"'vgg11bn' is unknown. Similar names: .*vgg11_bn.*Accepted are plain, any torchvision",
+        ),
+        ("zzzzzz", {}, r"'zzzzzz' is unknown. Similar names: none"),
         ("fcn_resnet50", {}, "unknown"),
-        ("plain", {"depth": 3}, r"'plain' with arguments .*depth"),
-        ("plain", {"widths": [-1]}, r"'plain' with arguments"),
-        ("alexnet", {"dropout": 7}, r"'alexnet' with arguments .*dropout"),
+        ("plain", {"depth": 3}, r"'plain' cannot be built with arguments .*depth"),
+        ("plain", {"widths": [-1]}, r"'plain' cannot be built with arguments"),
+        ("alexnet", {"dropout": 7}, r"'alexnet' cannot be built with arguments .*dropout"),
         ("no_such_package:net", {}, "cannot import 'no_such_package'"),
         (":net", {}, "':net'"),
         (f"{__name__}:no_such_net", {}, "no function 'no_such_net'"),
         (f"{__name__}:nn", {}, "no function 'nn'"),
-        (f"{__name__}:no_net", {}, "must give a torch.nn.Module, it gave str"),
+        (f"{__name__}:no_net", {}, "must return a torch.nn.Module, but it returned str"),
         (f"{__name__}:tiny_net", {"width": 3}, "width"),
     ],
 )
