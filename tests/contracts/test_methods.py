@@ -50,7 +50,7 @@ def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
             optimizer.zero_grad()
             learner({"tap": positions[rows]})["tap"].backward()
             optimizer.step()
-        learner.finish()
+        learner.write_back_links()
     return amalgamations["tap"]
 
 

@@ -21,7 +21,7 @@ from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.training import Batches
-from ka_ray.training.fit import rate_factor
+from ka_ray.training.fit import learning_rate_factor
 
 NUM_IMAGES, BATCH, RATE = 100, 16, 1e-2
 STEPS = NUM_IMAGES // BATCH
@@ -66,7 +66,7 @@ def by_hand(
     optimizer = torch.optim.AdamW(student.parameters(), RATE, weight_decay=0)
     everything = (batch for epoch in (1, 2) for batch in batches.epoch(epoch))
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * rate_factor(step, steps)
+        optimizer.param_groups[0]["lr"] = RATE * learning_rate_factor(step, steps)
         optimizer.zero_grad()
         loss(student, next(everything)).backward()
         optimizer.step()

@@ -73,7 +73,7 @@ def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
     for link in range(len(amalgamations["map"].links)):
         learner = CodesLearner(method, moments, amalgamations, CHANNELS, link)
         fit(learner, batches, settings, lambda progress: None)
-        learner.finish()
+        learner.write_back_links()
     return amalgamations, moments
 
 
@@ -125,7 +125,7 @@ def test_finishing_writes_its_own_link_alone(store):
     learner = first_learner(store, "incremental")
     chain = learner.amalgamations["map"]
     before = {name: weights.clone() for name, weights in chain.state_dict().items()}
-    learner.finish()
+    learner.write_back_links()
     changed = {name for name, weights in chain.state_dict().items() if not torch.equal(weights, before[name])}
     assert changed == {name for name in before if name.startswith("links.0.")}
     collapsed = learner.learners["map"].to_autoencoder().state_dict()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.config import Augmentation, JointConfig, ScoresConfig
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
-from ka_ray.stages.joint import JointLearner, needs_teachers
+from ka_ray.stages.joint import JointLearner, needs_teacher_scores
 from ka_ray.student import Student
 from ka_ray.teachers import Teacher, load_teacher
 
@@ -195,7 +195,7 @@ def test_mirrored_images_keep_the_scores_that_are_averaged_over_both_sides(stude
 )
 def test_teachers_are_needed_where_a_view_has_other_scores(augment, views, needed):
     config = JointConfig(augment=Augmentation(**augment))
-    assert needs_teachers(config, ScoresConfig(views=views)) is needed
+    assert needs_teacher_scores(config, ScoresConfig(views=views)) is needed
 
 
 def test_the_student_alone_is_learned(student, teachers):

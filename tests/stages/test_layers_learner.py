@@ -242,10 +242,10 @@ def test_where_label_sets_overlap_the_scores_are_learned_by_the_rule(make_learne
     own = batch["scores"]
     both = torch.maximum(own[:, 2], own[:, 4]) if rule == "max" else (own[:, 2] + own[:, 4]) / 2
     target = torch.stack([own[:, 0], own[:, 1], both, own[:, 3]], dim=1)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
     error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
-    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
+    assert relative_error(learner.error_sums(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
 
 
 def test_centred_scores_are_what_the_last_layer_learns(make_learner):
@@ -253,14 +253,14 @@ def test_centred_scores_are_what_the_last_layer_learns(make_learner):
     batch = make_batch(learner, 6)
     low, high = (part - part.mean(1, keepdim=True) for part in batch["scores"].split([3, 2], dim=1))
     target = torch.cat([low[:, :2], torch.maximum(low[:, 2:], high[:, 1:]), high[:, :1]], dim=1)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
 
 
 def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="conditional")
     batch = make_batch(learner, 6)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     expected = 0.0
     for own, columns in ((batch["scores"][:, :3], [0, 1, 2]), (batch["scores"][:, 3:], [3, 2])):
         p, q = own.softmax(1), estimate[:, columns].softmax(1)
@@ -271,12 +271,12 @@ def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_lear
 def test_the_error_of_conditional_ignores_a_constant_added_to_all_scores(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="conditional").eval()
     batch = make_batch(learner, 6)
-    before = relative_error(learner.squared_errors(batch)["scores"])
+    before = relative_error(learner.error_sums(batch)["scores"])
     with torch.no_grad():
         learner.student.stages["scores"][-1].bias.add_(5)
-    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(before, rel=1e-4)
+    assert relative_error(learner.error_sums(batch)["scores"]) == pytest.approx(before, rel=1e-4)
     target = LabelSets(OVERLAPPING, "conditional").amalgamate(batch["scores"])
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     estimate, target = (t - t.mean(1, keepdim=True) for t in (estimate.detach(), target))
     error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
     assert before == pytest.approx(error.item(), rel=1e-4)
@@ -295,11 +295,13 @@ def test_the_relative_error_is_that_over_all_batches(make_learner, name):
     batches = [make_batch(learner, count) for count in (4, 3, 5)]
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        for tap, part in learner.squared_errors(batch).items():
+        for tap, part in learner.error_sums(batch).items():
             sums[tap] = sums.get(tap, 0) + part
     for tap, total in sums.items():
-        pairs = [learner.pairs(batch)[tap] for batch in batches]
-        estimate, target = (torch.cat(part).detach().double().numpy() for part in zip(*pairs, strict=True))
+        estimates_and_targets = [learner.estimates_and_targets(batch)[tap] for batch in batches]
+        estimate, target = (
+            torch.cat(part).detach().double().numpy() for part in zip(*estimates_and_targets, strict=True)
+        )
         axes = (0, *range(2, target.ndim))
         variance = ((target - target.mean(axis=axes, keepdims=True)) ** 2).sum()
         expected = ((estimate - target) ** 2).sum() / variance

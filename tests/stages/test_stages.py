@@ -164,7 +164,7 @@ def test_joint_learning_starts_from_norms_settled_on_the_students_own_features(i
 
 
 def test_norms_settle_on_images_of_all_kinds_though_the_stored_ones_are_sorted(inputs_for, monkeypatch):
-    monkeypatch.setattr(joint, "SETTLING_BATCHES", 2)  # of 8
+    monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8
     rng = np.random.default_rng(0)
     brightness = np.linspace(0, 150, NUM_IMAGES)[:, None, None, None]  # as folders sort by class
     pixels = (brightness + rng.integers(0, 100, (NUM_IMAGES, 3, 8, 8))).astype(np.uint8)
