@@ -42,6 +42,8 @@ class CodesLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.link = link
+        # Frozen, because a link is trained in another parametrisation (see LinkLearner) and written back
+        # later.
         self.amalgamations = amalgamations.requires_grad_(False)
         self.learners = nn.ModuleDict()
         for tap, part in moments.items():
@@ -52,7 +54,11 @@ class CodesLearner(nn.Module):
                 )
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each tap's loss on a batch of sampled positions, tap name -> ``[n, S]``."""
+        """Return the loss of each tap.
+
+        Args:
+            batch: Tap name -> stacked features at sampled positions, ``[n, S]``.
+        """
         return {
             tap: learner(self._amalgamation(tap).link_input(batch[tap], self.link))
             for tap, learner in self.learners.items()
@@ -116,8 +122,7 @@ class TapMomentsMeter:
 
     Args:
         stacked: Tap name -> number of stacked channels, S.
-        positions_per_image: Maximum number of positions of each map that are used, drawn at random. None:
-            all.
+        positions_per_image: Maximum number of positions per map, drawn at random. None: all positions.
         activations: Tap name -> module that is applied to the features first. Other taps' features are used
             as they are. None: no activations.
         device: Device on which the sums are kept.
@@ -157,10 +162,9 @@ def measure_moments(
     """Measure the moments of each tap's stacked features over all stored images and all ranks.
 
     Args:
-        batches: Batches with a column per tap, and at least one draw per image if positions are sampled.
+        batches: Batches with a column per tap; to sample positions, also with ``draws`` (``num_draws`` >= 1).
         stacked: Tap name -> number of stacked channels, S.
-        positions_per_image: Maximum number of positions of each map that are used, drawn at random. None:
-            all.
+        positions_per_image: Maximum number of positions per map, drawn at random. None: all positions.
         activations: Tap name -> module that is applied to the features first. None: no activations.
 
     Returns:
@@ -172,6 +176,7 @@ def measure_moments(
     meter = TapMomentsMeter(stacked, positions_per_image, activations, batches.device)
     for batch in batches.single_pass():
         meter.add(batch)
+    # Checked on the sum of all ranks, because features may be constant on a single one.
     merged = merge_moments_over_ranks(meter.total)
     check_variances(merged)
     return merged

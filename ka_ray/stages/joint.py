@@ -1,6 +1,6 @@
 """The stage `joint`: train the folded student end to end towards the teachers' scores.
 
-Shapes: B images, K classes of all teachers together, K_t classes of teacher t.
+Shapes: B images, K_t classes of teacher t.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +62,7 @@ class JointLearner(nn.Module):
         self._scores_augmented = needs_teacher_scores(config, scores)
         if self._scores_augmented and not teachers:
             raise ValueError(
-                f"joint learning with augment={config.augment!r} needs the teachers, to score augmented "
-                "images"
+                f"joint learning with {config.augment!r} needs the teachers to score the augmented images"
             )
         self.student = student
         self.config, self._scores = config, scores
@@ -86,12 +85,15 @@ class JointLearner(nn.Module):
         if self.config.augment.on:
             images = augment(images, self.config.augment, batch["draws"])
         if self._scores_augmented:
-            own = torch.cat([score_views(t.scores, images, self._scores) for t in self._teachers], dim=1)
+            targets = [score_views(teacher.scores, images, self._scores) for teacher in self._teachers]
+            teacher_scores = torch.cat(targets, dim=1)
         else:
-            own = batch["scores"]
+            teacher_scores = batch["scores"]
+        # The rule `conditional` always compares by KL divergence; without `loss: kl` it is not softened.
         temperature = self.config.temperature if self.config.loss == "kl" else 1.0
         scores = self.student(images)
-        return {"loss": self._label_sets.loss(scores, own, self._divergence, temperature=temperature)}
+        loss = self._label_sets.loss(scores, teacher_scores, self._divergence, temperature=temperature)
+        return {"loss": loss}
 
 
 RECALIBRATION_BATCHES = 20
@@ -133,6 +135,7 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
         A :class:`JointLearner`, or a :class:`ka_ray.stages.teacher.ClassifierLearner` for the baseline from
         labels; and the batches with the columns that it needs.
     """
+    # Joint learning needs no features, so it uses the images without stored features, too.
     config, store = inputs.config.joint, inputs.store(FEATURES, IMAGES)
     draws = NUM_VIEW_DRAWS if config.augment.on else 0
     if inputs.config.baseline == "scratch":

@@ -74,8 +74,7 @@ class LayerSolver:
         solutions: dict[str, LayerSolution] = {}
         history = []
         for number, taps in enumerate(groups, start=1):
-            # Taps whose codes feed the next layer. Behind a solved layer these are the student's own
-            # features.
+            # Taps whose codes are inputs of the next layer, in place of the student's own features.
             feeding = [tap for tap in self.student.stages if from_codes or tap not in self._solvable]
             batches = self._batches(["image", *dict.fromkeys([*taps, *feeding])])
             solutions |= self._solve_layers(taps, batches)
@@ -137,6 +136,8 @@ class LayerSolver:
         return len(self._layer(tap).weight) // count_groups(self._layer(tap))
 
     def _meters(self, tap: str, device: torch.device) -> list[MomentsMeter]:
+        # Inputs and outputs side by side: their joint moments contain the Gram matrix and the right-hand
+        # side.
         size = self._layer(tap).weight[0].numel() + self._num_outputs(tap)
         return [MomentsMeter(size, device) for _ in range(count_groups(self._layer(tap)))]
 
@@ -153,8 +154,7 @@ class LayerSolver:
                 yield tap, capture_layer_input(self._layer(tap), stage, features), self._target(tap, batch)
                 if tap == taps[-1]:
                     return
-            # A stage that cannot be solved still has random weights here, so its code stands in for its
-            # output.
+            # A stage that cannot be solved still has random weights, so the code replaces its output.
             solved = self.config.inputs == "student" and tap in self._solvable
             features = stage(features) if solved else self._target(tap, batch)
 

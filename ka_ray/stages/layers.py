@@ -10,7 +10,7 @@ from torch import nn
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS as NUM_SOLVER_DRAWS
+from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.layer_solver import LayerSolver
@@ -40,9 +40,12 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         learner.exclude_stages(solutions)
     if learner.trained_taps:
         # By SGD: all layers, or those that are not linear in their weights and so could not be solved.
+        # The history goes on counting images behind the solver's passes.
         before = history[-1].images if history else 0
         fitted = fit(learner, batches, inputs.settings("layers"), inputs.report)
         history += [replace(record, images=record.images + before) for record in fitted]
+        # The losses of the last epoch are means over changing weights, so the final errors are measured
+        # again.
         sums: dict[str, torch.Tensor] = {}
         for batch in batches.single_pass():
             for tap, part in learner.error_sums(batch).items():

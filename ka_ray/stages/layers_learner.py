@@ -68,6 +68,7 @@ class LayerwiseLearner(nn.Module):
         for tap, stage in self.student.stages.items():
             stage_input = features
             if tap == SCORES:
+                # Not merged here, because the rule `conditional` compares with each teacher's own scores.
                 target = batch[SCORES]
             else:
                 with torch.no_grad():
@@ -104,8 +105,7 @@ class LayerwiseLearner(nn.Module):
             if tap == SCORES:
                 target = self._label_sets.amalgamate(target)
                 if self._label_sets.rule == "conditional":
-                    # This rule's loss ignores a constant added to all scores of an image, so the error must,
-                    # too.
+                    # This rule's loss ignores a constant added to all scores of an image; so must the error.
                     estimate, target = (t - t.mean(dim=1, keepdim=True) for t in (estimate, target))
             error = (estimate - target).double().square().sum()
             flat = target.double().movedim(1, -1).flatten(0, -2)
@@ -122,6 +122,7 @@ def relative_error(sums: Tensor) -> float:
     """
     error, count = float(sums[0]), float(sums[1])
     first, second = sums[2:].chunk(2)
+    # The variance of the target is a difference of sums, hence float64.
     return error / float((second - first.square() / count).sum().clamp_min(1e-30))
 
 

@@ -81,8 +81,9 @@ def train_teacher(
     assert teacher.training is not None
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
-    on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
-    learner = ClassifierLearner(on_pixels, teacher.training.augment).to(device)
+    # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
+    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
+    learner = ClassifierLearner(network_on_pixels, teacher.training.augment).to(device)
     batches = _labelled_batches(teacher, images, seed, device)
     settings = _fit_settings(teacher, path)
     history = fit(learner, batches, settings, report)
@@ -106,6 +107,7 @@ def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
 
 def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: torch.device) -> Batches:
     assert teacher.training is not None
+    # Images of other classes get no target and are left out, so that several teachers can share one store.
     store, batch_size = Store(images), teacher.training.batch_size
     targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
     return Batches(
@@ -140,7 +142,7 @@ def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArr
     unseen = [name for name, i in index.items() if not (targets == i).any()]
     if unseen:
         raise InputError(
-            f"{whose}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled the "
-            "same"
+            f"{whose}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled "
+            "the same"
         )
     return targets

@@ -76,7 +76,7 @@ def _is_weight(item: tuple[Any, Any]) -> bool:
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers, in whatever order the wrappers were nested."""
     for prefix in PREFIXES:
-        # A prefix on only some keys is no wrapper's but the name of a child module, so it stays.
+        # A wrapper prefixes all keys. A prefix on only some of them is the name of a child module and stays.
         if state and all(key.startswith(prefix) for key in state):
             consume_prefix_in_state_dict_if_present(state, prefix)
             return _without_prefixes(state)
@@ -86,9 +86,9 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's weights as a safetensors file, atomically.
 
-    A tied weight, which several modules share, is written under each of its names. Not used here is
-    ``safetensors.torch.save_model``: it writes only one of the names, so the file would no longer load with
-    ``load_state_dict``; and its counterpart ``load_model`` refuses files that contain all names.
+    A tied weight, which several modules share, is written under each of its names. This function does not use
+    ``safetensors.torch.save_model``, because that writes only one of the names, and the file would not load
+    with ``load_state_dict``. Its counterpart ``load_model`` refuses files that contain all names.
 
     Args:
         network: Network whose parameters and buffers are written.
@@ -97,7 +97,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
     weights, addresses = {}, set[int]()
     for name, tensor in network.state_dict().items():
         weight = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory, so the further names of a tied weight get a copy.
+        # safetensors refuses tensors that share memory, so the other names of a tied weight get copies.
         weights[name] = weight.clone() if weight.data_ptr() in addresses else weight
         addresses.add(weight.data_ptr())
     with atomic_file(path) as part:
@@ -135,7 +135,7 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
     found = [f"{len(keys)} {problem}: {_shorten(keys)}" for problem, keys in problems.items() if keys]
     if found:
         raise InputError(
-            f"checkpoint {path} does not fit the network. Keys {'; '.join(found)}. Check the teacher's "
+            f"checkpoint {path} does not fit the network. Keys: {'; '.join(found)}. Check the teacher's "
             "network, its arguments and the number of its classes"
         )
     # Training that diverged leaves NaN weights; without this check they would surface only much later.

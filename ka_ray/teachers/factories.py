@@ -25,15 +25,15 @@ BUILT_IN_NETWORKS = "ka_ray.teachers.plain"
 """The only module of this package whose functions are allowed."""
 
 ROOT_PACKAGES = ("ka_ray", "torch", "ray", "mlflow")
-"""Packages from which the dependencies are collected. The last three are named so that their dependencies are
-found even where this package is not installed but only on the path, as in an uploaded job."""
+"""Packages whose dependencies are forbidden. The last three are dependencies of the first one. They are named
+for the case that this package is not installed but only on the path, as in an uploaded job."""
 
 
 def find_factory(network: str) -> Callable[..., Any]:
     """Import the function that builds a network.
 
     Args:
-        network: Its name in the config, ``package.module:factory``.
+        network: Name of the network in the config, ``package.module:factory``.
 
     Returns:
         The function.
@@ -42,7 +42,7 @@ def find_factory(network: str) -> Callable[..., Any]:
         InputError: The module cannot be imported, has no such function, or its package is not allowed.
     """
     module_name, _, factory_name = network.partition(":")
-    # Before the import, because importing a module already runs its code.
+    # Checked before the import, because importing a module already runs its code.
     _check_allowed(network, module_name)
     try:
         module = importlib.import_module(module_name)
@@ -51,7 +51,8 @@ def find_factory(network: str) -> Callable[..., Any]:
     factory: Any = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
-    # An allowed module may have imported or wrapped a function of another one: check where it is defined.
+    # A module can contain functions that it imported from another module or wrapped in a partial. So the
+    # module in which the function is defined must be allowed, too.
     function = factory
     while isinstance(function, partial):
         function = function.func
@@ -70,13 +71,13 @@ def _check_allowed(network: str, module: str) -> None:
         )
 
 
-@lru_cache
+@lru_cache  # reading the metadata of all installed distributions takes a while
 def _dependency_packages() -> frozenset[str]:
     """Return the import names of this package and of all its direct and indirect dependencies."""
     distributions, waiting = set[str](), [str(canonicalize_name(name)) for name in ROOT_PACKAGES]
     while waiting:
         name = waiting.pop()
-        if name not in distributions:
+        if name not in distributions:  # dependencies can be circular
             distributions.add(name)
             waiting += _requirements(name)
     # A distribution and what it installs can have different names: pyyaml installs yaml.

@@ -19,8 +19,8 @@ class Preprocess(nn.Module):
 
     Attributes:
         size: Height and width in pixels to resize to; None: keep the size of the images.
-        mean: Mean per color channel in units of the scaled pixels, ``[1, 3, 1, 1]``.
-        std: Standard deviation per color channel in units of the scaled pixels, ``[1, 3, 1, 1]``.
+        mean: Mean per colour channel in units of the scaled pixels, ``[1, 3, 1, 1]``.
+        std: Standard deviation per colour channel in units of the scaled pixels, ``[1, 3, 1, 1]``.
     """
 
     mean: Tensor
@@ -29,7 +29,7 @@ class Preprocess(nn.Module):
     def __init__(self, config: Preprocessing) -> None:
         super().__init__()
         self.size = config.size
-        # Not persistent: the state dict of a network must not depend on how its images are prepared.
+        # Not persistent, so that the state dict of network and preprocessing has only the network's keys.
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 

@@ -39,7 +39,8 @@ class FitSettings:
         stage: Name of the stage, for progress reports and error messages.
         epochs: Number of epochs; ignored if ``images`` is set.
         learning_rate: Peak of the learning rate.
-        weight_decay: Decoupled weight decay of AdamW, per step and in units of the learning rate.
+        weight_decay: Decoupled weight decay of AdamW. Each step shrinks the weights by the factor
+            ``1 - learning rate * weight_decay``.
         beta2: Decay rate of AdamW's running mean of squared gradients, in [0, 1).
         images: Number of images to train on, counting repeats, rounded down to whole batches, but at least
             one batch. None: train for ``epochs``.
@@ -101,11 +102,12 @@ ProgressCallback = Callable[[Progress], None]
 def fit(
     learner: nn.Module, batches: Batches, settings: FitSettings, report: ProgressCallback
 ) -> list[Progress]:
-    """Minimise the sum of a learner's losses, in place. Any number of ranks takes the steps of one process.
+    """Minimise the sum of a learner's losses, in place.
 
     Args:
         learner: Module from a batch to named scalar losses, each a mean over the batch's images.
-        batches: Batches to train on.
+        batches: Batches to train on. With several ranks, each step equals that of one process with the global
+            batch.
         settings: Number of epochs and settings of the optimizer.
         report: Called on rank 0 every two seconds and at the end of each epoch.
 
@@ -134,6 +136,7 @@ def fit(
             step += 1
             meter.add(losses)
         meter.end()
+        # Not after the last epoch, because the caller saves the final weights right away.
         if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
             save_training_state(settings.checkpoint, learner, optimizer, step, meter.history)
     learner.eval()
@@ -223,6 +226,7 @@ class _LossMeter:
     def end(self) -> None:
         sums = sum_over_ranks(torch.stack(list(self._sums.values()))) / world_size()
         progress = self._progress(sums)
+        # Checked only here, because reading the loss in each step would slow down training.
         if not all(math.isfinite(loss) for loss in progress.losses.values()):
             raise FloatingPointError(
                 f"stage {progress.stage}, epoch {progress.epoch}: the loss is not finite "
