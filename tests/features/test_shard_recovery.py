@@ -87,7 +87,7 @@ def test_shards_written_after_the_end_are_ignored(tmp_path):
     write_shard(tmp_path, rows(0, 1))
     recovered = recover_shards(tmp_path)
     mark_folder_finished(tmp_path, {SHARDS_KEY: recovered.shards})
-    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
+    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up for dead
     assert Store(tmp_path).image_ids.tolist() == [0, 1]
 
 

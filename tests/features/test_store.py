@@ -157,7 +157,7 @@ def test_shards_on_s3_are_fetched_once_and_mapped(s3, s3_requests, columns, by_i
     folder = to_path(f"{s3}/run/features")
     create_shard_folder(folder)
     write_shard(folder, columns)
-    create_shard_folder(folder)  # what an attempt left goes
+    create_shard_folder(folder)  # removes what an attempt left
     parts = np.array_split(np.arange(23), 4)
     sizes = [write_shard(folder, {name: column[rows] for name, column in columns.items()}) for rows in parts]
     with pytest.raises(FileNotFoundError):

@@ -164,7 +164,7 @@ def test_joint_learning_starts_with_norms_recalibrated_on_the_students_own_featu
 
 
 def test_norms_are_recalibrated_on_shuffled_images(inputs_for, monkeypatch):
-    monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8
+    monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8 batches per epoch
     rng = np.random.default_rng(0)
     brightness = np.linspace(0, 150, NUM_IMAGES)[:, None, None, None]  # as folders sort by class
     pixels = (brightness + rng.integers(0, 100, (NUM_IMAGES, 3, 8, 8))).astype(np.uint8)

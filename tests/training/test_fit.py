@@ -99,7 +99,7 @@ def test_beta2_is_passed_to_the_optimizer(batches):
 BUDGETS = {
     "a part of the first epoch": (8, [2]),
     "one whole epoch": (12, [3]),
-    "whole batches alone": (23, [3, 2]),
+    "only whole batches": (23, [3, 2]),
     "several epochs and a part": (28, [3, 3, 1]),
     "less than a batch": (3, [1]),
 }
