@@ -24,8 +24,7 @@ WARMUP_FRACTION = 0.1
 """Fraction of all steps during which the learning rate rises to its peak."""
 
 EPOCH_SEED_STRIDE = 1_000_003
-"""Factor between the run's seed and the seeds of its epochs. A large prime, so that (seed, epoch) pairs get
-different seeds."""
+"""Factor between a run's seed and its epochs' seeds, a large prime to give them all different seeds."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,8 @@ class FitSettings:
         beta2: Decay rate of AdamW's running mean of squared gradients, in [0, 1).
         images: Number of images to train on, counting repeats, rounded down to whole batches, but at least
             one batch. None: train for ``epochs``.
-        checkpoint: File that is written after each epoch; all ranks must reach it. If it already exists,
-            training resumes after its last epoch, with the same result as without the interruption. None: no
-            checkpoint.
+        checkpoint: File that is written after each epoch but the last one; all ranks must reach it. If it
+            exists, training resumes from it, with the same result as uninterrupted training. None: no file.
     """
 
     stage: str
@@ -106,8 +104,7 @@ def fit(
 
     Args:
         learner: Module from a batch to named scalar losses, each a mean over the batch's images.
-        batches: Batches to train on. With several ranks, each step equals that of one process with the global
-            batch.
+        batches: Batches to train on. Steps of several ranks equal those of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
         report: Called on rank 0 every two seconds and at the end of each epoch.
 
@@ -124,7 +121,7 @@ def fit(
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start(epoch)
-        # Seeds dropout per epoch, so that an epoch is the same after a resume.
+        # Seeds dropout for this epoch, so that it is the same after a resume.
         torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)
         for batch in islice(batches.epoch(epoch), meter.steps):
             _set_rate(optimizer, settings.learning_rate * learning_rate_factor(step, meter.total_steps))
@@ -136,7 +133,6 @@ def fit(
             step += 1
             meter.add(losses)
         meter.end()
-        # Not after the last epoch, because the caller saves the final weights right away.
         if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
             save_training_state(settings.checkpoint, learner, optimizer, step, meter.history)
     learner.eval()
@@ -190,7 +186,7 @@ def learning_rate_factor(step: int, total_steps: int) -> float:
 
 
 class _LossMeter:
-    """Sums up losses and reports them at intervals.
+    """Sums up losses, reports them at intervals, and checks at the end of an epoch that they are finite.
 
     The sums stay on the device, because reading a loss in each step would wait for the device each time.
     """
@@ -226,7 +222,6 @@ class _LossMeter:
     def end(self) -> None:
         sums = sum_over_ranks(torch.stack(list(self._sums.values()))) / world_size()
         progress = self._progress(sums)
-        # Checked only here, because reading the loss in each step would slow down training.
         if not all(math.isfinite(loss) for loss in progress.losses.values()):
             raise FloatingPointError(
                 f"stage {progress.stage}, epoch {progress.epoch}: the loss is not finite "
