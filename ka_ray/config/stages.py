@@ -33,6 +33,13 @@ class TrainingConfig(Section):
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
     learning_rate: float = Field(1e-3, gt=0, description="The peak of the one-cycle schedule.")
+    beta2: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="Decay rate of Adam's running mean of squared gradients. A lower value forgets the large "
+        "gradients of the first steps sooner.",
+    )
 
 
 class LikeTeacher(Section):
@@ -158,6 +165,7 @@ class JointConfig(TrainingConfig):
     """Joint learning: the folded student end to end towards the amalgamated scores."""
 
     epochs: int = Field(10, ge=0, description="0: the student stays as its layers made it.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="As in `codes` and `layers`.")
     loss: Literal["mse", "kl"] = Field(
         "mse", description="Of the scores; `scores.rule: conditional` always compares by kl."
     )

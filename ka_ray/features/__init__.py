@@ -1,1 +1,1 @@
-"""Reading features inside networks, stacking them, and keeping them on disk."""
+"""Read features inside networks, stack them over teachers, and store them on disk."""

@@ -1,9 +1,10 @@
-"""Bring features of one tap to the student's height and width.
+"""Resize the features of one tap to the student's height and width.
 
-Teachers of other architectures or input sizes have larger or smaller maps at the same role. Only the size
-changes, never the channels, so the maps of all teachers can be stacked position by position.
+At the same tap, teachers with another architecture or input size have larger or smaller feature maps. Only
+height and width change here, never the channels. Afterwards the maps of all teachers can be stacked position
+by position.
 
-Shapes: B images, C channels, *space height and width (none for a vector).
+Shapes: B images, C channels, ``*space`` height and width in positions (empty for a vector).
 """
 
 from collections.abc import Sequence
@@ -15,19 +16,19 @@ from ka_ray.errors import InputError
 
 
 def resize_features(features: Tensor, space: Sequence[int]) -> Tensor:
-    """Bring features to a height and width.
+    """Resize features to a height and width.
 
-    A larger map is averaged over equal windows (adaptive average pooling): every value of it counts, and what
-    is finer than the student's grid is taken out instead of aliased. A smaller map is interpolated
-    bilinearly: nothing is invented between its values. A map becomes a vector by its average over all
-    positions, and a vector a map of one position.
+    A larger map is averaged over equal windows (adaptive average pooling). So each of its values counts, and
+    detail finer than the student's grid is averaged out instead of aliased. A smaller map is interpolated
+    bilinearly. To turn a map into a vector, it is averaged over all positions. A vector becomes a map by
+    repeating its one position.
 
     Args:
-        features: `[B, C, *space]`.
-        space: The wanted height and width; empty for a vector.
+        features: Feature maps or vectors, ``[B, C, *space]``.
+        space: Wanted height and width in positions; empty for a vector.
 
     Returns:
-        `[B, C, *space]`; the same tensor where nothing is to be done.
+        Features of the wanted size, ``[B, C, *space]``. If they already have it, the same tensor.
 
     Example:
         >>> import torch
@@ -41,6 +42,7 @@ def resize_features(features: Tensor, space: Sequence[int]) -> Tensor:
     if features.dim() == 2:
         features = features[:, :, None, None]
     (height, width), (rows, columns) = features.shape[2:], space
+    # Height and width are treated separately: one may shrink (pooling) while the other grows (interpolation).
     pooled = min(height, rows), min(width, columns)
     if (height, width) != pooled:
         features = functional.adaptive_avg_pool2d(features, pooled)
@@ -50,19 +52,21 @@ def resize_features(features: Tensor, space: Sequence[int]) -> Tensor:
 
 
 def check_resizable(tap: str, teacher: str, shape: Sequence[int], space: Sequence[int]) -> None:
-    """Refuse what no resizing can bring to the student's size.
+    """Check that a teacher's features can be resized to the student's height and width.
 
     Args:
-        tap: For the message.
-        teacher: For the message.
-        shape: The teacher's features of one image, ``(C, *space)``.
-        space: The student's.
+        tap: Name of the tap, for the error message.
+        teacher: Name of the teacher, for the error message.
+        shape: Shape of the teacher's features for one image, ``(C, *space)``.
+        space: The student's height and width at the tap in positions; empty for a vector.
 
     Raises:
-        InputError: The teacher gives a vector where the student has a map.
+        InputError: The teacher has a vector where the student has a map of several positions.
     """
+    # A 1x1 map has no spatial structure that could be missing, so a vector may be used for it.
     if len(shape) == 1 and any(size > 1 for size in space):
         raise InputError(
-            f"taps.{tap}: teacher {teacher} gives a vector, the student a map of {tuple(space)} there; "
-            "pair vectors with vectors (a map may stand for a vector: it is averaged)"
+            f"taps.{tap}: teacher {teacher} has a vector there, but the student has a map of {tuple(space)} "
+            "positions. Choose a module of the teacher that outputs a map, or a module of the student that "
+            "outputs a vector (a teacher's map for a student's vector works: the map is averaged)"
         )

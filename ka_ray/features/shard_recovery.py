@@ -1,4 +1,4 @@
-"""What an unfinished pass left in a folder of shards, so that the next one does the rest alone."""
+"""Recover the shards that an interrupted pass left, so that the next pass writes only the missing rows."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RecoveredShards:
-    """Rows that stand.
+    """The complete shards of an unfinished folder.
 
     Attributes:
-        shards: The names of their files.
-        ids: Of their images, sorted, each once.
-        num_bytes: Of their shards.
-        doubled: Rows that stood twice; their second shard was removed.
-        damaged: Shards that could not be read, and were removed.
+        shards: File names of the shards that were kept.
+        ids: Image ids of their rows, sorted, each once; ``[n]``.
+        num_bytes: Size of the kept shards on disk, in bytes.
+        duplicate_rows: Number of rows that existed twice. The second shard with such a row was removed.
+        damaged: File names of the shards that could not be read. They were removed.
     """
 
     shards: tuple[str, ...]
@@ -33,53 +33,71 @@ class RecoveredShards:
 
 
 def recover_shards(folder: Path) -> RecoveredShards:
-    """Keep the whole shards of a folder; remove half-written and damaged ones, and those with doubled rows.
+    """Keep the complete shards of a folder and remove the others.
 
-    A removed shard's other rows are missing then, and made again: a row is there once, or not at all.
+    Half-written and damaged shards are removed, and so is each shard that repeats a row of an earlier one.
+    All rows of a removed shard count as missing, so the next pass computes them again. Afterwards each row
+    exists once or not at all.
+
+    Args:
+        folder: Folder with the shards of an interrupted pass.
+
+    Returns:
+        The shards that were kept, and what was removed.
     """
     kept, damaged, num_bytes, duplicate_rows, seen = list[str](), list[str](), 0, 0, set[int]()
+    # Writers write to a hidden ".part" file first, and rename it when it is complete.
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
     shards = sorted(folder.glob("*.arrow"))
+    # In a bucket each shard costs a few requests, so many shards are read at the same time.
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
-        all_ids = list(pool.map(_ids_if_whole, shards))
+        all_ids = list(pool.map(_ids_if_complete, shards))
     for shard, ids in zip(shards, all_ids, strict=True):
-        here = set() if ids is None else set(ids.tolist())
-        twice = 0 if ids is None else len(ids) - len(here - seen)
-        if ids is None or twice:
-            duplicate_rows += twice
+        own = set() if ids is None else set(ids.tolist())
+        # Counts the rows of earlier shards and the rows that this shard itself holds twice.
+        duplicates = 0 if ids is None else len(ids) - len(own - seen)
+        if ids is None or duplicates:
+            duplicate_rows += duplicates
             damaged += [shard.name] if ids is None else []
             shard.unlink(missing_ok=True)
         else:
-            seen |= here
+            seen |= own
             kept.append(shard.name)
             num_bytes += shard.stat().st_size
-    return RecoveredShards(
-        tuple(kept), np.array(sorted(seen), np.int64), num_bytes, duplicate_rows, tuple(damaged)
-    )
+    ids_kept = np.array(sorted(seen), np.int64)
+    return RecoveredShards(tuple(kept), ids_kept, num_bytes, duplicate_rows, tuple(damaged))
 
 
-def _ids_if_whole(shard: Path) -> Ids | None:
+def _ids_if_complete(shard: Path) -> Ids | None:
+    """Return the image ids of a shard, or None if the shard is damaged."""
     try:
         return read_image_ids(shard)
-    except (
-        pa.ArrowException,
-        KeyError,
-    ):  # an OSError is the disk's or the network's: nothing is removed for it
+    except (pa.ArrowException, KeyError):
+        # An OSError is not caught: then the disk or the network failed, which is no reason to remove a shard.
         return None
 
 
 def read_image_ids(shard: Path) -> Ids:
-    """Read the image ids of a shard, and no more of it.
+    """Read only the image ids of a shard.
+
+    Args:
+        shard: Path of an Arrow file with a column ``image_id``.
+
+    Returns:
+        Image ids in the order of the rows, ``[n]``.
 
     Raises:
-        pyarrow.ArrowException: It is no whole Arrow file.
+        pyarrow.ArrowException: The file is not a complete Arrow file.
+        KeyError: The file has no column ``image_id``.
     """
     with open_random_access(shard) as source, source.open("rb") if source is shard else source as file:
-        place = pa.ipc.open_file(file).schema.get_field_index("image_id")
-        if place < 0:
+        index = pa.ipc.open_file(file).schema.get_field_index("image_id")
+        if index < 0:
             raise KeyError("image_id")
-        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[place]))
+        # Only this column's bytes are read; the feature columns are a thousand times larger.
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[index]))
         columns = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
+        # Shards store numbers as fixed-size binary (see store.py), so the values are read from the buffer.
         parts = [np.frombuffer(c.buffers()[1], np.int64, len(c), c.offset * 8) for c in columns]
         return np.concatenate(parts).copy() if parts else np.empty(0, np.int64)

@@ -1,6 +1,6 @@
 """Stack the teachers' features of one tap over channels.
 
-Shapes: n images, S channels of all teachers together, *space height and width, K_t classes of a teacher.
+Shapes: n images, S channels of all teachers together, K_t classes of teacher t, ``*space`` height and width.
 """
 
 from collections.abc import Sequence
@@ -12,42 +12,55 @@ import numpy.typing as npt
 from ka_ray.errors import InputError
 
 SCORES = "scores"
-"""A teacher's scores, those of all of them side by side, and the student's stage that leads to its own."""
+"""Name of the score column: of one teacher's scores, of all teachers' scores side by side, and of the
+student's last stage, which computes its scores."""
 
 TARGETS = "targets"
-"""A teacher's scores averaged over views of the image."""
+"""Name of the column with a teacher's scores averaged over several views of the image."""
 
 
 def feature_column(tap: str, teacher: str) -> str:
-    """Name the column that carries one teacher's features of one tap between the teacher stages."""
+    """Return the name of the column that holds one teacher's features of one tap.
+
+    The column exists only between the steps that run the teachers; :func:`stack_columns` replaces it.
+
+    Args:
+        tap: Name of the tap, :data:`SCORES` or :data:`TARGETS`.
+        teacher: Name of the teacher.
+    """
     return f"{tap}@{teacher}"
 
 
 def stack_columns(
     columns: dict[str, npt.NDArray[Any]], taps: Sequence[str], teachers: Sequence[str], scores: str = SCORES
 ) -> dict[str, npt.NDArray[Any]]:
-    """Replace the teachers' columns of a tap by the stacked one, and those of their scores by one of all.
+    """Replace the teachers' separate columns by stacked ones, per tap and for the scores.
 
     Args:
-        columns: Holds ``tap@teacher [n, C, *space]`` for every tap and teacher, ``scores@teacher [n, K_t]``,
-            and others.
-        taps: Tap names.
-        teachers: Teacher names, in stacking order; none leaves all as it is.
-        scores: Which of the teachers' score columns counts.
+        columns: Per tap and teacher a column ``tap@teacher [n, C, *space]``, per teacher ``scores@teacher
+            [n, K_t]``, and any other columns.
+        taps: Names of the taps to stack.
+        teachers: Names of the teachers in stacking order. If empty, nothing is stacked.
+        scores: Which of the teachers' score columns to stack: :data:`SCORES` or :data:`TARGETS`.
 
     Returns:
-        The columns of no teacher as they are, ``tap [n, S, *space]`` for every tap, and
-        ``scores [n, sum of K_t]``, in fp16.
+        The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``; and
+        ``scores [n, sum of K_t]``. Stacked columns have dtype float16.
 
     Raises:
-        InputError: A feature is not finite, which in fp16 means larger than 65,504.
+        InputError: A feature is not finite. In float16 that includes values above 65,504.
     """
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
     stacked = {name: column for name, column in columns.items() if "@" not in name}
     for tap, names in parts.items():
+        # Half precision halves the disk space, and the features need no more than its three digits.
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(np.float16)
         if not np.isfinite(stacked[tap]).all():
-            raise InputError(f"tap {tap}: features are not finite (in fp16: NaN, or larger than 65504)")
+            raise InputError(
+                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16, "
+                "so values must not be NaN or above 65504; check the teachers' preprocessing (mean, std), or "
+                "tap behind a normalisation layer"
+            )
     return stacked

@@ -1,7 +1,8 @@
-"""Features on disk: Arrow shards, memory-mapped, rows in the order of their image ids.
+"""Store features on disk as memory-mapped Arrow shards, and read their rows in the order of the image ids.
 
-Arrow IPC, not Parquet: a training step gathers rows from all over the set, and a memory map touches only
-those rows' pages. So every rank reads its own rows alone, and the set may be larger than memory.
+The format is Arrow IPC instead of Parquet, because a training step gathers random rows of the whole set. A
+memory map loads only the pages of those rows. So each rank reads only its own rows, and the set may be larger
+than memory.
 """
 
 import hashlib
@@ -21,27 +22,31 @@ from ka_ray.storage.files import atomic_file, make_folder, read_json, remove_tre
 Columns = dict[str, npt.NDArray[Any]]
 
 SHARDS_KEY = "shards"
-"""In it the names of the shards that count: a worker that was given up may still write others."""
+"""Key in ``done.json`` with the file names of the valid shards. Other files in the folder are ignored,
+because a worker that was given up for dead may still write some."""
 
 FEATURES = "features"
-"""The folder of images with stacked features and scores."""
+"""Name of the folder with the images whose stacked features and scores are stored."""
 
 IMAGES = "images"
-"""The folder of the other images, with scores alone."""
+"""Name of the folder with the other images, of which only the scores are stored."""
 
 DONE = "done.json"
-"""Written last; a folder without it is unfinished."""
+"""Name of the file that is written last. A folder without it is unfinished."""
 
 
 def write_shard(folder: Path, columns: Columns) -> int:
-    """Write one shard of rows atomically, named by its image ids: writing it twice changes nothing.
+    """Write one shard of rows atomically.
+
+    The file name is derived from the image ids. So a retried task overwrites the shard of the first try
+    instead of adding its rows a second time.
 
     Args:
-        folder: Where shards lie.
-        columns: ``image_id [n]`` and any other columns ``[n, ...]``, numeric or str.
+        folder: Existing folder for the shards.
+        columns: Column ``image_id [n]`` and any other columns ``[n, ...]``, numeric or str.
 
     Returns:
-        Bytes on disk.
+        Size of the file in bytes.
     """
     arrays, fields = zip(*(_to_arrow(name, column) for name, column in columns.items()), strict=True)
     ids = np.ascontiguousarray(columns["image_id"])
@@ -57,68 +62,88 @@ def _to_arrow(name: str, column: npt.NDArray[Any]) -> tuple[pa.Array, pa.Field]:
     if column.dtype.kind in "OUS":
         array = pa.array(column.tolist(), type=pa.string())
         return array, pa.field(name, pa.string())
+    # A row of any shape is stored as one fixed-size binary value, so that numpy can view the file without a
+    # copy. Its dtype and shape are kept in the field's metadata.
     column = np.ascontiguousarray(column)
     row_bytes = column.dtype.itemsize * int(np.prod(column.shape[1:], dtype=np.int64))
-    kind = pa.binary(row_bytes)
-    array = pa.FixedSizeBinaryArray.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+    row_type = pa.binary(row_bytes)
+    array = pa.FixedSizeBinaryArray.from_buffers(row_type, len(column), [None, pa.py_buffer(column)])
     layout = {"dtype": column.dtype.str, "shape": json.dumps(column.shape[1:])}
-    return array, pa.field(name, kind, metadata=layout)
+    return array, pa.field(name, row_type, metadata=layout)
 
 
 def create_shard_folder(folder: Path) -> None:
-    """Make an empty folder for shards; what an unfinished attempt left there goes."""
+    """Create an empty folder for shards. Whatever an unfinished attempt left there is removed."""
     remove_tree(folder)
     make_folder(folder)
 
 
 def mark_folder_finished(folder: Path, summary: dict[str, Any]) -> None:
-    """Mark a folder of shards as whole; all that lie there count, unless the summary names those that do."""
-    write_json(folder / DONE, {SHARDS_KEY: _names(folder, summary)} | summary)
+    """Mark a folder of shards as finished.
+
+    Args:
+        folder: Folder with the shards.
+        summary: JSON content of ``done.json``. If it has no key ``shards``, all shards in the folder are
+            valid.
+    """
+    write_json(folder / DONE, {SHARDS_KEY: _shard_names(folder, summary)} | summary)
 
 
-def _names(folder: Path, summary: dict[str, Any]) -> list[str]:
+def _shard_names(folder: Path, summary: dict[str, Any]) -> list[str]:
     return summary.get(SHARDS_KEY) or sorted(path.name for path in folder.glob("*.arrow"))
 
 
 class Store:
-    """Finished folders of shards, read by row as one set; of remote ones this node keeps a copy to map.
+    """Rows of one or more finished folders of shards, sorted by image id.
+
+    Shards on remote storage are first copied to this node, because only local files can be memory-mapped.
 
     Args:
-        folders: Each was finished; rows of all of them count, with the columns they have in common.
+        folders: Finished folders. The store has the rows of all of them, with the columns they all have.
+
+    Attributes:
+        summaries: Content of ``done.json`` per folder.
+        image_ids: Image id of each row, sorted; ``[n]``.
 
     Raises:
-        FileNotFoundError: A folder was never finished.
+        FileNotFoundError: A folder is not finished.
         InputError: A shard is damaged.
-        ValueError: An image id occurs twice, or there is no row at all.
+        ValueError: An image id occurs twice, or the folders have no rows.
     """
 
     def __init__(self, *folders: Path) -> None:
         self.summaries: list[dict[str, Any]] = [read_json(f / DONE) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
-        self._shards = [_Shard(path) for f, done in parts for path in fetch_local_copies(f, _names(f, done))]
+        self._shards = [
+            _Shard(path) for f, done in parts for path in fetch_local_copies(f, _shard_names(f, done))
+        ]
         if not self._shards:
-            raise ValueError(f"no images in {', '.join(map(str, folders))}")
+            raise ValueError(f"no images in {', '.join(map(str, folders))}: the folder has no shards")
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])
-        owner = np.repeat(np.arange(len(self._shards)), [len(s.columns["image_id"]) for s in self._shards])
-        local = np.concatenate([np.arange(len(s.columns["image_id"])) for s in self._shards])
+        # For row i of the sorted set: the number of its shard, and its row number within that shard.
+        shard_of_row = np.repeat(
+            np.arange(len(self._shards)), [len(s.columns["image_id"]) for s in self._shards]
+        )
+        row_in_shard = np.concatenate([np.arange(len(s.columns["image_id"])) for s in self._shards])
         order = np.argsort(ids, kind="stable")
         self.image_ids: npt.NDArray[np.int64] = ids[order]
-        self._owner, self._local = owner[order], local[order]
+        self._shard_of_row, self._row_in_shard = shard_of_row[order], row_in_shard[order]
         if len(np.unique(ids)) < len(ids):
-            raise ValueError(f"{folders} hold {len(ids) - len(np.unique(ids))} image ids twice")
+            names = ", ".join(map(str, folders))
+            raise ValueError(f"{names}: {len(ids) - len(np.unique(ids))} image ids twice")
 
     def __len__(self) -> int:
-        """How many images are kept."""
+        """Return the number of images."""
         return len(self.image_ids)
 
     @property
     def column_names(self) -> list[str]:
-        """The columns that every row has."""
+        """Names of the columns that all folders have."""
         common = set.intersection(*(set(shard.columns) for shard in self._shards))
         return [name for name in self._shards[0].columns if name in common]
 
     def row_shape(self, column: str) -> tuple[int, ...]:
-        """The shape of one row of a column."""
+        """Return the shape of one row of a column."""
         return self._shards[0].columns[column].shape[1:]
 
     def gather(
@@ -127,29 +152,31 @@ class Store:
         rows: npt.NDArray[np.int64],
         draws: npt.NDArray[np.float32] | None = None,
     ) -> Columns:
-        """Copy rows out of the shards, whole or at some positions of their maps.
+        """Copy rows out of the shards: whole rows, or some positions of their maps.
 
         Args:
-            columns: Which columns.
-            rows: Row numbers ``[n]``; row i is the image with the i-th smallest id.
-            draws: Uniform numbers in [0, 1), ``[n, P]``: each picks one position of a map ``[S, *space]``,
-                with replacement.
+            columns: Names of the columns to read.
+            rows: Row numbers ``[n]``. Row i is the image with the i-th smallest id.
+            draws: Uniform random numbers in [0, 1), ``[n, P]``. Each one selects one position of a map
+                ``[S, *space]``, with replacement. None: read whole rows.
 
         Returns:
-            column -> ``[n, ...]`` in the order of ``rows``; with draws ``[n P, S]``.
+            Per column the values in the order of ``rows``: ``[n, ...]`` for whole rows, ``[n P, S]`` for
+            positions of maps, ``[n, S]`` for vectors, which have only one position.
         """
         parts: dict[str, list[npt.NDArray[Any]]] = {column: [] for column in columns}
-        owner, local = self._owner[rows], self._local[rows]
-        by_owner = np.argsort(owner, kind="stable")
-        shards, starts = np.unique(owner[by_owner], return_index=True)
-        for shard, places in zip(shards, np.split(by_owner, starts[1:]), strict=True):
+        shard_of_row, row_in_shard = self._shard_of_row[rows], self._row_in_shard[rows]
+        # Group the rows by shard, so that numpy reads all wanted rows of a shard in one call.
+        by_shard = np.argsort(shard_of_row, kind="stable")
+        shards, starts = np.unique(shard_of_row[by_shard], return_index=True)
+        for shard, indices in zip(shards, np.split(by_shard, starts[1:]), strict=True):
             for column in columns:
                 values = self._shards[shard].columns[column]
-                wanted = local[places]
-                picked = values[wanted] if draws is None else _at_positions(values, wanted, draws[places])
-                parts[column].append(picked)
-        back = np.argsort(by_owner, kind="stable")
-        gathered = {column: np.concatenate(part)[back] for column, part in parts.items()}
+                wanted = row_in_shard[indices]
+                part = values[wanted] if draws is None else _at_positions(values, wanted, draws[indices])
+                parts[column].append(part)
+        to_given_order = np.argsort(by_shard, kind="stable")
+        gathered = {column: np.concatenate(part)[to_given_order] for column, part in parts.items()}
         if draws is not None:
             return {column: part.reshape(-1, part.shape[-1]) for column, part in gathered.items()}
         return gathered
@@ -158,25 +185,27 @@ class Store:
 def _at_positions(
     values: npt.NDArray[Any], rows: npt.NDArray[np.int64], draws: npt.NDArray[np.float32]
 ) -> npt.NDArray[Any]:
-    """Pick positions ``[n, P, S]`` out of maps ``[N, S, *space]`` (of vectors, the one there is)."""
+    """Select positions ``[n, P, S]`` of maps ``[N, S, *space]``; of vectors, their only position."""
     maps = values.reshape(*values.shape[:2], -1)
+    # In float32 a draw just below 1 can be rounded up to the number of positions, hence the minimum.
     positions = np.minimum((draws * maps.shape[2]).astype(np.int64), maps.shape[2] - 1)
     if maps.shape[2] == 1:
+        # Drawing the only position P times would only repeat the same row.
         positions = positions[:, :1]
     picked: npt.NDArray[Any] = maps[rows[:, None], :, positions]
     return picked
 
 
 class _Shard:
-    """One memory-mapped file; ``columns`` are views into it."""
+    """One memory-mapped Arrow file; ``columns`` are numpy views into it."""
 
     def __init__(self, path: Path) -> None:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
         except (pa.ArrowException, FileNotFoundError) as error:
             raise InputError(
-                f"features {path} are damaged ({error}); delete this file and {path.with_name(DONE)}, and "
-                "give the same command again: its images alone are read again"
+                f"features {path} are damaged ({error}). Delete this file and {path.with_name(DONE)}, then "
+                "run the same command again: only the images of this file are read again"
             ) from None
         self.columns = {field.name: _to_numpy(table.column(field.name), field) for field in table.schema}
 

@@ -1,6 +1,6 @@
-"""Read features inside a network by module path, and always leave the network as it was.
+"""Read features inside a network by module path, without changing the network.
 
-Shapes: B images, C channels of a tap, *space its height and width (none after a linear layer).
+Shapes: B images, C channels of a tap, ``*space`` its height and width (empty after a linear layer).
 """
 
 import difflib
@@ -15,14 +15,19 @@ from ka_ray.errors import InputError
 
 
 class Taps:
-    """A context in which every forward pass of a network leaves the tapped outputs in ``features``.
+    """Context manager that reads the outputs of some modules during the forward passes of a network.
+
+    It registers forward hooks on entry and removes them on exit, also after an exception.
 
     Args:
-        network: Any module.
-        paths: tap -> path of the module whose output is read.
+        network: Network to read from; any module.
+        paths: Tap name -> dotted path of the module whose output is read.
+
+    Attributes:
+        features: Tap name -> output of the latest forward pass, ``[B, C, *space]``, without gradient.
 
     Raises:
-        InputError: A path names no module of the network; the nearest ones are listed.
+        InputError: The network has no module at a path; the message lists the most similar paths.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -39,34 +44,47 @@ class Taps:
 
     def __enter__(self) -> "Taps":
         for tap, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keep(tap)))
+            self._handles.append(module.register_forward_hook(self._make_hook(tap)))
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _keep(self, tap: str) -> Any:
+    def _make_hook(self, tap: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
-                raise InputError(f"taps.{tap}: the module gives a {type(output).__name__}, not one tensor")
-            # An in-place activation right behind the tap would overwrite it, so it is kept as a copy.
+                raise InputError(
+                    f"taps.{tap}: the module outputs a {type(output).__name__}, but a tap needs a single "
+                    "tensor; choose another module"
+                )
+            # Copy the output, because an in-place activation behind the tap would overwrite it.
             self.features[tap] = output.detach().clone()
 
         return hook
 
 
 def find_module(network: nn.Module, tap: str, path: str) -> nn.Module:
-    """Find a module by its dotted path.
+    """Return the module at a dotted path.
+
+    Args:
+        network: Network to search.
+        tap: Name of the tap, for the error message.
+        path: Dotted path of the module, as in ``network.named_modules()``.
 
     Raises:
-        InputError: There is none; names the nearest paths.
+        InputError: The network has no such module; the message lists the most similar paths.
     """
     modules = [name for name, _ in network.named_modules() if name]
     if path not in modules:
         near = difflib.get_close_matches(path, modules, n=5, cutoff=0.3) or modules[:8]
-        raise InputError(f"taps.{tap}: the network has no module {path!r}; near: {', '.join(near)}")
+        raise InputError(
+            f"taps.{tap}: the network has no module {path!r}. Similar paths: {', '.join(near) or 'none'}"
+        )
     return network.get_submodule(path)

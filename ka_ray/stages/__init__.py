@@ -1,8 +1,8 @@
-"""The stages that train: codes, layers, joint, in this order in one group of workers.
+"""The training stages of a run: codes, layers and joint learning, in this order, in one group of workers.
 
-Each leaves ``stages/<stage>.safetensors`` and, written last, ``stages/<stage>.json``; a stage that stands is
-not repeated. This module knows no Ray: called alone it is the plain loop, called by every worker of a
-process group it is data-parallel.
+Each stage writes ``stages/<stage>.safetensors`` and, at the end, ``stages/<stage>.json``. A stage whose JSON
+file exists is finished and not repeated. This module does not import Ray. Called in one process, a stage is
+an ordinary training loop; called in each worker of a process group, it is data-parallel.
 """
 
 import time
@@ -22,8 +22,10 @@ from ka_ray.stages.layers import learn_layers
 
 
 def run_stages(inputs: StageInputs) -> None:
-    """Run every stage that does not stand yet; rank 0 writes what each leaves."""
+    """Run each stage that is not finished yet. Rank 0 writes the results."""
     for stage in list_stages(inputs.config):
+        # All ranks must take the same branch, even if a shared file system shows the file to some of them
+        # later.
         if on_any_rank(stage_summary_path(inputs.folder, stage).exists()):
             continue
         began = time.perf_counter()
@@ -32,6 +34,7 @@ def run_stages(inputs: StageInputs) -> None:
         if rank() == 0:
             summary["seconds"] = time.perf_counter() - began
             save_stage(inputs.folder, stage, module, summary)
+        # The next stage reads the files of this one on each rank.
         wait_for_all()
 
 
@@ -40,8 +43,9 @@ STAGES: dict[StageName, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]
     "layers": learn_layers,
     "joint": learn_jointly,
 }
+"""Name of each stage -> function that runs it and returns its trained module and its summary."""
 
 
 def list_stages(config: Config) -> tuple[StageName, ...]:
-    """Name the stages of a run, in order: a baseline learns its student in one."""
+    """Return the names of a run's stages in order. A baseline trains its student in a single stage."""
     return tuple(STAGES) if config.baseline is None else ("joint",)

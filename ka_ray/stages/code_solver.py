@@ -1,4 +1,4 @@
-"""Compute the links of the taps' chains of auto-encoders instead of training them."""
+"""Compute the links of the taps' chains of auto-encoders in closed form, instead of training them."""
 
 import time
 from collections.abc import Mapping
@@ -13,46 +13,55 @@ from ka_ray.numerics.moments import Moments
 
 
 def solve_link(
-    amalgamation: Amalgamation, link: int, moments: Moments, seen: LayerInputStats | None = None
+    amalgamation: Amalgamation,
+    link: int,
+    moments: Moments,
+    next_layer_stats: LayerInputStats | None = None,
 ) -> None:
-    """Compute one link of a chain, those before it being known.
+    """Compute one link of a chain. The links before it must already be known.
 
     Args:
-        amalgamation: Changed in place.
-        link: Its number.
-        moments: Of the tap's stacked features.
-        seen: What the next layer sees of them: the code becomes a choice of the channels. None: the principal
+        amalgamation: Chain of auto-encoders of a tap; its link is set in place.
+        link: Number of the link in the chain, from 0.
+        moments: Moments of the tap's stacked features.
+        next_layer_stats: Covariances of the stacked channels as the next layer receives them. Then the code
+            is a choice of those channels that matter most to that layer. None: the code is the principal
             subspace.
     """
     joined = amalgamation.link_moments(moments, link)
-    if seen is None:
-        code = fit_pca_autoencoder(joined, amalgamation.code_channels)
+    if next_layer_stats is None:
+        autoencoder = fit_pca_autoencoder(joined, amalgamation.code_channels)
     else:
-        chosen = choose_channels(
-            seen.select_channels(amalgamation.channels(link)), amalgamation.code_channels
-        )
-        code = fit_channel_autoencoder(joined, chosen)
-    amalgamation.links[link].load_state_dict(code.state_dict())
+        # The code before is itself a choice of stacked channels, so a link chooses from these and its own
+        # ones.
+        candidates = next_layer_stats.select_channels(amalgamation.channels(link))
+        chosen = choose_channels(candidates, amalgamation.code_channels)
+        autoencoder = fit_channel_autoencoder(joined, chosen)
+    amalgamation.links[link].load_state_dict(autoencoder.state_dict())
 
 
 def solve_links(
     amalgamations: nn.ModuleDict,
     links: range,
     moments: Mapping[str, Moments],
-    seen: Mapping[str, LayerInputStats],
+    next_layer_stats: Mapping[str, LayerInputStats],
 ) -> list[float]:
-    """Compute links of every tap's chain; give the seconds that each took.
+    """Compute links of each tap's chain.
 
     Args:
-        amalgamations: Changed in place.
-        links: Their numbers; those before are known.
-        moments: tap -> moments of its stacked features.
-        seen: tap -> what the next layer sees of them; empty for principal codes.
+        amalgamations: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`; its links are set in place.
+        links: Numbers of the links to compute. The links before them must already be known.
+        moments: Tap name -> moments of its stacked features.
+        next_layer_stats: Tap name -> covariances of its stacked channels as the next layer receives them.
+            Empty for codes that are principal subspaces.
+
+    Returns:
+        Seconds per link, over all taps.
     """
     seconds = []
     for link in links:
         began = time.perf_counter()
         for tap, part in moments.items():
-            solve_link(cast(Amalgamation, amalgamations[tap]), link, part, seen.get(tap))
+            solve_link(cast(Amalgamation, amalgamations[tap]), link, part, next_layer_stats.get(tap))
         seconds.append(time.perf_counter() - began)
     return seconds

@@ -1,4 +1,4 @@
-"""The stage that learns the codes: every tap's chain of auto-encoders, link after link."""
+"""The stage `codes`: train or compute each tap's chain of auto-encoders, one link after the other."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +21,15 @@ from ka_ray.stages.codes_learner import (
     build_amalgamations,
     check_variances,
     measure_moments,
-    standardise,
+    standardise_codes,
 )
-from ka_ray.stages.inputs import StageInputs, epoch_file, load_weights, records, stage_summary_path
+from ka_ray.stages.inputs import (
+    StageInputs,
+    epoch_checkpoint_path,
+    history_to_json,
+    load_stage_weights,
+    stage_summary_path,
+)
 from ka_ray.storage.files import read_json
 from ka_ray.student import Student
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, unsupported_reason
@@ -33,50 +39,84 @@ from ka_ray.training.fit import Progress, ProgressCallback, fit
 
 
 def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
-    """Train or compute every tap's auto-encoders, link after link; report error and least error."""
+    """Train or compute the auto-encoders of all taps.
+
+    Returns:
+        Tap name -> chain of auto-encoders, and the stage's summary with each tap's error and its optimum.
+    """
     config, plan = inputs.config.codes, inputs.plan
+    exact = config.solver == "exact"
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     store, positions = inputs.store(FEATURES), config.positions_per_image
     batches = inputs.batches("codes", store, list(stacked), positions_per_image=positions)
     began = time.perf_counter()
     moments, next_layer_stats = (
-        _measure(inputs, stacked) if config.solver == "exact" else (measure_moments(batches, stacked), {})
+        _measure(inputs, stacked) if exact else (measure_moments(batches, stacked), {})
     )
     amalgamations = build_amalgamations(config.method, plan.channels, plan.spec.widths).to(inputs.device)
     reused = _reuse_links(inputs, amalgamations)
     links = range(reused, len(cast(Amalgamation, next(iter(amalgamations.values()))).links))
-    if config.solver == "exact":
+    if exact:
         seconds, history = solve_links(amalgamations, links, moments, next_layer_stats), list[Progress]()
     else:
         seconds, history = _train_links(inputs, amalgamations, links, moments, batches)
     if config.basis == "principal":
-        standardise(amalgamations, moments)
+        # Codes that are chosen channels keep their scale, because the next layer's activation depends on it.
+        standardise_codes(amalgamations, moments)
     amalgamations.cpu()
     taps = {tap: _errors(cast(Amalgamation, amalgamations[tap]), moments[tap].cpu()) for tap in stacked}
-    if config.solver == "exact":
+    if exact:
+        # There are no epochs, so the stage reports a single one, with the errors in place of losses.
         losses = {tap: errors["relative_error"] for tap, errors in taps.items()}
-        taken = time.perf_counter() - began
-        history = [Progress("codes", 1, 1, 1, 1, len(batches.rows), taken, losses)]
+        seconds_taken = time.perf_counter() - began
+        history = [Progress("codes", 1, 1, 1, 1, len(batches.rows), seconds_taken, losses)]
         if rank() == 0:
             inputs.report(history[0])
-    kept = {"reused": reused, "trained": len(links), "seconds": [*_link_seconds(inputs, reused), *seconds]}
-    digests = {
-        t.name: checkpoint_digest(t.checkpoint) for t in inputs.config.teachers if t.checkpoint is not None
+    return amalgamations, _summarise(inputs, taps, reused, seconds, history)
+
+
+def _summarise(
+    inputs: StageInputs,
+    taps: dict[str, dict[str, Any]],
+    reused: int,
+    seconds: list[float],
+    history: list[Progress],
+) -> dict[str, Any]:
+    """Return the stage's summary. What a later run needs to extend this one is part of it."""
+    return {
+        "taps": taps,
+        "shapes": inputs.plan.code_shapes(),
+        "links": {
+            "reused": reused,
+            "trained": len(seconds),
+            "seconds": [*_link_seconds(inputs, reused), *seconds],
+        },
+        "teachers": {
+            teacher.name: checkpoint_digest(teacher.checkpoint)
+            for teacher in inputs.config.teachers
+            if teacher.checkpoint is not None
+        },
+        "history": history_to_json(history),
     }
-    summary = {"taps": taps, "shapes": plan.code_shapes(), "links": kept, "teachers": digests}
-    return amalgamations, summary | {"history": records(history)}
 
 
 def _measure(
     inputs: StageInputs, stacked: Mapping[str, int]
 ) -> tuple[dict[str, Moments], dict[str, LayerInputStats]]:
-    """Measure what exact codes are computed from; of channels also what the next layer sees of them."""
+    """Measure the statistics from which exact codes are computed.
+
+    Returns:
+        Tap name -> moments of its stacked features; and, for codes that are chosen channels, tap name ->
+        covariances of its channels as the next layer receives them.
+    """
     store, config = inputs.store(FEATURES), inputs.config.codes
     positions = config.positions_per_image
     if config.basis == "principal":
         batches = inputs.batches("codes", store, list(stacked), num_draws=1)
         return measure_moments(batches, stacked, positions), {}
-    if unsupported_reason(inputs.plan.spec, stacked) is not None:  # the user was told: see steps.py
+    if unsupported_reason(inputs.plan.spec, stacked) is not None:
+        # Without the next layer's targets, channels are chosen by what they explain of each other behind the
+        # activation. The user was told at the start of the run (see runs/steps.py).
         activations = Student(inputs.plan.spec).activations()
         batches = inputs.batches("codes", store, list(stacked), num_draws=1)
         activated = measure_moments(batches, stacked, positions, activations)
@@ -87,9 +127,9 @@ def _measure(
         "codes", store, ["image", SCORES, *stacked], num_draws=NUM_SOLVER_DRAWS
     ).single_pass():
         meter.add(batch)
-    one_pass = LayerMoments(meter.spec, merge_moments_over_ranks(meter.total))
-    check_variances(one_pass.stacked)
-    return one_pass.stacked, {tap: one_pass.next_layer_stats(tap) for tap in stacked}
+    layer_moments = LayerMoments(meter.spec, merge_moments_over_ranks(meter.total))
+    check_variances(layer_moments.stacked)
+    return layer_moments.stacked, {tap: layer_moments.next_layer_stats(tap) for tap in stacked}
 
 
 def _train_links(
@@ -99,17 +139,23 @@ def _train_links(
     moments: Mapping[str, Moments],
     batches: Batches,
 ) -> tuple[list[float], list[Progress]]:
-    """Train links of every tap's chain; give the seconds that each took, and the history of all."""
+    """Train links of each tap's chain.
+
+    Returns:
+        Seconds per link, and one record per epoch over all links.
+    """
     method, channels = inputs.config.codes.method, inputs.plan.channels
     history, seconds = list[Progress](), list[float]()
     for link in links:
         learner = CodesLearner(method, moments, amalgamations, channels, link).to(inputs.device)
-        later = _after(history, len(links))
-        settings = replace(inputs.settings("codes"), checkpoint=epoch_file(inputs.folder, f"codes_{link}"))
-        ended = fit(learner, batches, settings, _through(later, inputs.report))
-        history += [later(record) for record in ended]
-        seconds.append(ended[-1].seconds)
-        learner.finish()
+        shift = _shift_records(history, len(links))
+        settings = replace(
+            inputs.settings("codes"), checkpoint=epoch_checkpoint_path(inputs.folder, f"codes_{link}")
+        )
+        epochs = fit(learner, batches, settings, _compose(shift, inputs.report))
+        history += [shift(record) for record in epochs]
+        seconds.append(epochs[-1].seconds)
+        learner.write_back_links()
     return seconds, history
 
 
@@ -123,12 +169,12 @@ def _errors(amalgamation: Amalgamation, moments: Moments) -> dict[str, Any]:
     }
 
 
-def _after(history: list[Progress], num_links: int) -> Callable[[Progress], Progress]:
-    """Let the records of the next link count on from those of the links before."""
+def _shift_records(history: list[Progress], num_links: int) -> Callable[[Progress], Progress]:
+    """Return a function that makes the next link's records continue the counts of the earlier links."""
     epochs, images = len(history), history[-1].images if history else 0
     seconds = history[-1].seconds if history else 0.0
 
-    def later(progress: Progress) -> Progress:
+    def shift(progress: Progress) -> Progress:
         return replace(
             progress,
             epoch=progress.epoch + epochs,
@@ -137,26 +183,29 @@ def _after(history: list[Progress], num_links: int) -> Callable[[Progress], Prog
             seconds=progress.seconds + seconds,
         )
 
-    return later
+    return shift
 
 
-def _through(change: Callable[[Progress], Progress], report: ProgressCallback) -> ProgressCallback:
-    return lambda progress: report(change(progress))
+def _compose(shift: Callable[[Progress], Progress], report: ProgressCallback) -> ProgressCallback:
+    return lambda progress: report(shift(progress))
 
 
 def _reuse_links(inputs: StageInputs, amalgamations: nn.ModuleDict) -> int:
-    """Copy the links of the run that is extended, bit for bit; give how many there are."""
+    """Copy the links of the extended run into the chains, bit for bit, and return how many a chain has."""
     extended, method = inputs.config.extend, inputs.config.codes.method
+    # Only an incremental chain keeps its links when a teacher is added. Other methods have a single
+    # auto-encoder over all teachers, which must be trained again.
     if extended is None or method != "incremental":
         return 0
-    known = load_weights(extended, "codes")
-    links = {name: weight for name, weight in known.items() if ".links." in name}
+    weights = load_stage_weights(extended, "codes")
+    links = {name: weight for name, weight in weights.items() if ".links." in name}
+    # Not strict: the chain has one link more than the extended run, and a scale that is measured again.
     amalgamations.load_state_dict(links, strict=False)
-    return len({name.split(".")[2] for name in links})
+    return len({name.split(".")[2] for name in links})  # names are "<tap>.links.<number>..."
 
 
 def _link_seconds(inputs: StageInputs, reused: int) -> list[float]:
-    """Tell how long the links that are used again took in the runs that trained them."""
+    """Return the seconds that the reused links took in the run that trained them."""
     if not reused or inputs.config.extend is None:
         return []
     summary = read_json(stage_summary_path(inputs.config.extend, "codes"))

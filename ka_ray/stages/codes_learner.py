@@ -1,6 +1,6 @@
-"""The learner of the codes: one link of every tap's chain of auto-encoders, all side by side.
+"""Train one link of each tap's chain of auto-encoders, all taps side by side.
 
-Shapes: B images, S stacked channels, C code channels, *space height and width, n positions.
+Shapes: B images, S stacked channels, C code channels, ``*space`` height and width, n positions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ from ka_ray.training.batches import Batches
 
 
 class CodesLearner(nn.Module):
-    """Trains one link of every tap's chain, side by side, on a random sample of positions.
+    """Learner of one link of each tap's chain, on a random sample of positions.
 
-    A 1x1 conv sees one position at a time, so a random sample of each image's positions is an unbiased
-    and far smaller training set than its whole maps. The links before are frozen and give the input.
+    A 1x1 conv reads one position at a time. So a random sample of each image's positions is an unbiased
+    training set that is much smaller than the whole maps. The earlier links are frozen and compute the input.
 
     Args:
-        method: A key of :data:`ka_ray.amalgamation.METHODS`.
-        moments: tap -> moments of its stacked features.
-        amalgamations: tap -> :class:`ka_ray.amalgamation.Amalgamation`, whose links before are trained.
-        channels: tap -> each teacher's channels.
-        link: The number of the link to train.
+        method: Method of amalgamation, a key of :data:`ka_ray.amalgamation.METHODS`.
+        moments: Tap name -> moments of its stacked features.
+        amalgamations: Tap name -> :class:`ka_ray.amalgamation.Amalgamation` whose earlier links are trained.
+        channels: Tap name -> number of channels of each teacher.
+        link: Number of the link to train, from 0.
     """
 
     def __init__(
@@ -42,24 +42,30 @@ class CodesLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.link = link
+        # Frozen, because a link is trained in another parametrisation (see LinkLearner) and written back
+        # later.
         self.amalgamations = amalgamations.requires_grad_(False)
         self.learners = nn.ModuleDict()
         for tap, part in moments.items():
             amalgamation = self._amalgamation(tap)
-            with _naming(tap):
+            with _tap_in_message(tap):
                 self.learners[tap] = METHODS[method].learner(
                     amalgamation.link_moments(part, link), channels[tap], amalgamation.code_channels
                 )
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give each tap's loss on its sampled positions ``[n, S]``."""
+        """Return the loss of each tap.
+
+        Args:
+            batch: Tap name -> stacked features at sampled positions, ``[n, S]``.
+        """
         return {
             tap: learner(self._amalgamation(tap).link_input(batch[tap], self.link))
             for tap, learner in self.learners.items()
         }
 
-    def finish(self) -> None:
-        """Put what was learned into the link of every tap's chain."""
+    def write_back_links(self) -> None:
+        """Write the trained weights into the link of each tap's chain."""
         for tap, learner in self.learners.items():
             link = self._amalgamation(tap).links[self.link]
             link.load_state_dict(cast(LinkLearner, learner).to_autoencoder().state_dict())
@@ -71,46 +77,55 @@ class CodesLearner(nn.Module):
 def build_amalgamations(
     method: str, channels: Mapping[str, Sequence[int]], widths: Mapping[str, int]
 ) -> nn.ModuleDict:
-    """Build untrained amalgamations, to learn or to load a stage into.
+    """Build untrained chains of auto-encoders, to be trained or to load weights into.
 
     Args:
-        method: A key of :data:`ka_ray.amalgamation.METHODS`.
-        channels: tap -> each teacher's channels.
-        widths: tap -> C.
+        method: Method of amalgamation, a key of :data:`ka_ray.amalgamation.METHODS`.
+        channels: Tap name -> number of channels of each teacher.
+        widths: Tap name -> number of code channels, C.
+
+    Returns:
+        Tap name -> :class:`ka_ray.amalgamation.Amalgamation`.
 
     Raises:
         InputError: A code is too wide for the method.
     """
     amalgamations = nn.ModuleDict()
     for tap, counts in channels.items():
-        with _naming(tap):
+        with _tap_in_message(tap):
             amalgamations[tap] = Amalgamation(METHODS[method].spans(counts), widths[tap])
     return amalgamations
 
 
 @contextmanager
-def _naming(tap: str) -> Iterator[None]:
-    """Say at which tap a mistake was made."""
+def _tap_in_message(tap: str) -> Iterator[None]:
+    """Put the name of the tap in front of the message of an input error."""
     try:
         yield
     except InputError as error:
         raise InputError(f"taps.{tap}: {error}") from None
 
 
-def standardise(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) -> None:
-    """Bring every tap's code to a mean variance of 1, for layers to be learned at one rate."""
+def standardise_codes(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) -> None:
+    """Scale each tap's code to a mean variance of 1, so that one learning rate suits all layers.
+
+    Args:
+        amalgamations: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`; its scale is set in place.
+        moments: Tap name -> moments of its stacked features.
+    """
     for tap, part in moments.items():
         cast(Amalgamation, amalgamations[tap]).standardise(part)
 
 
 class TapMomentsMeter:
-    """Adds up the stacked features of every tap.
+    """Accumulator of the moments of each tap's stacked features, batch by batch.
 
     Args:
-        stacked: tap -> S.
-        positions_per_image: At most so many positions of each map count; None: all.
-        activations: tap -> what the features are seen through; taps without are taken as they are.
-        device: Where it is summed.
+        stacked: Tap name -> number of stacked channels, S.
+        positions_per_image: Maximum number of positions per map, drawn at random. None: all positions.
+        activations: Tap name -> module that is applied to the features first. Other taps' features are used
+            as they are. None: no activations.
+        device: Device on which the sums are kept.
     """
 
     def __init__(
@@ -125,7 +140,7 @@ class TapMomentsMeter:
 
     @torch.no_grad()
     def add(self, batch: Mapping[str, Tensor]) -> None:
-        """Add a batch: each tap's ``[B, S, *space]`` and, to sample positions, ``draws [B, 1 or more]``."""
+        """Add a batch: ``[B, S, *space]`` per tap and, to sample positions, ``draws [B, 1 or more]``."""
         for tap, meter in self._meters.items():
             features = self._activations[tap](batch[tap]) if tap in self._activations else batch[tap]
             if self._positions is not None:
@@ -134,7 +149,7 @@ class TapMomentsMeter:
 
     @property
     def total(self) -> dict[str, Moments]:
-        """tap -> moments of all that was added."""
+        """Tap name -> moments of all batches so far."""
         return {tap: meter.total for tap, meter in self._meters.items()}
 
 
@@ -144,30 +159,31 @@ def measure_moments(
     positions_per_image: int | None = None,
     activations: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Moments]:
-    """Accumulate the moments of every tap over every stored image, on all ranks.
+    """Measure the moments of each tap's stacked features over all stored images and all ranks.
 
     Args:
-        batches: Gives each row once over all ranks; with a draw, where positions are sampled.
-        stacked: tap -> S.
-        positions_per_image: At most so many positions of each map count; None: all.
-        activations: tap -> what the features are seen through.
+        batches: Batches with a column per tap; to sample positions, also with ``draws`` (``num_draws`` >= 1).
+        stacked: Tap name -> number of stacked channels, S.
+        positions_per_image: Maximum number of positions per map, drawn at random. None: all positions.
+        activations: Tap name -> module that is applied to the features first. None: no activations.
 
     Returns:
-        tap -> moments of its stacked features.
+        Tap name -> moments of its stacked features, the same on all ranks.
 
     Raises:
-        InputError: The features of a tap never vary.
+        InputError: The features of a tap are constant.
     """
     meter = TapMomentsMeter(stacked, positions_per_image, activations, batches.device)
     for batch in batches.single_pass():
         meter.add(batch)
+    # Checked on the sum of all ranks, because features may be constant on a single one.
     merged = merge_moments_over_ranks(meter.total)
     check_variances(merged)
     return merged
 
 
 def check_variances(moments: Mapping[str, Moments]) -> None:
-    """Refuse features that never vary, naming the tap; see :meth:`Moments.check_variance`."""
+    """Refuse constant features, with the name of the tap; see :meth:`Moments.check_variance`."""
     for tap, part in moments.items():
-        with _naming(tap):
+        with _tap_in_message(tap):
             part.check_variance()

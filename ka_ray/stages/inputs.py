@@ -1,4 +1,4 @@
-"""What every training stage works with, and the files that it leaves."""
+"""Inputs that all training stages share, and the files that a stage writes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,15 +23,16 @@ from ka_ray.training.fit import FitSettings, Progress, ProgressCallback
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage works with.
+    """Inputs of a training stage.
 
     Attributes:
-        config: The run.
-        plan: What is built.
-        data: The folder with the stored features and images, reachable by every worker.
-        folder: Where the stages leave their results; the same folder, but for runs that share their data.
-        device: Of this worker.
-        report: Told the progress, on rank 0.
+        config: Config of the run.
+        plan: Architecture of the student, and the taps with their shapes.
+        data: Folder with the stored features and images; all workers must reach it.
+        folder: Output folder of the run, where the stages write their results. It is the same as ``data``,
+            except for runs that share their data with other runs.
+        device: Device of this worker.
+        report: Called on rank 0 with progress reports.
     """
 
     config: Config
@@ -42,78 +43,114 @@ class StageInputs:
     report: ProgressCallback
 
     def store(self, *folders: str) -> Store:
-        """Open those of the stored folders that there are."""
+        """Open the given folders of stored images as one store. Folders that do not exist are left out."""
+        # If the features of all images are kept, there is no folder of images without features.
         return Store(*[self.data / name for name in folders if (self.data / name / DONE).exists()])
 
     def batches(self, stage: str, store: Store, columns: list[str], **options: Any) -> Batches:
-        """Batch a store as a stage's section of the config says."""
+        """Return batches of a store with the batch size of a stage.
+
+        Args:
+            stage: Name of the stage, which is also its section in the config.
+            store: Store to read from.
+            columns: Names of the numeric columns to read.
+            options: Further keyword arguments of :class:`ka_ray.training.batches.Batches`.
+        """
         section: TrainingConfig = getattr(self.config, stage)
         return Batches(store, columns, section.batch_size, self.config.seed, device=self.device, **options)
 
     def settings(self, stage: str) -> FitSettings:
-        """The stage's epochs and rate."""
+        """Return the settings of the training loop from a stage's section of the config."""
         section: TrainingConfig = getattr(self.config, stage)
-        beta2 = 0.999 if stage == "joint" else 0.95
-        images = self.config.joint.images if stage == "joint" else None
         return FitSettings(
             stage,
             section.epochs,
             section.learning_rate,
-            beta2=beta2,
-            images=images,
-            checkpoint=epoch_file(self.folder, stage),
+            beta2=section.beta2,
+            images=self.config.joint.images if stage == "joint" else None,
+            checkpoint=epoch_checkpoint_path(self.folder, stage),
         )
 
 
 def stage_summary_path(folder: Path, stage: str) -> Path:
-    """The file that says a stage stands."""
+    """Return the path of a stage's summary. If this file exists, the stage is finished.
+
+    Args:
+        folder: Output folder of the run.
+        stage: Name of the stage.
+    """
     return folder / "stages" / f"{stage}.json"
 
 
-def epoch_file(folder: Path, stage: str) -> Path:
-    """The file with the last epoch of a stage that is under way."""
+def epoch_checkpoint_path(folder: Path, stage: str) -> Path:
+    """Return the path of the checkpoint that an unfinished stage writes after each epoch.
+
+    Args:
+        folder: Output folder of the run.
+        stage: Name of the stage.
+    """
     return stage_summary_path(folder, stage).with_suffix(".epoch")
 
 
 def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, Any]) -> None:
-    """Write a stage's weights, then its summary, each atomically; its epochs are not needed any more."""
+    """Write a stage's weights and then its summary, each atomically, and remove its epoch checkpoints.
+
+    Args:
+        folder: Output folder of the run.
+        stage: Name of the stage.
+        module: Module whose weights are written.
+        summary: JSON content of the summary.
+    """
     weights_path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     make_folder(weights_path.parent)
     save_weights(module, weights_path)
+    # The summary is written last, because it marks the stage as finished.
     write_json(stage_summary_path(folder, stage), summary)
+    # The codes have one epoch checkpoint per link, and a worker that died may have left a half-written file.
     for pattern in (f"{stage}*.epoch", f".{stage}*.part"):
         for unfinished in weights_path.parent.glob(pattern):
             unfinished.unlink(missing_ok=True)
 
 
 def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
-    """Load what a stage left into a module of the same shape.
+    """Load the weights of a finished stage into a module, in place.
+
+    Args:
+        folder: Output folder of the run.
+        stage: Name of the stage.
+        module: Module of the same architecture as the saved one.
 
     Raises:
-        InputError: The file is damaged, or of another module.
+        InputError: The file is missing or damaged, or belongs to another module.
     """
     path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     try:
-        module.load_state_dict(load_weights(folder, stage))
+        module.load_state_dict(load_stage_weights(folder, stage))
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         raise InputError(
-            f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}); delete "
-            f"{path.with_suffix('.json').name} beside it, and the same command does the stage anew"
+            f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}). Delete "
+            f"{path.with_suffix('.json').name} in the same folder, then run the same command again to repeat "
+            "the stage"
         ) from None
 
 
-def load_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
-    """Read the weights that a stage left."""
+def load_stage_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a finished stage, name -> tensor.
+
+    Args:
+        folder: Output folder of the run.
+        stage: Name of the stage.
+    """
     path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     weights: dict[str, torch.Tensor] = load_file(fetch_local_copy(path))
     return weights
 
 
 def epoch_students_folder(folder: Path) -> Path:
-    """Where the student of every joint epoch is kept, if it is: one folder an epoch."""
+    """Return the folder with the students after each joint epoch, one folder each, if the run keeps them."""
     return folder / "stages" / "epochs"
 
 
-def records(history: Sequence[Progress]) -> list[dict[str, Any]]:
-    """Turn a stage's history into what JSON keeps."""
+def history_to_json(history: Sequence[Progress]) -> list[dict[str, Any]]:
+    """Return the records of a stage as JSON objects."""
     return [asdict(record) for record in history]

@@ -1,6 +1,6 @@
-"""Joint learning: the folded student end to end towards the teachers' scores.
+"""The stage `joint`: train the folded student end to end towards the teachers' scores.
 
-Shapes: B images, K classes of all teachers together, K_t classes of teacher t.
+Shapes: B images, K_t classes of teacher t.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, records
+from ka_ray.stages.inputs import StageInputs, epoch_students_folder, history_to_json, load_stage
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
 from ka_ray.student import Student, save_student
@@ -27,73 +27,92 @@ from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
 
 
-def needs_teachers(config: JointConfig, scores: ScoresConfig) -> bool:
-    """Whether augmented images must be scored anew.
+def needs_teacher_scores(config: JointConfig, scores: ScoresConfig) -> bool:
+    """Return whether the teachers must score the augmented images during training.
 
-    Scores averaged over both sides of an image are the same for its mirror image, so mirroring alone needs
-    no teacher where ``scores.views`` has ``flip``.
+    Otherwise the stored scores are used. Scores that are averaged over an image and its mirror image are the
+    same for both. So if the only augmentation is mirroring, and ``scores.views`` contains ``flip``, the
+    stored scores are right for the augmented images, too.
+
+    Args:
+        config: Section `joint` of the config.
+        scores: Section `scores` of the config.
     """
     return config.augment.shift > 0 or (config.augment.flip and "flip" not in scores.views)
 
 
 class JointLearner(nn.Module):
-    """The student's loss against the teachers' scores.
+    """Learner of the student, with a loss between its scores and the teachers' scores.
 
     Args:
-        student: Learned in place.
-        config: Loss and augmentation.
-        scores: Over which views the teachers' scores are averaged where they are computed here.
-        teachers: To score the very view that the student sees, where :func:`needs_teachers`; else empty, and
-            the stored scores are used.
+        student: Student to train, in place.
+        config: Section `joint` of the config: loss and augmentation.
+        scores: Section `scores` of the config: the views over which the teachers' scores are averaged.
+        teachers: Teachers that score the augmented images; required if :func:`needs_teacher_scores`. If
+            empty, the stored scores are used.
+
+    Raises:
+        ValueError: Teachers are required, but none are given.
     """
 
     def __init__(
         self, student: Student, config: JointConfig, scores: ScoresConfig, teachers: Sequence[Teacher] = ()
     ) -> None:
         super().__init__()
-        self._rescored = needs_teachers(config, scores)
-        if self._rescored and not teachers:
-            raise ValueError("joint learning with this augmentation needs the teachers")
+        self._scores_augmented = needs_teacher_scores(config, scores)
+        if self._scores_augmented and not teachers:
+            raise ValueError(
+                f"joint learning with {config.augment!r} needs the teachers to score the augmented images"
+            )
         self.student = student
         self.config, self._scores = config, scores
         self._label_sets = student.spec.unified_label_sets
-        self._teachers = list(teachers)  # a plain list: frozen, and no part of what DDP synchronises
+        # A plain list instead of a ModuleList: teachers are frozen, so DDP must not synchronise them, and
+        # train() must not put them into training mode.
+        self._teachers = list(teachers)
         self._divergence: Callable[[Tensor, Tensor], Tensor] = half_mse
         if config.loss == "kl":
             self._divergence = partial(softened_kl, temperature=config.temperature)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the loss of a batch.
+        """Return the loss of a batch as ``{"loss": scalar}``.
 
         Args:
-            batch: ``image [B, 3, H, W]``, with augmentation ``draws [B, 3]``, and all teachers' own
-                ``scores [B, sum of K_t]`` unless the teachers score the augmented images here.
+            batch: Column ``image [B, 3, H, W]``; with augmentation ``draws [B, 3]``; and all teachers' scores
+                side by side, ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
         """
         images = batch["image"]
         if self.config.augment.on:
             images = augment(images, self.config.augment, batch["draws"])
-        if self._rescored:
-            own = torch.cat([score_views(t.scores, images, self._scores) for t in self._teachers], dim=1)
+        if self._scores_augmented:
+            targets = [score_views(teacher.scores, images, self._scores) for teacher in self._teachers]
+            teacher_scores = torch.cat(targets, dim=1)
         else:
-            own = batch["scores"]
+            teacher_scores = batch["scores"]
+        # The rule `conditional` always compares by KL divergence; without `loss: kl` it is not softened.
         temperature = self.config.temperature if self.config.loss == "kl" else 1.0
         scores = self.student(images)
-        return {"loss": self._label_sets.loss(scores, own, self._divergence, temperature=temperature)}
+        loss = self._label_sets.loss(scores, teacher_scores, self._divergence, temperature=temperature)
+        return {"loss": loss}
 
 
-SETTLING_BATCHES = 20
-"""From so many batches a student's batch norms take their statistics before joint learning."""
+RECALIBRATION_BATCHES = 20
+"""Number of batches from which the student's batch norm statistics are measured before joint learning."""
 
 
 def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
-    """Train the student end to end: after its layers, or as a baseline from random weights."""
+    """Train the student end to end, starting from its trained layers or, as a baseline, from random weights.
+
+    Returns:
+        The student, and the stage's summary with one record per epoch.
+    """
     student = Student(inputs.plan.spec)
     if inputs.config.baseline is None:
         load_stage(inputs.folder, "layers", student)
-        _settle(inputs, student.to(inputs.device))
+        _recalibrate_batch_norms(inputs, student.to(inputs.device))
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
-    learner, batches = joint_learner(inputs, student)
+    learner, batches = build_joint_learner(inputs, student)
     epochs = epoch_students_folder(inputs.folder)
 
     def report(progress: Progress) -> None:
@@ -102,11 +121,21 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         inputs.report(progress)
 
     history = fit(learner.to(inputs.device), batches, inputs.settings("joint"), report)
-    return student, {"history": records(history)}
+    return student, {"history": history_to_json(history)}
 
 
-def joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
-    """Make what learns a student jointly, and the batches that it sees."""
+def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
+    """Build the learner that trains a student end to end, and its batches.
+
+    Args:
+        inputs: Inputs of the stage.
+        student: Student to train, in place.
+
+    Returns:
+        A :class:`JointLearner`, or a :class:`ka_ray.stages.teacher.ClassifierLearner` for the baseline from
+        labels; and the batches with the columns that it needs.
+    """
+    # Joint learning needs no features, so it uses the images without stored features, too.
     config, store = inputs.config.joint, inputs.store(FEATURES, IMAGES)
     draws = NUM_VIEW_DRAWS if config.augment.on else 0
     if inputs.config.baseline == "scratch":
@@ -114,17 +143,21 @@ def joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Bat
         batches = inputs.batches("joint", store, ["image"], num_draws=NUM_VIEW_DRAWS, targets=targets)
         return ClassifierLearner(student, config.augment), batches
     teachers = []
-    if needs_teachers(config, inputs.config.scores):
+    if needs_teacher_scores(config, inputs.config.scores):
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]
     learner = JointLearner(student, config, inputs.config.scores, teachers)
     columns = ["image"] if teachers else ["image", SCORES]
     return learner, inputs.batches("joint", store, columns, num_draws=draws)
 
 
-def _settle(inputs: StageInputs, student: Student) -> None:
-    """Let the folded student's batch norms take the statistics of its own features, not of the codes."""
+def _recalibrate_batch_norms(inputs: StageInputs, student: Student) -> None:
+    """Replace the batch norm statistics of the codes by those of the student's own features.
+
+    The layers were trained on codes, but from here on each layer receives the student's own features.
+    """
     if any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in student.modules()):
         batches = inputs.batches("joint", inputs.store(FEATURES, IMAGES), ["image"])
-        shuffled = islice(batches.epoch(0), SETTLING_BATCHES)  # stored images may be sorted by class
+        # Shuffled, because stored images may be sorted by class. Training starts with epoch 1.
+        shuffled = islice(batches.epoch(0), RECALIBRATION_BATCHES)
         images = (batch["image"] for batch in shuffled)
         recalibrate_batch_norms(student, images, sum_over_ranks)

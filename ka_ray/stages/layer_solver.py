@@ -1,4 +1,4 @@
-"""What the codes' and the layers' stages compute instead of training it: sums over the images, then a solve.
+"""Solve layers of the student by least squares, from sums over the images, instead of training them.
 
 Shapes: B images, S stacked channels, C code channels.
 """
@@ -20,6 +20,7 @@ from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ranks import rank
 from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
 from ka_ray.student import Student
+from ka_ray.student.batch_norms import Norm
 from ka_ray.student.linear_layers import (
     ConvOrLinear,
     apply_solution,
@@ -32,14 +33,14 @@ from ka_ray.training.fit import Progress, ProgressCallback
 
 
 class LayerSolver:
-    """Solves layers of a student by least squares, every rank the same.
+    """Solver of all layers of a student that are linear in their weights. All ranks get the same solutions.
 
     Args:
-        student: Its layers are set in place.
-        encoders: tap -> :class:`ka_ray.amalgamation.Amalgamation`, which give inputs and targets.
-        config: Which inputs, how many positions.
-        batches: Makes batches of some of the stored columns, with :data:`NUM_SOLVER_DRAWS` draws.
-        report: Told where it stands, by rank 0.
+        student: Student whose layers are set in place.
+        encoders: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`, whose codes are inputs and targets.
+        config: Section `layers` of the config.
+        batches: Function from column names to batches with :data:`NUM_SOLVER_DRAWS` draws per image.
+        report: Called on rank 0 with progress reports.
     """
 
     def __init__(
@@ -52,90 +53,109 @@ class LayerSolver:
     ) -> None:
         self.student, self.encoders, self.config = student.eval(), encoders.eval(), config
         self._batches, self._report = batches, report
-        found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
-        self._found = {tap: one for tap, one in found.items() if one is not None}
+        # Tap name -> its layer, with the batch norm behind it if there is one.
+        self._solvable = _solvable_layers(student)
         self._ridges = RIDGES if config.ridge is None else (config.ridge,)
         self._began = time.perf_counter()
 
     @torch.no_grad()
     def solve(self) -> tuple[dict[str, LayerSolution], list[Progress]]:
-        """Solve what can be solved; give what was found, and one record a pass over the images."""
-        if not self._found:
+        """Solve all layers that can be solved.
+
+        Returns:
+            Tap name -> solution of its layer, and one record per group of layers that were solved together.
+        """
+        if not self._solvable:
             return {}, []
-        together = self.config.inputs == "codes"
-        passes = [list(self._found)] if together else [[tap] for tap in self._found]
+        # From codes, all layers are solved in one pass. From the student's own features, layer after layer,
+        # since each solution changes the features that the next layer receives.
+        from_codes = self.config.inputs == "codes"
+        groups = [list(self._solvable)] if from_codes else [[tap] for tap in self._solvable]
         solutions: dict[str, LayerSolution] = {}
         history = []
-        for number, taps in enumerate(passes, start=1):
-            behind = [tap for tap in self.student.stages if together or tap not in self._found]
-            batches = self._batches(["image", *dict.fromkeys([*taps, *behind])])
-            fitting = [tap for tap in taps if gram_gib(self._layer(tap)) <= self.config.max_gram_gib]
-            found = {
-                tap: solve(*sums, self._num_outputs(tap), self._ridges)
-                for tap, sums in self._moments(fitting, batches).items()
-            }
-            for tap in taps:
-                solutions[tap] = found[tap] if tap in found else self._iterated(tap, batches)
-                apply_solution(solutions[tap], *self._found[tap])
+        for number, taps in enumerate(groups, start=1):
+            # Taps whose codes are inputs of the next layer, in place of the student's own features.
+            feeding = [tap for tap in self.student.stages if from_codes or tap not in self._solvable]
+            batches = self._batches(["image", *dict.fromkeys([*taps, *feeding])])
+            solutions |= self._solve_layers(taps, batches)
             losses = {tap: solutions[tap].relative_error for tap in taps}
-            images = len(batches.rows) * number // len(passes)  # every layer sees each image once
+            images = len(batches.rows) * number // len(groups)  # each layer uses each image once
             seconds = time.perf_counter() - self._began
-            history.append(Progress("layers", number, len(passes), 1, 1, images, seconds, losses))
+            history.append(Progress("layers", number, len(groups), 1, 1, images, seconds, losses))
             if rank() == 0:
                 self._report(history[-1])
         return solutions, history
 
+    def _solve_layers(self, taps: Sequence[str], batches: Batches) -> dict[str, LayerSolution]:
+        """Solve layers from one pass over the images, and write the solutions into the student."""
+        small = [tap for tap in taps if gram_size_gib(self._layer(tap)) <= self.config.max_gram_gib]
+        solutions = {
+            tap: solve(*sums, self._num_outputs(tap), self._ridges)
+            for tap, sums in self._moments(small, batches).items()
+        }
+        for tap in taps:
+            if tap not in solutions:
+                solutions[tap] = self._solve_iteratively(tap, batches)
+            apply_solution(solutions[tap], *self._solvable[tap])
+        return solutions
+
     def _moments(
         self, taps: Sequence[str], batches: Batches
     ) -> dict[str, tuple[list[Moments], list[Moments]]]:
-        """For each tap the moments of the images learned from and of those held out, group by group."""
+        """Return, per tap and group of its layer, the moments of the images to fit and of those held out."""
         sums = {tap: (self._meters(tap, batches.device), self._meters(tap, batches.device)) for tap in taps}
         for tap, held_out, samples in self._samples(taps, batches) if taps else ():
             for meter, group in zip(sums[tap][held_out], samples.unbind(dim=1), strict=True):
                 meter.add(group)
-        return {tap: (_over_ranks(learned), _over_ranks(held)) for tap, (learned, held) in sums.items()}
+        return {tap: (_over_ranks(fitted), _over_ranks(held)) for tap, (fitted, held) in sums.items()}
 
     def _samples(self, taps: Sequence[str], batches: Batches) -> Iterator[tuple[str, bool, Tensor]]:
-        """Go over the images once; give a layer's samples, apart for those held out."""
+        """Yield tap, whether the images are held out, and their samples, in one pass over the images."""
         for batch in batches.single_pass():
+            # Whole images are held out, because positions of one image are too similar for a fair test.
             held_out = batch["draws"][:, 1] < HELD_OUT_FRACTION
-            for tap, features, targets in self._pairs(batch, taps):
+            for tap, features, targets in self._inputs_and_targets(batch, taps):
                 available, wanted = math.prod(targets.shape[2:]), self.config.positions_per_image
                 positions = sample_positions(batch["draws"][:, 0], available, wanted)
                 samples = make_layer_samples(self._layer(tap), features, targets, positions)
-                for held, chosen in ((False, ~held_out), (True, held_out)):
-                    yield tap, held, samples[chosen].flatten(0, 1)
+                for held, mask in ((False, ~held_out), (True, held_out)):
+                    yield tap, held, samples[mask].flatten(0, 1)
 
-    def _iterated(self, tap: str, batches: Batches) -> LayerSolution:
+    def _solve_iteratively(self, tap: str, batches: Batches) -> LayerSolution:
+        """Solve one layer by conjugate gradients, which need many passes but no Gram matrix."""
+
         def stream() -> Iterator[tuple[bool, Tensor]]:
             return ((held, samples) for _, held, samples in self._samples([tap], batches))
 
-        groups = num_groups(self._layer(tap))
+        groups = count_groups(self._layer(tap))
         outputs, ridge = self._num_outputs(tap), self.config.ridge or DEFAULT_RIDGE
         solution, _ = solve_iteratively(stream, groups, outputs, batches.device, ridge)
         return solution
 
     def _num_outputs(self, tap: str) -> int:
-        return len(self._layer(tap).weight) // num_groups(self._layer(tap))
+        return len(self._layer(tap).weight) // count_groups(self._layer(tap))
 
     def _meters(self, tap: str, device: torch.device) -> list[MomentsMeter]:
+        # Inputs and outputs side by side: their joint moments contain the Gram matrix and the right-hand
+        # side.
         size = self._layer(tap).weight[0].numel() + self._num_outputs(tap)
-        return [MomentsMeter(size, device) for _ in range(num_groups(self._layer(tap)))]
+        return [MomentsMeter(size, device) for _ in range(count_groups(self._layer(tap)))]
 
     def _layer(self, tap: str) -> ConvOrLinear:
-        return self._found[tap][0]
+        return self._solvable[tap][0]
 
-    def _pairs(
+    def _inputs_and_targets(
         self, batch: Mapping[str, Tensor], taps: Sequence[str]
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Give what each layer gets, and what it should give."""
+        """Yield tap, input of its layer and target, in the order of the student's stages."""
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
             if tap in taps:
                 yield tap, capture_layer_input(self._layer(tap), stage, features), self._target(tap, batch)
                 if tap == taps[-1]:
                     return
-            solved = self.config.inputs == "student" and tap in self._found
+            # A stage that cannot be solved still has random weights, so the code replaces its output.
+            solved = self.config.inputs == "student" and tap in self._solvable
             features = stage(features) if solved else self._target(tap, batch)
 
     def _target(self, tap: str, batch: Mapping[str, Tensor]) -> Tensor:
@@ -144,21 +164,28 @@ class LayerSolver:
         return cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
 
 
-def num_groups(layer: ConvOrLinear) -> int:
-    """Count the groups of a layer; a linear one has one."""
+def count_groups(layer: ConvOrLinear) -> int:
+    """Return the number of groups of a layer. A linear layer has one."""
     return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
-def gram_gib(layer: ConvOrLinear) -> float:
-    """Say how large a layer's Gram matrices are, with what it should give beside what it gets."""
-    groups = num_groups(layer)
+def gram_size_gib(layer: ConvOrLinear) -> float:
+    """Return the size in GiB of a layer's Gram matrices of inputs and targets, one per group, in float64."""
+    groups = count_groups(layer)
     return groups * (layer.weight[0].numel() + len(layer.weight) // groups) ** 2 * 8 / 1024**3
 
 
 def describe_gram_sizes(student: Student, config: LayersConfig) -> str | None:
-    """Say, before anything starts, how large the Gram matrices are, and which layers go without."""
-    found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
-    sizes = {tap: gram_gib(one[0]) for tap, one in found.items() if one is not None}
+    """Describe the sizes of the Gram matrices, for a note at the start of a run.
+
+    Args:
+        student: Student whose layers are to be solved.
+        config: Section `layers` of the config.
+
+    Returns:
+        The note, which also names the layers that are solved without a Gram matrix. None: no layer is solved.
+    """
+    sizes = {tap: gram_size_gib(layer) for tap, (layer, _) in _solvable_layers(student).items()}
     if config.solver != "least_squares" or not sizes:
         return None
     named = ", ".join(
@@ -166,6 +193,12 @@ def describe_gram_sizes(student: Student, config: LayersConfig) -> str | None:
         for tap, size in sizes.items()
     )
     return f"layers: Gram matrices: {named}"
+
+
+def _solvable_layers(student: Student) -> dict[str, tuple[ConvOrLinear, Norm | None]]:
+    """Return, per tap, the layer that is linear in its weights, and the batch norm behind it if any."""
+    found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
+    return {tap: layer_and_norm for tap, layer_and_norm in found.items() if layer_and_norm is not None}
 
 
 def _over_ranks(groups: list[MomentsMeter]) -> list[Moments]:

@@ -1,6 +1,7 @@
-"""Layer-wise learning: every layer of the student at once, each fed the code before it.
+"""Layer-wise learning: train all layers of the student at once, each from the code before it to its own code.
 
-Shapes: B images, S stacked channels, C code channels, *space height and width, K classes.
+Shapes: B images, S stacked channels, C code channels, ``*space`` height and width, K classes of all teachers
+together, K_t classes of teacher t.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,15 +18,21 @@ from ka_ray.student.network import Student
 
 
 class LayerwiseLearner(nn.Module):
-    """``code_hat[l] = layer_l(pool(act(adapter[l-1](code[l-1]))))`` with loss ``1/2 ||code_hat - code||^2``.
+    """Learner of all layers of a student, each from the code before it (Shen et al., AAAI 2019).
 
-    Layer ``l`` is fed the code of tap ``l-1``, not the student's own output (the first layer: the image), so
-    no gradient crosses a tap and one backward pass of the summed losses learns all layers independently
-    (Shen et al., AAAI 2019). The last layer's target are the teachers' scores, by the rule of the label sets.
+    Layer l computes ``code_hat[l] = layer_l(pool(act(adapter[l-1](code[l-1]))))``, with the loss
+    ``1/2 ||code_hat[l] - code[l]||^2``. Its input is the code of tap l-1 instead of the student's own
+    features; the first layer's input is the image. So no gradient crosses a tap, and one backward pass of the
+    summed losses trains all layers independently of each other. The target of the last layer is the teachers'
+    scores, merged by the rule of the label sets.
 
     Args:
-        student: Its stages are learned in place.
-        encoders: tap -> trained :class:`ka_ray.amalgamation.Amalgamation`; frozen here.
+        student: Student whose stages are trained in place. Each stage is the part between two taps.
+        encoders: Tap name -> trained :class:`ka_ray.amalgamation.Amalgamation`; it is frozen here.
+
+    Attributes:
+        adapters: Tap name -> :class:`ka_ray.student.adapter.Adapter` between the code and the next stage.
+        trained_taps: Names of the stages to train; each is named after the tap at its end.
     """
 
     def __init__(self, student: Student, encoders: nn.ModuleDict) -> None:
@@ -34,64 +41,71 @@ class LayerwiseLearner(nn.Module):
         self.encoders = encoders.requires_grad_(False)
         self._label_sets = student.spec.unified_label_sets
         self.adapters = nn.ModuleDict({tap: Adapter(c) for tap, c in student.spec.widths.items()})
-        self.learned = list(student.stages)
+        self.trained_taps = list(student.stages)
 
-    def leave(self, stages: Collection[str]) -> None:
-        """Leave stages as they are, and do not change what they get: the adapters in front of them."""
-        self.learned = [tap for tap in self.learned if tap not in stages]
+    def exclude_stages(self, stages: Collection[str]) -> None:
+        """Exclude stages from training, and freeze the adapters that compute their inputs."""
+        self.trained_taps = [tap for tap in self.trained_taps if tap not in stages]
         for before, (tap, stage) in zip([None, *self.adapters], self.student.stages.items(), strict=True):
             if tap in stages:
                 stage.requires_grad_(False)
                 if before is not None:
                     self.adapters[before].requires_grad_(False)
 
-    def pairs(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Give, for every stage that is learned, what it computes and what it should.
+    def estimates_and_targets(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return, per trained stage, the output and the target.
 
         Args:
-            batch: ``image [B, 3, H, W]``, ``scores [B, sum of K_t]`` (all teachers' own, side by side) and
-                each tap's stacked ``[B, S, *space]``.
+            batch: Columns ``image [B, 3, H, W]``, ``scores [B, sum of K_t]`` (all teachers' scores side by
+                side) and, per tap, the stacked features ``[B, S, *space]``.
 
         Returns:
-            tap -> (estimate, code), both ``[B, C, *space]``; ``scores`` -> (estimate ``[B, K]``, the
-            teachers' own).
+            Tap name -> (output, code), both ``[B, C, *space]``. ``scores`` -> (student's scores ``[B, K]``,
+            teachers' scores ``[B, sum of K_t]``).
         """
         pairs = {}
         features = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
-            given = features
+            stage_input = features
             if tap == SCORES:
+                # Not merged here, because the rule `conditional` compares with each teacher's own scores.
                 target = batch[SCORES]
             else:
                 with torch.no_grad():
                     target = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
                 features = self.adapters[tap](target)
-            if tap in self.learned:
-                pairs[tap] = (stage(given), target)
+            if tap in self.trained_taps:
+                pairs[tap] = (stage(stage_input), target)
         return pairs
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the loss of every stage that is learned, a value."""
+        """Return the loss of each trained stage, averaged over all values of its output."""
         return {
             tap: self._label_sets.loss(estimate, target, half_mse)
             if tap == SCORES
             else half_mse(estimate, target)
-            for tap, (estimate, target) in self.pairs(batch).items()
+            for tap, (estimate, target) in self.estimates_and_targets(batch).items()
         }
 
     @torch.no_grad()
-    def squared_errors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give, for every stage that is learned, sums over the batch from which the relative error is made.
+    def error_sums(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return, per trained stage, sums over the batch from which :func:`relative_error` is computed.
+
+        The sums of several batches and ranks can be added up.
+
+        Args:
+            batch: Columns as in :meth:`estimates_and_targets`.
 
         Returns:
-            tap -> ``[2 + 2 C]`` float64: squared error, count a channel, sums and sums of squares of the
-            target's channels.
+            Tap name -> ``[2 + 2 C]``, float64: the squared error, the number of values per channel, and per
+            channel of the target the sum and the sum of squares.
         """
         sums = {}
-        for tap, (estimate, target) in self.pairs(batch).items():
+        for tap, (estimate, target) in self.estimates_and_targets(batch).items():
             if tap == SCORES:
                 target = self._label_sets.amalgamate(target)
-                if self._label_sets.rule == "conditional":  # says nothing of a constant added to all scores
+                if self._label_sets.rule == "conditional":
+                    # This rule's loss ignores a constant added to all scores of an image; so must the error.
                     estimate, target = (t - t.mean(dim=1, keepdim=True) for t in (estimate, target))
             error = (estimate - target).double().square().sum()
             flat = target.double().movedim(1, -1).flatten(0, -2)
@@ -101,22 +115,32 @@ class LayerwiseLearner(nn.Module):
 
 
 def relative_error(sums: Tensor) -> float:
-    """Compute ``sum ||estimate - target||^2 / sum ||target - mean||^2`` from :meth:`squared_errors`."""
+    """Compute ``sum ||output - target||^2 / sum ||target - mean||^2``.
+
+    Args:
+        sums: Sums over all batches of :meth:`LayerwiseLearner.error_sums`, ``[2 + 2 C]``.
+    """
     error, count = float(sums[0]), float(sums[1])
     first, second = sums[2:].chunk(2)
+    # The variance of the target is a difference of sums, hence float64.
     return error / float((second - first.square() / count).sum().clamp_min(1e-30))
 
 
 def half_mse(estimate: Tensor, target: Tensor) -> Tensor:
-    """Compute ``1/2 ||estimate - target||^2``, a value."""
+    """Compute ``1/2 (estimate - target)^2``, averaged over all values.
+
+    Args:
+        estimate: Output of a network, of any shape.
+        target: Target of the same shape.
+    """
     return 0.5 * (estimate - target).square().mean()
 
 
 def fold_adapters(learner: LayerwiseLearner) -> Student:
-    """Fold every adapter into its stage; the student carries no layer that it had not before.
+    """Fold each adapter into the stage before it, so that the student gets no additional layers.
 
     Returns:
-        The learner's student, in eval mode, which now gives what stages and adapters in turn gave.
+        The learner's student, in eval mode. It computes the same as the sequence of stages and adapters did.
     """
     learner.eval()
     for tap, adapter in learner.adapters.items():

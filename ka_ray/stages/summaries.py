@@ -1,4 +1,4 @@
-"""What stages write about themselves: ``stages/<stage>.json`` in the output folder, as typed models."""
+"""Typed summaries of the stages, the content of ``stages/<stage>.json`` in the output folder."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,11 +8,11 @@ from ka_ray.training.fit import Progress
 
 
 class StageSummary(Summary):
-    """A stage that has finished, such as joint learning.
+    """Summary of a finished stage, such as joint learning.
 
     Attributes:
-        history: One record per epoch; empty if the stage had nothing to learn.
-        seconds: How long the stage took.
+        history: One record per epoch; empty if the stage had nothing to train.
+        seconds: Seconds that the stage took.
     """
 
     history: list[Progress]
@@ -20,18 +20,18 @@ class StageSummary(Summary):
 
     @property
     def images_seen(self) -> int:
-        """How many images the stage processed, counting repeats."""
+        """Number of images that the stage processed, counting repeats."""
         return self.history[-1].images if self.history else 0
 
 
 class CodeShape(BaseModel):
-    """What the auto-encoders of a tap depend on.
+    """Shapes that the auto-encoders of a tap depend on.
 
     Attributes:
-        channels: The channels of each teacher.
-        paths: The module path in each teacher.
-        space: The height and width to which all features are resized; empty for vectors.
-        width: The channels of the code.
+        channels: Number of channels of each teacher.
+        paths: Dotted path of the tapped module in each teacher.
+        space: Height and width in positions to which all features are resized; empty for vectors.
+        width: Number of code channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,12 +43,12 @@ class CodeShape(BaseModel):
 
 
 class LinkSummary(BaseModel):
-    """The links of the taps' chains of auto-encoders, counted per tap.
+    """Links of the taps' chains of auto-encoders.
 
     Attributes:
-        reused: The number of links that were copied from an extended run.
-        trained: The number of links that were trained or computed.
-        seconds: How long each link took, including those that were reused.
+        reused: Number of links per chain that were copied from the extended run.
+        trained: Number of links per chain that were trained or computed.
+        seconds: Seconds per link over all taps, in the run that trained or computed it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,13 +59,13 @@ class LinkSummary(BaseModel):
 
 
 class CodesSummary(StageSummary):
-    """The stage that learns the codes.
+    """Summary of the stage `codes`.
 
     Attributes:
-        taps: Tap -> the errors of its code.
-        shapes: Tap -> what its auto-encoders depend on.
-        links: The links of the chains.
-        teachers: Name -> digest of the checkpoint of each teacher.
+        taps: Tap name -> errors of its code.
+        shapes: Tap name -> shapes that its auto-encoders depend on.
+        links: Links of the chains.
+        teachers: Name of each teacher -> SHA-256 digest of its checkpoint.
     """
 
     taps: dict[str, Code]
@@ -75,10 +75,10 @@ class CodesSummary(StageSummary):
 
 
 class LayersSummary(StageSummary):
-    """The stage that learns the layers.
+    """Summary of the stage `layers`.
 
     Attributes:
-        taps: Tap -> the error of the layer that leads to it.
+        taps: Tap name -> error of the layer that leads to it.
     """
 
     taps: dict[str, Layer]
@@ -89,4 +89,4 @@ SUMMARIES: dict[StageName, type[StageSummary]] = {
     "layers": LayersSummary,
     "joint": StageSummary,
 }
-"""The summary of each stage, by the stage's name."""
+"""Name of each stage -> type of its summary."""

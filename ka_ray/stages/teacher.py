@@ -1,4 +1,4 @@
-"""Train a teacher on labelled images, so that the whole story can be told from scratch.
+"""Train a teacher on labelled images, for runs that start without trained teachers.
 
 Shapes: B images, K classes of the teacher.
 """
@@ -26,26 +26,31 @@ from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
 
 
 class ClassifierLearner(nn.Module):
-    """A classifier's cross-entropy on augmented images.
+    """Learner of a classifier, with the cross-entropy on augmented images as its loss.
 
     Args:
-        network: From pixels in 0 ... 255 to scores.
-        views: Which views it sees.
+        network: Network from pixels in 0 ... 255 to scores.
+        augmentation: Random changes that are applied to each image.
     """
 
-    def __init__(self, network: nn.Module, views: Augmentation) -> None:
+    def __init__(self, network: nn.Module, augmentation: Augmentation) -> None:
         super().__init__()
-        self.network, self.views = network, views
+        self.network, self.augmentation = network, augmentation
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the loss of ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
-        images = augment(batch["image"], self.views, batch["draws"])
+        """Return the loss of a batch with ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
+        images = augment(batch["image"], self.augmentation, batch["draws"])
         scores = self.network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
 
 
 def teacher_checkpoint_path(folder: Path, name: str) -> Path:
-    """Where a trained teacher's weights are kept in an output folder."""
+    """Return the path of the weights of a teacher that a run trains.
+
+    Args:
+        folder: Folder for the teachers that the run trains.
+        name: Name of the teacher.
+    """
     return folder / name / "teacher.safetensors"
 
 
@@ -57,14 +62,15 @@ def train_teacher(
     device: torch.device,
     report: ProgressCallback,
 ) -> None:
-    """Train one teacher, alone or as one of a process group; skipped where its checkpoint stands.
+    """Train one teacher, in one process or in a process group. If its checkpoint exists, do nothing.
 
     Args:
-        teacher: With its ``training`` section.
-        images: A finished store of ``image`` and ``label``.
-        folder: Gets ``<name>/teacher.safetensors`` and ``<name>/teacher.json``.
-        seed: Of weights, shuffling and views.
-        report: Told the progress, on rank 0.
+        teacher: Section of the teacher in the config, with a ``training`` section.
+        images: Folder of a finished store with the columns ``image`` and ``label``.
+        folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
+        seed: Seed of weights, shuffling and augmentation.
+        device: Device to train on.
+        report: Called on rank 0 with progress reports.
 
     Raises:
         InputError: A class has no image.
@@ -75,22 +81,33 @@ def train_teacher(
     assert teacher.training is not None
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
-    on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
-    learner = ClassifierLearner(on_pixels, teacher.training.augment).to(device)
-    settings, batches = teacher.training, _labelled_batches(teacher, images, seed, device)
-    epoch_file, stage = path.with_suffix(".epoch"), f"teach_{teacher.name}"
-    rates = (settings.learning_rate, settings.weight_decay)
-    history = fit(
-        learner, batches, FitSettings(stage, settings.epochs, *rates, checkpoint=epoch_file), report
-    )
+    # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
+    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
+    learner = ClassifierLearner(network_on_pixels, teacher.training.augment).to(device)
+    batches = _labelled_batches(teacher, images, seed, device)
+    settings = _fit_settings(teacher, path)
+    history = fit(learner, batches, settings, report)
     if rank() == 0:
         _save_teacher(network, history, path)
-        epoch_file.unlink(missing_ok=True)
+        path.with_suffix(".epoch").unlink(missing_ok=True)
+    # The run loads the checkpoint as soon as this function returns on any rank.
     wait_for_all()
+
+
+def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
+    assert teacher.training is not None
+    return FitSettings(
+        stage=f"teach_{teacher.name}",
+        epochs=teacher.training.epochs,
+        learning_rate=teacher.training.learning_rate,
+        weight_decay=teacher.training.weight_decay,
+        checkpoint=path.with_suffix(".epoch"),
+    )
 
 
 def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: torch.device) -> Batches:
     assert teacher.training is not None
+    # Images of other classes get no target and are left out, so that several teachers can share one store.
     store, batch_size = Store(images), teacher.training.batch_size
     targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
     return Batches(
@@ -99,19 +116,22 @@ def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: t
 
 
 def _save_teacher(network: nn.Module, history: list[Progress], path: Path) -> None:
-    """Write the history and then the weights, whose file says that the teacher is finished."""
+    """Write the history and then the weights. The file with the weights marks the teacher as finished."""
     make_folder(path.parent)
     write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
     save_weights(network, path)
 
 
 def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArray[np.int64]:
-    """Turn the stored labels into indices among some classes, ``[N]``; -1 for other labels.
+    """Turn the stored labels into class indices.
 
     Args:
-        store: With a column ``label``.
-        classes: In the order of the scores.
-        whose: Who is trained, for the message.
+        store: Store with a column ``label`` of class names.
+        classes: Class names in the order of the scores.
+        whose: Which network is trained, for the error message.
+
+    Returns:
+        Index of the label among the classes per row of the store, ``[N]``; -1 for other labels.
 
     Raises:
         InputError: A class has no image.
@@ -121,5 +141,8 @@ def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArr
     targets = np.array([index.get(label, -1) for label in labels], dtype=np.int64)
     unseen = [name for name, i in index.items() if not (targets == i).any()]
     if unseen:
-        raise InputError(f"{whose}: no image is labelled {', '.join(unseen)}")
+        raise InputError(
+            f"{whose}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled "
+            "the same"
+        )
     return targets

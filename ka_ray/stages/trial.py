@@ -1,6 +1,6 @@
-"""One student of a search for widths: computed from the sums of one pass, maybe learned jointly, judged.
+"""One trial of `ka-ray tune`: compute a student from moments, train it jointly if asked for, and evaluate it.
 
-This module knows no Ray: a trial runs in one process.
+A trial runs in one process. This module does not import Ray.
 """
 
 import time
@@ -14,7 +14,7 @@ from ka_ray.features.stack import SCORES
 from ka_ray.features.store import Store
 from ka_ray.numerics.ridge import RIDGES
 from ka_ray.stages.inputs import StageInputs
-from ka_ray.stages.joint import joint_learner
+from ka_ray.stages.joint import build_joint_learner
 from ka_ray.student import Student, save_student
 from ka_ray.student.from_moments import LayerMoments
 from ka_ray.training.batches import Batches
@@ -23,13 +23,14 @@ from ka_ray.training.fit import Progress, fit
 
 @dataclass(frozen=True)
 class TrialStudent:
-    """A student to try.
+    """Student of a trial.
 
     Attributes:
-        widths: tap -> C.
-        ridge: Of every layer, in units of its mean input variance; None: chosen for each.
-        learning_rate: Of joint learning; None: the student stays as it was computed.
-        folder: Gets the student.
+        widths: Tap name -> number of code channels, C.
+        ridge: Strength of ridge regression in each layer, in units of the layer's mean input variance. None:
+            chosen per layer on held-out images.
+        learning_rate: Peak learning rate of joint learning. None: no joint learning.
+        folder: Folder in which the student is saved.
     """
 
     widths: Mapping[str, int]
@@ -39,59 +40,78 @@ class TrialStudent:
 
 
 AgreementCallback = Callable[[dict[str, float]], None]
-"""Told ``agreement``, ``epochs`` and ``seconds``."""
+"""Function that is called with ``agreement`` (fraction of images), ``epochs`` (of joint learning so far) and
+``seconds`` (since the start of the trial)."""
 
 
 def run_trial(
-    tried: TrialStudent, one_pass: LayerMoments, inputs: StageInputs, held_out: Path, tell: AgreementCallback
+    trial: TrialStudent,
+    layer_moments: LayerMoments,
+    inputs: StageInputs,
+    held_out: Path,
+    report_agreement: AgreementCallback,
 ) -> None:
-    """Compute a student, learn it jointly if that is wanted, and judge it after every epoch.
+    """Compute a student, train it jointly if asked for, and measure its agreement with the ensemble.
 
     Args:
-        tried: Which.
-        one_pass: What all trials share.
-        inputs: As of a run's stages; of its config ``joint`` and ``scores`` count.
-        held_out: Folder with stored images and scores that it is judged on.
-        tell: Called once, or after every epoch.
+        trial: Student to compute.
+        layer_moments: Moments of a single pass over the images, from which every trial's student is computed.
+        inputs: Inputs of a training stage. The sections `joint` and `scores` of its config are used.
+        held_out: Folder with stored images and scores on which the agreement is measured.
+        report_agreement: Called after each epoch of joint learning; without joint learning, once.
     """
     began = time.perf_counter()
     torch.manual_seed(inputs.config.seed)
-    student, _ = one_pass.student(tried.widths, RIDGES if tried.ridge is None else (tried.ridge,))
-    student.to(inputs.device)
-    judged = Batches(
-        Store(held_out), ["image", SCORES], inputs.config.extract.batch_size, 0, device=inputs.device
-    )
+    ridges = RIDGES if trial.ridge is None else (trial.ridge,)
+    student = layer_moments.student(trial.widths, ridges)[0].to(inputs.device)
+    batch_size = inputs.config.extract.batch_size
+    held_out_batches = Batches(Store(held_out), ["image", SCORES], batch_size, 0, device=inputs.device)
 
-    def told(epochs: int) -> None:
-        save_student(student, tried.folder)
-        tell(
-            {
-                "agreement": agreement(student, judged),
-                "epochs": epochs,
-                "seconds": time.perf_counter() - began,
-            }
-        )
+    def save_and_report(epochs: int) -> None:
+        # Saved before it is reported, so that a reported student exists even if this worker dies right after.
+        save_student(student, trial.folder)
+        agreement = measure_agreement(student, held_out_batches)
+        seconds = time.perf_counter() - began
+        report_agreement({"agreement": agreement, "epochs": epochs, "seconds": seconds})
+
+    if trial.learning_rate is None:
+        save_and_report(0)
+    else:
+        _train_jointly(inputs, student, trial.learning_rate, save_and_report)
+
+
+def _train_jointly(
+    inputs: StageInputs, student: Student, learning_rate: float, after_epoch: Callable[[int], None]
+) -> None:
+    """Train a student with the run's joint learning, but at the trial's learning rate."""
 
     def report(progress: Progress) -> None:
         if progress.epoch_ended:
-            told(progress.epoch)
+            after_epoch(progress.epoch)
 
-    if tried.learning_rate is None:
-        return told(0)
-    learner, batches = joint_learner(inputs, student)
-    settings = replace(inputs.settings("joint"), learning_rate=tried.learning_rate, checkpoint=None)
+    learner, batches = build_joint_learner(inputs, student)
+    # Without a checkpoint, because trials are short: a trial that is lost starts again.
+    settings = replace(inputs.settings("joint"), learning_rate=learning_rate, checkpoint=None)
     fit(learner.to(inputs.device), batches, settings, report)
-    return None
 
 
 @torch.inference_mode()
-def agreement(student: Student, batches: Batches) -> float:
-    """Measure on which share of images student and ensemble say the same."""
-    training = student.training
+def measure_agreement(student: Student, batches: Batches) -> float:
+    """Measure the agreement of a student with the ensemble of its teachers.
+
+    Args:
+        student: Student to evaluate; it is in its former mode (training or eval) afterwards.
+        batches: Batches with the columns ``image`` and ``scores``.
+
+    Returns:
+        Fraction of images for which student and ensemble predict the same class.
+    """
+    # Called between the epochs of joint learning, so the mode must be restored.
+    was_training = student.training
     student.eval()
     same = torch.zeros((), dtype=torch.int64, device=batches.device)
     for batch in batches.single_pass():
         ensemble = student.spec.unified_label_sets.amalgamate(batch[SCORES])
         same += (student(batch["image"]).argmax(dim=1) == ensemble.argmax(dim=1)).sum()
-    student.train(training)
+    student.train(was_training)
     return int(same) / len(batches.rows)

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: a network, a checkpoint, its classes and its own preprocessing."""
+"""Build and load teachers: a network, a checkpoint, the class names and the network's own preprocessing."""
 
 from ka_ray.teachers.networks import NETWORKS, build_network
 from ka_ray.teachers.preprocess import Preprocess

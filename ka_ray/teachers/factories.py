@@ -1,33 +1,49 @@
-"""From ``package.module:factory`` in a config to the function, if it is one that may build networks.
+"""Import a network factory, ``package.module:factory`` in a config, if it is from an allowed package.
 
-A config names code that is installed or travels with the job, and nothing else of it is ever run. What Python
-itself and this package's own dependencies offer would allow far more (``numpy:load`` unpickles,
-``torch.hub:load`` fetches a repository), so of these torchvision and timm alone are accepted.
+A config can name any function of an installed package or of a module that is uploaded with the job. Many
+functions of Python itself and of this package's dependencies would do harm: ``numpy:load`` unpickles a file,
+``torch.hub:load`` downloads and runs a repository. So of Python and the dependencies only torchvision and
+timm are allowed; the user's own packages are allowed, too.
 """
 
 import importlib
-import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 from ka_ray.errors import InputError
 
-OF_NETWORKS = {"torchvision", "timm"}
-OWN = "ka_ray.teachers.plain"
-ROOTS = ("ka_ray", "torch", "ray", "mlflow")
+NETWORK_PACKAGES = {"torchvision", "timm"}
+"""Dependencies whose functions are allowed."""
+
+BUILT_IN_NETWORKS = "ka_ray.teachers.plain"
+"""The only module of this package whose functions are allowed."""
+
+ROOT_PACKAGES = ("ka_ray", "torch", "ray", "mlflow")
+"""Packages whose dependencies are forbidden. The last three are dependencies of the first one. They are named
+for the case that this package is not installed but only on the path, as in an uploaded job."""
 
 
 def find_factory(network: str) -> Callable[..., Any]:
-    """Find the function of a network ``package.module:factory``.
+    """Import the function that builds a network.
+
+    Args:
+        network: Name of the network in the config, ``package.module:factory``.
+
+    Returns:
+        The function.
 
     Raises:
-        InputError: It cannot be imported, is no function, or is of a package that builds no networks.
+        InputError: The module cannot be imported, has no such function, or its package is not allowed.
     """
     module_name, _, factory_name = network.partition(":")
-    _check(network, module_name)
+    # Checked before the import, because importing a module already runs its code.
+    _check_allowed(network, module_name)
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
@@ -35,43 +51,57 @@ def find_factory(network: str) -> Callable[..., Any]:
     factory: Any = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
-    defined = factory
-    while isinstance(defined, partial):
-        defined = defined.func
-    _check(network, str(getattr(defined, "__module__", None) or "builtins"))
+    # A module can contain functions that it imported from another module or wrapped in a partial. So the
+    # module in which the function is defined must be allowed, too.
+    function = factory
+    while isinstance(function, partial):
+        function = function.func
+    _check_allowed(network, str(getattr(function, "__module__", None) or "builtins"))
     return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 
 
-def _check(network: str, module: str) -> None:
-    root = module.partition(".")[0]
-    if module != OWN and (root in sys.stdlib_module_names or root in _own_packages()):
+def _check_allowed(network: str, module: str) -> None:
+    package = module.partition(".")[0]
+    forbidden = package in sys.stdlib_module_names or package in _dependency_packages()
+    if module != BUILT_IN_NETWORKS and forbidden:
         raise InputError(
-            f"network {network!r}: {module!r} is no place of networks; a factory comes from torchvision, "
-            "timm, a package of yours, or a module that travels with the job, its weights from `checkpoint`"
+            f"network {network!r}: {module!r} is not an allowed source of networks. Name a function of "
+            "torchvision, timm, a package of your own, or a module that is uploaded with the job; to load "
+            "weights, set `checkpoint`"
         )
 
 
-@lru_cache
-def _own_packages() -> frozenset[str]:
-    """The import names of this package and of all that it depends on."""
-    found, waiting = set[str](), [_normal(name) for name in ROOTS]
+@lru_cache  # reading the metadata of all installed distributions takes a while
+def _dependency_packages() -> frozenset[str]:
+    """Return the import names of this package and of all its direct and indirect dependencies."""
+    distributions, waiting = set[str](), [str(canonicalize_name(name)) for name in ROOT_PACKAGES]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in distributions:  # dependencies can be circular
+            distributions.add(name)
             waiting += _requirements(name)
-    names = {top for top, owners in packages_distributions().items() if found & set(map(_normal, owners))}
-    return frozenset((names | {"ka_ray"}) - OF_NETWORKS)
+    # A distribution and what it installs can have different names: pyyaml installs yaml.
+    names = {
+        package
+        for package, owners in packages_distributions().items()
+        if distributions & {str(canonicalize_name(owner)) for owner in owners}
+    }
+    return frozenset((names | {"ka_ray"}) - NETWORK_PACKAGES)
 
 
-def _requirements(name: str) -> list[str]:
+def _requirements(distribution: str) -> list[str]:
+    """Return the names of the distributions that a distribution requires without any extra."""
     try:
-        lines = requires(name) or []
-    except PackageNotFoundError:
+        lines = requires(distribution) or []
+    except PackageNotFoundError:  # a requirement of another platform, or ka_ray in an uploaded job
         return []
-    names = (re.match(r"[\w.\-]+", line) for line in lines if "extra ==" not in line)
-    return [_normal(match[0]) for match in names if match]
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    names = []
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:  # metadata of an old distribution, which pip would not install any more
+            continue
+        # Extras are optional, so a user's own package may well be one of them.
+        if "extra ==" not in str(requirement.marker):
+            names.append(str(canonicalize_name(requirement.name)))
+    return names

@@ -1,4 +1,4 @@
-"""The plain conv-BN-ReLU-pool classifier for small images."""
+"""A plain conv-BN-ReLU-pool classifier for small images."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,17 +7,19 @@ from torch import nn
 
 
 def plain_conv_net(num_classes: int, widths: Sequence[int] = (32, 64, 128, 256)) -> nn.Sequential:
-    """Build a chain of (3x3 conv, batch norm, ReLU, 2x2 max pool) blocks and one linear layer.
+    """Build a sequence of blocks (3x3 conv, batch norm, ReLU, 2x2 max pool) with a linear layer at the end.
 
-    Global average pooling before the linear layer makes the network independent of the image size.
+    Because of the global average pooling before the linear layer, the network accepts images of any size.
 
     Args:
         num_classes: Length of the score vector.
-        widths: Output channels of the convs; each block but the last halves the image's sides.
+        widths: Number of output channels of each block's conv. Each block except the last one halves height
+            and width.
 
     Returns:
-        A network from ``[B, 3, H, W]`` images to ``[B, num_classes]`` scores. Block ``i`` (from 1) is made of
-        the children ``conv{i}``, ``norm{i}``, ``act{i}``, ``pool{i}``; the linear layer is ``head``.
+        A network from images ``[B, 3, H, W]`` to scores ``[B, num_classes]``. Block ``i``, counted from 1,
+        consists of the children ``conv{i}``, ``norm{i}``, ``act{i}`` and ``pool{i}``. The linear layer is
+        ``head``.
 
     Example:
         >>> [name for name, _ in plain_conv_net(5, widths=[8]).named_children()]
@@ -26,6 +28,7 @@ def plain_conv_net(num_classes: int, widths: Sequence[int] = (32, 64, 128, 256))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels_in = 3
     for i, channels_out in enumerate(widths, start=1):
+        # Without bias, because the batch norm behind the conv adds one.
         layers[f"conv{i}"] = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
         layers[f"norm{i}"] = nn.BatchNorm2d(channels_out)
         layers[f"act{i}"] = nn.ReLU()

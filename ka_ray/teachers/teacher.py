@@ -1,6 +1,7 @@
 """A teacher: a trained, frozen classifier with its own label set and its own preprocessing.
 
-Shapes: B images, H and W in pixels, K classes, C channels of a tap.
+Shapes: B images, H and W in pixels, K classes of the teacher, C channels of a tap, ``*space`` its height and
+width in positions (empty after a linear layer).
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,14 @@ from ka_ray.teachers.preprocess import Preprocess
 
 @dataclass
 class Teacher:
-    """A network in eval mode, without gradients, and what belongs to it."""
+    """A frozen network in eval mode with its class names and preprocessing.
+
+    Attributes:
+        name: Name of the teacher in the config.
+        classes: Class names in the order of the scores.
+        network: Network from preprocessed images to scores.
+        preprocess: Module that turns pixels into the network's input.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -27,40 +35,45 @@ class Teacher:
     preprocess: Preprocess
 
     def to(self, device: torch.device) -> "Teacher":
-        """Move the network to a device."""
+        """Move network and preprocessing to a device, in place, and return this teacher."""
         self.network.to(device)
         self.preprocess.to(device)
         return self
 
     def scores(self, images: Tensor) -> Tensor:
-        """Score pixels `[B, 3, H, W]` in 0 ... 255: `[B, K]`, without gradients."""
+        """Return the scores ``[B, K]`` of pixels ``[B, 3, H, W]`` in 0 ... 255, without gradients."""
+        # Not inference_mode: joint learning uses these scores in a graph, which refuses inference tensors.
         with torch.no_grad():
             scores: Tensor = self.network(self.preprocess(images))
             return scores
 
     def features(self, images: Tensor, paths: Mapping[str, str]) -> tuple[dict[str, Tensor], Tensor]:
-        """Read features and scores in one forward pass.
+        """Return features and scores, computed in one forward pass.
 
         Args:
-            images: Pixels `[B, 3, H, W]` in 0 ... 255.
-            paths: tap -> module path.
+            images: Pixels in 0 ... 255, ``[B, 3, H, W]``.
+            paths: Tap name -> dotted path of the module whose output is read.
 
         Returns:
-            tap -> `[B, C, *space]`, and scores `[B, K]`.
+            Tap name -> features ``[B, C, *space]``, and the scores ``[B, K]``.
         """
         with torch.inference_mode(), Taps(self.network, paths) as taps:
             scores = self.network(self.preprocess(images))
         return taps.features, scores
 
     def check_forward_pass(self, image_size: int, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-        """Score one black image, so that what cannot work fails before the first real one.
+        """Run the network on one black image, so that mistakes in the config show before the run starts.
+
+        Args:
+            image_size: Height and width of the run's decoded images in pixels.
+            paths: Tap name -> dotted path of the module whose output is read.
 
         Returns:
-            tap -> shape of its features for one image, ``(C, *space)``.
+            Tap name -> shape of the features of one image, ``(C, *space)``.
 
         Raises:
-            InputError: A tap does not exist, is not a feature map or vector, the network refuses the
-                image's size, or the number of scores differs from the number of classes.
+            InputError: A tap does not exist or is not a feature map or vector, the network fails for images
+                of this size, or the number of scores differs from the number of classes.
         """
         device = self.preprocess.mean.device
         image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
@@ -68,47 +81,76 @@ class Teacher:
             features, scores = self.features(image, paths)
         except InputError:
             raise
-        except Exception as error:  # networks refuse sizes in many ways (ViT: AssertionError)
-            raise InputError(f"teacher {self.name}: an image of size {image_size} fails: {error}") from None
-        if not isinstance(scores, Tensor) or scores.shape != (1, len(self.classes)):
-            given = tuple(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
+        except Exception as error:  # networks refuse sizes with many exceptions (ViT: AssertionError)
             raise InputError(
-                f"teacher {self.name}: {len(self.classes)} classes named, the network gives {given}"
+                f"teacher {self.name}: the network fails for an image of {image_size} x {image_size} pixels: "
+                f"{error}. Set `images.size` or the teacher's `preprocessing.size` to the size it was "
+                "trained with"
+            ) from None
+        self._check_scores(scores)
+        self._check_features(features, paths)
+        return {tap: tuple(feature.shape[1:]) for tap, feature in features.items()}
+
+    def _check_scores(self, scores: object) -> None:
+        """Refuse a network whose output is not one score per class."""
+        if not isinstance(scores, Tensor) or scores.shape != (1, len(self.classes)):
+            output = tuple(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(
+                f"teacher {self.name}: `classes` names {len(self.classes)} classes, but the network outputs "
+                f"{output} per image; it must be one score per class"
             )
+
+    def _check_features(self, features: Mapping[str, Tensor], paths: Mapping[str, str]) -> None:
+        """Refuse taps that were not reached, or whose output is not a feature map or vector."""
         for tap, path in paths.items():
             if tap not in features:
-                raise InputError(f"taps.{tap}: teacher {self.name} never calls {path!r} in a forward pass")
+                raise InputError(
+                    f"taps.{tap}: the forward pass of teacher {self.name} never calls the module {path!r}; "
+                    "choose one that it calls"
+                )
         for tap, feature in features.items():
             if feature.dim() not in (2, 4):
                 raise InputError(
-                    f"taps.{tap}: teacher {self.name} gives {list(feature.shape)}, not [B, C, *space]"
+                    f"taps.{tap}: the module of teacher {self.name} outputs the shape {list(feature.shape)}, "
+                    "but a tap needs a map [B, C, height, width] or a vector [B, C]"
                 )
-        return {tap: tuple(feature.shape[1:]) for tap, feature in features.items()}
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
     """Build a teacher's network and load its checkpoint.
 
+    Args:
+        config: Section of the teacher in the config.
+
     Raises:
-        InputError: The network is unknown, it has no checkpoint, or the checkpoint does not fit.
+        InputError: The network is unknown, the config has no checkpoint, or the checkpoint does not fit.
     """
     if config.checkpoint is None:
-        raise InputError(f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first")
+        raise InputError(_missing_checkpoint(config))
     return build_teacher(config)
 
 
 def build_teacher(config: TeacherConfig) -> Teacher:
-    """Build a teacher as :func:`load_teacher` does, with random weights where it is still to be trained.
+    """Build a teacher like :func:`load_teacher`, but with random weights if it is yet to be trained.
 
-    Taps and shapes do not depend on the weights, so a whole run can be planned before any teacher is.
+    Taps and shapes do not depend on the weights. So a run can be planned and checked before its teachers are
+    trained.
+
+    Args:
+        config: Section of the teacher in the config.
 
     Raises:
-        InputError: The network is unknown, the checkpoint does not fit, or it and `training` are missing.
+        InputError: The network is unknown, the checkpoint does not fit, or the config has neither
+            `checkpoint` nor `training`.
     """
     network = build_network(config.network, config.arguments, len(config.classes))
     if config.checkpoint is not None:
         load_checkpoint(network, config.checkpoint)
     elif config.training is None:
-        raise InputError(f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first")
+        raise InputError(_missing_checkpoint(config))
     network.eval().requires_grad_(False)
     return Teacher(config.name, config.classes, network, Preprocess(config.preprocessing).eval())
+
+
+def _missing_checkpoint(config: TeacherConfig) -> str:
+    return f"teachers.{config.name}: needs a `checkpoint`, or `training` to train it first"

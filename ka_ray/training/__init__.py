@@ -1,4 +1,4 @@
-"""The one training loop and its batches, in plain torch."""
+"""The training loop that all stages share, and its batches. Only torch, no Ray."""
 
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import FitSettings, Progress, fit

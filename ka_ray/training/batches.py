@@ -1,6 +1,6 @@
-"""Shuffled batches out of a store, the same global batch however many ranks share it.
+"""Read shuffled batches from a store. The global batch is the same for any number of ranks.
 
-Shapes: B images of a global batch, b of one rank's share.
+Shapes: B images of a global batch, b images of it on one rank, S channels, P positions per image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,24 +17,30 @@ from ka_ray.numerics.ranks import rank, world_size
 
 
 class Batches:
-    """Epochs of batches. Order and random numbers follow from (seed, epoch, step) alone.
+    """Epochs of batches whose order and random numbers depend only on seed, epoch and step.
 
-    Rank r of W gets rows ``r B / W`` to ``(r + 1) B / W`` of every global batch, so that any number of
-    workers sees the same global batches; with means weighted by ``weight`` averaged gradients are those of
-    one process. An incomplete last batch is left out (the next epoch shuffles anew).
+    Of each global batch, rank r of W ranks reads the rows ``r B / W`` to ``(r + 1) B / W``. So the global
+    batches are the same for any number of ranks. If each rank multiplies its mean loss by ``loss_weight``,
+    the averaged gradients are those of one process with the global batch. An incomplete last batch is left
+    out; the next epoch shuffles the rows again.
 
     Args:
-        store: Where the rows are.
-        columns: Numeric columns to read.
-        batch_size: B.
-        seed: Of shuffling and draws.
-        num_draws: Uniform random numbers for every image, in column ``draws [b, num_draws]``.
-        positions_per_image: P > 0 reads P random positions of each map, ``[b P, S]``, not the whole map.
-        device: Where the tensors go.
-        targets: Class index of every stored row, read as ``target [b]``; rows with -1 are left out.
+        store: Store to read from.
+        columns: Names of the numeric columns to read.
+        batch_size: Number of images in a global batch, B.
+        seed: Seed of shuffling and random numbers.
+        num_draws: How many uniform random numbers in [0, 1) to add per image, as column
+            ``draws [b, num_draws]``; 0: no such column.
+        positions_per_image: How many random positions of each map to read, P, as ``[b P, S]``; 0: whole maps.
+        device: Device to move the batches to.
+        targets: Class index per row of the store, ``[N]``, to be added as ``target [b]``. Rows with -1 are
+            left out. None: no such column, and all rows are read.
+
+    Attributes:
+        rows: Row numbers of the store that are read, ``[n]``.
 
     Raises:
-        InputError: The batch is larger than the store, or smaller than the number of ranks.
+        InputError: The batch is larger than the number of rows, or smaller than the number of ranks.
     """
 
     def __init__(
@@ -51,36 +57,49 @@ class Batches:
         self.rows = np.arange(len(store)) if targets is None else np.flatnonzero(targets >= 0)
         self.targets = targets
         if batch_size > len(self.rows):
-            raise InputError(f"batch_size {batch_size} is larger than the {len(self.rows)} images there are")
+            raise InputError(
+                f"batch_size {batch_size} is larger than the {len(self.rows)} images to train on; set it to "
+                f"at most {len(self.rows)}, or use more images"
+            )
         if batch_size < world_size():
-            raise InputError(f"batch_size {batch_size} is smaller than the {world_size()} workers")
+            raise InputError(
+                f"batch_size {batch_size} is smaller than the {world_size()} workers, but each worker needs "
+                "at least one image per batch; raise it, or lower `ray.workers`"
+            )
         self.store, self.columns, self.batch_size = store, list(columns), batch_size
         self.seed, self.num_draws, self.device = seed, num_draws, torch.device(device)
         self.positions_per_image = positions_per_image
 
     @property
-    def share(self) -> slice:
-        """This rank's rows of a global batch."""
-        bounds = [place * self.batch_size // world_size() for place in (rank(), rank() + 1)]
+    def rank_slice(self) -> slice:
+        """Rows of a global batch that this rank reads."""
+        # If B is not divisible by the number of ranks, some ranks read one row more than others.
+        bounds = [r * self.batch_size // world_size() for r in (rank(), rank() + 1)]
         return slice(*bounds)
 
     @property
-    def weight(self) -> float:
-        """This rank's share of a global batch, in units of an even share: what its means count."""
-        return len(range(self.batch_size)[self.share]) * world_size() / self.batch_size
+    def loss_weight(self) -> float:
+        """Factor for this rank's mean losses: its number of rows divided by ``B / number of ranks``."""
+        return len(range(self.batch_size)[self.rank_slice]) * world_size() / self.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in one epoch."""
+        """Number of complete global batches in one epoch."""
         return len(self.rows) // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Yield this rank's share of every global batch of one epoch."""
+        """Yield this rank's rows of each global batch of one epoch, as column name -> tensor.
+
+        Tensors are ``[b, ...]``, or ``[b P, S]`` if positions are sampled. Columns stored as float16 are
+        converted to float32.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.rows)
-        mine = self.share
+        mine = self.rank_slice
         num_numbers = self.num_draws + self.positions_per_image
         for step in range(self.steps_per_epoch):
+            # Each rank draws the numbers of the whole batch and keeps its own rows' numbers. So an image gets
+            # the same numbers on whichever rank it is read.
             numbers = rng.random((self.batch_size, num_numbers), dtype=np.float32)[mine]
             rows = order[step * self.batch_size : (step + 1) * self.batch_size][mine]
             positions = numbers[:, self.num_draws :] if self.positions_per_image else None
@@ -90,9 +109,10 @@ class Batches:
             yield batch
 
     def single_pass(self) -> Iterator[dict[str, Tensor]]:
-        """Yield every row of the store once over all ranks, whole and in order.
+        """Yield each row once over all ranks, in the order of the store, with whole maps.
 
-        A row's draws are the same on whatever rank it is read.
+        The last batch may be smaller. A row gets the same random numbers on whichever rank it is read, but
+        they do not change from pass to pass.
         """
         share = self.batch_size // world_size()
         mine = slice(rank(), None, world_size())
@@ -112,14 +132,16 @@ class Batches:
         if self.targets is not None:
             gathered["target"] = self.targets[rows]
         tensors = {name: self._move(torch.from_numpy(column)) for name, column in gathered.items()}
-        halves = {
-            n: to_preferred_memory_format(t, torch.float32)
-            for n, t in tensors.items()
-            if t.dtype == torch.float16
+        # Features move to the device as float16, half as many bytes, and are converted there.
+        converted = {
+            name: to_preferred_memory_format(tensor, torch.float32)
+            for name, tensor in tensors.items()
+            if tensor.dtype == torch.float16
         }
-        return tensors | halves
+        return tensors | converted
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda":
+            # Only a copy from pinned memory runs in the background while the device computes.
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

@@ -1,4 +1,4 @@
-"""The one training loop: a learner, its batches, a few settings. Plain torch, alone or under DDP."""
+"""The training loop that all stages share, in plain torch: in one process, or data-parallel with DDP."""
 
 import math
 import time
@@ -15,25 +15,36 @@ from torch.nn.parallel import DistributedDataParallel
 from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import rank, sum_over_ranks, world_size
 from ka_ray.training.batches import Batches
-from ka_ray.training.checkpoint import load_epoch, save_epoch
+from ka_ray.training.checkpoint import load_training_state, save_training_state
 
-REPORT_EVERY_S = 2.0
-WARM_UP = 0.1
-"""The share of all steps in which the learning rate rises."""
+REPORT_INTERVAL_S = 2.0
+"""Seconds between two progress reports within an epoch."""
 
-EPOCH_SEEDS = 1_000_003
+WARMUP_FRACTION = 0.1
+"""Fraction of all steps during which the learning rate rises to its peak."""
+
+EPOCH_SEED_STRIDE = 1_000_003
+"""Factor between a run's seed and its epochs' seeds, a large prime to give them all different seeds."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to fit: AdamW, learning rate up linearly to its peak and down as a cosine.
+    """Settings of the training loop.
+
+    The optimizer is AdamW (Loshchilov and Hutter, ICLR 2019). The learning rate rises linearly to its peak
+    and then falls along a cosine.
 
     Attributes:
-        images: Stop after this many images (whole batches of them) instead of after ``epochs``.
-        beta2: Adam's memory of squared gradients. 0.95 forgets the large early ones within a stage of a few
-            hundred steps; codes and layers, whose errors go to nearly zero, need that.
-        checkpoint: A file, reachable by every rank, that is written after every epoch; where it is there, the
-            fit goes on behind its last epoch, with the same result as one that was never interrupted.
+        stage: Name of the stage, for progress reports and error messages.
+        epochs: Number of epochs; ignored if ``images`` is set.
+        learning_rate: Peak of the learning rate.
+        weight_decay: Decoupled weight decay of AdamW. Each step shrinks the weights by the factor
+            ``1 - learning rate * weight_decay``.
+        beta2: Decay rate of AdamW's running mean of squared gradients, in [0, 1).
+        images: Number of images to train on, counting repeats, rounded down to whole batches, but at least
+            one batch. None: train for ``epochs``.
+        checkpoint: File that is written after each epoch but the last one; all ranks must reach it. If it
+            exists, training resumes from it, with the same result as uninterrupted training. None: no file.
     """
 
     stage: str
@@ -45,7 +56,7 @@ class FitSettings:
     checkpoint: Path | None = None
 
     def steps(self, batches: Batches) -> int:
-        """How many steps it takes over all epochs."""
+        """Return the number of optimizer steps over all epochs."""
         if self.images is None:
             return self.epochs * batches.steps_per_epoch
         return max(1, self.images // batches.batch_size)
@@ -53,7 +64,19 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage stands. ``losses`` are means over the epoch so far, over all ranks at its end."""
+    """Progress of a stage.
+
+    Attributes:
+        stage: Name of the stage.
+        epoch: Number of the current epoch, from 1.
+        epochs: Total number of epochs.
+        step: Number of steps finished in this epoch.
+        steps: Number of steps of this epoch.
+        images: Number of images processed since the start of the stage, over all ranks, counting repeats.
+        seconds: Seconds since the start of the stage, including those of earlier attempts.
+        losses: Name -> mean loss over the steps of this epoch. Within an epoch it is rank 0's mean, at the
+            end of the epoch the mean over all ranks.
+    """
 
     stage: str
     epoch: int
@@ -66,66 +89,71 @@ class Progress:
 
     @property
     def epoch_ended(self) -> bool:
-        """Whether this is the last word on its epoch."""
+        """Whether this is the report at the end of its epoch."""
         return self.step == self.steps
 
 
 ProgressCallback = Callable[[Progress], None]
+"""Function that is called with each progress report."""
 
 
 def fit(
     learner: nn.Module, batches: Batches, settings: FitSettings, report: ProgressCallback
 ) -> list[Progress]:
-    """Minimise the sum of a learner's losses, each a mean over the batch's images; in place.
-
-    In a process group, each rank's gradients count by its share of the batch: the steps are one process's.
+    """Minimise the sum of a learner's losses, in place.
 
     Args:
-        learner: Maps a batch to named scalar losses; its parameters without gradient stay as they are.
-        batches: What it sees, once an epoch.
-        settings: Epochs and rates.
-        report: Called by rank 0 alone, every two seconds and at every epoch's end.
+        learner: Module from a batch to named scalar losses, each a mean over the batch's images.
+        batches: Batches to train on. Steps of several ranks equal those of one process with the global batch.
+        settings: Number of epochs and settings of the optimizer.
+        report: Called on rank 0 every two seconds and at the end of each epoch.
 
     Returns:
-        One record an epoch, the same on every rank.
+        One record per epoch, the same on all ranks.
 
     Raises:
-        FloatingPointError: A loss is no longer finite.
+        FloatingPointError: A loss is not finite.
     """
     optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
-    meter = _Meter(batches, settings, report)
+    meter = _LossMeter(batches, settings, report)
     step = _resume(settings.checkpoint, learner, optimizer, meter)
     model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start(epoch)
-        torch.manual_seed(batches.seed * EPOCH_SEEDS + epoch)  # of dropout: an epoch is the same when resumed
+        # Seeds dropout for this epoch, so that it is the same after a resume.
+        torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)
         for batch in islice(batches.epoch(epoch), meter.steps):
-            _set_rate(optimizer, settings.learning_rate * rate_factor(step, meter.total_steps))
+            _set_rate(optimizer, settings.learning_rate * learning_rate_factor(step, meter.total_steps))
             losses: dict[str, Tensor] = model(batch)
             optimizer.zero_grad(set_to_none=True)
-            (torch.stack(list(losses.values())).sum() * batches.weight).backward()
+            # DDP averages gradients over ranks, so a rank with more images must count more.
+            (torch.stack(list(losses.values())).sum() * batches.loss_weight).backward()
             optimizer.step()
             step += 1
             meter.add(losses)
         meter.end()
         if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
-            save_epoch(settings.checkpoint, learner, optimizer, step, meter.history)
+            save_training_state(settings.checkpoint, learner, optimizer, step, meter.history)
     learner.eval()
     return meter.history
 
 
 def _resume(
-    checkpoint: Path | None, learner: nn.Module, optimizer: torch.optim.Optimizer, meter: "_Meter"
+    checkpoint: Path | None, learner: nn.Module, optimizer: torch.optim.Optimizer, meter: "_LossMeter"
 ) -> int:
-    """Go on behind the last epoch that was kept, if one was; give the steps that were taken."""
+    """Restore the state after the last saved epoch, if one exists, and return the number of steps taken."""
     steps, records = 0, list[dict[str, Any]]()
     if checkpoint is not None and checkpoint.exists():
-        steps, records = load_epoch(checkpoint, learner, optimizer)
+        steps, records = load_training_state(checkpoint, learner, optimizer)
     meter.resume([Progress(**record) for record in records])
-    everyone = sum_over_ranks(torch.tensor([float(steps)], device=next(learner.parameters()).device))
-    if int(everyone) != steps * world_size():
-        raise InputError(f"{checkpoint}: the workers do not see the same file; its folder must be shared")
+    # Ranks that resume from different epochs would wait for each other forever.
+    total = sum_over_ranks(torch.tensor([float(steps)], device=next(learner.parameters()).device))
+    if int(total) != steps * world_size():
+        raise InputError(
+            f"checkpoint {checkpoint}: the workers see different files; set `output` to a folder that all "
+            "nodes share, or to a URI"
+        )
     return steps
 
 
@@ -140,21 +168,28 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def rate_factor(step: int, total_steps: int) -> float:
-    """Give the learning rate of a step as a share of its peak.
+def learning_rate_factor(step: int, total_steps: int) -> float:
+    """Return the learning rate of a step as a fraction of its peak: linear warm-up, then a half cosine.
+
+    Args:
+        step: Number of the step, from 0.
+        total_steps: Number of steps over all epochs.
 
     Example:
-        >>> [round(rate_factor(step, 20), 2) for step in (0, 1, 2, 11, 19)]
+        >>> [round(learning_rate_factor(step, 20), 2) for step in (0, 1, 2, 11, 19)]
         [0.5, 1.0, 1.0, 0.5, 0.01]
     """
-    rising = max(1, round(WARM_UP * total_steps))
+    rising = max(1, round(WARMUP_FRACTION * total_steps))
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
 
 
-class _Meter:
-    """Adds losses up without waiting for the device, and reports now and then."""
+class _LossMeter:
+    """Sums up losses, reports them at intervals, and checks at the end of an epoch that they are finite.
+
+    The sums stay on the device, because reading a loss in each step would wait for the device each time.
+    """
 
     def __init__(self, batches: Batches, settings: FitSettings, report: ProgressCallback) -> None:
         self._batches, self._settings, self._report = batches, settings, report
@@ -165,10 +200,12 @@ class _Meter:
 
     def resume(self, history: list[Progress]) -> None:
         self.history = history
+        # Count the seconds of earlier attempts, too.
         self._began -= history[-1].seconds if history else 0.0
 
     def start(self, epoch: int) -> None:
         self._epoch, self._step = epoch, 0
+        # With a budget of images the last epoch may be shorter.
         before = (epoch - 1) * self._batches.steps_per_epoch
         self.steps = min(self._batches.steps_per_epoch, self.total_steps - before)
         self._sums: dict[str, Tensor] = {}
@@ -176,8 +213,8 @@ class _Meter:
     def add(self, losses: dict[str, Tensor]) -> None:
         self._step += 1
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + loss.detach() * self._batches.weight
-        due = time.perf_counter() - self._reported > REPORT_EVERY_S
+            self._sums[name] = self._sums.get(name, 0) + loss.detach() * self._batches.loss_weight
+        due = time.perf_counter() - self._reported > REPORT_INTERVAL_S
         if rank() == 0 and due and self._step < self.steps:
             self._report(self._progress(torch.stack(list(self._sums.values()))))
             self._reported = time.perf_counter()
@@ -187,8 +224,8 @@ class _Meter:
         progress = self._progress(sums)
         if not all(math.isfinite(loss) for loss in progress.losses.values()):
             raise FloatingPointError(
-                f"stage {progress.stage}, epoch {progress.epoch}: the loss is {progress.losses}; "
-                "lower its learning_rate"
+                f"stage {progress.stage}, epoch {progress.epoch}: the loss is not finite "
+                f"({progress.losses}); lower the learning_rate of {progress.stage}"
             )
         self.history.append(progress)
         if rank() == 0:
@@ -196,14 +233,14 @@ class _Meter:
 
     def _progress(self, sums: Tensor) -> Progress:
         means = (sums / self._step).tolist()
-        seen = (self._epoch - 1) * self._batches.steps_per_epoch + self._step
+        steps_taken = (self._epoch - 1) * self._batches.steps_per_epoch + self._step
         return Progress(
             stage=self._settings.stage,
             epoch=self._epoch,
             epochs=self.epochs,
             step=self._step,
             steps=self.steps,
-            images=seen * self._batches.batch_size,
+            images=steps_taken * self._batches.batch_size,
             seconds=time.perf_counter() - self._began,
             losses=dict(zip(self._sums, means, strict=True)),
         )

@@ -76,7 +76,7 @@ def test_a_missing_factory_is_named(config, config_tree, tmp_path):
 def test_what_python_itself_can_do_is_no_factory(config, config_tree, tmp_path):
     trace = tmp_path / "was_here"
     config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {trace}"}}
-    assert "'os' is no place of networks" in refused(start(config(), tmp_path / "out"))
+    assert "'os' is not an allowed source of networks" in refused(start(config(), tmp_path / "out"))
     assert not trace.exists()
 
 
@@ -87,7 +87,7 @@ def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
     weights[name].view(-1)[0] = math.nan
     save_file(weights, checkpoint)
     said = refused(start(config(), tmp_path / "out"))
-    assert f"checkpoint {checkpoint} holds weights that are not finite: {name}" in said
+    assert f"checkpoint {checkpoint} contains weights that are NaN or infinite: {name}" in said
 
 
 def test_a_truncated_teacher_is_named(config, config_tree, tmp_path):
@@ -103,7 +103,7 @@ def test_a_wrong_number_of_scores_is_told_with_both_numbers(config, config_tree,
     config_tree["taps"] = {"conv1": "norm1"}
     teacher |= {"network": "ka_ray.teachers.plain:plain_conv_net", "arguments": arguments}
     save_file(plain_conv_net(**arguments).state_dict(), teacher["checkpoint"])
-    assert "teacher low: 5 classes named, the network gives (7,)" in refused(
+    assert "teacher low: `classes` names 5 classes, but the network outputs (7,)" in refused(
         start(config(), tmp_path / "out")
     )
 

@@ -1,4 +1,4 @@
-"""What every method of learning codes owes the rest, whatever it does inside."""
+"""Requirements that each method of amalgamation meets, however it works."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,15 +18,15 @@ STEPS, BATCH_SIZE = 100, 128
 
 
 def make_features(channels: Sequence[int], images: int = 200) -> Tensor:
-    """Maps ``[images, S, 3, 2]`` of teachers that see the same few things, mixed and scaled differently."""
+    """Return maps ``[images, S, 3, 2]`` of teachers that mix and scale the same few factors differently."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    seen = noise(images, 3, 2, 5) * torch.tensor([1, 0.8, 0.6, 0.4, 0.3])
+    factors = noise(images, 3, 2, 5) * torch.tensor([1, 0.8, 0.6, 0.4, 0.3])
     parts = [
-        (t + 1) * (seen @ noise(5, count) + 0.1 * noise(images, 3, 2, count)) + noise(count)
+        (t + 1) * (factors @ noise(5, count) + 0.1 * noise(images, 3, 2, count)) + noise(count)
         for t, count in enumerate(channels)
     ]
     return torch.cat(parts, dim=-1).movedim(-1, 1).contiguous()
@@ -50,7 +50,7 @@ def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
             optimizer.zero_grad()
             learner({"tap": positions[rows]})["tap"].backward()
             optimizer.step()
-        learner.finish()
+        learner.write_back_links()
     return amalgamations["tap"]
 
 
@@ -61,7 +61,7 @@ every_case = pytest.mark.parametrize("channels", TEACHERS.values(), ids=TEACHERS
 
 @every_method
 @every_case
-def test_a_code_has_the_width_asked_for_and_the_place_of_its_features(method, channels):
+def test_codes_have_the_requested_width_and_the_space_of_the_features(method, channels):
     maps = make_features(channels)
     amalgamation = trained(method, channels, STEPS)
     assert amalgamation.encode(maps).shape == (200, CODE_CHANNELS, 3, 2)
@@ -74,7 +74,7 @@ def test_a_code_has_the_width_asked_for_and_the_place_of_its_features(method, ch
 
 @every_method
 @every_case
-def test_every_position_is_encoded_alike(method, channels):
+def test_every_position_is_encoded_by_the_same_map(method, channels):
     maps = make_features(channels)
     amalgamation = trained(method, channels, STEPS)
     code = amalgamation.encode(maps)
@@ -94,7 +94,7 @@ def test_a_code_does_not_depend_on_the_other_images(method, channels):
 
 @every_method
 @every_case
-def test_the_closed_form_is_the_error_over_the_data(method, channels):
+def test_the_error_in_closed_form_equals_that_over_the_data(method, channels):
     positions = flat(make_features(channels))
     moments = Moments.of(positions)
     amalgamation = trained(method, channels, STEPS)
@@ -108,7 +108,7 @@ def test_the_closed_form_is_the_error_over_the_data(method, channels):
 
 @every_method
 @every_case
-def test_learning_lowers_the_error(method, channels):
+def test_training_lowers_the_error(method, channels):
     moments = Moments.of(make_features(channels))
     errors = [trained(method, channels, steps).relative_error(moments) for steps in (0, STEPS)]
     assert errors[1] < 0.8 * errors[0]
@@ -116,17 +116,17 @@ def test_learning_lowers_the_error(method, channels):
 
 @every_method
 @every_case
-def test_the_whole_chain_is_one_auto_encoder(method, channels):
+def test_the_whole_chain_equals_one_auto_encoder(method, channels):
     maps = make_features(channels)
     amalgamation = trained(method, channels, STEPS)
-    one = amalgamation.to_autoencoder()
-    torch.testing.assert_close(one.encode(maps), amalgamation.encode(maps), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(one(maps), amalgamation(maps), rtol=1e-4, atol=1e-4)
+    autoencoder = amalgamation.to_autoencoder()
+    torch.testing.assert_close(autoencoder.encode(maps), amalgamation.encode(maps), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(autoencoder(maps), amalgamation(maps), rtol=1e-4, atol=1e-4)
 
 
 @every_method
 @every_case
-def test_saved_and_loaded_it_gives_the_same_codes(method, channels):
+def test_saved_and_loaded_weights_give_the_same_codes(method, channels):
     amalgamation = trained(method, channels, STEPS)
     weights = load(save(amalgamation.state_dict()))
     loaded = build_amalgamations(method, {"tap": channels}, {"tap": CODE_CHANNELS})["tap"]
@@ -136,15 +136,15 @@ def test_saved_and_loaded_it_gives_the_same_codes(method, channels):
 
 
 @every_method
-def test_the_same_seed_learns_the_same_weights(method):
+def test_the_same_seed_trains_the_same_weights(method):
     first, second = (train(method, TEACHERS["three"], 5).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @every_method
 @every_case
-def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, channels):
-    """Two data-parallel workers give what one gives; every parameter is used, as they demand."""
+def test_the_loss_of_a_batch_is_the_mean_over_its_halves(method, channels):
+    """So two data-parallel workers get the gradients of one. DDP requires that each parameter is used."""
     positions = flat(make_features(channels))
     learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
     loss = learner(positions[:BATCH_SIZE])
@@ -155,7 +155,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, channels):
 
 
 @every_method
-def test_dead_channels_do_no_harm(method):
+def test_constant_channels_are_tolerated(method):
     channels = TEACHERS["three"]
     positions = flat(make_features(channels))
     positions[:, [0, 9, 12, 20]] = 1.5
@@ -166,7 +166,7 @@ def test_dead_channels_do_no_harm(method):
 
 
 @every_method
-def test_a_teacher_that_is_wider_than_the_code_or_narrower_is_welcome(method):
+def test_a_teacher_may_be_wider_or_narrower_than_the_code(method):
     positions = flat(make_features((12, 3)))
     learner = METHODS[method].learner(Moments.of(positions), (12, 3), CODE_CHANNELS)
     assert learner.to_autoencoder().encode(positions).shape == (1200, CODE_CHANNELS)

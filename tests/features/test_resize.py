@@ -1,4 +1,4 @@
-"""Resizing features against loops over windows and against the bilinear formula written out."""
+"""Test resizing against loops over windows and against the formula of bilinear interpolation."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def maps(height: int, width: int) -> torch.Tensor:
 
 
 def bilinear(values: np.ndarray, size: int) -> np.ndarray:
-    """Resize the last axis: output i lies at (i + 1/2) * old / new - 1/2 of the input, its ends repeated."""
+    """Resize the last axis: output i is at (i + 1/2) * old / new - 1/2 of the input, with repeated ends."""
     old = values.shape[-1]
     out = np.empty((*values.shape[:-1], size))
     for i in range(size):
-        place = min(max((i + 0.5) * old / size - 0.5, 0), old - 1)
-        left = min(int(place), old - 2) if old > 1 else 0
-        right, share = min(left + 1, old - 1), place - left
-        out[..., i] = (1 - share) * values[..., left] + share * values[..., right]
+        position = min(max((i + 0.5) * old / size - 0.5, 0), old - 1)
+        left = min(int(position), old - 2) if old > 1 else 0
+        right, fraction = min(left + 1, old - 1), position - left
+        out[..., i] = (1 - fraction) * values[..., left] + fraction * values[..., right]
     return out
 
 
@@ -41,7 +41,7 @@ def test_a_larger_map_is_averaged_over_equal_windows(size, space):
 
 
 @pytest.mark.parametrize(("size", "space"), [((5, 7), (2, 3)), ((25, 25), (8, 8))])
-def test_windows_of_an_odd_ratio_cover_every_value(size, space):
+def test_windows_of_a_fractional_ratio_cover_every_value(size, space):
     features = maps(*size)
     fitted = resize_features(features, space).numpy()
     (height, width), (rows, columns) = size, space
@@ -62,7 +62,7 @@ def test_a_smaller_map_is_interpolated_bilinearly(size, space):
     np.testing.assert_allclose(resize_features(features, space).numpy(), expected, atol=1e-6)
 
 
-def test_interpolation_is_that_of_pillow():
+def test_interpolation_equals_pillows():
     features = maps(4, 5)
     fitted = resize_features(features, (9, 8)).numpy()
     for image in range(2):
@@ -73,7 +73,7 @@ def test_interpolation_is_that_of_pillow():
 
 
 @pytest.mark.parametrize(("size", "space"), [((8, 3), (4, 6)), ((3, 8), (6, 2))])
-def test_an_axis_that_shrinks_is_averaged_and_one_that_grows_interpolated(size, space):
+def test_a_shrinking_axis_is_averaged_and_a_growing_one_interpolated(size, space):
     features = maps(*size)
     averaged = features.numpy().astype(float)
     if size[0] > space[0]:
@@ -97,7 +97,7 @@ def test_a_vector_becomes_a_map_of_one_position():
 
 
 @pytest.mark.parametrize("space", [(4, 5), (), (1, 1)])
-def test_features_of_the_right_size_are_passed_on_as_they_are(space):
+def test_features_of_the_right_size_are_returned_unchanged(space):
     features = torch.randn(2, 3, *space)
     assert resize_features(features, tuple(features.shape[2:])) is features
     assert resize_features(features, list(features.shape[2:])) is features
@@ -115,11 +115,11 @@ def test_a_constant_map_stays_constant(space):
 @pytest.mark.parametrize("space", [(2, 2), (9, 9), (3, 9)])
 def test_every_channel_is_resized_by_itself(space):
     features = maps(6, 5)
-    alone = torch.cat([resize_features(features[:, i : i + 1], space) for i in range(3)], dim=1)
-    torch.testing.assert_close(resize_features(features, space), alone)
+    per_channel = torch.cat([resize_features(features[:, i : i + 1], space) for i in range(3)], dim=1)
+    torch.testing.assert_close(resize_features(features, space), per_channel)
 
 
-def test_half_precision_stays_half_precision():
+def test_resizing_keeps_half_precision():
     assert resize_features(maps(6, 6).half(), (3, 3)).dtype == torch.float16
     assert resize_features(maps(3, 3).half(), (6, 6)).dtype == torch.float16
 
@@ -134,6 +134,6 @@ def test_a_vector_for_a_map_is_refused_by_tap_and_teacher():
 @pytest.mark.parametrize(
     ("shape", "space"), [((512,), (1, 1)), ((512,), ()), ((8, 4, 4), ()), ((8, 4, 4), (9, 2))]
 )
-def test_what_passes_the_check_can_be_resized(shape, space):
+def test_shapes_that_pass_the_check_can_be_resized(shape, space):
     check_resizable("late", "signs", shape, space)
     assert resize_features(torch.zeros(2, *shape), space).shape == (2, shape[0], *space)

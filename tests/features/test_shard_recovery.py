@@ -1,4 +1,4 @@
-"""What is kept of an unfinished folder of shards: every row once, and nothing damaged."""
+"""Test that recovery keeps each row of an unfinished folder once and removes damaged shards."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import s3fs
 
-from ka_ray.features import shard_recovery as standing
+from ka_ray.features import shard_recovery
 from ka_ray.features.shard_recovery import read_image_ids, recover_shards
 from ka_ray.features.store import SHARDS_KEY, Store, mark_folder_finished, write_shard
 from ka_ray.storage.uris import to_path
@@ -15,7 +15,7 @@ from ka_ray.storage.uris import to_path
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
-    """An empty folder, on the disk or on a server."""
+    """Return an empty folder, on the local disk or on S3."""
     return tmp_path if request.param == "local" else to_path(f"{request.getfixturevalue('s3')}/features")
 
 
@@ -28,17 +28,17 @@ def rows(*ids: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_whole_shards_stay_and_half_written_ones_go(folder):
+def test_complete_shards_are_kept_and_half_written_ones_removed(folder):
     size = write_shard(folder, rows(3, 1, 2)) + write_shard(folder, rows(7, 8))
     (folder / ".000.arrow.part").write_bytes(b"half")
-    settled = recover_shards(folder)
-    assert settled.ids.tolist() == [1, 2, 3, 7, 8]
-    assert (settled.num_bytes, settled.duplicate_rows, settled.damaged) == (size, 0, ())
+    recovered = recover_shards(folder)
+    assert recovered.ids.tolist() == [1, 2, 3, 7, 8]
+    assert (recovered.num_bytes, recovered.duplicate_rows, recovered.damaged) == (size, 0, ())
     assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten"])
-def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
+def test_a_damaged_shard_is_removed_and_its_rows_count_as_missing(folder, damage):
     write_shard(folder, rows(0, 1, 2))
     write_shard(folder, rows(5, 6))
     shard = max(folder.glob("*.arrow"))
@@ -46,28 +46,28 @@ def test_a_damaged_shard_goes_and_its_rows_count_as_missing(folder, damage):
     shard.write_bytes(
         {"truncated": content[:-20], "emptied": b"", "overwritten": b"x" * len(content)}[damage]
     )
-    settled = recover_shards(folder)
-    assert settled.ids.tolist() == [0, 1, 2]
-    assert settled.damaged == (shard.name,)
+    recovered = recover_shards(folder)
+    assert recovered.ids.tolist() == [0, 1, 2]
+    assert recovered.damaged == (shard.name,)
     assert not shard.exists()
 
 
-def test_rows_that_stand_twice_are_removed_with_their_shard(folder):
+def test_a_shard_with_duplicate_rows_is_removed(folder):
     for ids in ((0, 1, 2), (2, 3), (4, 5)):  # the middle one shares a row with the first
         write_shard(folder, rows(*ids))
-    settled = recover_shards(folder)
-    assert settled.ids.tolist() == [0, 1, 2, 4, 5]
-    assert settled.duplicate_rows == 1
+    recovered = recover_shards(folder)
+    assert recovered.ids.tolist() == [0, 1, 2, 4, 5]
+    assert recovered.duplicate_rows == 1
     mark_folder_finished(folder, {})
     assert Store(folder).image_ids.tolist() == [0, 1, 2, 4, 5]
 
 
-def test_the_ids_of_a_shard_are_those_that_the_store_reads(folder):
+def test_image_ids_of_a_shard_equal_those_of_the_store(folder):
     write_shard(folder, rows(9, 4, 6))
     assert read_image_ids(next(folder.glob("*.arrow"))).tolist() == [9, 4, 6]
 
 
-def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
+def test_only_the_ids_of_a_remote_shard_are_read(s3, monkeypatch):
     folder = to_path(f"{s3}/features")
     size = write_shard(folder, rows(*range(100)) | {"tap": np.zeros((100, 10_000), np.float32)})
     read: list[int] = []
@@ -83,21 +83,21 @@ def test_of_a_remote_shard_the_ids_alone_are_read(s3, monkeypatch):
     assert sum(read) < 100_000
 
 
-def test_what_is_written_after_the_folder_was_finished_does_not_count(tmp_path):
+def test_shards_written_after_the_end_are_ignored(tmp_path):
     write_shard(tmp_path, rows(0, 1))
-    settled = recover_shards(tmp_path)
-    mark_folder_finished(tmp_path, {SHARDS_KEY: settled.shards})
-    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up
+    recovered = recover_shards(tmp_path)
+    mark_folder_finished(tmp_path, {SHARDS_KEY: recovered.shards})
+    write_shard(tmp_path, rows(1, 2))  # by a worker that was given up for dead
     assert Store(tmp_path).image_ids.tolist() == [0, 1]
 
 
-def test_a_disk_that_does_not_answer_costs_no_shard(tmp_path, monkeypatch):
+def test_a_disk_error_removes_no_shard(tmp_path, monkeypatch):
     write_shard(tmp_path, rows(0, 1))
 
     def unreachable(shard: Path) -> None:
         raise OSError(errno.EIO, "Input/output error", str(shard))
 
-    monkeypatch.setattr(standing, "read_image_ids", unreachable)
+    monkeypatch.setattr(shard_recovery, "read_image_ids", unreachable)
     with pytest.raises(OSError, match="Input/output"):
         recover_shards(tmp_path)
     monkeypatch.undo()

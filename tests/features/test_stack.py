@@ -1,4 +1,4 @@
-"""Stacking against a loop over images and channels."""
+"""Test stacking against a loop over images and channels."""
 
 import numpy as np
 import pytest
@@ -16,15 +16,15 @@ def columns_of(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         for channels, teacher in enumerate(TEACHERS, start=2):
             shape = (4, channels, *space[tap])
             columns[feature_column(tap, teacher)] = rng.normal(size=shape).astype(np.float16)
-    for kind in (SCORES, TARGETS):
+    for score_column in (SCORES, TARGETS):
         for teacher, num_classes in NUM_CLASSES.items():
             scores = rng.normal(size=(4, num_classes)).astype(np.float32)
-            columns[feature_column(kind, teacher)] = scores
+            columns[feature_column(score_column, teacher)] = scores
     return columns
 
 
 @pytest.mark.parametrize("teachers", [TEACHERS, TEACHERS[::-1]])
-def test_channels_lie_teacher_after_teacher(teachers):
+def test_channels_are_stacked_in_the_order_of_the_teachers(teachers):
     columns = columns_of({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, teachers)
     for tap in TAPS:
@@ -37,24 +37,24 @@ def test_channels_lie_teacher_after_teacher(teachers):
 
 
 @pytest.mark.parametrize("teachers", [TEACHERS, TEACHERS[::-1]])
-@pytest.mark.parametrize("kind", [SCORES, TARGETS])
-def test_scores_lie_teacher_after_teacher_whatever_their_numbers_of_classes(teachers, kind):
+@pytest.mark.parametrize("score_column", [SCORES, TARGETS])
+def test_scores_are_stacked_in_the_order_of_the_teachers(teachers, score_column):
     columns = columns_of({"conv1": (2, 3), "fc": ()})
-    stacked = stack_columns(columns, TAPS, teachers, scores=kind)
+    stacked = stack_columns(columns, TAPS, teachers, scores=score_column)
     assert stacked[SCORES].dtype == np.float16
     for image in range(4):
         expected = [
-            np.float16(columns[feature_column(kind, teacher)][image, column])
+            np.float16(columns[feature_column(score_column, teacher)][image, column])
             for teacher in teachers
             for column in range(NUM_CLASSES[teacher])
         ]
         assert stacked[SCORES][image].tolist() == expected
 
 
-def test_the_scores_of_the_image_itself_are_taken_unless_others_are_asked_for():
+def test_scores_are_stacked_by_default_and_targets_on_request():
     columns = columns_of({"conv1": (), "fc": ()})
     by_default, own, over_views = (
-        stack_columns(columns, TAPS, TEACHERS, *kind)[SCORES] for kind in ((), (SCORES,), (TARGETS,))
+        stack_columns(columns, TAPS, TEACHERS, *options)[SCORES] for options in ((), (SCORES,), (TARGETS,))
     )
     np.testing.assert_array_equal(by_default, own)
     assert (own != over_views).any()
@@ -66,14 +66,14 @@ def test_scores_are_stacked_without_any_tap():
     assert stacked[SCORES].shape == (4, sum(NUM_CLASSES.values()))
 
 
-def test_other_columns_stay_and_parts_go():
+def test_other_columns_stay_and_teachers_columns_are_replaced():
     columns = columns_of({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, TEACHERS)
     assert set(stacked) == {"image_id", "label", SCORES, *TAPS}
     assert stacked["label"] is columns["label"]
 
 
-def test_without_teachers_everything_stays():
+def test_without_teachers_all_columns_stay():
     columns = {
         name: column for name, column in columns_of({"conv1": (), "fc": ()}).items() if "@" not in name
     }
@@ -99,15 +99,15 @@ def test_a_value_too_large_for_half_precision_is_refused():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
-@pytest.mark.parametrize("kind", [SCORES, TARGETS])
+@pytest.mark.parametrize("score_column", [SCORES, TARGETS])
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_a_score_that_half_precision_cannot_hold_is_refused(value, kind):
+def test_a_score_that_half_precision_cannot_hold_is_refused(value, score_column):
     columns = columns_of({"conv1": (), "fc": ()})
-    columns[feature_column(kind, "high")][3, 4] = value
+    columns[feature_column(score_column, "high")][3, 4] = value
     with pytest.raises(ValueError, match=r"scores: .*not finite"):
-        stack_columns(columns, TAPS, TEACHERS, scores=kind)
+        stack_columns(columns, TAPS, TEACHERS, scores=score_column)
 
 
-def test_a_teacher_and_tap_have_a_column_of_their_own():
+def test_every_teacher_and_tap_has_its_own_column():
     names = {feature_column(tap, teacher) for tap in TAPS for teacher in TEACHERS}
     assert len(names) == len(TAPS) * len(TEACHERS)

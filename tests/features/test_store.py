@@ -1,4 +1,4 @@
-"""The store on disk against plain arrays: whole rows, positions, folders, and what is refused."""
+"""Test the store against plain arrays: whole rows, positions, several folders, and errors."""
 
 import json
 
@@ -26,7 +26,7 @@ def make_columns(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def columns() -> dict[str, np.ndarray]:
-    """Rows whose image ids are neither sorted nor without gaps."""
+    """Return rows whose image ids are not sorted and have gaps."""
     return make_columns(np.random.default_rng(1).permutation(40)[:23])
 
 
@@ -37,7 +37,7 @@ def by_id(columns):
 
 
 @pytest.mark.parametrize("shards", [1, 4, 23])
-def test_rows_come_in_the_order_of_their_ids(make_store, columns, by_id, shards):
+def test_rows_are_in_the_order_of_their_ids(make_store, columns, by_id, shards):
     store = make_store(columns, shards)
     gathered = store.gather(list(columns), np.arange(len(store)))
     assert len(store) == 23
@@ -48,7 +48,7 @@ def test_rows_come_in_the_order_of_their_ids(make_store, columns, by_id, shards)
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_gather_is_plain_indexing(make_store, columns, by_id, shards):
+def test_gather_equals_plain_indexing(make_store, columns, by_id, shards):
     store = make_store(columns, shards)
     rows = np.random.default_rng(2).integers(0, 23, 50)
     gathered = store.gather(["tap", "label", "image"], rows)
@@ -58,7 +58,7 @@ def test_gather_is_plain_indexing(make_store, columns, by_id, shards):
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_gather_at_positions_is_a_plain_loop(make_store, columns, by_id, shards):
+def test_gather_at_positions_equals_a_plain_loop(make_store, columns, by_id, shards):
     store = make_store(columns, shards)
     rng = np.random.default_rng(3)
     rows, draws = rng.integers(0, 23, 11), rng.random((11, 4), dtype=np.float32)
@@ -73,7 +73,7 @@ def test_gather_at_positions_is_a_plain_loop(make_store, columns, by_id, shards)
     np.testing.assert_array_equal(gathered, np.stack(expected))
 
 
-def test_a_vector_has_one_position(make_store, columns, by_id):
+def test_a_vector_has_a_single_position(make_store, columns, by_id):
     store = make_store(columns)
     rows = np.array([5, 2, 9])
     gathered = store.gather(["vector"], rows, np.random.default_rng(0).random((3, 4), dtype=np.float32))
@@ -103,7 +103,7 @@ def test_row_shapes_and_names(make_store, columns):
     assert set(store.column_names) == set(columns)
 
 
-def test_shards_are_mapped_not_read(make_store):
+def test_shards_are_memory_mapped(make_store):
     big = {"image_id": np.arange(64), "tap": np.zeros((64, 4096), np.float32)}
     make_store(big, shards=2)
     before = pa.total_allocated_bytes()
@@ -112,7 +112,7 @@ def test_shards_are_mapped_not_read(make_store):
     assert pa.total_allocated_bytes() - before < 64 * 4096 * 4 / 10
 
 
-def test_two_folders_are_one_set_with_their_common_columns(make_store, tmp_path, columns, by_id):
+def test_two_folders_are_read_as_one_store_with_their_common_columns(make_store, tmp_path, columns, by_id):
     make_store({name: column[:10] for name, column in columns.items()}, folder="features")
     make_store({n: column[10:] for n, column in columns.items() if n != "tap"}, folder="images")
     merged = Store(tmp_path / "features", tmp_path / "images")
@@ -134,7 +134,7 @@ def test_writing_a_shard_twice_changes_nothing(tmp_path, columns):
     assert len(Store(tmp_path / "store")) == 23
 
 
-def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
+def test_a_half_written_shard_does_not_exist(tmp_path, columns, monkeypatch):
     folder = tmp_path / "store"
     create_shard_folder(folder)
 
@@ -153,11 +153,11 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path, columns, monkeypatch):
     assert len(Store(folder)) == 23
 
 
-def test_a_store_on_s3_is_mapped_from_copies_that_are_fetched_once(s3, s3_requests, columns, by_id):
+def test_shards_on_s3_are_fetched_once_and_mapped(s3, s3_requests, columns, by_id):
     folder = to_path(f"{s3}/run/features")
     create_shard_folder(folder)
     write_shard(folder, columns)
-    create_shard_folder(folder)  # what an attempt left goes
+    create_shard_folder(folder)  # removes what an attempt left
     parts = np.array_split(np.arange(23), 4)
     sizes = [write_shard(folder, {name: column[rows] for name, column in columns.items()}) for rows in parts]
     with pytest.raises(FileNotFoundError):
@@ -204,7 +204,7 @@ def test_a_folder_without_rows_is_refused(tmp_path):
         Store(tmp_path / "store")
 
 
-def test_starting_a_folder_clears_what_was_left(tmp_path, columns):
+def test_creating_a_folder_removes_its_old_content(tmp_path, columns):
     folder = tmp_path / "deep" / "store"
     create_shard_folder(folder)
     write_shard(folder, columns)
@@ -213,7 +213,7 @@ def test_starting_a_folder_clears_what_was_left(tmp_path, columns):
     assert list(folder.iterdir()) == []
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+def test_json_is_written_atomically(tmp_path):
     path = tmp_path / "done.json"
     write_json(path, {"rows": 1})
     with pytest.raises(TypeError):

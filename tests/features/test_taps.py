@@ -1,4 +1,4 @@
-"""Taps read what flows through a module, and leave no trace."""
+"""Test that taps read the outputs of modules and leave the network unchanged."""
 
 import pytest
 import torch
@@ -53,13 +53,13 @@ def test_scores_are_those_of_the_untapped_network(network):
         assert torch.equal(network(images), expected)
 
 
-def test_features_carry_no_gradient(network):
+def test_features_have_no_gradient(network):
     with Taps(network, {"tap": "0"}) as taps:
         network(torch.randn(2, 3, 4, 4))
     assert not taps.features["tap"].requires_grad
 
 
-def test_hooks_are_there_inside_and_gone_afterwards(network):
+def test_hooks_exist_only_inside_the_context(network):
     with Taps(network, {"a": "0", "b": "1"}) as taps:
         assert hooks(network) == 2
     assert hooks(network) == 0
@@ -67,27 +67,27 @@ def test_hooks_are_there_inside_and_gone_afterwards(network):
     assert taps.features == {}
 
 
-def test_hooks_are_gone_after_an_exception(network):
+def test_hooks_are_removed_after_an_exception(network):
     with pytest.raises(RuntimeError), Taps(network, {"a": "0", "b": "4"}):
         network(torch.randn(2, 3, 9, 9))
     assert hooks(network) == 0
 
 
-def test_making_taps_registers_nothing(network):
+def test_creating_taps_registers_no_hooks(network):
     Taps(network, {"a": "0"})
     assert hooks(network) == 0
 
 
 @pytest.mark.parametrize("path", ["features.norm3", "norm", "", "features.norm1.weight"])
-def test_an_unknown_path_names_near_ones(path):
+def test_an_unknown_path_is_refused_with_similar_ones(path):
     features = nn.Sequential()
     for i in (1, 2):
         features.add_module(f"norm{i}", nn.BatchNorm2d(2))
     network = nn.ModuleDict({"features": features})
-    with pytest.raises(InputError, match=r"taps\.conv3: .*near: .*features\.norm1") as caught:
+    with pytest.raises(InputError, match=r"taps\.conv3: .*Similar paths: .*features\.norm1") as caught:
         find_module(network, "conv3", path)
     assert repr(path) in str(caught.value)
 
 
-def test_a_known_path_gives_the_module(network):
+def test_a_known_path_returns_its_module(network):
     assert find_module(network, "tap", "4") is network[4]

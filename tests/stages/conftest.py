@@ -1,4 +1,4 @@
-"""A run whose features have been extracted, for every test of what is made from them."""
+"""Fixture with a run whose features are extracted, for the tests of the training stages."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SHORT = ("codes.epochs=3", "layers.epochs=2", "joint.epochs=3", "joint.batch_siz
 
 @pytest.fixture
 def inputs_for(load_config, make_store, tmp_path):
-    """Make a run whose features have been extracted, one teacher after the other."""
+    """Return a function that makes the inputs of a run whose features are extracted."""
 
     def make(
         *overrides: str, pixels: np.ndarray | None = None, num_features: int = NUM_IMAGES

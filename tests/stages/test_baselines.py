@@ -1,4 +1,4 @@
-"""The baselines: one student from random weights, by the scores alone or by the labels alone."""
+"""Test the baselines: a student trained from random weights, from scores or from labels."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.training import Batches
-from ka_ray.training.fit import rate_factor
+from ka_ray.training.fit import learning_rate_factor
 
 NUM_IMAGES, BATCH, RATE = 100, 16, 1e-2
 STEPS = NUM_IMAGES // BATCH
@@ -29,7 +29,7 @@ STEPS = NUM_IMAGES // BATCH
 
 @pytest.fixture
 def inputs_for(load_config, make_store, tmp_path):
-    """Make a baseline's run, for which images, labels and random scores alone are stored."""
+    """Return a function that makes the inputs of a baseline, with stored images, labels and random scores."""
 
     def make(*overrides: str, without: str | None = None) -> StageInputs:
         config = load_config(f"joint={{epochs: 2, batch_size: {BATCH}, learning_rate: {RATE}}}", *overrides)
@@ -61,38 +61,38 @@ def fresh(inputs: StageInputs) -> Student:
 def by_hand(
     inputs: StageInputs, batches: Batches, steps: int, loss: Callable[[Student, dict[str, Tensor]], Tensor]
 ) -> dict[str, Tensor]:
-    """A bare loop of AdamW without decay, from random weights; the loss is written out by the test."""
+    """Train from random weights with a plain loop of AdamW without decay and with the loss of the test."""
     student = fresh(inputs)
     optimizer = torch.optim.AdamW(student.parameters(), RATE, weight_decay=0)
     everything = (batch for epoch in (1, 2) for batch in batches.epoch(epoch))
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * rate_factor(step, steps)
+        optimizer.param_groups[0]["lr"] = RATE * learning_rate_factor(step, steps)
         optimizer.zero_grad()
         loss(student, next(everything)).backward()
         optimizer.step()
     return student.state_dict()
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("budget", "steps"), [("null", 2 * STEPS), ("140", 8)])
-def test_distillation_is_the_bare_loop_towards_the_scores(inputs_for, budget, steps):
+def test_distillation_equals_a_plain_loop_towards_the_scores(inputs_for, budget, steps):
     inputs = inputs_for("baseline=distill", f"joint.images={budget}")
     batches = Batches(inputs.store(IMAGES), ["image", "scores"], BATCH, inputs.config.seed)
     expected = by_hand(
         inputs, batches, steps, lambda student, b: ((student(b["image"]) - b["scores"]) ** 2).mean() / 2
     )
-    same(trained(inputs), expected)
+    assert_same_weights(trained(inputs), expected)
 
 
 @pytest.mark.parametrize("views", ["{}", "{flip: true, shift: 1}"])
-def test_scratch_is_the_bare_loop_towards_the_labels(inputs_for, views):
+def test_scratch_equals_a_plain_loop_towards_the_labels(inputs_for, views):
     inputs = inputs_for("baseline=scratch", f"joint.augment={views}", without="scores")
-    targets = load_digits().target[:NUM_IMAGES].astype(np.int64)  # digit_i has place i among the classes
+    targets = load_digits().target[:NUM_IMAGES].astype(np.int64)  # digit_i has index i among the classes
     batches = Batches(
         inputs.store(IMAGES), ["image"], BATCH, inputs.config.seed, num_draws=3, targets=targets
     )
@@ -101,7 +101,7 @@ def test_scratch_is_the_bare_loop_towards_the_labels(inputs_for, views):
         scores = student(augment(batch["image"], inputs.config.joint.augment, batch["draws"]))
         return (scores.exp().sum(1).log() - scores[torch.arange(BATCH), batch["target"]]).mean()
 
-    same(trained(inputs), by_hand(inputs, batches, 2 * STEPS, cross_entropy))
+    assert_same_weights(trained(inputs), by_hand(inputs, batches, 2 * STEPS, cross_entropy))
 
 
 @pytest.mark.parametrize("baseline", ["distill", "scratch"])
@@ -113,7 +113,7 @@ def test_a_baseline_starts_from_the_random_weights_of_its_seed(inputs_for, basel
 
 
 @pytest.mark.parametrize("baseline", ["distill", "scratch"])
-def test_a_baseline_has_one_stage_and_touches_no_codes_or_layers(inputs_for, baseline):
+def test_a_baseline_has_one_stage_and_reads_no_codes_or_layers(inputs_for, baseline):
     inputs = inputs_for(f"baseline={baseline}")
     stages = inputs.folder / "stages"
     stages.mkdir()
@@ -128,7 +128,7 @@ def test_a_baseline_has_one_stage_and_touches_no_codes_or_layers(inputs_for, bas
     assert (stages / "codes.safetensors").read_bytes() == b"not to be read"
 
 
-def test_the_student_learns_the_classes_that_the_labels_name(inputs_for, config_tree):
+def test_scratch_maps_labels_to_classes_by_name(inputs_for, config_tree):
     config_tree["teachers"][1]["classes"] = [f"digit_{i}" for i in (9, 5, 6, 7, 8)]  # another order
     inputs = inputs_for("baseline=scratch", "joint.epochs=60")
     store = inputs.store(IMAGES)
@@ -137,20 +137,20 @@ def test_the_student_learns_the_classes_that_the_labels_name(inputs_for, config_
     student.load_state_dict(load_file(stage_summary_path(inputs.folder, "joint").with_suffix(".safetensors")))
     columns = store.gather(["image", "label"], np.arange(NUM_IMAGES))
     with torch.no_grad():
-        said = student.eval()(torch.from_numpy(columns["image"])).argmax(1)
-    names = np.array(student.spec.classes)[said.numpy()]
+        predicted = student.eval()(torch.from_numpy(columns["image"])).argmax(1)
+    names = np.array(student.spec.classes)[predicted.numpy()]
     assert (names == columns["label"]).mean() > 0.7
     assert len(student.spec.classes) == 10
 
 
-def test_a_class_that_no_image_shows_is_refused_by_name(inputs_for):
+def test_a_class_without_images_is_refused_by_name(inputs_for):
     inputs = inputs_for("baseline=scratch", "teachers.0.classes.2=cat")
     with pytest.raises(InputError, match="baseline scratch: no image is labelled cat"):
         run_stages(inputs)
     assert not stage_summary_path(inputs.folder, "joint").exists()
 
 
-def test_a_budget_counts_images_that_are_learned_from_alone(inputs_for, make_store, tmp_path):
+def test_a_budget_counts_only_images_with_known_labels(inputs_for, make_store, tmp_path):
     inputs = inputs_for("baseline=scratch", "joint.images=90")
     store = inputs.store(IMAGES)
     columns = store.gather(["image", "label"], np.arange(NUM_IMAGES))

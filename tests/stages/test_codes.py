@@ -1,4 +1,4 @@
-"""The codes reach the known optimum, through the real loop, from stored half-precision features."""
+"""Test that codes trained from stored half-precision features reach the known optimum."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ SPACE = {"map": (3, 3), "vector": ()}
 
 @pytest.fixture
 def store(make_store):
-    """Features whose variances fall by four decades, in a random basis, around a mean."""
+    """Store features in a random basis with variances over four orders of magnitude, around a mean."""
     rng, count = np.random.default_rng(0), 2000
     columns = {"image_id": np.arange(count)}
     for tap, channels in STACKED.items():
@@ -37,7 +37,7 @@ def flat(store, tap: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", [64, 300])
-def test_moments_run_over_every_image_and_position(store, batch_size):
+def test_moments_cover_every_image_and_position(store, batch_size):
     batches = Batches(store, list(STACKED), batch_size, 0, positions_per_image=2)
     moments = measure_moments(batches, STACKED)
     for tap in STACKED:
@@ -49,13 +49,13 @@ def test_moments_run_over_every_image_and_position(store, batch_size):
         )
 
 
-def test_moments_of_ranks_merge_to_the_whole(store, monkeypatch):
+def test_moments_of_all_ranks_merge_to_those_of_one_process(store, monkeypatch):
     merged = {tap: Moments.empty(channels) for tap, channels in STACKED.items()}
     for rank in range(4):
         monkeypatch.setattr(batches_module, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(batches_module, "world_size", lambda: 4)
-        mine = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
-        merged = {tap: merged[tap].merge(mine[tap]) for tap in STACKED}
+        of_rank = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
+        merged = {tap: merged[tap].merge(of_rank[tap]) for tap in STACKED}
     for tap in STACKED:
         np.testing.assert_allclose(
             merged[tap].covariance, np.cov(flat(store, tap).T, bias=True), rtol=1e-8, atol=1e-12
@@ -63,7 +63,7 @@ def test_moments_of_ranks_merge_to_the_whole(store, monkeypatch):
 
 
 def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
-    """Every link of every chain through the real loop, with the config's own settings."""
+    """Train each link of each chain with the training loop and the default settings of the config."""
     config = CodesConfig()
     positions = config.positions_per_image
     batches = Batches(store, list(STACKED), config.batch_size, 0, positions_per_image=positions)
@@ -73,7 +73,7 @@ def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
     for link in range(len(amalgamations["map"].links)):
         learner = CodesLearner(method, moments, amalgamations, CHANNELS, link)
         fit(learner, batches, settings, lambda progress: None)
-        learner.finish()
+        learner.write_back_links()
     return amalgamations, moments
 
 
@@ -105,7 +105,7 @@ def first_learner(store, method: str) -> CodesLearner:
     return CodesLearner(method, measure_moments(batches, STACKED), empty, CHANNELS, 0)
 
 
-def test_every_tap_has_its_own_loss_and_the_taps_do_not_meet(store):
+def test_the_loss_of_a_tap_reaches_only_its_own_parameters(store):
     learner = first_learner(store, "direct")
     losses = learner(next(iter(Batches(store, list(STACKED), 64, 0, positions_per_image=4).epoch(1))))
     assert set(losses) == set(STACKED)
@@ -115,17 +115,17 @@ def test_every_tap_has_its_own_loss_and_the_taps_do_not_meet(store):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_chains_are_no_part_of_what_is_trained(store, method):
+def test_only_the_learners_parameters_are_trainable(store, method):
     learner = first_learner(store, method)
     trained = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in learner.named_parameters() if name.startswith("learners.")}
 
 
-def test_finishing_writes_its_own_link_alone(store):
+def test_writing_back_changes_only_the_trained_link(store):
     learner = first_learner(store, "incremental")
     chain = learner.amalgamations["map"]
     before = {name: weights.clone() for name, weights in chain.state_dict().items()}
-    learner.finish()
+    learner.write_back_links()
     changed = {name for name, weights in chain.state_dict().items() if not torch.equal(weights, before[name])}
     assert changed == {name for name in before if name.startswith("links.0.")}
     collapsed = learner.learners["map"].to_autoencoder().state_dict()
@@ -139,7 +139,7 @@ def test_a_code_too_wide_for_the_method_is_refused_by_its_tap():
         build_amalgamations("incremental", channels, {"map": 6})
 
 
-def test_a_dead_teacher_is_refused_by_its_tap():
+def test_a_teacher_with_constant_features_is_refused_by_its_tap():
     features = torch.randn(40, 24)
     features[:, 10:18] = 1.0
     empty = build_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
@@ -147,7 +147,7 @@ def test_a_dead_teacher_is_refused_by_its_tap():
         CodesLearner("common_features", {"map": Moments.of(features)}, empty, CHANNELS, 0)
 
 
-def test_a_tap_that_never_varies_is_refused_before_training(make_store):
+def test_a_tap_with_constant_features_is_refused(make_store):
     columns = {"image_id": np.arange(20), "map": np.full((20, 24, 3, 3), 2.0, np.float16)}
     with pytest.raises(InputError, match="never vary"):
         measure_moments(Batches(make_store(columns), ["map"], 4, 0), {"map": 24})

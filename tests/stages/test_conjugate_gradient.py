@@ -1,4 +1,4 @@
-"""Conjugate gradients against the solution with the Gram matrix, and through the layers' stage."""
+"""Test conjugate gradients against the solution with the Gram matrix, alone and in the stage `layers`."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,7 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.conjugate_gradient import DEFAULT_RIDGE, solve_iteratively
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.ridge import LayerSolution, solve
-from ka_ray.stages import layer_solver as solved
-from ka_ray.stages import run_stages
+from ka_ray.stages import layer_solver, run_stages
 from ka_ray.stages.inputs import load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.student import Student
@@ -20,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 def samples_of(groups: int, count: int = 400, inputs: int = 12, outputs: int = 3) -> torch.Tensor:
-    given = torch.randn(count, groups, inputs, dtype=torch.float64) * torch.logspace(0, -2, inputs) + 5
+    features = torch.randn(count, groups, inputs, dtype=torch.float64) * torch.logspace(0, -2, inputs) + 5
     weight = torch.randn(groups, inputs, outputs, dtype=torch.float64)
-    targets = torch.einsum("ngd,gdt->ngt", given, weight) + 0.1 * torch.randn(count, groups, outputs) - 2
-    return torch.cat([given, targets], dim=2)
+    targets = torch.einsum("ngd,gdt->ngt", features, weight) + 0.1 * torch.randn(count, groups, outputs) - 2
+    return torch.cat([features, targets], dim=2)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_solution_is_that_with_the_gram_matrix(groups):
+def test_the_solution_equals_that_with_the_gram_matrix(groups):
     samples = samples_of(groups)
     learned_from, held_out = samples[:300], samples[300:]
 
@@ -37,7 +36,7 @@ def test_the_solution_is_that_with_the_gram_matrix(groups):
             yield True, part[:0]
         yield True, held_out
 
-    found, passes = solve_iteratively(stream, groups, 3, CPU)
+    solution, passes = solve_iteratively(stream, groups, 3, CPU)
     moments = [Moments.of(group) for group in learned_from.unbind(dim=1)]
     others = [Moments.of(group) for group in held_out.unbind(dim=1)]
     for group, part in enumerate(moments):
@@ -48,28 +47,28 @@ def test_the_solution_is_that_with_the_gram_matrix(groups):
         weight = np.linalg.solve(
             (covariance[:size, :size] + ridge).numpy(), covariance[:size, size:].numpy()
         ).T
-        np.testing.assert_allclose(found.weight[group], weight, atol=1e-5)
+        np.testing.assert_allclose(solution.weight[group], weight, atol=1e-5)
         bias = part.mean[size:].numpy() - weight @ part.mean[:size].numpy()
-        np.testing.assert_allclose(found.bias[group], bias, atol=1e-4)
-        given = learned_from[:, group, :size] @ found.weight[group].T + found.bias[group]
-        torch.testing.assert_close(found.mean[group], given.mean(dim=0))
-        torch.testing.assert_close(found.variance[group], given.var(dim=0, correction=0), rtol=1e-4, atol=0)
-    one_ridge = solve(
-        moments, others, 3, [DEFAULT_RIDGE]
-    )  # solves on both parts, but judges by the first alone
-    assert found.relative_error == pytest.approx(one_ridge.relative_error, rel=1e-4)
+        np.testing.assert_allclose(solution.bias[group], bias, atol=1e-4)
+        outputs = learned_from[:, group, :size] @ solution.weight[group].T + solution.bias[group]
+        torch.testing.assert_close(solution.mean[group], outputs.mean(dim=0))
+        variance = outputs.var(dim=0, correction=0)
+        torch.testing.assert_close(solution.variance[group], variance, rtol=1e-4, atol=0)
+    # The error is that of a solution from the first part only, although the returned weights use both parts.
+    one_ridge = solve(moments, others, 3, [DEFAULT_RIDGE])
+    assert solution.relative_error == pytest.approx(one_ridge.relative_error, rel=1e-4)
     assert 3 < passes <= 3 + 4 * 12
 
 
-def test_outputs_that_never_vary_are_their_mean():
+def test_constant_outputs_are_predicted_by_their_mean():
     samples = samples_of(1)
     samples[..., -1] = 4.0
-    found, _ = solve_iteratively(lambda: iter([(False, samples), (True, samples)]), 1, 3, CPU)
-    assert found.weight[0, -1].abs().max() == 0
-    assert found.bias[0, -1].item() == pytest.approx(4.0)
+    solution, _ = solve_iteratively(lambda: iter([(False, samples), (True, samples)]), 1, 3, CPU)
+    assert solution.weight[0, -1].abs().max() == 0
+    assert solution.bias[0, -1].item() == pytest.approx(4.0)
 
 
-def test_without_held_out_images_it_says_so():
+def test_missing_held_out_or_fitted_images_are_refused():
     samples = samples_of(1)
     with pytest.raises(InputError, match="too few images to hold some out"):
         solve_iteratively(lambda: iter([(False, samples)]), 1, 3, CPU)
@@ -80,13 +79,13 @@ def test_without_held_out_images_it_says_so():
 def without_held_out(
     learned_from: list[Moments], held_out: list[Moments], num_outputs: int, ridges: Sequence[float]
 ) -> LayerSolution:
-    """The solution with the Gram matrix on the same images: a set merged with itself changes nothing."""
+    """Solve on the fitted images only: moments merged with themselves have the same mean and covariance."""
     return solve(learned_from, learned_from, num_outputs, ridges)
 
 
 @pytest.mark.parametrize("inputs", ["codes", "student"])
-def test_a_students_layers_come_out_the_same(inputs_for, inputs, monkeypatch):
-    monkeypatch.setattr(solved, "solve", without_held_out)
+def test_a_students_layers_are_the_same_with_and_without_gram_matrices(inputs_for, inputs, monkeypatch):
+    monkeypatch.setattr(layer_solver, "solve", without_held_out)
     made = {}
     for gib in (4, 0):
         run = inputs_for(

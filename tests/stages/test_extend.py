@@ -1,4 +1,4 @@
-"""A teacher that joins later: the auto-encoders of the run before stay as they are, bit for bit."""
+"""Test that a teacher can be added later, and that the auto-encoders of the earlier run stay the same."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ SHORT = (
 
 @pytest.fixture
 def config_for(load_config, config_tree, randomised, tmp_path) -> Callable[..., Config]:
-    """Make the config of a run of the first so many of four teachers."""
+    """Return a function that makes the config of a run with the first ones of four teachers."""
     teachers = [*config_tree["teachers"]]
     for name, classes in JOINING.items():
         network = randomised(plain_conv_net(len(classes), list(CHANNELS.values())))
@@ -53,7 +53,7 @@ def config_for(load_config, config_tree, randomised, tmp_path) -> Callable[..., 
 
 @pytest.fixture
 def inputs_for(config_for, make_store, tmp_path):
-    """Make a run whose features are random: the same for a teacher, whoever joins it."""
+    """Return a function that makes a run with random features. A teacher has the same ones in all runs."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (NUM_IMAGES, 3, 8, 8), dtype=np.uint8)
     maps = {
@@ -83,21 +83,21 @@ def codes(folder: Path) -> dict[str, Tensor]:
     return load_file(stage_summary_path(folder, "codes").with_suffix(".safetensors"))
 
 
-def learn_codes(inputs: StageInputs) -> list[Progress]:
-    """Run the first stage alone, as ``run_stages`` would leave it; all that it told."""
-    told: list[Progress] = []
+def run_codes_stage(inputs: StageInputs) -> list[Progress]:
+    """Run only the stage `codes` and return its progress reports."""
+    reports: list[Progress] = []
     for stage in ("layers", "joint"):
         stage_summary_path(inputs.folder, stage).parent.mkdir(exist_ok=True)
         write_json(stage_summary_path(inputs.folder, stage), {})
-    run_stages(replace(inputs, report=told.append))
-    return told
+    run_stages(replace(inputs, report=reports.append))
+    return reports
 
 
 def encoders(inputs: StageInputs) -> torch.nn.ModuleDict:
     spec = inputs.plan.spec
-    found = build_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
-    load_stage(inputs.folder, "codes", found)
-    return found
+    amalgamations = build_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
+    load_stage(inputs.folder, "codes", amalgamations)
+    return amalgamations
 
 
 def features(inputs: StageInputs, tap: str) -> Tensor:
@@ -107,19 +107,19 @@ def features(inputs: StageInputs, tap: str) -> Tensor:
 
 @pytest.fixture
 def extended(inputs_for) -> tuple[StageInputs, StageInputs, list[Progress]]:
-    """A run of three teachers, the one of four that extends it, and what the latter told.
+    """Return a run of three teachers, a run of four that extends it, and the latter's progress reports.
 
-    With another seed, so that links which are trained again do not come out the same.
+    The seeds differ, so that a link that is trained again has other weights.
     """
     old = inputs_for("old", 3)
-    learn_codes(old)
+    run_codes_stage(old)
     new = inputs_for("new", 4, f"extend={old.folder}", "seed=1")
-    return old, new, learn_codes(new)
+    return old, new, run_codes_stage(new)
 
 
-def test_a_chain_is_learned_link_after_link_and_its_history_counts_on(inputs_for):
+def test_links_are_trained_in_order_and_their_history_counts_on(inputs_for):
     inputs = inputs_for("run", 4)
-    told = learn_codes(inputs)
+    reports = run_codes_stage(inputs)
     history = summary(inputs)["history"]
     links = 3
     kept = summary(inputs)["links"]
@@ -130,16 +130,16 @@ def test_a_chain_is_learned_link_after_link_and_its_history_counts_on(inputs_for
     seconds = [record["seconds"] for record in history]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
-    ended = [progress for progress in told if progress.epoch_ended]
+    ended = [progress for progress in reports if progress.epoch_ended]
     assert [(p.epoch, p.images, p.seconds) for p in ended] == [
         (record["epoch"], record["images"], record["seconds"]) for record in history
     ]
 
 
-def test_every_link_of_the_extended_run_stays_bit_for_bit(extended, inputs_for):
+def test_links_of_the_extended_run_are_kept_bit_for_bit(extended, inputs_for):
     old, new, _ = extended
     again = inputs_for("again", 4, "seed=1")
-    learn_codes(again)
+    run_codes_stage(again)
     before, after = (
         {name: weight for name, weight in codes(run.folder).items() if ".links." in name}
         for run in (old, new)
@@ -152,14 +152,14 @@ def test_every_link_of_the_extended_run_stays_bit_for_bit(extended, inputs_for):
 
 
 def test_only_the_new_link_is_trained(extended):
-    old, new, told = extended
+    old, new, reports = extended
     before, after = summary(old)["links"], summary(new)["links"]
     assert (before["reused"], before["trained"]) == (0, 2)
     assert (after["reused"], after["trained"]) == (2, 1)
     assert after["seconds"][:2] == before["seconds"]
     assert len(after["seconds"]) == 3
     assert [record["epoch"] for record in summary(new)["history"]] == list(range(1, EPOCHS + 1))
-    assert [(p.epoch, p.epochs) for p in told if p.epoch_ended] == [(1, EPOCHS), (2, EPOCHS)]
+    assert [(p.epoch, p.epochs) for p in reports if p.epoch_ended] == [(1, EPOCHS), (2, EPOCHS)]
     torch.manual_seed(new.config.seed)
     untrained = build_amalgamations("incremental", new.plan.channels, new.plan.spec.widths).state_dict()
     after = codes(new.folder)
@@ -167,7 +167,7 @@ def test_only_the_new_link_is_trained(extended):
 
 
 @torch.no_grad()
-def test_the_codes_of_the_common_teachers_are_the_same_before_and_after(extended):
+def test_an_extension_keeps_the_codes_of_the_common_teachers(extended):
     old, new, _ = extended
     for tap, width in new.plan.spec.widths.items():
         before = encoders(old)[tap].encode(features(old, tap)) * encoders(old)[tap].scale
@@ -179,7 +179,7 @@ def test_the_codes_of_the_common_teachers_are_the_same_before_and_after(extended
 
 
 @torch.no_grad()
-def test_the_error_of_an_extended_chain_is_that_of_all_four_teachers_features(extended):
+def test_the_error_of_an_extended_chain_covers_all_four_teachers(extended):
     _, new, _ = extended
     for tap, judged in summary(new)["taps"].items():
         stacked = features(new, tap)
@@ -193,9 +193,9 @@ def test_the_error_of_an_extended_chain_is_that_of_all_four_teachers_features(ex
         )
 
 
-def test_a_student_is_learned_from_the_extended_codes(inputs_for):
+def test_a_student_is_trained_from_the_extended_codes(inputs_for):
     old = inputs_for("old", 3)
-    learn_codes(old)
+    run_codes_stage(old)
     new = inputs_for("new", 4, f"extend={old.folder}")
     run_stages(new)
     assert {path.stem for path in (new.folder / "stages").glob("*.json")} == {*STAGES}
@@ -208,8 +208,8 @@ def test_a_student_is_learned_from_the_extended_codes(inputs_for):
 
 def test_other_methods_train_all_their_auto_encoders_again(inputs_for):
     old = inputs_for("old", 3, "codes.method=direct")
-    learn_codes(old)
+    run_codes_stage(old)
     new = inputs_for("new", 4, "codes.method=direct", f"extend={old.folder}")
-    learn_codes(new)
+    run_codes_stage(new)
     kept = summary(new)["links"]
     assert (kept["reused"], kept["trained"], len(kept["seconds"])) == (0, 1, 1)

@@ -1,4 +1,4 @@
-"""Joint learning: the losses by their formulas, and teachers that score the very view."""
+"""Test joint learning: losses against their formulas, and scores of augmented images."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.config import Augmentation, JointConfig, ScoresConfig
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
-from ka_ray.stages.joint import JointLearner, needs_teachers
+from ka_ray.stages.joint import JointLearner, needs_teacher_scores
 from ka_ray.student import Student
 from ka_ray.teachers import Teacher, load_teacher
 
@@ -33,7 +33,7 @@ def student(make_spec, teachers) -> Student:
 
 @pytest.fixture
 def student_by(make_spec) -> Callable[[str | None], Student]:
-    """Make a student of overlapping label sets, by a rule."""
+    """Return a function that makes a student of overlapping label sets with a score rule."""
     spec = make_spec("plain", {"conv1": 5}, widths=[4])
     return lambda rule: Student(replace(spec, label_sets=OVERLAPPING, rule=rule))
 
@@ -60,15 +60,15 @@ def test_mse_is_half_the_mean_squared_difference(student):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
-def test_kl_is_its_formula(student, temperature):
+def test_kl_equals_its_formula(student, temperature):
     batch = make_batch()
     config = JointConfig(loss="kl", temperature=temperature)
-    loss = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
+    computed = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
     expected = kl_by_numpy(student(batch["image"]), batch["scores"], temperature)
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_kl_vanishes_where_scores_differ_by_a_constant():
+def test_kl_ignores_a_constant_added_to_all_scores():
     scores = torch.randn(4, 5)
     assert softened_kl(scores, scores + 3, 2.0).item() == pytest.approx(0, abs=1e-6)
     assert softened_kl(scores, scores.flip(0), 2.0).item() > 1e-3
@@ -90,80 +90,80 @@ def test_the_gradient_of_kl_keeps_its_size_at_high_temperature():
 
 
 @pytest.mark.parametrize("loss", ["mse", "kl"])
-def test_teachers_score_the_view_that_the_student_sees(student, teachers, loss):
+def test_teachers_score_the_augmented_image_of_the_student(student, teachers, loss):
     batch = make_batch()
     config = JointConfig(loss=loss, augment=AUGMENT)
-    got = JointLearner(student, config, ONE_VIEW, teachers)(batch)["loss"]
+    computed = JointLearner(student, config, ONE_VIEW, teachers)(batch)["loss"]
     views = augment(batch["image"], AUGMENT, batch["draws"])
     assert not torch.equal(views, batch["image"])
     target = torch.cat([teacher.scores(views) for teacher in teachers], dim=1)
     stored = JointLearner(student, JointConfig(loss=loss), ONE_VIEW)
-    torch.testing.assert_close(got, stored({"image": views, "scores": target})["loss"])
+    torch.testing.assert_close(computed, stored({"image": views, "scores": target})["loss"])
 
 
 @pytest.mark.parametrize(("views", "count"), [(("flip",), 2), (("shift",), 5), (("flip", "shift"), 10)])
-def test_the_target_of_a_view_is_averaged_over_the_views_of_it(student, teachers, views, count):
+def test_targets_of_an_augmented_image_are_averaged_over_its_views(student, teachers, views, count):
     batch, config = make_batch(), ScoresConfig(views=views, shift=1)
-    got = JointLearner(student, JointConfig(augment=AUGMENT), config, teachers)(batch)["loss"]
-    seen = augment(batch["image"], AUGMENT, batch["draws"])
-    edged = torch.nn.functional.pad(seen.float(), (1, 1, 1, 1), mode="replicate")
+    computed = JointLearner(student, JointConfig(augment=AUGMENT), config, teachers)(batch)["loss"]
+    augmented = augment(batch["image"], AUGMENT, batch["draws"])
+    padded = torch.nn.functional.pad(augmented.float(), (1, 1, 1, 1), mode="replicate")
     moves = [(1, 1), (2, 1), (0, 1), (1, 2), (1, 0)] if "shift" in views else [(1, 1)]
-    many = [edged[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    views_of_image = [padded[:, :, row : row + 8, column : column + 8] for row, column in moves]
     if "flip" in views:
-        mirrored = edged.flip(-1)
-        many += [mirrored[:, :, row : row + 8, column : column + 8] for row, column in moves]
-    assert len(many) == count
-    own = [sum(teacher.scores(view) for view in many) / count for teacher in teachers]
-    expected = ((student(seen) - torch.cat(own, dim=1)) ** 2).mean() / 2
-    torch.testing.assert_close(got, expected)
+        mirrored = padded.flip(-1)
+        views_of_image += [mirrored[:, :, row : row + 8, column : column + 8] for row, column in moves]
+    assert len(views_of_image) == count
+    own = [sum(teacher.scores(view) for view in views_of_image) / count for teacher in teachers]
+    expected = ((student(augmented) - torch.cat(own, dim=1)) ** 2).mean() / 2
+    torch.testing.assert_close(computed, expected)
 
 
 def amalgamated_by_loop(own: Tensor, rule: str) -> np.ndarray:
-    """Every class of every image on its own."""
+    """Merge the scores of each class of each image in a loop."""
     merge = {"mean": np.mean, "max": np.max}[rule]
-    said = own.reshape(len(own), 2, 5).numpy()
+    per_image = own.reshape(len(own), 2, 5).numpy()
     rows = [
         [
             merge([scores[t, names.index(c)] for t, names in enumerate(OVERLAPPING.values()) if c in names])
             for c in CLASSES
         ]
-        for scores in said
+        for scores in per_image
     ]
     return np.array(rows)
 
 
-@pytest.mark.parametrize(("given", "rule"), [(None, "mean"), ("mean", "mean"), ("max", "max")])
+@pytest.mark.parametrize(("configured", "rule"), [(None, "mean"), ("mean", "mean"), ("max", "max")])
 @pytest.mark.parametrize("loss", ["mse", "kl"])
-def test_where_label_sets_overlap_the_target_is_by_the_rule(student_by, given, rule, loss):
-    student, batch = student_by(given), make_batch()
+def test_targets_of_overlapping_label_sets_follow_the_rule(student_by, configured, rule, loss):
+    student, batch = student_by(configured), make_batch()
     target = amalgamated_by_loop(batch["scores"], rule)
-    got = JointLearner(student, JointConfig(loss=loss, temperature=3.0), ONE_VIEW)(batch)["loss"]
+    computed = JointLearner(student, JointConfig(loss=loss, temperature=3.0), ONE_VIEW)(batch)["loss"]
     scores = student(batch["image"]).detach()
     expected = kl_by_numpy(scores, torch.tensor(target), 3.0)
     if loss == "mse":
         expected = ((scores.numpy() - target) ** 2).mean() / 2
-    assert got.item() == pytest.approx(expected, rel=1e-4)
+    assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("loss", "temperature"), [("kl", 1.0), ("kl", 3.0), ("mse", 1.0)])
 def test_conditional_compares_with_each_teacher_among_its_own_classes(student_by, loss, temperature):
-    """Without ``kl`` nothing is softened."""
+    """Without ``loss: kl`` the temperature is ignored."""
     student, batch = student_by("conditional"), make_batch()
     config = JointConfig(loss=loss, temperature=temperature if loss == "kl" else 7.0)
-    got = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
+    computed = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
     scores, expected = student(batch["image"]), 0.0
     for own, names in zip(batch["scores"].split(5, dim=1), OVERLAPPING.values(), strict=True):
         columns = [CLASSES.index(name) for name in names]
         expected += kl_by_numpy(scores[:, columns], own, temperature)
-    assert got.item() == pytest.approx(expected, rel=1e-4)
+    assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_augmented_views_are_compared_by_the_rule_too(student_by, teachers):
+def test_targets_of_augmented_images_follow_the_rule(student_by, teachers):
     student, batch = student_by("conditional"), make_batch()
-    got = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)(batch)["loss"]
+    computed = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)(batch)["loss"]
     views = augment(batch["image"], AUGMENT, batch["draws"])
     stored = {"image": views, "scores": torch.cat([teacher.scores(views) for teacher in teachers], dim=1)}
-    torch.testing.assert_close(got, JointLearner(student, JointConfig(), ONE_VIEW)(stored)["loss"])
+    torch.testing.assert_close(computed, JointLearner(student, JointConfig(), ONE_VIEW)(stored)["loss"])
 
 
 def test_augmentation_without_teachers_is_refused(student):
@@ -171,16 +171,16 @@ def test_augmentation_without_teachers_is_refused(student):
         JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW)
 
 
-def test_mirrored_images_keep_the_scores_that_are_averaged_over_both_sides(student, teachers):
+def test_mirrored_images_keep_stored_scores_that_are_averaged_over_flips(student, teachers):
     batch, config = make_batch(), JointConfig(augment=Augmentation(flip=True))
     both = ScoresConfig(views=("flip", "shift"))
     stored = torch.cat([score_views(teacher.scores, batch["image"], both) for teacher in teachers], dim=1)
-    got = JointLearner(student, config, both)(batch | {"scores": stored})["loss"]
+    computed = JointLearner(student, config, both)(batch | {"scores": stored})["loss"]
     images = augment(batch["image"], config.augment, batch["draws"])
     assert not torch.equal(images, batch["image"])
-    anew = torch.cat([score_views(teacher.scores, images, both) for teacher in teachers], dim=1)
-    expected = ((student(images) - anew) ** 2).mean() / 2
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    scored_again = torch.cat([score_views(teacher.scores, images, both) for teacher in teachers], dim=1)
+    expected = ((student(images) - scored_again) ** 2).mean() / 2
+    torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_mirrored_images_keep_the_scores_that_are_averaged_over_both_sides(stude
         ({}, (), False),
     ],
 )
-def test_teachers_are_needed_where_a_view_has_other_scores(augment, views, needed):
+def test_teachers_are_needed_if_augmentation_changes_the_scores(augment, views, needed):
     config = JointConfig(augment=Augmentation(**augment))
-    assert needs_teachers(config, ScoresConfig(views=views)) is needed
+    assert needs_teacher_scores(config, ScoresConfig(views=views)) is needed
 
 
-def test_the_student_alone_is_learned(student, teachers):
+def test_only_the_student_is_trained(student, teachers):
     learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
     learner(make_batch())["loss"].backward()
     assert {id(p) for p in learner.parameters()} == {id(p) for p in student.parameters()}

@@ -1,4 +1,4 @@
-"""Stages that are computed: against numpy, and against the networks that they must reproduce."""
+"""Test stages that are solved in closed form, against numpy and against the teachers' own scores."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ EXACT = (
 )
 CHANNELS = (*EXACT, "codes.basis=channels")
 BOTH = ("student.network=plain", "student.arguments.widths=[8, 12]")
-"""A student as wide as both teachers together: it can do exactly what they do."""
+"""A student as wide as both teachers together, which can compute exactly the same."""
 
 
 def summary(folder: Path, stage: str) -> dict:
@@ -41,7 +41,7 @@ def images_of(inputs: StageInputs) -> torch.Tensor:
 
 
 def stored(inputs: StageInputs, tap: str) -> np.ndarray:
-    """The stacked features `[n, S]` of all stored images and positions, in float64."""
+    """Return the stacked features of all stored images and positions, ``[n, S]``, in float64."""
     store = inputs.store(FEATURES)
     maps = store.gather([tap], np.arange(len(store)))[tap].astype(np.float64)
     return np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1])
@@ -55,7 +55,7 @@ def test_a_given_ridge_is_used_in_every_layer(inputs_for, gib):
 
 
 @pytest.mark.parametrize("method", ["direct", "incremental"])
-def test_exact_codes_lose_what_numpy_says_is_least(inputs_for, method):
+def test_exact_codes_have_the_least_error_by_numpy(inputs_for, method):
     inputs = inputs_for(*EXACT, f"codes.method={method}")
     run_stages(inputs)
     for tap, errors in summary(inputs.folder, "codes")["taps"].items():
@@ -70,24 +70,24 @@ def test_exact_codes_lose_what_numpy_says_is_least(inputs_for, method):
 
 @pytest.mark.parametrize("layer_inputs", ["codes", "student"])
 @pytest.mark.parametrize("method", ["direct", "incremental"])
-def test_a_student_with_room_for_both_teachers_becomes_both(inputs_for, method, layer_inputs):
+def test_a_student_as_wide_as_both_teachers_reproduces_both(inputs_for, method, layer_inputs):
     inputs = inputs_for(*CHANNELS, *BOTH, f"codes.method={method}", f"layers.inputs={layer_inputs}")
     run_stages(inputs)
     student = Student(inputs.plan.spec)
     student.load_state_dict(weights(inputs.folder, "joint"))
     images = images_of(inputs)
     with torch.no_grad():
-        own = [load_teacher(teacher).scores(images) for teacher in inputs.config.teachers]
-        given, expected = student.eval()(images), torch.cat(own, dim=1)
-    assert (given - expected).abs().max() < 0.02 * expected.std()  # features are stored in half precision
-    assert (given.argmax(1) == expected.argmax(1)).float().mean() > 0.99
+        teacher_scores = [load_teacher(teacher).scores(images) for teacher in inputs.config.teachers]
+        output, expected = student.eval()(images), torch.cat(teacher_scores, dim=1)
+    assert (output - expected).abs().max() < 0.02 * expected.std()  # features are stored in half precision
+    assert (output.argmax(1) == expected.argmax(1)).float().mean() > 0.99
     for tap, layer in summary(inputs.folder, "layers")["taps"].items():
         assert layer["relative_error"] < 1e-4, tap
         assert layer["ridge"] is not None
 
 
 @pytest.mark.parametrize("method", ["direct", "incremental"])
-def test_codes_of_channels_are_channels(inputs_for, method):
+def test_codes_of_channels_are_not_scaled(inputs_for, method):
     inputs = inputs_for(*CHANNELS, f"codes.method={method}")
     run_stages(inputs)
     codes = summary(inputs.folder, "codes")["taps"]
@@ -97,7 +97,7 @@ def test_codes_of_channels_are_channels(inputs_for, method):
         assert scale == 1.0
 
 
-def test_layers_that_get_what_the_student_gives_err_less_in_the_end(inputs_for, tmp_path):
+def test_layers_solved_on_the_students_own_features_have_a_smaller_final_error(inputs_for, tmp_path):
     errors = {}
     for layer_inputs in ("codes", "student"):
         inputs = inputs_for(*CHANNELS, f"layers.inputs={layer_inputs}")
@@ -107,24 +107,25 @@ def test_layers_that_get_what_the_student_gives_err_less_in_the_end(inputs_for, 
         student = Student(inputs.plan.spec)
         student.load_state_dict(weights(inputs.folder, "joint"))
         images = images_of(inputs)
-        own = [load_teacher(teacher).scores(images) for teacher in inputs.config.teachers]
+        teacher_scores = [load_teacher(teacher).scores(images) for teacher in inputs.config.teachers]
         with torch.no_grad():
-            errors[layer_inputs] = (student.eval()(images) - torch.cat(own, dim=1)).square().mean().item()
+            difference = student.eval()(images) - torch.cat(teacher_scores, dim=1)
+            errors[layer_inputs] = difference.square().mean().item()
     assert errors["student"] < errors["codes"]
 
 
-def test_a_block_that_is_not_linear_goes_by_sgd_and_the_report_says_so(inputs_for):
+def test_a_stage_that_is_not_linear_is_trained_by_sgd_and_reported_so(inputs_for):
     deep = "taps={conv2: {low: norm2, high: norm2, student: conv2}}"  # the stage to conv2 has two convs
     inputs = inputs_for(*CHANNELS, deep, "layers.epochs=2")
     run_stages(inputs)
-    found = summary(inputs.folder, "layers")
-    assert found["taps"]["conv2"]["ridge"] is None
-    assert found["taps"]["scores"]["ridge"] is not None
-    assert [set(record["losses"]) for record in found["history"]] == [{"scores"}, {"conv2"}, {"conv2"}]
-    assert found["history"][-1]["images"] == 3 * len(inputs.store(FEATURES))
+    layers = summary(inputs.folder, "layers")
+    assert layers["taps"]["conv2"]["ridge"] is None
+    assert layers["taps"]["scores"]["ridge"] is not None
+    assert [set(record["losses"]) for record in layers["history"]] == [{"scores"}, {"conv2"}, {"conv2"}]
+    assert layers["history"][-1]["images"] == 3 * len(inputs.store(FEATURES))
 
 
-def test_without_joint_epochs_the_student_is_what_its_layers_made_it(inputs_for):
+def test_without_joint_epochs_the_student_keeps_its_layers_weights(inputs_for):
     inputs = inputs_for(*CHANNELS)
     run_stages(inputs)
     before, after = weights(inputs.folder, "layers"), weights(inputs.folder, "joint")
@@ -140,6 +141,6 @@ def test_without_joint_epochs_the_student_is_what_its_layers_made_it(inputs_for)
         (["layers.inputs=student"], "set solver: least_squares"),
     ],
 )
-def test_solvers_that_do_not_fit_are_refused(load_config, overrides, message):
+def test_incompatible_solvers_are_refused(load_config, overrides, message):
     with pytest.raises(InputError, match=message):
         load_config(*overrides)

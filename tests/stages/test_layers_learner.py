@@ -1,4 +1,4 @@
-"""Layer-wise learning: what each stage is fed, which gradients flow, and that folding is exact."""
+"""Test layer-wise learning: inputs and gradients of each stage, and that folding is exact."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from ka_ray.student import Student
 
 @dataclass(frozen=True)
 class Case:
-    """A student; ``widths`` of one that is cut are its own, and its taps lie at ``paths``."""
+    """A student. If ``paths`` is given, the network is cut there, and ``widths`` are its own widths."""
 
     network: str
     widths: Mapping[str, int]
@@ -45,7 +45,7 @@ STUDENTS = {
 
 @pytest.fixture
 def make_learner(make_spec, randomised) -> Callable[..., LayerwiseLearner]:
-    """Make a learner whose adapters, encoders, biases and batch norms are all random."""
+    """Return a function that makes a learner with random adapters, encoders, biases and batch norms."""
 
     def make(name: str = "convs", **changes: Any) -> LayerwiseLearner:
         case = STUDENTS[name]
@@ -75,7 +75,7 @@ def pixels(learner: LayerwiseLearner, count: int = 3) -> Tensor:
 
 
 def in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
-    """Run stage, adapter, stage, adapter, ... on images: what each tap has behind its adapter."""
+    """Run stages and adapters in turn, and return the features of each tap behind its adapter."""
     features, outputs = learner.student.preprocess(images), {}
     for tap, stage in learner.student.stages.items():
         features = stage(features)
@@ -86,7 +86,7 @@ def in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
 
 
 def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
-    """Images, scores, and random stacked features of the right shapes."""
+    """Return images, scores and random stacked features of the right shapes."""
     images = pixels(learner, count)
     with torch.no_grad():
         outputs = in_turn(learner, images)
@@ -101,7 +101,7 @@ def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", STUDENTS)
 @torch.no_grad()
-def test_the_folded_student_is_the_chain_of_stages_and_adapters(make_learner, name, dtype, tolerance):
+def test_the_folded_student_equals_stages_and_adapters_in_turn(make_learner, name, dtype, tolerance):
     learner = make_learner(name).to(dtype).eval()
     images = pixels(learner)
     expected = in_turn(learner, images)
@@ -165,7 +165,7 @@ def test_folding_adds_no_parameter(make_learner, name):
     assert after == before
 
 
-def test_losses_are_the_equations(make_learner):
+def test_losses_equal_their_equations(make_learner):
     learner = make_learner()
     batch = make_batch(learner)
     codes = {}
@@ -232,35 +232,35 @@ def test_no_gradient_crosses_a_tap_of_a_network_that_was_cut(make_learner, name)
 
 
 OVERLAPPING = {"low": ("a", "b", "c"), "high": ("d", "c")}
-"""Four classes a, b, c, d; the teachers' own scores are in the order a, b, c, d, c."""
+"""Four classes a, b, c, d. The teachers' scores side by side are those of a, b, c, d, c."""
 
 
 @pytest.mark.parametrize("rule", [None, "mean", "max"])
-def test_where_label_sets_overlap_the_scores_are_learned_by_the_rule(make_learner, rule):
+def test_score_losses_of_overlapping_label_sets_follow_the_rule(make_learner, rule):
     learner = make_learner(label_sets=OVERLAPPING, rule=rule)
     batch = make_batch(learner, 6)
     own = batch["scores"]
     both = torch.maximum(own[:, 2], own[:, 4]) if rule == "max" else (own[:, 2] + own[:, 4]) / 2
     target = torch.stack([own[:, 0], own[:, 1], both, own[:, 3]], dim=1)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
     error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
-    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
+    assert relative_error(learner.error_sums(batch)["scores"]) == pytest.approx(error.item(), rel=1e-4)
 
 
-def test_centred_scores_are_what_the_last_layer_learns(make_learner):
+def test_the_last_layer_is_trained_on_centred_scores(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="max", center=True)
     batch = make_batch(learner, 6)
     low, high = (part - part.mean(1, keepdim=True) for part in batch["scores"].split([3, 2], dim=1))
     target = torch.cat([low[:, :2], torch.maximum(low[:, 2:], high[:, 1:]), high[:, :1]], dim=1)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
 
 
-def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_learner):
+def test_conditional_compares_each_teachers_scores_among_its_own_classes(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="conditional")
     batch = make_batch(learner, 6)
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     expected = 0.0
     for own, columns in ((batch["scores"][:, :3], [0, 1, 2]), (batch["scores"][:, 3:], [3, 2])):
         p, q = own.softmax(1), estimate[:, columns].softmax(1)
@@ -271,18 +271,18 @@ def test_conditional_learns_each_teachers_scores_among_its_own_classes(make_lear
 def test_the_error_of_conditional_ignores_a_constant_added_to_all_scores(make_learner):
     learner = make_learner(label_sets=OVERLAPPING, rule="conditional").eval()
     batch = make_batch(learner, 6)
-    before = relative_error(learner.squared_errors(batch)["scores"])
+    before = relative_error(learner.error_sums(batch)["scores"])
     with torch.no_grad():
         learner.student.stages["scores"][-1].bias.add_(5)
-    assert relative_error(learner.squared_errors(batch)["scores"]) == pytest.approx(before, rel=1e-4)
+    assert relative_error(learner.error_sums(batch)["scores"]) == pytest.approx(before, rel=1e-4)
     target = LabelSets(OVERLAPPING, "conditional").amalgamate(batch["scores"])
-    estimate = learner.pairs(batch)["scores"][0]
+    estimate = learner.estimates_and_targets(batch)["scores"][0]
     estimate, target = (t - t.mean(1, keepdim=True) for t in (estimate.detach(), target))
     error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
     assert before == pytest.approx(error.item(), rel=1e-4)
 
 
-def test_encoders_are_frozen_and_the_rest_learns(make_learner):
+def test_only_the_encoders_are_frozen(make_learner):
     learner = make_learner()
     torch.stack(list(learner(make_batch(learner)).values())).sum().backward()
     for name, parameter in learner.named_parameters():
@@ -290,16 +290,18 @@ def test_encoders_are_frozen_and_the_rest_learns(make_learner):
 
 
 @pytest.mark.parametrize("name", ["convs", "convs and linear layers", "cut, with norms"])
-def test_the_relative_error_is_that_over_all_batches(make_learner, name):
+def test_the_relative_error_covers_all_batches(make_learner, name):
     learner = make_learner(name).eval()
     batches = [make_batch(learner, count) for count in (4, 3, 5)]
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        for tap, part in learner.squared_errors(batch).items():
+        for tap, part in learner.error_sums(batch).items():
             sums[tap] = sums.get(tap, 0) + part
     for tap, total in sums.items():
-        pairs = [learner.pairs(batch)[tap] for batch in batches]
-        estimate, target = (torch.cat(part).detach().double().numpy() for part in zip(*pairs, strict=True))
+        estimates_and_targets = [learner.estimates_and_targets(batch)[tap] for batch in batches]
+        estimate, target = (
+            torch.cat(part).detach().double().numpy() for part in zip(*estimates_and_targets, strict=True)
+        )
         axes = (0, *range(2, target.ndim))
         variance = ((target - target.mean(axis=axes, keepdims=True)) ** 2).sum()
         expected = ((estimate - target) ** 2).sum() / variance
@@ -307,7 +309,7 @@ def test_the_relative_error_is_that_over_all_batches(make_learner, name):
         assert total.dtype == torch.float64
 
 
-def test_a_perfect_estimate_has_no_error_and_the_mean_has_one():
+def test_the_relative_error_is_zero_for_the_target_and_one_for_its_mean():
     target = np.random.default_rng(0).normal(size=(50, 3)) + 4
     first, second = target.sum(0), (target**2).sum(0)
     variance = ((target - target.mean(0)) ** 2).sum()

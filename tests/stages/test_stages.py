@@ -1,4 +1,4 @@
-"""The three stages in one process: what each leaves, and that what stands is not repeated."""
+"""Test the three stages in one process: their files, and that finished stages are not repeated."""
 
 import copy
 import hashlib
@@ -26,7 +26,7 @@ WITH_NORMS = (
     "taps={first: {low: norm1, high: norm1, student: norm1},"
     " second: {low: norm2, high: norm2, student: act2}}",
 )
-"""A student cut by torch.fx, with batch norms; at ``second`` its adapter is kept."""
+"""A student with batch norms that is cut by torch.fx. The adapter at ``second`` cannot be folded."""
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("overrides", [(), WITH_NORMS], ids=["a family", "cut, with norms"])
-def test_every_stage_learns_and_leaves_its_weights(inputs_for, overrides):
+def test_every_stage_lowers_its_loss_and_writes_its_weights(inputs_for, overrides):
     inputs = inputs_for(*overrides)
     run_stages(inputs)
     for stage in STAGES:
@@ -55,7 +55,7 @@ def test_every_stage_learns_and_leaves_its_weights(inputs_for, overrides):
     assert not list(inputs.folder.rglob("*.part"))
 
 
-def test_every_tap_is_judged_against_its_optimum(inputs):
+def test_the_error_of_every_tap_is_reported_with_its_optimum(inputs):
     run_stages(inputs)
     taps = summary(inputs.folder, "codes")["taps"]
     assert taps.keys() == inputs.plan.spec.widths.keys()
@@ -67,7 +67,7 @@ def test_every_tap_is_judged_against_its_optimum(inputs):
     assert layers.keys() == {*taps, "scores"}
 
 
-def test_the_codes_say_what_they_were_made_from(inputs):
+def test_the_codes_summary_names_teachers_and_shapes(inputs):
     run_stages(inputs)
     codes = summary(inputs.folder, "codes")
     assert codes["shapes"] == {
@@ -81,18 +81,18 @@ def test_the_codes_say_what_they_were_made_from(inputs):
     }
 
 
-def told_stages(inputs: StageInputs) -> list[str]:
-    """Run the stages; which of them trained."""
-    told: list[Progress] = []
-    run_stages(replace(inputs, report=told.append))
-    return list(dict.fromkeys(progress.stage for progress in told))
+def run_and_list_trained(inputs: StageInputs) -> list[str]:
+    """Run the stages and return the names of those that trained."""
+    reports: list[Progress] = []
+    run_stages(replace(inputs, report=reports.append))
+    return list(dict.fromkeys(progress.stage for progress in reports))
 
 
-def test_what_stands_is_not_repeated(inputs):
-    assert told_stages(inputs) == ["codes", "layers", "joint"]
-    assert told_stages(inputs) == []
+def test_finished_stages_are_not_repeated(inputs):
+    assert run_and_list_trained(inputs) == ["codes", "layers", "joint"]
+    assert run_and_list_trained(inputs) == []
     stage_summary_path(inputs.folder, "joint").unlink()
-    assert told_stages(inputs) == ["joint"]
+    assert run_and_list_trained(inputs) == ["joint"]
 
 
 def test_a_repeated_stage_gives_the_same_weights(inputs):
@@ -105,72 +105,72 @@ def test_a_repeated_stage_gives_the_same_weights(inputs):
     assert path.read_bytes() == before
 
 
-def test_runs_that_share_their_data_leave_the_same_in_folders_of_their_own(inputs):
+def test_runs_that_share_their_data_write_the_same_into_their_own_folders(inputs):
     for name in ("first", "second"):
-        assert told_stages(replace(inputs, folder=inputs.data / name)) == [*STAGES]
+        assert run_and_list_trained(replace(inputs, folder=inputs.data / name)) == [*STAGES]
     assert not (inputs.data / "stages").exists()
     first, second = (weights(inputs.data / name, "joint") for name in ("first", "second"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def before_joint_learning(inputs: StageInputs, monkeypatch: pytest.MonkeyPatch) -> tuple[Student, Student]:
-    """Run codes and layers: the student as its layers left it, and as joint learning begins with it."""
-    begun: list[Student] = []
+    """Return the student at the end of the stage `layers`, and at the start of joint learning."""
+    at_start: list[Student] = []
     true_fit = joint.fit
 
     def fit(learner: nn.Module, *others: Any) -> list[Progress]:
         if others[1].stage == "joint":
-            begun.append(copy.deepcopy(learner.student).eval())
+            at_start.append(copy.deepcopy(learner.student).eval())
         return true_fit(learner, *others)
 
     monkeypatch.setattr(joint, "fit", fit)
     run_stages(inputs)
     folded = Student(inputs.plan.spec)
     load_stage(inputs.folder, "layers", folded)
-    return folded.eval(), begun[0]
+    return folded.eval(), at_start[0]
 
 
 def inputs_of_norms(student: Student, pixels: np.ndarray) -> list[tuple[nn.BatchNorm2d, np.ndarray]]:
-    """Every batch norm with all that it is given, ``[positions, C]``."""
-    seen: list[tuple[nn.BatchNorm2d, np.ndarray]] = []
+    """Return each batch norm with all its inputs, ``[positions, C]``."""
+    norm_inputs: list[tuple[nn.BatchNorm2d, np.ndarray]] = []
     for norm in (module for module in student.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.register_forward_pre_hook(
-            lambda norm, given: seen.append((norm, given[0].double().numpy().transpose(0, 2, 3, 1)))
+            lambda norm, given: norm_inputs.append((norm, given[0].double().numpy().transpose(0, 2, 3, 1)))
         )
     with torch.no_grad():
         student(torch.from_numpy(pixels))
-    return [(norm, maps.reshape(-1, maps.shape[-1])) for norm, maps in seen]
+    return [(norm, maps.reshape(-1, maps.shape[-1])) for norm, maps in norm_inputs]
 
 
 def stored_pixels(inputs: StageInputs) -> np.ndarray:
     return inputs.store(FEATURES).gather(["image"], np.arange(NUM_IMAGES))["image"]
 
 
-def test_joint_learning_starts_from_norms_settled_on_the_students_own_features(inputs_for, monkeypatch):
+def test_joint_learning_starts_with_norms_recalibrated_on_the_students_own_features(inputs_for, monkeypatch):
     inputs = inputs_for(*WITH_NORMS)
-    folded, begun = before_joint_learning(inputs, monkeypatch)
+    folded, at_start = before_joint_learning(inputs, monkeypatch)
     pixels = stored_pixels(inputs)
     with torch.no_grad():
         expected = folded(torch.from_numpy(pixels))
-        torch.testing.assert_close(begun(torch.from_numpy(pixels)), expected, rtol=1e-4, atol=1e-4)
-    own = inputs_of_norms(begun, pixels)
+        torch.testing.assert_close(at_start(torch.from_numpy(pixels)), expected, rtol=1e-4, atol=1e-4)
+    own = inputs_of_norms(at_start, pixels)
     assert len(own) == 2
     for norm, values in own:
         np.testing.assert_allclose(norm.running_mean, values.mean(0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(norm.running_var, values.var(0), rtol=1e-4)
-    off = [np.abs(norm.running_var.numpy() / values.var(0) - 1).max() for norm, values in own]
+    errors = [np.abs(norm.running_var.numpy() / values.var(0) - 1).max() for norm, values in own]
     before = inputs_of_norms(folded, pixels)
-    assert max(off) < 1e-3 < max(np.abs(n.running_var.numpy() / v.var(0) - 1).max() for n, v in before)
+    assert max(errors) < 1e-3 < max(np.abs(n.running_var.numpy() / v.var(0) - 1).max() for n, v in before)
 
 
-def test_norms_settle_on_images_of_all_kinds_though_the_stored_ones_are_sorted(inputs_for, monkeypatch):
-    monkeypatch.setattr(joint, "SETTLING_BATCHES", 2)  # of 8
+def test_norms_are_recalibrated_on_shuffled_images(inputs_for, monkeypatch):
+    monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8 batches per epoch
     rng = np.random.default_rng(0)
     brightness = np.linspace(0, 150, NUM_IMAGES)[:, None, None, None]  # as folders sort by class
     pixels = (brightness + rng.integers(0, 100, (NUM_IMAGES, 3, 8, 8))).astype(np.uint8)
     inputs = inputs_for(*WITH_NORMS, pixels=pixels)
-    _, begun = before_joint_learning(inputs, monkeypatch)
-    for norm, values in inputs_of_norms(begun, pixels):
+    _, at_start = before_joint_learning(inputs, monkeypatch)
+    for norm, values in inputs_of_norms(at_start, pixels):
         assert (np.abs(norm.running_mean.numpy() - values.mean(0)) < 0.4 * values.std(0)).all()
         assert (norm.running_var.numpy() > 0.6 * values.var(0)).all()
 
@@ -181,13 +181,13 @@ def test_a_joint_batch_may_be_larger_than_the_images_with_features(inputs_for):
     assert [record["images"] for record in summary(inputs.folder, "joint")["history"]] == [256, 512, 768]
 
 
-def test_a_student_without_norms_starts_joint_learning_as_its_layers_left_it(inputs, monkeypatch):
-    folded, begun = before_joint_learning(inputs, monkeypatch)
-    assert all(torch.equal(t, begun.state_dict()[name]) for name, t in folded.state_dict().items())
+def test_a_student_without_norms_starts_joint_learning_unchanged(inputs, monkeypatch):
+    folded, at_start = before_joint_learning(inputs, monkeypatch)
+    assert all(torch.equal(t, at_start.state_dict()[name]) for name, t in folded.state_dict().items())
 
 
 @pytest.mark.parametrize("overrides", [(), WITH_NORMS], ids=["a family", "cut, with norms"])
-def test_the_student_of_every_epoch_is_kept_if_asked_for(inputs_for, overrides):
+def test_the_student_of_every_epoch_is_kept_on_request(inputs_for, overrides):
     inputs = inputs_for("evaluation.each_epoch=true", "joint.images=600", *overrides)  # 8 + 8 + 2 steps
     run_stages(inputs)
     folders = sorted(epoch_students_folder(inputs.folder).iterdir())
@@ -200,14 +200,30 @@ def test_the_student_of_every_epoch_is_kept_if_asked_for(inputs_for, overrides):
         assert not any(torch.equal(earlier[name], later[name]) for name in trained)
 
 
-def test_no_epochs_are_kept_unasked(inputs):
+def test_students_of_epochs_are_not_kept_by_default(inputs):
     run_stages(inputs)
     assert not epoch_students_folder(inputs.folder).exists()
 
 
-@pytest.mark.parametrize(("images", "seen"), [(600, [256, 512, 576]), (256, [256]), (5, [32])])
-def test_joint_learning_stops_after_its_budget_of_images(inputs_for, images, seen):
+@pytest.mark.parametrize(("images", "cumulative"), [(600, [256, 512, 576]), (256, [256]), (5, [32])])
+def test_joint_learning_stops_after_its_budget_of_images(inputs_for, images, cumulative):
     inputs = inputs_for(f"joint.images={images}")
     run_stages(inputs)
-    assert [record["images"] for record in summary(inputs.folder, "joint")["history"]] == seen
+    assert [record["images"] for record in summary(inputs.folder, "joint")["history"]] == cumulative
     assert len(summary(inputs.folder, "layers")["history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), {"codes": 0.95, "layers": 0.95, "joint": 0.999}),
+        (
+            ("codes.beta2=0.9", "layers.beta2=0.99", "joint.beta2=0.5"),
+            {"codes": 0.9, "layers": 0.99, "joint": 0.5},
+        ),
+    ],
+    ids=["by default", "in the config"],
+)
+def test_beta2_of_every_stage_is_that_of_its_section(inputs_for, overrides, expected):
+    inputs = inputs_for(*overrides)
+    assert {stage: inputs.settings(stage).beta2 for stage in STAGES} == expected

@@ -1,4 +1,4 @@
-"""Teaching: cross-entropy on views, and a checkpoint that a run can load."""
+"""Test training of a teacher: its loss, and a checkpoint that a run can load."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from ka_ray.training import Progress
 
 @pytest.fixture
 def images(make_store, tmp_path):
-    """The first 300 digits, labelled, in a finished store."""
+    """Return the folder of a finished store with the first 300 digits and their labels."""
     digits = load_digits()
     grey = np.round(digits.images[:300] * 255 / 16).astype(np.uint8)
     columns = {
@@ -28,59 +28,59 @@ def images(make_store, tmp_path):
     return tmp_path / "images"
 
 
-def teach_low(load_config, images, folder, *overrides: str):
+def train_low(load_config, images, folder, *overrides: str):
     config = load_config("teachers.0.checkpoint=null", "teachers.0.training.batch_size=30", *overrides)
     reports: list[Progress] = []
     train_teacher(config.teachers[0], images, folder, 0, torch.device("cpu"), reports.append)
     return config.teachers[0], reports
 
 
-def test_the_loss_is_cross_entropy_on_the_views():
-    network, views = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Augmentation(flip=True, shift=1)
-    on_pixels = nn.Sequential(Preprocess(Preprocessing()), network)
+def test_the_loss_is_cross_entropy_on_augmented_images():
+    network, augmentation = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Augmentation(flip=True, shift=1)
+    network_on_pixels = nn.Sequential(Preprocess(Preprocessing()), network)
     batch = {
         "image": torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8),
         "target": torch.tensor([0, 1, 2, 2, 1, 0]),
         "draws": torch.rand(6, 3),
     }
-    loss = ClassifierLearner(on_pixels, views)(batch)["loss"]
+    loss = ClassifierLearner(network_on_pixels, augmentation)(batch)["loss"]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pixels = augment(batch["image"], views, batch["draws"]).movedim(1, -1) / 255
+    pixels = augment(batch["image"], augmentation, batch["draws"]).movedim(1, -1) / 255
     scores = network(((pixels - mean) / std).movedim(-1, 1))
     chosen = scores.exp()[torch.arange(6), batch["target"]] / scores.exp().sum(1)
     torch.testing.assert_close(loss, -chosen.log().mean())
 
 
-def test_a_taught_teacher_loads_and_knows_its_classes(load_config, images, tmp_path):
-    config, reports = teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=40")
+def test_a_trained_teacher_loads_and_predicts_its_classes(load_config, images, tmp_path):
+    config, reports = train_low(load_config, images, tmp_path, "teachers.0.training.epochs=40")
     checkpoint = teacher_checkpoint_path(tmp_path, "low")
     teacher = load_teacher(config.model_copy(update={"checkpoint": checkpoint}))
     digits = load_digits()
-    mine = np.flatnonzero(digits.target[:300] < 5)
-    pixels = np.round(digits.images[mine] * 255 / 16).astype(np.uint8)
+    rows = np.flatnonzero(digits.target[:300] < 5)
+    pixels = np.round(digits.images[rows] * 255 / 16).astype(np.uint8)
     scores = teacher.scores(torch.from_numpy(np.repeat(pixels[:, None], 3, axis=1)))
-    assert (scores.argmax(1).numpy() == digits.target[mine]).mean() > 0.8
+    assert (scores.argmax(1).numpy() == digits.target[rows]).mean() > 0.8
     assert [report.epoch for report in reports if report.epoch_ended] == list(range(1, 41))
 
 
-def test_a_standing_checkpoint_is_not_taught_again(load_config, images, tmp_path):
-    teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=1")
+def test_an_existing_checkpoint_is_not_trained_again(load_config, images, tmp_path):
+    train_low(load_config, images, tmp_path, "teachers.0.training.epochs=1")
     before = teacher_checkpoint_path(tmp_path, "low").read_bytes()
-    _, reports = teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=2")
+    _, reports = train_low(load_config, images, tmp_path, "teachers.0.training.epochs=2")
     assert reports == []
     assert teacher_checkpoint_path(tmp_path, "low").read_bytes() == before
 
 
-def test_the_same_seed_teaches_the_same_teacher(load_config, images, tmp_path):
+def test_the_same_seed_trains_the_same_teacher(load_config, images, tmp_path):
     for folder in ("first", "second"):
-        teach_low(load_config, images, tmp_path / folder, "teachers.0.training.epochs=1")
+        train_low(load_config, images, tmp_path / folder, "teachers.0.training.epochs=1")
     first, second = (teacher_checkpoint_path(tmp_path / f, "low").read_bytes() for f in ("first", "second"))
     assert first == second
 
 
 def test_a_class_without_images_is_refused_by_name(load_config, images, tmp_path):
     with pytest.raises(InputError, match="teacher low: no image is labelled cat"):
-        teach_low(load_config, images, tmp_path, "teachers.0.training.epochs=1", "teachers.0.classes.4=cat")
+        train_low(load_config, images, tmp_path, "teachers.0.training.epochs=1", "teachers.0.classes.4=cat")
 
 
 def labelled(make_store, *labels: str):
@@ -88,14 +88,14 @@ def labelled(make_store, *labels: str):
     return make_store({"image_id": np.arange(len(labels)), "label": column}, shards=1, folder="labelled")
 
 
-def test_targets_are_places_among_the_classes_and_minus_one_elsewhere(make_store):
+def test_targets_are_class_indices_or_minus_one(make_store):
     store = labelled(make_store, "cow", "cat", "bird", "dog", "cat", "", "cow")
     targets = class_targets(store, ("dog", "cow", "cat"), "somebody")
     assert targets.dtype == np.int64
     assert targets.tolist() == [1, 2, -1, 0, 2, -1, 1]
 
 
-def test_all_classes_without_an_image_are_named_with_who_is_trained(make_store):
+def test_all_classes_without_images_are_named(make_store):
     store = labelled(make_store, "cow", "cat")
-    with pytest.raises(InputError, match=r"^somebody: no image is labelled dog, bird$"):
+    with pytest.raises(InputError, match=r"^somebody: no image is labelled dog, bird; .*spelled the same$"):
         class_targets(store, ("dog", "cow", "bird"), "somebody")

@@ -1,4 +1,4 @@
-"""A trial of the search: the student computed from sums, joint learning as in a run, its agreement."""
+"""Test a trial of `ka-ray tune`: the solved student, its joint learning, and its agreement."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ def inputs(inputs_for):
 
 
 @pytest.fixture
-def one_pass(inputs) -> LayerMoments:
+def layer_moments(inputs) -> LayerMoments:
     stacked = {tap: shape[0] for tap, shape in inputs.plan.shapes.items()}
     meter = LayerMomentsMeter(inputs.plan.spec, stacked, 64)
     for batch in Batches(
@@ -40,30 +40,33 @@ def agreement_of(student: Student, folder) -> float:
     store = Store(folder)
     rows = store.gather(["image", SCORES], np.arange(len(store)))
     with torch.inference_mode():
-        said = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
-    return float((said == rows[SCORES].argmax(axis=1)).mean())
+        predicted = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
+    return float((predicted == rows[SCORES].argmax(axis=1)).mean())
 
 
 @pytest.mark.parametrize("ridge", [None, 1e-2])
-def test_without_a_rate_the_student_is_the_one_of_the_sums(inputs, one_pass, tmp_path, ridge):
-    told, held_out = [], inputs.data / FEATURES
-    run_trial(TrialStudent(WIDTHS, ridge, None, tmp_path / "trial"), one_pass, inputs, held_out, told.append)
-    expected, solutions = one_pass.student(WIDTHS, *([] if ridge is None else [(ridge,)]))
+def test_without_joint_learning_the_student_is_solved_from_moments(inputs, layer_moments, tmp_path, ridge):
+    reports, held_out = [], inputs.data / FEATURES
+    trial = TrialStudent(WIDTHS, ridge, None, tmp_path / "trial")
+    run_trial(trial, layer_moments, inputs, held_out, reports.append)
+    expected, solutions = layer_moments.student(WIDTHS, *([] if ridge is None else [(ridge,)]))
     found = load_student(tmp_path / "trial")
     for name, weight in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], weight)
-    assert ridge is None or {one.ridge for one in solutions.values()} == {ridge}
-    assert [(one["epochs"], one["agreement"]) for one in told] == [(0, agreement_of(expected, held_out))]
+    assert ridge is None or {solution.ridge for solution in solutions.values()} == {ridge}
+    (report,) = reports
+    assert (report["epochs"], report["agreement"]) == (0, agreement_of(expected, held_out))
 
 
-def test_joint_learning_of_a_trial_is_that_of_a_run(inputs, one_pass, tmp_path):
-    told, held_out = [], inputs.data / FEATURES
+def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, tmp_path):
+    reports, held_out = [], inputs.data / FEATURES
     folder = tmp_path / "trial"
-    run_trial(TrialStudent(WIDTHS, None, 0.004, folder), one_pass, inputs, held_out, told.append)
-    assert [one["epochs"] for one in told] == [1, 2, 3]
-    assert told[-1]["agreement"] == agreement_of(load_student(folder), held_out)
+    trial = TrialStudent(WIDTHS, None, 0.004, folder)
+    run_trial(trial, layer_moments, inputs, held_out, reports.append)
+    assert [report["epochs"] for report in reports] == [1, 2, 3]
+    assert reports[-1]["agreement"] == agreement_of(load_student(folder), held_out)
 
-    start, _ = one_pass.student(WIDTHS)
+    start, _ = layer_moments.student(WIDTHS)
     joint = inputs.config.joint.model_copy(update={"learning_rate": 0.004})
     run = replace(
         inputs,

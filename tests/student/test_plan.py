@@ -96,7 +96,7 @@ def test_sizes_on_disk_are_those_of_float16(load_config):
 
 
 MISTAKES = {
-    "no such module": (["taps={conv1: norm9}"], [r"taps.conv1", "'norm9'", "near: ", "norm1"]),
+    "no such module": (["taps={conv1: norm9}"], [r"taps.conv1", "'norm9'", "Similar paths: ", "norm1"]),
     "no such module in one teacher": (
         ["taps={conv1: {low: norm1, high: layer1}}"],
         ["taps.conv1", "'layer1'"],
@@ -109,7 +109,10 @@ MISTAKES = {
     "no taps": (["taps={}"], ["taps"]),
     "width too large": (["codes.widths.conv1=9"], ["codes.widths.conv1: 9", "1 ... 8"]),
     "width of no tap": (["codes.widths.conv3=4"], ["codes.widths", "'conv3'", "'conv1'", "'conv2'"]),
-    "unknown network": (["student.network=resent18"], ["'resent18' is unknown", "near: ", "resnet18"]),
+    "unknown network": (
+        ["student.network=resent18"],
+        ["'resent18' is unknown", "Similar names: ", "resnet18"],
+    ),
     "student's path missing": (
         ["student.network=resnet18", "taps={early: norm1, late: norm2}"],
         ["taps.early.student: ", "'resnet18'"],
@@ -306,7 +309,11 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
         ["taps.early: ", "'layer1.0.bn1'", "nearest", "maxpool", "layer1.0,"],
     ),
     "the scores": (RESNETS, {"taps": {"last": "fc"}}, ["taps.last: ", "'fc' returns the scores", "avgpool"]),
-    "no such module": (RESNETS, {"taps": {"early": "layer9"}}, ["taps.early: ", "'layer9'", "near: "]),
+    "no such module": (
+        RESNETS,
+        {"taps": {"early": "layer9"}},
+        ["taps.early: ", "'layer9'", "Similar paths: "],
+    ),
     "a width that is not the network's": (
         RESNETS,
         {"taps": {"early": "layer1"}, "codes": {"widths": {"early": 32}}},
@@ -338,12 +345,12 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
     "a vector for a map": (
         MIXED,
         {"taps": {"conv1": {"photos": "norm1", "signs": "fc"}}},
-        ["taps.conv1: teacher signs gives a vector", "(16, 16)"],
+        ["taps.conv1: teacher signs has a vector", "(16, 16)"],
     ),
     "an image that is too small": (
         {"cats": ("plain", {"widths": [4]}, 2), "dogs": ("plain", {"widths": [4] * 6}, 2)},
         {"taps": {"conv1": "norm1"}},
-        ["teacher dogs: an image of size 16 fails"],
+        ["teacher dogs: the network fails for an image of 16 x 16 pixels"],
     ),
 }
 
@@ -362,7 +369,7 @@ def test_a_wrong_number_of_scores_is_refused(load_config):
     config = load_config()
     teachers = [load_teacher(teacher) for teacher in config.teachers]
     teachers[1].network = build_network("plain", {"widths": [4, 6]}, 7).eval()
-    with pytest.raises(InputError, match=r"high: 5 classes named, the network gives \(7,\)"):
+    with pytest.raises(InputError, match=r"high: `classes` names 5 classes, but the network outputs \(7,\)"):
         make_plan(config, teachers)
 
 

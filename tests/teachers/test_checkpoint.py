@@ -1,4 +1,4 @@
-"""Checkpoints in every wrapping are found; what does not fit or is no checkpoint is refused, unrun."""
+"""Test loading of checkpoints in all common forms, and errors for files that do not fit or are unsafe."""
 
 import hashlib
 import pickle
@@ -73,7 +73,7 @@ def test_the_legacy_torch_format_is_loaded(tmp_path, state):
     assert_loaded(loaded, state)
 
 
-def test_a_prefix_on_some_keys_alone_stays(tmp_path):
+def test_a_prefix_on_only_some_keys_stays(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, path)
     assert set(read_state_dict(path)) == {"module.a", "b"}
@@ -106,7 +106,7 @@ def test_a_long_list_of_keys_is_cut(tmp_path):
 
 
 class Trap:
-    """Unpickled, it leaves a file behind."""
+    """Create a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -128,7 +128,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, state, save):
     assert not trap.exists()
 
 
-def test_a_whole_network_is_refused_with_the_way_out(tmp_path):
+def test_a_pickled_network_is_refused_with_advice(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(network(), path)
     with pytest.raises(InputError, match=r"weights\.pt .*state_dict\(\).*safetensors"):
@@ -164,7 +164,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, state, suffix, share):
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(InputError, match=r"weights\.pt must hold a state dict"):
+    with pytest.raises(InputError, match=r"weights\.pt must contain a state dict"):
         read_state_dict(path)
 
 
@@ -198,7 +198,7 @@ def test_a_bad_checkpoint_on_s3_is_refused_under_its_uri(s3):
         read_state_dict(path)
 
 
-def test_a_weight_of_two_names_is_saved_under_both(tmp_path):
+def test_a_tied_weight_is_saved_under_both_names(tmp_path):
     network = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     network["b"].weight = network["a"].weight
     save_weights(network, tmp_path / "tied.safetensors")

@@ -1,12 +1,14 @@
-"""Which functions a config may name: of networks, and nothing that Python or a dependency offers besides."""
+"""Test which functions a config may name as a network factory."""
 
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 import pytest
 
 from ka_ray.errors import InputError
+from ka_ray.teachers import factories
 from ka_ray.teachers.factories import find_factory
 from ka_ray.teachers.plain import plain_conv_net
 
@@ -26,21 +28,21 @@ from ka_ray.teachers.plain import plain_conv_net
         "ka_ray.storage.files:remove_tree",
     ],
 )
-def test_what_is_no_place_of_networks_is_refused_before_it_is_imported(monkeypatch, name):
+def test_forbidden_packages_are_refused_before_they_are_imported(monkeypatch, name):
     def imported(module: str) -> None:
         pytest.fail(f"{module} was imported")
 
     monkeypatch.setattr("ka_ray.teachers.factories.importlib.import_module", imported)
-    with pytest.raises(InputError, match="is no place of networks"):
+    with pytest.raises(InputError, match="is not an allowed source of networks"):
         find_factory(name)
 
 
-def test_networks_of_others_and_of_ones_own_are_found(monkeypatch):
+def test_factories_of_allowed_and_own_packages_are_found(monkeypatch):
     assert find_factory("ka_ray.teachers.plain:plain_conv_net") is plain_conv_net
     assert find_factory("torchvision.models:resnet18").__name__ == "resnet18"
 
     def small() -> None:
-        """Stands for a user's factory."""
+        """Represent a user's factory."""
 
     module = ModuleType("my_networks")
     small.__module__ = "my_networks"
@@ -48,9 +50,46 @@ def test_networks_of_others_and_of_ones_own_are_found(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_networks", module)
     assert find_factory("my_networks:small") is small
     assert find_factory("my_networks:smaller").func is small
-    with pytest.raises(InputError, match="'builtins' is no place of networks"):
+    with pytest.raises(InputError, match="'builtins' is not an allowed source of networks"):
         find_factory("my_networks:system")
     with pytest.raises(InputError, match="has no function 'large'"):
         find_factory("my_networks:large")
     with pytest.raises(InputError, match="cannot import 'no_such_networks'"):
         find_factory("no_such_networks:small")
+
+
+METADATA = {
+    "ka-ray": [
+        "Torch (>=2.11) ; python_version >= '3.11'",
+        "typing_extensions~=4.0",
+        "timm>=1; extra == 'timm'",
+    ],
+    "torch": ["sympy", "torch[opt-einsum]>=2", "not a requirement >"],
+    "typing-extensions": None,
+}
+"""Requirements of some distributions, in all forms that metadata may have."""
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """Replace the metadata of the installed distributions."""
+
+    def requires(name: str) -> list[str] | None:
+        if name not in METADATA:
+            raise PackageNotFoundError(name)
+        return METADATA[name]
+
+    owners = {"torch": ["Torch"], "typing_extensions": ["typing_extensions"], "sympy": ["SymPy"]}
+    monkeypatch.setattr(factories, "requires", requires)
+    monkeypatch.setattr(factories, "packages_distributions", lambda: owners | {"other": ["other"]})
+    factories._dependency_packages.cache_clear()
+    yield
+    factories._dependency_packages.cache_clear()
+
+
+def test_dependencies_are_found_in_all_forms_of_metadata(metadata):
+    assert factories._dependency_packages() == {"ka_ray", "torch", "typing_extensions", "sympy"}
+
+
+def test_requirements_of_extras_are_no_dependencies(metadata):
+    assert factories._requirements("ka-ray") == ["torch", "typing-extensions"]

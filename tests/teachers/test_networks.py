@@ -1,4 +1,4 @@
-"""From a name to a network: the plain one, torchvision's, a factory's, and what is refused."""
+"""Test building networks by name: built-in, from torchvision and from a factory."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ka_ray.teachers.plain import plain_conv_net
 
 
 def tiny_net(num_outputs: int = 3) -> nn.Module:
-    """A factory for the tests to name."""
+    """Build a network, as a factory that the tests name."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_outputs))
 
 
@@ -20,7 +20,7 @@ def no_net() -> str:
     return "no module"
 
 
-def test_plain_is_conv_norm_relu_pool_and_a_linear_layer(randomised):
+def test_plain_equals_conv_norm_relu_pool_and_a_linear_layer(randomised):
     network = randomised(plain_conv_net(5, widths=(4, 6)))
     images = torch.randn(3, 3, 9, 9)
     features = images
@@ -36,49 +36,53 @@ def test_plain_is_conv_norm_relu_pool_and_a_linear_layer(randomised):
 
 
 @pytest.mark.parametrize("size", [8, 13, 32])
-def test_plain_takes_any_size_that_its_pools_can_halve(size):
+def test_plain_accepts_images_of_any_size(size):
     assert plain_conv_net(5, widths=(2, 3, 4))(torch.zeros(2, 3, size, size)).shape == (2, 5)
 
 
-def test_plain_by_name_gets_classes_and_arguments():
+def test_plain_is_built_by_name_with_classes_and_arguments():
     network = build_network("plain", {"widths": [4, 6]}, num_classes=7)
     assert network.get_submodule("conv2").out_channels == 6
     assert network.get_submodule("head").out_features == 7
 
 
-def test_a_torchvision_network_by_name():
+def test_a_torchvision_network_is_built_by_name():
     network = build_network("squeezenet1_1", {"dropout": 0.1}, num_classes=4)
     assert isinstance(network, torchvision.models.SqueezeNet)
     assert network.get_submodule("classifier.1").out_channels == 4
 
 
-def test_a_factory_gets_its_own_arguments_alone():
+def test_a_factory_gets_only_its_own_arguments():
     network = build_network(f"{__name__}:tiny_net", {"num_outputs": 6}, num_classes=99)
     assert network(torch.zeros(1, 3, 4, 4)).shape == (1, 6)
 
 
 @pytest.mark.parametrize(
-    ("network", "arguments", "said"),
+    ("network", "arguments", "message"),
     [
-        ("vgg11bn", {}, r"'vgg11bn' is unknown; near: .*vgg11_bn.*Accepted: plain, a torchvision"),
-        ("zzzzzz", {}, r"'zzzzzz' is unknown; near: nothing"),
+        (
+            "vgg11bn",
+            {},
+            r"'vgg11bn' is unknown. Similar names: .*vgg11_bn.*Accepted are plain, any torchvision",
+        ),
+        ("zzzzzz", {}, r"'zzzzzz' is unknown. Similar names: none"),
         ("fcn_resnet50", {}, "unknown"),
-        ("plain", {"depth": 3}, r"'plain' with arguments .*depth"),
-        ("plain", {"widths": [-1]}, r"'plain' with arguments"),
-        ("alexnet", {"dropout": 7}, r"'alexnet' with arguments .*dropout"),
+        ("plain", {"depth": 3}, r"'plain' cannot be built with arguments .*depth"),
+        ("plain", {"widths": [-1]}, r"'plain' cannot be built with arguments"),
+        ("alexnet", {"dropout": 7}, r"'alexnet' cannot be built with arguments .*dropout"),
         ("no_such_package:net", {}, "cannot import 'no_such_package'"),
         (":net", {}, "':net'"),
         (f"{__name__}:no_such_net", {}, "no function 'no_such_net'"),
         (f"{__name__}:nn", {}, "no function 'nn'"),
-        (f"{__name__}:no_net", {}, "must give a torch.nn.Module, it gave str"),
+        (f"{__name__}:no_net", {}, "must return a torch.nn.Module, but it returned str"),
         (f"{__name__}:tiny_net", {"width": 3}, "width"),
     ],
 )
-def test_what_cannot_be_built_is_refused(network, arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_a_network_that_cannot_be_built_is_refused(network, arguments, message):
+    with pytest.raises(InputError, match=message):
         build_network(network, arguments, num_classes=3)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_of_our_own_scores_images(network):
+def test_every_built_in_network_scores_images(network):
     assert build_network(network, {}, 4)(torch.zeros(2, 3, 16, 16)).shape == (2, 4)

@@ -1,4 +1,4 @@
-"""A teacher scores, gives features, and is checked before the first image."""
+"""Test scores and features of a teacher, and the check before a run."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_preprocessing_scales_and_normalises(teacher):
     torch.testing.assert_close(teacher.preprocess(images), normalised(images))
 
 
-def test_preprocessing_resizes_first():
+def test_preprocessing_resizes_like_pillow():
     preprocess = Preprocess(Preprocessing(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
     images = pixels(16)
     for image, result in zip(images, preprocess(images), strict=True):
@@ -47,20 +47,20 @@ def test_preprocessing_resizes_first():
             np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_preprocessing_leaves_an_image_of_its_size_sharp():
+def test_preprocessing_does_not_resample_an_image_of_its_size():
     preprocess = Preprocess(Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
     images = pixels(8)
     assert torch.equal(preprocess(images), images / 255)
 
 
-def test_scores_are_the_networks_without_gradients(teacher):
+def test_scores_are_those_of_the_network_without_gradients(teacher):
     images = pixels()
     scores = teacher.scores(images)
     torch.testing.assert_close(scores, teacher.network(normalised(images)))
     assert not scores.requires_grad
 
 
-def test_features_are_those_behind_the_batch_norm(teacher):
+def test_features_are_the_outputs_of_the_batch_norms(teacher):
     images = pixels()
     features, scores = teacher.features(images, PATHS)
     network, x = teacher.network, normalised(images)
@@ -71,7 +71,7 @@ def test_features_are_those_behind_the_batch_norm(teacher):
     torch.testing.assert_close(scores, teacher.scores(images))
 
 
-def test_the_check_gives_the_shape_of_one_image(teacher):
+def test_the_check_returns_the_shapes_of_one_image(teacher):
     assert teacher.check_forward_pass(8, {**PATHS, "fc": "head"}) == {
         "conv1": (4, 8, 8),
         "conv2": (6, 4, 4),
@@ -80,7 +80,7 @@ def test_the_check_gives_the_shape_of_one_image(teacher):
 
 
 class TwoHeaded(nn.Module):
-    """Gives what the tests ask for, and has modules that no pass comes through."""
+    """Network with a selectable output and with modules that its forward pass does not call."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -104,18 +104,53 @@ def tiny_vit() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "paths", "said"),
+    ("make", "size", "paths", "message"),
     [
-        (lambda: plain_conv_net(3, (4,)), 8, {"conv9": "norm9"}, r"taps\.conv9: .*'norm9'; near: .*norm1"),
-        (lambda: plain_conv_net(4, (4,)), 8, {}, r"odd: 3 classes named, the network gives \(4,\)"),
-        (lambda: nn.Conv2d(3, 3, 1), 8, {}, r"odd: 3 classes named, the network gives \(3, 8, 8\)"),
-        (lambda: TwoHeaded("tuple"), 8, {}, r"odd: 3 classes named, the network gives tuple"),
-        (lambda: TwoHeaded("dict"), 8, {}, r"odd: 3 classes named, the network gives dict"),
-        (lambda: plain_conv_net(3, (4, 4, 4, 4, 4)), 8, {}, "odd: an image of size 8 fails"),
-        (tiny_vit, 8, {}, "odd: an image of size 8 fails"),
-        (tiny_vit, 16, {"tokens": "encoder.ln"}, r"taps\.tokens: teacher odd gives \[1, 17, 4\]"),
-        (lambda: TwoHeaded(""), 8, {"pair": "attention"}, r"taps\.pair"),
-        (lambda: TwoHeaded(""), 8, {"idle": "unused"}, r"taps\.idle"),
+        (
+            lambda: plain_conv_net(3, (4,)),
+            8,
+            {"conv9": "norm9"},
+            r"taps\.conv9: .*'norm9'. Similar paths: .*norm1",
+        ),
+        (
+            lambda: plain_conv_net(4, (4,)),
+            8,
+            {},
+            r"odd: `classes` names 3 classes, but the network outputs \(4,\)",
+        ),
+        (
+            lambda: nn.Conv2d(3, 3, 1),
+            8,
+            {},
+            r"odd: `classes` names 3 classes, but the network outputs \(3, 8, 8\)",
+        ),
+        (lambda: TwoHeaded("tuple"), 8, {}, r"odd: `classes` names 3 classes, but the network outputs tuple"),
+        (lambda: TwoHeaded("dict"), 8, {}, r"odd: `classes` names 3 classes, but the network outputs dict"),
+        (
+            lambda: plain_conv_net(3, (4, 4, 4, 4, 4)),
+            8,
+            {},
+            "odd: the network fails for an image of 8 x 8 pixels: .*`images.size`",
+        ),
+        (tiny_vit, 8, {}, "odd: the network fails for an image of 8 x 8 pixels: .*`images.size`"),
+        (
+            tiny_vit,
+            16,
+            {"tokens": "encoder.ln"},
+            r"taps\.tokens: .*teacher odd outputs the shape \[1, 17, 4\], but a tap needs a map",
+        ),
+        (
+            lambda: TwoHeaded(""),
+            8,
+            {"pair": "attention"},
+            r"taps\.pair: the module outputs a tuple, but a tap needs a single tensor",
+        ),
+        (
+            lambda: TwoHeaded(""),
+            8,
+            {"idle": "unused"},
+            r"taps\.idle: .*teacher odd never calls the module 'unused'",
+        ),
     ],
     ids=[
         "no such tap",
@@ -130,8 +165,8 @@ def tiny_vit() -> nn.Module:
         "tap that no pass comes through",
     ],
 )
-def test_what_cannot_work_is_refused_by_the_check(make, size, paths, said):
-    with pytest.raises(InputError, match=said):
+def test_the_check_refuses_teachers_and_taps_that_cannot_work(make, size, paths, message):
+    with pytest.raises(InputError, match=message):
         teacher_of(make()).check_forward_pass(size, paths)
 
 

@@ -1,4 +1,4 @@
-"""Batches: the same global batch however many ranks share it, every row once, draws alike."""
+"""Test that global batches and random numbers do not depend on the number of ranks."""
 
 import itertools
 
@@ -16,7 +16,7 @@ COLUMNS = ["image", "tap"]
 
 @pytest.fixture
 def arrays() -> dict[str, np.ndarray]:
-    """Columns in the order of their ids; an image holds its own row number."""
+    """Return columns in the order of their ids. The pixels of an image are its row number."""
     rng = np.random.default_rng(0)
     rows = np.arange(NUM_ROWS)
     return {
@@ -37,7 +37,7 @@ def as_rank(monkeypatch, rank: int, world_size: int) -> None:
 
 
 def on_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Tensor]]]:
-    """What every rank reads."""
+    """Return the batches of each rank."""
     parts = []
     for rank in range(world_size):
         as_rank(monkeypatch, rank, world_size)
@@ -49,18 +49,18 @@ def on_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Te
 @pytest.mark.parametrize(
     "options", [{}, {"num_draws": 3}, {"positions_per_image": 5}, {"num_draws": 2, "positions_per_image": 3}]
 )
-def test_the_union_over_ranks_is_the_batch_of_one_process(store, monkeypatch, world_size, options):
-    alone = list(Batches(store, COLUMNS, 8, 3, **options).epoch(2))
+def test_batches_of_all_ranks_join_to_the_batch_of_one_process(store, monkeypatch, world_size, options):
+    of_one_process = list(Batches(store, COLUMNS, 8, 3, **options).epoch(2))
     shares = on_ranks(monkeypatch, world_size, lambda: Batches(store, COLUMNS, 8, 3, **options).epoch(2))
-    assert len(alone) == NUM_ROWS // 8
-    for step, batch in enumerate(alone):
+    assert len(of_one_process) == NUM_ROWS // 8
+    for step, batch in enumerate(of_one_process):
         for name, column in batch.items():
             parts = [share[step][name] for share in shares]
             assert torch.equal(torch.cat(parts), column), name
             assert len({len(part) for part in parts}) == 1
 
 
-def test_a_batch_holds_the_rows_that_it_says(store, arrays):
+def test_all_columns_of_a_batch_belong_to_the_same_rows(store, arrays):
     for batch in Batches(store, COLUMNS, 8, 0).epoch(1):
         rows = batch["image"][:, 0].numpy()
         np.testing.assert_array_equal(batch["tap"], arrays["tap"][rows].astype(np.float32))
@@ -78,25 +78,25 @@ def test_sampled_positions_belong_to_their_image(store, arrays):
         assert all(tuple(position) in known for position in batch["tap"].tolist())
 
 
-def test_an_epoch_has_no_row_twice_and_leaves_out_the_rest(store):
+def test_an_epoch_repeats_no_row_and_drops_the_incomplete_batch(store):
     for epoch in (1, 2, 3):
         rows = torch.cat([batch["image"][:, 0] for batch in Batches(store, COLUMNS, 8, 0).epoch(epoch)])
         assert len(rows) == len(set(rows.tolist())) == 16
 
 
-def test_in_time_every_row_is_seen(store):
+def test_every_row_is_read_within_a_few_epochs(store):
     batches = Batches(store, ["image"], 8, 0)
-    seen = {
+    read_rows = {
         row
         for epoch in range(1, 9)
         for batch in batches.epoch(epoch)
         for row in batch["image"][:, 0].tolist()
     }
-    assert seen == set(range(NUM_ROWS))
+    assert read_rows == set(range(NUM_ROWS))
 
 
 @pytest.mark.parametrize(("seed", "epoch", "same"), [(0, 1, True), (0, 2, False), (1, 1, False)])
-def test_order_and_draws_follow_from_seed_and_epoch(store, seed, epoch, same):
+def test_order_and_draws_depend_on_seed_and_epoch(store, seed, epoch, same):
     first = list(Batches(store, ["image"], 8, 0, num_draws=3).epoch(1))
     other = list(Batches(store, ["image"], 8, seed, num_draws=3).epoch(epoch))
     for name in ("image", "draws"):
@@ -115,7 +115,7 @@ def test_draws_are_uniform_and_new_for_every_image_and_step(store):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
-def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_size, batch_size):
+def test_a_single_pass_reads_every_row_exactly_once(store, arrays, monkeypatch, world_size, batch_size):
     parts = on_ranks(
         monkeypatch, world_size, lambda: Batches(store, COLUMNS, batch_size, 0, 3, 5).single_pass()
     )
@@ -127,7 +127,7 @@ def test_once_covers_every_row_exactly_once(store, arrays, monkeypatch, world_si
     assert max(len(batch["image"]) for batch in everything) <= batch_size // world_size
 
 
-def test_draws_of_once_belong_to_the_row_whoever_reads_it(store, monkeypatch):
+def test_draws_of_a_single_pass_belong_to_the_row_on_any_rank(store, monkeypatch):
     def drawn(batch_size: int, world_size: int) -> dict[int, list[float]]:
         parts = on_ranks(
             monkeypatch, world_size, lambda: Batches(store, ["image"], batch_size, 3, 2).single_pass()
@@ -136,9 +136,9 @@ def test_draws_of_once_belong_to_the_row_whoever_reads_it(store, monkeypatch):
         rows = torch.cat([batch["image"][:, 0] for batch in batches]).tolist()
         return dict(zip(rows, torch.cat([batch["draws"] for batch in batches]).tolist(), strict=True))
 
-    alone = drawn(8, 1)
-    assert len({number for numbers in alone.values() for number in numbers}) == 2 * NUM_ROWS
-    assert alone == drawn(4, 2) == drawn(20, 4)
+    of_one_process = drawn(8, 1)
+    assert len({number for numbers in of_one_process.values() for number in numbers}) == 2 * NUM_ROWS
+    assert of_one_process == drawn(4, 2) == drawn(20, 4)
 
 
 def test_a_batch_larger_than_the_store_is_refused(store):
@@ -147,36 +147,34 @@ def test_a_batch_larger_than_the_store_is_refused(store):
     assert Batches(store, COLUMNS, NUM_ROWS, 0).steps_per_epoch == 1
 
 
-def test_a_batch_of_which_a_rank_would_get_nothing_is_refused(store, monkeypatch):
+def test_a_batch_smaller_than_the_number_of_ranks_is_refused(store, monkeypatch):
     as_rank(monkeypatch, 0, 9)
     with pytest.raises(InputError, match="batch_size 8 is smaller than the 9 workers"):
         Batches(store, COLUMNS, 8, 0)
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 3), (7, 2), (5, 5), (20, 7)])
-def test_uneven_shares_make_up_the_batch_and_their_weighted_means_are_its_mean(
-    store, monkeypatch, batch_size, world_size
-):
-    (alone,) = on_ranks(monkeypatch, 1, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
+def test_weighted_means_of_uneven_ranks_average_to_the_batch_mean(store, monkeypatch, batch_size, world_size):
+    (of_one_process,) = on_ranks(monkeypatch, 1, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
     parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
     whole = torch.cat([part[0]["tap"] for part in parts])
-    torch.testing.assert_close(whole, alone[0]["tap"], rtol=0, atol=0)
+    torch.testing.assert_close(whole, of_one_process[0]["tap"], rtol=0, atol=0)
     means = []
-    for place, part in enumerate(parts):
-        as_rank(monkeypatch, place, world_size)
-        means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).weight)
-    torch.testing.assert_close(torch.stack(means).mean(), alone[0]["tap"].mean())
+    for number, part in enumerate(parts):
+        as_rank(monkeypatch, number, world_size)
+        means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).loss_weight)
+    torch.testing.assert_close(torch.stack(means).mean(), of_one_process[0]["tap"].mean())
 
 
 @pytest.fixture
 def targets() -> np.ndarray:
-    """Every third row has no class."""
+    """Return the class index of each row; every third row has none."""
     rows = np.arange(NUM_ROWS)
     return np.where(rows % 3 == 0, -1, rows % 5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_targets_go_with_their_rows_and_rows_without_one_are_left_out(
+def test_targets_belong_to_their_rows_and_rows_without_one_are_left_out(
     store, monkeypatch, targets, world_size
 ):
     def read():
@@ -191,7 +189,7 @@ def test_targets_go_with_their_rows_and_rows_without_one_are_left_out(
         np.testing.assert_array_equal(batch["target"], targets[rows])
 
 
-def test_once_covers_every_row_with_a_target(store, targets):
+def test_a_single_pass_reads_every_row_with_a_target(store, targets):
     rows = [
         row
         for batch in Batches(store, ["image"], 4, 0, targets=targets).single_pass()

@@ -1,4 +1,4 @@
-"""The one loop against steps written out by hand."""
+"""Test the training loop against optimizer steps in numpy."""
 
 import importlib
 import math
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ka_ray.errors import InputError
 from ka_ray.training import Batches, FitSettings, fit
-from ka_ray.training.fit import Progress, rate_factor
+from ka_ray.training.fit import Progress, learning_rate_factor
 
 BATCH, STEPS = 4, 3
 FIT_MODULE = importlib.import_module("ka_ray.training.fit")  # the package shows the function by this name
 
 
 class Regression(nn.Module):
-    """Two named losses over one weight, and a frozen parameter."""
+    """Learner with two named losses of one weight, and a frozen parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def batches(make_store) -> Batches:
 def by_hand(
     batches: Batches, total: int, rate: float, weight_decay: float = 0.0, beta2: float = 0.999
 ) -> tuple[np.ndarray, list[float]]:
-    """AdamW (Loshchilov and Hutter) on the sum of both losses, in numpy; weights and mean loss an epoch."""
+    """Run AdamW on the sum of both losses in numpy; return the weights and the mean loss per epoch."""
     weight = np.array([0.5, -1.0, 2.0])
     first, second, step = np.zeros(3), np.zeros(3), 0
     means = []
@@ -75,23 +75,23 @@ def by_hand(
     return weight, means
 
 
-def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: float = 0.0, **others):
+def run(batches: Batches, epochs: int = 1, rate: float = 0.1, weight_decay: float = 0.0, **options):
     learner, reports = Regression(), list[Progress]()
-    settings = FitSettings("codes", epochs, rate, weight_decay, **others)
+    settings = FitSettings("codes", epochs, rate, weight_decay, **options)
     history = fit(learner, batches, settings, reports.append)
     return learner, history, reports
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("epochs", [1, 7])
-def test_weights_and_losses_are_those_of_the_bare_loop(batches, epochs, weight_decay):
+def test_weights_and_losses_equal_those_of_a_plain_loop(batches, epochs, weight_decay):
     learner, history, _ = run(batches, epochs, weight_decay=weight_decay)
     weight, means = by_hand(batches, epochs * STEPS, 0.1, weight_decay)
     np.testing.assert_allclose(learner.weight.detach(), weight, rtol=1e-10)
     np.testing.assert_allclose([sum(record.losses.values()) for record in history], means, rtol=1e-10)
 
 
-def test_adam_forgets_as_fast_as_it_is_told(batches):
+def test_beta2_is_passed_to_the_optimizer(batches):
     learner, _, _ = run(batches, epochs=3, beta2=0.9)
     np.testing.assert_allclose(learner.weight.detach(), by_hand(batches, 9, 0.1, beta2=0.9)[0], rtol=1e-10)
 
@@ -99,15 +99,15 @@ def test_adam_forgets_as_fast_as_it_is_told(batches):
 BUDGETS = {
     "a part of the first epoch": (8, [2]),
     "one whole epoch": (12, [3]),
-    "whole batches alone": (23, [3, 2]),
+    "only whole batches": (23, [3, 2]),
     "several epochs and a part": (28, [3, 3, 1]),
     "less than a batch": (3, [1]),
 }
-"""Images -> the steps of every epoch, of batches of 4."""
+"""Number of images, and the number of steps of each epoch with batches of 4."""
 
 
 @pytest.mark.parametrize(("images", "steps"), BUDGETS.values(), ids=BUDGETS)
-def test_a_budget_of_images_ends_it_with_the_schedule_at_its_last_step(batches, images, steps):
+def test_a_budget_of_images_ends_training_at_the_end_of_the_schedule(batches, images, steps):
     learner, history, reports = run(batches, epochs=50, images=images)
     weight, means = by_hand(batches, sum(steps), 0.1)
     np.testing.assert_allclose(learner.weight.detach(), weight, rtol=1e-10)
@@ -120,25 +120,25 @@ def test_a_budget_of_images_ends_it_with_the_schedule_at_its_last_step(batches, 
     assert [r for r in reports if r.epoch_ended] == history
 
 
-def test_within_a_partial_epoch_its_end_alone_counts_as_one(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+def test_only_the_last_report_of_a_partial_epoch_ends_it(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run(batches, images=20)
     assert [(r.epoch, r.step) for r in reports] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert [r for r in reports if r.epoch_ended] == history
 
 
-def test_what_needs_no_gradient_stays(batches):
+def test_frozen_parameters_stay_unchanged(batches):
     learner, _, _ = run(batches, weight_decay=0.5)
     assert torch.equal(learner.frozen, torch.ones(3, dtype=torch.float64))
 
 
-def test_the_learner_trains_in_training_mode_and_is_left_in_eval_mode(batches):
+def test_the_learner_is_in_training_mode_and_afterwards_in_eval_mode(batches):
     learner, _, _ = run(batches)
     assert learner.modes == [True] * STEPS
     assert not learner.training
 
 
-def test_every_epoch_leaves_one_record(batches):
+def test_every_epoch_has_one_record(batches):
     _, history, reports = run(batches, epochs=2)
     assert [record.epoch for record in history] == [1, 2]
     assert all(record.epoch_ended and record.step == record.steps == STEPS for record in history)
@@ -148,14 +148,14 @@ def test_every_epoch_leaves_one_record(batches):
     assert reports == history
 
 
-def test_progress_is_told_between_when_time_has_passed(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_EVERY_S", -1.0)
+def test_progress_is_reported_within_an_epoch_at_intervals(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run(batches, epochs=2)
     assert [(r.epoch, r.step) for r in reports] == [(e, s) for e in (1, 2) for s in (1, 2, 3)]
     assert [r for r in reports if r.epoch_ended] == history
 
 
-def test_rank_zero_alone_reports(batches, monkeypatch):
+def test_only_rank_zero_reports(batches, monkeypatch):
     monkeypatch.setattr(FIT_MODULE, "rank", lambda: 1)
     _, history, reports = run(batches)
     assert reports == []
@@ -171,8 +171,8 @@ def test_a_loss_that_is_not_finite_ends_the_stage(batches):
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 10, 1000])
-def test_the_rate_rises_to_its_peak_and_falls(total_steps):
-    factors = [rate_factor(step, total_steps) for step in range(total_steps)]
+def test_the_learning_rate_rises_to_its_peak_and_falls(total_steps):
+    factors = [learning_rate_factor(step, total_steps) for step in range(total_steps)]
     peak = int(np.argmax(factors))
     assert max(factors) == 1
     assert min(factors) > 0
@@ -182,11 +182,11 @@ def test_the_rate_rises_to_its_peak_and_falls(total_steps):
 
 
 class Killed(Exception):
-    """Stands for a lost process."""
+    """Represent the death of a process."""
 
 
 @pytest.mark.parametrize("last", [1, 2, 4])
-def test_a_fit_that_goes_on_behind_an_epoch_ends_as_one_that_was_never_interrupted(batches, tmp_path, last):
+def test_resumed_training_ends_like_uninterrupted_training(batches, tmp_path, last):
     whole, history, _ = run(batches, epochs=5, weight_decay=0.1)
     learner, checkpoint = Regression(), tmp_path / "fit.epoch"
     settings = FitSettings("codes", 5, 0.1, 0.1, checkpoint=checkpoint)
@@ -211,5 +211,7 @@ def test_a_damaged_checkpoint_is_named(batches, tmp_path):
     run(batches, epochs=2, checkpoint=checkpoint)
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"fit.epoch cannot be used .* delete it, and the stage begins anew"):
+    with pytest.raises(
+        InputError, match=r"fit.epoch cannot be used .* Delete it, and the stage starts from its first epoch"
+    ):
         run(batches, epochs=2, checkpoint=checkpoint)

@@ -70,6 +70,6 @@ def test_a_teacher_whose_network_does_not_exist_leaves_no_output_folder(tmp_path
         "teacher": teacher,
         "output": str(tmp_path / "run"),
     }
-    with pytest.raises(ka_ray.InputError, match="network 'plian' is unknown; near: plain"):
+    with pytest.raises(ka_ray.InputError, match=r"network 'plian' is unknown\. Similar names: plain"):
         ka_ray.teach(TeachConfig.model_validate(tree))
     assert not (tmp_path / "run").exists()
