@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ka_ray.errors import InputError
-from ka_ray.reports.sections import Accuracy, CurvePoint, Placement
+from ka_ray.reports.sections import Accuracy, ActorPlacement, CurvePoint
 from ka_ray.storage.files import read_json, write_json
 
 
@@ -50,7 +50,7 @@ class PassSummary(Summary):
     images: int
     seconds: float
     unreadable: list[str]
-    placements: list[Placement]
+    placements: list[ActorPlacement]
 
 
 class ExtractionSummary(PassSummary):
