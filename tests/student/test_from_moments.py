@@ -94,10 +94,8 @@ def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
 
 
 def test_merged_moments_of_parts_equal_those_of_the_whole(spec, batch, tmp_path):
-    whole, parts = (
-        measure(spec, batch),
-        [select_rows(batch, slice(0, 25)), select_rows(batch, slice(25, None))],
-    )
+    whole = measure(spec, batch)
+    parts = [select_rows(batch, rows) for rows in (slice(0, 25), slice(25, None))]
     merged = merge_moments(measure(spec, parts[0]), measure(spec, parts[1]))
     save_moments(merged, tmp_path / "sums.safetensors")
     for other in (measure(spec, *parts), merged, load_moments(tmp_path / "sums.safetensors")):
