@@ -120,7 +120,7 @@ def mean_squared_mmd(codes: Tensor) -> Tensor:
 
     Args:
         codes: `[N, n, C]`. Only positions of the same group of 32 consecutive ones are compared. Positions
-            behind the last full group are left out; fewer than 32 positions are one group.
+            after the last full group are left out; fewer than 32 positions are one group.
 
     Returns:
         A scalar, the mean over groups and pairs.

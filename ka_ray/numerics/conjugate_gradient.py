@@ -77,7 +77,7 @@ def solve_iteratively(
     weights, output_variance, steps = _descend(stream, stats, penalty, max_passes)
     bias = stats.target_mean - torch.einsum("gdt,gd->gt", weights, stats.input_mean)
     error = _held_out_error(stream, weights, bias)
-    # A least-squares fit with bias hits the targets' mean exactly.
+    # The mean output of a fit with bias equals the mean of the targets.
     mean = stats.target_mean
     solution = LayerSolution(weights.transpose(1, 2), bias, mean, output_variance, ridge, error)
     return solution, steps + 3  # two passes for the statistics, one for the held-out error
@@ -161,7 +161,7 @@ def _multiply_by_gram(
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide where the denominator is positive, else return 0: an output that has converged stays put."""
+    """Divide, or return 0 where the denominator is not positive: a converged output no longer changes."""
     return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), 0.0)
 
 

@@ -90,7 +90,7 @@ class Moments:
 
         Args:
             start: First channel.
-            stop: The channel behind the last one.
+            stop: The channel after the last one.
         """
         return Moments(self.count, self.mean[start:stop], self.scatter[start:stop, start:stop])
 
@@ -144,7 +144,7 @@ class Moments:
         """Compute the smallest possible relative error of a code, for every width.
 
         The best affine auto-encoder of width C spans the C leading principal directions, so it loses the
-        eigenvalues of the covariance behind the C largest (Baldi and Hornik, 1989).
+        eigenvalues of the covariance after the C largest (Baldi and Hornik, 1989).
 
         Returns:
             `[S + 1]`, indexed by the width C: sum of the lost eigenvalues / sum of all, from 1 down to 0.

@@ -1,6 +1,6 @@
 """Cut any network that torch.fx can trace into a chain of stages between its taps.
 
-The network can be cut at a value if everything behind it is computed from this one value.
+The network can be cut at a value if everything after it is computed from this one value.
 
 For training, two things differ from the network: all its dropout and stochastic depth modules are set to drop
 nothing, because the targets are soft scores; and what a ``forward`` itself decides by ``self.training``

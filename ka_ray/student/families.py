@@ -37,7 +37,7 @@ class LayerSpec:
         width: Number of output channels in the original network; the width of a code at this tap replaces it.
         connectors: Keys of :data:`CONNECTORS`, applied in this order to the output of the layer before.
         module_path: Path of the module of the original network whose output is this tap: the batch norm
-            behind the layer if there is one, else the layer.
+            after the layer if there is one, else the layer.
         conv_args: Kernel size, stride and padding of a conv; a linear layer ignores them.
         positions: Number of values per channel that are flattened in front of a linear layer.
     """

@@ -8,10 +8,10 @@ from ka_ray.student.output_layers import find_output_layers
 
 
 def can_fold(stage: nn.Module) -> bool:
-    """Return whether an adapter behind this stage can be folded into it exactly.
+    """Return whether an adapter after this stage can be folded into it exactly.
 
     It can if the stage ends in a conv or linear layer, with or without batch norm, or in a sum of such ends.
-    It cannot behind an activation, a pooling, a depthwise conv or an identity shortcut.
+    It cannot after an activation, a pooling, a depthwise conv or an identity shortcut.
 
     Example:
         >>> can_fold(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)))

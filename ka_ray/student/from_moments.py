@@ -65,7 +65,7 @@ class LayerMoments:
         """Return the statistics of the next layer's inputs, for all stacked channels of a tap."""
         taps = [*self.spec.widths, SCORES]
         next_tap = taps[taps.index(tap) + 1]
-        # The samples of the layer behind the tap begin with its inputs and end with its targets.
+        # The samples of the layer after the tap begin with its inputs and end with its targets.
         joint = self._joint(next_tap).covariance
         inputs = len(joint) - (len(self.spec.classes) if next_tap == SCORES else self.spec.widths[next_tap])
         return LayerInputStats(
@@ -236,7 +236,7 @@ class LayerMomentsMeter:
                 positions are sampled and whether the image is held out.
         """
         batch = {name: column.to(self._device) for name, column in batch.items()}
-        # Decided by a draw per image, so that an image is held out whatever batch or worker it is in.
+        # A draw per image decides, so it does not depend on batch or worker whether an image is held out.
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._full_width.preprocess(batch["image"])
         label_sets = self._full_width.spec.unified_label_sets

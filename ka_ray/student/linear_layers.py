@@ -82,7 +82,7 @@ def capture_layer_input(layer: ConvOrLinear, stage: nn.Module, features: Tensor)
 
     Args:
         layer: The layer, a module of the stage.
-        stage: The stage; the rest of it behind the layer does not run.
+        stage: The stage; the rest of it after the layer does not run.
         features: Input of the stage, `[B, C, *space]`.
 
     Returns:
@@ -135,7 +135,7 @@ def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | No
     Args:
         solution: Weight, bias and output statistics.
         layer: The layer, changed in place.
-        norm: The batch norm behind the layer, changed in place; None if there is none.
+        norm: The batch norm after the layer, changed in place; None if there is none.
     """
     layer.weight.copy_(solution.weight.flatten(0, 1).view_as(layer.weight))
     if norm is None:
@@ -155,7 +155,7 @@ def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | No
 
 
 def find_solvable_layer(stage: nn.Module) -> tuple[ConvOrLinear, Norm | None] | None:
-    """Find the only layer of a stage if the stage ends in it, and the batch norm behind it.
+    """Find the only layer of a stage if the stage ends in it, and the batch norm after it.
 
     Returns:
         Layer and batch norm. None if the stage has weights elsewhere, too: its output is not linear in all of

@@ -79,7 +79,7 @@ class StudentSpec:
 class Student(nn.Module):
     """A network as a chain of stages: each stage leads from one tap to the next, the last one to the scores.
 
-    An adapter behind a stage can always be folded into it. If the network's own layers do not allow that (the
+    An adapter after a stage can always be folded into it. If the network's own layers do not allow that (the
     stage ends in an identity shortcut or an activation), the stage gets one more 1x1 conv at its end, which
     stays in the student and counts among its parameters.
 
@@ -121,8 +121,7 @@ class Student(nn.Module):
             stages = cut_into_stages(
                 build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths
             )
-        # Any image shows the shapes. Eval mode, because batch norm cannot train on a single value per
-        # channel.
+        # Any image shows the shapes; in eval mode, because batch norm cannot train on one value per channel.
         image = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
         with torch.no_grad():
             features = self.preprocess(image)
@@ -141,6 +140,7 @@ class Student(nn.Module):
         return stages.train()
 
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
+        """Run a stage; if it fails, say for which network and image size."""
         try:
             output: Tensor = stage(features)
         except Exception as error:  # networks raise various errors if an image is too small for them

@@ -23,7 +23,7 @@ class OutputLayer:
 
     Attributes:
         layer: The layer.
-        norm: The batch norm behind it; None if there is none.
+        norm: The batch norm after it; None if there is none.
     """
 
     layer: nn.Conv2d | nn.Linear
@@ -101,7 +101,7 @@ def find_output_layers(stage: nn.Module, grouped: bool = False) -> list[OutputLa
 
 
 def find_last_layer(stage: nn.Module) -> tuple[nn.Conv2d | nn.Linear, Norm | None] | None:
-    """Return the one layer that a stage ends in, with or without groups, and the batch norm behind it.
+    """Return the one layer that a stage ends in, with or without groups, and the batch norm after it.
 
     None if the stage ends in anything else, or if there is no place for a bias.
     """

@@ -26,8 +26,8 @@ class ValueChain:
         results: module path -> the value that the module returned, None if that is not one value.
         batch_sizes: Nodes that are only the batch size.
         names: value -> the shortest path of a module that returned it.
-        crossings: (first, last, name) for whatever is used on both sides of a cut at the values with these
-            indices, so that these cuts are impossible.
+        crossings: (first, last, name) for every value or weight that both sides would use if the network were
+            cut at a value with an index from first to last. Such a cut is impossible.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -149,10 +149,10 @@ class ValueChain:
         return node
 
     def _nearest(self, position: int) -> str:
-        """Name up to three valid taps before and behind a position, for error messages."""
+        """Name up to three valid taps before and after a position, for error messages."""
         before = [path for node, path in self._cuts() if self.position[node] < position]
-        behind = [path for node, path in self._cuts() if self.position[node] > position]
-        return f"the nearest taps that work: {', '.join(before[-3:] + behind[:3]) or 'none'}"
+        after = [path for node, path in self._cuts() if self.position[node] > position]
+        return f"the nearest taps that work: {', '.join(before[-3:] + after[:3]) or 'none'}"
 
     def build_stage(self, start: fx.Node, end: fx.Node) -> fx.GraphModule:
         """Build the module that computes one value from an earlier one.

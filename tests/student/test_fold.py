@@ -105,7 +105,7 @@ NOT_FOLDABLE: dict[str, Callable[[], nn.Module]] = {
     "depthwise conv and norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
     "dropout": lambda: nn.Sequential(conv(), nn.Dropout(0.1)),
     "norm without a layer": lambda: nn.BatchNorm2d(3),
-    "norm behind an activation": lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(6)),
+    "norm after an activation": lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(6)),
     "norm without weights": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, affine=False)),
     "norm without statistics": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)),
     "norm of another kind": lambda: nn.Sequential(conv(), nn.InstanceNorm2d(6, affine=True)),

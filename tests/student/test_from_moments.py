@@ -38,7 +38,7 @@ def batch() -> dict[str, Tensor]:
     }
 
 
-def some(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+def select_rows(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: column[rows] for name, column in batch.items()}
 
 
@@ -94,7 +94,8 @@ def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
 
 
 def test_merged_moments_of_parts_equal_those_of_the_whole(spec, batch, tmp_path):
-    whole, parts = measure(spec, batch), [some(batch, slice(0, 25)), some(batch, slice(25, None))]
+    whole = measure(spec, batch)
+    parts = [select_rows(batch, rows) for rows in (slice(0, 25), slice(25, None))]
     merged = merge_moments(measure(spec, parts[0]), measure(spec, parts[1]))
     save_moments(merged, tmp_path / "sums.safetensors")
     for other in (measure(spec, *parts), merged, load_moments(tmp_path / "sums.safetensors")):
