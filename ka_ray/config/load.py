@@ -176,7 +176,7 @@ def flatten(config: Section) -> dict[str, Any]:
     Example:
         >>> from ka_ray.config import TrainingConfig
         >>> flatten(TrainingConfig(epochs=2))
-        {'epochs': 2, 'batch_size': 64, 'learning_rate': 0.001}
+        {'epochs': 2, 'batch_size': 64, 'learning_rate': 0.001, 'beta2': 0.95}
     """
     return _flat(config.model_dump(mode="json"))
 

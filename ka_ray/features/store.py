@@ -130,7 +130,7 @@ class Store:
         self._shard_of_row, self._row_in_shard = shard_of_row[order], row_in_shard[order]
         if len(np.unique(ids)) < len(ids):
             names = ", ".join(map(str, folders))
-            raise ValueError(f"{names}: {len(ids) - len(np.unique(ids))} image ids twice")
+            raise ValueError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -32,8 +32,7 @@ def solve_link(
     if next_layer_stats is None:
         autoencoder = fit_pca_autoencoder(joined, amalgamation.code_channels)
     else:
-        # The code before is itself a choice of stacked channels, so a link chooses from these and its own
-        # ones.
+        # The code before is a choice of stacked channels, too: candidates are these and the link's own.
         candidates = next_layer_stats.select_channels(amalgamation.channels(link))
         chosen = choose_channels(candidates, amalgamation.code_channels)
         autoencoder = fit_channel_autoencoder(joined, chosen)
