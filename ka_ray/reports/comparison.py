@@ -1,107 +1,124 @@
-"""What `ka-ray compare` found: one row a method, mean and spread over the seeds."""
+"""The result of `ka-ray compare`: one row per method, with mean and standard deviation over the seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ka_ray.metrics import Counts, compute_accuracies
-from ka_ray.reports.markdown import table
+from ka_ray.reports.markdown import format_table
 from ka_ray.reports.sections import ReportSection
 from ka_ray.storage.files import write_json, write_text
 
 ENSEMBLE = "ensemble"
-"""The row of the teachers themselves, all of them run."""
+"""Label of the row that shows the teachers themselves, all of them run on every image."""
 
 
-class Spread(ReportSection):
-    """One figure over the seeds; None where nothing was measured."""
+class SeedValues(ReportSection):
+    """The values of one measure, one per seed."""
 
     values: list[float | None]
+    """The measured values, in the order of the seeds; None where nothing was measured."""
 
     @property
     def mean(self) -> float | None:
-        """The mean of what was measured."""
+        """Mean of the measured values; None if there are none."""
         known = self._known()
         return statistics.fmean(known) if known else None
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation; None for fewer than two values."""
+        """Sample standard deviation of the measured values; None for fewer than two."""
         known = self._known()
         return statistics.stdev(known) if len(known) > 1 else None
 
     def _known(self) -> list[float]:
         return [value for value in self.values if value is not None]
 
-    def text(self, decimals: int = 3) -> str:
-        """Write mean and spread.
+    def format(self, decimals: int = 3) -> str:
+        """Return mean and standard deviation as text, or "-" if nothing was measured.
+
+        Args:
+            decimals: Number of digits behind the point. A zero before the point is left out.
 
         Example:
-            >>> Spread(values=[0.5, 0.75]).text(), Spread(values=[0.5]).text(), Spread(values=[None]).text()
-            ('.625 ± .177', '.500', '-')
+            >>> SeedValues(values=[0.5, 0.75]).format(), SeedValues(values=[0.5]).format()
+            ('.625 ± .177', '.500')
+            >>> SeedValues(values=[None]).format()
+            '-'
         """
         if self.mean is None:
             return "-"
-        known = [self.mean, *([] if self.deviation is None else [self.deviation])]
-        return " ± ".join(f"{value:.{decimals}f}".replace("0.", ".", int(value < 1)) for value in known)
+        numbers = [self.mean, *([] if self.deviation is None else [self.deviation])]
+        return " ± ".join(f"{value:.{decimals}f}".replace("0.", ".", int(value < 1)) for value in numbers)
 
 
-class Row(ReportSection):
-    """One way to make the student, over all seeds.
-
-    ``seconds`` is what its stages took, ``images`` what its student saw, ``parameters`` its size.
-    """
+class ComparisonRow(ReportSection):
+    """One method over all seeds, or the ensemble of the teachers."""
 
     label: str
-    union: Spread
-    per_teacher: dict[str, Spread]
-    agreement: Spread
-    seconds: Spread
+    """Name of the method with the keys that are varied, such as ``direct scores.rule=mean``."""
+    union: SeedValues
+    """Accuracy over the classes of all teachers, in [0, 1]."""
+    per_teacher: dict[str, SeedValues]
+    """Name of a teacher -> accuracy on the images of its classes, among these classes, in [0, 1]."""
+    agreement: SeedValues
+    """Share of the images for which student and ensemble predict the same class."""
+    seconds: SeedValues
+    """Time that the stages of the student took, in seconds, without the extraction that all methods share."""
     images: int
+    """Number of images that the student processed during training, counting repeats; 0 for an ensemble."""
     parameters: int
+    """Number of parameters of the student, or of all teachers together for an ensemble."""
 
 
 class Comparison(ReportSection):
-    """All rows; the first are the teachers' ensembles, one for every rule that was compared."""
+    """The rows of all methods and of the ensembles."""
 
     name: str
+    """Name of the run, from the config."""
     seeds: list[int]
-    rows: list[Row]
+    """Seeds with which every method was run."""
+    rows: list[ComparisonRow]
+    """First the ensembles, one for every rule that is compared; then one row per method."""
     shared_seconds: float
-    """What preparing the images and the teachers' features and scores took, once for all."""
+    """Time to read the images and to run the teachers, in seconds. It is spent once for all methods."""
 
-    def row(self, label: str) -> Row:
-        """Find a row by its label."""
+    def row(self, label: str) -> ComparisonRow:
+        """Return the row with a label.
+
+        Raises:
+            StopIteration: No row has this label.
+        """
         return next(row for row in self.rows if row.label == label)
 
     def save(self, folder: Path) -> None:
-        """Write ``compare.json`` and ``compare.md``."""
+        """Write ``compare.json`` and ``compare.md`` into a folder."""
         write_text(folder / "compare.md", self.to_markdown())
         write_json(folder / "compare.json", self.model_dump(mode="json"))
 
     def to_markdown(self) -> str:
-        """Write the table for people."""
+        """Return the table as Markdown, for people."""
         teachers = list(self.rows[0].per_teacher)
-        header = ("method", "union", *(f"classes of {name}" for name in teachers), "agreement")
+        header = (
+            *("method", "accuracy, all classes", *(f"accuracy, classes of {name}" for name in teachers)),
+            *("agreement with the ensemble", "seconds", "images processed", "parameters"),
+        )
         rows = [
             (
                 row.label,
-                row.union.text(),
-                *(row.per_teacher[name].text() for name in teachers),
-                row.agreement.text(),
-                row.seconds.text(decimals=0),
+                row.union.format(),
+                *(row.per_teacher[name].format() for name in teachers),
+                row.agreement.format(),
+                row.seconds.format(decimals=0),
                 f"{row.images:,}" if row.images else "-",
                 f"{row.parameters:,}",
             )
             for row in self.rows
         ]
-        header = (*header, "seconds", "images seen", "parameters")
-        many = len(self.seeds) > 1
-        seeds = f"Seeds {', '.join(map(str, self.seeds))}" + ("; mean ± standard deviation." if many else ".")
-        shared = (
-            f"Reading the images and running the teachers took {self.shared_seconds:.0f} s, once for all."
-        )
-        return f"# {self.name}: methods compared\n\n{table(header, rows)}\n\n{seeds} {shared}\n"
+        spread = "; values are mean ± standard deviation" if len(self.seeds) > 1 else ""
+        seeds = f"Seeds: {', '.join(map(str, self.seeds))}{spread}."
+        shared = f"Reading the images and running the teachers took {self.shared_seconds:.0f} s once."
+        return f"# {self.name}: comparison of methods\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
 
 
 def make_row(
@@ -111,43 +128,64 @@ def make_row(
     seconds: Sequence[float | None],
     images: int,
     parameters: int,
-) -> Row:
-    """Make a method's row from what each of its seeds counted."""
-    found = [compute_accuracies(one, teachers) for one in counts]
-    return Row(
+) -> ComparisonRow:
+    """Make the row of a method from the counts of its students.
+
+    Args:
+        label: Name of the method, unique among the rows.
+        counts: Counts of the student of each seed.
+        teachers: Names of the teachers, in the order of the counts.
+        seconds: Time that the stages of the student of each seed took, in seconds; None if unknown.
+        images: Number of images that one student processed during training, counting repeats.
+        parameters: Number of parameters of one student.
+    """
+    measured = [compute_accuracies(one, teachers) for one in counts]
+    per_teacher = {
+        name: SeedValues(values=[one["per_teacher"][name]["student"] for one in measured])
+        for name in teachers
+    }
+    return ComparisonRow(
         label=label,
-        union=Spread(values=[one["union"] for one in found]),
-        per_teacher={
-            name: Spread(values=[one["per_teacher"][name]["student"] for one in found]) for name in teachers
-        },
-        agreement=Spread(values=[one["agreement"] for one in found]),
-        seconds=Spread(values=list(seconds)),
+        union=SeedValues(values=[one["union"] for one in measured]),
+        per_teacher=per_teacher,
+        agreement=SeedValues(values=[one["agreement"] for one in measured]),
+        seconds=SeedValues(values=list(seconds)),
         images=images,
         parameters=parameters,
     )
 
 
-def make_ensemble_rows(by_way: Mapping[str, Counts], teachers: Sequence[str], parameters: int) -> list[Row]:
-    """Make the teachers' own rows: how their scores are put together -> what was counted so."""
+def make_ensemble_rows(
+    counts_by_rule: Mapping[str, Counts], teachers: Sequence[str], parameters: int
+) -> list[ComparisonRow]:
+    """Make the rows of the ensembles: one per rule, and one more where scores are averaged over views.
+
+    Args:
+        counts_by_rule: Rule by which the teachers' scores are combined -> what was counted with it.
+        teachers: Names of the teachers, in the order of the counts.
+        parameters: Number of parameters of all teachers together.
+    """
     rows = []
-    for way, counts in by_way.items():
-        found = compute_accuracies(counts, teachers)
-        rows.append(
-            Row(
-                label=ENSEMBLE if len(by_way) == 1 else f"{ENSEMBLE} ({way})",
-                union=Spread(values=[found["ensemble"]]),
-                per_teacher={n: Spread(values=[found["per_teacher"][n]["teacher"]]) for n in teachers},
-                agreement=Spread(values=[None]),
-                seconds=Spread(values=[None]),
-                images=0,
-                parameters=parameters,
-            )
+    unmeasured = SeedValues(values=[None])
+    for rule, counts in counts_by_rule.items():
+        measured = compute_accuracies(counts, teachers)
+        row = ComparisonRow(
+            label=ENSEMBLE if len(counts_by_rule) == 1 else f"{ENSEMBLE} ({rule})",
+            union=SeedValues(values=[measured["ensemble"]]),
+            per_teacher={n: SeedValues(values=[measured["per_teacher"][n]["teacher"]]) for n in teachers},
+            # An ensemble agrees with itself, and it needs no training.
+            agreement=unmeasured,
+            seconds=unmeasured,
+            images=0,
+            parameters=parameters,
         )
-        if found["ensemble_over_views"] is not None:
-            over = {
-                "label": f"{rows[-1].label}, over views",
-                "union": Spread(values=[found["ensemble_over_views"]]),
+        rows.append(row)
+        if measured["ensemble_over_views"] is not None:
+            changes = {
+                "label": f"{row.label}, over views",
+                "union": SeedValues(values=[measured["ensemble_over_views"]]),
+                # Only the amalgamated scores are averaged over views, not those of each teacher.
+                "per_teacher": dict.fromkeys(teachers, unmeasured),
             }
-            nothing = {name: Spread(values=[None]) for name in teachers}
-            rows.append(rows[-1].model_copy(update=over | {"per_teacher": nothing}))
+            rows.append(row.model_copy(update=changes))
     return rows

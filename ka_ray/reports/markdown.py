@@ -1,20 +1,20 @@
-"""The report of a run for people, as Markdown."""
+"""Write the report of a run as Markdown, for people."""
 
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
-from ka_ray.reports.sections import Accuracy, ReportContent
+from ka_ray.reports.sections import Accuracy, ReportContent, StageName
 
-NO_LABELS = (
-    "The images have no labels, so agreement with the ensemble alone is reported: accuracy needs labels."
+NO_LABELS_NOTE = (
+    "The images have no labels, so accuracy cannot be measured. Only the agreement of the student with the "
+    "ensemble of its teachers is reported."
 )
-"""What the readable report says then."""
-
-STAGE_ORDER = ("teach", "extract", "codes", "layers", "joint", "evaluate")
+"""What the report says if no image has a label."""
 
 
-def write_markdown(report: ReportContent) -> str:
-    """Write a report for people."""
+def report_to_markdown(report: ReportContent) -> str:
+    """Return the report of a run as Markdown. Sections for which the run has no content are left out."""
     num_teachers = len(report.accuracy.per_teacher)
     sections = [
         f"# {report.name}: {len(report.classes)} classes, {num_teachers} teachers, one student",
@@ -24,60 +24,68 @@ def write_markdown(report: ReportContent) -> str:
         _size_section(report),
         _codes_section(report),
         _stages_section(report),
-        _places_section(report),
+        _placements_section(report),
+        _unreadable_section(report),
+        _tracking_section(report),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _method_section(report: ReportContent) -> str:
-    centered = ", each teacher's centred before" if report.centered else ""
-    lines = [
-        f"Made by `{report.method}`; the teachers' scores are put together by `{report.rule}`{centered}."
-    ]
+    centered = ", after each teacher's scores were centred" if report.centered else ""
+    lines = [f"Method: `{report.method}`. The teachers' scores are combined by `{report.rule}`{centered}."]
     if report.overlap:
         shared = ", ".join(f"{name} ({', '.join(teachers)})" for name, teachers in report.overlap.items())
         lines.append(f"Classes that several teachers know: {shared}.")
     extension = report.extension
     if extension is not None:
         saved = (
-            f"{extension.saved_seconds:.1f} s of training saved"
+            f"This saved {extension.saved_seconds:.1f} s of training."
             if extension.reused
-            else "all auto-encoders were trained again, nothing was saved"
+            else "All auto-encoders were trained again, so no time was saved."
         )
         lines.append(
-            f"Extends `{extension.extended}`: {extension.reused} auto-encoder(s) a tap used again, "
-            f"{extension.trained} trained in {extension.seconds:.1f} s; {saved}."
+            f"This run extends `{extension.extended}`. Per tap it reused {extension.reused} auto-encoder(s) "
+            f"and trained {extension.trained} in {extension.seconds:.1f} s. {saved}"
         )
     return "\n\n".join(lines)
+
+
+def _accuracy_section(accuracy: Accuracy) -> str:
+    agreement = (
+        f"Agreement of student and ensemble on {accuracy.images:,} images: "
+        f"{_format_share(accuracy.agreement)} (share of the images for which both predict the same class)."
+    )
+    if not accuracy.labelled:
+        return f"## Accuracy\n\n{NO_LABELS_NOTE}\n\n{agreement}"
+    ensemble, union = _format_share(accuracy.ensemble), _format_share(accuracy.union)
+    rows = [("all classes (teachers: their ensemble)", ensemble, union)]
+    if accuracy.ensemble_over_views is not None:
+        # The student sees one view, so this row has no number of its own for it.
+        over_views = _format_share(accuracy.ensemble_over_views)
+        rows.append(("all classes (teachers: their ensemble, averaged over views)", over_views, "-"))
+    for name, pair in accuracy.per_teacher.items():
+        rows.append((f"classes of {name}", _format_share(pair.teacher), _format_share(pair.student)))
+    table = format_table(("accuracy on images of", "teachers", "student"), rows)
+    notes = [f"Measured on {accuracy.labelled:,} labelled images out of {accuracy.images:,}."]
+    if accuracy.per_teacher:
+        notes.append("On the classes of one teacher, only the scores of these classes are compared.")
+    return f"## Accuracy\n\n{table}\n\n{' '.join([*notes, agreement])}"
 
 
 def _curve_section(report: ReportContent) -> str:
     if not report.curve:
         return ""
+    # Every epoch is compared with the same ensemble, that of the finished run.
     ensemble = report.accuracy.ensemble
     rows = []
     for point in report.curve:
         union = point.accuracy.union
         ratio = f"{union / ensemble:.3f}" if union is not None and ensemble else "-"
-        rows.append((f"{point.images:,}", _share(union), ratio, _share(point.accuracy.agreement)))
-    header = ("images of joint learning", "union", "union / ensemble", "agreement")
-    return f"## After every epoch\n\n{table(header, rows)}"
-
-
-def _accuracy_section(accuracy: Accuracy) -> str:
-    agreement = (
-        f"Agreement of student and ensemble on {accuracy.images:,} images: {_share(accuracy.agreement)}."
-    )
-    if not accuracy.labelled:
-        return f"## Accuracy\n\n{NO_LABELS}\n\n{agreement}"
-    rows = [("all classes (teachers: their ensemble)", _share(accuracy.ensemble), _share(accuracy.union))]
-    if accuracy.ensemble_over_views is not None:
-        rows.append(("all classes (teachers: averaged over views)", _share(accuracy.ensemble_over_views), ""))
-    for name, pair in accuracy.per_teacher.items():
-        rows.append((f"classes of {name}, among themselves", _share(pair.teacher), _share(pair.student)))
-    judged = table(("on images of", "teachers", "student"), rows)
-    labelled = f"Measured on the {accuracy.labelled:,} labelled ones of {accuracy.images:,} images."
-    return f"## Accuracy\n\n{judged}\n\n{labelled} {agreement}"
+        agreement = _format_share(point.accuracy.agreement)
+        rows.append((f"{point.images:,}", _format_share(union), ratio, agreement))
+    header = ("images processed", "accuracy, all classes", "accuracy / ensemble's accuracy", "agreement")
+    return f"## After every epoch of joint learning\n\n{format_table(header, rows)}"
 
 
 def _size_section(report: ReportContent) -> str:
@@ -87,72 +95,83 @@ def _size_section(report: ReportContent) -> str:
         (name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}")
         for name, one in networks.items()
     ]
-    header = ("network", "parameters", "million multiply-accumulates an image", "MiB")
-    kept = report.kept_adapters
+    header = ("network", "parameters", "million multiply-accumulates per image", "MiB")
     note = ""
-    if kept:
-        taps = ", ".join(f"{tap} ({parameters:,})" for tap, parameters in kept.items())
-        note = f"\n\nThe student keeps adapters that could not be folded, at (parameters): {taps}."
-    return f"## Size\n\n{table(header, rows)}{note}"
+    if report.kept_adapters:
+        taps = ", ".join(f"{tap} ({count:,} parameters)" for tap, count in report.kept_adapters.items())
+        note = f"\n\nAdapters that could not be folded are kept as layers of the student: {taps}."
+    return f"## Size\n\n{format_table(header, rows)}{note}"
 
 
 def _codes_section(report: ReportContent) -> str:
     if not report.codes:
         return ""
+    # The scores have a layer but no code, and a tap may have a code but no layer: "-" marks what is missing.
     cells = {tap: ["-"] * 5 for tap in (*report.codes, *report.layers)}
     for tap, code in report.codes.items():
         errors = f"{code.relative_error:.3g}", f"{code.optimal_relative_error:.3g}"
         cells[tap][:3] = f"{code.width} of {code.stacked}", *errors
     for tap, layer in report.layers.items():
-        found_by = "gradient steps" if layer.ridge is None else f"least squares, ridge {layer.ridge:g}"
-        cells[tap][3:] = f"{layer.relative_error:.3g}", found_by
+        solver = "gradient steps" if layer.ridge is None else f"least squares, ridge {layer.ridge:g}"
+        cells[tap][3:] = f"{layer.relative_error:.3g}", solver
     rows = [(tap, *row) for tap, row in cells.items()]
-    header = (
-        "tap",
-        "channels kept",
-        "lost by the code",
-        "least possible",
-        "missed by the layer",
-        "layer found by",
+    header = ("tap", "channels kept", "error of the code", "lowest possible error", "error of the layer")
+    note = (
+        "Errors are shares of variance: of the stacked features for a code, of the code for a layer. "
+        "The lowest possible error is that of the best linear code with as many channels."
     )
-    note = "Errors are shares of the variance, of the stacked features (codes) and of the code (layers)."
-    return f"## Codes and layers\n\n{table(header, rows)}\n\n{note}"
+    return f"## Codes and layers\n\n{format_table((*header, 'layer computed by'), rows)}\n\n{note}"
 
 
 def _stages_section(report: ReportContent) -> str:
-    stages = sorted(report.stages.items(), key=lambda item: STAGE_ORDER.index(item[0]))
+    order = get_args(StageName)
+    stages = sorted(report.stages.items(), key=lambda item: order.index(item[0]))
     rows = [(stage, f"{speed.seconds:,.1f}", f"{speed.images_per_s:,.0f}") for stage, speed in stages]
     ray = report.ray
-    where = f"Ray had {ray.nodes} node(s), {ray.cpus:g} CPUs and {ray.gpus:g} GPUs."
-    return f"## Stages\n\n{table(('stage', 'seconds', 'images/s'), rows)}\n\n{where}"
+    cluster = f"The Ray cluster had {ray.nodes} node(s), {ray.cpus:g} CPUs and {ray.gpus:g} GPUs."
+    table = format_table(("stage", "seconds", "images per second"), rows)
+    return f"## Stages\n\n{table}\n\n{cluster}"
 
 
-def _places_section(report: ReportContent) -> str:
-    run, parts = report.mlflow, []
-    if report.placements:
-        rows = [
-            (p.teacher, p.node, p.device, ", ".join(map(str, p.gpus)) or "-", str(p.pid))
-            for p in report.placements
-        ]
-        parts.append(f"## Teacher actors\n\n{table(('teacher', 'node', 'device', 'GPUs', 'process'), rows)}")
-    if report.unreadable:
-        names = "\n".join(f"- {name}" for name in report.unreadable)
-        parts.append(f"## Skipped: {len(report.unreadable)} unreadable images\n\n{names}")
+def _placements_section(report: ReportContent) -> str:
+    if not report.placements:
+        return ""
+    rows = [
+        (p.teacher, p.node, p.device, ", ".join(map(str, p.gpus)) or "-", str(p.pid))
+        for p in report.placements
+    ]
+    table = format_table(("teacher", "node", "device", "GPU ids", "process id"), rows)
+    return f"## Teacher actors\n\n{table}"
+
+
+def _unreadable_section(report: ReportContent) -> str:
+    if not report.unreadable:
+        return ""
+    names = "\n".join(f"- {name}" for name in report.unreadable)
+    return f"## Skipped images: {len(report.unreadable)} could not be read\n\n{names}"
+
+
+def _tracking_section(report: ReportContent) -> str:
+    run = report.mlflow
     if run.tracking_uri is None:
-        parts.append("## Tracking\n\nNot tracked.")
-    else:
-        local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
-        browse = run.tracking_uri if run.tracking_uri.startswith("http") else local
-        parts.append(f"## Tracking\n\nMLflow run `{run.run_id}`; to see it:\n\n```\n{browse}\n```")
-    return "\n\n".join(parts)
+        return "## Tracking\n\nThis run was not tracked."
+    # A server has a page to open; a database needs MLflow's user interface to be started first.
+    local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
+    browse = run.tracking_uri if run.tracking_uri.startswith("http") else local
+    return f"## Tracking\n\nMLflow run `{run.run_id}`. To look at it:\n\n```\n{browse}\n```"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table; the first column to the left, the others to the right."""
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table. The first column is aligned to the left, the others to the right.
+
+    Args:
+        header: Titles of the columns.
+        rows: One cell per column for each row. A ``|`` in a cell is escaped.
+    """
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = [header, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _share(value: float | None) -> str:
+def _format_share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"

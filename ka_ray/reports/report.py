@@ -1,31 +1,32 @@
-"""The report of a run: what ``report.json`` holds, and the same for people as ``report.md``."""
+"""The report of a run: ``report.json`` for programs, and the same as ``report.md`` for people."""
 
 from pathlib import Path
 from typing import Any
 
-from ka_ray.reports.markdown import write_markdown
+from ka_ray.reports.markdown import report_to_markdown
 from ka_ray.reports.sections import ReportContent
 from ka_ray.storage.files import read_json, write_json, write_text
 from ka_ray.storage.uris import to_path
 
 
 class Report(ReportContent):
-    """The report of a run; :class:`ka_ray.reports.sections.ReportContent` lists what it holds."""
+    """The report of a run. :class:`ka_ray.reports.sections.ReportContent` describes its fields."""
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``report.md`` into a folder, each in one atomic step."""
+        # report.json comes last: where it exists, both files are complete.
         write_text(folder / "report.md", self.to_markdown())
         write_json(folder / "report.json", self.model_dump(mode="json"))
 
     @staticmethod
     def load(folder: str | Path) -> "Report":
-        """Read the report of a finished run from its output folder."""
+        """Read ``report.json`` from the output folder of a finished run, which may be a URI."""
         return Report.model_validate(read_json(to_path(folder) / "report.json"))
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, for people."""
-        return write_markdown(self)
+        return report_to_markdown(self)
 
 
 REPORT_SCHEMA: dict[str, Any] = Report.model_json_schema()
-"""The JSON schema of ``report.json``."""
+"""The JSON schema of ``report.json``, with a description of every key."""

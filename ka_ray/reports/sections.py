@@ -1,152 +1,202 @@
-"""The sections of a report, as typed models."""
+"""The typed sections of ``report.json``."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
+"""The stages of a run, in the order in which they run."""
 
 
 class ReportSection(BaseModel):
-    """A part of a report: immutable, and unknown keys are refused."""
+    """A part of a report. It is immutable, and it refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # The string below a field becomes its description in the JSON schema.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Pair(ReportSection):
-    """Accuracies on the images of one teacher's classes, among those classes: its own, the student's."""
+class AccuracyPair(ReportSection):
+    """Accuracies of one teacher and of the student on the images of this teacher's classes.
+
+    Only the scores of the teacher's classes are compared, so neither can answer with another class.
+    """
 
     teacher: float | None
+    """Accuracy of the teacher, in [0, 1]; None if no image of its classes has a label."""
     student: float | None
+    """Accuracy of the student on the same images, in [0, 1]; None if none of them has a label."""
 
 
 class Accuracy(ReportSection):
-    """How the student was judged; what needs labels, or teachers, is None without them.
-
-    ``union`` is the student's accuracy over all classes, ``ensemble`` that of the amalgamated scores (of one
-    view; ``ensemble_over_views`` of those averaged over views, if there are views), ``agreement`` the share
-    of images on which student and ensemble say the same.
-    """
+    """Accuracies and agreement of a student, all in [0, 1]."""
 
     union: float | None
+    """Accuracy of the student over the classes of all teachers; None without labels."""
     ensemble: float | None
+    """Accuracy of the amalgamated scores of all teachers; None without labels or teachers."""
     ensemble_over_views: float | None
+    """Same as ``ensemble``, with scores averaged over several views per image; None without such views."""
     agreement: float | None
-    per_teacher: dict[str, Pair]
+    """Share of the images for which student and ensemble predict the same class; None without teachers."""
+    per_teacher: dict[str, AccuracyPair]
+    """Name of a teacher -> the accuracies on the images of its classes."""
     images: int
+    """Number of images that were evaluated, with and without labels."""
     labelled: int
+    """Number of these images that have labels."""
 
 
-class Size(ReportSection):
-    """What a network costs: its numbers, the multiply-accumulates of one image, the bytes of its weights."""
+class NetworkSize(ReportSection):
+    """The size of a network and the cost of one forward pass."""
 
     parameters: int
+    """Number of parameters."""
     macs: int
+    """Multiply-accumulates of one image, in convolutions and matrix products."""
     bytes: int
+    """Memory of the parameters and buffers, in bytes."""
 
 
-class Sizes(ReportSection):
-    """The student beside all teachers together and each of them."""
+class NetworkSizes(ReportSection):
+    """The size of the student next to that of its teachers."""
 
-    student: Size
-    teachers: Size
-    per_teacher: dict[str, Size]
+    student: NetworkSize
+    """Size of the student."""
+    teachers: NetworkSize
+    """Sum over all teachers."""
+    per_teacher: dict[str, NetworkSize]
+    """Name of a teacher -> its size."""
 
 
-class Code(ReportSection):
-    """One tap's code: channels kept, of how many; the share of variance lost, and the least possible."""
+class CodeSummary(ReportSection):
+    """How much of the stacked features of one tap its code keeps."""
 
     width: int
+    """Number of channels of the code."""
     stacked: int
+    """Number of stacked channels, which is the sum over the teachers."""
     relative_error: float
+    """Share of the variance of the stacked features that is lost, in [0, 1]."""
     optimal_relative_error: float
+    """Lowest share that any linear code of this width can lose, in [0, 1]."""
 
 
 class Extension(ReportSection):
-    """What a run took over from the one that it extends.
-
-    ``reused`` and ``trained`` auto-encoders of each tap; ``saved_seconds`` is what the extended run's codes
-    took, 0 where all were trained again.
-    """
+    """What a run reused from the earlier run that it extends."""
 
     extended: str
+    """Output folder of the earlier run."""
     reused: int
+    """Number of auto-encoders per tap that were taken from the earlier run."""
     trained: int
+    """Number of auto-encoders per tap that were trained in this run."""
     seconds: float
+    """Time that training them took, in seconds."""
     saved_seconds: float
+    """Time that the earlier run spent on the reused auto-encoders, in seconds; 0 if none was reused."""
 
 
-class Layer(ReportSection):
-    """One student layer: the share of its target's variance that it misses.
-
-    Of a layer computed by least squares it is that on held-out images, by which ``ridge`` was chosen.
-    """
+class LayerSummary(ReportSection):
+    """How well one layer of the student reproduces its target, the code of its tap."""
 
     relative_error: float
+    """Share of the target's variance that the layer does not reproduce.
+
+    For least squares it is measured on the held-out images on which ``ridge`` was chosen.
+    """
     ridge: float | None
+    """Ridge of the least-squares solution; None if the layer was trained by gradient steps."""
 
 
-class Speed(ReportSection):
-    """How long a stage took, and how many images it went through in a second."""
+class StageSpeed(ReportSection):
+    """Time and throughput of a stage."""
 
     seconds: float
+    """Duration of the stage, in seconds."""
     images_per_s: float
+    """Images processed per second; an image counts again in every epoch."""
 
 
 class CurvePoint(ReportSection):
-    """The student after some images of joint learning."""
+    """The student after one of the epochs of joint learning."""
 
     images: int
+    """Number of images processed in joint learning so far; an image counts again in every epoch."""
     accuracy: Accuracy
+    """Accuracies of the student at this point."""
 
 
-class Cluster(ReportSection):
-    """What Ray had."""
+class ClusterResources(ReportSection):
+    """The resources of the Ray cluster when the run started."""
 
     nodes: int
+    """Number of nodes that were alive."""
     cpus: float
+    """Number of logical CPUs of all nodes."""
     gpus: float
+    """Number of logical GPUs of all nodes."""
 
 
-class Placement(ReportSection):
-    """Where a teacher actor ran."""
+class ActorPlacement(ReportSection):
+    """Where the Ray actor of a teacher ran."""
 
     teacher: str
+    """Name of the teacher."""
     node: str
+    """Ray's id of the node."""
     gpus: list[int]
+    """Ids of the GPUs that Ray assigned to the actor."""
     device: str
+    """The torch device of the teacher's network."""
     pid: int
+    """Process id of the actor on its node."""
 
 
 class MlflowRun(ReportSection):
-    """Where the run is tracked; None if nowhere."""
+    """The MLflow run that keeps parameters, metrics and artifacts."""
 
     tracking_uri: str | None
+    """Address of the MLflow server or database; None if the run is not tracked."""
     run_id: str | None
+    """Id of the MLflow run; None if the run is not tracked."""
 
 
 class ReportContent(ReportSection):
-    """All that came out of a run, as ``report.json`` holds it.
-
-    ``overlap`` names the classes that several teachers know, with these teachers; ``kept_adapters`` the
-    parameters of adapters that could not be folded, tap by tap.
-    """
+    """Everything that ``report.json`` holds."""
 
     name: str
+    """Name of the run, from the config."""
     classes: list[str]
+    """Classes of the student, in the order of its scores."""
     method: Literal["direct", "incremental", "common_features", "distill", "scratch"]
+    """How the student was made: the method of the codes, or the baseline."""
     rule: Literal["concatenate", "mean", "max", "conditional"]
+    """How the scores of the teachers are combined."""
     centered: bool
+    """Whether the mean of each teacher's scores of an image is subtracted before they are combined."""
     overlap: dict[str, list[str]]
+    """Class that several teachers know -> the names of these teachers."""
     accuracy: Accuracy
+    """Accuracies of the finished student."""
     curve: list[CurvePoint]
-    size: Sizes
+    """The student after every epoch of joint learning; empty unless ``evaluation.each_epoch`` is set."""
+    size: NetworkSizes
+    """Sizes of the student and of its teachers."""
     kept_adapters: dict[str, int]
-    codes: dict[str, Code]
+    """Tap whose adapter could not be folded into the layer before it -> parameters of this adapter."""
+    codes: dict[str, CodeSummary]
+    """Tap -> its code; empty for a baseline."""
     extension: Extension | None
-    layers: dict[str, Layer]
-    stages: dict[StageName, Speed]
-    ray: Cluster
-    placements: list[Placement]
+    """What was reused from an earlier run; None unless the run extends one."""
+    layers: dict[str, LayerSummary]
+    """Tap, or ``scores`` -> the student's layer that ends there; empty for a baseline."""
+    stages: dict[StageName, StageSpeed]
+    """Stage that ran -> its time and throughput."""
+    ray: ClusterResources
+    """Resources of the Ray cluster."""
+    placements: list[ActorPlacement]
+    """Where the teachers' actors ran during extraction."""
     unreadable: list[str]
+    """Images that could not be read and were skipped, each with the reason."""
     mlflow: MlflowRun
+    """Where the run is tracked."""

@@ -1,53 +1,69 @@
-"""What a search tries and what it finds: points, trials, the Pareto front. No torch, no Ray."""
+"""The result of `ka-ray tune`: the trials, their Pareto front and the chosen student. No torch, no Ray."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ka_ray.reports.markdown import table
+from ka_ray.reports.markdown import format_table
 from ka_ray.reports.sections import ReportSection
 from ka_ray.storage.files import write_json, write_text
 
 
 class Trial(ReportSection):
-    """One student that was tried.
-
-    ``agreement`` with the ensemble on held-out images; ``seconds`` that it took; ``epochs`` of joint
-    learning; ``stopped`` before its last one, because others were better by then.
-    """
+    """One student that was tried."""
 
     key: str
+    """Id of the trial, made from its widths, ridge and learning rate; also the name of its folder."""
     widths: dict[str, int]
+    """Tap -> number of channels of the student there."""
     ridge: float | None
+    """Ridge of the least-squares solutions; None if each layer chose its own on held-out images."""
     learning_rate: float | None
+    """Peak learning rate of joint learning; None if the student was not trained jointly."""
     agreement: float
+    """Share of the held-out images for which student and ensemble predict the same class."""
     parameters: int
+    """Number of parameters of the student."""
     macs: int
+    """Multiply-accumulates of the student for one image."""
     seconds: float
+    """Duration of the trial, in seconds."""
     epochs: int
+    """Number of epochs of joint learning; 0 without joint learning."""
     stopped: bool = False
+    """Whether joint learning was stopped early because other trials were better at that epoch."""
 
 
 class TuneResult(ReportSection):
-    """All trials of a search.
-
-    ``front`` are the keys of the trials of which no other has more agreement at the same or a smaller cost;
-    ``chosen`` is that of the front with the most agreement within the budget.
-    """
+    """All trials of a search for the widths of the student."""
 
     name: str
+    """Name of the run, from the config."""
     cost: str
+    """What the agreement is weighed against: ``parameters`` or ``macs``."""
     budget: int
+    """Maximum cost of the chosen student, in the unit of ``cost``."""
     images: int
+    """Number of held-out images on which agreement was measured."""
     pass_seconds: float
+    """Duration of the pass over the images from whose statistics all students are computed, in seconds."""
     search_seconds: float
+    """Duration of all trials together, in seconds."""
     failed: dict[str, str]
+    """Key of a trial that failed -> its error."""
     trials: list[Trial]
+    """The trials that finished."""
     front: list[str]
+    """Keys of the trials on the Pareto front, from the cheapest to the best."""
     chosen: str | None
+    """Key of the trial with the best agreement within the budget; None if all trials cost more."""
 
     def trial(self, key: str) -> Trial:
-        """Find a trial."""
+        """Return the trial with a key.
+
+        Raises:
+            StopIteration: No trial has this key.
+        """
         return next(trial for trial in self.trials if trial.key == key)
 
     def save(self, folder: Path) -> None:
@@ -56,30 +72,33 @@ class TuneResult(ReportSection):
         write_text(folder / "tune.md", self.to_markdown())
 
     def to_markdown(self) -> str:
-        """Write the front, then all trials, for people."""
+        """Return the Pareto front and the table of all trials as Markdown, for people."""
         ordered = sorted(self.trials, key=lambda trial: (getattr(trial, self.cost), -trial.agreement))
         front = [trial for trial in ordered if trial.key in self.front]
+        taps = ordered[0].widths if ordered else {}
         parts = [
             f"# {self.name}: {len(self.trials)} students tried",
-            f"Agreement with the ensemble on {self.images:,} held-out images. The pass over the images took "
-            f"{self.pass_seconds:.1f} s, the trials {self.search_seconds:.1f} s.",
+            f"Agreement with the ensemble was measured on {self.images:,} held-out images. The pass over the "
+            f"images took {self.pass_seconds:.1f} s, all trials {self.search_seconds:.1f} s. A row lists the "
+            f"widths of a student in the order of its taps: {', '.join(taps)}.",
             f"## Pareto front: agreement against {self.cost}",
-            _rows(front, self.chosen),
-            f"Chosen (*): the best within {self.budget:,} {self.cost}. `ka-ray run best.yaml` learns a "
-            "student of these widths, with the stages of the config."
+            _format_trials(front, self.chosen),
+            f"The student marked * was chosen: it has the best agreement of those with at most "
+            f"{self.budget:,} {self.cost}. `ka-ray run best.yaml` trains a student of these widths with the "
+            "stages of the config."
             if self.chosen is not None
-            else f"No student that was tried costs at most {self.budget:,} {self.cost}.",
-            "## All",
-            _rows(ordered, self.chosen),
+            else f"No student was chosen: every one has more than {self.budget:,} {self.cost}, the budget.",
+            "## All trials",
+            _format_trials(ordered, self.chosen),
         ]
         if self.failed:
             lines = "\n".join(f"- `{key}`: {error}" for key, error in self.failed.items())
-            parts.append(f"## Failed; the same command tries them again\n\n{lines}")
+            parts.append(f"## Failed trials\n\nRun the same command again to repeat them.\n\n{lines}")
         return "\n\n".join(parts) + "\n"
 
 
-def _rows(trials: Sequence[Trial], chosen: str | None) -> str:
-    header = ("widths", "ridge", "rate", "agreement", "parameters", "million macs", "epochs", "seconds")
+def _format_trials(trials: Sequence[Trial], chosen: str | None) -> str:
+    header = ("widths", "ridge", "learning rate", "agreement", "parameters")
     rows = [
         (
             " ".join(map(str, trial.widths.values())) + (" *" if trial.key == chosen else ""),
@@ -88,21 +107,29 @@ def _rows(trials: Sequence[Trial], chosen: str | None) -> str:
             f"{trial.agreement:.4f}",
             f"{trial.parameters:,}",
             f"{trial.macs / 1e6:.2f}",
-            f"{trial.epochs}{' (stopped)' if trial.stopped else ''}",
+            f"{trial.epochs}{' (stopped early)' if trial.stopped else ''}",
             f"{trial.seconds:.1f}",
         )
         for trial in trials
     ]
-    return table(header, rows)
+    return format_table((*header, "million multiply-accumulates per image", "epochs", "seconds"), rows)
 
 
 def pareto_front(trials: Iterable[Trial], cost: str) -> list[Trial]:
-    """Find the trials of which no other has at least the agreement at no more cost, and one of both better.
+    """Return the trials that no other trial beats.
+
+    One trial beats another if its agreement is at least as high and its cost at most as high, and one of
+    the two is better. Of several trials with the same agreement and cost only the first is kept.
+
+    Args:
+        trials: The trials, in any order.
+        cost: Name of the field that is the cost: ``parameters`` or ``macs``.
 
     Returns:
-        From the cheapest to the best; of equal ones the first.
+        The front, from the cheapest trial to the one with the best agreement.
     """
     front: list[Trial] = []
+    # In this order a trial is on the front exactly if it agrees more than all cheaper ones.
     for trial in sorted(trials, key=lambda one: (getattr(one, cost), -one.agreement, one.key)):
         if not front or trial.agreement > front[-1].agreement:
             front.append(trial)
@@ -110,6 +137,15 @@ def pareto_front(trials: Iterable[Trial], cost: str) -> list[Trial]:
 
 
 def choose_trial(front: Sequence[Trial], cost: str, budget: int) -> Trial | None:
-    """Choose the trial of the front with the most agreement within a budget; None if all cost more."""
-    within: list[Any] = [trial for trial in front if getattr(trial, cost) <= budget]
-    return within[-1] if within else None
+    """Return the trial of a Pareto front with the best agreement within a budget.
+
+    Args:
+        front: The front, as :func:`pareto_front` returns it.
+        cost: Name of the field that is the cost: ``parameters`` or ``macs``.
+        budget: Maximum cost, in the unit of ``cost``.
+
+    Returns:
+        The trial; None if every trial costs more.
+    """
+    affordable: list[Any] = [trial for trial in front if getattr(trial, cost) <= budget]
+    return affordable[-1] if affordable else None

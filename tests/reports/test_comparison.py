@@ -1,4 +1,4 @@
-"""The comparison table against numbers worked out by hand."""
+"""The comparison of methods, checked against numbers computed by hand."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ka_ray.metrics import Counts
-from ka_ray.reports.comparison import Comparison, Row, Spread, make_ensemble_rows, make_row
+from ka_ray.reports.comparison import Comparison, ComparisonRow, SeedValues, make_ensemble_rows, make_row
 
 TEACHERS = ["low", "high"]
 
 
 def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:
-    """The counts of a student that is right on some images of class 0 and takes the others for class 1."""
+    """Return the counts of a student that predicts class 0 for ``right`` images of class 0, else class 1."""
     student = np.array([[right, images - right], [0, 0]])
     nothing = np.zeros((2, 2), np.int64)
     known = {
@@ -29,14 +29,14 @@ def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:
     return Counts(**known | changed)
 
 
-def row(label: str, **changed: Any) -> Row:
+def row(label: str, **changed: Any) -> ComparisonRow:
     spreads = {
-        "union": Spread(values=[0.5, 0.75]),
-        "per_teacher": {name: Spread(values=[None]) for name in TEACHERS},
-        "agreement": Spread(values=[1.0, 0.9]),
-        "seconds": Spread(values=[10.0, 13.0]),
+        "union": SeedValues(values=[0.5, 0.75]),
+        "per_teacher": {name: SeedValues(values=[None]) for name in TEACHERS},
+        "agreement": SeedValues(values=[1.0, 0.9]),
+        "seconds": SeedValues(values=[10.0, 13.0]),
     }
-    return Row(**{"label": label, "images": 12345, "parameters": 6789} | spreads | changed)
+    return ComparisonRow(**{"label": label, "images": 12345, "parameters": 6789} | spreads | changed)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def row(label: str, **changed: Any) -> Row:
         ([0.0, 2.0], 1.0, 2**0.5, "1.000 ± 1.414"),
     ],
 )
-def test_a_spread_is_mean_and_sample_deviation_of_what_was_measured(values, mean, deviation, text):
-    spread = Spread(values=values)
+def test_seed_values_have_mean_and_sample_deviation_of_the_measured_ones(values, mean, deviation, text):
+    spread = SeedValues(values=values)
     assert spread.mean == (None if mean is None else pytest.approx(mean))
     assert spread.deviation == (None if deviation is None else pytest.approx(deviation))
-    assert spread.text() == text
+    assert spread.format() == text
 
 
-def test_a_row_has_one_value_a_seed():
+def test_a_row_has_one_value_per_seed():
     made = make_row("direct", [counts_of(6), counts_of(8)], TEACHERS, [1.5, 2.5], 300, 42)
     assert (made.label, made.images, made.parameters) == ("direct", 300, 42)
     assert made.union.values == pytest.approx([6 / 10, 8 / 10])
@@ -72,16 +72,16 @@ def test_a_row_has_one_value_a_seed():
     assert made.seconds.mean == 2.0
 
 
-def test_a_row_without_labels_has_agreement_alone():
+def test_a_row_without_labels_has_only_agreement():
     nothing = np.zeros((2, 2), np.int64)
     counts = counts_of(6, student=nothing, ensemble=nothing, teacher_images=np.zeros(2, np.int64))
     made = make_row("direct", [counts], TEACHERS, [None], 300, 42)
     assert made.union.values == [None]
-    assert made.per_teacher == {name: Spread(values=[None]) for name in TEACHERS}
+    assert made.per_teacher == {name: SeedValues(values=[None]) for name in TEACHERS}
     assert made.agreement.values == [0.3]
 
 
-def test_the_ensembles_row_is_that_of_the_teachers():
+def test_the_row_of_the_ensemble_has_the_accuracies_of_the_teachers():
     [made] = make_ensemble_rows({"mean": counts_of(6)}, TEACHERS, 99)
     assert made.label == "ensemble"
     assert made.union.values == [8 / 10]
@@ -92,7 +92,7 @@ def test_the_ensembles_row_is_that_of_the_teachers():
     assert (made.agreement.mean, made.seconds.mean, made.images, made.parameters) == (None, None, 0, 99)
 
 
-def test_every_rule_has_an_ensemble_of_its_own():
+def test_every_rule_has_its_own_ensemble_row():
     by_rule = {
         "mean": counts_of(6),
         "max": counts_of(6, ensemble=np.array([[9, 1], [0, 0]])),
@@ -104,37 +104,37 @@ def test_every_rule_has_an_ensemble_of_its_own():
     }
 
 
-def test_the_ensemble_over_views_has_a_row_besides():
+def test_the_ensemble_over_views_has_an_additional_row():
     over_views = np.array([[7, 3], [0, 0]])
     with_views, without = counts_of(6, over_views=over_views), counts_of(6)
     rows = make_ensemble_rows({"mean": with_views, "max": without}, TEACHERS, 99)
     labels = ["ensemble (mean)", "ensemble (mean), over views", "ensemble (max)"]
     assert [one.label for one in rows] == labels
     assert rows[1].union.values == [7 / 10]
-    assert rows[1].per_teacher == {name: Spread(values=[None]) for name in TEACHERS}
+    assert rows[1].per_teacher == {name: SeedValues(values=[None]) for name in TEACHERS}
     assert (rows[1].agreement.mean, rows[1].images, rows[1].parameters) == (None, 0, 99)
     [_, alone] = make_ensemble_rows({"mean": with_views}, TEACHERS, 99)
     assert alone.label == "ensemble, over views"
 
 
 def comparison(**changed: Any) -> Comparison:
-    per_teacher = {"low": Spread(values=[0.9, 0.8]), "high": Spread(values=[None, None])}
-    teachers = {"seconds": Spread(values=[None]), "agreement": Spread(values=[None]), "images": 0}
+    per_teacher = {"low": SeedValues(values=[0.9, 0.8]), "high": SeedValues(values=[None, None])}
+    teachers = {"seconds": SeedValues(values=[None]), "agreement": SeedValues(values=[None]), "images": 0}
     rows = [
-        row("ensemble", union=Spread(values=[0.76]), **teachers),
+        row("ensemble", union=SeedValues(values=[0.76]), **teachers),
         row("direct scores.rule=mean|max", per_teacher=per_teacher),
     ]
     return Comparison(**{"name": "pets", "seeds": [3, 4], "rows": rows, "shared_seconds": 59.6} | changed)
 
 
-def test_a_table_has_one_line_a_method():
+def test_the_table_has_one_line_per_method():
     text = comparison().to_markdown()
-    assert text.startswith("# pets: methods compared\n")
+    assert text.startswith("# pets: comparison of methods\n")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace(r"\|", "/").strip("|").split("|")] for line in lines]
     assert cells[0] == [
-        *("method", "union", "classes of low", "classes of high", "agreement"),
-        *("seconds", "images seen", "parameters"),
+        *("method", "accuracy, all classes", "accuracy, classes of low", "accuracy, classes of high"),
+        *("agreement with the ensemble", "seconds", "images processed", "parameters"),
     ]
     assert all(len(line) == len(cells[0]) for line in cells)
     assert cells[2:] == [
@@ -144,17 +144,17 @@ def test_a_table_has_one_line_a_method():
             *("12 ± 2", "12,345", "6,789"),
         ],
     ]
-    assert "Seeds 3, 4; mean ± standard deviation. " in text
-    assert "took 60 s, once for all." in text
+    assert "Seeds: 3, 4; values are mean ± standard deviation. " in text
+    assert "Reading the images and running the teachers took 60 s once." in text
 
 
-def test_one_seed_has_no_deviation_to_speak_of():
+def test_the_table_of_one_seed_does_not_mention_deviations():
     text = comparison(seeds=[3]).to_markdown()
-    assert "Seeds 3. " in text
+    assert "Seeds: 3. " in text
     assert "deviation" not in text
 
 
-def test_a_saved_comparison_can_be_read_again(tmp_path):
+def test_a_saved_comparison_is_loaded_unchanged(tmp_path):
     saved = comparison()
     saved.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"compare.md", "compare.json"}

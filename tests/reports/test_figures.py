@@ -1,3 +1,5 @@
+"""The figures: which files are drawn from which data, and that they are not empty."""
+
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,20 @@ def report(labelled: bool) -> dict[str, Any]:
 
 
 def histories(epochs: int) -> dict[str, list[dict[str, Any]]]:
-    many = {f"conv{i}": 1.0 + i for i in range(9)}
+    losses = {f"conv{i}": 1.0 + i for i in range(9)}
     return {
-        "codes": [{"images": 100 * e, "losses": many} for e in range(1, epochs + 1)],
+        "codes": [{"images": 100 * e, "losses": losses} for e in range(1, epochs + 1)],
         "joint": [{"images": 100 * e, "losses": {"mse": 0.0}} for e in range(1, epochs + 1)],
     }
 
 
 def curve(unions: list[float | None], ensemble: float | None = 0.9) -> dict[str, Any]:
-    """The part of a report that the curve is drawn from; without a union there are no labels."""
+    """Return the part of a report from which the curve is drawn.
+
+    Args:
+        unions: Accuracy of the student after each epoch; None if it was not measured.
+        ensemble: Accuracy of the ensemble, with and without views; None if it was not measured.
+    """
     points = []
     for number, union in enumerate(unions, 1):
         known = ensemble if union is not None else None
@@ -70,11 +77,11 @@ def check(paths: list[Path]) -> None:
             image.load()
             assert image.format == "PNG"
             assert min(image.size) > 150
-            assert len(np.unique(np.asarray(image.convert("L")))) > 20, "an empty picture"
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20, "the picture is empty"
 
 
 @pytest.mark.filterwarnings("error")
-def test_all_figures_of_a_labelled_run(tmp_path: Path) -> None:
+def test_a_labelled_run_draws_all_figures(tmp_path: Path) -> None:
     confusion = np.diag([5, 3, 0, 1])
     paths = figures.draw_run_figures(report(True), histories(3), confusion, tmp_path / "figures")
     names = ["accuracy", "losses", "reconstruction", "confusion"]
@@ -83,30 +90,30 @@ def test_all_figures_of_a_labelled_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_without_labels_agreement_is_drawn_and_no_confusion(tmp_path: Path) -> None:
+def test_an_unlabelled_run_draws_no_confusion_matrix(tmp_path: Path) -> None:
     paths = figures.draw_run_figures(report(False), histories(1), None, tmp_path)
     assert [path.stem for path in paths] == ["accuracy", "losses", "reconstruction"]
     check(paths)
 
 
-def test_nothing_to_show_draws_nothing(tmp_path: Path) -> None:
+def test_figures_without_data_are_not_drawn(tmp_path: Path) -> None:
     empty = report(False)
     empty["accuracy"]["agreement"] = None
-    assert figures.accuracy_bars(empty, tmp_path) == []
-    assert figures.loss_curves({"codes": []}, tmp_path) == []
-    assert figures.reconstruction_error(empty | {"codes": {}}, tmp_path) == []
-    assert figures.confusion_matrix(np.zeros((4, 4), int), CLASSES, tmp_path) == []
+    assert figures.draw_accuracy_bars(empty, tmp_path) == []
+    assert figures.draw_loss_curves({"codes": []}, tmp_path) == []
+    assert figures.draw_reconstruction_error(empty | {"codes": {}}, tmp_path) == []
+    assert figures.draw_confusion_matrix(np.zeros((4, 4), int), CLASSES, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_figure_starts_a_window_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_does_not_import_pyplot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    figures.accuracy_bars(report(True), tmp_path)
+    figures.draw_accuracy_bars(report(True), tmp_path)
     assert "matplotlib.pyplot" not in sys.modules
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_run_with_a_curve_draws_it_too(tmp_path: Path) -> None:
+def test_a_run_with_a_curve_draws_the_epoch_curve(tmp_path: Path) -> None:
     paths = figures.draw_run_figures(report(True) | curve([0.5, 0.8]), histories(1), None, tmp_path)
     assert [path.stem for path in paths] == ["accuracy", "losses", "epoch_curve", "reconstruction"]
     check(paths)
@@ -125,21 +132,21 @@ def test_a_run_with_a_curve_draws_it_too(tmp_path: Path) -> None:
         pytest.param(curve([1.0], ensemble=1.0), id="all right"),
     ],
 )
-def test_the_curve_is_drawn(tmp_path: Path, given: dict[str, Any]) -> None:
-    assert size(figures.epoch_curve(given, tmp_path)) == (1200, 630)
+def test_the_epoch_curve_is_drawn(tmp_path: Path, given: dict[str, Any]) -> None:
+    assert size(figures.draw_epoch_curve(given, tmp_path)) == (1200, 630)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_curve.png"]
 
 
-def test_a_curve_without_anything_measured_is_not_drawn(tmp_path: Path) -> None:
+def test_an_epoch_curve_without_measurements_is_not_drawn(tmp_path: Path) -> None:
     nothing = curve([None])
     nothing["curve"][0]["accuracy"]["agreement"] = None
-    assert figures.epoch_curve(nothing, tmp_path) == []
-    assert figures.epoch_curve({"curve": []}, tmp_path) == []
+    assert figures.draw_epoch_curve(nothing, tmp_path) == []
+    assert figures.draw_epoch_curve({"curve": []}, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("error")
-def test_methods_are_rows_and_ensembles_are_not(tmp_path: Path) -> None:
+def test_only_methods_add_rows_to_the_comparison(tmp_path: Path) -> None:
     ensembles = [row(f"ensemble (rule {i}), over views", [0.9 + i / 100], [None]) for i in range(2)]
     methods = [row(f"a method with a long name, number {i}", [0.8, 0.7, None], [0.9] * 3) for i in range(12)]
     low = size(figures.draw_comparison(comparison(*ensembles, methods[0], seeds=3), tmp_path))
@@ -150,7 +157,7 @@ def test_methods_are_rows_and_ensembles_are_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_panel_without_anything_measured_is_left_out(tmp_path: Path) -> None:
+def test_a_panel_without_measurements_is_left_out(tmp_path: Path) -> None:
     both = comparison(row("ensemble", [0.9], [None]), row("a", [0.8], [0.7]), row("b", [None], [None]))
     unlabelled = comparison(row("ensemble", [None], [None]), row("a", [None], [0.7]))
     no_teachers = comparison(row("ensemble", [0.9], [None]), row("a", [1.0], [None]))
@@ -159,12 +166,12 @@ def test_a_panel_without_anything_measured_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [row("ensemble", [0.9], [None])], [row("a", [None], [None])]])
-def test_nothing_to_compare_draws_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_a_comparison_without_measurements_is_not_drawn(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     assert figures.draw_comparison(comparison(*rows), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_compare_writes_can_be_drawn(tmp_path: Path) -> None:
+def test_a_dumped_comparison_can_be_drawn(tmp_path: Path) -> None:
     given = Comparison.model_validate(comparison(row("a", [0.8], [0.7])) | {"shared_seconds": 1.0})
     check(figures.draw_comparison(given.model_dump(), tmp_path))

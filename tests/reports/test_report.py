@@ -1,3 +1,5 @@
+"""The report of a run: its JSON schema, its Markdown, and the sizes of networks in it."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ka_ray.metrics import compute_accuracies, count_batch
-from ka_ray.reports.markdown import NO_LABELS
+from ka_ray.reports.markdown import NO_LABELS_NOTE
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import REPORT_SCHEMA, Report
 
@@ -17,7 +19,13 @@ SIZE = {"parameters": 1000, "macs": 2_500_000, "bytes": 4096}
 
 
 def judged(labelled: bool = True, union: float = 1.0, views: bool = False) -> dict[str, Any]:
-    """Accuracies on four images, one a class; the student is right on a share of them."""
+    """Return the accuracies on four images, one per class.
+
+    Args:
+        labelled: Whether the images have labels.
+        union: Share of the images on which the student is right.
+        views: Whether scores averaged over views were measured, too.
+    """
     scores = np.eye(4)
     said = np.roll(scores, 1, axis=1)
     said[: round(4 * union)] = scores[: round(4 * union)]
@@ -88,15 +96,26 @@ def test_the_schema_requires_every_key() -> None:
     }
     assert required("CurvePoint") == {"images", "accuracy"}
     assert required("Extension") == {"extended", "reused", "trained", "seconds", "saved_seconds"}
-    assert required("Pair") == {"teacher", "student"}
-    assert required("Sizes") == {"student", "teachers", "per_teacher"}
-    assert required("Size") == {"parameters", "macs", "bytes"}
-    assert required("Code") == {"width", "stacked", "relative_error", "optimal_relative_error"}
-    assert required("Layer") == {"relative_error", "ridge"}
-    assert required("Speed") == {"seconds", "images_per_s"}
-    assert required("Cluster") == {"nodes", "cpus", "gpus"}
-    assert required("Placement") == {"teacher", "node", "gpus", "device", "pid"}
+    assert required("AccuracyPair") == {"teacher", "student"}
+    assert required("NetworkSizes") == {"student", "teachers", "per_teacher"}
+    assert required("NetworkSize") == {"parameters", "macs", "bytes"}
+    assert required("CodeSummary") == {"width", "stacked", "relative_error", "optimal_relative_error"}
+    assert required("LayerSummary") == {"relative_error", "ridge"}
+    assert required("StageSpeed") == {"seconds", "images_per_s"}
+    assert required("ClusterResources") == {"nodes", "cpus", "gpus"}
+    assert required("ActorPlacement") == {"teacher", "node", "gpus", "device", "pid"}
     assert required("MlflowRun") == {"tracking_uri", "run_id"}
+
+
+def test_every_key_of_the_schema_has_a_description() -> None:
+    parts = [REPORT_SCHEMA, *REPORT_SCHEMA["$defs"].values()]
+    described = {
+        f"{part['title']}.{key}": bool(field.get("description"))
+        for part in parts
+        for key, field in part["properties"].items()
+    }
+    assert len(described) == 58
+    assert [key for key, has_description in described.items() if not has_description] == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +128,7 @@ def test_the_schema_requires_every_key() -> None:
         {"rule": None},
     ],
 )
-def test_what_does_not_fit_the_schema_is_refused(change: dict[str, Any]) -> None:
+def test_content_outside_the_schema_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Report.model_validate(content() | change)
 
@@ -127,11 +146,11 @@ def test_a_saved_report_is_loaded_unchanged(tmp_path: Path, labelled: bool) -> N
     assert (tmp_path / "report.md").read_text() == report.to_markdown()
 
 
-def test_markdown_tells_all_that_a_reader_asks_for() -> None:
+def test_markdown_has_every_section_of_a_labelled_run() -> None:
     text = markdown()
-    assert text.startswith("# run: 4 classes, 2 teachers, one student\n\nMade by `direct`; ")
-    assert "the teachers' scores are put together by `concatenate`." in text
-    assert NO_LABELS not in text
+    assert text.startswith("# run: 4 classes, 2 teachers, one student\n\nMethod: `direct`. ")
+    assert "The teachers' scores are combined by `concatenate`." in text
+    assert NO_LABELS_NOTE not in text
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
     assert "| conv1 | 4 of 8 | 0.25 | 0.2 | 0.125 | gradient steps |" in text
     assert "| scores | - | - | - | 0.5 | least squares, ridge 0.0001 |" in text
@@ -141,42 +160,43 @@ def test_markdown_tells_all_that_a_reader_asks_for() -> None:
     assert "mlflow ui --backend-store-uri 'sqlite:////tmp/my runs/mlflow.db'" in text
 
 
-def test_markdown_says_that_there_are_no_labels() -> None:
+def test_markdown_without_labels_says_so_and_reports_agreement() -> None:
     text = Report.model_validate(content(labelled=False)).to_markdown()
-    assert NO_LABELS in text
-    assert "Agreement of student and ensemble on 4 images: 1.000." in text
+    assert NO_LABELS_NOTE in text
+    assert "Agreement of student and ensemble on 4 images: 1.000 (" in text
     assert "all classes" not in text
 
 
-def test_tables_survive_a_bar_in_a_name() -> None:
+def test_a_vertical_bar_in_a_name_is_escaped_in_tables() -> None:
     assert r"| a\|b | 4 of 8 |" in markdown(codes={"a|b": content()["codes"]["conv1"]})
 
 
-def test_what_a_run_has_not_is_not_spoken_of() -> None:
+def test_markdown_leaves_out_sections_without_content() -> None:
     text = markdown()
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# run: 4 classes, 2 teachers, one student",
         *("## Accuracy", "## Size", "## Codes and layers", "## Stages", "## Teacher actors"),
-        *("## Skipped: 1 unreadable images", "## Tracking"),
+        *("## Skipped images: 1 could not be read", "## Tracking"),
     ]
-    for word in ("Extends", "several teachers know", "averaged over views", "keeps adapters"):
+    for word in ("extends", "several teachers know", "averaged over views", "Adapters", "joint learning"):
         assert word not in text
     assert "\n\n\n" not in text
     assert "## Teacher actors" not in markdown(placements=[])
-    assert "unreadable" not in markdown(unreadable=[])
-    assert "Not tracked." in markdown(mlflow={"tracking_uri": None, "run_id": None})
+    assert "Skipped" not in markdown(unreadable=[])
+    assert "This run was not tracked." in markdown(mlflow={"tracking_uri": None, "run_id": None})
 
 
-def test_classes_that_several_teachers_know_are_named_with_them_and_the_rule() -> None:
+def test_shared_classes_are_listed_with_their_teachers() -> None:
     overlap = {"dog": ["low", "high"], "cow": ["high", "other"]}
     text = markdown(rule="mean", overlap=overlap)
-    assert "put together by `mean`.\n\nClasses that several teachers know: " in text
+    assert "combined by `mean`.\n\nClasses that several teachers know: " in text
     assert "know: dog (low, high), cow (high, other)." in text
 
 
-def test_centred_scores_are_named() -> None:
-    assert "put together by `mean`, each teacher's centred before." in markdown(rule="mean", centered=True)
+def test_markdown_says_that_scores_were_centred() -> None:
+    text = markdown(rule="mean", centered=True)
+    assert "combined by `mean`, after each teacher's scores were centred." in text
 
 
 @pytest.mark.parametrize(
@@ -184,64 +204,66 @@ def test_centred_scores_are_named() -> None:
     [
         (
             *(3, 1, 34.56),
-            "3 auto-encoder(s) a tap used again, 1 trained in 12.3 s; 34.6 s of training saved.",
+            "Per tap it reused 3 auto-encoder(s) and trained 1 in 12.3 s. This saved 34.6 s of training.",
         ),
         (
             *(0, 1, 0.0),
-            "0 auto-encoder(s) a tap used again, 1 trained in 12.3 s; "
-            "all auto-encoders were trained again, nothing was saved.",
+            "Per tap it reused 0 auto-encoder(s) and trained 1 in 12.3 s. "
+            "All auto-encoders were trained again, so no time was saved.",
         ),
     ],
 )
-def test_an_extension_says_what_it_saved_or_that_it_saved_nothing(
+def test_markdown_says_how_much_time_an_extension_saved(
     reused: int, trained: int, saved: float, said: str
 ) -> None:
     extension = {"extended": "/runs/old", "reused": reused, "trained": trained, "seconds": 12.345}
     text = markdown(method="incremental", extension=extension | {"saved_seconds": saved})
-    assert f"Extends `/runs/old`: {said}" in text
+    assert f"This run extends `/runs/old`. {said}" in text
 
 
-def test_the_curve_sets_every_epochs_student_against_the_ensemble() -> None:
+def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble() -> None:
     accuracy = judged() | {"union": 0.6, "ensemble": 0.8}
     curve = [
         {"images": 1000, "accuracy": judged(union=0.25) | {"ensemble": 0.5}},
         {"images": 25_000, "accuracy": judged(union=0.75)},
     ]
     text = markdown(accuracy=accuracy, curve=curve)
-    assert (
-        "## After every epoch\n\n| images of joint learning | union | union / ensemble | agreement |" in text
-    )
-    assert "| 1,000 | 0.250 | 0.312 | 0.250 |" in text  # of the run's own ensemble, 0.8
+    header = "| images processed | accuracy, all classes | accuracy / ensemble's accuracy | agreement |"
+    assert f"## After every epoch of joint learning\n\n{header}" in text
+    assert "| 1,000 | 0.250 | 0.312 | 0.250 |" in text  # 0.25 / 0.8, the ensemble of the finished run
     assert "| 25,000 | 0.750 | 0.938 | 0.750 |" in text
     assert text.index("| 1,000 |") < text.index("| 25,000 |") < text.index("## Size")
 
 
-def test_a_curve_without_labels_tells_agreement_alone() -> None:
+def test_the_curve_without_labels_has_only_agreement() -> None:
     curve = [{"images": 64, "accuracy": judged(labelled=False, union=0.5)}]
     assert "| 64 | not measured | - | 0.500 |" in markdown(accuracy=judged(labelled=False), curve=curve)
 
 
-def test_the_ensemble_over_views_has_a_line_of_its_own() -> None:
+def test_the_ensemble_over_views_has_its_own_row() -> None:
     text = markdown(accuracy=judged(views=True))
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
-    assert "| all classes (teachers: averaged over views) | 0.750 |  |" in text
+    assert "| all classes (teachers: their ensemble, averaged over views) | 0.750 | - |" in text
 
 
-def test_adapters_that_stay_are_counted_below_the_sizes() -> None:
+def test_kept_adapters_are_listed_below_the_sizes() -> None:
     text = markdown(kept_adapters={"layer1": 4160, "layer4": 262_656})
-    said = "could not be folded, at (parameters): layer1 (4,160), layer4 (262,656)."
+    said = (
+        "Adapters that could not be folded are kept as layers of the student: "
+        "layer1 (4,160 parameters), layer4 (262,656 parameters)."
+    )
     assert text.index("## Size") < text.index(said) < text.index("## Codes and layers")
 
 
 @pytest.mark.parametrize("method", ["distill", "scratch"])
 def test_a_baseline_has_no_codes(method: str) -> None:
     text = markdown(method=method, codes={}, layers={})
-    assert f"Made by `{method}`" in text
+    assert f"Method: `{method}`." in text
     assert "Codes" not in text
     assert "\n\n\n" not in text
 
 
-def test_size_of_a_conv_and_a_linear_layer_is_the_one_counted_by_hand() -> None:
+def test_measure_size_equals_a_count_by_hand() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
         nn.BatchNorm2d(5),
@@ -252,5 +274,7 @@ def test_size_of_a_conv_and_a_linear_layer_is_the_one_counted_by_hand() -> None:
     size = measure_size(network, torch.zeros(1, 3, 8, 6))
     assert size.macs == 8 * 6 * 5 * 3 * 9 + 5 * 2
     assert size.parameters == (5 * 3 * 9 + 5) + 2 * 5 + (5 * 2 + 2)
-    assert size.bytes == 4 * size.parameters + 4 * 2 * 5 + 8  # running mean and variance; a step count
+    assert (
+        size.bytes == 4 * size.parameters + 4 * 2 * 5 + 8
+    )  # batch norm: two running statistics, a step count
     assert measure_size(network.half(), torch.zeros(1, 3, 8, 6).half()).bytes < size.bytes

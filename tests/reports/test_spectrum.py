@@ -1,4 +1,4 @@
-"""The spectrum's table, against eigenvalues that are known."""
+"""The widths and the table of a spectrum, checked against known errors."""
 
 import json
 
@@ -14,12 +14,12 @@ def tap(max_width: int = 3) -> TapSpectrum:
 @pytest.mark.parametrize(
     ("energy", "width"), [(0.5, 1), (0.7, 1), (0.71, 2), (0.99, 2), (0.995, 3), (1.0, 3)]
 )
-def test_the_least_width_that_keeps_the_energy(energy, width):
+def test_width_for_energy_is_the_smallest_that_keeps_it(energy, width):
     assert tap().width_for_energy(energy) == width
     assert tap(max_width=2).width_for_energy(energy) == min(width, 2)
 
 
-def test_the_table_and_the_file_say_the_same(tmp_path):
+def test_markdown_and_json_show_the_same_spectrum(tmp_path):
     spectrum = Spectrum(name="run", images=1200, positions_per_image=16, seconds=1.5, taps={"conv1": tap()})
     assert spectrum.widths(0.99) == {"conv1": 2}
     spectrum.save(tmp_path)

@@ -1,4 +1,4 @@
-"""The search's points and its front, against brute force."""
+"""The points that `ka-ray tune` tries, its Pareto front (against brute force), and its table."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def trial(agreement: float, parameters: int, key: str = "a") -> Trial:
     )
 
 
-def test_the_space_lies_around_the_students_own_widths():
+def test_the_search_space_lies_around_the_widths_of_the_config():
     tuned = TuneConfig(factors=(0.5, 1, 2), ridges=(1e-3,), learning_rates=(0.1, 0.2))
     assert build_search_space(tuned, OWN, MOST) == {
         "width.conv1": (4, 8, 10),  # no code is wider than what is stacked
@@ -49,12 +49,12 @@ def test_the_space_lies_around_the_students_own_widths():
         ({"conv1": (4, 11)}, r"tune.widths.conv1: \[11\] must lie in 1 ... 10"),
     ],
 )
-def test_widths_that_cannot_be_are_refused(widths, message):
+def test_impossible_widths_are_refused(widths, message):
     with pytest.raises(InputError, match=message):
         build_search_space(TuneConfig(widths=widths), OWN, MOST)
 
 
-def test_a_grid_is_every_combination_once():
+def test_a_grid_has_every_combination_once():
     points = list_points(TuneConfig(algorithm="grid"), SPACE, OWN, seed=0)
     assert len(points) == 12
     assert {tuple(point.values()) for point in points} == set(itertools.product(*SPACE.values()))
@@ -63,7 +63,7 @@ def test_a_grid_is_every_combination_once():
 
 
 @pytest.mark.parametrize("trials", [1, 5, 12, 50])
-def test_random_points_are_distinct_repeatable_and_begin_with_the_configured_student(trials):
+def test_random_points_are_distinct_and_repeatable_and_start_with_the_config(trials):
     points = list_points(TuneConfig(trials=trials), SPACE, OWN, seed=3)
     assert points == list_points(TuneConfig(trials=trials), SPACE, OWN, seed=3)
     assert len({trial_key(point) for point in points}) == len(points) == min(trials, 12)
@@ -74,7 +74,7 @@ def test_random_points_are_distinct_repeatable_and_begin_with_the_configured_stu
         assert all(point[key] in values for key, values in SPACE.items())
 
 
-def test_other_seeds_try_others_and_own_widths_outside_the_space_are_not_tried():
+def test_random_points_depend_on_the_seed_and_stay_inside_the_space():
     sets = [{trial_key(p) for p in list_points(TuneConfig(trials=4), SPACE, OWN, seed)} for seed in range(5)]
     assert len({frozenset(keys) for keys in sets}) > 1
     without = list_points(
@@ -84,7 +84,7 @@ def test_other_seeds_try_others_and_own_widths_outside_the_space_are_not_tried()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_front_is_what_brute_force_finds(seed):
+def test_the_pareto_front_equals_brute_force(seed):
     rng = random.Random(seed)
     trials = [trial(rng.choice((0.5, 0.6, 0.7, 0.8)), rng.randrange(1, 9), str(n)) for n in range(12)]
 
@@ -103,7 +103,7 @@ def test_the_front_is_what_brute_force_finds(seed):
     assert [one.parameters for one in front] == sorted(one.parameters for one in front)
 
 
-def test_the_choice_is_the_best_within_the_budget():
+def test_the_chosen_trial_is_the_best_within_the_budget():
     front = [trial(0.5, 10, "x"), trial(0.7, 20, "y"), trial(0.9, 40, "z")]
     assert choose_trial(front, "parameters", 39) == front[1]
     assert choose_trial(front, "macs", 7 * 40) == front[2]
@@ -111,8 +111,8 @@ def test_the_choice_is_the_best_within_the_budget():
 
 
 @pytest.mark.parametrize("chosen", ["y", None])
-def test_the_table_and_the_file_say_the_same(tmp_path, chosen):
-    sweep = TuneResult(
+def test_markdown_and_json_show_the_same_trials(tmp_path, chosen):
+    result = TuneResult(
         name="run",
         cost="parameters",
         budget=30,
@@ -124,16 +124,17 @@ def test_the_table_and_the_file_say_the_same(tmp_path, chosen):
         front=["s", "y"],
         chosen=chosen,
     )
-    sweep.save(tmp_path)
-    assert TuneResult.model_validate(json.loads((tmp_path / "tune.json").read_text())) == sweep
+    result.save(tmp_path)
+    assert TuneResult.model_validate(json.loads((tmp_path / "tune.json").read_text())) == result
     text = (tmp_path / "tune.md").read_text()
     front, everything = text.split("## All")
     star = " *" if chosen else ""
     assert f"| 20 3{star} | - | 0.001 | 0.7000 | 20 | 0.00 | 2 | 1.2 |" in front
     assert "| 25 3 |" in everything
     assert "| 25 3 |" not in front
-    assert "2 (stopped)" in front
+    assert "2 (stopped early)" in front
+    assert "in the order of its taps: conv1, conv2." in text
     assert "- `p`: broken" in text
     assert ("ka-ray run best.yaml" in text) == (chosen is not None)
-    assert ("costs at most 30 parameters" in text) == (chosen is None)
-    assert sweep.trial("n").parameters == 25
+    assert ("every one has more than 30 parameters" in text) == (chosen is None)
+    assert result.trial("n").parameters == 25

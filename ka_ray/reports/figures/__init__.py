@@ -1,22 +1,29 @@
-"""The figures of runs, as PNG files. Each function returns the paths it wrote, none if there is nothing.
+"""Draw the figures of runs as PNG files.
 
-matplotlib is imported when the first figure is drawn. No window system and no global state is touched.
+Each function returns the paths of the files that it wrote, and none if there is nothing to draw. matplotlib
+is imported when the first figure is drawn, because the import takes a second. No window system is needed
+and no global state of matplotlib is changed.
 """
 
 from ka_ray.reports.figures.comparison import draw_comparison
-from ka_ray.reports.figures.curves import epoch_curve, loss_curves
-from ka_ray.reports.figures.run import accuracy_bars, confusion_matrix, draw_run_figures, reconstruction_error
+from ka_ray.reports.figures.curves import draw_epoch_curve, draw_loss_curves
+from ka_ray.reports.figures.run import (
+    draw_accuracy_bars,
+    draw_confusion_matrix,
+    draw_reconstruction_error,
+    draw_run_figures,
+)
 from ka_ray.reports.figures.spectrum import draw_spectrum
 from ka_ray.reports.figures.tune import draw_tune_result
 
 __all__ = [
-    "accuracy_bars",
-    "confusion_matrix",
+    "draw_accuracy_bars",
     "draw_comparison",
+    "draw_confusion_matrix",
+    "draw_epoch_curve",
+    "draw_loss_curves",
+    "draw_reconstruction_error",
     "draw_run_figures",
     "draw_spectrum",
     "draw_tune_result",
-    "epoch_curve",
-    "loss_curves",
-    "reconstruction_error",
 ]

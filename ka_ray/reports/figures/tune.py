@@ -1,47 +1,53 @@
-"""The figure of `ka-ray tune`: every student that was tried, and the Pareto front."""
+"""Draw the figure of `ka-ray tune`: every student that was tried, and the Pareto front."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ka_ray.reports.figures.drawing import STUDENT, TEACHER, make_figure, save, shorten
+from ka_ray.reports.figures.drawing import (
+    STUDENT_COLOUR,
+    TEACHER_COLOUR,
+    make_figure,
+    save_figure,
+    shorten,
+)
 
-NAMES = {"parameters": "parameters", "macs": "multiply-accumulates of an image"}
+AXIS_LABELS = {"parameters": "parameters", "macs": "multiply-accumulates per image"}
+"""Cost -> the label of its axis."""
 
 
-def draw_tune_result(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw agreement over cost: a dot a trial, the front as a line, a star for the choice.
+def draw_tune_result(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw ``tune.png``: agreement over cost, with the front as a line and the chosen student as a star.
 
     Args:
-        sweep: A :class:`ka_ray.reports.tune.TuneResult`, dumped.
-        folder: Where the PNG goes.
+        result: A :class:`ka_ray.reports.tune.TuneResult`, dumped.
+        folder: Folder of the file.
+
+    Returns:
+        The path of the file.
     """
-    cost, trials = sweep["cost"], {trial["key"]: trial for trial in sweep["trials"]}
+    cost, trials = result["cost"], {trial["key"]: trial for trial in result["trials"]}
     figure, axes = make_figure(8.5, 4.6)
-    axes.plot(*_places(trials.values(), cost), "o", color="0.65", markersize=5, label="tried")
-    front = [trials[key] for key in sweep["front"]]
-    axes.plot(
-        *_places(front, cost),
-        "o-",
-        color=STUDENT,
-        markersize=6,
-        drawstyle="steps-post",
-        label="Pareto front",
-    )
-    if sweep["chosen"] is not None:
-        place = _places([trials[sweep["chosen"]]], cost)
-        axes.plot(*place, "*", color=TEACHER, markersize=16, markeredgecolor="black", label="chosen")
-    axes.axvline(sweep["budget"], color="0.4", linestyle="--", linewidth=1.2, label="budget")
-    axes.set_xlabel(NAMES[cost])
+    axes.plot(*_coordinates(trials.values(), cost), "o", color="0.65", markersize=5, label="tried")
+    front = _coordinates([trials[key] for key in result["front"]], cost)
+    # Steps, not slopes: between two students of the front, the cheaper one is the best that is known.
+    steps: dict[str, Any] = {"drawstyle": "steps-post", "markersize": 6}
+    axes.plot(*front, "o-", color=STUDENT_COLOUR, label="Pareto front", **steps)
+    if result["chosen"] is not None:
+        star: dict[str, Any] = {"color": TEACHER_COLOUR, "markersize": 16, "markeredgecolor": "black"}
+        place = _coordinates([trials[result["chosen"]]], cost)
+        axes.plot(*place, "*", label="chosen (best within the budget)", **star)
+    axes.axvline(result["budget"], color="0.4", linestyle="--", linewidth=1.2, label="budget")
+    axes.set_xlabel(AXIS_LABELS[cost])
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_ylabel("agreement with the ensemble")
+    axes.set_ylabel("agreement with the ensemble, held-out images")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=9)
-    figure.suptitle(f"{shorten(sweep['name'], 40)}: {len(trials)} students tried")
-    return save(figure, folder, "tune")
+    figure.suptitle(f"{shorten(result['name'], 40)}: {len(trials)} students tried")
+    return save_figure(figure, folder, "tune")
 
 
-def _places(trials: Any, cost: str) -> tuple[list[float], list[float]]:
-    listed = list(trials)
-    return [trial[cost] for trial in listed], [trial["agreement"] for trial in listed]
+def _coordinates(trials: Iterable[Mapping[str, Any]], cost: str) -> tuple[list[float], list[float]]:
+    trials = list(trials)
+    return [trial[cost] for trial in trials], [trial["agreement"] for trial in trials]
