@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
-# A Ray cluster of several nodes on this machine, to try things and to test them: a head that takes no work, N workers,
-# and an MLflow server, every node a group of processes of its own. Linux only.
+# Run a Ray cluster of several nodes on this machine, to try things out and for tests: a head that runs no tasks,
+# N workers, and an MLflow server. Every node is a group of processes of its own. Linux only.
 set -euo pipefail
 
 usage() {
     cat <<'END'
 usage: cluster/local.sh COMMAND
 
-  up N       a head without work, N workers, MLflow; returns when all of them answer
-  env        what a shell needs to use it:  eval "$(cluster/local.sh env)"
-  status     the nodes, and what they have
-  add        one worker more; prints its number
-  kill K     end node K as a power cut would: SIGKILL to all of its processes (0 is the head)
+  up N       start a head, N workers and MLflow; return when all of them answer
+  env        print the variables that a shell needs to use the cluster:  eval "$(cluster/local.sh env)"
+  status     list the nodes and their resources
+  add        start one more worker and print its number
+  kill K     kill all processes of node K with SIGKILL, as a power failure would (node 0 is the head)
   down       end everything that was started here; logs and MLflow's data stay in the folder
 
-Settings, from the environment:
-  KA_RAY_CLUSTER_DIR      the folder: token, logs, MLflow's data      ${TMPDIR:-/tmp}/ka_ray_cluster_$UID
-  KA_RAY_PORT             first port; node K has 100 ports, from PORT + 100 (K + 1)     24000
-  KA_RAY_AUTH             token, or off: then whoever reaches the ports can run code    token
-  KA_RAY_MLFLOW           on or off                                                     on
-  KA_RAY_TIMEOUT          seconds that `up` and `add` wait for the nodes                180
-Of each worker; `add` may be given others than `up`:
-  KA_RAY_CPUS             CPUs                                                          2
-  KA_RAY_GPUS             logical GPUs, which need not exist                            0
-  KA_RAY_OBJECT_STORE_MB  object store of each node                                     256
-  KA_RAY_LABELS           labels: worker K takes the K-th of a list with ; in between,  none
-                          and the list starts again at its end:  'group=teachers;group=trainers,zone=a'
+Settings are read from the environment:                                                 default
+  KA_RAY_CLUSTER_DIR      folder of the token, the logs and MLflow's data     ${TMPDIR:-/tmp}/ka_ray_cluster_$UID
+  KA_RAY_PORT             first port; node K uses 100 ports from PORT + 100 (K + 1)     24000
+  KA_RAY_AUTH             token, or off: then anyone who reaches the ports can run code token
+  KA_RAY_MLFLOW           on, or off: no MLflow server                                  on
+  KA_RAY_TIMEOUT          seconds that `up` and `add` wait for each node                180
+Settings of the workers; `add` may use other values than `up`:
+  KA_RAY_CPUS             CPUs per worker                                               2
+  KA_RAY_GPUS             logical GPUs per worker; real ones are not needed             0
+  KA_RAY_OBJECT_STORE_MB  size of the object store of each node, in MiB                 256
+  KA_RAY_LABELS           labels per worker: a list separated by ; of which worker K    none
+                          takes entry K; after the last entry the list starts again:
+                          'group=teachers;group=trainers,zone=a'
 END
 }
 
@@ -34,64 +35,67 @@ fail() {
     exit 1
 }
 
-misuse() {
+usage_error() {
     echo "cluster/local.sh: $*" >&2
     echo "usage: cluster/local.sh up N | env | status | add | kill K | down    (-h explains)" >&2
     exit 2
 }
 
-number() { # NAME VALUE LEAST: refuse what is not a whole number of at least LEAST
-    if [[ ! $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3)); then
-        misuse "$1: $2 is no whole number of at least $3"
+check_number() { # NAME VALUE MIN: refuse a value that is not a whole number of at least MIN
+    if [[ ! $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3)); then # 10#: without it, bash reads 010 as 8
+        usage_error "$1: $2 is not a whole number of at least $3"
     fi
 }
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-OF_THE_CLUSTER=(KA_RAY_PORT KA_RAY_AUTH KA_RAY_MLFLOW)
-OF_A_WORKER=(KA_RAY_CPUS KA_RAY_GPUS KA_RAY_OBJECT_STORE_MB KA_RAY_LABELS)
+CLUSTER_SETTINGS=(KA_RAY_PORT KA_RAY_AUTH KA_RAY_MLFLOW)
+WORKER_SETTINGS=(KA_RAY_CPUS KA_RAY_GPUS KA_RAY_OBJECT_STORE_MB KA_RAY_LABELS)
 
-read_settings() { # what `up` was given holds for later commands; `add` may change what is a worker's
+read_settings() { # COMMAND: take the settings of `up` for later commands; the environment may change those of workers
     local name value
     if [[ -f $folder/settings && $1 != up ]]; then
         while IFS='=' read -r name value; do
-            if [[ " ${OF_THE_CLUSTER[*]} " == *" $name "* ]]; then
+            if [[ " ${CLUSTER_SETTINGS[*]} " == *" $name "* ]]; then
                 printf -v "$name" '%s' "$value"
-            elif [[ " ${OF_A_WORKER[*]} " == *" $name "* && ! -v $name ]]; then
+            elif [[ " ${WORKER_SETTINGS[*]} " == *" $name "* && ! -v $name ]]; then
                 printf -v "$name" '%s' "$value"
             fi
         done <"$folder/settings"
     fi
     : "${KA_RAY_PORT:=24000}" "${KA_RAY_AUTH:=token}" "${KA_RAY_MLFLOW:=on}" "${KA_RAY_TIMEOUT:=180}"
     : "${KA_RAY_CPUS:=2}" "${KA_RAY_GPUS:=0}" "${KA_RAY_OBJECT_STORE_MB:=256}" "${KA_RAY_LABELS:=}"
-    number KA_RAY_PORT "$KA_RAY_PORT" 1024
-    number KA_RAY_TIMEOUT "$KA_RAY_TIMEOUT" 1
-    number KA_RAY_CPUS "$KA_RAY_CPUS" 1
-    number KA_RAY_GPUS "$KA_RAY_GPUS" 0
-    number KA_RAY_OBJECT_STORE_MB "$KA_RAY_OBJECT_STORE_MB" 80
-    [[ $KA_RAY_AUTH =~ ^(token|off)$ ]] || misuse "KA_RAY_AUTH: $KA_RAY_AUTH is neither token nor off"
-    [[ $KA_RAY_MLFLOW =~ ^(on|off)$ ]] || misuse "KA_RAY_MLFLOW: $KA_RAY_MLFLOW is neither on nor off"
-    [[ $KA_RAY_LABELS != *$'\n'* ]] || misuse "KA_RAY_LABELS: one line"
+    check_number KA_RAY_PORT "$KA_RAY_PORT" 1024
+    check_number KA_RAY_TIMEOUT "$KA_RAY_TIMEOUT" 1
+    check_number KA_RAY_CPUS "$KA_RAY_CPUS" 1
+    check_number KA_RAY_GPUS "$KA_RAY_GPUS" 0
+    check_number KA_RAY_OBJECT_STORE_MB "$KA_RAY_OBJECT_STORE_MB" 80
+    [[ $KA_RAY_AUTH =~ ^(token|off)$ ]] || usage_error "KA_RAY_AUTH: $KA_RAY_AUTH is neither token nor off"
+    [[ $KA_RAY_MLFLOW =~ ^(on|off)$ ]] || usage_error "KA_RAY_MLFLOW: $KA_RAY_MLFLOW is neither on nor off"
+    # The settings file has one setting per line.
+    [[ $KA_RAY_LABELS != *$'\n'* ]] || usage_error "KA_RAY_LABELS: must not contain a line break"
     dashboard="http://127.0.0.1:$((KA_RAY_PORT + 1))"
     tracking="http://127.0.0.1:$((KA_RAY_PORT + 2))"
-    gcs="$(address_of 0):$KA_RAY_PORT"
+    gcs="$(node_address 0):$KA_RAY_PORT"
 }
 
 write_settings() {
     local name
-    for name in "${OF_THE_CLUSTER[@]}" "${OF_A_WORKER[@]}"; do
+    for name in "${CLUSTER_SETTINGS[@]}" "${WORKER_SETTINGS[@]}"; do
         printf '%s=%s\n' "$name" "${!name}"
     done >"$folder/settings"
 }
 
-address_of() { # every node has a loopback address of its own, so that Ray tells them apart
+node_address() { # K: every node has its own loopback address, because Ray tells nodes apart by their address
     echo "127.0.0.$(($1 + 2))"
 }
 
 find_folder() {
     folder="${KA_RAY_CLUSTER_DIR:-${TMPDIR:-/tmp}/ka_ray_cluster_$UID}"
     [[ -e $folder ]] || return 0
-    [[ -d $folder && -O $folder && ! -L $folder ]] || fail "$folder is no folder of yours; set KA_RAY_CLUSTER_DIR"
+    # Others may write to /tmp, too: a folder or link that they put there must not receive our token.
+    [[ -d $folder && -O $folder && ! -L $folder ]] ||
+        fail "$folder is not a folder that belongs to you; set KA_RAY_CLUSTER_DIR to another one"
     folder="$(cd "$folder" && pwd -P)"
 }
 
@@ -99,31 +103,34 @@ make_folder() {
     mkdir -p "$folder"
     find_folder
     chmod 700 "$folder"
-    # Ray puts .../session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store_<i> below a node's folder.
+    # Ray puts .../session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store_<i> below a node's folder, and
+    # Linux limits the path of a socket to 107 characters.
     local longest="$folder/node250/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store_10"
-    ((${#longest} <= 107)) || fail "$folder: too long for Ray's sockets by $((${#longest} - 107)) characters"
+    ((${#longest} <= 107)) ||
+        fail "the path $folder is $((${#longest} - 107)) characters too long for Ray's sockets; set KA_RAY_CLUSTER_DIR"
 }
 
-find_programs() {
-    local here beside=""
+find_programs() { # set $bin to the folder of ray and mlflow: that of the active python, else .venv of this checkout
+    local here python_bin=""
     here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
     if command -v python >/dev/null; then
-        beside="$(python -c 'import os, sys; print(os.path.dirname(sys.executable))')"
+        python_bin="$(python -c 'import os, sys; print(os.path.dirname(sys.executable))')"
     fi
-    for bin in "$beside" "$here/.venv/bin"; do
+    for bin in "$python_bin" "$here/.venv/bin"; do
         if [[ -x $bin/ray && ($KA_RAY_MLFLOW == off || -x $bin/mlflow) ]]; then
             return
         fi
     done
-    fail "no ray and mlflow beside python on the PATH, nor in $here/.venv/bin: run \`make setup\` first"
+    fail "ray or mlflow is missing next to the python on PATH and in $here/.venv/bin: run \`make setup\` first"
 }
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
-# A node's processes carry its name in their environment, whatever session they moved to (Ray starts a job's driver in
-# one of its own). Some overwrite their environment with a title, so all that shares a session with one that carries
-# the name, or descends from one, is the node's, too. No process id is kept, so none can have changed hands.
-processes_of() { # KA_RAY_LOCAL_NODE=... or KA_RAY_LOCAL_CLUSTER=...
+# All processes of a node have its name in their environment, even if they moved to another session (Ray starts the
+# driver of a job in its own session). Some processes overwrite their environment with a title. Therefore a process
+# also belongs to the node if it shares a session with a named process or descends from one. Process ids are not
+# stored, because the system may give the id of an ended process to a process of somebody else.
+list_processes() { # MARK: KA_RAY_LOCAL_NODE=... or KA_RAY_LOCAL_CLUSTER=...
     local named
     named="$({ grep -slzxF -- "$1" /proc/[0-9]*/environ || true; } | cut -d/ -f3)"
     [[ -n $named ]] || return 0
@@ -141,35 +148,36 @@ processes_of() { # KA_RAY_LOCAL_NODE=... or KA_RAY_LOCAL_CLUSTER=...
         }'
 }
 
-signal_all() { # SIGNAL MARK: to every process that bears the mark; some may end meanwhile
+signal_all() { # SIGNAL MARK: send a signal to every process with the mark; some may end in the meantime
     local pids
-    mapfile -t pids < <(processes_of "$2")
+    mapfile -t pids < <(list_processes "$2")
     ((${#pids[@]} == 0)) || kill -s "$1" -- "${pids[@]}" 2>/dev/null || true
 }
 
-kill_all() { # MARK: until none is left
+kill_all() { # MARK: kill every process with the mark until none is left; a killed process may just have forked
     for _ in {1..50}; do
-        [[ -n $(processes_of "$1") ]] || return 0
+        [[ -n $(list_processes "$1") ]] || return 0
         signal_all KILL "$1"
         sleep 0.1
     done
-    fail "processes that do not end: $(processes_of "$1" | xargs)"
+    fail "these processes do not end after SIGKILL: $(list_processes "$1" | xargs)"
 }
 
-stop_all() { # drivers and MLflow may finish writing; Ray's own processes would take their time
+stop_all() { # give drivers and MLflow two seconds to finish writing; Ray's own processes would take much longer
     local mark="KA_RAY_LOCAL_CLUSTER=$folder"
     signal_all TERM "$mark"
     for _ in {1..10}; do
-        [[ -n $(processes_of "$mark") ]] || return 0
+        [[ -n $(list_processes "$mark") ]] || return 0
         sleep 0.2
     done
     kill_all "$mark"
 }
 
-start() { # NAME COMMAND...: in a session of its own, its output in logs/NAME.log
+start_process() { # NAME COMMAND...: start a command in its own session, with its output in logs/NAME.log
     local name=$1
     shift
     (
+        # The shell may belong to another cluster or tracker: nothing of that may reach ours.
         for variable in "${!RAY_@}" "${!MLFLOW_@}"; do
             unset "$variable"
         done
@@ -183,27 +191,29 @@ start() { # NAME COMMAND...: in a session of its own, its output in logs/NAME.lo
         if [[ $KA_RAY_MLFLOW == on && $name != mlflow ]]; then
             export MLFLOW_TRACKING_URI=$tracking
         fi
-        # A worker process imports torch, which takes seconds: idle ones are kept.
+        # A worker process needs seconds to import torch, so idle ones are kept for the next task.
         export RAY_idle_worker_killing_time_threshold_ms=600000 RAY_num_workers_soft_limit=16
+        # Tasks that ask for no GPU keep their CUDA_VISIBLE_DEVICES; without this, some Ray versions warn and empty it.
         export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-        # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
+        # Every actor pool of Ray Data logs as an "error" that its actors may restart (ray-project/ray issue 53727).
         export RAY_BACKEND_LOG_LEVEL=fatal
-        export RAY_enable_metrics_collection=0 # nobody scrapes them here, and Ray would serve them to anyone
+        export RAY_enable_metrics_collection=0 # nobody reads metrics here, and Ray would serve them to anyone
         export AUTOSCALER_METRIC_PORT=$((KA_RAY_PORT + 4)) DASHBOARD_METRIC_PORT=$((KA_RAY_PORT + 5))
-        export GLOO_SOCKET_IFNAME=lo # torch's workers would bind to the machine's outer address
+        export GLOO_SOCKET_IFNAME=lo # otherwise torch's workers bind to the external address of the machine
         cd "$folder"
         exec setsid "$@" </dev/null >"$folder/logs/$name.log" 2>&1
     ) &
-    disown # no word from the shell when it is killed
+    disown # otherwise the shell prints a message when the process is killed
 }
 
-start_node() { # K, and what is the head's or a worker's alone
+start_node() { # K OPTION...: start node K with the options that only the head or only a worker needs
     local node=$1 first=$((KA_RAY_PORT + 100 * ($1 + 1)))
     shift
-    ((node <= 250 && first + 99 <= 65535)) || fail "no ports or addresses left for node $node"
+    ((node <= 250 && first + 99 <= 65535)) ||
+        fail "node $node: no ports or addresses are left; set a lower KA_RAY_PORT or start fewer nodes"
     mkdir -p "$folder/node$node"
-    start "node$node" "$bin/ray" start --block --disable-usage-stats "$@" \
-        --node-name="node$node" --node-ip-address="$(address_of "$node")" --temp-dir="$folder/node$node" \
+    start_process "node$node" "$bin/ray" start --block --disable-usage-stats "$@" \
+        --node-name="node$node" --node-ip-address="$(node_address "$node")" --temp-dir="$folder/node$node" \
         --object-store-memory=$((KA_RAY_OBJECT_STORE_MB * 1024 * 1024)) \
         --node-manager-port="$first" --object-manager-port=$((first + 1)) \
         --dashboard-agent-listen-port=$((first + 2)) --dashboard-agent-grpc-port=$((first + 3)) \
@@ -211,12 +221,12 @@ start_node() { # K, and what is the head's or a worker's alone
         --min-worker-port=$((first + 10)) --max-worker-port=$((first + 99))
 }
 
-start_head() {
+start_head() { # without CPUs and GPUs, so that Ray schedules no tasks on it
     start_node 0 --head --port="$KA_RAY_PORT" --num-cpus=0 --num-gpus=0 \
         --dashboard-host=127.0.0.1 --dashboard-port=$((KA_RAY_PORT + 1)) --ray-client-server-port=$((KA_RAY_PORT + 3))
 }
 
-start_worker() { # K, from 1
+start_worker() { # K: start worker K, counted from 1
     local labels=()
     IFS=';' read -r -a labels <<<"$KA_RAY_LABELS"
     local label=""
@@ -226,13 +236,13 @@ start_worker() { # K, from 1
 
 start_mlflow() {
     mkdir -p "$folder/mlflow/artifacts"
-    start mlflow "$bin/mlflow" server --host 127.0.0.1 --port $((KA_RAY_PORT + 2)) --workers 1 \
+    start_process mlflow "$bin/mlflow" server --host 127.0.0.1 --port $((KA_RAY_PORT + 2)) --workers 1 \
         --backend-store-uri "sqlite:///$folder/mlflow/mlflow.db" --artifacts-destination "$folder/mlflow/artifacts"
 }
 
-# --- what answers -----------------------------------------------------------------------------------------------------
+# --- state of the cluster ---------------------------------------------------------------------------------------------
 
-nodes() { # a line a node that Ray knows: name, state, address, resources, labels
+list_nodes() { # print a line per node that Ray knows: name, state, address, resources, labels
     local token=/dev/null
     [[ $KA_RAY_AUTH == off ]] || token=$folder/token
     "$bin/python" - "$dashboard" "$token" <<'END'
@@ -244,6 +254,7 @@ address, token = sys.argv[1], open(sys.argv[2]).read().strip()
 headers = {"Authorization": f"Bearer {token}"} if token else {}
 request = urllib.request.Request(f"{address}/api/v0/nodes?limit=1000&detail=true", headers=headers)
 try:
+    # An empty ProxyHandler: a proxy from the environment must not get the request, nor the token.
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
         found = json.load(answer)["data"]["result"]["result"]
 except (OSError, KeyError, TypeError, ValueError) as error:
@@ -256,16 +267,16 @@ for node in sorted(found, key=lambda node: node["start_time_ms"] or 0):
 END
 }
 
-is_up() { # NAME: a node, or mlflow
+is_up() { # NAME: whether a node, or mlflow, answers
     if [[ $1 == mlflow ]]; then
         "$bin/python" -c 'import sys, urllib.request as u
 u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/health", timeout=5)' "$tracking" 2>/dev/null
     else
-        nodes 2>/dev/null | grep -q "^$1 ALIVE "
+        list_nodes 2>/dev/null | grep -q "^$1 ALIVE "
     fi
 }
 
-start_named() { # node0, node3, mlflow
+start_named() { # NAME: start node0 (the head), node1, node2, ... or mlflow
     case $1 in
         mlflow) start_mlflow ;;
         node0) start_head ;;
@@ -273,21 +284,22 @@ start_named() { # node0, node3, mlflow
     esac
 }
 
-wait_for() { # NAME: until it answers; show its log if it does not
+wait_until_up() { # NAME: wait until it answers; if it does not, show its log and end everything
     local -i until=$((SECONDS + KA_RAY_TIMEOUT))
     until is_up "$1"; do
         if ((SECONDS >= until)); then
-            give_up "$1" "does not answer after $KA_RAY_TIMEOUT s (KA_RAY_TIMEOUT)"
-        elif [[ -z $(processes_of "KA_RAY_LOCAL_NODE=$folder/$1") ]]; then
-            # `ray start` gives a node 30 s, which a busy machine may not have for it.
-            grep -qs "timed out during startup" "$folder/logs/$1.log" || give_up "$1" ended
+            give_up "$1" "does not answer after $KA_RAY_TIMEOUT s; its log is above (KA_RAY_TIMEOUT sets the time)"
+        elif [[ -z $(list_processes "KA_RAY_LOCAL_NODE=$folder/$1") ]]; then
+            # `ray start` gives up after 30 s, which can be too short on a busy machine: start it again.
+            grep -qs "timed out during startup" "$folder/logs/$1.log" ||
+                give_up "$1" "ended during its start; its log is above"
             start_named "$1"
         fi
         sleep 0.5
     done
 }
 
-give_up() { # NAME WHY: undo what this command began
+give_up() { # NAME WHY: show the log of a process, end what this command has started, and fail
     {
         echo "--- $folder/logs/$1.log"
         tail -n 20 "$folder/logs/$1.log"
@@ -301,8 +313,9 @@ give_up() { # NAME WHY: undo what this command began
     fail "$1 $2"
 }
 
-must_be_up() {
-    [[ -n $(processes_of "KA_RAY_LOCAL_CLUSTER=$folder") ]] || fail "nothing runs here ($folder): cluster/local.sh up 2"
+require_cluster() {
+    [[ -n $(list_processes "KA_RAY_LOCAL_CLUSTER=$folder") ]] ||
+        fail "no cluster runs in $folder; start one with: cluster/local.sh up 2"
 }
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -310,11 +323,12 @@ must_be_up() {
 up() {
     local -i count=$((10#$1))
     make_folder
-    [[ -z $(processes_of "KA_RAY_LOCAL_CLUSTER=$folder") ]] || fail "already up ($folder): cluster/local.sh down"
+    [[ -z $(list_processes "KA_RAY_LOCAL_CLUSTER=$folder") ]] ||
+        fail "a cluster already runs in $folder; end it with: cluster/local.sh down"
     local port
     for port in "$KA_RAY_PORT" $((KA_RAY_PORT + 1)) $((KA_RAY_PORT + 2)); do
         if (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-            fail "port $port is taken: set KA_RAY_PORT"
+            fail "port $port is in use by another program; set KA_RAY_PORT to another first port"
         fi
     done
     umask 077
@@ -324,7 +338,7 @@ up() {
     if [[ $KA_RAY_AUTH == token ]]; then
         od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n' >"$folder/token"
     fi
-    undo=all
+    undo=all # what give_up ends
     trap 'stop_all; exit 130' INT TERM
     local names=(node0)
     local -i node
@@ -333,14 +347,14 @@ up() {
     done
     [[ $KA_RAY_MLFLOW == off ]] || names+=(mlflow)
     local name
-    for name in "${names[@]}"; do # one after the other: each start takes a core for seconds
+    for name in "${names[@]}"; do # one after the other, because each start keeps a core busy for seconds
         start_named "$name"
-        wait_for "$name"
+        wait_until_up "$name"
     done
     trap - INT TERM
     cat <<END
-A head and $count workers of $KA_RAY_CPUS CPUs are up; dashboard: $dashboard
-Next:
+A head and $count workers with $KA_RAY_CPUS CPUs each are up; dashboard: $dashboard
+To run something on them, and to end them:
   eval "\$(cluster/local.sh env)"
   ray job submit --working-dir . -- python jobs/amalgamate.py jobs/configs/digits.yaml --output \$PWD/runs/local
   cluster/local.sh down
@@ -348,27 +362,28 @@ END
 }
 
 add() {
-    must_be_up
+    require_cluster
     local -i node=1
-    while [[ -e $folder/node$node ]]; do
+    while [[ -e $folder/node$node ]]; do # the number of a killed node is not used again
         node+=1
     done
     undo=node$node
     start_named "$undo"
-    wait_for "$undo"
+    wait_until_up "$undo"
     echo "$node"
 }
 
 kill_node() {
     local name=node$((10#$1))
-    [[ -n $(processes_of "KA_RAY_LOCAL_NODE=$folder/$name") ]] || fail "no process of $name runs"
+    [[ -n $(list_processes "KA_RAY_LOCAL_NODE=$folder/$name") ]] ||
+        fail "$name does not run; \`cluster/local.sh status\` lists the nodes"
     kill_all "KA_RAY_LOCAL_NODE=$folder/$name"
 }
 
 print_env() {
-    must_be_up
+    require_cluster
     printf 'export RAY_ADDRESS=%q\n' "$dashboard"
-    echo 'unset RAY_AUTH_TOKEN'
+    echo 'unset RAY_AUTH_TOKEN' # it would take precedence over the token file
     if [[ $KA_RAY_AUTH == token ]]; then
         printf 'export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%q\n' "$folder/token"
     else
@@ -380,12 +395,12 @@ print_env() {
 }
 
 status() {
-    must_be_up
+    require_cluster
     echo "folder $folder"
     echo "dashboard $dashboard (for jobs)"
     echo "ray $gcs (for ray status, ray.init)"
     [[ $KA_RAY_MLFLOW == off ]] || echo "mlflow $tracking"
-    nodes
+    list_nodes
 }
 
 down() {
@@ -402,11 +417,11 @@ main() {
             usage
             exit
             ;;
-        *) misuse "${command:-no command}: not one of up, env, status, add, kill, down" ;;
+        *) usage_error "${command:-no command given}: the command must be up, env, status, add, kill or down" ;;
     esac
-    (($# == wanted)) || misuse "$command takes $((wanted - 1)) arguments, not $(($# - 1))"
-    [[ $command != up ]] || number "up N" "$2" 1
-    [[ $command != kill ]] || number "kill K" "$2" 0
+    (($# == wanted)) || usage_error "$command takes $((wanted - 1)) argument(s), but $(($# - 1)) were given"
+    [[ $command != up ]] || check_number "up N" "$2" 1
+    [[ $command != kill ]] || check_number "kill K" "$2" 0
     find_folder
     read_settings "$command"
     case $command in

@@ -1,4 +1,4 @@
-"""`cluster/local.sh`: nodes that are added, stopped and killed; jobs with the token and without it."""
+"""`cluster/local.sh`: starting, adding and killing nodes, and jobs with and without the token."""
 
 import os
 import re
@@ -27,11 +27,11 @@ OTHER_CLUSTER = {
 
 @dataclass(frozen=True)
 class Local:
-    """The script with its own folder and ports, called from a shell whose variables name another cluster.
+    """The script with its own folder and ports, called from a shell that is set up for another cluster.
 
     Attributes:
-        folder: The cluster's folder.
-        settings: Environment variables of the script.
+        folder: Folder of the cluster.
+        settings: Environment variables for every call.
     """
 
     folder: Path
@@ -48,24 +48,24 @@ class Local:
             timeout=400,
         )
 
-    def output_of(self, *arguments: str, **settings: str) -> str:
+    def run(self, *arguments: str, **settings: str) -> str:
         done = self(*arguments, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def environment(self) -> dict[str, str]:
-        """Return the variables of a shell after ``eval "$(cluster/local.sh env)"``."""
-        script = f'set -e; eval "{self.output_of("env")}"; env -0'
-        environment = os.environ | OTHER_CLUSTER
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=True)
+        """Return the environment of a shell after ``eval "$(cluster/local.sh env)"``."""
+        script = f'set -e; eval "{self.run("env")}"; env -0'
+        before = os.environ | OTHER_CLUSTER
+        done = subprocess.run(["bash", "-c", script], env=before, capture_output=True, check=True)
         return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
 
     def alive(self) -> list[str]:
-        lines = (line.split() for line in self.output_of("status").splitlines())
+        lines = (line.split() for line in self.run("status").splitlines())
         return [words[0] for words in lines if words[1:2] == ["ALIVE"]]
 
     def processes(self, node: str = "") -> set[int]:
-        """Return the processes whose command or environment names the folder of the cluster or one node."""
+        """Return the processes whose command line or environment names the cluster, or one node of it."""
         wanted = (str(self.folder / node) if node else str(self.folder)).encode()
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
@@ -79,7 +79,7 @@ class Local:
 
 
 def free_base() -> int:
-    """Return a port that is free, and so is the next one."""
+    """Return a port that is free, like the one after it."""
     for base in range(25000, 32000, 1000):
         with socket.socket() as one, socket.socket() as other:
             if one.connect_ex(("127.0.0.1", base)) and other.connect_ex(("127.0.0.1", base + 1)):
@@ -89,11 +89,10 @@ def free_base() -> int:
 
 @pytest.fixture
 def local() -> Iterator[Local]:
-    # The paths of pytest's own folders are too long for sockets.
-    folder = Path(tempfile.mkdtemp(prefix="ka_ray_", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="ka_ray_", dir="/tmp"))  # pytest's tmp_path is too long for sockets
     script = Local(folder, {"KA_RAY_PORT": str(free_base()), "KA_RAY_CPUS": "1"})
     yield script
-    script.output_of("down")
+    script.run("down")
     assert script.processes() == set()
     shutil.rmtree(folder)
 
@@ -109,40 +108,48 @@ def submit(environment: dict[str, str], code: str) -> "subprocess.CompletedProce
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ([], {}, "no command"),
-        (["start"], {}, "start: not one of up"),
-        (["up"], {}, "up takes 1 arguments, not 0"),
-        (["up", "two"], {}, "up N: two is no whole number"),
-        (["up", "0"], {}, "up N: 0 is no whole number of at least 1"),
-        (["kill"], {}, "kill takes 1 arguments"),
-        (["kill", "-1"], {}, "kill K: -1"),
-        (["down", "now"], {}, "down takes 0 arguments"),
+        ([], {}, "no command given"),
+        (["start"], {}, "start: the command must be up, env, status, add, kill or down"),
+        (["up"], {}, "up takes 1 argument(s), but 0 were given"),
+        (["up", "two"], {}, "up N: two is not a whole number of at least 1"),
+        (["up", "0"], {}, "up N: 0 is not a whole number of at least 1"),
+        (["kill"], {}, "kill takes 1 argument(s), but 0 were given"),
+        (["kill", "-1"], {}, "kill K: -1 is not a whole number of at least 0"),
+        (["down", "now"], {}, "down takes 0 argument(s), but 1 were given"),
         (["up", "1"], {"KA_RAY_AUTH": "none"}, "KA_RAY_AUTH: none is neither token nor off"),
         (["up", "1"], {"KA_RAY_MLFLOW": "yes"}, "KA_RAY_MLFLOW: yes is neither on nor off"),
-        (["up", "1"], {"KA_RAY_CPUS": "0.5"}, "KA_RAY_CPUS: 0.5"),
-        (["up", "1"], {"KA_RAY_PORT": "80"}, "KA_RAY_PORT: 80"),
+        (["up", "1"], {"KA_RAY_CPUS": "0.5"}, "KA_RAY_CPUS: 0.5 is not a whole number of at least 1"),
+        (["up", "1"], {"KA_RAY_PORT": "80"}, "KA_RAY_PORT: 80 is not a whole number of at least 1024"),
     ],
 )
-def test_wrong_arguments_are_refused_with_their_name(arguments, settings, message, tmp_path):
+def test_wrong_arguments_are_named_and_refused(arguments, settings, message, tmp_path):
     done = Local(tmp_path, {})(*arguments, **settings)
     assert done.returncode == 2
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["env"], ["status"], ["add"], ["kill", "1"]])
-def test_commands_that_need_a_cluster_fail_without_one(command, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["env"], "no cluster runs in"),
+        (["status"], "no cluster runs in"),
+        (["add"], "no cluster runs in"),
+        (["kill", "1"], "node1 does not run"),
+    ],
+)
+def test_commands_that_need_a_cluster_fail_without_one(command, message, tmp_path):
     done = Local(tmp_path, {})(*command)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "runs" in done.stderr
+    assert message in done.stderr
 
 
-def test_down_without_a_cluster_succeeds(tmp_path):
+def test_down_without_a_cluster_is_no_error(tmp_path):
     assert Local(tmp_path / "never", {})("down").returncode == 0
 
 
-def test_help_names_every_setting(tmp_path):
-    text = Local(tmp_path, {}).output_of("--help")
+def test_help_explains_every_setting(tmp_path):
+    text = Local(tmp_path, {}).run("--help")
     settings = set(re.findall(r"\bKA_RAY_[A-Z_]+", SCRIPT.read_text())) - {
         "KA_RAY_LOCAL_CLUSTER",
         "KA_RAY_LOCAL_NODE",
@@ -151,33 +158,33 @@ def test_help_names_every_setting(tmp_path):
     assert {name for name in settings if name not in text} == set()
 
 
-def test_a_folder_path_that_is_too_long_for_sockets_is_refused(tmp_path):
+def test_a_folder_that_is_too_long_for_sockets_is_refused(tmp_path):
     done = Local(tmp_path / ("x" * 60), {})("up", "1")
     assert done.returncode == 1
-    assert "too long for Ray's sockets" in done.stderr
+    assert "characters too long for Ray's sockets; set KA_RAY_CLUSTER_DIR" in done.stderr
 
 
 def test_a_folder_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     done = Local(tmp_path / "link", {})("up", "1")
     assert done.returncode == 1
-    assert "no folder of yours" in done.stderr
+    assert "is not a folder that belongs to you; set KA_RAY_CLUSTER_DIR" in done.stderr
 
 
-def test_a_port_that_is_in_use_is_named(tmp_path):
+def test_a_port_in_use_is_named(tmp_path):
     with socket.socket() as listener, tempfile.TemporaryDirectory(dir="/tmp") as folder:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = str(listener.getsockname()[1])
         done = Local(Path(folder), {"KA_RAY_PORT": port})("up", "1")
     assert done.returncode == 1
-    assert f"port {port} is taken" in done.stderr
+    assert f"port {port} is in use by another program; set KA_RAY_PORT" in done.stderr
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cluster_runs_jobs_changes_its_nodes_and_refuses_wrong_tokens(local):
-    assert "up; dashboard" in local.output_of("up", "2", KA_RAY_LABELS="group=teachers;group=trainers")
+def test_nodes_run_jobs_and_can_be_added_and_killed_and_a_wrong_token_is_refused(local):
+    assert "up; dashboard" in local.run("up", "2", KA_RAY_LABELS="group=teachers;group=trainers")
     assert set(local.alive()) == {"node0", "node1", "node2"}
     assert local("up", "1").returncode == 1  # already up
     token = local.folder / "token"
@@ -185,56 +192,56 @@ def test_a_cluster_runs_jobs_changes_its_nodes_and_refuses_wrong_tokens(local):
 
     shell = local.environment()
     assert "RAY_AUTH_TOKEN" not in shell
-    asked = "ray.cluster_resources()['CPU'], os.environ['MLFLOW_TRACKING_URI'], sys.executable"
-    done = submit(shell, f"import os, ray, sys; ray.init(); print('job:', {asked})")
+    values = "ray.cluster_resources()['CPU'], os.environ['MLFLOW_TRACKING_URI'], sys.executable"
+    done = submit(shell, f"import os, ray, sys; ray.init(); print('values', {values})")
     assert done.returncode == 0, done.stdout + done.stderr
-    # Two workers of one CPU, none at the head; the job's python is the one whose ray was started.
-    assert f"job: 2.0 {shell['MLFLOW_TRACKING_URI']} {sys.executable}" in done.stdout
-    for stranger in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submit(shell | stranger, "print(1)")
+    # Two workers with one CPU each, none on the head. The job runs with the python whose ray was started.
+    assert f"values 2.0 {shell['MLFLOW_TRACKING_URI']} {sys.executable}" in done.stdout
+    for wrong in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        refused = submit(shell | wrong, "print(1)")
         assert refused.returncode != 0, refused.stdout
     with urllib.request.urlopen(shell["MLFLOW_TRACKING_URI"] + "/health", timeout=10) as answer:
         assert answer.status == 200
 
     assert local.processes("node1")
-    local.output_of("kill", "1")
+    local.run("kill", "1")
     assert local.processes("node1") == set()
     assert local.processes("node2")
-    assert local("kill", "1").returncode == 1  # it does not run any more
+    assert local("kill", "1").returncode == 1  # node 1 is dead already
     wait_until_alive(local, {"node0", "node2"})
-    assert local.output_of("add", KA_RAY_CPUS="3", KA_RAY_GPUS="1").strip() == "3"
+    assert local.run("add", KA_RAY_CPUS="3", KA_RAY_GPUS="1").strip() == "3"
     wait_until_alive(local, {"node0", "node2", "node3"})
-    assert "CPU=3 GPU=1 group=teachers" in local.output_of("status")
+    assert "CPU=3 GPU=1 group=teachers" in local.run("status")
     assert submit(shell, "import ray; ray.init()").returncode == 0
 
-    local.output_of("down")
+    local.run("down")
     assert local.processes() == set()
     assert not token.exists()
     assert (local.folder / "mlflow/mlflow.db").exists()
 
 
 def wait_until_alive(local: Local, nodes: set[str]) -> None:
-    """Wait until only these nodes are alive; Ray takes a node for dead after several failed health checks."""
-    deadline = time.monotonic() + 90
+    """Wait until exactly these nodes are alive: Ray declares a node dead only after several health checks."""
+    until = time.monotonic() + 90
     while set(local.alive()) != nodes:
-        assert time.monotonic() < deadline, local.output_of("status")
+        assert time.monotonic() < until, local.run("status")
         time.sleep(1)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_down_ends_processes_of_jobs_and_authentication_can_be_off(local):
-    local.output_of("up", "1", KA_RAY_AUTH="off", KA_RAY_MLFLOW="off")
+def test_down_ends_processes_that_a_job_left_behind_and_authentication_can_be_off(local):
+    local.run("up", "1", KA_RAY_AUTH="off", KA_RAY_MLFLOW="off")
     assert not (local.folder / "token").exists()
     shell = local.environment()
     assert shell["RAY_AUTH_MODE"] == "disabled"
     stray = "import subprocess; print('pid', subprocess.Popen(['sleep', '900'], start_new_session=True).pid)"
-    done = submit(shell | {"RAY_AUTH_TOKEN": "f" * 64}, stray)  # any token is accepted, and none is needed
+    done = submit(shell | {"RAY_AUTH_TOKEN": "f" * 64}, stray)  # without authentication any token is accepted
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.findall(r"^pid (\d+)", done.stdout, re.MULTILINE)[0]) in local.processes()
     with urllib.request.urlopen(shell["RAY_ADDRESS"] + "/api/jobs/", timeout=10) as answer:
         assert answer.status == 200
-    local.output_of("down")
+    local.run("down")
     assert local.processes() == set()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(shell["RAY_ADDRESS"], timeout=10)
@@ -242,9 +249,9 @@ def test_down_ends_processes_of_jobs_and_authentication_can_be_off(local):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_node_that_does_not_start_shows_its_log_and_leaves_no_process(local):
+def test_a_node_that_fails_to_start_shows_its_log_and_leaves_no_process(local):
     done = local("up", "1", KA_RAY_LABELS="no label")
     assert done.returncode == 1
-    assert "node1 ended" in done.stderr
+    assert "node1 ended during its start; its log is above" in done.stderr
     assert "--labels" in done.stderr
     assert local.processes() == set()

@@ -1,4 +1,4 @@
-"""The files in `cluster/`: valid for the programs that read them, and consistent with the configs."""
+"""The files in `cluster/` are valid, and they are consistent with each other and with the configs."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ import yaml
 from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import Cluster, plan_resources
+from ka_ray.distributed.cluster import Cluster, check_fits
 from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -50,51 +50,52 @@ RAYJOB = document("kuberay/rayjob.yaml")["spec"]
 AWS = document("aws.yaml")
 
 
-def all_mappings(tree: Any) -> Iterator[dict[str, Any]]:
-    """Yield every mapping in a tree of mappings and lists."""
+def everything(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield every mapping in a tree of mappings and lists, at any depth."""
     if isinstance(tree, dict):
         yield tree
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
-        yield from all_mappings(part)
+        yield from everything(part)
 
 
 def pods(tree: Any) -> list[dict[str, Any]]:
-    """Return the spec of every pod that a tree describes."""
-    return [part for part in all_mappings(tree) if "containers" in part]
+    """Return the spec of every pod in a tree."""
+    return [part for part in everything(tree) if "containers" in part]
 
 
-# --- KubeRay's custom resource definitions -------------------------------------------------------
+# --- KubeRay -------------------------------------------------------------------------------------
 
 
 def strict(schema: Any) -> Any:
-    """Return the schema, but refusing fields that it does not name; Kubernetes would drop them silently."""
+    """Return a schema that refuses unknown fields, which Kubernetes would drop silently."""
     if not isinstance(schema, dict):
         return schema
-    strict_schema = dict(schema)
+    closed = dict(schema)
     if "properties" in schema:
-        strict_schema["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
+        closed["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            strict_schema.setdefault("additionalProperties", False)
+            closed.setdefault("additionalProperties", False)
     for keyword in ("items", "additionalProperties"):
         if keyword in schema:
-            strict_schema[keyword] = strict(schema[keyword])
-    return strict_schema
+            closed[keyword] = strict(schema[keyword])
+    return closed
 
 
 @cache
 def resource_schema(kind: str) -> dict[str, Any]:
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
-        pytest.skip(f"{path.name} does not exist")
-    # The files are long, and libyaml's loader is ten times as fast.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        pytest.skip(f"{path} does not exist")
+    loader = getattr(
+        yaml, "CSafeLoader", yaml.SafeLoader
+    )  # the files are long, and libyaml is ten times as fast
     versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]
     (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
     return strict(schema)
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_manifests_match_the_schemas_of_kuberay(name):
+def test_manifests_fit_the_custom_resource_definitions_of_kuberay(name):
     manifest = document(f"kuberay/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
     jsonschema.Draft202012Validator(resource_schema(manifest["kind"])).validate(manifest)
@@ -118,7 +119,7 @@ HEAD = ("spec", "headGroupSpec", "template", "spec")
         ((*HEAD, "volumes", 0, "persistentVolumeClaim", "claim"), "ka-ray-shared"),
     ],
 )
-def test_a_typo_in_a_manifest_is_found(path, value):
+def test_a_typing_error_in_a_manifest_is_found(path, value):
     manifest = copy.deepcopy(document("kuberay/raycluster.yaml"))
     part: Any = manifest
     for key in path[:-1]:
@@ -128,11 +129,11 @@ def test_a_typo_in_a_manifest_is_found(path, value):
         jsonschema.Draft202012Validator(resource_schema("RayCluster")).validate(manifest)
 
 
-def test_the_clusters_of_rayjob_and_raycluster_are_equal():
+def test_rayjob_and_raycluster_have_the_same_cluster():
     assert RAYJOB["rayClusterSpec"] == RAYCLUSTER
 
 
-def test_rays_autoscaler_reads_the_groups_as_intended():
+def test_the_autoscaler_of_ray_reads_the_same_groups():
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     manifest = document("kuberay/raycluster.yaml")
@@ -145,23 +146,25 @@ def test_rays_autoscaler_reads_the_groups_as_intended():
         assert derived[name]["labels"] == group.labels
         assert derived[name]["resources"]["CPU"] == group.cpu
         assert derived[name]["resources"].get("GPU", 0) == group.gpu
-        assert derived[name]["min_workers"] == group.min_nodes
-        assert derived[name]["max_workers"] == group.max_nodes
+        assert (derived[name]["min_workers"], derived[name]["max_workers"]) == (
+            group.min_nodes,
+            group.max_nodes,
+        )
 
 
-def test_probes_use_a_path_that_rays_agent_answers_without_a_token():
+def test_probes_use_a_path_that_needs_no_token():
     agent = Path(find_spec("ray").submodule_search_locations[0]) / "dashboard/http_server_agent.py"
     public = re.findall(r'"(/\S+)"', agent.read_text())
-    asked = {part["httpGet"]["path"] for part in all_mappings(RAYCLUSTER) if "httpGet" in part}
+    asked = {part["httpGet"]["path"] for part in everything(RAYCLUSTER) if "httpGet" in part}
     assert asked == {"/api/healthz"} <= set(public)
 
 
-# --- Kubernetes' own resources -------------------------------------------------------------------
+# --- resources of Kubernetes itself --------------------------------------------------------------
 
 
-def test_services_select_pods_and_every_claimed_volume_is_used():
+def test_services_select_existing_pods_and_volumes_have_claims():
     labels = [
-        part["labels"] for part in all_mappings(KUBERNETES) if "labels" in part and "app" in part["labels"]
+        part["labels"] for part in everything(KUBERNETES) if "labels" in part and "app" in part["labels"]
     ]
     named_ports = {
         p["name"] for pod in pods(KUBERNETES) for c in pod["containers"] for p in c.get("ports", [])
@@ -173,14 +176,15 @@ def test_services_select_pods_and_every_claimed_volume_is_used():
         assert service["spec"]["type"] == "ClusterIP"
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= named_ports
     claims = {part["metadata"]["name"] for part in KUBERNETES if part["kind"] == "PersistentVolumeClaim"}
-    used = {part["claimName"] for part in all_mappings(KUBERNETES) if "claimName" in part}
+    used = {part["claimName"] for part in everything(KUBERNETES) if "claimName" in part}
     assert used == claims
 
 
 def test_every_mount_has_a_volume_and_every_ray_pod_mounts_the_shared_one():
     for pod in pods(KUBERNETES):
-        # "data" is declared in the stateful set's template.
-        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}
+        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {
+            "data"
+        }  # from the template of the stateful set
         mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
         assert {mount["name"] for mount in mounts} <= volumes
     for pod in pods(RAYCLUSTER):
@@ -200,7 +204,7 @@ def test_no_pod_runs_as_root_or_can_become_root():
             assert container["resources"].keys() == {"requests", "limits"}
 
 
-def test_runs_use_the_address_of_mlflows_service():
+def test_runs_use_the_service_of_mlflow():
     (service,) = (
         p for p in KUBERNETES if p["kind"] == "Service" and p["metadata"]["name"] == "ka-ray-mlflow"
     )
@@ -208,19 +212,18 @@ def test_runs_use_the_address_of_mlflows_service():
     for pod in pods(RAYCLUSTER):
         environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
         assert environment["MLFLOW_TRACKING_URI"] == wanted
-    allowed = [e for e in all_mappings(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS"]
-    (hosts,) = (entry["value"] for entry in allowed)
+    (hosts,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS")
     for host in (wanted.removeprefix("http://"), "ka-ray-mlflow.default.svc:5000", "localhost:5000"):
         assert any(fnmatch(host, pattern) for pattern in hosts.split(",")), host
     assert not any(fnmatch("elsewhere:5000", pattern) for pattern in hosts.split(","))
 
 
-def test_the_images_extra_packages_are_dependencies():
+def test_additional_packages_of_the_image_are_optional_dependencies():
     assert {re.split(r"[><=]", name)[0] for name in PROJECT["optional-dependencies"]["cluster"]} == {
         "boto3",
         "psycopg2-binary",
     }
-    (uri,) = (e["value"] for e in all_mappings(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
+    (uri,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
     assert uri.startswith("postgresql+psycopg2://")
 
 
@@ -238,8 +241,8 @@ def validate_with_ray(config: dict[str, Any]) -> dict[str, Any]:
 def test_ray_up_accepts_the_file():
     prepared = validate_with_ray(AWS)
     assert prepared["available_node_types"]["head"]["max_workers"] == 0
-    most = sum(group.max_nodes for group in aws_groups().values())
-    assert prepared["max_workers"] >= most
+    max_nodes = sum(group.max_nodes for group in aws_groups().values())
+    assert prepared["max_workers"] >= max_nodes
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,7 @@ def test_ray_up_accepts_the_file():
         (("available_node_types", "teachers", "resources", "GPU"), "one"),
     ],
 )
-def test_a_typo_in_the_file_is_found(path, value):
+def test_a_typing_error_in_the_file_is_found(path, value):
     config = copy.deepcopy(AWS)
     part = config
     for key in path[:-1]:
@@ -261,7 +264,7 @@ def test_a_typo_in_the_file_is_found(path, value):
         validate_with_ray(config)
 
 
-def test_every_machine_gets_the_token():
+def test_the_token_reaches_every_machine():
     (mounted,) = AWS["file_mounts"]
     assert f"--env RAY_AUTH_TOKEN_PATH={mounted}" in AWS["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
@@ -275,44 +278,46 @@ def locked(package: str) -> str:
     return version
 
 
-def test_every_manifest_names_the_locked_ray():
+def test_every_manifest_has_the_locked_version_of_ray():
     assert RAYCLUSTER["rayVersion"] == RAYJOB["rayClusterSpec"]["rayVersion"] == locked("ray")
 
 
-def test_there_is_one_image_without_a_registry():
-    images = {part["image"] for part in all_mappings([*KUBERNETES, AWS]) if "image" in part}
+def test_all_files_use_the_same_image_without_a_registry():
+    images = {part["image"] for part in everything([*KUBERNETES, AWS]) if "image" in part}
     assert images == {IMAGE, "postgres:17"}
     for path in FILES:
         assert set(re.findall(r"ka-ray:[\w.]+", path.read_text())) <= {IMAGE}, path
 
 
-def test_the_image_agrees_with_pyproject_and_the_lock():
+def test_the_image_has_the_python_version_and_files_of_the_project():
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM"))
     python = base.removeprefix("python:").removesuffix("-slim")
     assert PROJECT["requires-python"] == f">={python}"
-    assert f"--python-version {python} " in (ROOT / "Makefile").read_text()  # the lock's
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert f"--python-version {python} " in (ROOT / "Makefile").read_text()  # of requirements.lock
+    not_ignored = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
     copied = {source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]}
-    assert copied == let_in
+    assert copied == not_ignored
     assert all((ROOT / source).exists() for source in copied)
     assert "--require-hashes -r requirements.lock" in "\n".join(lines)
     assert lines[-2] == "USER 1000:1000"
 
 
-# --- the job's resources fit the groups ----------------------------------------------------------
+# --- the plan of a run fits the groups -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of equal nodes.
+    """A group of nodes of the same kind.
 
     Attributes:
-        cpu: CPUs per node.
-        gpu: GPUs per node.
-        min_nodes: Smallest number of nodes.
-        max_nodes: Largest number of nodes.
-        labels: Ray's labels of each node.
+        cpu: Number of CPUs per node.
+        gpu: Number of GPUs per node.
+        min_nodes: Number of nodes that always run.
+        max_nodes: Maximum number of nodes.
+        labels: Labels of each node.
     """
 
     cpu: float
@@ -322,9 +327,9 @@ class Group:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def hosts(self, name: str, count: int) -> list[Host]:
-        """Return some nodes of the group, as a run on the cluster sees them."""
-        resources = {"CPU": self.cpu, "GPU": self.gpu}
-        return [Host(f"{name}-{index}", resources, self.labels) for index in range(count)]
+        """Return ``count`` nodes of the group, as a run sees them."""
+        has = {"CPU": self.cpu, "GPU": self.gpu}
+        return [Host(f"{name}-{place}", has, self.labels) for place in range(count)]
 
 
 def kuberay_groups() -> dict[str, Group]:
@@ -332,9 +337,9 @@ def kuberay_groups() -> dict[str, Group]:
     for spec in RAYCLUSTER["workerGroupSpecs"]:
         limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
         amounts = float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0))
-        least, most = spec["minReplicas"], spec["maxReplicas"]
-        assert spec["replicas"] == least
-        groups[spec["groupName"]] = Group(*amounts, least, most, spec["labels"])
+        min_nodes, max_nodes = spec["minReplicas"], spec["maxReplicas"]
+        assert spec["replicas"] == min_nodes
+        groups[spec["groupName"]] = Group(*amounts, min_nodes, max_nodes, spec["labels"])
     return groups
 
 
@@ -355,7 +360,7 @@ def aws_groups() -> dict[str, Group]:
 
 
 def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
-    """Return what the RayJob runs: the script, the config, the output folder, and the overrides."""
+    """Return what the RayJob runs: script, config, output folder, and the keys that ``--set`` changes."""
     words = shlex.split(RAYJOB["entrypoint"])
     assert words[0] == "python"
     script, config = (ROOT / word.removeprefix(INSTALLED) for word in words[1:3])
@@ -366,7 +371,7 @@ def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
     return script, config, output, {key: yaml.safe_load(value) for key, value in sets.items()}
 
 
-def test_the_job_runs_a_script_on_a_config_and_writes_to_the_shared_volume():
+def test_the_job_runs_an_existing_script_and_writes_to_the_shared_volume():
     script, config, output, sets = entrypoint()
     assert script == ROOT / "jobs/amalgamate.py"
     assert script.exists()
@@ -379,25 +384,25 @@ def test_the_job_runs_a_script_on_a_config_and_writes_to_the_shared_volume():
 
 
 @pytest.mark.parametrize("groups", [kuberay_groups(), aws_groups()], ids=["kuberay", "aws"])
-def test_the_job_fits_the_groups_and_needs_each_of_them(groups):
+def test_the_plan_fits_and_needs_every_group(groups):
     _, path, _, sets = entrypoint()
     overrides = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
-    config, most = Config.load(path, overrides), sets["ray.workers"]["max"]
-    least_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
-    most_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
-    plan_resources(config, Cluster(tuple(least_hosts)))
-    plan_resources(Config.load(path, [*overrides, f"ray.workers={most}"]), Cluster(tuple(most_hosts)))
+    config, max_workers = Config.load(path, overrides), sets["ray.workers"]["max"]
+    min_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
+    max_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
+    check_fits(config, Cluster(tuple(min_hosts)))
+    check_fits(Config.load(path, [*overrides, f"ray.workers={max_workers}"]), Cluster(tuple(max_hosts)))
     for name in groups:
-        others = tuple(host for host in most_hosts if not host.name.startswith(f"{name}-"))
+        others = tuple(host for host in max_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
-            plan_resources(config, Cluster(others))
+            check_fits(config, Cluster(others))
 
 
 # --- all files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_parse_and_are_executable(path):
+def test_scripts_have_valid_syntax_and_are_executable(path):
     checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert os.access(path, os.X_OK)
@@ -407,10 +412,10 @@ def test_scripts_parse_and_are_executable(path):
 SECRET = re.compile(r"TOKEN$|PASSWORD|SECRET|_KEY$")
 
 
-def test_secrets_come_only_from_kubernetes():
+def test_secrets_are_only_taken_from_kubernetes():
     assert [part for part in KUBERNETES if part["kind"] == "Secret"] == []
     secret = [
-        e for e in all_mappings(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
+        e for e in everything(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
     ]
     assert len(secret) == 2
     for entry in secret:
@@ -419,7 +424,7 @@ def test_secrets_come_only_from_kubernetes():
 
 
 @pytest.mark.parametrize("path", [*FILES, ROOT / ".dockerignore"], ids=lambda path: path.name)
-def test_no_file_holds_a_secret_or_a_registry(path):
+def test_no_file_contains_a_secret_or_a_registry(path):
     text = path.read_text()
     assert not re.search(r"AKIA[A-Z0-9]{16}|PRIVATE KEY|\b[0-9a-f]{32,}\b", text)
     assert not re.search(r"index-url|docker\.io|ghcr|quay|ecr\.|gcr\.|pkg\.dev", text)
@@ -427,7 +432,7 @@ def test_no_file_holds_a_secret_or_a_registry(path):
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "README.md"], ids=str)
-def test_files_that_a_readme_names_exist(path):
+def test_files_named_in_a_readme_exist(path):
     names = re.findall(
         r"(?<![/\w])(?:cluster|jobs|tests)/[\w/.-]+\.(?:py|sh|yaml|md)\b|cluster/Dockerfile", path.read_text()
     )

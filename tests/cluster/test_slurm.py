@@ -1,4 +1,4 @@
-"""`cluster/slurm.sh` with fakes of Slurm's own commands, which run everything on this machine."""
+"""`cluster/slurm.sh` with replacements for Slurm's commands that run everything on this machine."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "cluster/slurm.sh"
 BIN = Path(sys.executable).parent
-FAKE_COMMANDS = {
+# Slurm's commands, as far as the script uses them: the only node is this machine.
+SLURM_COMMANDS = {
     "scontrol": 'echo "$3"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
 }
@@ -20,7 +21,7 @@ import os, sys, time
 import ray
 ray.init(log_to_driver=False)
 cpus = ray.cluster_resources()["CPU"]
-print("job:", sys.argv[1:], len(ray.nodes()), cpus, os.environ["RAY_AUTH_MODE"], flush=True)
+print("values", sys.argv[1:], len(ray.nodes()), cpus, os.environ["RAY_AUTH_MODE"], flush=True)
 time.sleep(float(sys.argv[1]))
 sys.exit(7)
 """
@@ -28,9 +29,9 @@ sys.exit(7)
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a batch script: Slurm's commands and variables, and a job with exit code 7."""
+    """Return the environment of a batch script, with Slurm's commands and a job that exits with 7."""
     (tmp_path / "bin").mkdir()
-    for name, body in FAKE_COMMANDS.items():
+    for name, body in SLURM_COMMANDS.items():
         command = tmp_path / "bin" / name
         command.write_text(f"#!/usr/bin/env bash\n{body}\n")
         command.chmod(0o755)
@@ -43,7 +44,7 @@ def slurm(tmp_path):
         "KA_RAY_BIN": str(BIN),
         "KA_RAY_JOB": str(tmp_path / "job.py"),
         "KA_RAY_STATE": str(tmp_path / "state"),
-        "RAY_ADDRESS": "127.0.0.1:1",  # another cluster, which must not be used
+        "RAY_ADDRESS": "127.0.0.1:1",  # of another cluster, which the script must not use
     }
 
 
@@ -57,38 +58,38 @@ def start(environment, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def running_processes(environment) -> list[str]:
-    """Return the job's processes, found by the folders of its token and of Ray's files."""
-    folders = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
-    processes = []
+def find_job_processes(environment) -> list[str]:
+    """Return the processes that name the folder of the job's token or that of Ray's files."""
+    marks = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "environ").read_text() + (process / "cmdline").read_text()
         except (OSError, UnicodeDecodeError):
             continue
-        if any(folder in text for folder in folders) and int(process.name) != os.getpid():
-            processes.append(text.replace("\0", " ")[-200:])
-    return processes
+        if any(mark in text for mark in marks) and int(process.name) != os.getpid():
+            found.append(text.replace("\0", " ")[-200:])
+    return found
 
 
-def wait_until_no_process_runs(environment) -> None:
-    deadline = time.monotonic() + 30
-    while running_processes(environment):
-        assert time.monotonic() < deadline, running_processes(environment)
+def wait_until_no_process(environment) -> None:
+    until = time.monotonic() + 30
+    while find_job_processes(environment):
+        assert time.monotonic() < until, find_job_processes(environment)
         time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change", "message"),
+    ("arguments", "changes", "message"),
     [
-        (["config.yaml"], {"SLURM_JOB_ID": ""}, "not in a Slurm job"),
-        ([], {}, "which config?"),
-        (["config.yaml"], {"KA_RAY_BIN": "/nowhere"}, "no ray in /nowhere"),
-        (["config.yaml"], {"KA_RAY_AUTH": "maybe"}, "neither token nor off"),
+        (["config.yaml"], {"SLURM_JOB_ID": ""}, "this is not a Slurm job; submit the script with sbatch"),
+        ([], {}, "no config was given; usage: sbatch cluster/slurm.sh CONFIG"),
+        (["config.yaml"], {"KA_RAY_BIN": "/nowhere"}, "KA_RAY_BIN: there is no ray in /nowhere"),
+        (["config.yaml"], {"KA_RAY_AUTH": "maybe"}, "KA_RAY_AUTH: maybe is neither token nor off"),
     ],
 )
-def test_missing_arguments_and_settings_are_named(slurm, arguments, change, message, tmp_path):
-    job = start(slurm | change, *arguments)
+def test_missing_and_wrong_settings_are_refused(slurm, arguments, changes, message, tmp_path):
+    job = start(slurm | changes, *arguments)
     assert message in job.communicate(timeout=30)[0]
     assert job.returncode == 2
     assert not (tmp_path / "state").exists()
@@ -96,14 +97,14 @@ def test_missing_arguments_and_settings_are_named(slurm, arguments, change, mess
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_jobs_exit_code_is_passed_on_and_no_process_is_left(slurm, tmp_path):
+def test_the_script_exits_with_the_code_of_the_job_and_leaves_nothing(slurm, tmp_path):
     job = start(slurm, "0", "--output", "somewhere")
     text = job.communicate(timeout=300)[0]
     assert job.returncode == 7, text
-    assert "job: ['0', '--output', 'somewhere'] 1 3.0 token" in text
+    assert "values ['0', '--output', 'somewhere'] 1 3.0 token" in text
     assert list((tmp_path / "state").iterdir()) == []  # the token is deleted
     assert not Path(f"/tmp/ka_ray_{slurm['SLURM_JOB_ID']}").exists()
-    wait_until_no_process_runs(slurm)
+    wait_until_no_process(slurm)
 
 
 @pytest.mark.ray
@@ -112,11 +113,11 @@ def test_a_job_whose_time_is_up_ends_all_processes(slurm, tmp_path):
     job = start(slurm | {"KA_RAY_AUTH": "off"}, "900")
     assert job.stdout is not None
     for line in job.stdout:
-        if line.startswith("job:"):
+        if line.startswith("values"):
             assert line.endswith("3.0 disabled\n")
             break
     job.send_signal(signal.SIGTERM)
     text = job.communicate(timeout=120)[0]
     assert job.returncode == 143, text
     assert list((tmp_path / "state").iterdir()) == []
-    wait_until_no_process_runs(slurm)
+    wait_until_no_process(slurm)
