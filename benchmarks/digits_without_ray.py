@@ -1,9 +1,10 @@
-"""What Ray, parallel workers and MLflow cost the demo: the same work in one bare process, in the same run.
+"""Measure how much time Ray, parallel workers and MLflow add to the demo.
 
     .venv/bin/python benchmarks/digits_without_ray.py
 
-Prints the seconds of both and their ratio. The bare loop calls the same plain functions below
-`ka_ray/distributed`; it starts no worker, streams nothing and tracks nothing.
+Does the work of the demo once in this process, without Ray, and once with `ka-ray demo`. Prints the seconds
+of both and their ratio. Without Ray, the same functions of `ka_ray` are called directly: no worker is
+started, nothing is streamed between processes, and nothing is tracked.
 """
 
 import subprocess
@@ -34,79 +35,86 @@ DIGITS = Path(__file__).parents[1] / "jobs" / "configs" / "digits.yaml"
 
 
 def decode_all(images: ImageSet) -> dict[str, np.ndarray]:
-    def unreadable(image_id: int, name: str) -> None:
-        raise ValueError(name)
+    """Decode all images: column -> one row per image."""
+
+    def fail(image_id: int, name: str) -> None:
+        raise ValueError(f"image {name} cannot be read")
 
     reader = images.source.read
     parts = [
         part
         for chunk in images.source.chunks
-        for part in read_chunk(images.config, reader, chunk, images.ids, None, unreadable)
+        for part in read_chunk(images.config, reader, chunk, images.ids, None, fail)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def store(folder: Path, columns: dict[str, np.ndarray]) -> None:
+def store_columns(folder: Path, columns: dict[str, np.ndarray]) -> None:
+    """Write columns into a folder as one shard, as the extraction does."""
     create_shard_folder(folder)
     write_shard(folder, columns)
     mark_folder_finished(folder, {})
 
 
-def plain_digits(folder: Path) -> float:
-    """Do the demo's work in this process; give the student's union accuracy."""
+def run_without_ray(folder: Path) -> float:
+    """Do the work of the demo in this process, and return the student's accuracy on all classes."""
     config, cpu = Config.load(DIGITS), torch.device("cpu")
-    learned_from, judged_on = (decode_all(images) for images in split_images(config))
-    store(folder / "teachers" / "images", learned_from)
+    train_columns, test_columns = (decode_all(images) for images in split_images(config))
+    store_columns(folder / "teachers" / "images", train_columns)
     for teacher in config.teachers:
         train_teacher(
             teacher, folder / "teachers/images", folder / "teachers", config.seed, cpu, lambda _: None
         )
-    taught = tuple(
+    trained = tuple(
         with_checkpoint(teacher, teacher_checkpoint_path(folder / "teachers", teacher.name))
         for teacher in config.teachers
     )
-    config = config.model_copy(update={"teachers": taught})
+    config = config.model_copy(update={"teachers": trained})
     teachers = [load_teacher(teacher) for teacher in config.teachers]
     plan = make_plan(config, teachers)
 
-    columns = dict(learned_from)
+    # Extraction: the features of the teachers as float16, as in the shards of a run.
+    columns = dict(train_columns)
     for teacher in teachers:
-        features, own = teacher.features(torch.from_numpy(columns["image"]), plan.paths[teacher.name])
+        features, scores = teacher.features(torch.from_numpy(columns["image"]), plan.paths[teacher.name])
         columns |= {feature_column(tap, teacher.name): f.half().numpy() for tap, f in features.items()}
-        columns[feature_column(SCORES, teacher.name)] = own.numpy()
-    store(folder / FEATURES, stack_columns(columns, list(plan.shapes), list(plan.paths)))
+        columns[feature_column(SCORES, teacher.name)] = scores.numpy()
+    store_columns(folder / FEATURES, stack_columns(columns, list(plan.shapes), list(plan.paths)))
     run_stages(StageInputs(config, plan, folder, folder, cpu, lambda _: None))
 
+    # Evaluation, on the test images.
     student = Student(plan.spec).eval()
     load_stage(folder, "joint", student)
-    pixels = torch.from_numpy(judged_on["image"])
+    pixels = torch.from_numpy(test_columns["image"])
     with torch.inference_mode():
-        said = student(pixels).numpy()
-        own = [teacher.scores(pixels) for teacher in teachers]
+        student_scores = student(pixels).numpy()
+        teacher_scores = [teacher.scores(pixels) for teacher in teachers]
     index = {name: i for i, name in enumerate(plan.spec.classes)}
-    targets = np.array([index[label] for label in judged_on["label"]])
-    ensemble = plan.label_sets.amalgamate(torch.cat(own, dim=1)).numpy()
-    per_class = [plan.label_sets.columns(name) for name in plan.paths]
-    counts = count_batch(targets, said, ensemble, [scores.numpy() for scores in own], per_class)
+    targets = np.array([index[label] for label in test_columns["label"]])
+    ensemble = plan.label_sets.amalgamate(torch.cat(teacher_scores, dim=1)).numpy()
+    columns_per_teacher = [plan.label_sets.columns(name) for name in plan.paths]
+    own_scores = [scores.numpy() for scores in teacher_scores]
+    counts = count_batch(targets, student_scores, ensemble, own_scores, columns_per_teacher)
     union: float = compute_accuracies(counts, list(plan.paths))["union"]
     return union
 
 
 def main() -> None:
+    """Run both, and print what each took."""
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        union = plain_digits(Path(scratch) / "plain")
-        plain_s = time.perf_counter() - began
+        union = run_without_ray(Path(scratch) / "bare")
+        bare_s = time.perf_counter() - began
         began = time.perf_counter()
         command = [sys.executable, "-m", "ka_ray.cli", "demo", "--output", f"{scratch}/ray"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         ray_s = time.perf_counter() - began
         report = Report.load(Path(scratch) / "ray")
-    print(f"bare single process: {plain_s:.1f} s, union {union:.3f}")
+    print(f"one process, no Ray: {bare_s:.1f} s, union {union:.3f}")
     print(f"ka-ray demo:         {ray_s:.1f} s, union {report.accuracy.union:.3f}")
     for stage, speed in report.stages.items():
         print(f"  {stage:<9} {speed.seconds:6.1f} s")
-    print(f"ratio: {ray_s / plain_s:.1f}")
+    print(f"ratio of the times: {ray_s / bare_s:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""How time and memory of the one pass grow with the number of images.
+"""Measure how time and memory of the single pass over the images grow with the number of images.
 
     .venv/bin/python benchmarks/pass_scaling.py jobs/configs/cifar10_halves.yaml --images 5000 20000
 
-Runs the pass of `ka-ray tune` (all stacked channels, every layer's sums) in a process of its own for each
-number of images, and prints seconds and the peak memory of that process and all below it (proportional set
-size). None warms anything up for the next: every process starts a Ray of its own.
+Runs the pass of `ka-ray tune`, which sums the moments of every layer over all stacked channels, in a new
+process for each number of images. Prints the seconds of the pass, and the peak memory (proportional set
+size) of that process and all its descendants. Every process starts its own Ray, so no measurement profits
+from the one before.
 """
 
 import argparse
@@ -22,13 +23,20 @@ from ka_ray.runs.statistics import sum_up
 from ka_ray.student.from_moments import LayerMomentsMeter
 
 SAMPLE_EVERY_S = 0.5
+"""Time between two measurements of the memory, in seconds."""
 
 
-def one_pass(config_path: str, images: int, overrides: list[str]) -> None:
-    """Run the pass here; print its seconds."""
+def run_pass(config_path: str, images: int, overrides: list[str]) -> None:
+    """Run the pass in this process, and print its seconds and the bytes of its sums.
+
+    Args:
+        config_path: Path of the config.
+        images: Number of images.
+        overrides: Keys of the config to change, as KEY=VALUE.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        more = [f"extract.images={images}", f"output={folder}/run", "tracking.backend=none"]
-        config = Config.load(config_path, [*overrides, *more])
+        own = [f"extract.images={images}", f"output={folder}/run", "tracking.backend=none"]
+        config = Config.load(config_path, [*overrides, *own])
         with start_run(plan_run(config)) as run:
             stacked = {tap: shape[0] for tap, shape in run.plan.shapes.items()}
             make_meter = partial(LayerMomentsMeter, run.plan.spec, stacked, config.layers.positions_per_image)
@@ -36,12 +44,16 @@ def one_pass(config_path: str, images: int, overrides: list[str]) -> None:
     print(f"pass_seconds={summary['seconds']:.2f} pass_bytes={summary['bytes']}")
 
 
-def measured(command: list[str]) -> tuple[float, int, float]:
-    """Run a command; give the seconds and bytes that it prints, and the peak memory of its tree in MiB."""
+def measure_command(command: list[str]) -> tuple[float, int, float]:
+    """Run a command that calls :func:`run_pass`.
+
+    Returns:
+        The seconds and the bytes that it prints, and the peak memory of it and its descendants in MiB.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(memory, [process.pid, *below(process.pid)])))
+        peak = max(peak, sum(map(read_memory, [process.pid, *find_descendants(process.pid)])))
         time.sleep(SAMPLE_EVERY_S)
     assert process.stdout is not None
     text = process.stdout.read()
@@ -51,14 +63,15 @@ def measured(command: list[str]) -> tuple[float, int, float]:
     return float(fields["pass_seconds"]), int(fields["pass_bytes"]), peak / 1024**2
 
 
-def below(root: int) -> list[int]:
-    """Find all processes below one."""
+def find_descendants(root: int) -> list[int]:
+    """Return the ids of all processes that descend from one, from ``/proc``."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
+            # The name of the program, in brackets, may contain spaces and brackets itself.
             parent = int(path.read_text().rpartition(")")[2].split()[1])
         except OSError:
-            continue
+            continue  # the process has ended in the meantime
         children.setdefault(parent, []).append(int(path.parent.name))
     found, waiting = list[int](), [root]
     while waiting:
@@ -67,8 +80,11 @@ def below(root: int) -> list[int]:
     return found
 
 
-def memory(process: int) -> int:
-    """Read the proportional set size of a process in bytes; 0 where it has just ended."""
+def read_memory(process: int) -> int:
+    """Return the proportional set size of a process, in bytes; 0 if it has just ended.
+
+    Each page that processes share, such as Ray's object store, counts only once over all of them.
+    """
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -77,28 +93,38 @@ def memory(process: int) -> int:
 
 
 def main() -> None:
-    """Measure every number of images, in turn, several times."""
+    """Measure every number of images several times, and print the ratios of the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--images", type=int, nargs="+", default=[5000, 20000])
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--here", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.here:
-        return one_pass(given.config, given.here, given.overrides)
-    overrides = [word for one in given.overrides for word in ("--set", one)]
-    found: dict[int, list[tuple[float, int, float]]] = {images: [] for images in given.images}
-    for _ in range(given.repeat):
-        for images in given.images:
-            command = [sys.executable, str(Path(__file__)), given.config, "--here", str(images), *overrides]
-            found[images].append(measured(command))
-            seconds, num_bytes, peak = found[images][-1]
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument("--images", type=int, nargs="+", default=[5000, 20000], help="numbers of images")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements per number of images")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    # How this script calls itself: run one pass in this process.
+    parser.add_argument("--in-this-process", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.in_this_process:
+        return run_pass(arguments.config, arguments.in_this_process, arguments.overrides)
+    overrides = [word for override in arguments.overrides for word in ("--set", override)]
+    measured: dict[int, list[tuple[float, int, float]]] = {images: [] for images in arguments.images}
+    for _ in range(arguments.repeat):
+        for images in arguments.images:
+            command = [
+                sys.executable,
+                __file__,
+                arguments.config,
+                "--in-this-process",
+                str(images),
+                *overrides,
+            ]
+            measured[images].append(measure_command(command))
+            seconds, num_bytes, peak = measured[images][-1]
             print(f"images={images} seconds={seconds:.1f} peak_mib={peak:.0f} bytes={num_bytes}", flush=True)
-    medians = {n: [statistics.median(one[i] for one in runs) for i in range(3)] for n, runs in found.items()}
-    first, last = medians[given.images[0]], medians[given.images[-1]]
+    medians = {
+        n: [statistics.median(one[i] for one in runs) for i in range(3)] for n, runs in measured.items()
+    }
+    first, last = medians[arguments.images[0]], medians[arguments.images[-1]]
     print(
-        f"{given.images[-1] / given.images[0]:g} x the images: {last[0] / first[0]:.2f} x the time, "
+        f"{arguments.images[-1] / arguments.images[0]:g} x the images: {last[0] / first[0]:.2f} x the time, "
         f"{last[2] / first[2]:.2f} x the peak memory, {last[1] / first[1]:g} x the bytes (medians)"
     )
     return None

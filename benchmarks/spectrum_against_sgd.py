@@ -1,9 +1,9 @@
-"""Does the spectrum predict what auto-encoders trained by gradient steps lose?
+"""Compare the loss that the spectrum predicts with that of auto-encoders trained by gradient steps.
 
     .venv/bin/python benchmarks/spectrum_against_sgd.py jobs/configs/cifar10_halves.yaml
 
-Measures the spectrum (one pass by Ray), stores the features of the same images, trains the auto-encoders of
-every tap at three widths in this process, and prints both errors and their ratio.
+Measures the spectrum in one pass on Ray, stores the features of the same images, trains the auto-encoders of
+every tap at several widths in this process, and prints both losses and their ratio.
 """
 
 import argparse
@@ -22,25 +22,31 @@ from ka_ray.teachers import load_teacher
 
 
 def main() -> None:
-    """Measure, train, compare."""
+    """Measure the spectrum, train the auto-encoders, and print the losses of both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1.0, 1.5])
-    parser.add_argument("--output", default="runs/spectrum")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    given = parser.parse_args()
-    own = [f"output={given.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
-    config = Config.load(given.config, [*given.overrides, *own])
+    parser.add_argument("config", help="path of the config")
+    factors = "widths to train, in units of the widths of the config"
+    parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1.0, 1.5], help=factors)
+    parser.add_argument("--output", default="runs/spectrum", help="output folder")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    own = [f"output={arguments.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
+    config = Config.load(arguments.config, [*arguments.overrides, *own])
     spectrum = ka_ray.measure_spectrum(config)
     with start_run(plan_run(config)) as run:
         extract(run)
     teachers, worst = [load_teacher(teacher) for teacher in run.config.teachers], 0.0
-    for factor in given.factors:
+    for factor in arguments.factors:
         widths = {tap: round(factor * width) for tap, width in run.plan.spec.widths.items()}
-        tried = with_overrides(run.config, [f"codes.widths={widths}"])
-        folder = Path(given.output)
+        trained_config = with_overrides(run.config, [f"codes.widths={widths}"])
+        folder = Path(arguments.output)
         inputs = StageInputs(
-            tried, make_plan(tried, teachers), folder, folder, torch.device("cpu"), lambda p: None
+            trained_config,
+            make_plan(trained_config, teachers),
+            folder,
+            folder,
+            torch.device("cpu"),
+            lambda progress: None,
         )
         _, summary = learn_codes(inputs)
         for tap, errors in summary["taps"].items():
@@ -51,8 +57,9 @@ def main() -> None:
                 f"predicted={predicted:.4g} ratio={ratio:.3f}",
                 flush=True,
             )
+            # Below 1e-4, rounding of the half-precision features is as large as the loss.
             worst = max(worst, abs(ratio - 1)) if predicted > 1e-4 else worst
-    print(f"largest deviation where more than 1e-4 of the variance is lost: {worst:.1%}")
+    print(f"largest deviation of the ratio from 1, where more than 1e-4 of the variance is lost: {worst:.1%}")
 
 
 if __name__ == "__main__":
