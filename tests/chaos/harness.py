@@ -1,4 +1,4 @@
-"""A cluster of `cluster/local.sh` to break things in, and jobs that are watched while they are broken."""
+"""A cluster of `cluster/local.sh` in which tests kill processes, and jobs that run on it meanwhile."""
 
 import os
 import re
@@ -12,27 +12,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
-PATIENCE_S = 600
-"""So long at most any one job may take."""
+JOB_TIMEOUT_S = 600
+"""Maximum duration of one job, in seconds."""
 
 DIGITS = ("jobs/configs/digits.yaml", "--set", "extract.shard_mib=2", "--set", "tracking.backend=none")
 
 
-def wait_until(what: Callable[[], object], patience_s: float, why: str) -> None:
-    ends = time.monotonic() + patience_s
-    while not what():
-        assert time.monotonic() < ends, f"after {patience_s:.0f} s: {why}"
+def wait_until(condition: Callable[[], object], timeout_s: float, failure: str) -> None:
+    """Wait until a condition holds.
+
+    Args:
+        condition: Called again and again until it returns something true.
+        timeout_s: Maximum time to wait, in seconds.
+        failure: What the failed test says if the time is over.
+    """
+    ends = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < ends, f"after {timeout_s:.0f} s: {failure}"
         time.sleep(0.02)
 
 
 @dataclass
 class LocalCluster:
-    """A head and workers as separate processes on this machine.
+    """A head and workers as separate processes on this machine, started by `cluster/local.sh`.
 
     Attributes:
-        folder: Of its token, logs and data.
-        port: The first of its ports.
-        settings: For the script, e.g. ``KA_RAY_AUTH``.
+        folder: Folder of the token, the logs and the data.
+        port: First port of the cluster.
+        settings: Environment variables for the script, such as ``KA_RAY_AUTH``.
     """
 
     folder: Path
@@ -40,50 +47,57 @@ class LocalCluster:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, *arguments: str) -> str:
-        """Call the script; give what it prints."""
+        """Call the script with arguments, and return what it prints."""
         own = {"KA_RAY_CLUSTER_DIR": str(self.folder), "KA_RAY_PORT": str(self.port), "KA_RAY_TIMEOUT": "400"}
         done = subprocess.run(
             [str(ROOT / "cluster" / "local.sh"), *arguments],
             env=clean_environment() | own | self.settings,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=JOB_TIMEOUT_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a shell needs to use the cluster."""
-        given = dict[str, str]()
+        """The environment of a shell that uses the cluster."""
+        exported = dict[str, str]()
         for line in self.call("env").splitlines():
             command, *parts = shlex.split(line)
             for part in parts:
                 if command == "export":
                     name, _, value = part.partition("=")
-                    given[name] = value
-        return clean_environment() | given
+                    exported[name] = value
+        return clean_environment() | exported
 
     @property
     def alive(self) -> list[int]:
-        """The numbers of the workers that Ray knows to be alive."""
+        """The numbers of the workers that are alive for Ray."""
         lines = [line.split() for line in self.call("status").splitlines()]
         return [int(line[0][4:]) for line in lines if line[1:2] == ["ALIVE"] and line[0] != "node0"]
 
     def processes(self, title: str) -> dict[int, int]:
-        """Find the cluster's processes whose command line matches: process id -> number of the node."""
-        found = {}
+        """Return the processes of the cluster whose command line matches a regular expression.
+
+        Args:
+            title: The regular expression.
+
+        Returns:
+            Process id -> number of the node.
+        """
+        nodes = {}
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if re.search(title, command) and (node := self._node_of(int(place.name))) is not None:
-                    found[int(place.name)] = node
+                    nodes[int(place.name)] = node
             except OSError:
-                continue  # it has ended meanwhile
-        return found
+                continue  # the process has ended in the meantime
+        return nodes
 
     def _node_of(self, pid: int) -> int | None:
-        """A process carries its node's name in its environment, or descends from one that does."""
+        """Return the node that the environment of a process, or of one of its ancestors, names."""
         mark = f"KA_RAY_LOCAL_NODE={self.folder}/node".encode()
         while pid > 1:
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -94,34 +108,46 @@ class LocalCluster:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what another cluster or tracker left in it."""
+    """Return the environment of this process without the settings of another cluster or tracker."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "KA_RAY_"))}
     return kept | {"PATH": f"{BIN}:{kept['PATH']}"}
 
 
 @dataclass
 class Job:
-    """A script of `jobs/` under `ray job submit`."""
+    """A script of `jobs/` that runs under `ray job submit`.
+
+    Attributes:
+        process: The process of `ray job submit`, which ends with the job.
+        log: File with the output of the job.
+    """
 
     process: "subprocess.Popen[str]"
     log: Path
 
     @property
     def text(self) -> str:
-        """What it has printed so far."""
+        """What the job has printed so far."""
         return self.log.read_text()
 
     def wait(self) -> int:
-        """Wait for its end; give the exit code of `ray job submit`."""
+        """Wait for the end of the job, and return the exit code of `ray job submit`."""
         try:
-            return self.process.wait(PATIENCE_S)
+            return self.process.wait(JOB_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            raise AssertionError(f"the job hangs:\n{self.text[-3000:]}") from None
+            raise AssertionError(f"the job did not end in {JOB_TIMEOUT_S} s:\n{self.text[-3000:]}") from None
 
 
 def submit(cluster: LocalCluster, log: Path, script: str, *arguments: str) -> Job:
-    """Submit a script as a user would, from the repository's folder."""
+    """Submit a script as a user would, from the folder of the repository.
+
+    Args:
+        cluster: The cluster that runs it.
+        log: File for the output of the job.
+        script: Name of a script in `jobs/`.
+        arguments: Arguments of the script.
+    """
     command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{script}"]
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -136,5 +162,5 @@ def submit(cluster: LocalCluster, log: Path, script: str, *arguments: str) -> Jo
 
 
 def kill(pid: int) -> None:
-    """As the kernel kills where memory runs out."""
+    """Kill a process with SIGKILL, as the kernel does if memory runs out."""
     os.kill(pid, signal.SIGKILL)

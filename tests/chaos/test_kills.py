@@ -1,4 +1,4 @@
-"""Six stages, in each of which a worker, a node or the driver is killed: nothing is lost or done twice."""
+"""Kill a worker, a node or the driver in each of six stages: no work is lost and none is done twice."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import DIGITS, PATIENCE_S, ROOT, Job, LocalCluster, kill, submit, wait_until
+from harness import DIGITS, JOB_TIMEOUT_S, ROOT, Job, LocalCluster, kill, submit, wait_until
 from safetensors.numpy import load_file
 
 from ka_ray.features.shard_recovery import read_image_ids
@@ -20,40 +20,43 @@ from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-NUM_TRAINED, NUM_JUDGED = 1438, 359
-"""Images of the digits that are learned from, and that are judged on."""
+NUM_TRAIN_IMAGES, NUM_TEST_IMAGES = 1438, 359
+"""Number of images of the digits from which the student learns, and on which it is evaluated."""
 
 TABLE = ROOT / "runs" / "kills.md"
+"""File of the table of all kills, which is also printed at the end."""
 
-ALL_LATER = ("student.*", "report.*", "figures")
+FINAL_FILES = ("student.*", "report.*", "figures")
+"""What a run writes after its last stage."""
+
 TRIALS = 8
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """A head without work and three workers of two CPUs, with token authentication."""
-    folder = Path("/tmp") / f"ka_ray_chaos_{os.getpid()}"  # sockets need short names
-    made = LocalCluster(folder, 26000, {"KA_RAY_MLFLOW": "off"})
+    """A head that runs no tasks and three workers with two CPUs each, with token authentication."""
+    folder = Path("/tmp") / f"ka_ray_chaos_{os.getpid()}"  # the path of a socket must be short
+    started = LocalCluster(folder, 26000, {"KA_RAY_MLFLOW": "off"})
     try:
-        made.call("up", "3")
-        yield made
+        started.call("up", "3")
+        yield started
     finally:
-        made.call("down")
+        started.call("down")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def whole(cluster: LocalCluster) -> LocalCluster:
-    """The same with all three workers: those that a test killed are replaced."""
+def full_cluster(cluster: LocalCluster) -> LocalCluster:
+    """The same cluster with all three workers: those that a test has killed are replaced."""
     for _ in range(3 - len(cluster.alive)):
         cluster.call("add")
     return cluster
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_run(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run in which nothing is killed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = tmp_path_factory.mktemp("reference_run")
     job = submit(cluster, folder / "log", "amalgamate.py", *DIGITS, "--output", str(folder / "out"))
     assert job.wait() == 0, job.text[-3000:]
     return folder / "out"
@@ -61,7 +64,7 @@ def undisturbed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines of the table, which is shown at the end."""
+    """The rows of the table of all kills, which is printed at the end."""
     rows: list[str] = []
     yield rows
     columns = ("stage", "SIGKILL", "outcome", "rows lost", "rows doubled", "finished stages repeated")
@@ -75,18 +78,18 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that is disturbed.
+    """A stage in which something is killed.
 
     Attributes:
-        redo: What of an undisturbed run's folder is taken away, so that this stage comes first.
-        begun: What there is in the folder when the stage has begun to leave something.
-        title: Of the processes that do its work.
-        script: Of `jobs/`.
-        options: For it.
+        removed: Patterns of what is removed from a finished run, so that it resumes at this stage.
+        first_output: Pattern of a file that exists as soon as the stage has written something.
+        title: Regular expression for the command lines of the processes that do the work of the stage.
+        script: Name of the script in `jobs/` that runs the stage.
+        options: Additional arguments of the script.
     """
 
-    redo: Sequence[str]
-    begun: str
+    removed: Sequence[str]
+    first_output: str
     title: str
     script: str = "amalgamate.py"
     options: Sequence[str] = ()
@@ -98,8 +101,8 @@ STAGES = {
     "codes": Stage(("stages",), "stages/codes*.epoch", TRAINER),
     "layers": Stage(("stages/[lje]*",), "stages/layers.epoch", TRAINER),
     "joint": Stage(("stages/[je]*",), "stages/joint.epoch", TRAINER),
-    "evaluation": Stage(("stages/e*",), "stages/joint.json", r"MapBatches\(Judge\)"),
-    "sweep": Stage(
+    "evaluation": Stage(("stages/e*",), "stages/joint.json", r"MapBatches\(Evaluator\)"),
+    "tune": Stage(
         (),
         "trials/*/trial.json",
         r"ray::.*(ImplicitFunc|_in_trial|train\b)",
@@ -114,16 +117,16 @@ STAGES = {
 }
 
 
-def prepare(stage: Stage, undisturbed: Path, folder: Path) -> None:
-    """Copy an undisturbed run up to a stage."""
-    shutil.copytree(undisturbed, folder)
-    for pattern in (*stage.redo, *ALL_LATER):
+def prepare(stage: Stage, reference_run: Path, folder: Path) -> None:
+    """Copy a finished run, and remove everything from a stage on."""
+    shutil.copytree(reference_run, folder)
+    for pattern in (*stage.removed, *FINAL_FILES):
         for path in list(folder.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def finished(folder: Path) -> dict[str, int]:
-    """The files that say of a stage, or of a trial, that it stands, and when they were written."""
+def find_finished(folder: Path) -> dict[str, int]:
+    """Return the files that mark a stage or a trial as finished -> when each was written, in nanoseconds."""
     marks = [p for g in ("stages/*.json", "*/done.json", "trials/*/trial.json") for p in folder.glob(g)]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in marks}
 
@@ -149,86 +152,85 @@ KILLS: dict[str, Callable[[LocalCluster, Stage, Job], None]] = {
 }
 
 
-def at_work(cluster: LocalCluster, stage: Stage, folder: Path) -> bool:
-    return any(folder.glob(stage.begun)) and bool(cluster.processes(stage.title))
+def is_running(cluster: LocalCluster, stage: Stage, folder: Path) -> bool:
+    return any(folder.glob(stage.first_output)) and bool(cluster.processes(stage.title))
 
 
-@pytest.mark.parametrize("what", KILLS)
+@pytest.mark.parametrize("victim", KILLS)
 @pytest.mark.parametrize("name", STAGES)
-def test_nothing_is_lost_and_nothing_done_twice(whole, undisturbed, tmp_path, table, name, what):
+def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_path, table, name, victim):
     stage, folder, began = STAGES[name], tmp_path / "out", time.monotonic()
-    prepare(stage, undisturbed, folder)
+    prepare(stage, reference_run, folder)
     call = (stage.script, *DIGITS, *stage.options, "--output", str(folder))
-    jobs = [submit(whole, tmp_path / "log1", *call)]
-    ready = lambda: at_work(whole, stage, folder) or jobs[0].process.poll() is not None  # noqa: E731
-    wait_until(ready, PATIENCE_S, f"{name} does not begin:\n{jobs[0].text[-2000:]}")
+    jobs = [submit(full_cluster, tmp_path / "log1", *call)]
+    ready = lambda: is_running(full_cluster, stage, folder) or jobs[0].process.poll() is not None  # noqa: E731
+    wait_until(ready, JOB_TIMEOUT_S, f"{name} does not begin:\n{jobs[0].text[-2000:]}")
     assert jobs[0].process.poll() is None, jobs[0].text[-3000:]
-    stood = finished(folder)
-    KILLS[what](whole, stage, jobs[0])
+    finished_before = find_finished(folder)
+    KILLS[victim](full_cluster, stage, jobs[0])
     code, outcome = jobs[0].wait(), "survived"
-    if what == "driver":
-        assert code != 0, "a job whose driver was killed is no success"
-        jobs.append(submit(whole, tmp_path / "log2", *call))
+    if victim == "driver":
+        assert code != 0, "a job must fail if its driver was killed"
+        jobs.append(submit(full_cluster, tmp_path / "log2", *call))
         code, outcome = jobs[1].wait(), "resumed"
     assert code == 0, jobs[-1].text[-4000:]
 
     ids = np.concatenate([read_image_ids(shard) for shard in (folder / "features").glob("*.arrow")])
-    lost, doubled = NUM_TRAINED - len(np.unique(ids)), len(ids) - len(np.unique(ids))
-    now = finished(folder)
-    repeated = sum(now.get(mark) != stamp for mark, stamp in stood.items())
+    lost, doubled = NUM_TRAIN_IMAGES - len(np.unique(ids)), len(ids) - len(np.unique(ids))
+    now = find_finished(folder)
+    repeated = sum(now.get(mark) != stamp for mark, stamp in finished_before.items())
     epochs = re.findall(r"^(\w+) epoch=(\d+)/", "\n".join(job.text for job in jobs), re.MULTILINE)
-    again = sum(count - 1 for count in Counter(epochs).values())
+    epochs_repeated = sum(count - 1 for count in Counter(epochs).values())
     seconds = time.monotonic() - began
-    table.append(
-        f"| {name} | {what} | {outcome} | {lost} | {doubled} | {repeated} | {again} | {seconds:.0f} |"
-    )
+    cells = (name, victim, outcome, lost, doubled, repeated, epochs_repeated, f"{seconds:.0f}")
+    table.append(f"| {' | '.join(map(str, cells))} |")
     assert (lost, doubled, repeated) == (0, 0, 0)
-    assert again <= 1, "of a stage at most the epoch that was running is repeated"
-    if name == "sweep":
+    assert epochs_repeated <= 1, "at most the epoch that was running is repeated"
+    if name == "tune":
         trials = [json.loads(path.read_text()) for path in folder.glob("trials/*/trial.json")]
         assert len(trials) == TRIALS
         assert not [t for t in trials if json.loads((folder / "tune.json").read_text())["failed"]]
     else:
-        same_result(folder, undisturbed)
+        check_same_result(folder, reference_run)
 
 
-def test_a_lost_head_takes_the_cluster_along_and_the_same_command_goes_on_with_the_next(
-    whole, undisturbed, tmp_path, table
+def test_after_the_loss_of_the_head_the_same_command_resumes_on_a_new_cluster(
+    full_cluster, reference_run, tmp_path, table
 ):
     stage, folder, began = STAGES["extraction"], tmp_path / "out", time.monotonic()
-    prepare(stage, undisturbed, folder)
+    prepare(stage, reference_run, folder)
     call = (stage.script, *DIGITS, "--output", str(folder))
-    lost = submit(whole, tmp_path / "log1", *call)
-    ready = lambda: at_work(whole, stage, folder) or lost.process.poll() is not None  # noqa: E731
-    wait_until(ready, PATIENCE_S, f"no extraction:\n{lost.text[-2000:]}")
-    stood = finished(folder)
-    whole.call("kill", "0")
+    lost = submit(full_cluster, tmp_path / "log1", *call)
+    ready = lambda: is_running(full_cluster, stage, folder) or lost.process.poll() is not None  # noqa: E731
+    wait_until(ready, JOB_TIMEOUT_S, f"the extraction does not begin:\n{lost.text[-2000:]}")
+    finished_before = find_finished(folder)
+    full_cluster.call("kill", "0")
     assert lost.wait() != 0
     stamps = {shard: shard.stat().st_mtime_ns for shard in folder.glob("features/*.arrow")}
     assert stamps
-    whole.call("down")
-    whole.call("up", "3")
-    job = submit(whole, tmp_path / "log2", *call)
+    full_cluster.call("down")
+    full_cluster.call("up", "3")
+    job = submit(full_cluster, tmp_path / "log2", *call)
     assert job.wait() == 0, job.text[-4000:]
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
     ids = np.concatenate([read_image_ids(shard) for shard in folder.glob("features/*.arrow")])
-    assert len(ids) == len(np.unique(ids)) == NUM_TRAINED
-    now, seconds = finished(folder), time.monotonic() - began
-    repeated = sum(now.get(mark) != stamp for mark, stamp in stood.items())
+    assert len(ids) == len(np.unique(ids)) == NUM_TRAIN_IMAGES
+    now, seconds = find_finished(folder), time.monotonic() - began
+    repeated = sum(now.get(mark) != stamp for mark, stamp in finished_before.items())
     table.append(f"| extraction | head | resumed | 0 | 0 | {repeated} | - | {seconds:.0f} |")
     assert repeated == 0
-    same_result(folder, undisturbed)
+    check_same_result(folder, reference_run)
 
 
-def same_result(folder: Path, undisturbed: Path) -> None:
-    """The same steps were taken: the weights differ by rounding alone, and so does what is judged."""
-    found, expected = (
+def check_same_result(folder: Path, reference_run: Path) -> None:
+    """Check that weights and accuracy differ from those of the reference run only by rounding."""
+    weights, expected = (
         load_file(folder / "student.safetensors"),
-        load_file(undisturbed / "student.safetensors"),
+        load_file(reference_run / "student.safetensors"),
     )
-    assert found.keys() == expected.keys()
-    for tensor in found:
-        np.testing.assert_allclose(found[tensor], expected[tensor], rtol=2e-2, atol=2e-2, err_msg=tensor)
-    accuracy, whole = Report.load(folder).accuracy, Report.load(undisturbed).accuracy
-    assert accuracy.images == whole.images == NUM_JUDGED
-    assert accuracy.union == pytest.approx(whole.union, abs=0.01)
+    assert weights.keys() == expected.keys()
+    for tensor in weights:
+        np.testing.assert_allclose(weights[tensor], expected[tensor], rtol=2e-2, atol=2e-2, err_msg=tensor)
+    accuracy, reference = Report.load(folder).accuracy, Report.load(reference_run).accuracy
+    assert accuracy.images == reference.images == NUM_TEST_IMAGES
+    assert accuracy.union == pytest.approx(reference.union, abs=0.01)

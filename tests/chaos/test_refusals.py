@@ -1,4 +1,4 @@
-"""What cannot work ends with one clear message and an exit code; what was done is kept and used again."""
+"""Runs that cannot work end with one clear message and an exit code, and finished work is kept and reused."""
 
 import contextlib
 import json
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from harness import PATIENCE_S, clean_environment, wait_until
+from harness import JOB_TIMEOUT_S, clean_environment, wait_until
 from safetensors.torch import load_file, save_file
 
 from ka_ray.errors import EXIT_TRY_AGAIN
 from ka_ray.features.shard_recovery import read_image_ids
 from ka_ray.teachers.plain import plain_conv_net
 
+# A run of about a minute, with several shards of features.
 QUICK = (
     "tracking.backend=none",
     "extract.shard_mib=0.3",
@@ -29,7 +30,7 @@ QUICK = (
 
 @pytest.fixture
 def config(tmp_path, config_tree):
-    """A run description whose two teachers have checkpoints."""
+    """A function that writes the config of a run and returns its path; its teachers have checkpoints."""
 
     def write() -> Path:
         path = tmp_path / "run.yaml"
@@ -51,86 +52,89 @@ def start(config: Path, output: Path, *overrides: str, **environment: str) -> "s
     )
 
 
-def refused(process: "subprocess.Popen[str]", code: int = 2) -> str:
-    """Wait for the end; give the one line of the error."""
-    out, err = process.communicate(timeout=PATIENCE_S)
+def read_error(process: "subprocess.Popen[str]", code: int = 2) -> str:
+    """Wait until a run ends with an exit code, and return the line of its error."""
+    out, err = process.communicate(timeout=JOB_TIMEOUT_S)
     assert process.returncode == code, out + err
     assert "Traceback" not in err, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     return line
 
 
-def ran(process: "subprocess.Popen[str]") -> str:
-    out, err = process.communicate(timeout=PATIENCE_S)
+def wait_for_success(process: "subprocess.Popen[str]") -> str:
+    """Wait until a run ends without an error, and return its output."""
+    out, err = process.communicate(timeout=JOB_TIMEOUT_S)
     assert process.returncode == 0, out[-2000:] + err[-2000:]
     return out
 
 
-def test_a_missing_factory_is_named(config, config_tree, tmp_path):
+def test_a_missing_network_factory_is_named(config, config_tree, tmp_path):
     config_tree["teachers"][1] |= {"network": "no_such_package.networks:make", "arguments": {}}
-    said = refused(start(config(), tmp_path / "out"))
-    assert "network 'no_such_package.networks:make': cannot import" in said
+    message = read_error(start(config(), tmp_path / "out"))
+    assert "network 'no_such_package.networks:make': cannot import" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_what_python_itself_can_do_is_no_factory(config, config_tree, tmp_path):
-    trace = tmp_path / "was_here"
-    config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {trace}"}}
-    assert "'os' is not an allowed source of networks" in refused(start(config(), tmp_path / "out"))
-    assert not trace.exists()
+def test_a_function_of_the_standard_library_is_refused_as_network_factory(config, config_tree, tmp_path):
+    marker = tmp_path / "was_called"
+    config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {marker}"}}
+    assert "'os' is not an allowed source of networks" in read_error(start(config(), tmp_path / "out"))
+    assert not marker.exists()
 
 
-def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
+def test_weights_that_are_nan_are_named(config, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][0]["checkpoint"])
     weights = load_file(checkpoint)
     name = next(name for name in weights if name.endswith("weight"))
     weights[name].view(-1)[0] = math.nan
     save_file(weights, checkpoint)
-    said = refused(start(config(), tmp_path / "out"))
-    assert f"checkpoint {checkpoint} contains weights that are NaN or infinite: {name}" in said
+    message = read_error(start(config(), tmp_path / "out"))
+    assert f"checkpoint {checkpoint} contains weights that are NaN or infinite: {name}" in message
 
 
-def test_a_truncated_teacher_is_named(config, config_tree, tmp_path):
+def test_a_truncated_checkpoint_is_named(config, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][1]["checkpoint"])
     checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
-    assert f"checkpoint {checkpoint} cannot be read" in refused(start(config(), tmp_path / "out"))
+    assert f"checkpoint {checkpoint} cannot be read" in read_error(start(config(), tmp_path / "out"))
 
 
-def test_a_wrong_number_of_scores_is_told_with_both_numbers(config, config_tree, tmp_path):
+def test_a_wrong_number_of_scores_is_reported_with_both_numbers(config, config_tree, tmp_path):
     teacher = config_tree["teachers"][0]
     arguments = teacher["arguments"] | {"num_classes": 7}
     config_tree["student"] = {"network": "plain", "arguments": teacher["arguments"]}
     config_tree["taps"] = {"conv1": "norm1"}
     teacher |= {"network": "ka_ray.teachers.plain:plain_conv_net", "arguments": arguments}
     save_file(plain_conv_net(**arguments).state_dict(), teacher["checkpoint"])
-    assert "teacher low: `classes` names 5 classes, but the network outputs (7,)" in refused(
+    assert "teacher low: `classes` names 5 classes, but the network outputs (7,)" in read_error(
         start(config(), tmp_path / "out")
     )
 
 
 @pytest.mark.ray
 @pytest.mark.chaos
-def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(config, tmp_path):
+def test_a_full_disk_ends_the_run_and_it_resumes_with_more_space(config, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("no right to mount a tmpfs here")
+        pytest.skip("mounting a tmpfs is not permitted here")
     try:
         process = start(config(), disk / "out", "images.size=16")
         wait_until(
-            lambda: any(disk.glob("out/features/*.arrow")) or process.poll() is not None, 300, "no shard"
+            lambda: any(disk.glob("out/features/*.arrow")) or process.poll() is not None,
+            300,
+            "no shard of features was written",
         )
         with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-            while filler.write(bytes(2**16)):  # until there is no room, while the run goes on writing
+            while filler.write(bytes(2**16)):  # until the disk is full, while the run goes on writing
                 pass
-        assert "the disk is full" in refused(process, EXIT_TRY_AGAIN)
+        assert "the disk is full" in read_error(process, EXIT_TRY_AGAIN)
         kept = {shard: shard.stat().st_mtime_ns for shard in disk.glob("out/features/*.arrow")}
         assert kept
         (disk / "filler").unlink()
-        ran(start(config(), disk / "out", "images.size=16"))
+        wait_for_success(start(config(), disk / "out", "images.size=16"))
         assert {shard: shard.stat().st_mtime_ns for shard in kept} == kept
         done = json.loads((disk / "out" / "features" / "done.json").read_text())
         assert done["resumed"] >= sum(len(read_image_ids(shard)) for shard in kept)
@@ -140,33 +144,34 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(config, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.chaos
-def test_damaged_files_of_a_run_are_named_and_what_else_stands_is_used(config, tmp_path):
+def test_damaged_files_of_a_run_are_named_and_the_others_are_reused(config, tmp_path):
     out = tmp_path / "out"
-    ran(start(config(), out))
+    wait_for_success(start(config(), out))
     student = (out / "student.safetensors").read_bytes()
 
-    def again_from(stage: str) -> None:
+    def remove_from(stage: str) -> None:
+        """Remove the results of a stage, the evaluation and the student, so that they are computed again."""
         for path in [*out.glob(f"stages/{stage}*"), *out.glob("student.*"), out / "stages" / "evaluate.json"]:
             path.unlink(missing_ok=True)
 
     codes = out / "stages" / "codes.safetensors"
     whole = codes.read_bytes()
     codes.write_bytes(whole[: len(whole) // 2])
-    again_from("layers")
-    said = refused(start(config(), out))
-    assert f"checkpoint {codes} cannot be used" in said
-    assert "delete codes.json beside it" in said
+    remove_from("layers")
+    message = read_error(start(config(), out))
+    assert f"checkpoint {codes} cannot be used" in message
+    assert "delete codes.json beside it" in message
     (out / "stages" / "codes.json").unlink()
 
     shards = sorted(out.glob("features/*.arrow"))
     missing = read_image_ids(shards[1])
     shards[1].write_bytes(shards[1].read_bytes()[:-64])
-    assert f"features {shards[1]} are damaged" in refused(start(config(), out))
+    assert f"features {shards[1]} are damaged" in read_error(start(config(), out))
     shards[1].unlink()
     (out / "features" / "done.json").unlink()
     stamps = {shard: shard.stat().st_mtime_ns for shard in shards if shard.exists()}
-    again_from("[clj]")
-    ran(start(config(), out))
+    remove_from("[clj]")
+    wait_for_success(start(config(), out))
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
     ids = np.concatenate([read_image_ids(shard) for shard in out.glob("features/*.arrow")])
     assert len(ids) == len(np.unique(ids)) == 1438 - 144  # a tenth is held out

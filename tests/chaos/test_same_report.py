@@ -1,4 +1,4 @@
-"""`cluster/local.sh up 3` and `ray job submit`: the report of the same run on one node, whoever ran where."""
+"""A run on three nodes of `cluster/local.sh` has the same report as on one node."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import BIN, PATIENCE_S, ROOT, LocalCluster, clean_environment, submit
+from harness import BIN, JOB_TIMEOUT_S, ROOT, LocalCluster, clean_environment, submit
 
 from ka_ray.reports.report import Report
 
@@ -20,61 +20,67 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 TEACHERS = [ROOT / "runs" / f"cifar10_teacher_{name}" / name / "teacher.safetensors" for name in "ab"]
 
 GROUPS = ("teachers", "trainers", "decoding")
-"""Worker 1, 2 and 3 are labelled with these."""
+"""Workers 1, 2 and 3 have one of these labels each."""
 
 PLACEMENT = [f"placement.{group}.label.group={group}" for group in GROUPS] + ["placement.teachers.gpu=1"]
 
 TOLERANCE = {"digits": 0.015, "cifar10_halves_exact": 0.005}
-"""Of every accuracy: the same steps, but floats summed in another order. Of 359 digits five may differ."""
+"""Maximum difference of an accuracy: the steps are the same, but sums are computed in another order.
+
+Of the 359 digits, five may be classified differently.
+"""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A head without work, three workers with a label and two logical GPUs each, and an MLflow server."""
+    """A head without tasks, three workers with a label and two logical GPUs each, and an MLflow server."""
     folder = Path("/tmp") / f"ka_ray_same_{os.getpid()}"
     labels = ";".join(f"group={group}" for group in GROUPS)
     settings = {"KA_RAY_OBJECT_STORE_MB": "512", "KA_RAY_LABELS": labels, "KA_RAY_GPUS": "2"}
-    made = LocalCluster(folder, 27000, settings)
+    started = LocalCluster(folder, 27000, settings)
     try:
-        made.call("up", "3")
-        yield made
+        started.call("up", "3")
+        yield started
     finally:
-        made.call("down")
+        started.call("down")
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def options(name: str) -> list[str]:
+def list_overrides(name: str) -> list[str]:
+    """Return the overrides of a config; skip the test if its images or teachers are missing."""
     if name == "digits":
         return []
     if not CIFAR10.exists():
-        pytest.skip(f"{CIFAR10} is not here")
+        pytest.skip(f"{CIFAR10} does not exist")
     if not all(path.exists() for path in TEACHERS):
-        pytest.skip("no teachers: ka-ray teach jobs/configs/cifar10_teacher_a.yaml, and the same for b")
-    places = [f"images.path={CIFAR10}", f"evaluation.images.path={CIFAR10}"]
+        pytest.skip(
+            "the teachers are missing: run ka-ray teach with jobs/configs/cifar10_teacher_a.yaml and _b.yaml"
+        )
+    paths = [f"images.path={CIFAR10}", f"evaluation.images.path={CIFAR10}"]
     return [
-        *places,
+        *paths,
         *(f"teachers.{i}.checkpoint={path}" for i, path in enumerate(TEACHERS)),
         "joint.epochs=1",
     ]
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
+def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
     config = f"jobs/configs/{name}.yaml"
-    given = [config, *(f"--set={option}" for option in options(name)), "--output"]
-    alone = subprocess.run(
-        [str(BIN / "ka-ray"), "run", *given, str(tmp_path / "one"), "--set=tracking.backend=none"],
+    command = [config, *(f"--set={option}" for option in list_overrides(name)), "--output"]
+    local = subprocess.run(
+        [str(BIN / "ka-ray"), "run", *command, str(tmp_path / "one"), "--set=tracking.backend=none"],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE_S,
+        timeout=2 * JOB_TIMEOUT_S,
     )
-    assert alone.returncode == 0, alone.stdout[-2000:] + alone.stderr[-2000:]
+    assert local.returncode == 0, local.stdout[-2000:] + local.stderr[-2000:]
     placed = [f"--set={option}" for option in PLACEMENT]
-    job = submit(cluster, tmp_path / "log", "amalgamate.py", *given, str(tmp_path / "three"), *placed)
+    job = submit(cluster, tmp_path / "log", "amalgamate.py", *command, str(tmp_path / "three"), *placed)
     nodes = {title: set[int]() for title in (TEACHER, TRAINER)}
-    ends = time.monotonic() + 2 * PATIENCE_S
+    ends = time.monotonic() + 2 * JOB_TIMEOUT_S
     while job.process.poll() is None and time.monotonic() < ends:
         for title, seen in nodes.items():
             seen.update(cluster.processes(title).values())
@@ -84,8 +90,8 @@ def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
 
     one, three = Report.load(tmp_path / "one"), Report.load(tmp_path / "three")
     assert three.ray.nodes == 4
-    extracting = [place.gpus for place in three.placements]
-    assert extracting[:2] in ([[0], [1]], [[1], [0]]), "each teacher has a GPU of its own"
+    teacher_gpus = [place.gpus for place in three.placements]
+    assert teacher_gpus[:2] in ([[0], [1]], [[1], [0]]), "each teacher has its own GPU"
     assert three.mlflow.tracking_uri == cluster.environment["MLFLOW_TRACKING_URI"]
     assert f"mlflow: {three.mlflow.tracking_uri}/#/experiments/" in job.text
     assert three.size == one.size
@@ -95,22 +101,22 @@ def test_three_nodes_report_what_one_reports(cluster, tmp_path, name):
     for teacher, pair in one.accuracy.per_teacher.items():
         pairs[teacher] = (pair.student, three.accuracy.per_teacher[teacher].student)
     print(name, {key: f"{a:.4f} on one node, {b:.4f} on three" for key, (a, b) in pairs.items()})
-    for key, (expected, found) in pairs.items():
-        assert found == pytest.approx(expected, abs=TOLERANCE[name]), key
+    for key, (expected, value) in pairs.items():
+        assert value == pytest.approx(expected, abs=TOLERANCE[name]), key
 
 
-def test_a_wrong_token_is_one_clear_message(cluster, tmp_path):
-    stranger = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 40}
+def test_a_wrong_token_ends_with_one_clear_message(cluster, tmp_path):
+    wrong_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 40}
     command = [str(BIN / "ka-ray"), "run", "jobs/configs/digits.yaml", "--output", str(tmp_path / "out")]
     for address, words in (("127.0.0.2:27000", "refuses this shell's token"), (None, "asks for a token")):
         submitted = ["submit", command[2], "--address", cluster.environment["RAY_ADDRESS"], *command[3:]]
         done = subprocess.run(
             command if address else [command[0], *submitted],
             cwd=ROOT,
-            env=clean_environment() | stranger | ({"RAY_ADDRESS": address} if address else {}),
+            env=clean_environment() | wrong_token | ({"RAY_ADDRESS": address} if address else {}),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=JOB_TIMEOUT_S,
         )
         assert done.returncode == 2, done.stdout + done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
