@@ -1,4 +1,4 @@
-"""The demo, killed in the middle and started again, and what a user does with its folder afterwards."""
+"""The digits run: killed and resumed, and then its output folder used like a user would."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = REPOSITORY / "jobs" / "configs" / "digits.yaml"
-PATIENCE_S = 600
+TIMEOUT_S = 600
 
 
 def start(*arguments: str, cwd: Path = REPOSITORY) -> "subprocess.Popen[str]":
@@ -33,16 +33,17 @@ def start(*arguments: str, cwd: Path = REPOSITORY) -> "subprocess.Popen[str]":
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    ends = time.monotonic() + PATIENCE_S
+    """Wait until a file exists; fail if the process that should write it ends before."""
+    ends = time.monotonic() + TIMEOUT_S
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < ends, f"{path} did not appear"
+        assert time.monotonic() < ends, f"{path} does not exist after {TIMEOUT_S} s"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the digits, SIGKILL the driver in the layer stage, run them again."""
+    """Run the digits, kill the driver with SIGKILL during the layer stage, and run the same command again."""
     folder = tmp_path_factory.mktemp("digits") / "run"
     arguments = ("run", str(DIGITS), "--output", str(folder))
     first = start(*arguments)
@@ -52,12 +53,12 @@ def run(tmp_path_factory):
     assert not (folder / "stages" / "layers.json").exists()
     extracted = {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()}
     second = start(*arguments)
-    output = second.communicate(timeout=PATIENCE_S)[0]
+    output = second.communicate(timeout=TIMEOUT_S)[0]
     assert second.returncode == 0, output
     return folder, extracted, output
 
 
-def test_the_second_attempt_goes_on_after_the_last_finished_stage(run):
+def test_the_second_attempt_resumes_after_the_last_finished_stage(run):
     folder, extracted, output = run
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()} == extracted
     assert "extract" not in output
@@ -65,7 +66,7 @@ def test_the_second_attempt_goes_on_after_the_last_finished_stage(run):
     assert "learning layers, joint" in output
 
 
-def test_the_report_has_its_schema_and_the_student_keeps_up_with_its_teachers(run):
+def test_the_report_is_complete_and_the_student_is_as_good_as_its_teachers(run):
     folder, _, output = run
     report = Report.load(folder)
     content = json.loads((folder / "report.json").read_text())
@@ -79,7 +80,7 @@ def test_the_report_has_its_schema_and_the_student_keeps_up_with_its_teachers(ru
         assert pair.student >= 0.98 * pair.teacher
     assert report.size.student.parameters <= 1.02 * report.size.per_teacher["low"].parameters
     for code in report.codes.values():
-        # Where the stacked features span fewer directions than the code has, the optimum is 0.
+        # If the stacked features span fewer directions than the code has channels, the optimum is 0.
         assert code.relative_error <= max(1.05 * code.optimal_relative_error, 3e-4)
     assert "digits: 10 classes" in output
     names = {path.name for path in (folder / "figures").iterdir()}
@@ -102,9 +103,8 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
         a.path for a in client.list_artifacts(tracked.info.run_id)
     }
 
-    monkeypatch.setenv(
-        "MLFLOW_TRACKING_URI", str(report.mlflow.tracking_uri)
-    )  # set_tracking_uri would outlast us
+    # Not mlflow.set_tracking_uri, which would still be set in the next test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(report.mlflow.tracking_uri))
     model = mlflow.pyfunc.load_model(f"runs:/{report.mlflow.run_id}/student")
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16)).astype(np.float32)
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
     np.testing.assert_allclose(model.predict(images), expected, atol=1e-4)
 
 
-def test_another_config_is_refused_with_the_differing_keys(run):
+def test_a_changed_config_is_refused_with_the_changed_keys(run):
     folder, _, _ = run
     config = Config.load(DIGITS, [f"output={folder}", "joint.epochs=3", "ray.workers=1"])
     with pytest.raises(ka_ray.InputError) as error:
@@ -121,7 +121,7 @@ def test_another_config_is_refused_with_the_differing_keys(run):
     assert "ray.workers" not in str(error.value)
 
 
-def test_predict_and_evaluate_need_the_folder_alone(run, tmp_path):
+def test_predict_and_evaluate_need_only_the_files_of_the_student(run, tmp_path):
     from sklearn.datasets import load_digits
 
     folder, _, _ = run
@@ -131,17 +131,17 @@ def test_predict_and_evaluate_need_the_folder_alone(run, tmp_path):
         (moved / name).write_bytes((folder / name).read_bytes())
     digits = load_digits()
     paths = []
-    for row in range(4, 104, 5):  # of the test split
+    for row in range(4, 104, 5):  # every fifth image belongs to the test split
         paths.append(tmp_path / f"digit_{digits.target[row]}" / f"{row}.png")
         paths[-1].parent.mkdir(exist_ok=True)
         Image.fromarray(np.round(digits.images[row] * 255 / 16).astype(np.uint8)).save(paths[-1])
     predictions = ka_ray.predict(moved, paths)
-    right = sum(p.class_name == path.parent.name for p, path in zip(predictions, paths, strict=True))
-    assert right >= 17
+    correct = sum(p.class_name == path.parent.name for p, path in zip(predictions, paths, strict=True))
+    assert correct >= 17
     assert all(0 < prediction.probability <= 1 for prediction in predictions)
 
     process = start("evaluate", str(moved), "--images", "digits")
-    output = process.communicate(timeout=PATIENCE_S)[0]
+    output = process.communicate(timeout=TIMEOUT_S)[0]
     union = Report.load(folder).accuracy.union
     assert f"union {100 * union:.1f} % on 359 labelled images" in output
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""A Ray head with token authentication at its default, and jobs: by `ray job submit`, by `ka-ray submit`."""
+"""Jobs on a Ray head with token authentication, sent by `ray job submit` and by `ka-ray submit`."""
 
 import os
 import re
@@ -29,18 +29,17 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path):
-    """A Ray head of its own as the README starts it: a token is made, authentication stays at its default."""
+    """A separate Ray head with a token and Ray's default for authentication, as in the README."""
     port, dashboard = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    environment["PATH"] = (
-        f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
-    )
+    # As in a shell where the virtual environment is activated.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     assert (tmp_path / ".ray" / "auth_token").exists()
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     for option in ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export"):
-        command.append(f"--{option}-port={free_port()}")  # their defaults may belong to another Ray
+        command.append(f"--{option}-port={free_port()}")  # the default port may be used by another Ray
     command += ["--temp-dir", f"/tmp/ka_ray_job_{port}"]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr
@@ -72,7 +71,7 @@ def submit(head, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_digits_run_as_a_job_and_a_bad_config_fails_the_job(head, tmp_path):
+def test_the_digits_run_as_a_job_and_a_bad_config_fails_it(head, tmp_path):
     arguments = ("jobs/amalgamate.py", "jobs/configs/digits.yaml", "--output")
     done = submit(head, *arguments, str(tmp_path / "run"), "--set", "joint.epochs=5")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -83,14 +82,14 @@ def test_the_digits_run_as_a_job_and_a_bad_config_fails_the_job(head, tmp_path):
     assert "joint.rate: unknown key" in bad.stdout + bad.stderr
 
     address, environment = head
-    for stranger in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submit((address, environment | stranger), "--version")
+    for wrong_token in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
+        refused = submit((address, environment | wrong_token), "--version")
         assert refused.returncode != 0, refused.stdout
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A user's folder with a config, and two teachers that git ignores (and Ray with it)."""
+    """The folder of a user, with a config and two teachers that git ignores, so Ray leaves them out."""
     folder = tmp_path / "project"
     teachers = []
     for name, first in (("low", 0), ("high", 5)):
@@ -146,7 +145,7 @@ def ka_ray_submit(head, project: Path, *arguments: str, **changes: str) -> tuple
         return process.returncode, out
 
 
-def test_ka_ray_submit_sends_what_git_ignores_and_ends_as_the_job_does(head, project, tmp_path):
+def test_ka_ray_submit_sends_ignored_files_and_exits_with_the_code_of_the_job(head, project, tmp_path):
     output = tmp_path / "out"
     code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
     assert code == 0, out
@@ -154,9 +153,11 @@ def test_ka_ray_submit_sends_what_git_ignores_and_ends_as_the_job_does(head, pro
         assert line in out
     report = Report.load(output)
     assert report.accuracy.images > 0
-    assert str(project) not in (output / "config.json").read_text()  # the job read what was sent
+    assert (
+        str(project) not in (output / "config.json").read_text()
+    )  # the job has read the files that were sent
 
-    # Another package, so another folder on the cluster: the run goes on as the one that it is.
+    # A changed file makes another package, with another folder on the cluster; the run still resumes.
     (project / "mine/nets.py").write_text((project / "mine/nets.py").read_text() + "# the same\n")
     code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
     assert code == 0, out
@@ -165,29 +166,29 @@ def test_ka_ray_submit_sends_what_git_ignores_and_ends_as_the_job_does(head, pro
     code, again = ka_ray_submit(head, project, "--follow", job_id)
     assert (code, again.splitlines()[-3:]) == (0, out.splitlines()[-3:])
 
-    # What only the job can find out is its exit code; what can be found out here is not sent.
+    # Errors that only the job can find become its exit code. If an error is found here, nothing is sent.
     bad = ("small.yaml", "--output", str(tmp_path / "bad"), "--set")
     code, out = ka_ray_submit(head, project, *bad, "taps.conv1.low=nowhere")
     assert (code, "error: taps.conv1: the network has no module" in out) == (2, True), out
     code, out = ka_ray_submit(head, project, *bad, "joint.rate=5")
     assert (code, "job: " in out, "joint.rate: unknown key" in out) == (2, False, True), out
 
-    for stranger in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
-        code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output), **stranger)
+    for wrong_token in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
+        code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output), **wrong_token)
         assert (code, out.count("\n")) == (2, 1), out
         assert "Set RAY_AUTH_MODE=token and the cluster's token" in out
         assert "f" * 32 not in out
 
 
-def test_a_job_that_is_stopped_from_outside_has_not_succeeded(head, project, tmp_path):
+def test_a_job_that_is_stopped_from_outside_counts_as_failed(head, project, tmp_path):
     address, environment = head
-    given = ("small.yaml", "--output", str(tmp_path / "out"))
-    with start_ka_ray(head, project, *given) as process:
+    arguments = ("small.yaml", "--output", str(tmp_path / "out"))
+    with start_ka_ray(head, project, *arguments) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)
             if line.startswith("extracting "):
-                job_id = next(one.split()[1] for one in lines if one.startswith("job: "))
+                job_id = next(text.split()[1] for text in lines if text.startswith("job: "))
                 stop = [RAY, "job", "stop", "--address", address, job_id]
                 subprocess.run(stop, env=environment, check=True, capture_output=True)
     assert process.returncode == 130, "".join(lines)

@@ -1,4 +1,4 @@
-"""The digits with images, teachers and output on a server that speaks S3: killed, run again, then used."""
+"""The digits with images, teachers and output on an S3 server: killed, resumed, and then used."""
 
 import io
 import os
@@ -28,7 +28,7 @@ from ka_ray.storage.uris import to_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
-PATIENCE_S = 600
+TIMEOUT_S = 600
 QUICK = {
     "codes": {"epochs": 4},
     "layers": {"epochs": 6, "batch_size": 32, "learning_rate": 0.01},
@@ -38,7 +38,7 @@ TEACHERS = {"low": range(5), "high": range(5, 10)}
 
 
 def put_images(uri: str) -> None:
-    """Write the digits as Parquet of several row groups; every fifth image is to judge on."""
+    """Write the digits as Parquet files with several row groups; every fifth image is for testing."""
     digits = load_digits()
     columns: dict[str, list] = {"image": [], "label": []}
     for pixels, target in zip(digits.images, digits.target, strict=True):
@@ -46,24 +46,25 @@ def put_images(uri: str) -> None:
         Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(file, "PNG")
         columns["image"].append(file.getvalue())
         columns["label"].append(f"digit_{target}")
-    table, judged_on = pa.table(columns), np.arange(len(digits.target)) % 5 == 4
-    for name, rows in (("train", ~judged_on), ("test", judged_on)):
+    table, is_test = pa.table(columns), np.arange(len(digits.target)) % 5 == 4
+    for name, rows in (("train", ~is_test), ("test", is_test)):
         with atomic_file(to_path(f"{uri}/images/{name}.parquet")) as part:
             pq.write_table(table.filter(pa.array(rows)), part, row_group_size=300)
 
 
-def source(uri: str, name: str) -> dict:
+def describe_images(uri: str, name: str) -> dict:
+    """Return the `images` section of a config for one of the Parquet files."""
     path = f"{uri}/images/{name}.parquet"
     return {"source": "parquet", "path": path, "label_column": "label", "size": 16}
 
 
 def put_teachers(uri: str, stored: Path) -> list[dict]:
-    """Train two teachers, in this process, straight to the server."""
-    images = load_images(source(uri, "train"))
-    listed = open_source(images)
+    """Train two teachers, with checkpoints on the server, and return the `teachers` section of a config."""
+    images = load_images(describe_images(uri, "train"))
+    opened = open_source(images)
     create_shard_folder(stored)
-    for chunk in listed.chunks:
-        for columns in read_chunk(images, listed.read, chunk, np.arange(listed.num_images), None, refuse):
+    for chunk in opened.chunks:
+        for columns in read_chunk(images, opened.read, chunk, np.arange(opened.num_images), None, fail):
             write_shard(stored, columns)
     mark_folder_finished(stored, {})
     trees = []
@@ -79,19 +80,19 @@ def put_teachers(uri: str, stored: Path) -> list[dict]:
     return trees
 
 
-def refuse(image_id: int, name: str) -> None:
-    raise AssertionError(f"image {image_id} is unreadable: {name}")
+def fail(image_id: int, name: str) -> None:
+    raise AssertionError(f"image {image_id} cannot be read: {name}")
 
 
 @pytest.fixture
 def config(s3, tmp_path) -> Path:
-    """A run whose images, teachers and output are on the server."""
+    """The config of a run whose images, teachers and output are on the server."""
     put_images(s3)
     tree = {
         "name": "digits",
         "output": f"{s3}/run",
-        "images": source(s3, "train"),
-        "evaluation": {"images": source(s3, "test")},
+        "images": describe_images(s3, "train"),
+        "evaluation": {"images": describe_images(s3, "test")},
         "teachers": put_teachers(s3, tmp_path / "stored"),
         "ray": {"workers": 2},
         "tracking": {"backend": "none"},
@@ -102,7 +103,7 @@ def config(s3, tmp_path) -> Path:
 
 
 def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
-    """Call the command with a Ray of its own: its workers have the environment of this test."""
+    """Start `ka-ray` with its own Ray, so that the workers have the environment of this test."""
     return subprocess.Popen(
         [sys.executable, "-m", "ka_ray.cli", *arguments],
         cwd=cwd,
@@ -113,31 +114,32 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_run_on_s3_is_killed_goes_on_and_is_used(s3, s3_requests, tmp_path, config):
+def test_a_run_on_s3_resumes_after_a_kill_and_can_be_used(s3, s3_requests, tmp_path, config):
     folder = to_path(f"{s3}/run")
-    first, ends = start("run", str(config), cwd=tmp_path), time.monotonic() + PATIENCE_S
+    first, ends = start("run", str(config), cwd=tmp_path), time.monotonic() + TIMEOUT_S
     while not (folder / "stages" / "codes.json").exists():
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < ends
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    shards, read = s3_requests("PUT", ".arrow"), s3_requests("GET", ".arrow")
-    assert shards
+    written, read = s3_requests("PUT", ".arrow"), s3_requests("GET", ".arrow")
+    assert written
 
     second = start("run", str(config), cwd=tmp_path)
-    output = second.communicate(timeout=PATIENCE_S)[0]
+    output = second.communicate(timeout=TIMEOUT_S)[0]
     assert second.returncode == 0, output
     assert "extract" not in output
-    assert s3_requests("PUT", ".arrow") == shards
-    assert s3_requests("GET", ".arrow") == read  # the second run's workers use the first one's copies
+    assert s3_requests("PUT", ".arrow") == written
+    # The workers of the second run use the local copies that those of the first have made.
+    assert s3_requests("GET", ".arrow") == read
 
     report = Report.load(f"{s3}/run")
     assert report.accuracy.labelled == 359
     assert report.accuracy.union >= 0.9 * report.accuracy.ensemble
-    made = list_files(folder)
-    assert {"report.md", "student.json", "student.safetensors", "features/done.json"} <= {*made}
-    assert {name for name in made if name.endswith(".png")} == {
+    files = list_files(folder)
+    assert {"report.md", "student.json", "student.safetensors", "features/done.json"} <= {*files}
+    assert {name for name in files if name.endswith(".png")} == {
         f"figures/{name}.png" for name in ("accuracy", "confusion", "losses", "reconstruction")
     }
     assert not (tmp_path / "runs").exists()
@@ -145,11 +147,11 @@ def test_a_run_on_s3_is_killed_goes_on_and_is_used(s3, s3_requests, tmp_path, co
     picture = tmp_path / "four.png"
     Image.fromarray(np.round(load_digits().images[4] * 255 / 16).astype(np.uint8)).save(picture)
     to_path(f"{s3}/four.png").write_bytes(picture.read_bytes())
-    near, far = ka_ray.predict(f"{s3}/run", [picture, f"{s3}/four.png"])
-    assert near.class_name == far.class_name == "digit_4"
-    assert far.path == f"{s3}/four.png"
+    local, remote = ka_ray.predict(f"{s3}/run", [picture, f"{s3}/four.png"])
+    assert local.class_name == remote.class_name == "digit_4"
+    assert remote.path == f"{s3}/four.png"
 
-    judging = ("--images", f"{s3}/images/test.parquet", "--set", "label_column=label")
-    judged = start("evaluate", f"{s3}/run", *judging, cwd=tmp_path)
-    output = judged.communicate(timeout=PATIENCE_S)[0]
+    test_images = ("--images", f"{s3}/images/test.parquet", "--set", "label_column=label")
+    evaluation = start("evaluate", f"{s3}/run", *test_images, cwd=tmp_path)
+    output = evaluation.communicate(timeout=TIMEOUT_S)[0]
     assert f"union {100 * report.accuracy.union:.1f} % on 359 labelled images" in output

@@ -1,4 +1,4 @@
-"""Pairs of networks that are no chains, foreign images, overlapping label sets, end to end in a few steps."""
+"""Teachers with residual blocks and overlapping label sets, on images that no teacher knows, end to end."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ QUICK = {"epochs": 1, "batch_size": 16}
 
 
 def describe_run(folder, network, taps):
-    """The student learns from unlabelled noise that no teacher knows, and is judged on labelled digits."""
+    """Return a config whose student learns from unlabelled noise and is evaluated on labelled digits."""
     teachers, rng = [], np.random.default_rng(0)
     (folder / "noise").mkdir()
     for i in range(80):
@@ -54,12 +54,12 @@ def describe_run(folder, network, taps):
 @pytest.mark.parametrize(
     ("network", "taps", "kept"),
     [
-        # A block of a ResNet ends in an activation: both adapters stay, as 1x1 convs with a bias.
+        # A block of a ResNet ends in an activation, so both adapters are kept, as 1x1 convs with a bias.
         ("resnet18", {"early": "layer1", "late": "layer3"}, {"early": 64, "late": 256}),
-        # features.2 ends in a conv and its batch norm, which take the adapter; features.8 in a shortcut.
+        # features.2 ends in a conv with batch norm, which takes the adapter; features.8 in a shortcut.
         pytest.param(
             *("mobilenet_v3_small", {"early": "features.2", "late": "features.8"}, {"late": 48}),
-            marks=pytest.mark.slow,  # the same way through Ray; how it is cut and folded is tested without
+            marks=pytest.mark.slow,  # cutting and folding this network is also tested without Ray
         ),
     ],
 )
@@ -71,8 +71,8 @@ def test_a_pair_becomes_one_student_of_the_same_network(tmp_path, network, taps,
     assert report.classes == [f"digit_{i}" for i in (0, 1, 2, 3, 4, 5, 8, 9, 7, 6)]
     assert report.rule == "mean"
     assert report.overlap == {"digit_4": ["low", "high"], "digit_5": ["low", "high"]}
-    plain = sum(p.numel() for p in build_network(network, {}, 10).parameters())
-    assert report.size.student.parameters == plain + sum(expected.values())
+    without_adapters = sum(p.numel() for p in build_network(network, {}, 10).parameters())
+    assert report.size.student.parameters == without_adapters + sum(expected.values())
     assert report.accuracy.labelled == report.accuracy.images == 40
     assert 0 <= report.accuracy.agreement <= 1
     assert report.accuracy.union is not None

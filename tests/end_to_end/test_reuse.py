@@ -1,4 +1,4 @@
-"""What a later command uses again of an earlier one, through Ray: students that stand, auto-encoders."""
+"""What a later command reuses of an earlier one, on Ray: finished students, and auto-encoders."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -23,20 +23,20 @@ QUICK = (
 JOINING = ("digit_0", "cat")
 
 
-def content(folder: Path, pattern: str) -> dict[str, bytes]:
+def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
 
 
-def test_more_seeds_and_methods_leave_the_students_that_stand(load_config, tmp_path):
+def test_more_seeds_and_methods_keep_the_finished_students(load_config, tmp_path):
     config = load_config(*QUICK, f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
     pattern = "methods/*/*/**/*.safetensors"
     first = ka_ray.compare(config, ["direct", "distill"])
-    made = content(config.output_dir, pattern)
-    assert {Path(name).parts[1] for name in made} == {"direct", "distill"}
+    students = read_files(config.output_dir, pattern)
+    assert {Path(name).parts[1] for name in students} == {"direct", "distill"}
 
     second = ka_ray.compare(config, ["direct", "incremental", "distill", "scratch"], num_seeds=2)
-    remade = content(config.output_dir, pattern)
-    assert remade.items() > made.items()
+    all_students = read_files(config.output_dir, pattern)
+    assert all_students.items() > students.items()
     assert [row.label for row in second.rows] == ["ensemble", "direct", "incremental", "distill", "scratch"]
     assert second.rows[0] == first.rows[0]
     for method in ("direct", "distill"):
@@ -63,7 +63,7 @@ def test_more_seeds_and_methods_leave_the_students_that_stand(load_config, tmp_p
         assert runs[name].data.metrics["evaluate/union"] == second.row(method).union.values[int(seed)]
 
 
-def test_a_run_is_extended_and_extended_again(load_config, config_tree, tmp_path):
+def test_a_run_is_extended_twice(load_config, config_tree, tmp_path):
     first = config_tree["teachers"][0]
     for seed, name in enumerate(("third", "fourth")):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`ka-ray tune` and `ka-ray spectrum` through Ray: what they find, and what a second call uses again."""
+"""`ka-ray tune` and `ka-ray spectrum` on Ray: their results, and what a second call reuses."""
 
 import json
 from pathlib import Path
@@ -25,33 +25,34 @@ SMALL = (
 )
 
 
-def trials_of(folder: Path) -> dict[str, int]:
-    """When each trial ended."""
+def read_end_times(folder: Path) -> dict[str, int]:
+    """Return the key of every trial that has ended -> when, in nanoseconds."""
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/trial.json")}
 
 
-def agreement_of(folder: Path, key: str) -> float:
-    """By the saved student, over the images held out, in one process."""
+def measure_agreement(folder: Path, key: str) -> float:
+    """Measure the agreement of a saved student on the held-out images, in this process."""
     held_out, student = Store(folder / "tune" / "held_out"), load_student(folder / "trials" / key)
     rows = held_out.gather(["image", "scores"], np.arange(len(held_out)))
     with torch.inference_mode():
-        said = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
-    return float((said == rows["scores"].argmax(axis=1)).mean())
+        predicted = student(torch.from_numpy(rows["image"])).argmax(dim=1).numpy()
+    return float((predicted == rows["scores"].argmax(axis=1)).mean())
 
 
-def check(sweep: TuneResult, folder: Path) -> None:
-    for trial in sweep.trials:
-        assert trial.agreement == pytest.approx(agreement_of(folder, trial.key), abs=1e-9)
+def check(result: TuneResult, folder: Path) -> None:
+    """Check the trials, the front and the choice of a search against the files in its folder."""
+    for trial in result.trials:
+        assert trial.agreement == pytest.approx(measure_agreement(folder, trial.key), abs=1e-9)
         network = load_student(folder / "trials" / trial.key)
         assert trial.parameters == sum(p.numel() for p in network.parameters())
         assert network.spec.widths == trial.widths
-    front = pareto_front(sweep.trials, sweep.cost)
-    assert sweep.front == [trial.key for trial in front]
-    best = choose_trial(front, sweep.cost, sweep.budget)
-    assert sweep.chosen == (None if best is None else best.key)
+    front = pareto_front(result.trials, result.cost)
+    assert result.front == [trial.key for trial in front]
+    best = choose_trial(front, result.cost, result.budget)
+    assert result.chosen == (None if best is None else best.key)
 
 
-def test_a_search_goes_on_where_it_stood_and_leaves_a_config_that_runs(load_config, tmp_path):
+def test_a_search_resumes_and_writes_a_config_of_the_chosen_student(load_config, tmp_path):
     config = load_config(*SMALL, f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
     folder = config.output_dir
     first = ka_ray.search_widths(config)
@@ -59,16 +60,16 @@ def test_a_search_goes_on_where_it_stood_and_leaves_a_config_that_runs(load_conf
     assert first.failed == {}
     check(first, folder)
     assert (folder / "figures" / "tune.png").exists()
-    done = trials_of(folder)
+    done = read_end_times(folder)
 
-    forgotten = first.trials[1].key  # as if the driver had been killed before this one ended
-    (folder / "trials" / forgotten / "trial.json").unlink()
-    wider = load_config(*SMALL, "tune.trials=4", f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
-    second = ka_ray.search_widths(wider)
-    again = trials_of(folder)
-    assert {key for key in done if again[key] == done[key]} == set(done) - {forgotten}
+    repeated = first.trials[1].key  # as if the driver had been killed before this trial ended
+    (folder / "trials" / repeated / "trial.json").unlink()
+    extended = load_config(*SMALL, "tune.trials=4", f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
+    second = ka_ray.search_widths(extended)
+    ended = read_end_times(folder)
+    assert {key for key in done if ended[key] == done[key]} == set(done) - {repeated}
     assert len(second.trials) == 4
-    assert second.trial(forgotten).agreement == first.trial(forgotten).agreement
+    assert second.trial(repeated).agreement == first.trial(repeated).agreement
     check(second, folder)
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -76,7 +77,7 @@ def test_a_search_goes_on_where_it_stood_and_leaves_a_config_that_runs(load_conf
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if run.info.run_name.endswith("_tune"))
     children = {run.info.run_name: run for run in runs if run is not parent}
-    assert children.keys() == again.keys()
+    assert children.keys() == ended.keys()
     for trial in second.trials:
         assert children[trial.key].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert children[trial.key].data.metrics["tune/agreement"] == trial.agreement
@@ -88,7 +89,7 @@ def test_a_search_goes_on_where_it_stood_and_leaves_a_config_that_runs(load_conf
     assert (best.codes.solver, best.codes.basis, best.layers.solver) == ("exact", "channels", "least_squares")
 
 
-def test_trials_learn_jointly_and_optuna_proposes_them(load_config, tmp_path):
+def test_optuna_proposes_trials_with_joint_learning(load_config, tmp_path):
     config = load_config(
         *SMALL,
         f"output={tmp_path / 'out'}",
@@ -98,19 +99,19 @@ def test_trials_learn_jointly_and_optuna_proposes_them(load_config, tmp_path):
         "tune.cost=macs",
         "tune.trials=4",
     )
-    sweep = ka_ray.search_widths(config)
-    assert 1 <= len(sweep.trials) <= 4  # it may propose one twice; that is not run again
-    check(sweep, config.output_dir)
-    assert {trial.learning_rate for trial in sweep.trials} <= {0.001, 0.003}
-    assert all(trial.epochs in (1, 2) and trial.stopped == (trial.epochs == 1) for trial in sweep.trials)
-    done = trials_of(config.output_dir)
+    result = ka_ray.search_widths(config)
+    assert 1 <= len(result.trials) <= 4  # optuna may propose a trial twice; it runs only once
+    check(result, config.output_dir)
+    assert {trial.learning_rate for trial in result.trials} <= {0.001, 0.003}
+    assert all(trial.epochs in (1, 2) and trial.stopped == (trial.epochs == 1) for trial in result.trials)
+    done = read_end_times(config.output_dir)
     again = ka_ray.search_widths(config)
-    after = trials_of(config.output_dir)
+    after = read_end_times(config.output_dir)
     assert {key: after[key] for key in done} == done
-    assert len(again.trials) >= len(sweep.trials)
+    assert len(again.trials) >= len(result.trials)
 
 
-def test_the_spectrum_is_measured_once_and_gives_a_run_its_widths(load_config, tmp_path):
+def test_the_spectrum_is_measured_once_and_sets_the_widths_of_a_run(load_config, tmp_path):
     overrides = (
         "images.limit=300",
         "codes={widths: {energy: 0.9}, solver: exact, positions_per_image: 64}",
@@ -121,9 +122,9 @@ def test_the_spectrum_is_measured_once_and_gives_a_run_its_widths(load_config, t
     )
     config = load_config(*overrides)
     spectrum = ka_ray.measure_spectrum(config)
-    summed = (config.output_dir / "moments" / "sums.safetensors").stat().st_mtime_ns
+    written = (config.output_dir / "moments" / "sums.safetensors").stat().st_mtime_ns
     report = ka_ray.amalgamate(config)
-    assert (config.output_dir / "moments" / "sums.safetensors").stat().st_mtime_ns == summed
+    assert (config.output_dir / "moments" / "sums.safetensors").stat().st_mtime_ns == written
     assert {tap: code.width for tap, code in report.codes.items()} == spectrum.widths(0.9)
     features = Store(config.output_dir / "features")
     for tap, measured in spectrum.taps.items():

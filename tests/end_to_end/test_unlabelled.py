@@ -1,4 +1,4 @@
-"""Two torchvision teachers, a folder without labels, fewer taps than layers: the template's case, small."""
+"""The template in small: two torchvision teachers, fewer taps than layers, images without labels."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
         ("vgg11_bn", {"conv3_2": "features.12", "conv5_2": "features.26"}),
     ],
 )
-def test_without_labels_agreement_is_reported_and_said_to_be_all(tmp_path, network, taps):
+def test_without_labels_only_agreement_is_reported(tmp_path, network, taps):
     rng = np.random.default_rng(0)
     for i in range(40):
         path = tmp_path / "photos" / f"{i % 3}" / f"{i}.jpg"
