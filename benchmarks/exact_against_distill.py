@@ -44,6 +44,7 @@ def run(config: str, folder: Path, overrides: tuple[str, ...]) -> tuple[float, f
         command += ["--set", override]
     start = time.time()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # The student is written before the evaluation, which would be the same for both.
     seconds = (folder / "student.json").stat().st_mtime - start
     accuracy = json.loads((folder / "report.json").read_text())["accuracy"]
     print(f"{folder.name} seconds={seconds:.1f} union={accuracy['union']:.4f}", flush=True)
@@ -63,6 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ratios, shares, folder = [], [], Path(arguments.output)
     for seed in range(arguments.seeds):
+        # The same seed for both methods: they get the same images and the same teachers.
         common = (*arguments.overrides, f"seed={seed}")
         exact, union, ensemble = run(arguments.config, folder / f"exact_{seed}", (*EXACT, *common))
         shares.append(union / ensemble)

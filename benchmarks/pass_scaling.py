@@ -106,6 +106,7 @@ def main() -> None:
         return run_pass(arguments.config, arguments.in_this_process, arguments.overrides)
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
     measured: dict[int, list[tuple[float, int, float]]] = {images: [] for images in arguments.images}
+    # In turn, not one after the other: other load on the machine then affects all numbers of images.
     for _ in range(arguments.repeat):
         for images in arguments.images:
             command = [

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--output", default="runs/spectrum", help="output folder")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    # What the spectrum predicts is the optimum in the principal basis, so this is what must be trained.
     own = [f"output={arguments.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
     config = Config.load(arguments.config, [*arguments.overrides, *own])
     spectrum = ka_ray.measure_spectrum(config)

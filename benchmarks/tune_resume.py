@@ -28,7 +28,7 @@ def read_end_times(folder: Path) -> dict[str, int]:
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """Kill a process and all its descendants, as the loss of the machine would."""
     for pid in [process.pid, *find_descendants(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it may have ended with its parent
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
@@ -55,6 +55,7 @@ def main() -> None:
     process = subprocess.Popen(command)
     while process.poll() is None and len(read_end_times(folder)) < arguments.trials // 2:
         time.sleep(0.2)
+    # Trials that end between the count and the kill are in `before`, too: it is read after the kill.
     kill(process)
     before, killed = read_end_times(folder), time.perf_counter() - start
     print(f"killed after {killed:.1f} s with {len(before)} trials ended", flush=True)

@@ -49,6 +49,7 @@ class SeedValues(ReportSection):
         if self.mean is None:
             return "-"
         numbers = [self.mean, *([] if self.deviation is None else [self.deviation])]
+        # Without the zero in front of the point, because the table is wide already.
         return " ± ".join(f"{value:.{decimals}f}".replace("0.", ".", int(value < 1)) for value in numbers)
 
 
@@ -93,11 +94,13 @@ class Comparison(ReportSection):
 
     def save(self, folder: Path) -> None:
         """Write ``compare.json`` and ``compare.md`` into a folder."""
+        # compare.json comes last: where it exists, both files are complete.
         write_text(folder / "compare.md", self.to_markdown())
         write_json(folder / "compare.json", self.model_dump(mode="json"))
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, for people."""
+        # All rows have the same teachers, so those of the first one make the columns.
         teachers = list(self.rows[0].per_teacher)
         header = (
             *("method", "accuracy, all classes", *(f"accuracy, classes of {name}" for name in teachers)),
@@ -170,6 +173,7 @@ def make_ensemble_rows(
     for rule, counts in counts_by_rule.items():
         measured = compute_accuracies(counts, teachers)
         row = ComparisonRow(
+            # With one rule there is nothing to tell apart.
             label=ENSEMBLE if len(counts_by_rule) == 1 else f"{ENSEMBLE} ({rule})",
             union=SeedValues(values=[measured["ensemble"]]),
             per_teacher={n: SeedValues(values=[measured["per_teacher"][n]["teacher"]]) for n in teachers},

@@ -61,7 +61,7 @@ def _accuracy_section(accuracy: Accuracy) -> str:
     ensemble, union = _format_share(accuracy.ensemble), _format_share(accuracy.union)
     rows = [("all classes (teachers: their ensemble)", ensemble, union)]
     if accuracy.ensemble_over_views is not None:
-        # The student sees one view, so this row has no number of its own for it.
+        # The student is only evaluated on one view, so its cell stays empty.
         over_views = _format_share(accuracy.ensemble_over_views)
         rows.append(("all classes (teachers: their ensemble, averaged over views)", over_views, "-"))
     for name, pair in accuracy.per_teacher.items():
@@ -90,6 +90,7 @@ def _curve_section(report: ReportContent) -> str:
 
 def _size_section(report: ReportContent) -> str:
     size = report.size
+    # The student comes first and in bold, because its size is what the reader looks for.
     networks = {"**student**": size.student, "all teachers": size.teachers, **size.per_teacher}
     rows = [
         (name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}")
@@ -112,6 +113,7 @@ def _codes_section(report: ReportContent) -> str:
         errors = f"{code.relative_error:.3g}", f"{code.optimal_relative_error:.3g}"
         cells[tap][:3] = f"{code.width} of {code.stacked}", *errors
     for tap, layer in report.layers.items():
+        # Only least squares has a ridge.
         solver = "gradient steps" if layer.ridge is None else f"least squares, ridge {layer.ridge:g}"
         cells[tap][3:] = f"{layer.relative_error:.3g}", solver
     rows = [(tap, *row) for tap, row in cells.items()]
@@ -124,6 +126,7 @@ def _codes_section(report: ReportContent) -> str:
 
 
 def _stages_section(report: ReportContent) -> str:
+    # report.json lists the stages as they were stored; a reader expects the order in which they ran.
     order = get_args(StageName)
     stages = sorted(report.stages.items(), key=lambda item: order.index(item[0]))
     rows = [(stage, f"{speed.seconds:,.1f}", f"{speed.images_per_s:,.0f}") for stage, speed in stages]

@@ -11,7 +11,8 @@ StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
 class ReportSection(BaseModel):
     """A part of a report. It is immutable, and it refuses unknown keys."""
 
-    # The string below a field becomes its description in the JSON schema.
+    # extra="forbid": a misspelt key must not be read as if the right one were missing.
+    # use_attribute_docstrings: the string below a field becomes its description in the JSON schema.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 

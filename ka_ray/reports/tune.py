@@ -75,6 +75,7 @@ class TuneResult(ReportSection):
         """Return the Pareto front and the table of all trials as Markdown, for people."""
         ordered = sorted(self.trials, key=lambda trial: (getattr(trial, self.cost), -trial.agreement))
         front = [trial for trial in ordered if trial.key in self.front]
+        # The widths of a trial fill one cell without the names of the taps, so the order is told once above.
         taps = ordered[0].widths if ordered else {}
         parts = [
             f"# {self.name}: {len(self.trials)} students tried",
@@ -147,5 +148,6 @@ def choose_trial(front: Sequence[Trial], cost: str, budget: int) -> Trial | None
     Returns:
         The trial; None if every trial costs more.
     """
+    # The front is sorted by cost and by agreement at once: the last affordable trial is the best.
     affordable: list[Any] = [trial for trial in front if getattr(trial, cost) <= budget]
     return affordable[-1] if affordable else None

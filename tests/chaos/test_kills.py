@@ -95,6 +95,7 @@ class Stage:
     options: Sequence[str] = ()
 
 
+# The title of a training worker depends on what it is doing.
 TRAINER = r"ray::.*RayTrainWorker|ray::execute"
 STAGES = {
     "extraction": Stage(("features", "images", "stages"), "features/*.arrow", r"MapBatches\(TeacherActor\)"),
@@ -162,6 +163,7 @@ def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_
     stage, folder, began = STAGES[name], tmp_path / "out", time.monotonic()
     prepare(stage, reference_run, folder)
     call = (stage.script, *DIGITS, *stage.options, "--output", str(folder))
+    # `ready` also holds if the job ends too early: the test then fails instead of waiting.
     jobs = [submit(full_cluster, tmp_path / "log1", *call)]
     ready = lambda: is_running(full_cluster, stage, folder) or jobs[0].process.poll() is not None  # noqa: E731
     wait_until(ready, JOB_TIMEOUT_S, f"{name} does not begin:\n{jobs[0].text[-2000:]}")
@@ -175,6 +177,7 @@ def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_
         code, outcome = jobs[1].wait(), "resumed"
     assert code == 0, jobs[-1].text[-4000:]
 
+    # Every image must be in exactly one shard.
     ids = np.concatenate([read_image_ids(shard) for shard in (folder / "features").glob("*.arrow")])
     lost, doubled = NUM_TRAIN_IMAGES - len(np.unique(ids)), len(ids) - len(np.unique(ids))
     now = find_finished(folder)

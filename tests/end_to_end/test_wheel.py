@@ -1,4 +1,4 @@
-"""The sdist and the wheel: what they hold, and the demo from the wheel in an environment of its own."""
+"""The sdist and the wheel: their contents, and the demo run from the wheel in a separate environment."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import pytest
 from ka_ray import __version__
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 1800  # on a machine that is busy with other work, too
+TIMEOUT_S = 1800  # enough even on a busy machine
 RELEASE = f"ka_ray-{__version__}"
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
     """Build the sdist or the wheel of a source tree into an empty folder."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=TIMEOUT_S)
     (built,) = target.iterdir()
     return built
 
@@ -33,7 +33,7 @@ def sdist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """The wheel, built from the sdist alone, as an installer does that finds no wheel."""
+    """The wheel, built only from the sdist, as an installer does if there is no wheel."""
     source = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
         archive.extractall(source, filter="data")
@@ -46,15 +46,15 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def tracked_files() -> list[str]:
-    """The files in git's index that still exist in the checkout."""
+    """Return the files in git's index that still exist in the checkout."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout: an unpacked sdist, for example")
-    command = ["git", "-c", "safe.directory=*", "ls-files"]  # whoever owns the checkout
+    command = ["git", "-c", "safe.directory=*", "ls-files"]  # the checkout may belong to another user
     listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).exists()]
 
 
-def test_the_sdist_holds_every_tracked_file_that_is_not_hidden(sdist):
+def test_the_sdist_contains_every_tracked_file_that_is_not_hidden(sdist):
     with tarfile.open(sdist) as archive:
         packed = {member.name.removeprefix(f"{RELEASE}/") for member in archive if member.isfile()}
     tracked = [name for name in tracked_files() if not name.startswith(".")]
@@ -66,16 +66,16 @@ def test_the_sdist_and_the_checkout_build_the_same_wheel(wheel, tmp_path):
     assert contents(wheel) == contents(build("wheel", REPOSITORY, tmp_path))
 
 
-def test_the_wheel_holds_the_package_its_configs_and_its_license_and_nothing_else(wheel):
+def test_the_wheel_contains_only_the_package_its_configs_and_its_license(wheel):
     package = REPOSITORY / "ka_ray"
     code = {f"ka_ray/{path.relative_to(package)}" for path in package.rglob("*.py")}
     configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").glob("*.yaml")}
     about = {f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     license_file = f"{RELEASE}.dist-info/licenses/LICENSE"
-    held = contents(wheel)
+    packed = contents(wheel)
     assert "ka_ray/configs/digits.yaml" in configs
-    assert held.keys() == code | configs | about | {license_file, "ka_ray/py.typed"}
-    assert held[license_file] == (REPOSITORY / "LICENSE").read_bytes()
+    assert packed.keys() == code | configs | about | {license_file, "ka_ray/py.typed"}
+    assert packed[license_file] == (REPOSITORY / "LICENSE").read_bytes()
 
 
 def test_the_metadata_names_version_and_license(wheel):
@@ -89,7 +89,7 @@ def test_the_metadata_names_version_and_license(wheel):
 
 
 def environment() -> dict[str, str]:
-    """This process's variables, without those that could lead to the checkout or to a cluster."""
+    """Return the environment of this process without what could lead to the checkout or to a cluster."""
     dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"}
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
@@ -103,7 +103,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -111,7 +111,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """The `bin` folder of a new environment, in versions of the lock file; uv takes them from its cache."""
+    """The `bin` folder of a new environment with the versions of the lock file, which uv has in its cache."""
     folder = tmp_path_factory.mktemp("clean")
     uv = (sys.executable, "-m", "uv")
     run(*uv, "venv", "--python", sys.executable, "env", cwd=folder)
@@ -120,7 +120,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     return folder / "env" / "bin"
 
 
-WHERE = """
+PRINT_PATHS = """
 import json, sys
 from ka_ray import cli
 
@@ -129,13 +129,13 @@ print(json.dumps([cli.__file__, str(cli.demo_config()), sys.path]))
 
 
 @pytest.mark.slow
-def test_the_environment_holds_the_wheel_and_knows_nothing_of_the_checkout(installed, tmp_path):
-    module, config, path = json.loads(run(installed / "python", "-c", WHERE, cwd=tmp_path))
+def test_the_environment_uses_the_wheel_and_not_the_checkout(installed, tmp_path):
+    module, config, path = json.loads(run(installed / "python", "-c", PRINT_PATHS, cwd=tmp_path))
     (packages,) = installed.parent.glob("lib/python3.*/site-packages")
     assert Path(module) == packages / "ka_ray" / "cli.py"
     assert Path(config) == packages / "ka_ray" / "configs" / "digits.yaml"
     assert [entry for entry in path if Path(entry).is_relative_to(REPOSITORY)] == []
-    assert not (packages / "pytest").exists()  # of the extra `dev`
+    assert not (packages / "pytest").exists()  # it belongs to the extra `dev`
     assert run(installed / "ka-ray", "--version", cwd=tmp_path) == f"ka-ray {__version__}\n"
 
 

@@ -50,9 +50,10 @@ def draw_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     for panel, key in zip(figure.axes, panels, strict=True):
         _draw_panel(panel, methods, ensembles if key == "union" else [], key)
     axes.set_yticks(range(len(methods)), [shorten(row["label"], MAX_LABEL_CHARS) for row in methods])
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_ylim(len(methods) - 0.4, -0.6)  # upside down: the first method is on top
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        # Below the panels, because inside a legend would hide seeds.
         figure.legend(handles, labels, loc="outside lower center", ncols=1 + len(panels), frameon=False)
     seeds = len(comparison["seeds"])
     title = f"{shorten(comparison['name'], MAX_LABEL_CHARS)}: comparison of methods"
@@ -69,6 +70,7 @@ def _draw_panel(
         axes.plot([], [], label="one seed", **SEED_MARK)
     for number, row in enumerate(ensembles):
         value = statistics.fmean(_measured(row, key))
+        # The first colour of the palette is that of the students.
         colour, style = PALETTE[1 + number % 5], LINE_STYLES[number % 4]
         label = f"{shorten(row['label'], MAX_LABEL_CHARS)}: {value:.3f}"
         axes.axvline(value, color=colour, linestyle=style, linewidth=1.5, label=label, zorder=1)
@@ -91,7 +93,7 @@ def _draw_method(axes: "Axes", place: int, values: Sequence[float | None]) -> No
         return
     mean = statistics.fmean(known)
     axes.plot(mean, place, **MEAN_MARK)
-    if len(values) > 1:
+    if len(values) > 1:  # the mark of a single seed would only cover that of the mean
         axes.plot(known, [place] * len(known), **SEED_MARK)
     note = "" if len(known) == len(values) else f" ({len(known)} of {len(values)} seeds)"
     above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}

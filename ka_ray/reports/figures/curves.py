@@ -61,6 +61,7 @@ def _draw_losses(axes: "Axes", stage: str, history: Sequence[Mapping[str, Any]])
     _format_images_axis(axes)
     axes.set_title(f"stage {stage}", loc="left", fontweight="bold")
     axes.grid(alpha=0.3)
+    # Beside the panel: a network can have more layers than lines fit into it.
     columns = 1 + (len(names) - 1) // MAX_LEGEND_ROWS
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), ncols=columns, fontsize=8, frameon=False)
 
@@ -77,6 +78,7 @@ def draw_epoch_curve(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     curve = report.get("curve", [])
     key = "union" if any(point["accuracy"]["union"] is not None for point in curve) else "agreement"
+    # An epoch may have gone unmeasured: the line connects those that were.
     points = [point for point in curve if point["accuracy"][key] is not None]
     if not points:
         return []

@@ -74,6 +74,7 @@ def draw_accuracy_bars(report: Mapping[str, Any], folder: Path) -> list[Path]:
     all_classes = {"teacher": accuracy["ensemble"], "student": accuracy["union"]}
     pairs = {f"classes of\n{shorten(name)}": pair for name, pair in accuracy["per_teacher"].items()}
     groups = {"all\nclasses": all_classes, **pairs}
+    # A teacher is left out if no image of its classes has a label.
     groups = {name: pair for name, pair in groups.items() if set(pair.values()) != {None}}
     if not groups and accuracy["agreement"] is None:
         return []
@@ -85,7 +86,7 @@ def draw_accuracy_bars(report: Mapping[str, Any], folder: Path) -> list[Path]:
     draw_bars(axes, rows - 0.2, teachers, TEACHER_COLOUR, "teacher (all classes: ensemble of the teachers)")
     draw_bars(axes, rows + 0.2, students, STUDENT_COLOUR, "student")
     axes.set_yticks(rows, list(groups))
-    axes.invert_yaxis()
+    axes.invert_yaxis()  # the first group is on top
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     agreement = accuracy["agreement"]
     note = "" if agreement is None else f" (agreement of student and ensemble: {agreement:.3f})"
@@ -130,7 +131,7 @@ def draw_reconstruction_error(report: Mapping[str, Any], folder: Path) -> list[P
     axes.set_xscale("log")
     axes.set_xlim(smallest / 2, max(1.0, errors.max()) * 1.5)
     axes.set_yticks(rows, [f"{shorten(tap)}  ({c['width']} of {c['stacked']})" for tap, c in codes.items()])
-    axes.set_ylim(len(codes) - 0.4, -0.6)
+    axes.set_ylim(len(codes) - 0.4, -0.6)  # upside down: the first tap is on top
     axes.grid(alpha=0.3)
     note = f" (at least {MIN_DRAWN_ERROR:g} is drawn)" if smallest <= MIN_DRAWN_ERROR else ""
     axes.set_xlabel(f"relative error: share of the variance that is lost{note}")
@@ -157,6 +158,7 @@ def draw_confusion_matrix(
     if matrix is None or matrix.sum() == 0:
         return []
     count = len(classes)
+    # The row of a class without images becomes NaN, which is drawn as an empty row.
     totals = matrix.sum(1, keepdims=True)
     percent = 100 * np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     side = min(3.6 + 0.42 * count, 12.0)

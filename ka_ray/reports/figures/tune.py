@@ -37,6 +37,7 @@ def draw_tune_result(result: Mapping[str, Any], folder: Path) -> list[Path]:
         star: dict[str, Any] = {"color": TEACHER_COLOUR, "markersize": 16, "markeredgecolor": "black"}
         place = _coordinates([trials[result["chosen"]]], cost)
         axes.plot(*place, "*", label="chosen (best within the budget)", **star)
+    # Students to the right of this line cost too much to be chosen.
     axes.axvline(result["budget"], color="0.4", linestyle="--", linewidth=1.2, label="budget")
     axes.set_xlabel(AXIS_LABELS[cost])
     axes.xaxis.set_major_formatter("{x:,.0f}")
