@@ -12,7 +12,16 @@ from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.reports.figures import draw_run_figures
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import Report
-from ka_ray.reports.sections import Accuracy, Cluster, Extension, MlflowRun, Size, Sizes, Speed, StageName
+from ka_ray.reports.sections import (
+    Accuracy,
+    ClusterResources,
+    Extension,
+    MlflowRun,
+    NetworkSize,
+    NetworkSizes,
+    StageName,
+    StageSpeed,
+)
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.runs.context import Run
 from ka_ray.stages import list_stages
@@ -75,7 +84,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         layers=layers.taps if isinstance(layers, LayersSummary) else {},
         curve=evaluated.curve,
         stages=_speeds(stages, extraction, evaluated),
-        ray=Cluster.model_validate(run.cluster.size),
+        ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
         mlflow=MlflowRun(tracking_uri=run.tracker.tracking_uri, run_id=run.tracker.run_id),
@@ -96,23 +105,25 @@ def _extension(config: Config, codes: CodesSummary) -> Extension | None:
     )
 
 
-def _sizes(config: Config, folder: Path) -> Sizes:
+def _sizes(config: Config, folder: Path) -> NetworkSizes:
     image = torch.zeros(1, 3, config.images.size, config.images.size)
     per_teacher = {
         teacher.name: measure_size(teacher.network, teacher.preprocess(image))
         for teacher in map(load_teacher, config.teachers)
     }
-    total = Size(
+    total = NetworkSize(
         parameters=sum(size.parameters for size in per_teacher.values()),
         macs=sum(size.macs for size in per_teacher.values()),
         bytes=sum(size.bytes for size in per_teacher.values()),
     )
-    return Sizes(student=measure_size(load_student(folder), image), teachers=total, per_teacher=per_teacher)
+    return NetworkSizes(
+        student=measure_size(load_student(folder), image), teachers=total, per_teacher=per_teacher
+    )
 
 
 def _speeds(
     stages: dict[StageName, StageSummary], extraction: list[ExtractionSummary], evaluated: EvaluationSummary
-) -> dict[StageName, Speed]:
+) -> dict[StageName, StageSpeed]:
     amounts: dict[StageName, tuple[int, float]] = {
         stage: (one.images_seen, one.seconds) for stage, one in stages.items()
     }
@@ -121,7 +132,7 @@ def _speeds(
     amounts["extract"] = (extracted, sum(part.seconds for part in extraction))
     amounts["evaluate"] = (evaluated.images, evaluated.seconds)
     return {
-        stage: Speed(seconds=seconds, images_per_s=images / seconds)
+        stage: StageSpeed(seconds=seconds, images_per_s=images / seconds)
         for stage, (images, seconds) in amounts.items()
     }
 

@@ -22,7 +22,7 @@ import yaml
 from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import Cluster, check_fits
+from ka_ray.distributed.cluster import Cluster, plan_resources
 from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -390,12 +390,12 @@ def test_the_plan_fits_and_needs_every_group(groups):
     config, max_workers = Config.load(path, overrides), sets["ray.workers"]["max"]
     min_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
     max_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
-    check_fits(config, Cluster(tuple(min_hosts)))
-    check_fits(Config.load(path, [*overrides, f"ray.workers={max_workers}"]), Cluster(tuple(max_hosts)))
+    plan_resources(config, Cluster(tuple(min_hosts)))
+    plan_resources(Config.load(path, [*overrides, f"ray.workers={max_workers}"]), Cluster(tuple(max_hosts)))
     for name in groups:
         others = tuple(host for host in max_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
-            check_fits(config, Cluster(others))
+            plan_resources(config, Cluster(others))
 
 
 # --- all files -----------------------------------------------------------------------------------
