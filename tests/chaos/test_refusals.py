@@ -160,7 +160,7 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_reused(config, tmp_
     remove_from("layers")
     message = read_error(start(config(), out))
     assert f"checkpoint {codes} cannot be used" in message
-    assert "delete codes.json beside it" in message
+    assert "Delete codes.json in the same folder" in message
     (out / "stages" / "codes.json").unlink()
 
     shards = sorted(out.glob("features/*.arrow"))
