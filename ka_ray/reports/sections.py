@@ -69,7 +69,7 @@ class NetworkSizes(ReportSection):
     """Name of a teacher -> its size."""
 
 
-class TapCode(ReportSection):
+class CodeQuality(ReportSection):
     """How much of the stacked features of one tap its code keeps."""
 
     width: int
@@ -97,7 +97,7 @@ class Extension(ReportSection):
     """Time that the earlier run spent on the reused auto-encoders, in seconds; 0 if none was reused."""
 
 
-class TapLayer(ReportSection):
+class LayerQuality(ReportSection):
     """How well one layer of the student reproduces its target, the code of its tap."""
 
     relative_error: float
@@ -185,11 +185,11 @@ class ReportContent(ReportSection):
     """Sizes of the student and of its teachers."""
     kept_adapters: dict[str, int]
     """Tap whose adapter could not be folded into the layer before it -> parameters of this adapter."""
-    codes: dict[str, TapCode]
+    codes: dict[str, CodeQuality]
     """Tap -> its code; empty for a baseline."""
     extension: Extension | None
     """What was reused from an earlier run; None unless the run extends one."""
-    layers: dict[str, TapLayer]
+    layers: dict[str, LayerQuality]
     """Tap, or ``scores`` -> the student's layer that ends there; empty for a baseline."""
     stages: dict[StageName, StageSpeed]
     """Stage that ran -> its time and throughput."""

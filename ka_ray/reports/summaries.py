@@ -1,4 +1,4 @@
-"""What passes over images write about themselves, as typed models: a JSON file each."""
+"""The summaries of passes over images, as typed models. Each is a JSON file in the output folder."""
 
 from pathlib import Path
 from typing import Self
@@ -11,13 +11,13 @@ from ka_ray.storage.files import read_json, write_json
 
 
 class Summary(BaseModel):
-    """A JSON file of the output folder: immutable, and unknown keys are refused."""
+    """A JSON file of the output folder. It is immutable, and it refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a summary.
+        """Read a summary from its file.
 
         Raises:
             InputError: The file was written by another version of ka_ray.
@@ -25,6 +25,7 @@ class Summary(BaseModel):
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
+            # One key is enough to tell the user; the others have the same cause.
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
             raise InputError(
@@ -38,12 +39,12 @@ class Summary(BaseModel):
 
 
 class PassSummary(Summary):
-    """A pass over images.
+    """The summary of a pass over images.
 
     Attributes:
-        images: The number of images that the pass covered.
-        seconds: How long the pass took.
-        unreadable: The names of the images that could not be read.
+        images: Number of images in the pass.
+        seconds: Duration of the pass, in seconds.
+        unreadable: Images that could not be read and were skipped, each with the reason.
         placements: Where the actors of the teachers ran.
     """
 
@@ -54,15 +55,15 @@ class PassSummary(Summary):
 
 
 class ExtractionSummary(PassSummary):
-    """A pass that stored features or scores.
+    """The summary of a pass that stored features or scores.
 
     Attributes:
-        bytes: The size of the stored files.
-        passes: How many passes it took; more than one if workers were lost.
-        resumed: The number of images that an earlier attempt had stored.
-        duplicate_rows: The number of rows that were removed because they were stored twice.
-        damaged: The names of the files that were removed because they could not be read.
-        shards: The names of the stored files.
+        bytes: Size of the stored files, in bytes.
+        passes: Number of passes until all images were stored; more than one if workers were lost.
+        resumed: Number of images that an earlier attempt had stored.
+        duplicate_rows: Number of rows that were removed because they were stored twice.
+        damaged: Names of the files that were removed because they could not be read.
+        shards: Names of the stored files.
     """
 
     bytes: int
@@ -74,12 +75,12 @@ class ExtractionSummary(PassSummary):
 
 
 class ReductionSummary(PassSummary):
-    """A pass that kept only sums.
+    """The summary of a pass that kept only sums.
 
     Attributes:
-        bytes: The size of the sums of one reducer.
-        reducers: The number of reducers.
-        shards: The names of stored files; empty.
+        bytes: Size of the sums of one reducer, in bytes.
+        reducers: Number of reducers.
+        shards: Names of the stored files; always empty, because such a pass stores no features.
     """
 
     bytes: int
@@ -88,12 +89,12 @@ class ReductionSummary(PassSummary):
 
 
 class EvaluationSummary(PassSummary):
-    """The evaluation of a student.
+    """The summary of the evaluation of a student.
 
     Attributes:
-        accuracy: How good the student is.
-        confusion: The number of images of each class (row) that the student took for each class (column).
-        curve: The student after each epoch of joint learning; empty if these were not kept.
+        accuracy: Accuracies and agreement of the student.
+        confusion: Number of images per true class (rows) and class that the student predicts (columns).
+        curve: The student after each epoch of joint learning; empty if these students were not kept.
     """
 
     accuracy: Accuracy

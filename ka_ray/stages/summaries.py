@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from ka_ray.reports.sections import StageName, TapCode, TapLayer
+from ka_ray.reports.sections import CodeQuality, LayerQuality, StageName
 from ka_ray.reports.summaries import Summary
 from ka_ray.training.fit import Progress
 
@@ -68,7 +68,7 @@ class CodesSummary(StageSummary):
         teachers: Name of each teacher -> SHA-256 digest of its checkpoint.
     """
 
-    taps: dict[str, TapCode]
+    taps: dict[str, CodeQuality]
     shapes: dict[str, CodeShape]
     links: LinkSummary
     teachers: dict[str, str]
@@ -81,7 +81,7 @@ class LayersSummary(StageSummary):
         taps: Tap name -> error of the layer that leads to it.
     """
 
-    taps: dict[str, TapLayer]
+    taps: dict[str, LayerQuality]
 
 
 SUMMARIES: dict[StageName, type[StageSummary]] = {

@@ -82,7 +82,7 @@ def test_a_function_of_the_standard_library_is_refused_as_network_factory(config
     assert not marker.exists()
 
 
-def test_weights_that_are_not_finite_are_named(config, config_tree, tmp_path):
+def test_weights_that_are_nan_are_named(config, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][0]["checkpoint"])
     weights = load_file(checkpoint)
     name = next(name for name in weights if name.endswith("weight"))
@@ -160,7 +160,7 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_reused(config, tmp_
     remove_from("layers")
     message = read_error(start(config(), out))
     assert f"checkpoint {codes} cannot be used" in message
-    assert "delete codes.json beside it" in message
+    assert "Delete codes.json in the same folder" in message
     (out / "stages" / "codes.json").unlink()
 
     shards = sorted(out.glob("features/*.arrow"))

@@ -390,8 +390,8 @@ def test_the_plan_fits_and_needs_every_group(groups):
     config, max_workers = Config.load(path, overrides), sets["ray.workers"]["max"]
     min_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
     max_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.max_nodes)]
-    check_fits(config, Cluster(tuple(min_hosts)))
-    check_fits(Config.load(path, [*overrides, f"ray.workers={max_workers}"]), Cluster(tuple(max_hosts)))
+    plan_resources(config, Cluster(tuple(min_hosts)))
+    plan_resources(Config.load(path, [*overrides, f"ray.workers={max_workers}"]), Cluster(tuple(max_hosts)))
     for name in groups:
         others = tuple(host for host in max_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):

@@ -99,8 +99,8 @@ def test_the_schema_requires_every_key() -> None:
     assert required("AccuracyPair") == {"teacher", "student"}
     assert required("NetworkSizes") == {"student", "teachers", "per_teacher"}
     assert required("NetworkSize") == {"parameters", "macs", "bytes"}
-    assert required("CodeSummary") == {"width", "stacked", "relative_error", "optimal_relative_error"}
-    assert required("LayerSummary") == {"relative_error", "ridge"}
+    assert required("CodeQuality") == {"width", "stacked", "relative_error", "optimal_relative_error"}
+    assert required("LayerQuality") == {"relative_error", "ridge"}
     assert required("StageSpeed") == {"seconds", "images_per_s"}
     assert required("ClusterResources") == {"nodes", "cpus", "gpus"}
     assert required("ActorPlacement") == {"teacher", "node", "gpus", "device", "pid"}
