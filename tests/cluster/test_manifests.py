@@ -22,7 +22,7 @@ import yaml
 from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import Cluster, check_fits
+from ka_ray.distributed.cluster import Cluster, plan_resources
 from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -395,7 +395,7 @@ def test_the_plan_fits_and_needs_every_group(groups):
     for name in groups:
         others = tuple(host for host in max_hosts if not host.name.startswith(f"{name}-"))
         with pytest.raises(InputError, match=f"on nodes labelled group={name}"):
-            check_fits(config, Cluster(others))
+            plan_resources(config, Cluster(others))
 
 
 # --- all files -----------------------------------------------------------------------------------
