@@ -22,6 +22,7 @@ def squared_error_sums(estimates: Tensor, targets: Tensor) -> Tensor:
         `[2 + 2 C]` in float64: the squared error over all channels, n, and for every channel the sum and the
         sum of squares of the targets.
     """
+    # In float64, because the variance of the targets is a difference of large sums.
     estimates, targets = estimates.to(torch.float64), targets.to(torch.float64)
     error = (estimates - targets).square().sum()
     head = torch.stack([error, error.new_tensor(len(targets))])

@@ -10,11 +10,12 @@ from torch import nn
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
 from ka_ray.numerics.ranks import sum_over_ranks
+from ka_ray.numerics.relative_error import relative_error
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.layer_solver import LayerSolver
-from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters, relative_error
+from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters
 from ka_ray.student import Student
 from ka_ray.training.fit import Progress, fit
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import Amalgamation
 from ka_ray.features.stack import SCORES
+from ka_ray.numerics.relative_error import squared_error_sums
 from ka_ray.student.adapter import Adapter
 from ka_ray.student.fold import fold
 from ka_ray.student.network import Student
@@ -89,9 +90,10 @@ class LayerwiseLearner(nn.Module):
 
     @torch.no_grad()
     def error_sums(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return, per trained stage, sums over the batch from which :func:`relative_error` is computed.
+        """Return, per trained stage, the sums over the batch that its relative error is computed from.
 
-        The sums of several batches and ranks can be added up.
+        See :func:`ka_ray.numerics.relative_error.squared_error_sums`; the sums of several batches and ranks
+        can be added up.
 
         Args:
             batch: Columns as in :meth:`estimates_and_targets`.
@@ -107,23 +109,10 @@ class LayerwiseLearner(nn.Module):
                 if self._label_sets.rule == "conditional":
                     # This rule's loss ignores a constant added to all scores of an image; so must the error.
                     estimate, target = (t - t.mean(dim=1, keepdim=True) for t in (estimate, target))
-            error = (estimate - target).double().square().sum()
-            flat = target.double().movedim(1, -1).flatten(0, -2)
-            head = torch.stack([error, error.new_tensor(len(flat))])
-            sums[tap] = torch.cat([head, flat.sum(0), flat.square().sum(0)])
+            # Every position of every image is one sample of C channels.
+            estimates, targets = (t.movedim(1, -1).flatten(0, -2) for t in (estimate, target))
+            sums[tap] = squared_error_sums(estimates, targets)
         return sums
-
-
-def relative_error(sums: Tensor) -> float:
-    """Compute ``sum ||output - target||^2 / sum ||target - mean||^2``.
-
-    Args:
-        sums: Sums over all batches of :meth:`LayerwiseLearner.error_sums`, ``[2 + 2 C]``.
-    """
-    error, count = float(sums[0]), float(sums[1])
-    first, second = sums[2:].chunk(2)
-    # The variance of the target is a difference of sums, hence float64.
-    return error / float((second - first.square() / count).sum().clamp_min(1e-30))
 
 
 def half_mse(estimate: Tensor, target: Tensor) -> Tensor:

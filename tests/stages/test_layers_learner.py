@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.numerics.relative_error import relative_error
 from ka_ray.stages.codes_learner import build_amalgamations
-from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters, relative_error
+from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters
 from ka_ray.student import Student
 
 
