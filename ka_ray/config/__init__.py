@@ -1,5 +1,6 @@
 """What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
 
+from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import JOB_FOLDERS, Places, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
@@ -7,7 +8,6 @@ from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
 from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
 from ka_ray.config.stages import (
-    BaselinesConfig,
     CodesConfig,
     EnergyWidths,
     ExtractConfig,
@@ -15,7 +15,6 @@ from ka_ray.config.stages import (
     LayersConfig,
     LikeTeacher,
     ScoresConfig,
-    ScratchConfig,
     TrainingConfig,
 )
 from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig

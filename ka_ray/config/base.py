@@ -29,7 +29,7 @@ def _absolute(value: Any, info: ValidationInfo | None = None) -> Path:
         raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
     if info is not None and is_absolute(str(value)) and isinstance(info.context, Places):
         refuse_credentials(str(value), CREDENTIALS_ADVICE)
-        return Path(str(value))  # a place on a cluster, whose packages for it are not needed here
+        return Path(str(value))  # on the cluster: the file system's package may be missing here
     return absolute(to_path(value))
 
 
@@ -45,16 +45,20 @@ def _existing_or_elsewhere(value: Any, info: ValidationInfo) -> Path:
 
 
 def read_names(value: Any, info: ValidationInfo) -> Any:
-    """Turn a path to a text file of class names, one a line, into the list of names; pass a list on.
+    """Read class names from a text file with one name per line; return a list unchanged.
 
-    Of a file on a cluster two names stand for those that only the job will read.
+    For a file on the cluster, return two placeholder names: only the job can read the file.
+
+    Args:
+        value: The path of a text file, or a list of names.
+        info: Its context is a :class:`ka_ray.config.job_paths.Places` if the config is sent to a cluster.
     """
     if isinstance(value, str) and lies_elsewhere(value, info.context):
         return [f"{value}, class {i}" for i in (1, 2)]
     if isinstance(value, str):
         path = _existing(_absolute(value))
         if not path.is_file():
-            raise ValueError(f"{path} must be a text file with one class name a line")
+            raise ValueError(f"{path} must be a text file with one class name per line")
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     return value
 
@@ -67,14 +71,10 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
-"""A URI, or a path, which is made absolute against the folder that the command was started in.
-
-
-Ray workers change theirs.
-"""
+"""A URI, or a path that is made absolute when the config is loaded: Ray's workers run in other folders."""
 
 ExistingPath = Annotated[Path, PlainValidator(_existing_or_elsewhere), PlainSerializer(str, when_used="json")]
-"""A URI or an absolute path of something that exists, at least on the cluster that a job is sent to."""
+"""A URI or a path that exists. If the config is sent to a cluster, absolute paths are checked only there."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
-"""Class names: a list, or a text file with one name a line. No name twice."""
+"""Class names: a list, or a text file with one name per line. Every name is unique."""

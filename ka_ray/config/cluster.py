@@ -1,4 +1,4 @@
-"""Where a run happens: which cluster, how many training workers, and how often they may be lost."""
+"""The `ray` section: which cluster, how many training workers, and how often they may be lost."""
 
 from typing import Annotated
 
@@ -8,10 +8,10 @@ from ka_ray.config.base import Section
 
 
 class WorkerRange(Section):
-    """An elastic group: training goes on with what is there, and takes in what is added."""
+    """An elastic group: training starts with the workers that fit, and grows when nodes are added."""
 
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, description="Smallest number of training workers.")
+    max: int = Field(ge=1, description="Largest number of training workers.")
 
     @model_validator(mode="after")
     def _in_order(self) -> "WorkerRange":
@@ -27,17 +27,26 @@ Workers = Annotated[
 
 
 STANDARD_WORKERS = 2
-"""Number of training workers, unless only one fits."""
+"""The number of training workers if the config gives none and more than one fits."""
 
 
 class RayConfig(Section):
-    """Where it runs."""
+    """Which Ray cluster runs the work, and how training copes with lost workers."""
 
-    address: str | None = Field(None, description="null: RAY_ADDRESS if set, else a Ray on this machine")
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray started here; null: all")
-    num_gpus: int | None = Field(None, ge=0, description="GPUs of a Ray started here; null: all")
+    address: str | None = Field(
+        None,
+        description="Address of the cluster; null: RAY_ADDRESS if set, otherwise Ray starts on this machine.",
+    )
+    num_cpus: int | None = Field(
+        None, ge=1, description="CPUs of the Ray that starts on this machine; null: all."
+    )
+    num_gpus: int | None = Field(
+        None, ge=0, description="GPUs of the Ray that starts on this machine; null: all."
+    )
     autoscaling: bool | None = Field(
-        None, description="true: the cluster grows on demand, do not compare plans with it; null: as it says"
+        None,
+        description="true: the cluster adds nodes on demand, so plans are not compared with its size; "
+        "null: ask the cluster.",
     )
     workers: Workers | None = Field(
         None,
@@ -45,19 +54,21 @@ class RayConfig(Section):
         "null: 2, or 1 on one core or one GPU.",
     )
     max_failures: int = Field(
-        3, ge=0, description="Lost workers or nodes in a row, with nothing finished between, to get over."
+        3, ge=0, description="Maximum number of consecutive failures of workers or nodes without progress."
     )
-    timeout_s: int = Field(1800, ge=1, description="A collective stuck for this long fails the stage.")
+    timeout_s: int = Field(
+        1800, ge=1, description="Seconds after which a stuck collective operation fails the stage."
+    )
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The least and the largest number of training workers; null counts as 2."""
+        """The smallest and the largest number of training workers; null counts as 2."""
         workers = STANDARD_WORKERS if self.workers is None else self.workers
         return (workers, workers) if isinstance(workers, int) else (workers.min, workers.max)
 
     @property
     def group(self) -> str:
-        """The number of training workers in words."""
+        """The number of training workers as text, such as ``2 to 8 workers``."""
         least, most = self.worker_range
         if least == most == 1:
             return "1 worker"

@@ -1,20 +1,21 @@
-"""Where the paths of a config lie: here, on the cluster that a job is sent to, or in a job's own folder."""
+"""Where the paths of a config are: on this machine, on the cluster, or in the folder of a Ray job."""
 
 import re
 from typing import Any
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")  # one slash: pathlib makes it of two
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")  # a single slash, because pathlib merges two
 _JOB_FOLDER = re.compile(r"^.*/runtime_resources/working_dir_files/[^/]+(?:/|$)")
-"""Where Ray unpacks what a job was sent with. It is named after its content, and deleted after the job."""
+"""The folder in which Ray unpacks a job's files. It is named after their content, deleted later."""
 
 JOB_FOLDERS = re.compile(r"/[^\s'\"]*/runtime_resources/working_dir_files/[^/]+/")
-"""The same anywhere in a text."""
+"""Such folders anywhere in a text."""
 
 
 class Places:
-    """A validation context for a config whose absolute paths and URIs are places on a cluster.
+    """A validation context for a config that is sent to a cluster.
 
-    These need not exist here. Relative paths must, and are noted: they have to travel with the job.
+    Its absolute paths and URIs are on the cluster and need not exist on this machine. Its relative paths must
+    exist here; :attr:`here` collects them, because they have to be sent with the job.
 
     Example:
         >>> from ka_ray.config import FolderImages
@@ -27,7 +28,7 @@ class Places:
         self.here: list[str] = []
 
     def elsewhere(self, path: str) -> bool:
-        """Whether a path, as it was written, is on the cluster; if not, note it."""
+        """Return whether a path, as written in the config, is on the cluster; if not, add it to ``here``."""
         if is_absolute(path):
             return True
         if path not in self.here:
@@ -36,12 +37,17 @@ class Places:
 
 
 def lies_elsewhere(path: object, context: Any) -> bool:
-    """Whether a config is checked for a cluster, on which this path lies."""
+    """Return whether a config is checked for a cluster and a path is on that cluster.
+
+    Args:
+        path: The path as written in the config.
+        context: The validation context: a :class:`Places` if the config is sent to a cluster.
+    """
     return isinstance(context, Places) and context.elsewhere(str(path))
 
 
 def is_absolute(path: str) -> bool:
-    """Whether a path means the same wherever a command is started: absolute, or a URI.
+    """Return whether a path means the same in every folder: it is absolute, or a URI.
 
     Example:
         >>> [is_absolute(path) for path in ("/data", "~/data", "s3://bucket/data", "data")]
@@ -51,14 +57,14 @@ def is_absolute(path: str) -> bool:
 
 
 def in_job_folder(path: object) -> bool:
-    """Whether a path lies in the temporary working directory of a Ray job."""
+    """Return whether a path lies in the temporary working directory of a Ray job."""
     return _JOB_FOLDER.match(str(path)) is not None
 
 
 def without_job_folder(value: Any) -> Any:
     """Make paths in a job's temporary working directory relative to it, anywhere in a dumped config.
 
-    The same job sent again is unpacked somewhere else, or here, where its paths are relative.
+    The same job is unpacked in another folder when it is sent again, but it is still the same config.
 
     Example:
         >>> without_job_folder({"path": "/tmp/ray/s/runtime_resources/working_dir_files/_ray_pkg_1f/data/a"})

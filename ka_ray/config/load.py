@@ -1,4 +1,4 @@
-"""From YAML and dotted overrides to a checked config, and from a config to flat keys."""
+"""Load configs from YAML with dotted overrides, and compare them by their flat keys."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +17,24 @@ from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
 AnySection = TypeVar("AnySection", bound=Section)
 
 SAME_RESULT = ("output", "ray", "placement", "tracking")
-"""Sections that change where a run happens, not what it computes."""
+"""Sections that change where a run happens, but not what it computes."""
 
 ANY_VALUE = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
-"""Of extraction the keys that a run may go on with at other values, as it must where memory ran out."""
+"""Keys of `extract` that may change when a run resumes, for example because memory ran out."""
 
 HOLDOUT = "tune.holdout"
-"""Of a search's keys the one that says which images its students are computed from."""
+"""The only key of `tune` that changes which images students are computed from."""
 
 
 def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
-    """Check the description of an image source.
+    """Validate the config of an image source.
+
+    Args:
+        tree: The config as a mapping; changed in place by the overrides.
+        overrides: Items ``key=value``.
 
     Raises:
-        InputError: naming every key that cannot work.
+        InputError: A key cannot work; the message lists every such key.
     """
     for override in overrides:
         _apply(tree, override)
@@ -44,16 +48,16 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
 def load(
     kind: type[AnySection], path: str | Path, overrides: Sequence[str], places: Places | None = None
 ) -> AnySection:
-    """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+    """Read a YAML file, apply overrides and validate everything.
 
     Args:
-        kind: Of the config.
+        kind: The class of the config.
         path: The YAML file.
-        overrides: In this order.
-        places: For a config that is sent to a cluster; absolute paths need not exist here then.
+        overrides: Items ``dotted.key=value``, applied in this order.
+        places: Given if the config is sent to a cluster, whose absolute paths need not exist here.
 
     Raises:
-        InputError: naming every key that cannot work.
+        InputError: A key cannot work; the message lists every such key.
     """
     tree = read_tree(path, overrides)
     try:
@@ -63,10 +67,14 @@ def load(
 
 
 def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
-    """Change a config by ``dotted.key=value`` overrides; everything is checked again.
+    """Change a config by overrides, and validate everything again.
+
+    Args:
+        config: The config; it is not changed itself.
+        overrides: Items ``dotted.key=value``, applied in this order.
 
     Raises:
-        InputError: naming every key that cannot work.
+        InputError: A key cannot work; the message lists every such key.
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
@@ -78,7 +86,11 @@ def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
 
 
 def read_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Read a YAML file and apply ``dotted.key=value`` overrides; nothing else is checked.
+    """Read a YAML file and apply overrides, without validating the result.
+
+    Args:
+        path: The YAML file.
+        overrides: Items ``dotted.key=value``, applied in this order.
 
     Raises:
         InputError: The file is no YAML mapping, or an override does not fit it.
@@ -107,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value``; the value is YAML, a number in the path indexes a list."""
+    """Apply one override; its value is YAML, and a number in its key indexes a list."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override!r}: must read dotted.key=value")
@@ -143,8 +155,8 @@ def _child(node: Any, part: str, override: str) -> Any:
 def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     lines = [f"{path}: {error.error_count()} problem(s)"]
     for problem in error.errors():
-        of_nothing = problem["type"] in ("extra_forbidden", "missing")  # the key itself is what is wrong
-        key = ".".join(_written_keys(tree, problem["loc"], of_nothing))
+        is_about_key = problem["type"] in ("extra_forbidden", "missing")  # not about its value
+        key = ".".join(_written_keys(tree, problem["loc"], is_about_key))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
@@ -154,13 +166,13 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _written_keys(tree: Any, loc: tuple[Any, ...], of_nothing: bool) -> list[str]:
-    """Drop what pydantic puts between and behind the keys that a user writes: the names of union members."""
+def _written_keys(tree: Any, loc: tuple[Any, ...], is_about_key: bool) -> list[str]:
+    """Return only the keys that the user wrote; pydantic adds the names of union members to the location."""
     keys = []
     for place, part in enumerate(loc):
         if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
             tree = tree[part]
-        elif place < len(loc) - 1 or not isinstance(tree, dict) or not of_nothing:
+        elif place < len(loc) - 1 or not isinstance(tree, dict) or not is_about_key:
             continue
         keys.append(str(part))
     return keys
@@ -171,7 +183,7 @@ def _is_short(value: Any) -> bool:
 
 
 def flatten(config: Section) -> dict[str, Any]:
-    """Give every leaf of a config its dotted key, as ``--set`` writes it.
+    """Return every leaf of a config by its dotted key, as ``--set`` takes it.
 
     Example:
         >>> from ka_ray.config import TrainingConfig
@@ -195,15 +207,15 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare two dumped configs where they decide the result.
+    """Compare two dumped configs in everything that decides the result.
 
     Args:
         old: ``config.model_dump(mode="json")`` of the run that wrote the output folder.
-        new: The same of the run that wants to go on in it.
+        new: The same for the run that wants to continue in it.
 
     Returns:
-        Dotted key -> (old value, new value); where it runs and is tracked does not count, nor what a search
-        tries, nor which temporary folder a job was unpacked in.
+        Dotted key -> (old value, new value). Left out are where the run happens and is tracked, what a search
+        tries, and the temporary folder of a job.
     """
     a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
     a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))

@@ -1,4 +1,4 @@
-"""What each process of a run gets of the cluster, and on which nodes it may run."""
+"""The `placement` section: the resources of each process of a run, and the nodes that it may run on."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from ka_ray.config.base import Section
 
 def _whole_or_part(gpu: float) -> float:
     if gpu > 1 and gpu != int(gpu):
-        raise ValueError("is a part of one GPU, or a whole number of them")
+        raise ValueError("must be a fraction of one GPU, or a whole number of GPUs")
     return gpu
 
 
@@ -19,10 +19,11 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_or_part)]
 
 class _Resources(Section):
     resources: dict[str, PositiveFloat] = Field(
-        default_factory=dict, description="Custom resources of the cluster, by name."
+        default_factory=dict, description="Custom Ray resources: name -> amount."
     )
     label: dict[str, str] = Field(
-        default_factory=dict, description="Labels that its node has; a value may be !not or in(a,b)."
+        default_factory=dict,
+        description="Labels that the node must have; a value may be !x, in(x,y) or !in(x,y).",
     )
 
     @field_validator("resources")
@@ -30,19 +31,19 @@ class _Resources(Section):
     def _other_resources(cls, resources: dict[str, float]) -> dict[str, float]:
         own = sorted({"cpu", "gpu", "memory", "object_store_memory"} & {name.lower() for name in resources})
         if own:
-            raise ValueError(f"{', '.join(own)}: are no custom resources; cpu and gpu have keys of their own")
+            raise ValueError(f"{', '.join(own)}: are not custom resources; use the keys cpu and gpu")
         return resources
 
 
 class Resources(_Resources):
-    """The share of one process: CPUs, GPUs (a fraction of one, or several), custom resources, node labels."""
+    """The resources of one process: CPUs, GPUs, custom resources, node labels."""
 
-    cpu: Cpus = 1
-    gpu: Gpus = 0
+    cpu: Cpus = Field(1, description="CPUs, also a fraction.")
+    gpu: Gpus = Field(0, description="GPUs: a fraction of one, or a whole number.")
 
 
 class ResourcesConfig(_Resources):
-    """The same as the user writes it: what is null is chosen from the machine once Ray is connected."""
+    """The resources of one process as a config gives them; null is chosen once Ray is connected."""
 
     cpu: Cpus | None = Field(None, description="CPUs, also a fraction; null: chosen from the machine.")
     gpu: Gpus | None = Field(
@@ -53,19 +54,22 @@ class ResourcesConfig(_Resources):
 
 
 class CpuResourcesConfig(ResourcesConfig):
-    """The same where no GPU is taken unless the config asks for one."""
+    """The resources of a process that uses no GPU unless the config gives it one."""
 
     gpu: Gpus = 0
 
 
 class DecodingResourcesConfig(ResourcesConfig):
-    """The same of a task that reads and decodes images, or writes features."""
+    """The resources of a task that reads and decodes images, or writes features; it never uses a GPU."""
 
-    gpu: float = Field(0, ge=0, le=0, description="Images are decoded by CPUs.")
+    gpu: float = Field(0, ge=0, le=0, description="Always 0: CPUs decode the images.")
 
 
 class PlacementConfig(Section):
-    """Who gets what. Teachers have released theirs when training begins: a small cluster takes turns."""
+    """The resources of each kind of process.
+
+    Teachers release their resources before training begins, so that a small cluster can do both in turn.
+    """
 
     teachers: ResourcesConfig = Field(
         ResourcesConfig(), description="Each actor of each teacher, and the actors that evaluate or sum up."

@@ -1,4 +1,4 @@
-"""The run description, section by section. `jobs/configs/folder.yaml` is its commented template."""
+"""The config of a run, section by section; `jobs/configs/folder.yaml` explains every key."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
+from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import Places, in_job_folder
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
-    BaselinesConfig,
     CodesConfig,
     ExtractConfig,
     JointConfig,
@@ -26,16 +26,21 @@ from ka_ray.config.tune import TuneConfig
 from ka_ray.storage.uris import refuse_credentials
 
 STUDENT = "student"
-"""Stands beside the teachers' names in `taps`."""
+"""The name of the student in `taps`, beside those of the teachers."""
 
 
 class EvaluationConfig(Section):
-    """Which images the student is judged on."""
+    """Which images the student is evaluated on."""
 
-    images: ImagesConfig | None = Field(None, description="null: a share of `images`, kept out of training")
-    holdout: float = Field(0.1, gt=0, lt=1, description="That share; unused when `images` is given.")
+    images: ImagesConfig | None = Field(
+        None, description="null: a share of `images` that is held out from training."
+    )
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="Share of `images` to hold out; unused if `evaluation.images` is given."
+    )
     each_epoch: bool = Field(
-        False, description="Judge the student of every joint epoch, too: for a curve, not to choose one."
+        False,
+        description="Also evaluate the student after every joint epoch, for a curve; none of them is chosen.",
     )
 
 
@@ -51,21 +56,21 @@ class StudentConfig(Section):
 
     network: str | None = Field(
         None,
-        description="As a teacher's: plain, a torchvision model, package.module:factory; null: the first's",
+        description="plain, a torchvision model name, or package.module:factory; null: the first teacher's.",
     )
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
 
 
 class TrackingConfig(Section):
     """Where parameters, metrics, figures and the model are kept."""
 
-    backend: Literal["mlflow", "none"] = "mlflow"
+    backend: Literal["mlflow", "none"] = Field("mlflow", description="none: runs are not tracked.")
     uri: str | None = Field(
         None,
         description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
     )
-    experiment: str = "ka_ray"
+    experiment: str = Field("ka_ray", description="Name of the MLflow experiment.")
 
     @field_validator("uri")
     @classmethod
@@ -77,7 +82,7 @@ class TrackingConfig(Section):
 
 class _Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", description="Names the MLflow run and the output folder.")
-    seed: int = 0
+    seed: int = Field(0, description="Seed of all random choices.")
     output: AbsolutePath | None = Field(None, description="null: runs/NAME")
     images: ImagesConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -88,15 +93,15 @@ class _Run(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), places: Places | None = None) -> Self:
-        """Read a YAML file, apply ``dotted.key=value`` overrides, check everything.
+        """Read a YAML file, apply overrides and validate everything.
 
         Args:
             path: The YAML file.
-            overrides: In this order.
-            places: For a config that is sent to a cluster, where its absolute paths are.
+            overrides: Items ``dotted.key=value``, applied in this order.
+            places: Given if the config is sent to a cluster, whose absolute paths need not exist here.
 
         Raises:
-            InputError: naming every key that cannot work.
+            InputError: A key cannot work; the message lists every such key.
         """
         return load(cls, path, overrides, places)
 
@@ -116,29 +121,29 @@ class _Run(Section):
 
 
 class Config(_Run):
-    """A whole run: images, teachers, student, and how each stage goes."""
+    """A run that merges teachers: images, teachers, student, and the stages."""
 
-    teachers: tuple[TeacherConfig, ...] = Field(description="At least two.")
+    teachers: tuple[TeacherConfig, ...] = Field(description="At least two teachers.")
     taps: dict[TapName, TapPath] | None = Field(
         None,
         description="tap: module path, or {teacher: module path, ..., student: module path}; "
-        "null: every layer of the family",
+        "null: every layer of the student's family.",
     )
-    student: StudentConfig = StudentConfig()
+    student: StudentConfig = Field(StudentConfig(), description="The network of the student.")
     baseline: Literal["distill", "scratch"] | None = Field(
         None,
-        description="null: amalgamation. distill: from random weights, by the scores alone; "
-        "scratch: by labels, without teachers",
+        description="null: amalgamation. distill: learn from the scores only, from random weights; "
+        "scratch: learn from labels, without teachers.",
     )
     extend: ExistingPath | None = Field(
-        None, description="Output folder of a finished run whose teachers are the first ones here."
+        None, description="Output folder of a finished run to which this run adds teachers; null: none."
     )
-    scores: ScoresConfig = ScoresConfig()
-    codes: CodesConfig = CodesConfig()
-    layers: LayersConfig = LayersConfig()
-    joint: JointConfig = JointConfig()
-    baselines: BaselinesConfig = BaselinesConfig()
-    tune: TuneConfig = TuneConfig()
+    scores: ScoresConfig = Field(ScoresConfig(), description="How scores become targets.")
+    codes: CodesConfig = Field(CodesConfig(), description="How codes are learned.")
+    layers: LayersConfig = Field(LayersConfig(), description="How layers are learned.")
+    joint: JointConfig = Field(JointConfig(), description="How the student is learned jointly.")
+    baselines: BaselinesConfig = Field(BaselinesConfig(), description="What `ka-ray compare` compares with.")
+    tune: TuneConfig = Field(TuneConfig(), description="What `ka-ray tune` tries.")
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
@@ -206,6 +211,15 @@ class TeachConfig(_Run):
 
 
 def check_batch(key: str, batch_size: int, workers: int) -> None:
-    """Refuse a global batch of which a worker would get no image."""
+    """Check that every training worker gets an image of a global batch.
+
+    Args:
+        key: The config key of the batch size.
+        batch_size: Images per step, over all workers together.
+        workers: The largest number of training workers.
+
+    Raises:
+        ValueError: A worker would get no image.
+    """
     if batch_size < workers:
         raise ValueError(f"{key}: {batch_size} is smaller than ray.workers = {workers}, each needs an image")

@@ -1,4 +1,4 @@
-"""Where images come from."""
+"""The `images` section: where images come from."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,13 +8,17 @@ from ka_ray.config.base import ClassNames, ExistingPath, Section
 
 
 class _Images(Section):
-    size: int = Field(ge=4, description="Sides of the decoded image in pixels; images are made square.")
+    size: int = Field(ge=4, description="Height and width of the decoded image in pixels.")
     resize: Literal["squash", "crop"] = Field(
         "crop",
-        description="crop: scale the shorter side, cut the centre; squash: scale both sides to size.",
+        description="crop: scale the shorter side and cut out the centre; squash: scale both sides to size.",
     )
-    limit: int | None = Field(None, ge=1, description="Use this many images, chosen at random by the seed.")
-    max_unreadable: int = Field(0, ge=0, description="Skip (and name) up to this many unreadable images.")
+    limit: int | None = Field(
+        None, ge=1, description="Number of images to use, chosen at random by the seed; null: all."
+    )
+    max_unreadable: int = Field(
+        0, ge=0, description="Number of unreadable images to skip and list; more end the run."
+    )
 
     @property
     def has_labels(self) -> bool:
@@ -25,34 +29,36 @@ class _Images(Section):
 class DigitsImages(_Images):
     """scikit-learn's 1,797 scans of handwritten digits, 8x8; classes ``digit_0`` ... ``digit_9``."""
 
-    source: Literal["digits"]
-    size: int = Field(8, ge=4, description="Sides of the decoded image in pixels.")
+    source: Literal["digits"] = Field(description="The kind of source.")
+    size: int = Field(8, ge=4, description="Height and width of the decoded image in pixels.")
     split: Literal["train", "test", "all"] = Field("train", description="test: every fifth image.")
 
 
 class FolderImages(_Images):
-    """Image files: one folder a class (torchvision's ``ImageFolder`` layout), or unlabelled in any tree."""
+    """Image files: one folder per class (torchvision's ``ImageFolder`` layout), or unlabelled in any tree."""
 
-    source: Literal["folder"]
-    path: ExistingPath
-    labelled: bool = Field(True, description="false: any folder tree, the folders' names mean nothing.")
+    source: Literal["folder"] = Field(description="The kind of source.")
+    path: ExistingPath = Field(description="The folder.")
+    labelled: bool = Field(True, description="true: folder names are classes; false: they mean nothing.")
 
     @property
     def has_labels(self) -> bool:
-        """Whether the folders' names are classes."""
+        """Whether the names of the folders are classes."""
         return self.labelled
 
 
 class ParquetImages(_Images):
-    """Parquet with one encoded image (JPEG, PNG, ...) a row."""
+    """Parquet files with one encoded image (JPEG, PNG, ...) per row."""
 
-    source: Literal["parquet"]
+    source: Literal["parquet"] = Field(description="The kind of source.")
     path: ExistingPath = Field(description="A file, or a folder of files.")
     files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
     image_column: str = Field("image", description="Encoded bytes, or a struct with a `bytes` field.")
-    label_column: str | None = Field(None, description="Class names, or integers into `classes`.")
+    label_column: str | None = Field(
+        None, description="Column of class names, or of integers into `classes`; null: no labels."
+    )
     classes: ClassNames | None = Field(
-        None, description="The names behind integer labels: list or text file."
+        None, description="Class names of integer labels: a list, or a text file with one per line."
     )
 
     @property
@@ -62,7 +68,7 @@ class ParquetImages(_Images):
 
 
 def _as_the_whole(part: Any, info: ValidationInfo) -> Any:
-    """Give a part of a mixture the size, resizing and patience of the whole, which it may leave out."""
+    """Give a part of a mixture the keys that it shares with the mixture and may leave out."""
     given = part.model_dump(exclude_unset=True) if isinstance(part, _Images) else part
     if not isinstance(given, dict):
         return given
@@ -70,9 +76,9 @@ def _as_the_whole(part: Any, info: ValidationInfo) -> Any:
     for key, value in whole.items():
         if key in given and given[key] != value:
             raise ValueError(
-                f"{key} = {given[key]} differs from {value}, that of the whole; set {key} on the whole alone"
+                f"{key} = {given[key]} differs from {value}, the mixture's; set {key} only on the mixture"
             )
-    return {"size": 8} | given | whole  # 8: where the whole's size is wrong, that alone is the complaint
+    return {"size": 8} | given | whole  # 8 if the mixture's size is wrong: then only that is reported
 
 
 Part = Annotated[
@@ -80,7 +86,7 @@ Part = Annotated[
     Field(discriminator="source"),
     BeforeValidator(_as_the_whole),
 ]
-"""A source that a mixture may hold."""
+"""A source that a mixture may contain."""
 
 
 def _two_or_more(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -90,15 +96,15 @@ def _two_or_more(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 class MixedImages(_Images):
-    """Several sources read as one, part after part; a label that two parts use is one class.
+    """Several sources that are read as one, part after part; equal labels of two parts are one class.
 
-    A part's own ``limit`` chooses among its images, the same ones whatever the seed; the ``limit`` of the
-    whole then chooses among all of them.
+    The ``limit`` of a part chooses among its images, and does not depend on the seed. The ``limit`` of the
+    mixture then chooses among all of these.
     """
 
-    source: Literal["mixed"]
+    source: Literal["mixed"] = Field(description="The kind of source.")
     parts: Annotated[tuple[Part, ...], AfterValidator(_two_or_more)] = Field(
-        description="At least two plain sources; each gets size, resize and max_unreadable of the whole."
+        description="At least two sources; they share size, resize and max_unreadable of the mixture."
     )
 
     @property

@@ -1,4 +1,4 @@
-"""The sections of a run's stages: extraction, scores, codes, layers, joint learning."""
+"""The sections of the stages of a run: extraction, scores, codes, layers, joint learning."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,25 +14,30 @@ class ExtractConfig(Section):
     images: int | None = Field(
         10_000,
         ge=1,
-        description="Keep the features of this many images, the scores of the others; null: all.",
+        description="Number of images whose features are stored; of the others only the scores "
+        "are. null: all.",
     )
-    batch_size: int = Field(64, ge=1)
-    actors_per_teacher: int = Field(1, ge=1)
-    reducers: int = Field(1, ge=1, description="Actors that add up stacked features; shares as a teacher's.")
+    batch_size: int = Field(64, ge=1, description="Images per call of a teacher.")
+    actors_per_teacher: int = Field(1, ge=1, description="Copies of each teacher that run in parallel.")
+    reducers: int = Field(
+        1, ge=1, description="Actors that add up stacked features; each gets the resources of a teacher."
+    )
     object_store_gib: float | None = Field(
         None,
         ge=0.001,
-        description="At most about so much waits between the actors; null: what Ray Data takes.",
+        description="Approximate limit of the data that waits between actors; null: Ray Data's own limit.",
     )
-    shard_mib: float = Field(64, gt=0, description="About what one file of features holds; a loss costs one.")
+    shard_mib: float = Field(
+        64, gt=0, description="Approximate size of a file of features; a lost worker loses at most one file."
+    )
 
 
 class TrainingConfig(Section):
     """One stage of training: Adam with a one-cycle learning rate."""
 
-    epochs: int = Field(6, ge=1)
-    batch_size: int = Field(64, ge=1, description="Images, over all workers together.")
-    learning_rate: float = Field(1e-3, gt=0, description="The peak of the one-cycle schedule.")
+    epochs: int = Field(6, ge=1, description="Number of passes over the stored images.")
+    batch_size: int = Field(64, ge=1, description="Images per step, over all workers together.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the one-cycle schedule.")
     beta2: float = Field(
         0.95,
         ge=0,
@@ -43,15 +48,15 @@ class TrainingConfig(Section):
 
 
 class LikeTeacher(Section):
-    """Every code as wide as this teacher's features at the same tap."""
+    """Every code is as wide as one teacher's features at the same tap."""
 
-    like: str
+    like: str = Field(description="Name of the teacher.")
 
 
 class EnergyWidths(Section):
-    """Every code as wide as it must be to keep this share of the stacked features' variance."""
+    """Every code is as wide as needed to keep a share of the stacked features' variance."""
 
-    energy: float = Field(gt=0, le=1)
+    energy: float = Field(gt=0, le=1, description="Share of the variance to keep.")
 
 
 def _kind_of_widths(given: Any) -> str:
@@ -73,16 +78,23 @@ class ScoresConfig(Section):
     """How the teachers' scores become the student's targets."""
 
     rule: Literal["concatenate", "mean", "max", "conditional"] | None = Field(
-        None, description="null: concatenate disjoint label sets, mean where they overlap"
+        None,
+        description="How scores of teachers are put together; null: concatenate disjoint label "
+        "sets, take the mean"
+        "if they overlap.",
     )
     center: bool = Field(
         False,
-        description="Subtract the mean of a teacher's scores of an image: for teachers of unlike scales.",
+        description="Subtract from each teacher's scores their mean over its classes: for teachers "
+        "whose scores"
+        "have different scales.",
     )
     views: tuple[Literal["flip", "shift"], ...] = Field(
-        (), description="Average each teacher's scores over these views of an image, too: flip, shift."
+        (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
     )
-    shift: int = Field(2, ge=1, description="Pixels of the view `shift`: up, down, left and right.")
+    shift: int = Field(
+        2, ge=1, description="Pixels that the view `shift` moves the image up, down, left and right."
+    )
 
     @field_validator("views", mode="before")
     @classmethod
@@ -91,30 +103,36 @@ class ScoresConfig(Section):
 
 
 class CodesConfig(TrainingConfig):
-    """The auto-encoders: what is kept of the stacked features."""
+    """The auto-encoders, which compress the stacked features into codes."""
 
     method: Literal["direct", "incremental", "common_features"] = Field(
         "direct",
-        description="direct: one auto-encoder a tap over all teachers; incremental: one for the first two, "
-        "and one more for each further teacher; common_features: a space that all teachers share",
+        description="direct: one auto-encoder per tap for all teachers; incremental: one for the first two, "
+        "and one more for each further teacher; common_features: a space that all teachers share.",
     )
     solver: Literal["sgd", "exact"] = Field(
-        "sgd", description="exact: computed from sums over one pass of the images, without epochs or a rate"
+        "sgd",
+        description="exact: computed from sums over one pass over the images, without epochs or "
+        "learning rate.",
     )
     basis: Literal["principal", "channels"] = Field(
         "principal",
-        description="Of an exact code. principal: what loses least; channels: a choice of the stacked "
-        "channels themselves, on which an activation keeps its meaning",
+        description="Used by `solver: exact`. principal: the subspace that loses least; channels: "
+        "a choice of the"
+        "stacked channels, on which an activation keeps its meaning.",
     )
     widths: Widths | None = Field(
         None,
         description="{like: TEACHER}, {energy: share of the variance} or {TAP: channels, ...}; null: the "
-        "student's own",
+        "student's own.",
     )
     positions_per_image: int = Field(
-        16, ge=1, description="Positions drawn at random from each map: by sgd in every epoch, else once."
+        16,
+        ge=1,
+        description="Positions drawn at random from each feature map: by `sgd` in every epoch, by "
+        "`exact` once.",
     )
-    learning_rate: float = Field(2e-2, gt=0)
+    learning_rate: float = Field(2e-2, gt=0, description="Peak of the one-cycle schedule.")
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> "CodesConfig":
@@ -126,84 +144,71 @@ class CodesConfig(TrainingConfig):
 
 
 class LayersConfig(TrainingConfig):
-    """Layer-wise learning: each student layer from the code before it to its own."""
+    """Layer-wise learning: each student layer learns to map the code before it to its own code."""
 
     solver: Literal["sgd", "least_squares"] = Field(
         "sgd",
-        description="least_squares: every layer that is linear in its weights is computed, without epochs",
+        description="least_squares: every layer that is linear in its weights is computed, without epochs.",
     )
     inputs: Literal["codes", "student"] = Field(
         "codes",
-        description="Of least_squares. codes: each layer gets the code before it, all in one pass; student: "
-        "layer after layer, each gets what the student gives there, and makes up for its errors",
+        description="Used by `least_squares`. codes: each layer gets the code before it, all "
+        "layers in one pass;"
+        "student: layer after layer, each gets the student's own features and compensates earlier errors.",
     )
     positions_per_image: int = Field(
-        64, ge=1, description="Of least_squares: at most so many positions of each map count."
+        64,
+        ge=1,
+        description="Used by `least_squares`: largest number of positions taken from each feature map.",
     )
     ridge: float | None = Field(
         None,
         gt=0,
-        description="Of least_squares, in units of a layer's mean input variance; null: chosen layer by "
+        description="Used by `least_squares`, relative to a layer's mean input variance; null: "
+        "chosen layer by"
         "layer on held-out images.",
     )
     max_gram_gib: float = Field(
         4,
         ge=0,
-        description="Of least_squares: a layer with a larger Gram matrix is solved by conjugate gradients, "
-        "which take many passes over the images but no such matrix.",
+        description="Used by `least_squares`: a layer with a larger Gram matrix is solved by "
+        "conjugate gradients,"
+        "which need many passes over the images instead of the matrix.",
     )
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> "LayersConfig":
         if self.inputs == "student" and self.solver != "least_squares":
-            raise ValueError("inputs: by sgd all layers learn at once, from codes; set solver: least_squares")
+            raise ValueError(
+                "inputs: with solver sgd all layers learn at once from codes; set solver: least_squares"
+            )
         return self
 
 
 class JointConfig(TrainingConfig):
-    """Joint learning: the folded student end to end towards the amalgamated scores."""
+    """Joint learning: the folded student learns end to end towards the amalgamated scores."""
 
-    epochs: int = Field(10, ge=0, description="0: the student stays as its layers made it.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="As in `codes` and `layers`.")
-    loss: Literal["mse", "kl"] = Field(
-        "mse", description="Of the scores; `scores.rule: conditional` always compares by kl."
+    epochs: int = Field(
+        10, ge=0, description="Number of passes over the images; 0: the student stays as its layers made it."
     )
-    temperature: float = Field(2.0, gt=0, description="Softens both sides of `kl`; unused by `mse`.")
-    augment: Augmentation = Field(Augmentation(), description="Teachers score the same augmented view.")
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="Decay rate of Adam's running mean of squared gradients."
+    )
+    loss: Literal["mse", "kl"] = Field(
+        "mse", description="Loss between scores; `scores.rule: conditional` always uses kl."
+    )
+    temperature: float = Field(
+        2.0, gt=0, description="Temperature of both distributions in `kl`; unused by `mse`."
+    )
+    augment: Augmentation = Field(
+        Augmentation(), description="Augmentation; the teachers score the same view as the student."
+    )
     images: int | None = Field(
-        None, ge=1, description="Stop after this many images instead of after whole `epochs`."
+        None, ge=1, description="Stop after this many images instead of after `epochs`; null: use `epochs`."
     )
 
     @property
     def any_steps(self) -> bool:
         """Whether there is joint learning at all."""
         return self.epochs > 0 or self.images is not None
-
-
-class ScratchConfig(Section):
-    """What `ka-ray compare` changes of `joint` for a baseline; null: as there."""
-
-    batch_size: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    augment: Augmentation | None = None
-
-    def of(self, joint: JointConfig, images: int) -> JointConfig:
-        """Change joint learning into the baseline's, for a number of images."""
-        given = {key: getattr(self, key) for key in type(self).model_fields}
-        changes = {key: value for key, value in given.items() if value is not None}
-        return joint.model_copy(update=changes | {"images": images})
-
-
-class DistillConfig(ScratchConfig):
-    """The same for a baseline that learns from scores."""
-
-    loss: Literal["mse", "kl"] | None = None
-    temperature: float | None = Field(None, gt=0)
-
-
-class BaselinesConfig(Section):
-    """How `ka-ray compare` learns the baselines; the number of images is that of the amalgamation."""
-
-    distill: DistillConfig = Field(DistillConfig(), description="By the scores alone, from random weights.")
-    scratch: ScratchConfig = Field(ScratchConfig(), description="By labels and cross-entropy.")

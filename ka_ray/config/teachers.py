@@ -1,4 +1,4 @@
-"""What a teacher is: a network, its weights, its classes, its preprocessing."""
+"""The `teachers` section: network, weights, classes and preprocessing of each teacher."""
 
 from typing import Any
 
@@ -11,42 +11,44 @@ class Preprocessing(Section):
     """What a network does to an image in [0, 1] before its first layer."""
 
     size: int | None = Field(None, ge=1, description="Resize to size x size (bilinear); null: as decoded.")
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of [0, 1].")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of [0, 1].")
 
 
 class Augmentation(Section):
-    """Label-preserving views of an image, drawn anew for every epoch."""
+    """Label-preserving views of an image, drawn again in every epoch."""
 
     flip: bool = Field(False, description="Mirror left-right with probability 1/2.")
     shift: int = Field(0, ge=0, description="Shift by up to this many pixels in each direction.")
 
     @property
     def on(self) -> bool:
-        """Whether any view differs from the image itself."""
+        """Whether a view can differ from the image itself."""
         return self.flip or self.shift > 0
 
 
 class TeachingConfig(Section):
     """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle rate)."""
 
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(5e-3, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    augment: Augmentation = Augmentation()
+    epochs: int = Field(10, ge=1, description="Number of passes over the images.")
+    batch_size: int = Field(128, ge=1, description="Images per step, over all workers together.")
+    learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
+    augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
 
 
 class TeacherConfig(Section):
     """One trained classifier. Give `checkpoint`, or `training` to train it at the start of the run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", description="Unique among the teachers.")
     network: str = Field(description="plain, a torchvision model name, or package.module:factory")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
-    classes: ClassNames = Field(min_length=2)
+    classes: ClassNames = Field(
+        min_length=2, description="In the order of the scores: a list, or a text file with one per line."
+    )
     checkpoint: ExistingPath | None = Field(None, description=".safetensors, or .pt / .pth with a state dict")
-    preprocessing: Preprocessing = Preprocessing()
-    training: TeachingConfig | None = None
+    preprocessing: Preprocessing = Field(Preprocessing(), description="What the network was trained with.")
+    training: TeachingConfig | None = Field(None, description="null: the weights come from `checkpoint`.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherConfig":

@@ -1,4 +1,4 @@
-"""The search for code widths: `ka-ray tune`."""
+"""The `tune` section: the search for code widths."""
 
 from typing import Annotated, Literal
 
@@ -10,37 +10,47 @@ Choices = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class TuneConfig(Section):
-    """Which students are tried, and what counts: agreement on held-out images against cost."""
+    """Which students `ka-ray tune` tries, and how it compares agreement on held-out images with cost."""
 
-    trials: int = Field(24, ge=1, description="Students tried; by grid at most so many.")
+    trials: int = Field(
+        24, ge=1, description="Number of students to try; for a grid, the largest number allowed."
+    )
     algorithm: Literal["random", "grid", "optuna"] = Field(
-        "random", description="random: of all combinations; grid: all of them; optuna: TPE (an extra)."
+        "random",
+        description="random: some combinations; grid: all combinations; optuna: TPE (extra `optuna`).",
     )
     factors: tuple[PositiveFloat, ...] = Field(
         (0.5, 0.75, 1.0, 1.25),
         min_length=1,
-        description="Widths to try at a tap, in units of the student's own there.",
+        description="Widths to try at every tap, as multiples of the student's own width.",
     )
     widths: dict[str, Choices] = Field(
-        default_factory=dict, description="tap: widths to try there, instead of by `factors`."
+        default_factory=dict, description="tap: the widths to try there, instead of `factors`."
     )
     ridges: tuple[PositiveFloat, ...] = Field(
         (),
-        description="Ridges to try, in units of a layer's mean input variance; none: chosen for each layer.",
+        description="Ridges to try, relative to a layer's mean input variance; empty: chosen layer by layer.",
     )
     learning_rates: tuple[PositiveFloat, ...] = Field(
         (),
-        description="Of joint learning behind the exact student, to try; none: no joint learning.",
+        description="Learning rates to try in joint learning after the layers; empty: no joint learning.",
     )
-    cost: Literal["parameters", "macs"] = "parameters"
+    cost: Literal["parameters", "macs"] = Field(
+        "parameters", description="What a student costs: its parameters, or its multiply-accumulates."
+    )
     budget: int | None = Field(
-        None, ge=1, description="The chosen student costs at most this; null: as much as the one configured."
+        None,
+        ge=1,
+        description="Largest cost of the chosen student; null: the cost of the student as configured.",
     )
     holdout: float = Field(
-        0.1, gt=0, lt=1, description="Share of `images` that trials are judged on and none is computed from."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of `images` on which trials are judged; no trial is computed from them.",
     )
     max_concurrent: int | None = Field(
-        None, ge=1, description="null: as many as the cluster's CPUs and GPUs hold."
+        None, ge=1, description="Trials that run at the same time; null: as many as fit on the cluster."
     )
 
     @model_validator(mode="after")
@@ -49,5 +59,5 @@ class TuneConfig(Section):
         given |= {f"widths.{tap}": choices for tap, choices in self.widths.items()}
         for key, choices in given.items():
             if len(set(choices)) < len(choices):
-                raise ValueError(f"tune.{key}: names a value twice: {list(choices)}")
+                raise ValueError(f"tune.{key}: lists a value twice: {list(choices)}")
         return self

@@ -57,7 +57,7 @@ MISTAKES = {
     "workers without a largest number": (["ray.workers={min: 3}"], ["1 problem", "ray.workers.max: "]),
     "one and a half GPUs": (
         ["placement.trainers.gpu=1.5"],
-        ["placement.trainers.gpu: ", "a part of one GPU"],
+        ["placement.trainers.gpu: ", "a fraction of one GPU"],
     ),
     "a GPU that decodes": (
         ["placement.decoding.gpu=1"],
@@ -65,7 +65,7 @@ MISTAKES = {
     ),
     "CPUs as a custom resource": (
         ["placement.teachers.resources={CPU: 2}"],
-        ["placement.teachers.resources: cpu: are no custom resources"],
+        ["placement.teachers.resources: cpu: are not custom resources"],
     ),
     "widths like nobody": (
         ["codes.widths.like=nobody"],
