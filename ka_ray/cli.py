@@ -226,7 +226,12 @@ def demo_config() -> Path:
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:
-    """Add `--output` to the overrides of the config."""
+    """Add `--output` to the overrides of the config.
+
+    Args:
+        overrides: The values of `--set`; None if there are none.
+        output: The value of `--output`; None if it is not given.
+    """
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 
 

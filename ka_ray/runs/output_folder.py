@@ -54,12 +54,23 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
 
 
 def load_run_id(folder: Path, file: str = RUN) -> str | None:
-    """Return the id of the tracker's run of an earlier attempt in a folder; None if there was none."""
+    """Return the id of the tracker's run of an earlier attempt; None if there was none.
+
+    Args:
+        folder: The output folder.
+        file: The name of the file that holds the id.
+    """
     return read_json(folder / file).get("run_id") if (folder / file).exists() else None
 
 
 def save_run_id(folder: Path, run_id: str | None, file: str = RUN) -> None:
-    """Save the id of the tracker's run for later attempts."""
+    """Save the id of the tracker's run for later attempts.
+
+    Args:
+        folder: The output folder.
+        run_id: The id; None if the tracker has none.
+        file: The name of the file that holds the id.
+    """
     write_json(folder / file, {"run_id": run_id})
 
 

@@ -38,7 +38,12 @@ def extraction_summaries(folder: Path) -> list[ExtractionSummary]:
 
 
 def stage_summaries(config: Config, folder: Path) -> dict[StageName, StageSummary]:
-    """Read the summaries of all stages of a student from its folder."""
+    """Read the summaries of all stages of a student.
+
+    Args:
+        config: The config that the student was learned with.
+        folder: The folder with the results of its stages.
+    """
     return {stage: SUMMARIES[stage].load(stage_summary_path(folder, stage)) for stage in list_stages(config)}
 
 

@@ -99,7 +99,9 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
 
         def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
             for one in waiting:
-                inputs = StageInputs(one.config, one.plan, data, one.folder, device, named(one, report))
+                inputs = StageInputs(
+                    one.config, one.plan, data, one.folder, device, with_student_name(one, report)
+                )
                 run_stages(inputs)
 
         what = ", ".join(waiting[0].missing) if len(students) == 1 else f"{len(waiting)} students"
@@ -129,8 +131,13 @@ def solver_notes(job: StudentJob) -> list[str | None]:
     return notes
 
 
-def named(job: StudentJob, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Put the name of a student before the stage in its progress reports."""
+def with_student_name(job: StudentJob, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Put the name of a student before the stage in its progress reports.
+
+    Args:
+        job: The student; without a name, reports stay as they are.
+        report: Receives the changed reports.
+    """
     if not job.name:
         return report
     return lambda progress: report(dataclasses.replace(progress, stage=f"{job.name}/{progress.stage}"))

@@ -69,7 +69,12 @@ def train_teachers(
 
 
 def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
-    """Replace the ``training`` section of a teacher that was trained here by its checkpoint."""
+    """Replace the ``training`` section of a teacher by its checkpoint; other teachers stay as they are.
+
+    Args:
+        teacher: The teacher.
+        checkpoint: The weights that the training has left.
+    """
     if teacher.training is None:
         return teacher
     return teacher.model_copy(update={"training": None, "checkpoint": checkpoint})

@@ -102,7 +102,12 @@ def _with_budget(config: Config, folder: Path) -> Config:
 
 
 def student_images(config: Config, folder: Path) -> int:
-    """Count the images that an amalgamated student sees in its stages, from the stored sets' sizes."""
+    """Count the images that the amalgamated student sees in all its stages, counting repeats.
+
+    Args:
+        config: The run.
+        folder: The output folder, which holds the stored images.
+    """
     stored = {
         part: read_json(folder / part / DONE)["images"] if (folder / part / DONE).exists() else 0
         for part in (FEATURES, IMAGES)
