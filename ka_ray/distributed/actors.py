@@ -15,10 +15,17 @@ def beside_driver(actor: Any, *arguments: Any) -> Any:
 
 @ray.remote(num_cpus=0)
 class PassMonitor:
-    """Remembers, for the whole cluster, which images were unreadable and where actors run."""
+    """Remembers, for the whole cluster, which images were unreadable and where actors run.
 
-    def __init__(self, max_unreadable: int) -> None:
-        self._max_unreadable = max_unreadable
+    Args:
+        max_unreadable: How many images may be unreadable.
+        max_restarts: How often an actor, or a task's piece of work, may be started again in one pass.
+    """
+
+    def __init__(self, max_unreadable: int, max_restarts: int) -> None:
+        self._max_unreadable, self._max_restarts = max_unreadable, max_restarts
+        self._workers: dict[str, list[str]] = {}
+        self._exhausted: tuple[Any, str, list[str]] | None = None
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
@@ -40,14 +47,28 @@ class PassMonitor:
         """Note where an actor runs."""
         self._placements.append(placement)
 
-    def starts(self, actor: str) -> list[str]:
-        """Give the teacher's name once for every time that an actor was started."""
-        return [place["teacher"] for place in self._placements if place["actor"] == actor]
+    def started(self, process: Any, unit: str, worker: str) -> bool:
+        """Count a start of an actor, or of a task's piece of work; return whether it is one too many.
+
+        Args:
+            process: A :class:`ka_ray.distributed.restarts.Restartable`, what is started.
+            unit: The id of the actor or of the piece, the same at every start.
+            worker: Ray's id of the process.
+        """
+        workers = self._workers.setdefault(unit, [])
+        workers.append(worker)
+        too_often = len(workers) > self._max_restarts + 1
+        if too_often:
+            self._exhausted = process, unit, workers[:-1]  # the last one lives: it asks
+        return too_often
+
+    def exhausted(self) -> tuple[Any, str, list[str]] | None:
+        """Return what died too often most recently: process, unit, and its workers; None if nothing did."""
+        return self._exhausted
 
     def summary(self) -> dict[str, Any]:
         """Give the names of unreadable images, and the actors' places."""
-        places = [{k: v for k, v in place.items() if k != "actor"} for place in self._placements]
-        return {"unreadable": sorted(self._unreadable.values()), "placements": places}
+        return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
 
 
 @ray.remote(num_cpus=0)

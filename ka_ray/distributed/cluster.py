@@ -73,8 +73,6 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
     if own:
         _init(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # How often an actor starts anew has no parameter of its own in Ray Data yet.
-    warnings.filterwarnings("ignore", message=r".*ray_remote_args")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

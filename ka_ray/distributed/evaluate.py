@@ -21,7 +21,8 @@ from ka_ray.config import ImagesConfig, Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns, read_images
-from ka_ray.distributed.resources import Pools, actor_options
+from ka_ray.distributed.resources import Pools, remote_options
+from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
@@ -62,7 +63,12 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores batches with every student, and counts them against labels and teachers."""
+    """Scores batches with every student, and counts them against labels and teachers.
+
+    Args:
+        work: The students and label sets; of its images nothing is read.
+        share: Its share of the cluster.
+    """
 
     def __init__(self, work: Evaluation, share: Resources) -> None:
         self._device, self._work = actor_device(share), work
@@ -122,6 +128,26 @@ class Evaluator:
         return array
 
 
+class EvaluatorActor:
+    """An evaluator in an actor of Ray Data's, which may be started again only so often.
+
+    Args:
+        work: See :class:`Evaluator`.
+        share: Its share of the cluster.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts the starts.
+    """
+
+    def __init__(self, work: Evaluation, share: Resources, log: Any) -> None:
+        self._starts = StartCount(log, actor_of("the evaluation"))
+        self._evaluator = None if self._starts.exhausted else Evaluator(work, share)
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Evaluate a batch; see :class:`Evaluator`."""
+        self._starts.check()
+        assert self._evaluator is not None
+        return self._evaluator(batch)
+
+
 def evaluate_images(
     work: Evaluation, on_images: Callable[[int], None]
 ) -> tuple[dict[str, Counts], dict[str, Any]]:
@@ -135,7 +161,7 @@ def evaluate_images(
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.max_unreadable)
+    log = beside_driver(PassMonitor, work.images.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     judged = set[int]()
@@ -165,9 +191,13 @@ def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
     rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), log)
     share = pools.downstream_resources(num_teachers)
     return rows.map_batches(
-        Evaluator,
-        fn_constructor_args=(replace(work, source=Source([], work.source.read), ids=work.ids[:0]), share),
+        EvaluatorActor,
+        fn_constructor_args=(
+            replace(work, source=Source([], work.source.read), ids=work.ids[:0]),
+            share,
+            log,
+        ),
         batch_size=pools.extract.batch_size,
         compute=ActorPoolStrategy(size=1),
-        **actor_options(share, pools),
+        **remote_options(share),
     )

@@ -12,7 +12,7 @@ import ray
 from ka_ray.config import ImagesConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.images import read_images
-from ka_ray.distributed.resources import Pools, decoding_options
+from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shard_writer import ShardWriter
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
@@ -72,12 +72,12 @@ def extract_features(
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.source)
     on_images(shards.resumed)
-    log = beside_driver(PassMonitor, work.images.max_unreadable)
+    log = beside_driver(PassMonitor, work.images.max_unreadable, pools.max_failures)
 
     def one_pass(ids: Ids) -> None:
         images = read_images(work.images, work.source, ids, log, pools, work.only_classes)
         rows = through_teachers(images, teachers, pools, reading, log)
-        for row in _write(rows, work, teachers, pools, reading).iter_rows():
+        for row in _write(rows, work, teachers, pools, reading, log).iter_rows():
             on_images(int(row["images"]))
 
     passes = repeat_until_complete(work.ids, shards.settle, one_pass, log)
@@ -121,10 +121,11 @@ def _write(
     teachers: Sequence[TeacherConfig],
     pools: Pools,
     reading: ReadSpec,
+    log: Any,
 ) -> ray.data.Dataset:
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size
     per_shard = max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
     scores = TARGETS if reading.scores.views else SCORES
-    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], scores)
-    return rows.map_batches(write, batch_size=per_shard, **decoding_options(pools))
+    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], log, scores)
+    return rows.map_batches(write, batch_size=per_shard, **remote_options(pools.placement.decoding))

@@ -3,7 +3,6 @@
 import errno
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from ray.exceptions import (
     ActorUnavailableError,
@@ -19,7 +18,13 @@ from ray.exceptions import (
 
 from ka_ray.errors import USER_ERRORS, ClusterError, InputError, disk_full_error
 
+
+class RestartsExhausted(RuntimeError):
+    """A worker process of a pass died more often than it may; the message names it."""
+
+
 LOST = (
+    RestartsExhausted,
     RayActorError,
     ActorUnavailableError,
     NodeDiedError,
@@ -88,16 +93,21 @@ def _is_lost(error: BaseException) -> bool:
     name = type(error).__name__
     if isinstance(error, LOST) or name in LOST_TRAINING:
         return not getattr(error, "actor_init_failed", False)  # what __init__ raised, it will raise again
+    # What crosses processes twice arrives as text alone: a quoted traceback.
+    if re.search(rf"^(?:[\w.]+\.)?{RestartsExhausted.__name__}: ", str(error), re.MULTILINE):
+        return True
     return isinstance(error, RuntimeError) and bool(COLLECTIVE.search(f"{name} {error}"))
 
 
-def dead_actor(error: BaseException) -> tuple[str, str] | None:
-    """The id of the actor whose death an error tells of, and why it died; None where it tells of none."""
-    for inner in _chain(error):
-        actor: Any = getattr(inner, "actor_id", None)
-        if isinstance(inner, RayActorError) and actor is not None:
-            return str(actor), _reason(str(inner))
-    return None
+def mentions(error: BaseException, text: str) -> bool:
+    """Whether an error, or one that it wraps, has a text in its message."""
+    return any(text in str(inner) for inner in _chain(error))
+
+
+def cause_of_death(error: BaseException) -> str | None:
+    """Return why the actor died whose death an error reports; None where it reports no death."""
+    dead = (inner for inner in _chain(error) if isinstance(inner, RayActorError))
+    return next((_reason(str(inner)) for inner in dead), None)
 
 
 def _reason(text: str) -> str:

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+from ray.data import TaskPoolStrategy
 
 from ka_ray.config import ImagesConfig
-from ka_ray.distributed.resources import Pools, decoding_options
+from ka_ray.distributed.resources import Pools, remote_options
+from ka_ray.distributed.restarts import READING, StartCount
 from ka_ray.errors import InputError
 from ka_ray.images import Source, read_chunk
 from ka_ray.images.sources import SourceReader
 
 Columns = dict[str, npt.NDArray[Any]]
+
+MAX_BLOCKS = 1000
+"""Ray Data keeps records of every block: a large source goes through it in blocks of several chunks."""
 
 
 def read_images(
@@ -41,11 +46,22 @@ def read_images(
         raises InputError, naming the image, when more are unreadable than the config allows.
     """
     wanted = [chunk for chunk in source.chunks if _overlaps(chunk.first_id, chunk.num_images, ids)]
+    blocks = min(len(wanted), MAX_BLOCKS)
+    # Not `ray.data.read_images` or `read_parquet`: they do not know our image ids, which make a pass
+    # repeatable, and can neither leave out nor count unreadable images. Besides, each execution of
+    # `read_parquet` starts up to 32 actors that read footers: longer than reading a small source (Ray 2.60).
     chunks = ray.data.from_items(
-        [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=min(len(wanted), 1000)
+        [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=blocks
     )
     reader = _ChunkReader(config, source.read, ray.put(ids), only_classes, log)
-    return chunks.map_batches(reader, batch_size=1, **decoding_options(pools))
+    return chunks.map_batches(
+        reader,
+        batch_size=1,
+        # As many tasks as there are blocks: no limit, but a different one than that of the next stage. Ray
+        # Data fuses stages with the same limit and resources: one task would read a whole shard's chunks.
+        compute=TaskPoolStrategy(size=max(1, blocks)),
+        **remote_options(pools.placement.decoding),
+    )
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class _ChunkReader:
     def __call__(self, batch: Columns) -> Iterator[Columns]:
         ids = ray.get(self.all_ids)
         for chunk in map(pickle.loads, batch["chunk"]):
+            StartCount(self.log, READING, chunk.first_id).check()
             first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
             missing = set(ids[first:last].tolist())
             for columns in read_chunk(

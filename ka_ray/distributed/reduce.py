@@ -132,7 +132,7 @@ def reduce_images(
         InputError: Too many unreadable images, or features not finite.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.max_unreadable)
+    log = beside_driver(PassMonitor, work.images.max_unreadable, pools.max_failures)
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
     start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 

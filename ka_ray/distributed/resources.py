@@ -1,7 +1,6 @@
 """What each process of a pass over images gets of the cluster: CPUs, GPUs, labels, restarts."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from ka_ray.config import (
@@ -22,7 +21,7 @@ class Pools:
     Attributes:
         extract: Batch size, actors a teacher, reducers, memory between them.
         placement: What each gets.
-        max_failures: How often a process is started anew.
+        max_failures: How often a process that died is started again in one pass.
     """
 
     extract: ExtractConfig = field(default_factory=ExtractConfig)
@@ -47,21 +46,11 @@ def pools_of(config: Config | TeachConfig, placement: Placement) -> Pools:
     return Pools(config.extract, placement, config.ray.max_failures)
 
 
-def actor_options(share: Resources, pools: Pools) -> dict[str, Any]:
-    """What Ray Data is told of an actor pool: each actor's share, and how often it starts anew."""
-    often = pools.max_failures
-    tries: partial[dict[str, int]] = partial(dict, max_restarts=often, max_task_retries=often)
-    return remote_options(share) | {"ray_remote_args_fn": tries}
-
-
-def decoding_options(pools: Pools) -> dict[str, Any]:
-    """What Ray is told of a task that reads, decodes or writes."""
-    tries: partial[dict[str, int]] = partial(dict, max_retries=pools.max_failures)
-    return remote_options(pools.placement.decoding) | {"ray_remote_args_fn": tries}
-
-
 def remote_options(share: Resources) -> dict[str, Any]:
-    """What Ray is told of a process with this share of the cluster."""
+    """Return the arguments of Ray and Ray Data that give a process its share of the cluster.
+
+    Only arguments that Ray Data names itself: others are its `ray_remote_args`, which Ray removes in 2.64.
+    """
     options: dict[str, Any] = {"num_cpus": share.cpu, "num_gpus": share.gpu}
     options |= {"resources": dict(share.resources)} if share.resources else {}
     return options | ({"label_selector": dict(share.label)} if share.label else {})

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from ka_ray.distributed.failures import dead_actor, last_line, lost, unwrap
+from ka_ray.distributed.failures import cause_of_death, last_line, lost, mentions, unwrap
+from ka_ray.distributed.restarts import why_died
 from ka_ray.errors import ClusterError
 from ka_ray.images import Ids
 
@@ -76,15 +77,20 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
 
 
 def explain(error: Exception, log: Any) -> BaseException:
-    """Say whose actor died, where it is that; else dig out what a worker raised."""
-    meant, dead = unwrap(error), dead_actor(error)
+    """Turn the error of a pass into one for the user: what a worker raised itself, or what died, and why.
+
+    Args:
+        error: What the pass raised.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
+    """
+    meant = unwrap(error)
     if meant is not error or not lost(error):
         return meant
-    starts = [] if dead is None else ray.get(log.starts.remote(dead[0]))
-    if dead is None or not starts:
-        return ClusterError(f"workers were lost again and again: {error}")
+    exhausted = ray.get(log.exhausted.remote())
+    if exhausted is None or not mentions(error, exhausted[1]):
+        return ClusterError(f"workers were lost again and again: {cause_of_death(error) or error}")
+    process, _, workers = exhausted
     return ClusterError(
-        f"teacher {starts[0]}: its actor died {len(starts)} times ({dead[1]}). Most often that is "
-        "memory: lower extract.batch_size or extract.actors_per_teacher, raise placement.teachers.cpu so "
-        "that fewer share a node, or take larger nodes"
+        f"{process.what} died {len(workers)} times ({why_died(workers)}). Most often that is memory: "
+        f"{process.remedy}, or take larger nodes"
     )

@@ -7,10 +7,12 @@ fraction of the time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ka_ray.distributed.images import Columns
+from ka_ray.distributed.restarts import WRITING, StartCount
 from ka_ray.features.stack import SCORES, stack_columns
 from ka_ray.features.store import write_shard
 
@@ -23,15 +25,18 @@ class ShardWriter:
         folder: Where the shards go.
         taps: Whose features are in the batch.
         teachers: In stacking order.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts attempts.
         scores: Which of the teachers' score columns is kept.
     """
 
     folder: Path
     taps: Sequence[str]
     teachers: Sequence[str]
+    monitor: Any
     scores: str = SCORES
 
     def __call__(self, batch: Columns) -> Columns:
         """Write a batch; give its ``images`` and ``bytes`` as one row."""
+        StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
         written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers, self.scores))
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

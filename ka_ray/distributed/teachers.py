@@ -19,7 +19,8 @@ from ka_ray.config import (
 )
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns
-from ka_ray.distributed.resources import Pools, actor_options
+from ka_ray.distributed.resources import Pools, remote_options
+from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.features.resize import resize_features
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images.augment import score_views
@@ -64,9 +65,11 @@ class TeacherActor:
                 "gpus": [int(i) for i in ray.get_gpu_ids()],
                 "device": str(self._device),
                 "pid": os.getpid(),
-                "actor": context.get_actor_id(),
             }
         )
+        self._starts = StartCount(log, actor_of(f"teacher {config.name}"))
+        if self._starts.exhausted:
+            return  # most often a teacher dies of its memory: it is not loaded once more
         self._teacher = load_teacher(config).to(self._device)
         self._paths, self._reading = reading.paths.get(config.name, {}), reading
 
@@ -75,6 +78,7 @@ class TeacherActor:
 
         With views, ``targets@teacher [n, K_t]`` are the scores averaged over them.
         """
+        self._starts.check()
         name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
@@ -112,6 +116,6 @@ def through_teachers(
             fn_constructor_args=(teacher, share, reading, log),
             batch_size=extract.batch_size,
             compute=ActorPoolStrategy(size=extract.actors_per_teacher),
-            **actor_options(share, pools),
+            **remote_options(share),
         )
     return rows

@@ -14,7 +14,7 @@ from ka_ray.distributed.cluster import (
     shortage_of_workers,
     workers_with_room,
 )
-from ka_ray.distributed.failures import dead_actor, lost, unwrap
+from ka_ray.distributed.failures import RestartsExhausted, cause_of_death, lost, mentions, unwrap
 from ka_ray.distributed.placement import STANDARD, Workload
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import ClusterError, InputError
@@ -160,17 +160,25 @@ def test_lost_workers_are_told_from_mistakes():
     for error in (ValueError("mistake"), RuntimeError("size mismatch"), InputError("bad"), in_init):
         assert not lost(error)
         assert not lost(wrapped(error))
-    assert dead_actor(
-        wrapped(RayActorError("abc", "It died.\nThe worker was killed due to the node OOM."))
-    ) == (
-        "abc",
-        "its node ran out of memory",
-    )
-    assert dead_actor(ValueError("mistake")) is None
+    out_of_memory = RayActorError("abc", "It died.\nThe worker was killed due to the node OOM.")
+    assert cause_of_death(wrapped(out_of_memory)) == "its node ran out of memory"
+    assert cause_of_death(ValueError("mistake")) is None
     unsure = (
         "Worker exits unexpectedly.\n(1) The process is killed by SIGKILL by OOM killer.\nConnection error."
     )
-    assert dead_actor(RayActorError("abc", unsure)) == ("abc", "Connection error.")
+    assert cause_of_death(RayActorError("abc", unsure)) == "Connection error."
+
+
+def test_a_process_that_died_too_often_is_lost_also_where_only_its_traceback_arrives():
+    exhausted = RestartsExhausted("teacher low: its actor")
+    quoted = RuntimeError(
+        f"Traceback ...\n{RestartsExhausted.__module__}.RestartsExhausted: {exhausted}\nFailed"
+    )
+    for error in (exhausted, wrapped(exhausted), quoted, wrapped(quoted)):
+        assert lost(error)
+        assert mentions(error, "teacher low: its actor")
+    assert not lost(RuntimeError("no RestartsExhausted: at the beginning of a line"))
+    assert not mentions(wrapped(exhausted), "teacher high")
 
 
 def test_what_ran_out_is_put_into_words():

@@ -1,6 +1,7 @@
 """Extraction on Ray against a plain loop over the teachers."""
 
 import pickle
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
+from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
-from ka_ray.distributed.resources import Pools, pools_of
-from ka_ray.distributed.teachers import ReadSpec
+from ka_ray.distributed.resources import Pools, pools_of, remote_options
+from ka_ray.distributed.shard_writer import ShardWriter
+from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.errors import InputError
 from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
@@ -166,6 +170,24 @@ def test_unreadable_images_within_the_limit_are_counted_and_named(
     assert len(summary["unreadable"]) == 1
     assert "cat/3.png" in summary["unreadable"][0]
     assert len(Store(tmp_path / "out")) == 5
+
+
+def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_config, tmp_path):
+    """Ray Data fuses stages with the same arguments: one task would read the images of a whole shard."""
+    config = load_config("images.limit=60", "placement.teachers.cpu=0.25")
+    images, pools = split_images(config)[0], pools_of(config, standard_placement(config.placement))
+    monitor = beside_driver(PassMonitor, 0, 0)
+    scores = ReadSpec({}, {}, config.scores)
+    for teachers in ([], config.teachers[:1]):
+        rows = read_images(images.config, images.source, images.ids, monitor, pools)
+        rows = through_teachers(rows, teachers, pools, scores, monitor)
+        write = ShardWriter(tmp_path, [], [teacher.name for teacher in teachers], monitor)
+        rows = rows.map_batches(
+            write, batch_size=60, **remote_options(pools.placement.decoding)
+        ).materialize()
+        stages = re.findall(r"Operator \d+ (\S+):", rows.stats())
+        assert len([stage for stage in stages if stage.startswith("MapBatches")]) == 2 + len(teachers), stages
+        assert not any("->" in stage for stage in stages), stages
 
 
 def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str, Path]) -> Evaluation:

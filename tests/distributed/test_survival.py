@@ -1,12 +1,13 @@
 """Passes over images while processes die: every row once, or an end after bounded tries."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mortal import Mortal
+from mortal import Mortal, MortalReader
 from PIL import Image
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
@@ -133,7 +134,28 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
         extract_features(
             work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
         )
-    assert 1000 - len(list(lives.iterdir())) <= 8  # two passes, in each the batches in flight, tried twice
+    assert 1000 - len(list(lives.iterdir())) == 4  # two passes, in each an actor that is started twice
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tmp_path, deaths, count):
+    config = load_config("images.limit=60", "ray.max_failures=1")
+    images, lives = split_images(config)[0], deaths(count)
+    source = replace(images.source, read=MortalReader(images.source.read, lives))
+    work = Extraction(images.config, source, images.ids, tmp_path / "out", 1000)
+    if count > 4:
+        with pytest.raises(
+            ClusterError, match=r"reading images: a task died 2 times \(.* lower extract.shard_mib"
+        ):
+            extract_features(
+                work, [], pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+            )
+    else:
+        summary = extract_features(
+            work, [], pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+        )
+        assert summary["images"] == len(images.ids)
+        assert list(lives.iterdir()) == []
 
 
 def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
