@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.cluster import shortage_of_workers, workers_with_room
 from ka_ray.distributed.failures import last_line, lost, unwrap
-from ka_ray.distributed.ray_storage import storage
+from ka_ray.distributed.ray_storage import new_experiments, storage
 from ka_ray.errors import ClusterError
 from ka_ray.numerics.ranks import rank, world_size
 from ka_ray.training.fit import Progress, ProgressCallback
@@ -33,13 +33,30 @@ RESIZE_S = 30.0
 """An elastic group looks this often whether there is room for more workers."""
 
 
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Which workers train, and for which run.
+
+    Attributes:
+        config: How many workers, and how often they may be lost in a row without an epoch in between.
+        share: What each worker gets of its node.
+        output: The run's output folder, reachable by every node; Ray Train keeps its records in its ``ray``.
+        name: Of the run. Ray Train's dashboard shows its groups of workers as NAME-1, NAME-2 ...
+    """
+
+    config: RayConfig
+    share: Resources
+    output: Path
+    name: str
+
+    @property
+    def records(self) -> Path:
+        """The folder of Ray Train's own records."""
+        return self.output / "ray"
+
+
 def train_in_workers(
-    work: Work,
-    config: RayConfig,
-    share: Resources,
-    folder: Path,
-    report: ProgressCallback,
-    tell: Callable[[str], None],
+    work: Work, group: WorkerGroup, report: ProgressCallback, tell: Callable[[str], None]
 ) -> None:
     """Run ``work`` in every worker of one group, under a torch process group.
 
@@ -47,9 +64,7 @@ def train_in_workers(
 
     Args:
         work: Runs in each worker; leaves its results in files and resumes from them.
-        config: How many workers, and how often they may be lost in a row without an epoch in between.
-        share: What each gets.
-        folder: For Ray Train's own records; reachable by every node.
+        group: Which workers.
         report: Called on the driver with rank 0's reports, in order, from a thread of its own.
         tell: Told, here, that workers were lost, and of what size an elastic group has become.
 
@@ -58,19 +73,19 @@ def train_in_workers(
         Exception: What a worker raised by itself; else, after the work is done, what ``report`` raised first.
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
-    while True:
+    for experiment in new_experiments(group.records, group.name):
         follower, before = ReportForwarder(report, tell, ended, errors), len(ended)
         try:
-            _run_group(work, config, share, folder, follower)
+            _run_group(work, group, experiment, follower)
             break
         except Exception as error:
             meant = unwrap(error)
             if meant is not error or not lost(error):
                 raise meant from error
             failures = 1 if len(ended) > before else failures + 1
-            _check_again(failures, config, error)
+            _check_again(failures, group.config, error)
             tell(f"training workers were lost, starting others: {last_line(str(error))}")
-            _wait_for_room(config, share, tell)
+            _wait_for_room(group.config, group.share, tell)
     if errors:
         raise errors[0]
 
@@ -83,19 +98,17 @@ def _check_again(failures: int, config: RayConfig, error: Exception) -> None:
         ) from error
 
 
-def _run_group(
-    work: Work, config: RayConfig, share: Resources, folder: Path, follower: "ReportForwarder"
-) -> None:
+def _run_group(work: Work, group: WorkerGroup, experiment: str, follower: "ReportForwarder") -> None:
     queue = follower.queue
 
     def train_loop_per_worker() -> None:
-        torch.set_num_threads(max(1, round(share.cpu)))
+        torch.set_num_threads(max(1, round(group.share.cpu)))
         if rank() == 0:
             queue.add.remote({"workers": world_size()})
         work(ray.train.torch.get_device(), lambda entry: ray.get(queue.add.remote(asdict(entry))))
 
     with follower:
-        _trainer(train_loop_per_worker, config, share, folder).fit()
+        _trainer(train_loop_per_worker, group, experiment).fit()
 
 
 def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], None]) -> None:
@@ -114,9 +127,8 @@ def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], No
         problem = shortage_of_workers(config, share)
 
 
-def _trainer(
-    train_loop_per_worker: Callable[[], None], config: RayConfig, share: Resources, folder: Path
-) -> TorchTrainer:
+def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, experiment: str) -> TorchTrainer:
+    config, share = group.config, group.share
     least, most = workers_with_room(config, share)
     return TorchTrainer(
         train_loop_per_worker,
@@ -128,9 +140,12 @@ def _trainer(
             label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # of V2
         ),
         run_config=RunConfig(
-            name=f"train-{time.time_ns()}",
-            **storage(folder),
-            failure_config=FailureConfig(max_failures=0),  # ours knows a mistake from a lost worker
+            name=experiment,
+            **storage(group.records),
+            # Ray Train would start a group again after any error, also one that happens every time, and count
+            # all failures of a run. `train_in_workers` stops at a mistake, counts only failures without a
+            # finished epoch in between, and says when it waits for nodes.
+            failure_config=FailureConfig(max_failures=0),
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),
     )

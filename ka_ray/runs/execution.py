@@ -7,7 +7,7 @@ from ka_ray.config import ScoresConfig, TeacherConfig
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
-from ka_ray.distributed.train import Work, train_in_workers
+from ka_ray.distributed.train import Work, WorkerGroup, train_in_workers
 from ka_ray.features.store import DONE
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import RunContext
@@ -55,11 +55,6 @@ def train_in_group(run: RunContext, train_loop_per_worker: Work) -> None:
         run: The run; its resources say how many workers, and what each gets.
         train_loop_per_worker: Runs in every worker.
     """
-    train_in_workers(
-        train_loop_per_worker,
-        run.resources.ray,
-        run.resources.placement.trainers,
-        run.folder / "ray",
-        run.report_epoch,
-        run.notify,
-    )
+    resources = run.resources
+    group = WorkerGroup(resources.ray, resources.placement.trainers, run.folder, run.config.name)
+    train_in_workers(train_loop_per_worker, group, run.report_epoch, run.notify)

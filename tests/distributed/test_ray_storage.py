@@ -6,7 +6,7 @@ import pytest
 
 from ka_ray.config import RayConfig, Resources, TuneConfig
 from ka_ray.distributed.ray_storage import storage
-from ka_ray.distributed.train import train_in_workers
+from ka_ray.distributed.train import WorkerGroup, train_in_workers
 from ka_ray.distributed.trials import JOURNAL, Search, search
 from ka_ray.storage.files import list_files, make_folder
 from ka_ray.storage.uris import to_path
@@ -32,11 +32,14 @@ def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
     def work(device, report):
         (folder / "result").write_text("done")
 
-    train_in_workers(
-        work, RayConfig(workers=1), Resources(cpu=0.5), folder / "ray", lambda progress: None, print
-    )
-    assert (folder / "result").read_text() == "done"
-    assert any(name.startswith("ray/train-") for name in list_files(folder))
+    def train():
+        group = WorkerGroup(RayConfig(workers=1), Resources(cpu=0.5), folder, "digits")
+        train_in_workers(work, group, print, print)
+        assert (folder / "result").read_text() == "done"
+        return {name.split("/")[1] for name in list_files(folder) if name.startswith("ray/")}
+
+    assert train() == {"digits-1"}
+    assert train() == {"digits-1", "digits-2"}  # the name of an experiment with records would resume it
 
 
 @pytest.mark.ray

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import RayConfig, Resources
-from ka_ray.distributed.train import ReportForwarder, train_in_workers
+from ka_ray.distributed.train import ReportForwarder, WorkerGroup, train_in_workers
 from ka_ray.errors import ClusterError, InputError
 from ka_ray.features.store import FEATURES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.numerics.ranks import rank, wait_for_all
@@ -87,9 +87,8 @@ def run_on_ray(runs: list[StageInputs], workers: int) -> list[Progress]:
             run_stages(StageInputs(config, plan, folder, folder, device, report))
 
     ray_config = RayConfig(workers=workers)
-    train_in_workers(
-        train_loop_per_worker, ray_config, Resources(cpu=0.5), runs[0].folder / "ray", reports.append, print
-    )
+    group = WorkerGroup(ray_config, Resources(cpu=0.5), runs[0].folder, "run")
+    train_in_workers(train_loop_per_worker, group, reports.append, print)
     return reports
 
 
@@ -131,12 +130,12 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
     more = ("codes.epochs=1", "layers.epochs=1", "joint.epochs=3")
     plain, killed = inputs_for("plain", "direct", *more), inputs_for("killed", "direct", *more)
     run_stages(plain)
-    parts, single_pass = (killed.config, killed.plan, killed.folder), tmp_path / "was_killed"
+    parts, once = (killed.config, killed.plan, killed.folder), tmp_path / "was_killed"
 
     def train_loop_per_worker(device, report):
         def die_once(progress):
-            if (progress.stage, progress.epoch) == ("joint", 2) and not single_pass.exists():
-                single_pass.touch()
+            if (progress.stage, progress.epoch) == ("joint", 2) and not once.exists():
+                once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             report(progress)
 
@@ -145,15 +144,15 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
 
     reports, told = list[Progress](), list[str]()
     elastic = RayConfig(workers={"min": 1, "max": 2}, timeout_s=60)
-    train_in_workers(
-        train_loop_per_worker, elastic, Resources(cpu=0.5), killed.folder / "ray", reports.append, told.append
-    )
-    assert single_pass.exists()
+    group = WorkerGroup(elastic, Resources(cpu=0.5), killed.folder, "run")
+    train_in_workers(train_loop_per_worker, group, reports.append, told.append)
+    assert once.exists()
     assert [line for line in told if "workers were lost, starting others" in line] == told[1:2]
     assert told[::2] == ["a group of 2 workers has begun"] * 2
     epochs = [(r.stage, r.epoch) for r in reports if r.epoch_ended]
     assert epochs == [("codes", 1), ("layers", 1), ("joint", 1), ("joint", 2), ("joint", 3)]
     same(weights(killed.folder), weights(plain.folder), "killed")
+    assert {path.name for path in (killed.folder / "ray").iterdir()} == {"run-1", "run-2"}
     assert list(killed.folder.glob("stages/*.epoch")) == []
 
 
@@ -164,10 +163,9 @@ def test_workers_that_never_come_to_a_collective_fail_the_stage_in_bounded_time(
             time.sleep(3600)
         wait_for_all()
 
+    group = WorkerGroup(RayConfig(timeout_s=3, max_failures=1), Resources(cpu=0.5), tmp_path, "run")
     with pytest.raises(ClusterError, match=r"waited for each other longer than ray.timeout_s = 3"):
-        train_in_workers(
-            stuck, RayConfig(timeout_s=3, max_failures=1), Resources(cpu=0.5), tmp_path, lambda _: None, print
-        )
+        train_in_workers(stuck, group, print, print)
 
 
 @pytest.mark.slow  # one more group of workers; what it checks besides `unwrap` is Ray's own wrapping
@@ -176,7 +174,9 @@ def test_a_workers_error_reaches_the_user_as_it_was_meant(cluster, tmp_path):
         raise InputError("batch_size 9 is larger than the 3 images there are")
 
     with pytest.raises(InputError, match="batch_size 9 is larger than the 3 images there are"):
-        train_in_workers(refuse, RayConfig(workers=1), Resources(), tmp_path, lambda _: None, print)
+        train_in_workers(
+            refuse, WorkerGroup(RayConfig(workers=1), Resources(), tmp_path, "run"), print, print
+        )
 
 
 def test_a_report_that_fails_lets_the_work_finish_and_is_raised_then(cluster):
