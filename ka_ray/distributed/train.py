@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.cluster import shortage_of_workers, workers_with_room
+from ka_ray.distributed.epoch_reports import WorkerReporter
 from ka_ray.distributed.failures import last_line, lost, unwrap
 from ka_ray.distributed.ray_storage import new_experiments, storage
 from ka_ray.errors import ClusterError
-from ka_ray.numerics.ranks import rank, world_size
 from ka_ray.training.fit import Progress, ProgressCallback
 
 Work = Callable[[torch.device, ProgressCallback], None]
-"""What every worker runs: its device, and where rank 0 reports to."""
+"""What every worker runs: its device, and where it reports to; see :func:`ka_ray.training.fit.fit`."""
 
 POLL_S = 0.5
 
@@ -103,9 +103,9 @@ def _run_group(work: Work, group: WorkerGroup, experiment: str, follower: "Repor
 
     def train_loop_per_worker() -> None:
         torch.set_num_threads(max(1, round(group.share.cpu)))
-        if rank() == 0:
-            queue.add.remote({"workers": world_size()})
-        work(ray.train.torch.get_device(), lambda entry: ray.get(queue.add.remote(asdict(entry))))
+        reporter = WorkerReporter(queue, group.output)
+        work(ray.train.torch.get_device(), reporter)
+        reporter.report_epoch()
 
     with follower:
         _trainer(train_loop_per_worker, group, experiment).fit()
@@ -152,7 +152,10 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
 
 
 class ReportForwarder:
-    """Hands rank 0's reports on, from a thread of its own, while its block runs."""
+    """Hands rank 0's reports on, from a thread of its own, while its block runs.
+
+    :class:`ka_ray.distributed.epoch_reports.WorkerReporter` says why they come through a queue.
+    """
 
     def __init__(
         self,

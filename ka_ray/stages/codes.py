@@ -13,7 +13,6 @@ from ka_ray.features.store import FEATURES
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.named_moments import merge_moments_over_ranks
-from ka_ray.numerics.ranks import rank
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.code_solver import solve_links
 from ka_ray.stages.codes_learner import (
@@ -70,8 +69,7 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         losses = {tap: errors["relative_error"] for tap, errors in taps.items()}
         seconds_taken = time.perf_counter() - began
         history = [Progress("codes", 1, 1, 1, 1, len(batches.rows), seconds_taken, losses)]
-        if rank() == 0:
-            inputs.report(history[0])
+        inputs.report(history[0])
     return amalgamations, _summarise(inputs, taps, reused, seconds, history)
 
 

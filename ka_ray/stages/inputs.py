@@ -32,7 +32,7 @@ class StageInputs:
         folder: Output folder of the run, where the stages write their results. It is the same as ``data``,
             except for runs that share their data with other runs.
         device: Device of this worker.
-        report: Called on rank 0 with progress reports.
+        report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
     """
 
     config: Config

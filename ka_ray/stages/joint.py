@@ -16,7 +16,7 @@ from ka_ray.config import JointConfig, ScoresConfig
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
-from ka_ray.numerics.ranks import sum_over_ranks
+from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, history_to_json, load_stage
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
@@ -116,7 +116,7 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     epochs = epoch_students_folder(inputs.folder)
 
     def report(progress: Progress) -> None:
-        if progress.epoch_ended and inputs.config.evaluation.each_epoch:
+        if progress.epoch_ended and rank() == 0 and inputs.config.evaluation.each_epoch:
             save_student(student, epochs / f"{progress.epoch:03d}")
         inputs.report(progress)
 

@@ -17,7 +17,6 @@ from ka_ray.features.stack import SCORES
 from ka_ray.numerics.conjugate_gradient import DEFAULT_RIDGE, solve_iteratively
 from ka_ray.numerics.moments import Moments, MomentsMeter
 from ka_ray.numerics.positions import sample_positions
-from ka_ray.numerics.ranks import rank
 from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
 from ka_ray.student import Student
 from ka_ray.student.batch_norms import Norm
@@ -40,7 +39,7 @@ class LayerSolver:
         encoders: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`, whose codes are inputs and targets.
         config: Section `layers` of the config.
         batches: Function from column names to batches with :data:`NUM_SOLVER_DRAWS` draws per image.
-        report: Called on rank 0 with progress reports.
+        report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
     """
 
     def __init__(
@@ -82,8 +81,7 @@ class LayerSolver:
             images = len(batches.rows) * number // len(groups)  # each layer uses each image once
             seconds = time.perf_counter() - self._began
             history.append(Progress("layers", number, len(groups), 1, 1, images, seconds, losses))
-            if rank() == 0:
-                self._report(history[-1])
+            self._report(history[-1])
         return solutions, history
 
     def _solve_layers(self, taps: Sequence[str], batches: Batches) -> dict[str, LayerSolution]:

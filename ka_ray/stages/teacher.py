@@ -70,7 +70,7 @@ def train_teacher(
         folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
         seed: Seed of weights, shuffling and augmentation.
         device: Device to train on.
-        report: Called on rank 0 with progress reports.
+        report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
 
     Raises:
         InputError: A class has no image.

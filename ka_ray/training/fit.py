@@ -106,7 +106,7 @@ def fit(
         learner: Module from a batch to named scalar losses, each a mean over the batch's images.
         batches: Batches to train on. Steps of several ranks equal those of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
-        report: Called on rank 0 every two seconds and at the end of each epoch.
+        report: Called by every rank at the end of each epoch, and in between, every two seconds, by rank 0.
 
     Returns:
         One record per epoch, the same on all ranks.
@@ -228,8 +228,7 @@ class _LossMeter:
                 f"({progress.losses}); lower the learning_rate of {progress.stage}"
             )
         self.history.append(progress)
-        if rank() == 0:
-            self._report(progress)
+        self._report(progress)
 
     def _progress(self, sums: Tensor) -> Progress:
         means = (sums / self._step).tolist()

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import ray.train
 import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import RayConfig, Resources
+from ka_ray.distributed.epoch_reports import POINTER
 from ka_ray.distributed.train import ReportForwarder, WorkerGroup, train_in_workers
 from ka_ray.errors import ClusterError, InputError
 from ka_ray.features.store import FEATURES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.numerics.ranks import rank, wait_for_all
 from ka_ray.stages import STAGES, run_stages
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
+from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
@@ -117,6 +120,16 @@ def test_any_number_of_workers_and_the_plain_loop_give_the_same_weights(cluster,
     assert [(r.stage, r.images) for r in reports if r.epoch_ended] == ended
     for way, inputs in runs.items():
         same(weights(inputs.folder), expected[way], way)
+    ray_train_knows_the_last_epoch(next(iter(runs.values())).folder, reports[-1])
+
+
+def ray_train_knows_the_last_epoch(output: Path, last: Progress) -> None:
+    result = ray.train.Result.from_path(str(output / "ray" / "run-1"))
+    found = {name: result.metrics[name] for name in ("stage", "epoch", "epochs", "images", "loss")}
+    assert found == {name: getattr(last, name, last.losses.get(name)) for name in found}
+    assert result.metrics["images_per_s"] > 0
+    with result.checkpoint.as_directory() as folder:
+        assert read_json(Path(folder) / POINTER) == {"output_folder": str(output)}
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], way: str) -> None:
@@ -134,7 +147,7 @@ def test_a_worker_that_is_killed_and_a_group_of_another_size_change_nothing(clus
 
     def train_loop_per_worker(device, report):
         def die_once(progress):
-            if (progress.stage, progress.epoch) == ("joint", 2) and not once.exists():
+            if (progress.stage, progress.epoch) == ("joint", 2) and rank() == 0 and not once.exists():
                 once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             report(progress)

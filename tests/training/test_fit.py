@@ -155,11 +155,12 @@ def test_progress_is_reported_within_an_epoch_at_intervals(batches, monkeypatch)
     assert [r for r in reports if r.epoch_ended] == history
 
 
-def test_only_rank_zero_reports(batches, monkeypatch):
+def test_other_ranks_than_zero_report_only_the_ends_of_epochs(batches, monkeypatch):
+    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", 0.0)
     monkeypatch.setattr(FIT_MODULE, "rank", lambda: 1)
-    _, history, reports = run(batches)
-    assert reports == []
-    assert len(history) == 1
+    _, history, reports = run(batches, epochs=2)
+    assert [(r.epoch, r.step) for r in reports] == [(1, 3), (2, 3)]
+    assert reports == history
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage(batches):
