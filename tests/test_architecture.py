@@ -38,7 +38,7 @@ MAY_IMPORT["distributed"] = {*MAY_IMPORT} - {"stages", "tracking"}
 MAY_IMPORT["terminal"] = {"reports", "training"}
 MAY_IMPORT["runs"] = {*MAY_IMPORT}
 MAY_IMPORT["workflows"] = {*MAY_IMPORT}
-MAY_IMPORT["submission"] = {"errors", "storage", "config", "terminal", "runs"}
+MAY_IMPORT["submission"] = {"errors", "storage", "config", "distributed", "terminal", "runs"}
 
 ROOT = {"", "__main__", "cli", "errors", "metrics"}
 """The modules that lie in no folder; the package itself and the command line may import everything."""

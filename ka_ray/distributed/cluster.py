@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,20 @@ from ka_ray.distributed.placement import (
     training_demands,
     trial_demands,
 )
+from ka_ray.distributed.process_state import (
+    attributes,
+    environment_restored,
+    log_level,
+    set_missing,
+)
 from ka_ray.errors import InputError
 
 SMALL_MACHINE = {
-    # Starting a worker process costs seconds (it imports torch); on one machine idle ones are kept.
+    # Starting a worker process costs seconds (it imports torch), and Ray ends idle ones after a second if
+    # there are more of them than CPUs: every pass over a small set of images would wait for new ones.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "16",
+    # Ray's own default by now; older releases warn that it will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -64,23 +72,23 @@ class Cluster:
 def connect(config: RayConfig) -> Iterator[Cluster]:
     """Connect to the configured or surrounding cluster, or start Ray on this machine for the time being.
 
-    An already connected Ray is used as it is and left running.
+    An already connected Ray is used as it is and left running. At the end the settings of this process are
+    what they were before: warning filters, log levels, environment variables, Ray Data's context.
 
     Raises:
         InputError: No cluster answers, or it refuses the token.
     """
-    own = not ray.is_initialized()
-    if own:
-        _init(config)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    try:
+    with ExitStack() as undo:
+        undo.enter_context(warnings.catch_warnings())
+        if not ray.is_initialized():
+            undo.enter_context(log_level("ray", logging.ERROR))
+            undo.enter_context(environment_restored(lambda: _init(config)))
+            undo.callback(ray.shutdown)
+        # Ray Data's bars and messages would be printed between the lines of the run's own progress display.
+        undo.enter_context(log_level("ray.data", logging.ERROR))
+        quiet = {"enable_progress_bars": False, "print_on_execution_start": False}
+        undo.enter_context(attributes(DataContext.get_current(), **quiet))
         yield Cluster(current_hosts(), _grows() if config.autoscaling is None else config.autoscaling)
-    finally:
-        if own:
-            ray.shutdown()
 
 
 def current_hosts() -> tuple[Host, ...]:
@@ -93,7 +101,11 @@ def current_hosts() -> tuple[Host, ...]:
 
 
 def _grows() -> bool:
-    """Whether an autoscaler told Ray which nodes it may add; Ray Train asks the same."""
+    """Whether an autoscaler told Ray which nodes it may add.
+
+    Ray has no public way to ask (2.60); Ray Train and Ray Data ask the same. `ray.autoscaling` in the config
+    says it without asking. `tests/distributed/test_private_api.py` checks that the function is still there.
+    """
     limits: Any = ray._private.state.state.get_max_resources_from_cluster_config()
     return bool(limits)
 
@@ -106,10 +118,11 @@ def _init(config: RayConfig) -> None:
             f"ray.address {address}: is where a cluster takes jobs; send it one with `ka-ray submit`, or "
             "give the cluster's own address (host:port, of `ray start`)"
         )
+    # Without an address Ray itself takes that of RAY_ADDRESS, which a submitted job has; if there is none
+    # either, it starts a cluster on this machine. A cluster that is already there has its own settings.
     here = config.address is None and "RAY_ADDRESS" not in os.environ
     if here:
-        for name, value in SMALL_MACHINE.items():
-            os.environ.setdefault(name, value)
+        set_missing(SMALL_MACHINE)
     try:
         ray.init(
             address=config.address,

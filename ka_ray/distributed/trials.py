@@ -1,6 +1,5 @@
 """Trials by Ray Tune: many students from the sums of one pass, which the object store holds once."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,18 @@ from ka_ray.config import Resources, TuneConfig
 from ka_ray.distributed.capacity import needs
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.failures import last_line, lost
+from ka_ray.distributed.process_state import environment_restored, set_missing
 from ka_ray.distributed.ray_storage import storage
 from ka_ray.errors import InputError
 from ka_ray.storage.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
 
 JOURNAL = "optuna.log"
+QUIET_TUNE = {
+    # The files that Tune writes of each trial: what trials leave is in the run's own folder.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's new output prints its tables even with verbose=0.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 EPOCHS, AGREEMENT = "epochs", "agreement"
 
 Point = Mapping[str, float | int]
@@ -100,6 +106,7 @@ def search(
     """
     trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, share=work.share)
     failed = dict[str, str]()
+    # Not by Tune's `FailureConfig(max_failures=...)`: it would also repeat trials that failed by a mistake.
     for left in range(work.max_failures, -1, -1):
         ended = _run_all(work, trainable, on_trial)
         gone = [point for point, error in ended if left and lost(error)]
@@ -116,7 +123,7 @@ def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Poin
     grid = None if work.points is None else {"point": tune.grid_search([dict(p) for p in work.points])}
     queue = None if grid else _local_journal(work.folder)
     where: dict[str, Any] = {"bundle_label_selector": [dict(label)]} if label else {}
-    result = tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([needs(work.share)], **where)),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
@@ -127,7 +134,9 @@ def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Poin
             reuse_actors=True,
         ),
         run_config=_keeping_nothing(work.folder / "ray", _and_keep(queue, work.folder, on_trial)),
-    ).fit()
+    )
+    with environment_restored(lambda: set_missing(QUIET_TUNE)):
+        result = tuner.fit()
     ended = [result[place] for place in range(len(result))]
     return [(_point(one.config or {}), one.error) for one in ended if one.error]
 
@@ -138,8 +147,8 @@ def _in_trial(config: dict[str, Any], shared: Any, run_point: RunPoint, share: R
 
 def _keeping_nothing(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     """Let Ray Tune start anew: what trials leave lies in the run's folder, not in Tune's."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables come even at verbose=0
+    # Not `Tuner.restore`: it runs the code that an earlier attempt has pickled, and repeats what it was told.
+    # Which trials are done the caller knows from the run's folder; Optuna remembers its own in a file there.
     remove_tree(folder / "tune")
     return tune.RunConfig(name="tune", **storage(folder), callbacks=[TrialReporter(on_trial)], verbose=0)
 

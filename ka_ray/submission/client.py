@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from ka_ray.distributed.process_state import environment_restored, log_level
 from ka_ray.errors import InputError
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -110,10 +111,13 @@ class JobClient:
 
     @contextmanager
     def _translated_errors(self, job_id: str = "") -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of requests, aiohttp and Ray: too many types to name
-            raise _translate_error(error, self.address, job_id) from None
+        with ExitStack() as quiet:
+            for name in _CHATTY_LOGGERS:  # they log every upload and every closed connection
+                quiet.enter_context(log_level(name, logging.WARNING))
+            try:
+                yield
+            except Exception as error:  # of requests, aiohttp and Ray: too many types to name
+                raise _translate_error(error, self.address, job_id) from None
 
 
 def connect_job_client(address: str) -> JobClient:
@@ -125,14 +129,11 @@ def connect_job_client(address: str) -> JobClient:
     Raises:
         InputError: Nothing answers there, or the cluster refuses the token.
     """
-    for name in _CHATTY_LOGGERS:  # they log every upload and every closed connection
-        logging.getLogger(name).setLevel(logging.WARNING)
     address = address.rstrip("/")
     # If RAY_ADDRESS is set, Ray's client prefers it to its own argument; only this variable goes before both.
-    before = os.environ.get(_ADDRESS_VARIABLE)
-    os.environ[_ADDRESS_VARIABLE] = address
     try:
-        return JobClient(JobSubmissionClient(address), address)
+        with environment_restored(lambda: os.environ.update({_ADDRESS_VARIABLE: address})):
+            return JobClient(JobSubmissionClient(address), address)
     except Exception as error:  # too many types to name, as above
         translated = _translate_error(error, address)
         if isinstance(translated, InputError):
@@ -141,11 +142,6 @@ def connect_job_client(address: str) -> JobClient:
             f"--address {address}: no Ray cluster answers there ({translated}); give the address of the "
             "cluster's dashboard, e.g. http://HOST:8265"
         ) from None
-    finally:
-        if before is None:
-            del os.environ[_ADDRESS_VARIABLE]
-        else:
-            os.environ[_ADDRESS_VARIABLE] = before
 
 
 def _translate_error(error: Exception, address: str, job_id: str = "") -> Exception:
