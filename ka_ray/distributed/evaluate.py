@@ -185,11 +185,11 @@ def evaluate_images(
 
 
 def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
-    """Stream images through the teachers to one who judges them."""
+    """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, work.source, work.ids, log, pools, work.only_classes)
     rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), log)
-    share = pools.downstream_resources(num_teachers)
+    count, share = pools.evaluators(num_teachers)
     return rows.map_batches(
         EvaluatorActor,
         fn_constructor_args=(
@@ -198,6 +198,6 @@ def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
             log,
         ),
         batch_size=pools.extract.batch_size,
-        compute=ActorPoolStrategy(size=1),
+        compute=ActorPoolStrategy(size=count),
         **remote_options(share),
     )

@@ -35,6 +35,30 @@ class Pools:
         fit = shortage("all of them", [Demand("actors", count, share, "")], current_hosts()) is None
         return share if fit else share.model_copy(update={"gpu": 0.0})
 
+    def evaluators(self, num_teachers: int) -> tuple[int, Resources]:
+        """Choose how many actors evaluate behind the teachers, and the resources of each.
+
+        They are as many as a teacher has actors, because a student costs about as much as a teacher: with
+        fewer, the teachers would wait for them. They are fewer, at least one, where the nodes that are alive
+        have no room for them beside the teachers and a task of decoding. They get a GPU if the teachers leave
+        one: fewer of them on GPUs are preferred to more on CPUs.
+
+        Args:
+            num_teachers: Number of teachers; 0 if students are evaluated without teachers.
+        """
+        most, share, hosts = self.extract.actors_per_teacher, self.placement.teachers, current_hosts()
+        others = [
+            Demand("teachers", num_teachers * most, share, ""),
+            Demand("decoding", 1, self.placement.decoding, ""),
+        ]
+        without_gpu = share.model_copy(update={"gpu": 0.0})
+        for resources in (share, without_gpu):
+            for count in range(most, 0, -1):
+                demands = [*others, Demand("evaluators", count, resources, "")]
+                if shortage("evaluation", demands, hosts) is None:
+                    return count, resources
+        return 1, without_gpu  # on a cluster that grows, Ray adds nodes for it
+
 
 def pools_of(config: Config | TeachConfig, placement: Placement) -> Pools:
     """Return the pools of a run.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ka_ray.config import RayConfig, Resources
+from ka_ray.config import ExtractConfig, RayConfig, Resources
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import (
     Cluster,
@@ -206,6 +206,30 @@ def test_a_student_takes_a_gpu_only_where_its_own_nodes_have_one_left(monkeypatc
     assert pools.downstream_resources(1).gpu == 1
     hosts_of(monkeypatch, labelled, Host("c", {"CPU": 1, "GPU": 1}, {"group": "teachers"}))
     assert pools.downstream_resources(2).gpu == 1
+
+
+@pytest.mark.parametrize(
+    ("hosts", "teachers", "expected"),
+    [
+        ([(8, 0)], {"cpu": 1}, (3, 0)),  # as many as a teacher has actors
+        ([(5.25, 0)], {"cpu": 1}, (2, 0)),  # beside three actors of the teacher, and 0.25 for decoding
+        ([(5.2, 0)], {"cpu": 1}, (1, 0)),
+        ([(3, 0)], {"cpu": 1}, (1, 0)),  # no room at all: on a cluster that grows it comes
+        ([(99, 8)], {"cpu": 1, "gpu": 1}, (3, 1)),
+        ([(99, 4)], {"cpu": 1, "gpu": 1}, (1, 1)),  # one on a GPU rather than three on CPUs
+        ([(99, 3)], {"cpu": 1, "gpu": 1}, (3, 0)),
+        ([(3.25, 0), (1.5, 0)], {"cpu": 1}, (1, 0)),  # of one node no process gets two halves
+    ],
+)
+def test_the_number_of_evaluators_is_that_of_a_teachers_actors_where_there_is_room(
+    monkeypatch, hosts, teachers, expected
+):
+    nodes = [Host(str(i), {"CPU": cpu, "GPU": gpu}) for i, (cpu, gpu) in enumerate(hosts)]
+    hosts_of(monkeypatch, *nodes)
+    placement = replace(STANDARD, teachers=Resources(**teachers))
+    count, resources = Pools(ExtractConfig(actors_per_teacher=3), placement).evaluators(num_teachers=1)
+    assert (count, resources.gpu) == expected
+    assert resources.cpu == 1
 
 
 def test_an_elastic_group_with_a_label_asks_for_no_more_than_the_labelled_nodes_hold(monkeypatch):

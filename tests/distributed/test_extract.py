@@ -203,15 +203,20 @@ def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str,
     )
 
 
-def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path):
+@pytest.mark.parametrize("actors", [1, 2])
+def test_any_number_of_evaluators_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path, actors):
     # Both logical GPUs go to the teachers: the student must not wait for a third.
-    config = load_config("images.limit=200", "placement.teachers.gpu=1")
+    config = load_config(
+        "images.limit=200",
+        f"extract={{batch_size: 16, actors_per_teacher: {actors}}}",
+        f"placement.teachers={{gpu: {1 / actors}, cpu: 0.2}}",
+    )
     images, plan = split_images(config)[0], plan_of(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)
-    by_student, summary = evaluate_images(
-        evaluation(config, images, plan, {"student": tmp_path}), lambda _: None
-    )
+    work = evaluation(config, images, plan, {"student": tmp_path})
+    assert work.pools.evaluators(num_teachers=2) == (actors, Resources(cpu=0.2, gpu=0))
+    by_student, summary = evaluate_images(work, lambda _: None)
     assert [*by_student] == ["student"]
     counts = by_student["student"]
     assert summary["images"] == counts.images == len(images.ids)
@@ -234,6 +239,8 @@ def test_evaluation_counts_what_a_plain_loop_counts(cluster, load_config, tmp_pa
         assert pair["teacher"] == pytest.approx((scores[mine].argmax(1) == targets[mine] - first).mean())
         among = said[mine][:, first : first + 5].argmax(1)
         assert pair["student"] == pytest.approx((among == targets[mine] - first).mean())
+    columns = [list(range(5)), list(range(5, 10))]
+    same(counts, count_batch(targets, said, ensemble, own, columns))
 
 
 def same(found: Counts, expected: Counts) -> None:
