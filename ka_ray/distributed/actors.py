@@ -25,7 +25,7 @@ class PassMonitor:
     def __init__(self, max_unreadable: int, max_restarts: int) -> None:
         self._max_unreadable, self._max_restarts = max_unreadable, max_restarts
         self._workers: dict[str, list[str]] = {}
-        self._exhausted: tuple[Any, str, list[str]] | None = None
+        self._exhausted: tuple[Any, str, list[str]] | None = None  # see `exhausted`
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
@@ -73,7 +73,11 @@ class PassMonitor:
 
 @ray.remote(num_cpus=0)
 class ReportQueue:
-    """Carries reports from rank 0 to the driver, as plain dicts."""
+    """Carries reports from workers to the driver, as plain dicts.
+
+    Why training does not report by Ray Train says :class:`ka_ray.distributed.epoch_reports.WorkerReporter`.
+    `ray.util.queue.Queue` would need to know how many entries to take; this gives what there is in one call.
+    """
 
     def __init__(self) -> None:
         self._entries: list[dict[str, Any]] = []

@@ -2,6 +2,11 @@
 
 Nothing of an image outlives its batch, so neither disk nor memory nor what is merged over the network grows
 with the number of images.
+
+Ray Data could aggregate, too (`Dataset.aggregate`), but one block at a time, in tasks of its own: every
+block of features would be copied out of the teachers' actors, and its sums, as large as a square of the
+number of channels, written to the object store. An actor that gets a stream adds to the same sums, on its
+GPU if it has one.
 """
 
 import time

@@ -1,4 +1,9 @@
-"""Passes over images that outlive lost workers and nodes: what is missing afterwards is read again."""
+"""Passes over images that outlive lost workers and nodes: what is missing afterwards is read again.
+
+Ray Data restarts actors and repeats tasks within one execution of a dataset. When that is not enough (a
+node is gone with rows that nobody else has, an actor died too often), the execution fails as a whole, and
+Ray Data cannot resume it. Here a new one reads the images that have no row yet.
+"""
 
 import logging
 from collections.abc import Callable
