@@ -16,8 +16,8 @@ from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.output_folder import load_run_id, save_run_id
-from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
 from ka_ray.runs.variants import expand_variants

@@ -13,7 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
 from ka_ray.reports.summaries import ExtractionSummary
-from ka_ray.runs import prologue
+from ka_ray.runs import setup
 from ka_ray.runs.context import RunContext
 from ka_ray.runs.variants import expand_variants
 from ka_ray.stages import list_stages
@@ -192,8 +192,8 @@ class Bench:
                 display=Display(),
             )
 
-        monkeypatch.setattr(prologue, "open_context", open_context)
-        monkeypatch.setattr(prologue, "teach_missing", lambda run: run)
+        monkeypatch.setattr(setup, "open_context", open_context)
+        monkeypatch.setattr(setup, "teach_missing", lambda run: run)
         monkeypatch.setattr(
             comparing,
             "extract",
