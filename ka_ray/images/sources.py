@@ -141,8 +141,7 @@ def read_chunk(
         ``image_id [n]`` int64, ``image [n, 3, H, W]`` uint8, ``label [n]`` str (empty if there is none).
     """
     batch_images = max(1, BATCH_BYTES // (3 * config.size**2))
-    # Ids are sorted, and a chunk has consecutive ids: its wanted ids are among the `num_images` ids from the
-    # first one on. Only these become a set, because the array of all ids may have millions of entries.
+    # Only `num_images` ids can be in this chunk. The array of all ids may have millions: too many for a set.
     wanted = frozenset(ids[np.searchsorted(ids, chunk.first_id) :][: chunk.num_images].tolist())
     rows: list[tuple[int, npt.NDArray[np.uint8], str]] = []
     for encoded in read(chunk, wanted.__contains__):

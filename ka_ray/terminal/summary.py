@@ -44,9 +44,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
-        "all classes (teachers: their ensemble)",
-        format_percent(accuracy.ensemble),
-        format_percent(accuracy.union),
+        "all classes (teachers: ensemble)", format_percent(accuracy.ensemble), format_percent(accuracy.union)
     )
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))

@@ -104,8 +104,7 @@ def fit(
 
     Args:
         learner: Module that maps a batch to named scalar losses, each a mean over the batch's images.
-        batches: Batches to train on. With several ranks, a step is the same as that of a single process with
-            the global batch.
+        batches: Batches to train on. A step of several ranks equals one of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
         report: Called on rank 0 every two seconds and at the end of each epoch.
 
