@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from ka_ray.config import Config
-from ka_ray.runs.prologue import plan_run, start_run
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import sum_up
 from ka_ray.student.from_moments import LayerMomentsMeter
 

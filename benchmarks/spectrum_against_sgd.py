@@ -13,7 +13,7 @@ import torch
 
 import ka_ray
 from ka_ray.config import Config, with_overrides
-from ka_ray.runs.prologue import plan_run, start_run
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.steps import extract
 from ka_ray.stages.codes import learn_codes
 from ka_ray.stages.inputs import StageInputs

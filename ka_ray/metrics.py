@@ -1,4 +1,8 @@
-"""How a student is judged: counts over images that can be added up, and the accuracies computed from them.
+"""Metrics of a student: counts that can be summed over batches, and the accuracies computed from them.
+
+The ensemble predicts from the amalgamated scores: the scores of all teachers combined into one vector over
+the classes of all teachers. Views are the changed copies of an image (flipped, shifted) that the config key
+``scores.views`` names.
 
 Shapes: B images, K classes of all teachers, K_t classes of teacher t, T teachers.
 """
@@ -27,7 +31,7 @@ class Counts:
         compared: Number of images for which both the student and the ensemble made a prediction.
         student: Confusion matrix of the student, rows true classes, columns predicted classes, ``[K, K]``.
         ensemble: Confusion matrix of the ensemble, i.e. of the amalgamated scores, ``[K, K]``.
-        over_views: Confusion matrix of the amalgamated scores averaged over views of the image, ``[K, K]``.
+        over_views: Confusion matrix of the amalgamated scores averaged over views, ``[K, K]``.
         teacher_images: Number of labelled images whose class the teacher knows, one per teacher, ``[T]``.
         teacher_correct: How many of those the teacher itself classifies correctly, ``[T]``.
         student_correct: How many of those the student classifies correctly if it may choose only among the
@@ -82,7 +86,7 @@ def count_batch(
     both = student is not None and ensemble is not None
     agreed = int((student.argmax(1) == ensemble.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
     # Images of unknown class (-1) belong to no teacher, so they never count as right or wrong.
-    of_teacher = [np.isin(targets, c) for c in columns]
+    has_teacher_class = [np.isin(targets, c) for c in columns]
     return Counts(
         images=len(targets),
         agreed=agreed,
@@ -90,9 +94,9 @@ def count_batch(
         student=confusion(targets, student, num_classes),
         ensemble=confusion(targets, ensemble, num_classes),
         over_views=confusion(targets, over_views, num_classes),
-        teacher_images=np.array([mask.sum() for mask in of_teacher], np.int64),
-        teacher_correct=_count_correct(targets, list(teachers), of_teacher, columns),
-        student_correct=_count_correct(targets, [student[:, c] for c in columns], of_teacher, columns)
+        teacher_images=np.array([mask.sum() for mask in has_teacher_class], np.int64),
+        teacher_correct=_count_correct(targets, list(teachers), has_teacher_class, columns),
+        student_correct=_count_correct(targets, [student[:, c] for c in columns], has_teacher_class, columns)
         if student is not None
         else np.zeros(len(columns), np.int64),
     )
@@ -120,15 +124,26 @@ def confusion(targets: npt.NDArray[np.int64], scores: Scores | None, num_classes
 def _count_correct(
     targets: npt.NDArray[np.int64],
     scores: Sequence[Scores],
-    of_teacher: Sequence[npt.NDArray[np.bool_]],
+    has_teacher_class: Sequence[npt.NDArray[np.bool_]],
     columns: Sequence[Sequence[int]],
 ) -> CountArray:
-    """Count for each teacher the images of its classes that scores over its classes get right, ``[T]``."""
+    """Count for each teacher how many images of its classes are classified correctly.
+
+    Args:
+        targets: The true class of every image, ``[B]``.
+        scores: For each teacher, scores over its classes only, ``[B, K_t]``.
+        has_teacher_class: For each teacher, whether an image is of one of its classes, ``[B]``.
+        columns: For each teacher, the indices of its classes among the K.
+
+    Returns:
+        Numbers of images, ``[T]``.
+    """
     correct = np.zeros(len(columns), np.int64)
     for i, own in enumerate(scores):
-        # Scores over a teacher's own classes: the argmax is a column there, not yet one of the K classes.
+        mask = has_teacher_class[i]
+        # The argmax is an index into the teacher's own classes; `columns` maps it into the K classes.
         predicted = np.asarray(columns[i])[own.argmax(1)]
-        correct[i] = int((predicted[of_teacher[i]] == targets[of_teacher[i]]).sum())
+        correct[i] = int((predicted[mask] == targets[mask]).sum())
     return correct
 
 
@@ -141,17 +156,18 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
 
     Returns:
         ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement`` and
-        ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where nothing was measured; and
-        ``images`` and ``labelled``: the number of all and of labelled images that they were measured on.
+        ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where nothing was measured
+        (``union`` is the student's accuracy over all K classes); and ``images`` and ``labelled``: the number
+        of all and of labelled images that they were measured on.
     """
-    judged = counts.student.sum() > 0
+    has_student = counts.student.sum() > 0
     per_teacher: Mapping[str, dict[str, float | None]] = {
         name: {
-            # Without an ensemble no teacher was run, so that 0 of its images are right: not an accuracy of 0.
+            # If there is no ensemble, no teacher was run. The accuracy is then None: 0 would be wrong.
             "teacher": _share(
                 counts.teacher_correct[i], counts.teacher_images[i] if counts.ensemble.sum() else 0
             ),
-            "student": _share(counts.student_correct[i], counts.teacher_images[i] if judged else 0),
+            "student": _share(counts.student_correct[i], counts.teacher_images[i] if has_student else 0),
         }
         for i, name in enumerate(teachers)
     }
@@ -162,7 +178,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         "agreement": _share(counts.agreed, counts.compared),
         "per_teacher": per_teacher,
         "images": counts.images,
-        # Either side may be missing; where both are there, they were counted on the same images.
+        # Student or ensemble may be missing; if both exist, they were counted on the same images.
         "labelled": int(max(counts.student.sum(), counts.ensemble.sum())),
     }
 

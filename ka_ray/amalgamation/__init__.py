@@ -17,7 +17,7 @@ from ka_ray.numerics.moments import Moments
 
 @dataclass(frozen=True)
 class Method:
-    """How the code of a tap is learned.
+    """How the code of a tap is learned: by a chain of auto-encoders, each of which is a link.
 
     Attributes:
         spans: Maps the teachers' channel counts to the number of stacked channels that each link of the chain
@@ -32,7 +32,8 @@ class Method:
 
 METHODS = {
     "direct": Method(direct_spans, lambda moments, _, width: WhitenedAutoEncoder(moments, width)),
-    # A code that the next link encodes again must be in the units of the features: isometric.
+    # The next link encodes this link's code together with the features of another teacher, so both must have
+    # the same units. Only the code of an isometric auto-encoder has the units of the features.
     "incremental": Method(incremental_spans, lambda moments, _, width: IsometricAutoEncoder(moments, width)),
     "common_features": Method(direct_spans, CommonFeatureLearner),
 }

@@ -66,9 +66,9 @@ class Amalgamation(nn.Module):
             )
         self.spans, self.code_channels = tuple(spans), code_channels
         self.register_buffer("scale", torch.ones(()))
-        before = [0, *[code_channels] * (len(spans) - 1)]  # width of the code that enters each link
+        input_codes = [0, *[code_channels] * (len(spans) - 1)]  # width of the code that enters each link
         self.links = nn.ModuleList(
-            AutoEncoder(code + span, code_channels) for code, span in zip(before, spans, strict=True)
+            AutoEncoder(code + span, code_channels) for code, span in zip(input_codes, spans, strict=True)
         )
 
     def encode(self, stacked: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ class Amalgamation(nn.Module):
         """
         return self._input(stacked, link)
 
-    def channels(self, link: int) -> list[int]:
+    def input_channels(self, link: int) -> list[int]:
         """Return which stacked channels the input of a link consists of.
 
-        This holds only for chains whose codes are channels, see
+        Only for chains whose codes are a selection of the stacked channels, see
         :func:`ka_ray.amalgamation.closed_form.fit_channel_autoencoder`.
         """
         start = sum(self.spans[:link])
@@ -112,8 +112,8 @@ class Amalgamation(nn.Module):
         if link == 0:
             return span
         # A row of such an encoder has a single 1, at the channel that it selects.
-        before, chosen = self.channels(link - 1), self._link(link - 1).encoder.weight.argmax(dim=1)
-        return [before[place] for place in chosen.tolist()] + span
+        previous, chosen = self.input_channels(link - 1), self._link(link - 1).encoder.weight.argmax(dim=1)
+        return [previous[index] for index in chosen.tolist()] + span
 
     def link_moments(self, moments: Moments, link: int) -> Moments:
         """Compute the moments of :meth:`link_input` in closed form; no pass over the images is needed.
@@ -122,12 +122,12 @@ class Amalgamation(nn.Module):
             moments: Moments of the stacked features, S channels.
             link: Number of the link; the links before it must be trained.
         """
-        if link == 0:  # exact without the product with a selection matrix
+        if link == 0:  # its input is only its span: slicing is exact, a matrix product rounds
             return moments.slice_channels(0, self.spans[0])
         return moments.apply_affine(*self._input_map(link))
 
     def to_autoencoder(self) -> AutoEncoder:
-        """Merge the whole chain, which is affine as its links are, into one auto-encoder, in float64."""
+        """Merge the chain into one auto-encoder, in float64. The chain is affine, because its links are."""
         (encode, encode_bias), spans = self._code_map(len(self.spans) - 1), []
         scale = self.scale.to(encode)
         code_map = encode / scale, encode_bias / scale

@@ -6,8 +6,8 @@ Shapes: B images, N teachers, K classes of the union, S classes that more than o
 import torch
 from torch import Tensor
 
-LEAST_PROBABILITY = 1e-12
-"""Lower limit of a teacher's probability for every class that it knows: with a 0 the best q may not exist."""
+MIN_PROBABILITY = 1e-12
+"""Lower limit of a teacher's probability for each class that it knows: with a 0 the best q may not exist."""
 
 MAX_STEPS, TOLERANCE = 300, 1e-10
 """Maximum number of iterations, and the change of the weights' logarithms below which they stop."""
@@ -35,18 +35,19 @@ def unify_distributions(conditionals: Tensor, known: Tensor) -> Tensor:
     Returns:
         `[B, K]`, log q.
     """
-    p = conditionals.clamp_min(LEAST_PROBABILITY) * known
+    p = conditionals.clamp_min(MIN_PROBABILITY) * known
     p = p / p.sum(dim=2, keepdim=True)
     knows = known.to(p.dtype)
-    # Only shared classes lead from one teacher to another.
+    # Only classes that several teachers know give transitions between teachers.
     shared = known.sum(dim=0) > 1
     p_shared, knows_shared = p[:, :, shared].mT, knows[:, shared]  # [B, S, N], [N, S]
     weights = p.new_ones(p.shape[:2])
     for _ in range(MAX_STEPS):
-        before = weights
-        weights = stationary_distribution((knows_shared / (before @ knows_shared)[:, None]) @ p_shared)
+        previous = weights
+        # The argument is the matrix of the rates t -> u above, `[B, N, N]`.
+        weights = stationary_distribution((knows_shared / (previous @ knows_shared)[:, None]) @ p_shared)
         # The weights are defined up to a common factor, which the spread of their changes ignores.
-        change = (weights / before).log()
+        change = (weights / previous).log()
         if bool((change.amax(dim=1) - change.amin(dim=1) < TOLERANCE).all()):
             break
     return (p.sum(dim=1) / (weights @ knows)).log().log_softmax(dim=1)
@@ -65,11 +66,11 @@ def stationary_distribution(rates: Tensor) -> Tensor:
     """
     rates = rates.clone()
     for last in range(rates.shape[1] - 1, 0, -1):
-        # Remove the last state: transitions into it continue to where it leads.
+        # Remove the last state: transitions into it are redirected to the states that follow it.
         rates[:, :last, last] /= rates[:, last, :last].sum(dim=1, keepdim=True)
         rates[:, :last, :last] += rates[:, :last, last, None] * rates[:, last, None, :last]
     weights = torch.ones_like(rates[:, 0])
     for state in range(1, rates.shape[1]):
-        # Put the states back one after the other: the weight of a state is what flows into it.
+        # Add the states again, one after the other: the weight of a state is the flow into it.
         weights[:, state] = (weights[:, :state] * rates[:, :state, state]).sum(dim=1)
     return weights / weights.sum(dim=1, keepdim=True)

@@ -54,15 +54,15 @@ def recover_shards(folder: Path) -> RecoveredShards:
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         all_ids = list(pool.map(_ids_if_complete, shards))
     for shard, ids in zip(shards, all_ids, strict=True):
-        own = set() if ids is None else set(ids.tolist())
+        shard_ids = set() if ids is None else set(ids.tolist())
         # Counts the rows of earlier shards and the rows that this shard itself holds twice.
-        duplicates = 0 if ids is None else len(ids) - len(own - seen)
+        duplicates = 0 if ids is None else len(ids) - len(shard_ids - seen)
         if ids is None or duplicates:
             duplicate_rows += duplicates
             damaged += [shard.name] if ids is None else []
             shard.unlink(missing_ok=True)
         else:
-            seen |= own
+            seen |= shard_ids
             kept.append(shard.name)
             num_bytes += shard.stat().st_size
     ids_kept = np.array(sorted(seen), np.int64)
@@ -91,6 +91,7 @@ def read_image_ids(shard: Path) -> Ids:
         pyarrow.ArrowException: The file is not a complete Arrow file.
         KeyError: The file has no column ``image_id``.
     """
+    # A local shard is returned as its path, which still has to be opened; a remote one as an open file.
     with open_random_access(shard) as source, source.open("rb") if source is shard else source as file:
         index = pa.ipc.open_file(file).schema.get_field_index("image_id")
         if index < 0:

@@ -9,7 +9,7 @@ from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.files import list_files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-"""Suffixes of the files that are taken for images, in lower case; other files are ignored."""
+"""Suffixes of the files that are read as images, in lower case; other files are ignored."""
 
 CHUNK_IMAGES = 64
 """Number of images per chunk: their encoded files are in memory at the same time."""
@@ -31,7 +31,7 @@ def list_folder(config: FolderImages) -> Source:
             f"images.path {config.path}: no image files; accepted: {', '.join(sorted(SUFFIXES))}"
         )
     labels = [_class_of(name, config) if config.labelled else "" for name in names]
-    # Text and not path objects: the entries travel to workers, and Source.digest is computed from their repr.
+    # Strings, not Path objects: they are small to send to workers, and Source.digest hashes their repr.
     entries = [(f"{config.path}/{name}", label) for name, label in zip(names, labels, strict=True)]
     starts = range(0, len(entries), CHUNK_IMAGES)
     chunks = [Chunk(i, len(entries[i : i + CHUNK_IMAGES]), entries[i : i + CHUNK_IMAGES]) for i in starts]
@@ -58,7 +58,7 @@ def read_folder(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded
 
     Raises:
         ConnectionError: The network failed, not the file; the caller may try again.
-        TimeoutError: The same.
+        TimeoutError: The network did not answer; the caller may try again.
     """
     chosen = [
         (chunk.first_id + offset, path, label)

@@ -59,7 +59,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Source:
-    """A listed source of images. Ids count from 0, in an order that depends only on the source.
+    """A source whose images are listed, but not read yet. Their ids count from 0, always in the same order.
 
     Attributes:
         chunks: All images, in the order of their ids.
@@ -83,7 +83,7 @@ class Source:
         with np.printoptions(threshold=sys.maxsize):  # else numpy shortens long arrays of ids to "..."
             for chunk in self.chunks:
                 text = f"{chunk.first_id} {chunk.num_images} {chunk.payload!r}\n"
-                # Files that were sent with a job are in a new folder each time: it is not part of the list.
+                # Files uploaded with a job are in another folder for each job, so that folder is left out.
                 listed.update(JOB_FOLDERS.sub("", text).encode())
         return listed.hexdigest()
 
@@ -134,14 +134,14 @@ def read_chunk(
         chunk: The chunk to read.
         ids: Ids of all wanted images of the source, sorted.
         only_classes: Keep only images with these labels; None keeps all.
-        on_unreadable: Called with the id, and the name with the reason, of each image that cannot be decoded;
-            may raise to stop reading.
+        on_unreadable: Called for each image that cannot be decoded, with its id and a text that contains its
+            name and the reason; may raise to stop reading.
 
     Yields:
         ``image_id [n]`` int64, ``image [n, 3, H, W]`` uint8, ``label [n]`` str (empty if there is none).
     """
     batch_images = max(1, BATCH_BYTES // (3 * config.size**2))
-    # Only the ids of this chunk become a set: the array of all ids may have millions of entries.
+    # Only `num_images` ids can be in this chunk. The array of all ids may have millions: too many for a set.
     wanted = frozenset(ids[np.searchsorted(ids, chunk.first_id) :][: chunk.num_images].tolist())
     rows: list[tuple[int, npt.NDArray[np.uint8], str]] = []
     for encoded in read(chunk, wanted.__contains__):

@@ -15,15 +15,16 @@ from ka_ray.numerics.relative_error import relative_error, squared_error_sums
 from ka_ray.numerics.ridge import LayerSolution
 
 DEFAULT_RIDGE = 1e-4
-"""In units of the mean variance of an input. It is not chosen on held-out images, as in
-:func:`ka_ray.numerics.ridge.solve`, because every candidate would cost as many passes again."""
+"""Ridge penalty, in units of the mean variance of an input. Unlike in
+:func:`ka_ray.numerics.ridge.solve`, it is not chosen on held-out images, because each candidate would need
+all passes again."""
 
 TOLERANCE = 1e-6
-"""The iteration stops when every output's residual is this share of its initial residual."""
+"""The iteration stops when each output's residual norm is at most this share of its initial norm."""
 
 SampleStream = Callable[[], Iterator[tuple[bool, Tensor]]]
-"""Starts a pass over this rank's samples and yields whether they are held out, and `[n, G, D + T]` samples:
-inputs beside targets. Every pass yields the same samples."""
+"""Function that starts one pass over this rank's samples. It yields pairs: whether the samples are held out,
+and the samples `[n, G, D + T]`, inputs followed by targets. Every pass yields the same samples."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def solve_iteratively(
         groups: G.
         num_outputs: T.
         device: Device of the sums.
-        ridge: In units of the mean variance of an input.
-        max_passes: Maximum number of steps; then the solution is returned as it is.
+        ridge: Ridge penalty, in units of the mean variance of an input.
+        max_passes: Maximum number of steps, one pass each. If the iteration has not converged by then, the
+            solution so far is returned.
 
     Returns:
         The solution, and the number of passes over the samples.
@@ -74,7 +76,7 @@ def solve_iteratively(
     """
     stats = _sample_stats(stream, groups, num_outputs, device)
     penalty = ridge * stats.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
-    weights, output_variance, steps = _descend(stream, stats, penalty, max_passes)
+    weights, output_variance, steps = _iterate(stream, stats, penalty, max_passes)
     bias = stats.target_mean - torch.einsum("gdt,gd->gt", weights, stats.input_mean)
     error = _held_out_error(stream, weights, bias)
     # The mean output of a fit with bias equals the mean of the targets.
@@ -87,7 +89,7 @@ def _sample_stats(stream: SampleStream, groups: int, num_outputs: int, device: t
     """Measure the statistics in two passes: first the means, then the deviations from them."""
     count, total = torch.zeros((), dtype=torch.float64, device=device), None
     for held_out, samples in stream():
-        if not held_out and len(samples):  # batches can be empty after the images are split
+        if not held_out and len(samples):  # a batch may have only held-out images
             batch_sum = samples.to(torch.float64).sum(dim=0)
             count, total = count + len(samples), batch_sum if total is None else total + batch_sum
     if total is None:
@@ -114,10 +116,10 @@ def _sample_stats(stream: SampleStream, groups: int, num_outputs: int, device: t
     )
 
 
-def _descend(
+def _iterate(
     stream: SampleStream, stats: _SampleStats, penalty: Tensor, max_steps: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Run the iteration for all outputs at once, each with its own step size.
+    """Run conjugate gradients for all outputs at once, each with its own step size.
 
     Args:
         stream: The samples of this rank.
@@ -126,9 +128,11 @@ def _descend(
         max_steps: Maximum number of steps, each a pass over the samples.
 
     Returns:
-        The weights `[G, D, T]`, the variance `[G, T]` of the outputs that they give, and the number of steps.
+        The weights `[G, D, T]`, the variance `[G, T]` of the outputs with these weights, and the number of
+        steps.
     """
-    # Names as in the textbook: the residual r, z = M^-1 r, the search direction p, and r'z.
+    # In textbook notation: residual is r, preconditioned is z = M^-1 r with M the diagonal of the matrix,
+    # direction is p, and energy is r'z.
     inverse_diagonal = 1 / (stats.variance + penalty)[:, :, None]
     weights = torch.zeros_like(stats.cross)
     residual, steps = stats.cross.clone(), 0
@@ -140,8 +144,8 @@ def _descend(
         step = _divide(energy, (direction * product).sum(dim=1, keepdim=True))
         weights, residual, steps = weights + step * direction, residual - step * product, steps + 1
         preconditioned = inverse_diagonal * residual
-        before, energy = energy, (residual * preconditioned).sum(dim=1, keepdim=True)
-        direction = preconditioned + _divide(energy, before) * direction
+        previous_energy, energy = energy, (residual * preconditioned).sum(dim=1, keepdim=True)
+        direction = preconditioned + _divide(energy, previous_energy) * direction
     # residual = cross - (covariance + penalty) weights, so no further pass is needed for this product.
     covariance_weights = stats.cross - residual - penalty[:, :, None] * weights
     return weights, (weights * covariance_weights).sum(dim=1), steps

@@ -1,4 +1,4 @@
-"""Solve layers by ridge regression from moments, with the ridge chosen on held-out images.
+"""Solve layers by ridge regression from moments, with the ridge penalty chosen on held-out images.
 
 Shapes: G groups of a layer, D inputs and T outputs of one group.
 """
@@ -55,8 +55,8 @@ def solve(
     """Solve a layer: choose the ridge on the held-out images, then solve on all images with it.
 
     Args:
-        learned_from: For each group the moments of `[n, D + T]` samples: a group's inputs beside its targets,
-            see :func:`ka_ray.student.linear_layers.make_layer_samples`.
+        learned_from: For each group the moments of `[n, D + T]` samples: a group's inputs, then its
+            targets; see :func:`ka_ray.student.linear_layers.make_layer_samples`.
         held_out: The same for the held-out images.
         num_outputs: T.
         ridges: Candidates for the ridge, in units of the mean variance of an input.
@@ -89,9 +89,10 @@ def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple
     """Minimise ``E||W x + b - y||^2 + ridge * mean variance * ||W||^2``; the bias is not penalised."""
     size = len(moments.mean) - num_outputs
     gram, cross = moments.covariance[:size, :size], moments.covariance[:size, size:]
+    # If all inputs are constant, their variance is 0 and the ridge term still has to be positive.
     variance = gram.diagonal().mean().clamp_min(1e-300)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
-    # The ridge makes the matrix positive definite, so Cholesky works even if inputs depend on each other.
+    # The ridge makes the matrix positive definite, so Cholesky works even if inputs are linearly dependent.
     factor = torch.linalg.cholesky(gram + ridge * variance * identity)
     weight = torch.cholesky_solve(cross, factor).T
     return weight, moments.mean[size:] - weight @ moments.mean[:size]

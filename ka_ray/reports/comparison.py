@@ -38,7 +38,7 @@ class SeedValues(ReportSection):
         """Return mean and standard deviation as text, or "-" if nothing was measured.
 
         Args:
-            decimals: Number of digits behind the point. A zero before the point is left out.
+            decimals: Number of decimal places. A zero before the decimal point is left out.
 
         Example:
             >>> SeedValues(values=[0.5, 0.75]).format(), SeedValues(values=[0.5]).format()
@@ -49,7 +49,7 @@ class SeedValues(ReportSection):
         if self.mean is None:
             return "-"
         numbers = [self.mean, *([] if self.deviation is None else [self.deviation])]
-        # Without the zero in front of the point, because the table is wide already.
+        # The zero before the decimal point is left out, because the table is already wide.
         return " ± ".join(f"{value:.{decimals}f}".replace("0.", ".", int(value < 1)) for value in numbers)
 
 
@@ -61,11 +61,11 @@ class ComparisonRow(ReportSection):
     union: SeedValues
     """Accuracy over the classes of all teachers, in [0, 1]."""
     per_teacher: dict[str, SeedValues]
-    """Name of a teacher -> accuracy on the images of its classes, among these classes, in [0, 1]."""
+    """Name of a teacher -> accuracy on the images of its classes, predicting only these, in [0, 1]."""
     agreement: SeedValues
     """Share of the images for which student and ensemble predict the same class."""
     seconds: SeedValues
-    """Time that the stages of the student took, in seconds, without the extraction that all methods share."""
+    """Duration of the student's training stages, in seconds, without ``Comparison.shared_seconds``."""
     images: int
     """Number of images that the student processed during training, counting repeats; 0 for an ensemble."""
     parameters: int
@@ -80,7 +80,7 @@ class Comparison(ReportSection):
     seeds: list[int]
     """Seeds with which every method was run."""
     rows: list[ComparisonRow]
-    """First the ensembles, one for every rule that is compared; then one row per method."""
+    """First the ensembles, for each rule of combining the teachers' scores; then one row per method."""
     shared_seconds: float
     """Time to read the images and to run the teachers, in seconds. It is spent once for all methods."""
 
@@ -161,10 +161,10 @@ def make_row(
 def make_ensemble_rows(
     counts_by_rule: Mapping[str, Counts], teachers: Sequence[str], parameters: int
 ) -> list[ComparisonRow]:
-    """Make the rows of the ensembles: one per rule, and one more where scores are averaged over views.
+    """Make the rows of the ensembles: one per rule, and a second one if its scores were averaged over views.
 
     Args:
-        counts_by_rule: Rule by which the teachers' scores are combined -> what was counted with it.
+        counts_by_rule: Rule by which the teachers' scores are combined -> counts of this ensemble.
         teachers: Names of the teachers, in the order of the counts.
         parameters: Number of parameters of all teachers together.
     """
@@ -173,7 +173,7 @@ def make_ensemble_rows(
     for rule, counts in counts_by_rule.items():
         measured = compute_accuracies(counts, teachers)
         row = ComparisonRow(
-            # With one rule there is nothing to tell apart.
+            # If there is only one rule, the label does not need its name.
             label=ENSEMBLE if len(counts_by_rule) == 1 else f"{ENSEMBLE} ({rule})",
             union=SeedValues(values=[measured["ensemble"]]),
             per_teacher={n: SeedValues(values=[measured["per_teacher"][n]["teacher"]]) for n in teachers},

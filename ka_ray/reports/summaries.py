@@ -75,11 +75,11 @@ class ExtractionSummary(PassSummary):
 
 
 class ReductionSummary(PassSummary):
-    """The summary of a pass that kept only sums.
+    """The summary of a pass that stored no features, only sums over the images.
 
     Attributes:
-        bytes: Size of the sums of one reducer, in bytes.
-        reducers: Number of reducers.
+        bytes: Size of the sums that one reducer holds, in bytes.
+        reducers: Number of reducers, the actors that each add up a share of the images.
         shards: Names of the stored files; always empty, because such a pass stores no features.
     """
 
@@ -94,7 +94,8 @@ class EvaluationSummary(PassSummary):
     Attributes:
         accuracy: Accuracies and agreement of the student.
         confusion: Number of images per true class (rows) and class that the student predicts (columns).
-        curve: The student after each epoch of joint learning; empty if these students were not kept.
+        curve: Metrics of the student after each epoch of joint learning; empty if the students of the epochs
+            were not kept.
     """
 
     accuracy: Accuracy

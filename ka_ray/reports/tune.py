@@ -17,7 +17,7 @@ class Trial(ReportSection):
     widths: dict[str, int]
     """Tap -> number of channels of the student there."""
     ridge: float | None
-    """Ridge of the least-squares solutions; None if each layer chose its own on held-out images."""
+    """Ridge penalty of the least-squares fits; None if each layer chose its own on held-out images."""
     learning_rate: float | None
     """Peak learning rate of joint learning; None if the student was not trained jointly."""
     agreement: float
@@ -46,7 +46,7 @@ class TuneResult(ReportSection):
     images: int
     """Number of held-out images on which agreement was measured."""
     pass_seconds: float
-    """Duration of the pass over the images from whose statistics all students are computed, in seconds."""
+    """Duration of the one pass over the images, in seconds. All students are computed from its statistics."""
     search_seconds: float
     """Duration of all trials together, in seconds."""
     failed: dict[str, str]
@@ -75,7 +75,7 @@ class TuneResult(ReportSection):
         """Return the Pareto front and the table of all trials as Markdown, for people."""
         ordered = sorted(self.trials, key=lambda trial: (getattr(trial, self.cost), -trial.agreement))
         front = [trial for trial in ordered if trial.key in self.front]
-        # The widths of a trial fill one cell without the names of the taps, so the order is told once above.
+        # A table cell has only the widths, without the names of the taps. The text above says their order.
         taps = ordered[0].widths if ordered else {}
         parts = [
             f"# {self.name}: {len(self.trials)} students tried",
@@ -148,6 +148,6 @@ def choose_trial(front: Sequence[Trial], cost: str, budget: int) -> Trial | None
     Returns:
         The trial; None if every trial costs more.
     """
-    # The front is sorted by cost and by agreement at once: the last affordable trial is the best.
+    # Along the front both cost and agreement increase, so the last affordable trial is the best.
     affordable: list[Any] = [trial for trial in front if getattr(trial, cost) <= budget]
     return affordable[-1] if affordable else None

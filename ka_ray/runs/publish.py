@@ -1,4 +1,4 @@
-"""The last step of a run: its report, its figures, and what the tracker keeps."""
+"""The last step of a run: write its report and figures, and log them to MLflow."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +48,7 @@ def stage_summaries(config: Config, folder: Path) -> dict[StageName, StageSummar
 
 
 def publish(run: Run, evaluated: EvaluationSummary) -> Report:
-    """Write the report and its figures, and log them with the student and the metrics.
+    """Write the report and its figures, and log them, the student and the metrics to MLflow.
 
     Args:
         run: The run, all of whose stages have finished.
@@ -59,8 +59,9 @@ def publish(run: Run, evaluated: EvaluationSummary) -> Report:
     report.save(folder)
     stages = stage_summaries(run.config, folder)
     histories: dict[str, list[dict[str, Any]]] = {
-        stage: [asdict(record) for record in one.history] for stage, one in stages.items()
+        stage: [asdict(record) for record in summary.history] for stage, summary in stages.items()
     }
+    # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
     confusion = np.array(evaluated.confusion) if report.accuracy.union is not None else None
     draw_run_figures(report.model_dump(), histories, confusion, folder / "figures")
     tracker.log_metrics(_all_metrics(report))
@@ -78,7 +79,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         name=config.name,
         classes=list(plan.spec.classes),
         accuracy=evaluated.accuracy,
-        size=_sizes(config, run.folder),
+        size=_measure_sizes(config, run.folder),
         method=config.baseline or config.codes.method,
         rule=label_sets.rule,
         centered=label_sets.center,
@@ -88,7 +89,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         extension=_extension(config, codes) if isinstance(codes, CodesSummary) else None,
         layers=layers.taps if isinstance(layers, LayersSummary) else {},
         curve=evaluated.curve,
-        stages=_speeds(stages, extraction, evaluated),
+        stages=_compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
@@ -97,9 +98,10 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
 
 
 def _extension(config: Config, codes: CodesSummary) -> Extension | None:
-    """Report what the extended run saved this one."""
+    """Return what this run reused from the earlier run that it extends; None if it extends none."""
     if config.extend is None:
         return None
+    # A link is one auto-encoder in the chain of auto-encoders of a tap.
     extended = CodesSummary.load(stage_summary_path(config.extend, "codes"))
     return Extension(
         extended=str(config.extend),
@@ -110,7 +112,7 @@ def _extension(config: Config, codes: CodesSummary) -> Extension | None:
     )
 
 
-def _sizes(config: Config, folder: Path) -> NetworkSizes:
+def _measure_sizes(config: Config, folder: Path) -> NetworkSizes:
     image = torch.zeros(1, 3, config.images.size, config.images.size)
     per_teacher = {
         teacher.name: measure_size(teacher.network, teacher.preprocess(image))
@@ -126,19 +128,19 @@ def _sizes(config: Config, folder: Path) -> NetworkSizes:
     )
 
 
-def _speeds(
+def _compute_speeds(
     stages: dict[StageName, StageSummary], extraction: list[ExtractionSummary], evaluated: EvaluationSummary
 ) -> dict[StageName, StageSpeed]:
-    amounts: dict[StageName, tuple[int, float]] = {
-        stage: (one.images_seen, one.seconds) for stage, one in stages.items()
+    images_and_seconds: dict[StageName, tuple[int, float]] = {
+        stage: (summary.images_seen, summary.seconds) for stage, summary in stages.items()
     }
-    # Images that an earlier attempt had stored took none of these seconds.
+    # The seconds do not include images that an earlier attempt of this run had already stored.
     extracted = sum(part.images - part.resumed for part in extraction)
-    amounts["extract"] = (extracted, sum(part.seconds for part in extraction))
-    amounts["evaluate"] = (evaluated.images, evaluated.seconds)
+    images_and_seconds["extract"] = (extracted, sum(part.seconds for part in extraction))
+    images_and_seconds["evaluate"] = (evaluated.images, evaluated.seconds)
     return {
         stage: StageSpeed(seconds=seconds, images_per_s=images / seconds)
-        for stage, (images, seconds) in amounts.items()
+        for stage, (images, seconds) in images_and_seconds.items()
     }
 
 
@@ -152,7 +154,7 @@ def _all_metrics(report: Report) -> dict[str, float]:
 
 
 def final_metrics(accuracy: Accuracy) -> dict[str, float]:
-    """Return the accuracies that were measured under the names that the tracker uses."""
+    """Return the measured accuracies as MLflow metrics: name of the metric -> value."""
     keys = ("union", "ensemble", "ensemble_over_views", "agreement")
     metrics = {f"evaluate/{key}": getattr(accuracy, key) for key in keys}
     for name, pair in accuracy.per_teacher.items():

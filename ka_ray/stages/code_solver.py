@@ -33,7 +33,7 @@ def solve_link(
         autoencoder = fit_pca_autoencoder(joined, amalgamation.code_channels)
     else:
         # The code before is a choice of stacked channels, too: candidates are these and the link's own.
-        candidates = next_layer_stats.select_channels(amalgamation.channels(link))
+        candidates = next_layer_stats.select_channels(amalgamation.input_channels(link))
         chosen = choose_channels(candidates, amalgamation.code_channels)
         autoencoder = fit_channel_autoencoder(joined, chosen)
     amalgamation.links[link].load_state_dict(autoencoder.state_dict())

@@ -40,13 +40,13 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         taps = {tap: {"relative_error": s.relative_error, "ridge": s.ridge} for tap, s in solutions.items()}
         learner.exclude_stages(solutions)
     if learner.trained_taps:
-        # By SGD: all layers, or those that are not linear in their weights and so could not be solved.
-        # The history goes on counting images behind the solver's passes.
-        before = history[-1].images if history else 0
+        # Train by gradient descent: all layers, or, after the solver, those that it could not solve because
+        # they are not linear in their weights. The history counts images on from those of the solver.
+        solver_images = history[-1].images if history else 0
         fitted = fit(learner, batches, inputs.settings("layers"), inputs.report)
-        history += [replace(record, images=record.images + before) for record in fitted]
-        # The losses of the last epoch are means over changing weights, so the final errors are measured
-        # again.
+        history += [replace(record, images=record.images + solver_images) for record in fitted]
+        # The losses of the last epoch are means over changing weights, so one more pass measures the errors
+        # of the final weights.
         sums: dict[str, torch.Tensor] = {}
         for batch in batches.single_pass():
             for tap, part in learner.error_sums(batch).items():

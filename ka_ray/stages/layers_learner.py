@@ -32,7 +32,7 @@ class LayerwiseLearner(nn.Module):
         encoders: Tap name -> trained :class:`ka_ray.amalgamation.Amalgamation`; it is frozen here.
 
     Attributes:
-        adapters: Tap name -> :class:`ka_ray.student.adapter.Adapter` between the code and the next stage.
+        adapters: Tap name -> :class:`ka_ray.student.adapter.Adapter` from the tap's code to the next stage.
         trained_taps: Names of the stages to train; each is named after the tap at its end.
     """
 
@@ -47,11 +47,14 @@ class LayerwiseLearner(nn.Module):
     def exclude_stages(self, stages: Collection[str]) -> None:
         """Exclude stages from training, and freeze the adapters that compute their inputs."""
         self.trained_taps = [tap for tap in self.trained_taps if tap not in stages]
-        for before, (tap, stage) in zip([None, *self.adapters], self.student.stages.items(), strict=True):
+        # An adapter is named after the tap whose code it adapts, i.e. the tap before the stage that it feeds.
+        for previous_tap, (tap, stage) in zip(
+            [None, *self.adapters], self.student.stages.items(), strict=True
+        ):
             if tap in stages:
                 stage.requires_grad_(False)
-                if before is not None:
-                    self.adapters[before].requires_grad_(False)
+                if previous_tap is not None:
+                    self.adapters[previous_tap].requires_grad_(False)
 
     def estimates_and_targets(self, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return, per trained stage, the output and the target.

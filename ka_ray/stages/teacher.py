@@ -38,7 +38,10 @@ class ClassifierLearner(nn.Module):
         self.network, self.augmentation = network, augmentation
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the loss of a batch with ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
+        """Return the loss of a batch with ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``.
+
+        The draws are the random numbers in [0, 1) that decide the augmentation of each image.
+        """
         images = augment(batch["image"], self.augmentation, batch["draws"])
         scores = self.network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
@@ -68,7 +71,7 @@ def train_teacher(
         teacher: Section of the teacher in the config, with a ``training`` section.
         images: Folder of a finished store with the columns ``image`` and ``label``.
         folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
-        seed: Seed of weights, shuffling and augmentation.
+        seed: Seed of the initial weights, of shuffling and of augmentation.
         device: Device to train on.
         report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
 
@@ -89,6 +92,7 @@ def train_teacher(
     history = fit(learner, batches, settings, report)
     if rank() == 0:
         _save_teacher(network, history, path)
+        # The state after the last saved epoch is only needed to resume.
         path.with_suffix(".epoch").unlink(missing_ok=True)
     # The run loads the checkpoint as soon as this function returns on any rank.
     wait_for_all()
@@ -122,13 +126,13 @@ def _save_teacher(network: nn.Module, history: list[Progress], path: Path) -> No
     save_weights(network, path)
 
 
-def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArray[np.int64]:
+def class_targets(store: Store, classes: Sequence[str], network: str) -> npt.NDArray[np.int64]:
     """Turn the stored labels into class indices.
 
     Args:
         store: Store with a column ``label`` of class names.
         classes: Class names in the order of the scores.
-        whose: Which network is trained, for the error message.
+        network: Name of the network that is trained, for the error message.
 
     Returns:
         Index of the label among the classes per row of the store, ``[N]``; -1 for other labels.
@@ -142,7 +146,7 @@ def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArr
     unseen = [name for name, i in index.items() if not (targets == i).any()]
     if unseen:
         raise InputError(
-            f"{whose}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled "
+            f"{network}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled "
             "the same"
         )
     return targets

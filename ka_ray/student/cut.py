@@ -2,9 +2,9 @@
 
 The network can be cut at a value if everything after it is computed from this one value.
 
-For training, two things differ from the network: all its dropout and stochastic depth modules are set to drop
-nothing, because the targets are soft scores; and what a ``forward`` itself decides by ``self.training``
-(functional dropout, for example) stays as in eval mode, because it is traced there.
+In training, the stages differ from the network in two ways. Their dropout and stochastic depth modules drop
+nothing, because the targets are soft scores. And where a ``forward`` depends on ``self.training`` (functional
+dropout, for example), the stages always behave as in eval mode, because the network is traced in eval mode.
 
 Shapes: B images, K classes.
 """
@@ -22,7 +22,7 @@ from ka_ray.student.value_chain import ValueChain
 def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDict:
     """Cut a network at its taps: one stage leads to each tap, and the last one, "scores", to the scores.
 
-    Run one after the other, the stages give exactly what the network gives in eval mode. They share the
+    Run one after the other, the stages compute exactly what the network computes in eval mode. They share the
     network's modules and parameter names, so a change to one is a change to the other.
 
     Args:
@@ -53,11 +53,11 @@ def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDi
     for module in network.modules():
         if name := drop_probability_attr(module):
             setattr(module, name, 0.0)
-    stages, start = nn.ModuleDict(), chain.image
+    stages, stage_input = nn.ModuleDict(), chain.image
     for node in sorted(cuts, key=chain.position.__getitem__):
-        stages[cuts[node]] = chain.build_stage(start, node)
-        start = node
-    stages[SCORES] = chain.build_stage(start, chain.values[-1])
+        stages[cuts[node]] = chain.build_stage(stage_input, node)
+        stage_input = node
+    stages[SCORES] = chain.build_stage(stage_input, chain.values[-1])
     return stages
 
 

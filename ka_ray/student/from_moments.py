@@ -1,11 +1,11 @@
 """Compute students of any widths from the moments that one pass over the images measures.
 
-With codes that are channels, the inputs of a layer are some of the stacked channels (after the activation),
-and its targets are some channels of the next tap. The joint moments of all channels contain those of every
-choice, so no student needs another pass.
+If each code consists of some of the stacked channels (``codes.basis: channels``), the inputs of a layer are
+channels of one tap (after the activation) and its targets are channels of the next tap. The joint moments of
+all stacked channels contain those of each choice of channels, so no student needs another pass.
 
-Shapes: B images, S_l stacked channels of tap l, k_l values of one channel of tap l that one output value of
-the next layer sees, C_l channels of tap l that a student keeps.
+Shapes: B images, S_l stacked channels of tap l, C_l channels of tap l that a student keeps, k_l inputs of the
+next layer per channel of tap l, e.g. 9 for a 3x3 conv.
 """
 
 import math
@@ -31,7 +31,7 @@ IMAGE_SETS = LEARNED_FROM, HELD_OUT = "learned_from", "held_out"
 """Prefixes of the moments' names: the images that layers are solved on, and those that choose their ridge."""
 
 MAX_ROWS = 8192
-"""Maximum number of rows and columns of a sum; the two sums of a layer then take 1 GiB."""
+"""Maximum number of rows of a layer's covariance matrix. The matrices of both image sets then take 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LayerMoments:
     Attributes:
         spec: The student that keeps all S_l stacked channels at every tap.
         moments: Result of :class:`LayerMomentsMeter`: for every tap ``learned_from.TAP`` and
-            ``held_out.TAP``, moments of `[n, S_before * k_before + S]` samples, inputs beside targets of the
-            layer that leads to the tap.
+            ``held_out.TAP``, moments of `[n, S_before * k_before + S]` samples, the inputs and then the
+            targets of the layer that leads to the tap.
     """
 
     spec: StudentSpec
@@ -74,7 +74,7 @@ class LayerMoments:
 
     @cached_property
     def channel_orders(self) -> dict[str, tuple[int, ...]]:
-        """tap -> all its stacked channels, those first that predict the next layer's targets best."""
+        """tap -> all its stacked channels, best first: the best predict most of the next layer's targets."""
         return {
             tap: order_channels(self.next_layer_stats(tap), stacked)
             for tap, stacked in self.spec.widths.items()
@@ -103,35 +103,35 @@ class LayerMoments:
         student = Student(replace(self.spec, widths=dict(widths))).eval()
         # Sorted, as `choose_channels` returns them, so the student fits codes of the same channels.
         chosen = {tap: tuple(sorted(order[: widths[tap]])) for tap, order in self.channel_orders.items()}
-        solutions, before = {}, None
+        solutions, previous = {}, None
         for tap, stage in student.stages.items():
-            rows = self._chosen_rows(tap, before, chosen)
+            rows = self._chosen_rows(tap, previous, chosen)
             learned_from, held_out = (
                 self.moments[f"{images}.{tap}"].select_channels(rows) for images in IMAGE_SETS
             )
             _, layer = split_stage(tap, stage)
-            # A family has no grouped convs and no batch norms: one group, norm None.
+            # Networks of a family have neither grouped convs (so one group) nor batch norms (so None).
             solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
             apply_solution(solutions[tap], layer, None)
-            before = tap
+            previous = tap
         return student, solutions
 
-    def _chosen_rows(self, tap: str, before: str | None, chosen: Mapping[str, tuple[int, ...]]) -> list[int]:
+    def _chosen_rows(self, tap: str, previous: str | None, kept: Mapping[str, tuple[int, ...]]) -> list[int]:
         """Return the rows of the moments that belong to the chosen inputs and outputs of a layer.
 
         Args:
             tap: The tap that the layer leads to.
-            before: The tap before it; None for the first layer, whose input is the image.
-            chosen: tap -> the channels that the student keeps.
+            previous: The tap before it; None for the first layer, whose input is the image.
+            kept: tap -> the channels that the student keeps.
         """
         outputs = len(self.spec.classes) if tap == SCORES else self.spec.widths[tap]
         inputs = len(self.moments[f"{LEARNED_FROM}.{tap}"].mean) - outputs
-        chosen_outputs = range(outputs) if tap == SCORES else chosen[tap]
+        chosen_outputs = range(outputs) if tap == SCORES else kept[tap]
         output_rows = [inputs + channel for channel in chosen_outputs]
-        if before is None:
+        if previous is None:
             return [*range(inputs), *output_rows]
-        num_values = inputs // self.spec.widths[before]  # k: the rows of one channel are adjacent
-        input_rows = [channel * num_values + i for channel in chosen[before] for i in range(num_values)]
+        num_values = inputs // self.spec.widths[previous]  # k: the rows of one channel are adjacent
+        input_rows = [channel * num_values + i for channel in kept[previous] for i in range(num_values)]
         return [*input_rows, *output_rows]
 
 
@@ -146,7 +146,7 @@ def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> S
         InputError: The student is not of a family, a stage has more than one layer with weights, or the
             moments of a layer would be too large.
     """
-    # Only families are built with any widths; other networks fix them.
+    # Networks of a family can be built with any widths; the widths of other networks are fixed.
     if spec.network not in FAMILIES:
         raise InputError(
             f"student.network {spec.network!r}: only students of a family can have other widths; the "
@@ -236,14 +236,14 @@ class LayerMomentsMeter:
                 positions are sampled and whether the image is held out.
         """
         batch = {name: column.to(self._device) for name, column in batch.items()}
-        # A draw per image decides, so it does not depend on batch or worker whether an image is held out.
+        # Each image has its own random number, so its batch and worker do not decide whether it is held out.
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._full_width.preprocess(batch["image"])
         label_sets = self._full_width.spec.unified_label_sets
-        for tap, (before, layer) in self._layers.items():
+        for tap, (modules_before, layer) in self._layers.items():
             target = label_sets.amalgamate(batch[SCORES]) if tap == SCORES else batch[tap]
             positions = sample_positions(batch["draws"][:, 0], math.prod(target.shape[2:]), self._positions)
-            samples = make_layer_samples(layer, before(features), target, positions).flatten(2)
+            samples = make_layer_samples(layer, modules_before(features), target, positions).flatten(2)
             for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
                 meters[tap].add(samples[chosen].flatten(0, 1))
             # The next layer gets the code, not this layer's own output, so one pass serves all layers.

@@ -1,4 +1,4 @@
-"""Ray's job submission client, with errors that say whether trying again can help."""
+"""A wrapper of Ray's job submission client, whose errors say whether trying again can help."""
 
 import logging
 import os
@@ -16,10 +16,14 @@ from ka_ray.distributed.process_state import environment_restored, log_level
 from ka_ray.errors import InputError
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-_CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_VERBOSE_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
-STARTING_S = (2.0, 4.0, 8.0, 16.0)
-"""Pauses in seconds between attempts to submit to a cluster that has just started and has no agent yet."""
+SUBMIT_RETRY_PAUSES_S = (2.0, 4.0, 8.0, 16.0)
+"""Pauses in seconds between attempts to submit to a cluster that is still starting.
+
+A job runs through an agent process that Ray starts on each node. Until the first agent has registered, Ray
+answers "No available agent".
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class JobState:
     """The state of a job.
 
     Attributes:
-        status: Ray's word for it: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        status: Ray's name of the state: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
         exit_code: Exit code of the job's command; None if the command is running, was stopped or never ran.
         message: Ray's explanation, for people.
     """
@@ -63,7 +67,8 @@ class JobClient:
     def submit(self, entrypoint: str, package: Path, environment: dict[str, str]) -> str:
         """Upload a zip file and run a command in the folder with its content.
 
-        Ray names a package by its content, so one that the cluster has is not uploaded again.
+        Ray names a package by the hash of its content, so a package that the cluster already has is not
+        uploaded again.
 
         Args:
             entrypoint: The shell command to run.
@@ -73,7 +78,7 @@ class JobClient:
         Returns:
             The job's id.
         """
-        for pause_s in STARTING_S:
+        for pause_s in SUBMIT_RETRY_PAUSES_S:
             try:
                 return self._submit(entrypoint, package, environment)
             except ConnectionError as error:
@@ -99,7 +104,7 @@ class JobClient:
             return str(self._client.get_job_logs(job_id))
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
-        """Yield everything that a job has printed, from the beginning, then what it prints as it comes."""
+        """Yield everything that a job has printed so far, then new output as it arrives."""
         with self._translated_errors(job_id):
             async for text in self._client.tail_job_logs(job_id):
                 yield text
@@ -112,11 +117,11 @@ class JobClient:
     @contextmanager
     def _translated_errors(self, job_id: str = "") -> Iterator[None]:
         with ExitStack() as quiet:
-            for name in _CHATTY_LOGGERS:  # they log every upload and every closed connection
+            for name in _VERBOSE_LOGGERS:  # they log every upload and every closed connection
                 quiet.enter_context(log_level(name, logging.WARNING))
             try:
                 yield
-            except Exception as error:  # of requests, aiohttp and Ray: too many types to name
+            except Exception as error:  # of requests, aiohttp and Ray: too many types to list
                 raise _translate_error(error, self.address, job_id) from None
 
 
@@ -130,11 +135,11 @@ def connect_job_client(address: str) -> JobClient:
         InputError: Nothing answers there, or the cluster refuses the token.
     """
     address = address.rstrip("/")
-    # If RAY_ADDRESS is set, Ray's client prefers it to its own argument; only this variable goes before both.
+    # If RAY_ADDRESS is set, Ray's client uses it instead of its argument; this variable precedes both.
     try:
         with environment_restored(lambda: os.environ.update({_ADDRESS_VARIABLE: address})):
             return JobClient(JobSubmissionClient(address), address)
-    except Exception as error:  # too many types to name, as above
+    except Exception as error:  # too many types to list, as above
         translated = _translate_error(error, address)
         if isinstance(translated, InputError):
             raise translated from None
@@ -146,10 +151,11 @@ def connect_job_client(address: str) -> JobClient:
 
 def _translate_error(error: Exception, address: str, job_id: str = "") -> Exception:
     """Return an InputError if trying again is useless, otherwise a ConnectionError."""
-    # A refused websocket has a status; the client's errors of plain requests have it only in their text.
+    # The error of a refused websocket has an attribute `status`. The errors of Ray's HTTP requests only have
+    # the status code in their text.
     status = getattr(error, "status", None)
     if isinstance(error, AuthenticationError) or status in (401, 403):
-        # Without the error's own text, which may repeat the token.
+        # The error's own text is left out, because it may contain the token.
         return InputError(
             f"--address {address}: the cluster asks for a token, and this shell has none or a wrong one. "
             "Set RAY_AUTH_MODE=token and the cluster's token: in RAY_AUTH_TOKEN, in a file that "

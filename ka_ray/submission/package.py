@@ -1,7 +1,7 @@
-"""The zip file that is sent with a job: this package, the config, and the files that it names.
+"""The zip file that is sent with a job: this package, the config, and the files that the config names.
 
-Only files that it names by relative path are sent; absolute paths and URIs are for files on the cluster.
-``.gitignore`` is not read: a teacher's weights are usually ignored by git, and the job needs them.
+Only files that the config names by relative path are sent; absolute paths and URIs are for files on the
+cluster. ``.gitignore`` is not read: a teacher's weights are usually ignored by git, and the job needs them.
 """
 
 import importlib.machinery
@@ -30,10 +30,10 @@ EXTENSION_FILES = ("config.json", "stages/codes.*", "teachers/*/teacher.safetens
 
 @dataclass(frozen=True)
 class PackageEntry:
-    """One thing that is sent, e.g. a folder that the config names.
+    """A group of files that is sent, e.g. a folder that the config names.
 
     Attributes:
-        name: What to call it in messages.
+        name: Name of the group in messages.
         files: Path in the job's working directory -> the file here.
     """
 
@@ -42,7 +42,7 @@ class PackageEntry:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files, which is also their size in the zip file: it is not compressed."""
+        """Size of the files in bytes, which is also their size in the zip file: it is not compressed."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -64,7 +64,8 @@ class JobPackage:
         """Refuse a package that the cluster's job server would refuse.
 
         Args:
-            num_bytes: Size of the zip file; None before it is written: the size of its files, which is less.
+            num_bytes: Size of the zip file in bytes. None, before it is written: the total size of its
+                files is used, which is slightly less.
 
         Raises:
             InputError: The package is too large. The message names its largest entries.
@@ -81,18 +82,21 @@ class JobPackage:
         )
 
     def write(self, path: Path) -> None:
-        """Write the zip file. The same content gives the same bytes, by which Ray recognizes a package.
+        """Write the zip file. The same content gives the same bytes, by which Ray recognizes the package.
 
         Raises:
             InputError: The package is too large for the cluster.
         """
-        # Before writing, so that a large folder does not fill the disk; after it, with what zip itself adds.
+        # Check twice: before writing, so that a large folder does not fill the disk, and after it, when the
+        # size of the zip file itself is known.
         self.check_size()
         files = {name: source for entry in self.entries for name, source in entry.files.items()}
         # Not compressed: weights and images hardly become smaller.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as package:
             for name in sorted(files):
-                info = zipfile.ZipInfo(name)  # it has a fixed date instead of the file's
+                info = zipfile.ZipInfo(
+                    name
+                )  # has a fixed date instead of the file's, which would change the bytes
                 info.external_attr = 0o644 << 16
                 with files[name].open("rb") as source, package.open(info, "w") as target:
                     shutil.copyfileobj(source, target)
@@ -105,10 +109,10 @@ def collect_package(config: Path, tree: dict[str, Any], named: Sequence[str]) ->
     Args:
         config: The YAML file.
         tree: The config's content, with all overrides applied.
-        named: The relative paths that the config holds.
+        named: The relative paths that the config names.
 
     Raises:
-        InputError: A path is outside of the current folder, or there is nothing to send at it.
+        InputError: A path is outside of the current folder, or has no file that can be sent.
     """
     inside = _path_inside(str(config))
     config_name = inside or f"_config/{config.name}"
@@ -139,7 +143,7 @@ def _path_inside(path: str) -> str | None:
 
 
 def _collect_path(path: str, only: Sequence[str] | None) -> PackageEntry:
-    """Collect a file, or the files of a folder: all of them, or those that match one of some patterns."""
+    """Collect a file, or the files of a folder: those that match a pattern of ``only``; None for all."""
     inside, source = _path_inside(path), Path(path)
     if inside is None:
         raise InputError(
@@ -209,17 +213,18 @@ def _find_module(name: str) -> dict[str, Path] | None:
     Returns:
         Its files; empty if it is an installed package, None if it does not exist here.
     """
-    # Without importing it: a user's module may need packages that only the cluster has.
+    # The module is found, but not imported: it may need packages that only the cluster has.
     spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
     if spec is None:
         return None
-    place = (
+    location = (
         spec.origin
         if spec.submodule_search_locations is None
         else next(iter(spec.submodule_search_locations))
     )
-    inside = None if place is None else _path_inside(place)
-    if place is None or inside is None or "site-packages" in inside:
+    inside = None if location is None else _path_inside(location)
+    if location is None or inside is None or "site-packages" in inside:
         return {}
-    # At the top of the job's folder, wherever it is here: the job's sys.path has only that folder.
-    return {Path(place).name: Path(place)} if Path(place).is_file() else _collect_files(Path(place), name)
+    # The module goes to the top of the job's working directory, the only one of its folders on sys.path.
+    path = Path(location)
+    return {path.name: path} if path.is_file() else _collect_files(path, name)

@@ -1,4 +1,4 @@
-"""What the command line prints of a finished run, and of this machine."""
+"""Print the results of a finished run, and the properties of this machine, on the command line."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def format_percent(share: float | None) -> str:
-    """Write a share as a percentage; None, i.e. not measured, is a dash.
+    """Format a share as a percentage; None, i.e. not measured, becomes a dash.
 
     Example:
         >>> format_percent(0.9375), format_percent(None)
@@ -44,7 +44,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
-        "all classes (ensemble, union)", format_percent(accuracy.ensemble), format_percent(accuracy.union)
+        "all classes (teachers: ensemble)", format_percent(accuracy.ensemble), format_percent(accuracy.union)
     )
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))

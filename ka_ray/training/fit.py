@@ -24,7 +24,7 @@ WARMUP_FRACTION = 0.1
 """Fraction of all steps during which the learning rate rises to its peak."""
 
 EPOCH_SEED_STRIDE = 1_000_003
-"""Factor between a run's seed and its epochs' seeds, a large prime to give them all different seeds."""
+"""The seed of an epoch is ``run seed * this + epoch``. A large prime keeps the seeds of two runs apart."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def fit(
     """Minimise the sum of a learner's losses, in place.
 
     Args:
-        learner: Module from a batch to named scalar losses, each a mean over the batch's images.
-        batches: Batches to train on. Steps of several ranks equal those of one process with the global batch.
+        learner: Module that maps a batch to named scalar losses, each a mean over the batch's images.
+        batches: Batches to train on. A step of several ranks equals one of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
         report: Called by every rank at the end of each epoch, and in between, every two seconds, by rank 0.
 
@@ -120,19 +120,19 @@ def fit(
     model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
-        meter.start(epoch)
+        meter.start_epoch(epoch)
         # Seeds dropout for this epoch, so that it is the same after a resume.
         torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)
         for batch in islice(batches.epoch(epoch), meter.steps):
             _set_rate(optimizer, settings.learning_rate * learning_rate_factor(step, meter.total_steps))
             losses: dict[str, Tensor] = model(batch)
             optimizer.zero_grad(set_to_none=True)
-            # DDP averages gradients over ranks, so a rank with more images must count more.
+            # DDP averages gradients over ranks, so the loss of a rank with more images gets a larger weight.
             (torch.stack(list(losses.values())).sum() * batches.loss_weight).backward()
             optimizer.step()
             step += 1
             meter.add(losses)
-        meter.end()
+        meter.end_epoch()
         if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
             save_training_state(settings.checkpoint, learner, optimizer, step, meter.history)
     learner.eval()
@@ -179,10 +179,10 @@ def learning_rate_factor(step: int, total_steps: int) -> float:
         >>> [round(learning_rate_factor(step, 20), 2) for step in (0, 1, 2, 11, 19)]
         [0.5, 1.0, 1.0, 0.5, 0.01]
     """
-    rising = max(1, round(WARMUP_FRACTION * total_steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
+    warmup_steps = max(1, round(WARMUP_FRACTION * total_steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 class _LossMeter:
@@ -203,11 +203,11 @@ class _LossMeter:
         # Count the seconds of earlier attempts, too.
         self._began -= history[-1].seconds if history else 0.0
 
-    def start(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         self._epoch, self._step = epoch, 0
         # With a budget of images the last epoch may be shorter.
-        before = (epoch - 1) * self._batches.steps_per_epoch
-        self.steps = min(self._batches.steps_per_epoch, self.total_steps - before)
+        steps_before = (epoch - 1) * self._batches.steps_per_epoch
+        self.steps = min(self._batches.steps_per_epoch, self.total_steps - steps_before)
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: dict[str, Tensor]) -> None:
@@ -219,7 +219,7 @@ class _LossMeter:
             self._report(self._progress(torch.stack(list(self._sums.values()))))
             self._reported = time.perf_counter()
 
-    def end(self) -> None:
+    def end_epoch(self) -> None:
         sums = sum_over_ranks(torch.stack(list(self._sums.values()))) / world_size()
         progress = self._progress(sums)
         if not all(math.isfinite(loss) for loss in progress.losses.values()):

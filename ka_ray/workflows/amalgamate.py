@@ -2,8 +2,8 @@
 
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
-from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import publish
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_student, extract, learn
 

@@ -1,4 +1,4 @@
-"""`ka-ray compare`: several methods side by side on the same teachers, images, budget and seeds."""
+"""`ka-ray compare`: compare methods on the same teachers, seeds, images and number of images processed."""
 
 import dataclasses
 import re
@@ -16,8 +16,8 @@ from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.output_folder import load_run_id, save_run_id
-from ka_ray.runs.prologue import plan_run, start_run
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
 from ka_ray.runs.variants import expand_variants
@@ -28,14 +28,15 @@ from ka_ray.teachers import load_teacher
 from ka_ray.tracking import Tracker
 
 COMPARE_RUN = "mlflow_compare.json"
+"""The file in the output folder with the id of the comparison's MLflow run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodRun:
-    """A student that is made by one method with one seed.
+    """One student of the comparison: learned by one method with one seed.
 
     Attributes:
-        label: The method and the values of varied keys, as in the table.
+        label: The method and the values of the keys that are varied, as in the table's rows.
         job: The student to learn.
     """
 
@@ -53,9 +54,9 @@ def compare(
     again.
 
     Args:
-        config: The run; its ``baselines`` section says how the baselines are learned.
+        config: The config of the run; its ``baselines`` section says how the baselines are learned.
         methods: Names from :data:`ka_ray.runs.variants.COMPARED`.
-        num_seeds: The number of seeds per method, counted up from the seed of the config.
+        num_seeds: Number of seeds per method: the seed of the config and those that follow it.
         vary: Items ``dotted.key=value,value,...``; every method is run with each of the values.
 
     Returns:
@@ -66,6 +67,7 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
+    # Each method sets its own baseline, see expand_variants.
     config = config.model_copy(update={"baseline": None})
     overrides, seeds = expand_variants(methods, vary), range(config.seed, config.seed + num_seeds)
     variants = [with_overrides(config, change) for change in overrides.values()]
@@ -95,18 +97,20 @@ def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequenc
 
 
 def _with_budget(config: Config, folder: Path) -> Config:
-    """Let a baseline's student see as many images as the amalgamation's."""
+    """Return a baseline's config with as many images to train on as the amalgamated student processes."""
     section: ScratchConfig = getattr(config.baselines, config.baseline or "")
-    joint = section.of(config.joint, student_images(config, folder))
+    joint = section.of(config.joint, count_student_images(config, folder))
     return config.model_copy(update={"joint": joint})
 
 
-def student_images(config: Config, folder: Path) -> int:
-    """Count the images that the amalgamated student sees in all its stages, counting repeats.
+def count_student_images(config: Config, folder: Path) -> int:
+    """Compute how many images an amalgamated student processes in its stages, counting repeats.
+
+    The stage ``codes`` does not count: it trains the encoders, not the student.
 
     Args:
-        config: The run.
-        folder: The output folder, which holds the stored images.
+        config: The config of the student.
+        folder: The output folder, with the finished extraction.
     """
     stored = {
         part: read_json(folder / part / DONE)["images"] if (folder / part / DONE).exists() else 0
@@ -121,7 +125,7 @@ def student_images(config: Config, folder: Path) -> int:
 
 @contextmanager
 def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]:
-    """Open a child of the tracker's run for every student; all end as failed if the block raises."""
+    """Open a nested MLflow run for each student. If the block raises, all of them end as failed."""
     children: dict[str, Tracker] = {}
     failed = True
     try:
@@ -141,26 +145,30 @@ def _publish(
     run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
-    rows, by_ensemble = [], dict[str, Counts]()
+    rows, counts_by_rule = [], dict[str, Counts]()
     for label in dict.fromkeys(one.label for one in method_runs):
-        group = [one.job for one in method_runs if one.label == label]
-        summaries = [stage_summaries(one.config, one.folder) for one in group]
+        jobs = [one.job for one in method_runs if one.label == label]
+        summaries = [stage_summaries(one.config, one.folder) for one in jobs]
+        # As in count_student_images, without the stage that trains only the encoders.
         images = sum(one.images_seen for stage, one in summaries[0].items() if stage != "codes")
-        parameters = sum(p.numel() for p in load_student(group[0].folder).parameters())
-        counted = [counts[one.name] for one in group]
+        parameters = sum(p.numel() for p in load_student(jobs[0].folder).parameters())
+        counted = [counts[job.name] for job in jobs]
         seconds = [sum(one.seconds for one in stages.values()) for stages in summaries]
         rows.append(make_row(label, counted, teachers, seconds, images, parameters))
-        by_ensemble.setdefault(group[0].plan.label_sets.rule_description, counted[0])
-        for one in group:
-            accuracy = measure_accuracy(counts[one.name], teachers)
-            run.children[one.name].log_metrics(final_metrics(accuracy))
+        # All students with the same rule have the same ensemble: the counts of any of them show it.
+        counts_by_rule.setdefault(jobs[0].plan.label_sets.rule_description, counted[0])
+        for job in jobs:
+            accuracy = measure_accuracy(counts[job.name], teachers)
+            run.children[job.name].log_metrics(final_metrics(accuracy))
     networks = [load_teacher(teacher).network for teacher in run.config.teachers]
     total = sum(p.numel() for network in networks for p in network.parameters())
     shared = sum(part.seconds for part in extraction_summaries(run.folder))
+    # Without students, the evaluation has counted only the ensemble.
+    counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ALONE]}
     result = Comparison(
         name=run.config.name,
         seeds=seeds,
-        rows=[*make_ensemble_rows(by_ensemble or {"": counts[TEACHERS_ALONE]}, teachers, total), *rows],
+        rows=[*make_ensemble_rows(counts_by_rule, teachers, total), *rows],
         shared_seconds=shared,
     )
     result.save(run.folder)

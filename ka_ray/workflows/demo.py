@@ -16,8 +16,8 @@ def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Pat
 
     Args:
         images: The config of the source.
-        folder: Gets the files; made if it does not exist.
-        count: The number of images.
+        folder: Folder to write the files to; created if it does not exist.
+        count: Number of images; fewer are written if the first chunk of the source has fewer.
 
     Returns:
         The paths of the files.

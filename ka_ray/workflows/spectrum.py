@@ -3,7 +3,7 @@
 from ka_ray.config import Config
 from ka_ray.reports.figures import draw_spectrum
 from ka_ray.reports.spectrum import Spectrum
-from ka_ray.runs.prologue import plan_run, start_run
+from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import measure_spectrum_of_taps
 
 SPECTRUM_RUN = "mlflow_spectrum.json"

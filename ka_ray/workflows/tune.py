@@ -20,8 +20,8 @@ from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import store_images
-from ka_ray.runs.prologue import RunPlan, plan_run, start_run
 from ka_ray.runs.search_space import Point, build_search_space, list_points
+from ka_ray.runs.setup import RunPlan, plan_run, start_run
 from ka_ray.runs.statistics import sum_up
 from ka_ray.runs.trials import DATA, HELD_OUT, LAYER_MOMENTS, run_trials
 from ka_ray.storage.files import write_text

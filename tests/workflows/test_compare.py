@@ -13,7 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
 from ka_ray.reports.summaries import ExtractionSummary
-from ka_ray.runs import prologue
+from ka_ray.runs import setup
 from ka_ray.runs.context import RunContext
 from ka_ray.runs.variants import expand_variants
 from ka_ray.stages import list_stages
@@ -25,7 +25,7 @@ from ka_ray.terminal.progress import Display
 from ka_ray.tracking.null import NullTracker
 from ka_ray.training.fit import Progress
 from ka_ray.workflows import compare as comparing
-from ka_ray.workflows.compare import compare, student_images
+from ka_ray.workflows.compare import compare, count_student_images
 
 
 def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:
@@ -133,7 +133,7 @@ def test_a_student_sees_whole_batches_of_its_stages(load_config, tmp_path, store
         "layers={epochs: 3, batch_size: 10}", "joint={epochs: 2, batch_size: 64}", *overrides
     )
     store_of(tmp_path / "run", **stored)
-    assert student_images(config, tmp_path / "run") == expected
+    assert count_student_images(config, tmp_path / "run") == expected
 
 
 def summary_of(stage: str, images: int, seconds: float) -> StageSummary:
@@ -192,8 +192,8 @@ class Bench:
                 display=Display(),
             )
 
-        monkeypatch.setattr(prologue, "open_context", open_context)
-        monkeypatch.setattr(prologue, "teach_missing", lambda run: run)
+        monkeypatch.setattr(setup, "open_context", open_context)
+        monkeypatch.setattr(setup, "teach_missing", lambda run: run)
         monkeypatch.setattr(
             comparing,
             "extract",

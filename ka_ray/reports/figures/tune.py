@@ -20,8 +20,8 @@ def draw_tune_result(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw ``tune.png``: agreement over cost, with the front as a line and the chosen student as a star.
 
     Args:
-        result: A :class:`ka_ray.reports.tune.TuneResult`, dumped.
-        folder: Folder of the file.
+        result: A :class:`ka_ray.reports.tune.TuneResult` as a dict (``model_dump``).
+        folder: Folder to write the file to.
 
     Returns:
         The path of the file.
@@ -30,13 +30,14 @@ def draw_tune_result(result: Mapping[str, Any], folder: Path) -> list[Path]:
     figure, axes = make_figure(8.5, 4.6)
     axes.plot(*_coordinates(trials.values(), cost), "o", color="0.65", markersize=5, label="tried")
     front = _coordinates([trials[key] for key in result["front"]], cost)
-    # Steps, not slopes: between two students of the front, the cheaper one is the best that is known.
+    # The line is drawn as steps: for a cost between two students of the front, the best student that was
+    # tried is the cheaper of the two.
     steps: dict[str, Any] = {"drawstyle": "steps-post", "markersize": 6}
     axes.plot(*front, "o-", color=STUDENT_COLOUR, label="Pareto front", **steps)
     if result["chosen"] is not None:
         star: dict[str, Any] = {"color": TEACHER_COLOUR, "markersize": 16, "markeredgecolor": "black"}
-        place = _coordinates([trials[result["chosen"]]], cost)
-        axes.plot(*place, "*", label="chosen (best within the budget)", **star)
+        point = _coordinates([trials[result["chosen"]]], cost)
+        axes.plot(*point, "*", label="chosen (best within the budget)", **star)
     # Students to the right of this line cost too much to be chosen.
     axes.axvline(result["budget"], color="0.4", linestyle="--", linewidth=1.2, label="budget")
     axes.set_xlabel(AXIS_LABELS[cost])

@@ -1,4 +1,4 @@
-"""How every verb that merges teachers begins: check everything, open the run, train missing teachers."""
+"""Set up a run, for all commands that merge teachers: check the config, connect, train missing teachers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +40,8 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
 
     Args:
         config: The config of the run.
-        students: The configs of the students that will be learned; empty if the verb learns none by stages.
+        students: The configs of the students that the training stages will learn; empty if the command does
+            not run these stages.
 
     Returns:
         The plan of the run.
@@ -56,8 +57,10 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     training_images, evaluation_images = split_images(config)
     if students:
         check_batches(config, training_images)
+    # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in students):
         check_labels(plan.spec.classes, training_images)
+    # Several students may cause the same note: it is kept once.
     return RunPlan(
         config, plan, training_images, evaluation_images, tuple(dict.fromkeys(filter(None, notes)))
     )
@@ -70,13 +73,14 @@ def start_run(
     id_file: str = RUN,
     check_resources: Callable[[ResourcePlan, Cluster], None] = lambda resources, cluster: None,
 ) -> Iterator[Run]:
-    """Prepare the output folder, open cluster and tracker, and train the teachers that have no checkpoint.
+    """Prepare the output folder, connect to Ray and MLflow, and train the teachers that have no checkpoint.
 
     Args:
         planned: The plan of the run.
-        suffix: What the verb adds to the config's name in the tracker, such as ``_compare``.
-        id_file: The file in the output folder that keeps the tracker's run id.
-        check_resources: See :func:`ka_ray.runs.context.open_context`.
+        suffix: Added to the config's name to form the name of the MLflow run, such as ``_compare``.
+        id_file: Name of the file in the output folder that keeps the id of the MLflow run.
+        check_resources: Called before anything is logged; raises InputError if the cluster is too small for
+            what this command needs in addition.
 
     Raises:
         InputError: The output folder belongs to another run, or the cluster is too small.
