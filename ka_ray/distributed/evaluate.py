@@ -17,7 +17,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import ImagesConfig, Resources, ScoresConfig, TeacherConfig
+from ka_ray.config import Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns, read_images
@@ -27,6 +27,7 @@ from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.teachers import ReadSpec, through_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
+from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Scores, count_batch
 from ka_ray.student import Student, load_student
 
@@ -39,9 +40,7 @@ class Evaluation:
     """Who is judged, and on which images.
 
     Attributes:
-        images: Where they come from.
-        source: The same, listed.
-        ids: Which of them, sorted.
+        images: The images.
         label_sets: The teachers' classes, and how their scores are put together where there is no student (a
             student knows its own).
         teachers: None to judge students alone.
@@ -51,9 +50,7 @@ class Evaluation:
         only_classes: Keep images with these labels alone.
     """
 
-    images: ImagesConfig
-    source: Source
-    ids: Ids
+    images: ImageSet
     label_sets: LabelSets
     teachers: Sequence[TeacherConfig]
     students: Mapping[str, Path]
@@ -161,13 +158,13 @@ def evaluate_images(
         InputError: Too many unreadable images.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.max_unreadable, work.pools.max_failures)
+    log = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     judged = set[int]()
 
     def one_pass(ids: Ids) -> None:
-        for row in _judged(replace(work, ids=ids), log).iter_rows():
+        for row in _judged(replace(work, images=work.images.with_ids(ids)), log).iter_rows():
             parts: dict[str, Counts] = pickle.loads(row["counts"])
             seen = row["image_ids"].tolist()
             if judged.intersection(seen):
@@ -179,7 +176,7 @@ def evaluate_images(
     def stands() -> Ids:
         return np.fromiter(judged, np.int64)
 
-    repeat_until_complete(work.ids, stands, one_pass, log)
+    repeat_until_complete(work.images.ids, stands, one_pass, log)
     summary = ray.get(log.summary.remote())
     return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
@@ -187,13 +184,15 @@ def evaluate_images(
 def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
-    rows = read_images(work.images, work.source, work.ids, log, pools, work.only_classes)
+    rows = read_images(work.images, log, pools, work.only_classes)
     rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), log)
     count, share = pools.evaluators(num_teachers)
+    # The evaluators need no list of the images, which may be long.
+    unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])
     return rows.map_batches(
         EvaluatorActor,
         fn_constructor_args=(
-            replace(work, source=Source([], work.source.read), ids=work.ids[:0]),
+            replace(work, images=unlisted),
             share,
             log,
         ),

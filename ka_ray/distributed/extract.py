@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from ka_ray.config import ImagesConfig, TeacherConfig
+from ka_ray.config import TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
@@ -20,6 +20,7 @@ from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.store import SHARDS_KEY, create_shard_folder, mark_folder_finished
 from ka_ray.images import Ids, Source
+from ka_ray.images.split import ImageSet
 from ka_ray.storage.files import make_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -27,20 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Extraction:
-    """One pass over images.
+    """One pass over images that stores features or scores.
 
     Attributes:
-        images: Where they come from.
-        source: The same, listed.
-        ids: Which of them, sorted.
-        folder: Where the shards go.
-        row_bytes: Estimated bytes of one image's row.
-        only_classes: Keep images with these labels alone.
+        images: The images.
+        folder: Gets the shards.
+        row_bytes: Estimated size of one image's row.
+        only_classes: Keep only images with these labels; None keeps all.
     """
 
-    images: ImagesConfig
-    source: Source
-    ids: Ids
+    images: ImageSet
     folder: Path
     row_bytes: int
     only_classes: frozenset[str] | None = None
@@ -70,17 +67,17 @@ def extract_features(
         InputError: Too many unreadable images.
         ClusterError: Workers were lost again and again, without a row in between.
     """
-    began, shards = time.perf_counter(), _Shards(work.folder, work.source)
+    began, shards = time.perf_counter(), _Shards(work.folder, work.images.source)
     on_images(shards.resumed)
-    log = beside_driver(PassMonitor, work.images.max_unreadable, pools.max_failures)
+    log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
 
     def one_pass(ids: Ids) -> None:
-        images = read_images(work.images, work.source, ids, log, pools, work.only_classes)
+        images = read_images(work.images.with_ids(ids), log, pools, work.only_classes)
         rows = through_teachers(images, teachers, pools, reading, log)
         for row in _write(rows, work, teachers, pools, reading, log).iter_rows():
             on_images(int(row["images"]))
 
-    passes = repeat_until_complete(work.ids, shards.settle, one_pass, log)
+    passes = repeat_until_complete(work.images.ids, shards.settle, one_pass, log)
     summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
     summary |= {"passes": passes, "seconds": time.perf_counter() - began}
     mark_folder_finished(work.folder, summary)

@@ -14,8 +14,9 @@ from ka_ray.config import ImagesConfig
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import READING, StartCount
 from ka_ray.errors import InputError
-from ka_ray.images import Source, read_chunk
+from ka_ray.images import read_chunk
 from ka_ray.images.sources import SourceReader
+from ka_ray.images.split import ImageSet
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -24,9 +25,7 @@ MAX_BLOCKS = 1000
 
 
 def read_images(
-    config: ImagesConfig,
-    source: Source,
-    ids: npt.NDArray[np.int64],
+    images: ImageSet,
     log: Any,
     pools: Pools,
     only_classes: frozenset[str] | None = None,
@@ -34,27 +33,26 @@ def read_images(
     """Stream decoded images.
 
     Args:
-        config: The source's config.
-        source: The listed source.
-        ids: Wanted image ids, sorted.
-        log: A :class:`ka_ray.distributed.actors.PassMonitor`, told of images that give no row.
-        pools: What each task gets.
-        only_classes: Keep images with these labels alone.
+        images: The images to read.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, told which images have no row.
+        pools: The resources of each task.
+        only_classes: Keep only images with these labels; None keeps all.
 
     Returns:
         Rows of ``image_id``, ``image [3, H, W]`` uint8, ``label`` str ('' where there is none). Iterating
         raises InputError, naming the image, when more are unreadable than the config allows.
     """
-    wanted = [chunk for chunk in source.chunks if _overlaps(chunk.first_id, chunk.num_images, ids)]
+    chunks = images.source.chunks
+    wanted = [chunk for chunk in chunks if _overlaps(chunk.first_id, chunk.num_images, images.ids)]
     blocks = min(len(wanted), MAX_BLOCKS)
     # Not `ray.data.read_images` or `read_parquet`: they do not know our image ids, which make a pass
     # repeatable, and can neither leave out nor count unreadable images. Besides, each execution of
     # `read_parquet` starts up to 32 actors that read footers: longer than reading a small source (Ray 2.60).
-    chunks = ray.data.from_items(
+    rows = ray.data.from_items(
         [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=blocks
     )
-    reader = _ChunkReader(config, source.read, ray.put(ids), only_classes, log)
-    return chunks.map_batches(
+    reader = _ChunkReader(images.config, images.source.read, ray.put(images.ids), only_classes, log)
+    return rows.map_batches(
         reader,
         batch_size=1,
         # As many tasks as there are blocks: no limit, but a different one than that of the next stage. Ray

@@ -137,18 +137,18 @@ def reduce_images(
         InputError: Too many unreadable images, or features not finite.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.max_unreadable, pools.max_failures)
+    log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
     start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
-        images = read_images(work.images, work.source, work.ids, log, pools)
+        images = read_images(work.images, log, pools)
         rows = through_teachers(images, teachers, pools, reading, log)
         many = range(pools.extract.reducers)
         return _reduce(rows, [start.remote(make_meter, pools, share, reading, seed) for _ in many], on_images)
 
     sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
-    _check_count(summary["images"], len(work.ids) - len(ray.get(log.without_row.remote())))
+    _check_count(summary["images"], len(work.images.ids) - len(ray.get(log.without_row.remote())))
     return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 

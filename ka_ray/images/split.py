@@ -24,6 +24,10 @@ class ImageSet:
     source: Source
     ids: Ids
 
+    def with_ids(self, ids: Ids) -> "ImageSet":
+        """Return other images of the same source, by their sorted ids."""
+        return replace(self, ids=ids)
+
 
 def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
     """Choose the training and the evaluation images; the choice depends only on config and seed.

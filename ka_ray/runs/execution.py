@@ -43,7 +43,7 @@ def store_images(
     """
     if is_stored(folder):
         return
-    work = Extraction(images.config, images.source, images.ids, folder, row_bytes, classes)
+    work = Extraction(images, folder, row_bytes, classes)
     with run.display.track_images("extract" if teachers else "read", len(images.ids)) as on_images:
         extract_features(work, teachers, pools_of(run.config, run.resources.placement), read_spec, on_images)
 

@@ -42,7 +42,7 @@ def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, di
     if not is_stored(folder):
         create_shard_folder(folder)
         images, _ = split_for_features(run.training_images, config.extract.images, config.seed)
-        work = Extraction(images.config, images.source, images.ids, folder, row_bytes=0)
+        work = Extraction(images, folder, row_bytes=0)
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores)
         with run.display.track_images("sum", len(images.ids)) as on_images:
             sums, summary = reduce_images(

@@ -159,9 +159,7 @@ def evaluate_students(
     """
     config, images = run.config, run.evaluation_images
     work = Evaluation(
-        images=images.config,
-        source=images.source,
-        ids=images.ids,
+        images=images,
         label_sets=label_sets,
         teachers=config.teachers,
         students=students,

@@ -11,6 +11,7 @@ from ka_ray.distributed.placement import Workload
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
+from ka_ray.images.split import ImageSet
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import Accuracy
 from ka_ray.storage.files import absolute
@@ -50,7 +51,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     ):
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures)
-        work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students, pools)
+        work = Evaluation(ImageSet(images, source, ids), student.spec.unified_label_sets, [], students, pools)
         counts, _ = evaluate_images(work, on_images)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 

@@ -65,9 +65,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
 def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images: ImageSet) -> TaughtTeacher:
     teacher: TeacherConfig = with_checkpoint(config.teacher, checkpoint)
     work = Evaluation(
-        images=images.config,
-        source=images.source,
-        ids=images.ids,
+        images=images,
         label_sets=LabelSets({teacher.name: teacher.classes}),
         teachers=[teacher],
         students={},

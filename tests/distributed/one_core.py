@@ -30,20 +30,19 @@ def main(config_path: str, student: str, result: str, *passes: str) -> None:
     images, folder = split_images(config)[0], config.output_dir
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
-    given: Any = (images.config, images.source, images.ids)
     with connect(config.ray) as cluster:
         resources = plan_resources(config, cluster)
         found |= {"cpus": cluster.size["cpus"], "notes": resources.notes}
         pools, teachers = pools_of(config, resources.placement), config.teachers
         if "evaluation" in passes:
-            work = Evaluation(*given, plan.label_sets, teachers, {"student": Path(student)}, pools)
+            work = Evaluation(images, plan.label_sets, teachers, {"student": Path(student)}, pools)
             found["evaluation"] = evaluate_images(work, lambda _: None)[0]
         if "extraction" in passes:
-            extract_features(Extraction(*given, folder, 1000), teachers, pools, read_spec, lambda _: None)
+            extract_features(Extraction(images, folder, 1000), teachers, pools, read_spec, lambda _: None)
         if "summing" in passes:
             stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
             make_meter = partial(LayerMomentsMeter, plan.spec, stacked, POSITIONS)
-            work = Extraction(*given, folder, row_bytes=0)
+            work = Extraction(images, folder, row_bytes=0)
             found["summing"] = reduce_images(
                 work, teachers, pools, read_spec, make_meter, SEED, lambda _: None
             )[0]

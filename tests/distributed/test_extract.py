@@ -56,7 +56,7 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
         "extract.batch_size=16",
     )
     images, plan, counted = split_images(config)[0], plan_of(config), []
-    work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
+    work = Extraction(images, tmp_path / "features", 1_000_000)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     summary = extract_features(
         work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, counted.append
@@ -111,7 +111,7 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     config = load_config("teachers.1.preprocessing.size=16", "images.limit=60", VIEWS)
     images, plan = split_images(config)[0], plan_of(config)
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
-    work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1_000_000)
+    work = Extraction(images, tmp_path / "features", 1_000_000)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     extract_features(
         work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, lambda _: None
@@ -148,7 +148,7 @@ def folder_with_a_broken_file(tmp_path):
 def extract_folder(folder, target, max_unreadable):
     config = FolderImages(source="folder", path=folder, size=8, max_unreadable=max_unreadable)
     source = open_source(config)
-    work = Extraction(config, source, np.arange(source.num_images), target, 200)
+    work = Extraction(ImageSet(config, source, np.arange(source.num_images)), target, 200)
     return extract_features(work, [], Pools(), ReadSpec({}, {}, ScoresConfig()), lambda _: None)
 
 
@@ -179,7 +179,7 @@ def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_
     monitor = beside_driver(PassMonitor, 0, 0)
     scores = ReadSpec({}, {}, config.scores)
     for teachers in ([], config.teachers[:1]):
-        rows = read_images(images.config, images.source, images.ids, monitor, pools)
+        rows = read_images(images, monitor, pools)
         rows = through_teachers(rows, teachers, pools, scores, monitor)
         write = ShardWriter(tmp_path, [], [teacher.name for teacher in teachers], monitor)
         rows = rows.map_batches(
@@ -192,9 +192,7 @@ def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_
 
 def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str, Path]) -> Evaluation:
     return Evaluation(
-        images=images.config,
-        source=images.source,
-        ids=images.ids,
+        images=images,
         label_sets=plan.label_sets,
         teachers=config.teachers,
         students=students,

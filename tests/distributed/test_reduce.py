@@ -34,7 +34,7 @@ def meter_of(plan: Plan) -> Callable[..., LayerMomentsMeter]:
 
 def by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
     images, _ = split_images(config)
-    work = Extraction(images.config, images.source, ids, config.output_dir, row_bytes=0)
+    work = Extraction(images.with_ids(ids), config.output_dir, row_bytes=0)
     reading = ReadSpec(plan.paths, plan.spaces, config.scores)
     seen = []
     found = reduce_images(

@@ -75,7 +75,7 @@ def test_eight_teachers_extract_on_two_cpus(cluster, load_eight, tmp_path):
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     resources, (images, _) = plan_resources(config, cluster), split_images(config)
     assert resources.notes[0] == "placement chosen to fit: teachers 0.21 CPU; decoding 0.105 CPU"
-    work = Extraction(images.config, images.source, images.ids, tmp_path / "features", 1000)
+    work = Extraction(images, tmp_path / "features", 1000)
     read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
     extract_features(work, config.teachers, pools_of(config, resources.placement), read_spec, lambda _: None)
     check_stored(tmp_path / "features", by_a_plain_loop(config, plan), plan)

@@ -22,7 +22,7 @@ from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import SHARDS_KEY, Store, mark_folder_finished
 from ka_ray.images import open_source
-from ka_ray.images.split import split_images
+from ka_ray.images.split import ImageSet, split_images
 from ka_ray.numerics.moments import Moments, MomentsMeter
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
@@ -64,7 +64,7 @@ def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
     config = load_config("images.limit=150", "extract.batch_size=16")
     images = split_images(config)[0]
     teachers = [mortal(config.teachers[0], deaths(count), tmp_path), config.teachers[1]]
-    work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 4 * 1024**2)
+    work = Extraction(images, tmp_path / "out", 4 * 1024**2)
     summary = extract_features(
         work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
     )
@@ -76,7 +76,7 @@ def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
 def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, tmp_path):
     config = load_config("images.limit=120", "extract.batch_size=8")
     images, folder, counted = split_images(config)[0], tmp_path / "out", []
-    work = Extraction(images.config, images.source, images.ids, folder, 8 * 1024**2)
+    work = Extraction(images, folder, 8 * 1024**2)
     extract_features(
         work, config.teachers, pools_of(config, standard_placement(config.placement)), READING, counted.append
     )
@@ -109,7 +109,7 @@ def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load
 
     def extract() -> dict[int, int]:
         source, out = open_source(config), tmp_path / "out"
-        work = Extraction(config, source, np.arange(source.num_images), out, 1000)
+        work = Extraction(ImageSet(config, source, np.arange(source.num_images)), out, 1000)
         extract_features(work, [], Pools(), READING, lambda _: None)
         (out / "done.json").rename(tmp_path / "done.json")  # as if it had been killed
         store = recover_shards(out)
@@ -129,7 +129,7 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
     config = load_config("images.limit=60", "ray.max_failures=1")
     images, lives = split_images(config)[0], deaths(1000)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
-    work = Extraction(images.config, images.source, images.ids, tmp_path / "out", 1000)
+    work = Extraction(images, tmp_path / "out", 1000)
     with pytest.raises(ClusterError, match=r"teacher low: its actor died .* lower extract.batch_size"):
         extract_features(
             work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
@@ -142,7 +142,7 @@ def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tm
     config = load_config("images.limit=60", "ray.max_failures=1")
     images, lives = split_images(config)[0], deaths(count)
     source = replace(images.source, read=MortalReader(images.source.read, lives))
-    work = Extraction(images.config, source, images.ids, tmp_path / "out", 1000)
+    work = Extraction(replace(images, source=source), tmp_path / "out", 1000)
     if count > 4:
         with pytest.raises(
             ClusterError, match=r"reading images: a task died 2 times \(.* lower extract.shard_mib"
@@ -166,9 +166,7 @@ def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
     lives = deaths(6)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
     work = Evaluation(
-        images.config,
-        images.source,
-        images.ids,
+        images,
         plan.label_sets,
         teachers,
         {},
@@ -185,7 +183,7 @@ def test_sums_outlive_dying_teachers_and_count_every_image_once(cluster, load_co
     images, lives = split_images(config)[0], deaths(6)
     teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
     scores = ReadSpec({t.name: {} for t in teachers}, {}, ScoresConfig())
-    extraction = Extraction(images.config, images.source, images.ids, tmp_path / "sums", 0)
+    extraction = Extraction(images, tmp_path / "sums", 0)
     counted: list[int] = []
     sums, told = reduce_images(extraction, teachers, Pools(), scores, ScoresMeter, 0, counted.append)
     assert list(lives.iterdir()) == []

@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no section": ({"parts": [DIGITS, 3]}, "parts.1: "),
     "other size": (
         {"parts": [DIGITS, {**DIGITS, "size": 9}]},
-        "parts.1: size = 9 differs from 6, that of the whole; set size on the whole alone",
+        "parts.1: size = 9 differs from 6, the mixture's; set size only on the mixture",
     ),
     "other resizing": (
         {"parts": [{**DIGITS, "resize": "squash"}, DIGITS]},
