@@ -32,6 +32,8 @@ SMALL_MACHINE = {
     # Starting a worker process costs seconds (it imports torch); on one machine idle ones are kept.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "16",
+    # With more teachers than cores, Ray would start their processes one by one, and warn of their number.
+    "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
