@@ -39,6 +39,8 @@ SMALL_MACHINE = {
     # there are more of them than CPUs: every pass over a small set of images would wait for new ones.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_num_workers_soft_limit": "16",
+    # With more teachers than cores, Ray would start their processes one by one, and warn of their number.
+    "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
     # Ray's own default by now; older releases warn that it will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
