@@ -194,6 +194,12 @@ def test_a_config_can_be_loaded_without_anything_heavy():
     assert loaded_after("import ka_ray; ka_ray.Config; ka_ray.InputError") == []
 
 
+def test_tasks_that_read_or_write_images_start_without_torch():
+    """Importing torch takes seconds in each of their processes."""
+    modules = "ka_ray.distributed.images, ka_ray.distributed.shard_writer"
+    assert loaded_after(f"import {modules}", ("torch", "torchvision")) == []
+
+
 def test_figures_load_matplotlib_when_the_first_one_is_drawn():
     assert loaded_after("import ka_ray.reports.figures") == []
 

@@ -1,4 +1,4 @@
-"""Small actors that the whole cluster talks to; they import Ray's core alone, so they start fast."""
+"""Small actors that the whole cluster talks to; they import only Ray's core, so that they start fast."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def beside_driver(actor: Any, *arguments: Any) -> Any:
-    """Start an actor on the driver's node: what only the driver needs must not die with another node."""
+    """Start an actor on the driver's node, so that it does not die with another node.
+
+    Args:
+        actor: The class of the actor.
+        arguments: The arguments of its constructor.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(scheduling_strategy=here).remote(*arguments)
 
 
 @ray.remote(num_cpus=0)
 class PassMonitor:
-    """Remembers, for the whole cluster, which images were unreadable and where actors run.
+    """Records, for the whole cluster, which images were unreadable and where actors run.
 
     Args:
         max_unreadable: How many images may be unreadable.
@@ -31,20 +36,25 @@ class PassMonitor:
         self._placements: list[dict[str, Any]] = []
 
     def unreadable(self, image_id: int, name: str) -> bool:
-        """Note an unreadable image (once, however often it is tried); say whether that is one too many."""
+        """Record an unreadable image, and return whether there are now too many.
+
+        Args:
+            image_id: The id of the image; it is counted once, however often it is read.
+            name: The name of the image, for the report.
+        """
         self._unreadable[image_id] = name
         return len(self._unreadable) > self._max_unreadable
 
     def left_out(self, image_ids: Sequence[int]) -> None:
-        """Note images of which there will be no row: unreadable, or of no wanted class."""
+        """Record images that give no row, because they are unreadable or of no wanted class."""
         self._left_out.update(image_ids)
 
     def without_row(self) -> list[int]:
-        """Give the ids of the images that were left out."""
+        """Return the ids of the images that give no row."""
         return sorted(self._left_out)
 
     def placed(self, placement: dict[str, Any]) -> None:
-        """Note where an actor runs."""
+        """Record where an actor runs."""
         self._placements.append(placement)
 
     def started(self, process: Any, unit: str, worker: str) -> bool:
@@ -67,7 +77,7 @@ class PassMonitor:
         return self._exhausted
 
     def summary(self) -> dict[str, Any]:
-        """Give the names of unreadable images, and the actors' places."""
+        """Return the names of the unreadable images, and where the actors run."""
         return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
 
 
@@ -83,10 +93,10 @@ class ReportQueue:
         self._entries: list[dict[str, Any]] = []
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Note one report."""
+        """Add one report."""
         self._entries.append(entry)
 
     def take(self) -> list[dict[str, Any]]:
-        """Give what came since the last call."""
+        """Return the reports that were added since the last call."""
         entries, self._entries = self._entries, []
         return entries

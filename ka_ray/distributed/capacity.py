@@ -1,4 +1,4 @@
-"""Whether processes fit on the nodes of a cluster, and the arithmetic where they do not. No Ray in here."""
+"""Check whether processes fit on the nodes of a cluster, and explain the arithmetic if not; without Ray."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,20 @@ CPU, GPU = "CPU", "GPU"
 
 @dataclass(frozen=True)
 class Host:
-    """A node of the cluster."""
+    """A node of the cluster.
+
+    Attributes:
+        name: Its address.
+        resources: Name of each Ray resource -> its amount.
+        labels: Name of each label -> its value.
+    """
 
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, wanted: Mapping[str, str]) -> bool:
-        """Whether the node has the wanted labels; a value may be ``!x``, ``in(x,y)`` or ``!in(x,y)``."""
+        """Return whether the node has these labels; a value may be ``!x``, ``in(x,y)`` or ``!in(x,y)``."""
         return all(_selects(selector, self.labels.get(key)) for key, selector in wanted.items())
 
 
@@ -28,10 +34,10 @@ class Demand:
     """Processes of one kind that run at the same time.
 
     Attributes:
-        what: In words, with the numbers that ``count`` is made of: ``2 teachers x 1 actors``.
-        count: How many.
-        share: What each gets.
-        key: Of the config, to lower it.
+        what: A description with the numbers that make up ``count``: ``2 teachers x 1 actors``.
+        count: The number of processes.
+        share: The resources of each process.
+        key: The config key that lowers the demand.
     """
 
     what: str
@@ -48,18 +54,19 @@ def _selects(selector: str, value: str | None) -> bool:
 
 
 def needs(share: Resources) -> dict[str, float]:
-    """What one process takes, as Ray names it."""
+    """Return the resources of a process by Ray's names."""
     return {name: n for name, n in {CPU: share.cpu, GPU: share.gpu, **share.resources}.items() if n > 0}
 
 
 def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> str | None:
-    """Say why processes cannot all run at the same time; None where they can.
+    """Return why processes cannot all run at the same time; None if they can.
 
-    Each is placed on the first node with its labels that has room, those with the fewest such nodes first.
+    Each process is placed on the first node that has its labels and room for it. Processes with the fewest
+    such nodes are placed first.
 
     Args:
-        stage: Who needs them.
-        demands: All that run at once.
+        stage: The stage that needs the processes, for the message.
+        demands: All processes that run at the same time.
         hosts: The nodes.
     """
     left = [dict(host.resources) for host in hosts]

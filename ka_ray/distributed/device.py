@@ -6,9 +6,9 @@ from ka_ray.config import Resources
 
 
 def actor_device(share: Resources) -> torch.device:
-    """The device of an actor: the GPU that Ray gave it, else the CPU.
+    """Return the device of an actor: the GPU that Ray gave it, otherwise the CPU.
 
-    On a CPU it also limits torch to the threads that the actor's share of CPUs stands for.
+    On a CPU, also limit torch to as many threads as the actor has CPUs.
     """
     if share.gpu > 0 and torch.cuda.is_available():
         return torch.device("cuda")

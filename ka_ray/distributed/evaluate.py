@@ -1,4 +1,4 @@
-"""Score images by Ray Data, and merge what each batch counts.
+"""Score images with Ray Data, and merge the counts of all batches.
 
 Shapes: n images of a batch, K classes.
 """
@@ -32,22 +32,22 @@ from ka_ray.metrics import Counts, Scores, count_batch
 from ka_ray.student import Student, load_student
 
 TEACHERS_ALONE = "teachers"
-"""Under this name they are counted where there is no student."""
+"""The key of the counts if only the teachers are evaluated."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Who is judged, and on which images.
+    """Which students and teachers are evaluated, and on which images.
 
     Attributes:
         images: The images.
-        label_sets: The teachers' classes, and how their scores are put together where there is no student (a
-            student knows its own).
-        teachers: None to judge students alone.
-        students: name -> folder of the student; none to judge the teachers alone.
-        pools: Actors, batch size, and what each gets.
-        scores: Over which views the teachers' scores are averaged, to be counted besides.
-        only_classes: Keep images with these labels alone.
+        label_sets: The classes of the teachers, and the rule that puts their scores together if there is no
+            student; a student has its own.
+        teachers: The teachers; empty to evaluate only students.
+        students: Name -> folder of each student; empty to evaluate only the teachers.
+        pools: The processes of the pass.
+        scores: The views over which scores are averaged; the averages are counted in addition.
+        only_classes: Keep only images with these labels; None keeps all.
     """
 
     images: ImageSet
@@ -63,8 +63,8 @@ class Evaluator:
     """Scores batches with every student, and counts them against labels and teachers.
 
     Args:
-        work: The students and label sets; of its images nothing is read.
-        share: Its share of the cluster.
+        work: The students and label sets; its images are not used.
+        share: The resources of the process.
     """
 
     def __init__(self, work: Evaluation, share: Resources) -> None:
@@ -74,7 +74,7 @@ class Evaluator:
         } or {TEACHERS_ALONE: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: its pickled counts, student by student, and its images' ids."""
+        """Turn a batch into one row: the pickled counts of every student, and the ids of the images."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -126,11 +126,11 @@ class Evaluator:
 
 
 class EvaluatorActor:
-    """An evaluator in an actor of Ray Data's, which may be started again only so often.
+    """An evaluator in an actor of Ray Data, whose restarts are limited.
 
     Args:
-        work: See :class:`Evaluator`.
-        share: Its share of the cluster.
+        work: The students and label sets, as in :class:`Evaluator`.
+        share: The resources of the actor.
         log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts the starts.
     """
 
@@ -148,14 +148,18 @@ class EvaluatorActor:
 def evaluate_images(
     work: Evaluation, on_images: Callable[[int], None]
 ) -> tuple[dict[str, Counts], dict[str, Any]]:
-    """Judge students and teachers on every image once.
+    """Evaluate students and teachers on every image exactly once.
+
+    Args:
+        work: What is evaluated.
+        on_images: Called with the number of images that were evaluated since the last call.
 
     Returns:
-        The merged counts of every student (or, without any, under :data:`TEACHERS_ALONE`), and ``images``,
-        ``seconds``, ``unreadable`` and ``placements``.
+        The merged counts of every student (without students, those of :data:`TEACHERS_ALONE`), and the
+        content of a :class:`ka_ray.reports.summaries.PassSummary`.
 
     Raises:
-        InputError: Too many unreadable images.
+        InputError: Too many images are unreadable.
     """
     began = time.perf_counter()
     log = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)

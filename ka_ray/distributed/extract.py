@@ -1,4 +1,4 @@
-"""Stream images through one pool of actors a teacher, to stacked features and scores on disk."""
+"""Stream images through one pool of actors per teacher, and store stacked features and scores on disk."""
 
 import logging
 import time
@@ -50,22 +50,23 @@ def extract_features(
     reading: ReadSpec,
     on_images: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write a row an image: itself, label, features, scores; none twice, none lost; what stands stays.
+    """Store exactly one row per image: the image, its label, and the teachers' features and scores.
+
+    Rows that an earlier attempt has stored are kept.
 
     Args:
-        work: Which images, and where to.
-        teachers: In stacking order; none just stores images and labels.
-        pools: Batch size, actors, and what they get.
-        reading: What is read of the teachers.
-        on_images: Told how many more images are done.
+        work: The images, and the folder that gets them.
+        teachers: The teachers in stacking order; empty to store only images and labels.
+        pools: The processes of the pass.
+        reading: Which features and scores of the teachers are stored.
+        on_images: Called with the number of images that were stored since the last call.
 
     Returns:
-        ``images``, ``bytes``, ``seconds``, ``passes``, ``resumed`` (images that stood), ``doubled`` (rows
-        removed), ``unreadable`` (names) and ``placements`` (of the actors).
+        The content of a :class:`ka_ray.reports.summaries.ExtractionSummary`.
 
     Raises:
-        InputError: Too many unreadable images.
-        ClusterError: Workers were lost again and again, without a row in between.
+        InputError: Too many images are unreadable.
+        ClusterError: Workers were lost repeatedly without progress.
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.images.source)
     on_images(shards.resumed)
@@ -85,21 +86,23 @@ def extract_features(
 
 
 class _Shards:
-    """What stands in a folder, counted again after every pass."""
+    """The rows that a folder holds, counted again after every pass."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         make_folder(folder)
         known, listing = folder / "listing.json", {"sha256": source.digest}
         if known.exists() and read_json(known) != listing:
-            # Ids count the images as they are listed: with others now, all rows are other images'.
-            logger.warning("%s: the images are not those of the attempt before; it begins anew", folder)
+            # Ids are places in the list of images: with another list, every row would be another image's.
+            logger.warning(
+                "%s: the images have changed since the last attempt; starting from scratch", folder
+            )
             create_shard_folder(folder)
         write_json(known, listing)
         self._folder, self._doubled, self._damaged = folder, 0, list[str]()
         self.resumed = len(self.settle())
 
     def settle(self) -> Ids:
-        """Give the ids of the images with a row."""
+        """Remove damaged and duplicate rows, and return the ids of the images that have a row."""
         self._standing = recover_shards(self._folder)
         self._doubled += self._standing.duplicate_rows
         self._damaged += self._standing.damaged

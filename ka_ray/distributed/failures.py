@@ -64,7 +64,7 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 def _exhausted(error: BaseException) -> BaseException | None:
-    """Put disk or memory that ran out into words."""
+    """Return a clear error if a disk or memory ran out; None otherwise."""
     for inner in _chain(error):
         text = str(inner)
         quoted = re.search(r"No space left on device(?:: '([^']+)')?", text)  # Python's words, or Arrow's
@@ -85,7 +85,7 @@ def _exhausted(error: BaseException) -> BaseException | None:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether workers or nodes were lost, or their connections: another attempt may succeed."""
+    """Return whether workers, nodes or connections were lost, so that another attempt may succeed."""
     return any(_is_lost(inner) for inner in _chain(error))
 
 
@@ -100,7 +100,12 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def mentions(error: BaseException, text: str) -> bool:
-    """Whether an error, or one that it wraps, has a text in its message."""
+    """Return whether an error, or one that it wraps, has a text in its message.
+
+    Args:
+        error: The error.
+        text: The text to find.
+    """
     return any(text in str(inner) for inner in _chain(error))
 
 
@@ -117,7 +122,7 @@ def _reason(text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of a text that has one."""
+    """Return the last line of a text that is not empty."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else ""
 

@@ -83,7 +83,12 @@ def pass_demands(teachers: Resources, decoding: Resources, load: Workload) -> De
 
 
 def training_demands(trainers: Resources, ray: RayConfig) -> Demands:
-    """List the training workers that must run at the same time."""
+    """Return the training workers that must run at the same time.
+
+    Args:
+        trainers: The resources of each worker.
+        ray: The ``ray`` section, with the number of workers.
+    """
     least = ray.worker_range[0]
     return {"training": [Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")]}
 
@@ -94,7 +99,12 @@ def trial_demands(trials: Resources) -> Demands:
 
 
 def first_shortage(demands: Demands, hosts: Sequence[Host]) -> str | None:
-    """Return why the first stage that does not fit on the nodes does not fit; None if all stages fit."""
+    """Return why the first stage that does not fit on the nodes does not fit; None if all stages fit.
+
+    Args:
+        demands: Name of each stage -> the processes that run at the same time.
+        hosts: The nodes.
+    """
     problems = (shortage(stage, of_stage, hosts) for stage, of_stage in demands.items())
     return next((problem for problem in problems if problem is not None), None)
 
@@ -206,7 +216,14 @@ def _training_options(
 def describe_choice(
     config: PlacementConfig, ray: RayConfig, placement: Placement, workers: int
 ) -> str | None:
-    """Return one line on what differs from the standard resources and workers; None if nothing does."""
+    """Return one line on what differs from the standard resources and workers; None if nothing does.
+
+    Args:
+        config: The ``placement`` section of the config.
+        ray: The ``ray`` section of the config.
+        placement: The resources that were chosen.
+        workers: The number of training workers that was chosen.
+    """
     standard = standard_placement(config)
     parts = [
         f"{name} {_format_resources(getattr(placement, name))}"

@@ -1,4 +1,4 @@
-"""Change settings of the whole process for a while: a library call leaves them as they were."""
+"""Change settings of the whole process temporarily, so that a library call leaves them as they were."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def environment_restored(change: Callable[[], None]) -> Iterator[None]:
-    """Call what changes environment variables; put those back when the block ends.
+    """Call a function that changes environment variables, and restore them when the block ends.
 
     Variables that only the block changes stay as it leaves them.
     """
@@ -38,7 +38,12 @@ def set_missing(variables: Mapping[str, str]) -> None:
 
 @contextmanager
 def log_level(name: str, level: int) -> Iterator[None]:
-    """Set the level of a logger, and put it back when the block ends."""
+    """Set the level of a logger, and restore it when the block ends.
+
+    Args:
+        name: The name of the logger.
+        level: The level inside the block.
+    """
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -50,7 +55,12 @@ def log_level(name: str, level: int) -> Iterator[None]:
 
 @contextmanager
 def attributes(target: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of an object, and put them back when the block ends."""
+    """Set attributes of an object, and restore them when the block ends.
+
+    Args:
+        target: The object.
+        values: Name of each attribute -> its value inside the block.
+    """
     before = {name: getattr(target, name) for name in values}
     try:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Where Ray Train and Ray Tune keep their own records: beside a run's other files, in its output folder."""
+"""Where Ray Train and Ray Tune keep their own records: in the output folder of the run."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -11,7 +11,7 @@ from ka_ray.storage.files import exists, get_filesystem, is_remote
 
 
 def storage(folder: Path) -> dict[str, Any]:
-    """Give the arguments of Ray's ``RunConfig`` that name a folder.
+    """Return the arguments of Ray's ``RunConfig`` that set its storage folder.
 
     A URI goes through the same fsspec file system as everything else of the run: Ray would open it by
     Arrow's own, which may look for other credentials.
@@ -29,7 +29,7 @@ def new_experiments(folder: Path, name: str) -> Iterator[str]:
     workers that were lost. Our workers start afresh and find what is done in the run's own files.
 
     Args:
-        folder: Where Ray Train keeps its records.
-        name: Of the run.
+        folder: The folder in which Ray Train keeps its records.
+        name: The name of the run.
     """
     return (f"{name}-{n}" for n in count(1) if not exists(folder / f"{name}-{n}"))

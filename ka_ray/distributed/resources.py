@@ -1,4 +1,4 @@
-"""What each process of a pass over images gets of the cluster: CPUs, GPUs, labels, restarts."""
+"""The resources of each process of a pass over images, and how many processes there are."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,11 @@ from ka_ray.distributed.placement import STANDARD, Placement
 
 @dataclass(frozen=True)
 class Pools:
-    """Who does the work of a pass over images.
+    """The processes of a pass over images.
 
     Attributes:
-        extract: Batch size, actors a teacher, reducers, memory between them.
-        placement: What each gets.
+        extract: Batch size, actors per teacher, reducers, and the memory between them.
+        placement: The resources of each process.
         max_failures: How often a process that died is started again in one pass.
     """
 
@@ -29,7 +29,14 @@ class Pools:
     max_failures: int = 3
 
     def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
-        """The share of each actor behind the teachers: a teacher's; without a GPU where they leave none."""
+        """Return the resources of each actor behind the teachers.
+
+        They are those of a teacher, without a GPU if the teachers leave none.
+
+        Args:
+            num_teachers: The number of teachers.
+            num_actors: The number of actors behind them.
+        """
         share = self.placement.teachers
         count = num_teachers * self.extract.actors_per_teacher + num_actors
         fit = shortage("all of them", [Demand("actors", count, share, "")], current_hosts()) is None

@@ -1,4 +1,4 @@
-"""The writing stage: stacked rows to shards on disk.
+"""Write stacked rows as shards on disk.
 
 Tasks of this module and of ``images`` import no torch: a worker process that reads or writes then starts in a
 fraction of the time.
@@ -22,11 +22,11 @@ class ShardWriter:
     """Stacks each batch's features and writes it as one shard.
 
     Attributes:
-        folder: Where the shards go.
-        taps: Whose features are in the batch.
-        teachers: In stacking order.
+        folder: Gets the shards.
+        taps: The taps whose features are in the batch; empty if only scores are.
+        teachers: The names of the teachers, in stacking order.
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts attempts.
-        scores: Which of the teachers' score columns is kept.
+        scores: The score column of the teachers that is stored.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class ShardWriter:
     scores: str = SCORES
 
     def __call__(self, batch: Columns) -> Columns:
-        """Write a batch; give its ``images`` and ``bytes`` as one row."""
+        """Write a batch; return its ``images`` and ``bytes`` as one row."""
         StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
         written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers, self.scores))
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

@@ -17,10 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.capacity import needs
-from ka_ray.distributed.cluster import shortage_of_workers, workers_with_room
 from ka_ray.distributed.epoch_reports import WorkerReporter
 from ka_ray.distributed.failures import last_line, lost, unwrap
 from ka_ray.distributed.ray_storage import new_experiments, storage
+from ka_ray.distributed.resource_plan import shortage_of_workers, workers_with_room
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, ProgressCallback
 

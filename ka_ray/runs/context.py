@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ka_ray.config import Config, TeachConfig, flatten
-from ka_ray.distributed.cluster import Cluster, ResourcePlan, connect, plan_resources
+from ka_ray.distributed.cluster import Cluster, connect
+from ka_ray.distributed.resource_plan import ResourcePlan, plan_resources
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
 from ka_ray.student.plan import Plan

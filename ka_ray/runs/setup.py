@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ka_ray.amalgamation.label_sets import describe_overlap
 from ka_ray.config import Config
-from ka_ray.distributed.cluster import Cluster, ResourcePlan
+from ka_ray.distributed.cluster import Cluster
+from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
 from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.extension import check_extension

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.config import ExtractConfig, ImagesConfig, PlacementConfig, RayConfig, load_images
-from ka_ray.distributed.cluster import choose_resources, connect
+from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.placement import Workload
+from ka_ray.distributed.resource_plan import choose_resources
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids

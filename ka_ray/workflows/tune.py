@@ -10,7 +10,7 @@ import yaml
 
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import Config, EnergyWidths, without_job_folder
-from ka_ray.distributed.cluster import check_trial_fits
+from ka_ray.distributed.resource_plan import check_trial_fits
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES

@@ -22,7 +22,8 @@ import yaml
 from ka_ray import __version__
 from ka_ray.config import Config
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import Cluster, plan_resources
+from ka_ray.distributed.cluster import Cluster
+from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]

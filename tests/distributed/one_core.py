@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.config import Config
-from ka_ray.distributed.cluster import connect, plan_resources
+from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.reduce import reduce_images
+from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.images.split import split_images

@@ -6,16 +6,16 @@ import pytest
 
 from ka_ray.config import ExtractConfig, RayConfig, Resources
 from ka_ray.distributed.capacity import Host
-from ka_ray.distributed.cluster import (
-    Cluster,
+from ka_ray.distributed.cluster import Cluster
+from ka_ray.distributed.failures import RestartsExhausted, cause_of_death, lost, mentions, unwrap
+from ka_ray.distributed.placement import STANDARD, Workload
+from ka_ray.distributed.resource_plan import (
     check_trial_fits,
     choose_resources,
     plan_resources,
     shortage_of_workers,
     workers_with_room,
 )
-from ka_ray.distributed.failures import RestartsExhausted, cause_of_death, lost, mentions, unwrap
-from ka_ray.distributed.placement import STANDARD, Workload
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import ClusterError, InputError
 
@@ -193,7 +193,7 @@ def test_what_ran_out_is_put_into_words():
 
 
 def hosts_of(monkeypatch, *hosts: Host) -> None:
-    for module in ("cluster", "resources"):
+    for module in ("resource_plan", "resources"):
         monkeypatch.setattr(f"ka_ray.distributed.{module}.current_hosts", lambda: hosts)
 
 

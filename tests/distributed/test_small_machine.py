@@ -16,8 +16,8 @@ from one_core import POSITIONS, SEED
 from safetensors.torch import save_file
 
 from ka_ray.config import Config
-from ka_ray.distributed.cluster import plan_resources
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.stack import SCORES
