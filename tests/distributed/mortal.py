@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ka_ray.images.reading import Chunk, Encoded, Reader
 from torch import nn
+
+from ka_ray.images.sources import Chunk, EncodedImage, SourceReader
 
 
 def die_once_more(lives: Path) -> None:
@@ -37,9 +38,9 @@ class Mortal(nn.Module):
 class MortalReader:
     """Reads as another reader does, and takes its process down as often as there are files in a folder."""
 
-    read: Reader
+    read: SourceReader
     lives: Path
 
-    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[Encoded]:
+    def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         die_once_more(self.lives)
         return self.read(chunk, wanted)
