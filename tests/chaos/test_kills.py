@@ -102,7 +102,7 @@ STAGES = {
     "codes": Stage(("stages",), "stages/codes*.epoch", TRAINER),
     "layers": Stage(("stages/[lje]*",), "stages/layers.epoch", TRAINER),
     "joint": Stage(("stages/[je]*",), "stages/joint.epoch", TRAINER),
-    "evaluation": Stage(("stages/e*",), "stages/joint.json", r"MapBatches\(Evaluator\)"),
+    "evaluation": Stage(("stages/e*",), "stages/joint.json", r"MapBatches\(EvaluatorActor\)"),
     "tune": Stage(
         (),
         "trials/*/trial.json",
