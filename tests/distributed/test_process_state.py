@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import ray
 from process_settings import settings
 from ray.data import DataContext
 
@@ -47,7 +48,8 @@ def test_settings_are_put_back_also_after_an_error():
     assert dict(os.environ) == before
 
 
-def test_a_connection_that_is_refused_leaves_nothing_behind():
+def test_a_connection_that_is_refused_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected this process
     before = settings()
     with (
         pytest.raises(InputError, match="where a cluster takes jobs"),
