@@ -61,11 +61,11 @@ class Reducer:
     """Adds up its share of a stream of stacked features.
 
     Args:
-        make_meter: Makes what adds up, on a device.
-        pools: Give the batch size.
-        share: Its share of the cluster.
-        reading: What is read of the teachers.
-        seed: Of the images' draws.
+        make_meter: Makes the object that adds up batches.
+        pools: The processes of the pass; they set the batch size.
+        share: The resources of this reducer.
+        reading: Which features and scores of the teachers are added up.
+        seed: The seed of the random numbers of each image.
     """
 
     def __init__(
@@ -76,7 +76,12 @@ class Reducer:
         self._images = 0
 
     def consume(self, rows: ray.data.DataIterator, queue: Any) -> NamedMoments:
-        """Add every batch of a share; give the sums, on the CPU."""
+        """Add every batch of one part of the stream, and return the sums on the CPU.
+
+        Args:
+            rows: The part of the stream.
+            queue: A :class:`ka_ray.distributed.actors.ReportQueue`, which gets the number of added images.
+        """
         taps, teachers = list(self._reading.spaces), list(self._reading.paths)
         scores = TARGETS if self._reading.scores.views else SCORES
         for columns in rows.iter_batches(batch_size=self._batch_size, batch_format="numpy"):
@@ -94,19 +99,24 @@ class Reducer:
         return {name: part.cpu() for name, part in self._meter.total.items()}
 
     def images(self) -> int:
-        """Give how many images were added."""
+        """Return the number of images that were added."""
         return self._images
 
 
 @ray.remote(num_cpus=0)
 def merged(first: NamedMoments, second: NamedMoments) -> NamedMoments:
-    """Merge two sums where they are."""
+    """Merge two sums in a task, so that the driver holds neither.
+
+    Args:
+        first: Some sums.
+        second: The sums of other images.
+    """
     return merge_moments(first, second)
 
 
 @ray.remote(num_cpus=0)
 def size_of(sums: NamedMoments) -> int:
-    """Count the bytes of sums as they cross the network, but for their names."""
+    """Return the size of sums in bytes as they cross the network, without their names."""
     return sum(part.mean.nbytes + part.scatter.nbytes + COUNT_BYTES for part in sums.values())
 
 
@@ -119,22 +129,22 @@ def reduce_images(
     seed: int,
     on_images: Callable[[int], None],
 ) -> tuple[NamedMoments, dict[str, Any]]:
-    """Stream images through the teachers into meters; merge what these hold.
+    """Stream images through the teachers into meters, and merge their sums.
 
     Args:
-        work: Which images.
-        teachers: In stacking order.
-        pools: Batch size, actors, reducers, and what they get.
-        reading: What is read.
-        make_meter: Called by every reducer; ``seed`` is of the images' draws.
-        on_images: Told how many more images are done.
+        work: The images.
+        teachers: The teachers in stacking order.
+        pools: The processes of the pass.
+        reading: Which features and scores are added up.
+        make_meter: Called by every reducer.
+        seed: The seed of the random numbers of each image.
+        on_images: Called with the number of images added since the last call.
 
     Returns:
-        The sums; and ``images``, ``seconds``, ``unreadable``, ``placements``, ``reducers``, ``bytes`` (of one
-        reducer's sums).
+        The sums, and the content of a :class:`ka_ray.reports.summaries.ReductionSummary`.
 
     Raises:
-        InputError: Too many unreadable images, or features not finite.
+        InputError: Too many images are unreadable, or features are not finite.
     """
     began = time.perf_counter()
     log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)

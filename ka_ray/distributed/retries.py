@@ -1,4 +1,4 @@
-"""Passes over images that outlive lost workers and nodes: what is missing afterwards is read again.
+"""Repeat passes over images after workers or nodes were lost: missing images are read again.
 
 Ray Data restarts actors and repeats tasks within one execution of a dataset. When that is not enough (a
 node is gone with rows that nobody else has, an actor died too often), the execution fails as a whole, and
@@ -22,26 +22,26 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 MAX_IDLE_PASSES = 2
-"""So many passes in a row without one new row end a run; actors have been started again within each."""
+"""A run ends after this many consecutive passes without a new row; each pass has restarted its actors."""
 
 
 def repeat_until_complete(
     wanted: Ids, stands: Callable[[], Ids], one_pass: Callable[[Ids], None], log: Any
 ) -> int:
-    """Read images until each has a row, or is known to have none.
+    """Read images until each of them has a row, or is known to have none.
 
     Args:
-        wanted: Image ids, sorted.
-        stands: Gives the ids that have a row.
-        one_pass: Reads the images with some ids; may fail half-way.
-        log: A :class:`ka_ray.distributed.actors.PassMonitor`.
+        wanted: The ids of the images, sorted.
+        stands: Returns the ids that have a row.
+        one_pass: Reads the images with the given ids; may fail half-way.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the passes.
 
     Returns:
-        How many passes it took.
+        The number of passes.
 
     Raises:
-        ClusterError: Workers were lost again and again, without a row in between.
-        Exception: What a worker raised by itself.
+        ClusterError: Workers were lost repeatedly without a new row.
+        Exception: The error that a worker raised itself.
     """
     missing, passes, idle = np.setdiff1d(wanted, stands()), 0, 0
     while len(missing):
@@ -65,11 +65,16 @@ def repeat_until_complete(
 
 
 def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> Result:
-    """Do something that cannot go on where it stood, again from its start, as long as workers are lost.
+    """Repeat work that cannot resume, from its start, each time that workers are lost.
+
+    Args:
+        work: The work.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
+        max_failures: How often workers may be lost.
 
     Raises:
-        ClusterError: They were lost more often than ``max_failures``.
-        Exception: What a worker raised by itself.
+        ClusterError: Workers were lost more often.
+        Exception: The error that a worker raised itself.
     """
     for failures in range(max_failures + 1):
         try:
@@ -77,7 +82,7 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
         except Exception as error:
             if not lost(error) or unwrap(error) is not error or failures == max_failures:
                 raise explain(error, log) from error
-            logger.warning("workers were lost; the pass begins anew (%s)", last_line(str(error)))
+            logger.warning("workers were lost; the pass starts again (%s)", last_line(str(error)))
     raise AssertionError("unreachable")
 
 

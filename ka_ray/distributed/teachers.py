@@ -27,17 +27,17 @@ from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
 
 BLOCKS = 16
-"""Under a limit of the object store, at least so many of Ray Data's blocks fit into it."""
+"""The smallest number of Ray Data's blocks that fit into a limited object store."""
 
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """What is read of every teacher.
+    """Which features and scores are read of every teacher.
 
     Attributes:
-        paths: teacher -> tap -> module path; no taps gives scores alone.
-        spaces: tap -> height and width to which all teachers' features are brought.
-        scores: Over which views of an image the scores are averaged.
+        paths: Teacher -> tap -> module path; without taps, only scores are read.
+        spaces: Tap -> height and width to which the features of all teachers are resized.
+        scores: The views of an image over which scores are averaged.
     """
 
     paths: Mapping[str, Mapping[str, str]]
@@ -50,9 +50,9 @@ class TeacherActor:
 
     Args:
         config: The teacher.
-        share: Its share of the cluster.
-        reading: What is read of it.
-        log: A :class:`ka_ray.distributed.actors.PassMonitor`, told where the actor runs.
+        share: The resources of the actor.
+        reading: Which features and scores are read.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records where the actor runs.
     """
 
     def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, log: Any) -> None:
@@ -69,7 +69,7 @@ class TeacherActor:
         )
         self._starts = StartCount(log, actor_of(f"teacher {config.name}"))
         if self._starts.exhausted:
-            return  # most often a teacher dies of its memory: it is not loaded once more
+            return  # most teachers die of memory, so this one is not loaded again
         self._teacher = load_teacher(config).to(self._device)
         self._paths, self._reading = reading.paths.get(config.name, {}), reading
 
@@ -99,10 +99,17 @@ def through_teachers(
     reading: ReadSpec,
     log: Any,
 ) -> ray.data.Dataset:
-    """Chain one actor pool a teacher behind a dataset of images; see :class:`TeacherActor`.
+    """Chain one actor pool per teacher behind a dataset of images; see :class:`TeacherActor`.
 
-    An actor that dies is started again, with the batch that it had; but not for ever: a teacher that always
-    runs out of memory must end the run.
+    An actor that dies is started again with its batch, but only a limited number of times: a teacher that
+    always runs out of memory must end the run.
+
+    Args:
+        rows: The images.
+        teachers: The teachers in stacking order.
+        pools: The processes of the pass.
+        reading: Which features and scores are read.
+        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
     """
     extract, share = pools.extract, pools.placement.teachers
     if extract.object_store_gib is not None:

@@ -25,12 +25,12 @@ from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, ProgressCallback
 
 Work = Callable[[torch.device, ProgressCallback], None]
-"""What every worker runs: its device, and where it reports to; see :func:`ka_ray.training.fit.fit`."""
+"""The code of every worker, called with its device and a callback for progress reports."""
 
 POLL_S = 0.5
 
 RESIZE_S = 30.0
-"""An elastic group looks this often whether there is room for more workers."""
+"""How often an elastic group checks whether there is room for more workers."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class WorkerGroup:
     """Which workers train, and for which run.
 
     Attributes:
-        config: How many workers, and how often they may be lost in a row without an epoch in between.
-        share: What each worker gets of its node.
-        output: The run's output folder, reachable by every node; Ray Train keeps its records in its ``ray``.
-        name: Of the run. Ray Train's dashboard shows its groups of workers as NAME-1, NAME-2 ...
+        config: How many workers, and how often they may be lost consecutively without a finished epoch.
+        share: The resources of each worker.
+        output: The output folder, reachable by every node; Ray Train keeps its records in its folder ``ray``.
+        name: The name of the run. Ray Train's dashboard shows its groups of workers as NAME-1, NAME-2 ...
     """
 
     config: RayConfig
@@ -58,19 +58,19 @@ class WorkerGroup:
 def train_in_workers(
     work: Work, group: WorkerGroup, report: ProgressCallback, tell: Callable[[str], None]
 ) -> None:
-    """Run ``work`` in every worker of one group, under a torch process group.
+    """Run code in every worker of one group, in a torch process group.
 
     All stages share one group: starting one is slow. When workers or nodes are lost, a new group starts.
 
     Args:
-        work: Runs in each worker; leaves its results in files and resumes from them.
-        group: Which workers.
-        report: Called on the driver with rank 0's reports, in order, from a thread of its own.
-        tell: Told, here, that workers were lost, and of what size an elastic group has become.
+        work: Runs in each worker; writes its results to files and resumes from them.
+        group: The workers.
+        report: Called on the driver with the reports of rank 0, in order, from a separate thread.
+        tell: Called on the driver with messages for the user: lost workers, the size of a new group.
 
     Raises:
-        ClusterError: Workers were lost again and again.
-        Exception: What a worker raised by itself; else, after the work is done, what ``report`` raised first.
+        ClusterError: Workers were lost repeatedly.
+        Exception: The error that a worker raised itself, or else the first one that ``report`` raised.
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
     for experiment in new_experiments(group.records, group.name):
@@ -152,9 +152,15 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
 
 
 class ReportForwarder:
-    """Hands rank 0's reports on, from a thread of its own, while its block runs.
+    """Forwards the reports of rank 0 from a separate thread while its block runs.
 
-    :class:`ka_ray.distributed.epoch_reports.WorkerReporter` says why they come through a queue.
+    :class:`ka_ray.distributed.epoch_reports.WorkerReporter` explains why they come through a queue.
+
+    Args:
+        report: Receives the reports.
+        tell: Receives messages for the user.
+        ended: Gets the stage and the number of every epoch that has ended.
+        errors: Gets the errors that ``report`` raises.
     """
 
     def __init__(

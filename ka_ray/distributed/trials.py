@@ -33,23 +33,23 @@ EPOCHS, AGREEMENT = "epochs", "agreement"
 Point = Mapping[str, float | int]
 OnTrial = Callable[[Point, dict[str, Any]], None]
 RunPoint = Callable[[Point, torch.device, Callable[[dict[str, Any]], None], Any], None]
-"""Runs a trial: a point, a device, whom to tell, and what all trials share."""
+"""Runs a trial: called with a point, a device, a callback for results, and what all trials share."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched.
+    """A search for widths.
 
     Attributes:
-        config: Concurrency, algorithm.
-        share: What each trial gets of the cluster.
-        max_failures: How often trials that lost their worker or node are begun anew.
-        points: To try; None: Optuna finds them in ``space``.
-        space: key of a point -> its values.
-        num_trials: How many.
-        epochs: Of joint learning in a trial; with more than one those that fall behind are stopped early.
-        seed: Of Optuna.
-        folder: The run's; Ray Tune and Optuna keep what is theirs there.
+        config: The ``tune`` section of the config.
+        share: The resources of each trial.
+        max_failures: How often trials that lost their worker or node are started again.
+        points: The points to try; None lets Optuna propose them from ``space``.
+        space: Key of a point -> its values.
+        num_trials: The number of trials to run.
+        epochs: The epochs of joint learning per trial; with more than one, poor trials are stopped early.
+        seed: The seed of Optuna.
+        folder: The output folder; Ray Tune and Optuna keep their records there.
     """
 
     config: TuneConfig
@@ -64,7 +64,11 @@ class Search:
 
 
 class TrialReporter(Callback):
-    """Tells the driver of every trial as soon as it has ended."""
+    """Reports every trial to the driver as soon as it has ended.
+
+    Args:
+        on_trial: Called with the point and the last result of the trial.
+    """
 
     def __init__(self, on_trial: OnTrial) -> None:
         self._on_trial = on_trial
@@ -74,12 +78,19 @@ class TrialReporter(Callback):
         return TrialReporter, (_nobody,)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Pass on the last result of a trial that has ended."""
+        """Report the last result of a trial that has ended; called by Ray Tune.
+
+        Args:
+            iteration: Unused.
+            trials: Unused.
+            trial: The trial.
+            info: Unused.
+        """
         self._on_trial(_point(trial.config), trial.last_result)
 
 
 def _nobody(point: Point, result: dict[str, Any]) -> None:
-    """Be told, and do nothing."""
+    """Ignore a trial; used where the configuration is unpickled."""
 
 
 def _point(config: dict[str, Any]) -> Point:
@@ -93,16 +104,16 @@ def search(
     shared: Any,
     on_trial: OnTrial,
 ) -> dict[str, str]:
-    """Run trials, as many at once as the cluster holds.
+    """Run trials, as many at once as fit on the cluster.
 
     Args:
-        work: What is searched.
-        run_point: Called in a worker; tells ``agreement``, ``epochs`` and its cost.
-        shared: What all trials need; goes into the object store once.
-        on_trial: Told, here, a point and what it reported last.
+        work: The search.
+        run_point: Runs one trial in a worker; reports ``agreement``, ``epochs`` and the cost.
+        shared: What all trials need; it is put into the object store once.
+        on_trial: Called on the driver with each point and its last result.
 
     Returns:
-        What went wrong: point, as text -> error.
+        Point as text -> error, for the trials that failed.
     """
     trainable = tune.with_parameters(_in_trial, shared=shared, run_point=run_point, share=work.share)
     failed = dict[str, str]()
@@ -160,7 +171,7 @@ def _scheduler(epochs: int) -> TrialScheduler:
 
 
 def _local_journal(folder: Path) -> Path:
-    """Give a local file for Optuna's journal, to which it appends: a remote folder's goes on in a copy."""
+    """Return a local file for Optuna's journal, to which it appends; for a remote folder, a copy."""
     if not is_remote(folder):
         return folder / JOURNAL
     queue = Path(mkdtemp(dir=cache_folder())) / JOURNAL
@@ -170,15 +181,15 @@ def _local_journal(folder: Path) -> Path:
 
 
 def _and_keep(queue: Path | None, folder: Path, on_trial: OnTrial) -> OnTrial:
-    """Bring the copy of a remote folder's journal back after every trial."""
+    """Upload the copy of a remote folder's journal after every trial."""
     if queue is None or not is_remote(folder):
         return on_trial
 
-    def told(point: Point, result: dict[str, Any]) -> None:
+    def on_trial_and_upload(point: Point, result: dict[str, Any]) -> None:
         on_trial(point, result)
         write_text(folder / JOURNAL, queue.read_text())
 
-    return told
+    return on_trial_and_upload
 
 
 def _optuna(work: Search, queue: Path) -> Searcher:
