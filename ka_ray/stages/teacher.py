@@ -26,11 +26,11 @@ from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
 
 
 class ClassifierLearner(nn.Module):
-    """Learner of a classifier, with the cross-entropy on augmented images as its loss.
+    """Module that :func:`ka_ray.training.fit.fit` trains: a classifier with its cross-entropy loss.
 
     Args:
         network: Network from pixels in 0 ... 255 to scores.
-        augmentation: Random changes that are applied to each image.
+        augmentation: How each image is flipped and shifted at random before the network gets it.
     """
 
     def __init__(self, network: nn.Module, augmentation: Augmentation) -> None:
@@ -38,7 +38,12 @@ class ClassifierLearner(nn.Module):
         self.network, self.augmentation = network, augmentation
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the loss of a batch with ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``."""
+        """Return the loss of a batch.
+
+        Args:
+            batch: ``image [B, 3, H, W]``; ``target [B]``, class indices; and ``draws [B, 3]``, random numbers
+                in [0, 1) that decide how each image is augmented.
+        """
         images = augment(batch["image"], self.augmentation, batch["draws"])
         scores = self.network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
@@ -62,20 +67,23 @@ def train_teacher(
     device: torch.device,
     report: ProgressCallback,
 ) -> None:
-    """Train one teacher, in one process or in a process group. If its checkpoint exists, do nothing.
+    """Train one teacher, in one process or on every rank of a process group.
+
+    If its checkpoint exists, return at once.
 
     Args:
-        teacher: Section of the teacher in the config, with a ``training`` section.
-        images: Folder of a finished store with the columns ``image`` and ``label``.
+        teacher: The teacher's section of the config; it must have a ``training`` section.
+        images: Folder of a :class:`~ka_ray.features.store.Store` with the columns ``image`` and ``label``.
         folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
         seed: Seed of weights, shuffling and augmentation.
         device: Device to train on.
-        report: Called on rank 0 with progress reports.
+        report: Called on rank 0 with the progress, e.g. after each epoch.
 
     Raises:
-        InputError: A class has no image.
+        InputError: No image is labelled with one of the teacher's classes.
     """
     path = teacher_checkpoint_path(folder, teacher.name)
+    # All ranks must decide the same, even if a shared file system shows the file to some of them later.
     if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
@@ -89,6 +97,7 @@ def train_teacher(
     history = fit(learner, batches, settings, report)
     if rank() == 0:
         _save_teacher(network, history, path)
+        # The state after the last saved epoch is needed only to resume an interrupted training.
         path.with_suffix(".epoch").unlink(missing_ok=True)
     # The run loads the checkpoint as soon as this function returns on any rank.
     wait_for_all()
@@ -107,7 +116,7 @@ def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
 
 def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: torch.device) -> Batches:
     assert teacher.training is not None
-    # Images of other classes get no target and are left out, so that several teachers can share one store.
+    # Images of other classes get the target -1 and are skipped, so that several teachers can share a store.
     store, batch_size = Store(images), teacher.training.batch_size
     targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
     return Batches(
@@ -116,25 +125,26 @@ def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: t
 
 
 def _save_teacher(network: nn.Module, history: list[Progress], path: Path) -> None:
-    """Write the history and then the weights. The file with the weights marks the teacher as finished."""
+    """Write the history, then the weights: if the file with the weights exists, the teacher is finished."""
     make_folder(path.parent)
     write_json(path.with_suffix(".json"), {"history": [asdict(record) for record in history]})
     save_weights(network, path)
 
 
-def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArray[np.int64]:
+def class_targets(store: Store, classes: Sequence[str], network_name: str) -> npt.NDArray[np.int64]:
     """Turn the stored labels into class indices.
 
     Args:
         store: Store with a column ``label`` of class names.
         classes: Class names in the order of the scores.
-        whose: Which network is trained, for the error message.
+        network_name: Name of the network that is trained, for the error message.
 
     Returns:
-        Index of the label among the classes per row of the store, ``[N]``; -1 for other labels.
+        For each of the N rows of the store, the index of its label among the classes, ``[N]``; -1 for a label
+        that is not among them.
 
     Raises:
-        InputError: A class has no image.
+        InputError: No image is labelled with one of the classes.
     """
     index = {name: i for i, name in enumerate(classes)}
     labels = store.gather(["label"], np.arange(len(store)))["label"]
@@ -142,7 +152,7 @@ def class_targets(store: Store, classes: Sequence[str], whose: str) -> npt.NDArr
     unseen = [name for name, i in index.items() if not (targets == i).any()]
     if unseen:
         raise InputError(
-            f"{whose}: no image is labelled {', '.join(unseen)}; class names and labels must be spelled "
-            "the same"
+            f"{network_name}: no image is labelled {', '.join(unseen)}; class names and labels must be "
+            "spelled the same"
         )
     return targets

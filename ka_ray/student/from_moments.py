@@ -1,11 +1,11 @@
-"""Compute students of any widths from the moments that one pass over the images measures.
+"""Compute students of any widths from moments (means and covariances) that one pass over the images measures.
 
-With codes that are channels, the inputs of a layer are some of the stacked channels (after the activation),
-and its targets are some channels of the next tap. The joint moments of all channels contain those of every
-choice, so no student needs another pass.
+If codes are selected channels (``codes.basis: channels``), the inputs of a layer are some of the stacked
+channels (after the activation), and its targets are some channels of the next tap. The joint moments of all
+channels contain those of every selection, so no student needs another pass.
 
-Shapes: B images, S_l stacked channels of tap l, k_l values of one channel of tap l that one output value of
-the next layer sees, C_l channels of tap l that a student keeps.
+Shapes: B images, S_l stacked channels of tap l, C_l channels of tap l that a student keeps, k_l inputs per
+channel of tap l at one output position of the next layer, e.g. 9 if that layer is a 3x3 conv.
 """
 
 import math
@@ -28,10 +28,10 @@ from ka_ray.student.linear_layers import ConvOrLinear, apply_solution, make_laye
 from ka_ray.student.network import Student, StudentSpec
 
 IMAGE_SETS = LEARNED_FROM, HELD_OUT = "learned_from", "held_out"
-"""Prefixes of the moments' names: the images that layers are solved on, and those that choose their ridge."""
+"""Prefixes of the moments' names: the images on which layers are solved, and those that choose the ridge."""
 
 MAX_ROWS = 8192
-"""Maximum number of rows and columns of a sum; the two sums of a layer then take 1 GiB."""
+"""Maximum number of rows of a layer's covariance matrix; one per set of images, two of them take 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LayerMoments:
 
     Attributes:
         spec: The student that keeps all S_l stacked channels at every tap.
-        moments: Result of :class:`LayerMomentsMeter`: for every tap ``learned_from.TAP`` and
-            ``held_out.TAP``, moments of `[n, S_before * k_before + S]` samples, inputs beside targets of the
-            layer that leads to the tap.
+        moments: Result of :class:`LayerMomentsMeter`. For every tap, ``learned_from.TAP`` and
+            ``held_out.TAP`` are the moments of n samples `[n, S_before * k_before + S]`: the inputs, then the
+            targets, of the layer that computes the tap.
     """
 
     spec: StudentSpec
@@ -53,19 +53,19 @@ class LayerMoments:
         return self.moments[f"{LEARNED_FROM}.{tap}"].merge(self.moments[f"{HELD_OUT}.{tap}"])
 
     @cached_property
-    def stacked(self) -> dict[str, Moments]:
+    def stacked_moments(self) -> dict[str, Moments]:
         """tap -> moments of its stacked features, over all images and sampled positions."""
-        stacked = {}
+        stacked_moments = {}
         for tap, channels in self.spec.widths.items():
             joint = self._joint(tap)
-            stacked[tap] = joint.slice_channels(len(joint.mean) - channels, len(joint.mean))
-        return stacked
+            stacked_moments[tap] = joint.slice_channels(len(joint.mean) - channels, len(joint.mean))
+        return stacked_moments
 
     def next_layer_stats(self, tap: str) -> LayerInputStats:
         """Return the statistics of the next layer's inputs, for all stacked channels of a tap."""
         taps = [*self.spec.widths, SCORES]
         next_tap = taps[taps.index(tap) + 1]
-        # The samples of the layer after the tap begin with its inputs and end with its targets.
+        # Each sample of the layer after the tap holds the layer's inputs, then its targets.
         joint = self._joint(next_tap).covariance
         inputs = len(joint) - (len(self.spec.classes) if next_tap == SCORES else self.spec.widths[next_tap])
         return LayerInputStats(
@@ -74,34 +74,34 @@ class LayerMoments:
 
     @cached_property
     def channel_orders(self) -> dict[str, tuple[int, ...]]:
-        """tap -> all its stacked channels, those first that predict the next layer's targets best."""
+        """tap -> all its stacked channels; those that predict the next layer's targets best come first."""
         return {
-            tap: order_channels(self.next_layer_stats(tap), stacked)
-            for tap, stacked in self.spec.widths.items()
+            tap: order_channels(self.next_layer_stats(tap), num_channels)
+            for tap, num_channels in self.spec.widths.items()
         }
 
     def with_channel_order(self) -> "LayerMoments":
-        """Compute the order of the channels now, and return this object.
+        """Compute and cache :attr:`channel_orders`, and return this object.
 
-        The order is cached, so workers that get a copy of the object do not compute it again.
+        A copy that is sent to a worker contains the cached value, so workers do not compute it again.
         """
         _ = self.channel_orders
         return self
 
-    def student(
+    def compute_student(
         self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
     ) -> tuple[Student, dict[str, LayerSolution]]:
         """Compute a student of the given widths.
 
         Args:
             widths: tap -> C_l, at most S_l.
-            ridges: Candidates for the ridge, in units of the mean variance of an input.
+            ridges: Candidates for the ridge penalty, in units of the mean variance of an input.
 
         Returns:
-            The student in eval mode, and tap -> solution of the layer that leads to the tap.
+            The student in eval mode, and tap -> solution of the layer that computes the tap.
         """
         student = Student(replace(self.spec, widths=dict(widths))).eval()
-        # Sorted, as `choose_channels` returns them, so the student fits codes of the same channels.
+        # Ascending, as in `choose_channels`, so that channel i of the student is channel i of its code.
         chosen = {tap: tuple(sorted(order[: widths[tap]])) for tap, order in self.channel_orders.items()}
         solutions, before = {}, None
         for tap, stage in student.stages.items():
@@ -110,7 +110,7 @@ class LayerMoments:
                 self.moments[f"{images}.{tap}"].select_channels(rows) for images in IMAGE_SETS
             )
             _, layer = split_stage(tap, stage)
-            # A family has no grouped convs and no batch norms: one group, norm None.
+            # A student of a family has no grouped convs (so one group) and no batch norms (so None below).
             solutions[tap] = solve([learned_from], [held_out], len(layer.weight), ridges)
             apply_solution(solutions[tap], layer, None)
             before = tap
@@ -120,8 +120,8 @@ class LayerMoments:
         """Return the rows of the moments that belong to the chosen inputs and outputs of a layer.
 
         Args:
-            tap: The tap that the layer leads to.
-            before: The tap before it; None for the first layer, whose input is the image.
+            tap: The tap that the layer computes.
+            before: The previous tap, the layer's input; None for the first layer, whose input is the image.
             chosen: tap -> the channels that the student keeps.
         """
         outputs = len(self.spec.classes) if tap == SCORES else self.spec.widths[tap]
@@ -130,7 +130,7 @@ class LayerMoments:
         output_rows = [inputs + channel for channel in chosen_outputs]
         if before is None:
             return [*range(inputs), *output_rows]
-        num_values = inputs // self.spec.widths[before]  # k: the rows of one channel are adjacent
+        num_values = inputs // self.spec.widths[before]  # k_l; the rows of one channel are adjacent
         input_rows = [channel * num_values + i for channel in chosen[before] for i in range(num_values)]
         return [*input_rows, *output_rows]
 
@@ -139,25 +139,24 @@ def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> S
     """Build the student that keeps all stacked channels at every tap.
 
     Args:
-        spec: The student; its widths are replaced.
+        spec: The student; its widths are ignored.
         stacked: tap -> number of stacked channels.
 
     Raises:
-        InputError: The student is not of a family, a stage has more than one layer with weights, or the
-            moments of a layer would be too large.
+        InputError: The student's network is not one of ``FAMILIES``, a stage has more than one layer with
+            weights, or the moments of a layer would be too large.
     """
-    # Only families are built with any widths; other networks fix them.
     if spec.network not in FAMILIES:
         raise InputError(
-            f"student.network {spec.network!r}: only students of a family can have other widths; the "
-            f"families are {', '.join(FAMILIES)}"
+            f"student.network {spec.network!r}: only the students of a family can have other widths; "
+            f"the families are {', '.join(FAMILIES)}"
         )
     student = Student(replace(spec, widths=dict(stacked))).eval()
     for tap, stage in student.stages.items():
         rows = count_layer_values(split_stage(tap, stage)[1])
         if rows > MAX_ROWS:
             raise InputError(
-                f"taps: with all stacked channels, the layer that leads to {tap} has {rows} inputs and "
+                f"taps: with all stacked channels, the layer that computes {tap} has {rows} inputs and "
                 f"outputs; their covariance would take {rows**2 * 8 / 1024**3:.1f} GiB, and at most "
                 f"{MAX_ROWS} inputs and outputs are supported"
             )
@@ -168,7 +167,7 @@ def unsupported_reason(spec: StudentSpec, stacked: Mapping[str, int]) -> str | N
     """Return why a student cannot be computed from the moments of one pass; None if it can.
 
     Args:
-        spec: The student, of any widths.
+        spec: The student; its widths are ignored.
         stacked: tap -> number of stacked channels.
     """
     try:
@@ -187,14 +186,14 @@ class LayerMomentsMeter:
     """Measures the moments of a :class:`LayerMoments` batch by batch.
 
     Args:
-        spec: The student, of any widths.
+        spec: The student; its widths are ignored.
         stacked: tap -> number of stacked channels.
-        positions_per_image: Maximum number of positions that are sampled from each map.
-        held_out: Fraction of the images that the ridge is chosen on.
-        device: Device of the sums.
+        positions_per_image: Maximum number of positions that are sampled from each feature map.
+        held_out: Fraction of the images that are used only to choose the ridge.
+        device: Device on which the sums are accumulated.
 
     Attributes:
-        spec: The student that keeps all stacked channels, as :class:`LayerMoments` takes it.
+        spec: The student that keeps all stacked channels, for :class:`LayerMoments`.
 
     Raises:
         InputError: See :func:`build_full_width_student`.
@@ -219,7 +218,7 @@ class LayerMomentsMeter:
 
     @property
     def total(self) -> NamedMoments:
-        """The moments of all batches added so far, as :class:`LayerMoments` takes them."""
+        """The moments of all batches added so far, for :class:`LayerMoments`."""
         return {
             f"{images}.{tap}": meter.total
             for images, meters in self._sums.items()
@@ -231,12 +230,12 @@ class LayerMomentsMeter:
         """Add a batch.
 
         Args:
-            batch: ``image [B, 3, H, W]``; ``scores`` of all teachers side by side; for every tap its stacked
-                features ``[B, S, *space]``; and ``draws [B, 2]``, random numbers in [0, 1) that decide which
-                positions are sampled and whether the image is held out.
+            batch: ``image [B, 3, H, W]``; ``scores [B, K]`` of all teachers, concatenated; for every tap its
+                stacked features ``[B, S, *space]``; and ``draws [B, 2]``, random numbers in [0, 1): the first
+                one decides which positions are sampled, the second one whether the image is held out.
         """
         batch = {name: column.to(self._device) for name, column in batch.items()}
-        # A draw per image decides, so it does not depend on batch or worker whether an image is held out.
+        # The random number belongs to the image, so any batch size and any worker holds out the same images.
         held_out = batch["draws"][:, 1] < self._held_out
         features = self._full_width.preprocess(batch["image"])
         label_sets = self._full_width.spec.unified_label_sets
@@ -246,5 +245,5 @@ class LayerMomentsMeter:
             samples = make_layer_samples(layer, before(features), target, positions).flatten(2)
             for meters, chosen in zip(self._sums.values(), (~held_out, held_out), strict=True):
                 meters[tap].add(samples[chosen].flatten(0, 1))
-            # The next layer gets the code, not this layer's own output, so one pass serves all layers.
+            # The next layer's input is the teachers' features, not this layer's output: no layer has to wait.
             features = target

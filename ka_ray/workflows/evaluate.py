@@ -20,12 +20,13 @@ from ka_ray.terminal.progress import Display
 
 
 def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> Accuracy:
-    """Evaluate a finished student on other images; needs only its folder, not the teachers.
+    """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers.
 
     Args:
-        folder: The output folder of a run.
-        images: The config of labelled images; images of classes that the student does not know are left out.
-        ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
+        folder: The output folder of a finished run.
+        images: Config of the labelled images. Images of classes that the student does not know are skipped.
+        ray: How to connect to Ray; None connects to ``RAY_ADDRESS`` if it is set, and otherwise starts Ray on
+            this machine.
 
     Returns:
         The ``accuracy`` section of a report; values that need the teachers are None.
@@ -48,32 +49,34 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
         connect(config) as cluster,
         display.track_images("evaluate", len(ids)) as on_images,
     ):
-        resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
+        workload = Workload(num_teachers=0, extract=extract, ray=config)
+        resources = choose_resources(PlacementConfig(), workload, cluster)
         pools = Pools(extract, resources.placement, config.max_failures)
-        work = Evaluation(images, source, ids, student.spec.unified_label_sets, [], students, pools)
-        counts, _ = evaluate_images(work, on_images)
+        label_sets = student.spec.unified_label_sets
+        evaluation = Evaluation(images, source, ids, label_sets, [], students, pools)  # [] teachers
+        counts, _ = evaluate_images(evaluation, on_images)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 
-def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
-    """Build the config of images for a finished student, decoded like the images that it learned from.
+def build_images_config(folder: str | Path, source: str, overrides: Sequence[str] = ()) -> ImagesConfig:
+    """Build the config of an image source, whose images are decoded and resized as for a student's training.
 
     Args:
-        folder: The output folder of a run.
-        where: ``digits``, the path of a Parquet file or of a folder of them, or a folder of image files.
-        overrides: Items ``key=value`` of the image source.
+        folder: The output folder of a finished run; its student is read.
+        source: ``digits``, or the path of a Parquet file, a folder of Parquet files or a folder of images.
+        overrides: Items ``key=value`` that override keys of the image source, e.g. ``label_column=label``.
 
     Returns:
         The config of the image source.
 
     Raises:
-        InputError: The path does not exist, or a key cannot work.
+        InputError: The path does not exist, or an override has an unknown key or a wrong value.
     """
-    spec, path = load_student(folder).spec, to_path(where)
+    spec, path = load_student(folder).spec, to_path(source)
     tree: dict[str, Any] = {"size": spec.image_size, "resize": spec.resize, "source": "folder"}
-    if where == "digits":
+    if source == "digits":
         tree |= {"source": "digits", "split": "test"}
     else:
         is_parquet = path.suffix == ".parquet" or any(path.glob("*.parquet"))
-        tree |= {"path": where, "source": "parquet" if is_parquet else "folder"}
+        tree |= {"path": source, "source": "parquet" if is_parquet else "folder"}
     return load_images(tree, overrides)

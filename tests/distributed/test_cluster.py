@@ -176,7 +176,7 @@ def test_lost_workers_are_told_from_mistakes():
 def test_what_ran_out_is_put_into_words():
     full = wrapped(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow"))
     assert isinstance(unwrap(full), ClusterError)
-    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; what was done is kept")
+    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; finished work is kept")
     arrow = "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
     assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith("the disk is full; what was")
     gpu = wrapped(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
