@@ -1,6 +1,7 @@
 """The `ka-ray` command.
 
-Everything heavy is imported inside the commands, so that `ka-ray --help` answers at once.
+Torch, Ray and MLflow take seconds to import, so each command imports what it needs itself, and
+`ka-ray --help` answers at once.
 """
 
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ka_ray import __version__
-from ka_ray.errors import InputError, exit_code_of
+from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal.summary import find_program, format_percent, show_machine, show_report
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a dotted key of the config, e.g. joint.epochs=5."
     ),
 ]
-Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default runs/NAME.")]
+Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default the config's `output`.")]
 Methods = Annotated[
     str,
     typer.Option(help="Comma-separated: direct, incremental, common_features, distill, scratch, ensemble."),
@@ -38,7 +39,7 @@ Vary = Annotated[
     typer.Option(metavar="KEY=V1,V2", help="Run every method with each value, e.g. scores.rule=mean,max."),
 ]
 Extend = Annotated[
-    str | None, typer.Option(help="Output folder of a finished run; this run adds teachers to it.")
+    str | None, typer.Option(help="Output folder of a finished run, whose teachers this run extends by more.")
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 
@@ -56,7 +57,7 @@ def options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Hold the options of `ka-ray` itself, before any command."""
+    """Declare the options that `ka-ray` takes before a command."""
 
 
 @app.command()
@@ -92,7 +93,7 @@ def compare(
     overrides: Overrides = None,
     output: Output = None,
 ) -> None:
-    """Compare methods of making the student on the same teachers, images, budget and seeds."""
+    """Compare methods that produce the student, with the same teachers, images, budget and seeds."""
     from ka_ray import Config
     from ka_ray import compare as compare_methods
 
@@ -105,7 +106,7 @@ def compare(
 
 @app.command()
 def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
-    """Measure how much of the teachers' features codes of every width could keep, before any is learned."""
+    """Show how much of the teachers' features a code of each width can keep, before anything is trained."""
     from ka_ray import Config, measure_spectrum
 
     loaded = Config.load(config, with_output(overrides, output))
@@ -116,15 +117,15 @@ def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = N
 
 @app.command()
 def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
-    """Search for the student's widths: agreement with the ensemble on held-out images against cost."""
+    """Search for the widths with the best trade-off between agreement with the teachers and cost."""
     from ka_ray import Config, search_widths
 
     loaded = Config.load(config, with_output(overrides, output))
-    sweep = search_widths(loaded)
-    typer.echo(sweep.to_markdown())
+    result = search_widths(loaded)
+    typer.echo(result.to_markdown())
     typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
-    if sweep.chosen is not None:
+    if result.chosen is not None:
         typer.echo(f"next:    {find_program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
 
 
@@ -147,12 +148,12 @@ def submit(
     address: Annotated[
         str | None, typer.Option(help="Job server of the cluster, http://HOST:8265; by default RAY_ADDRESS.")
     ] = None,
-    verb: Annotated[str, typer.Option(help="run, tune, spectrum, compare or teach.")] = "run",
+    verb: Annotated[str, typer.Option(help="Command to run: run, tune, spectrum, compare or teach.")] = "run",
     overrides: Overrides = None,
     output: Annotated[
         str | None,
         typer.Option(
-            help="Output folder that every node reaches, or a URI; by default the config's `output`."
+            help="Output folder that all nodes can access, or a URI; by default the config's `output`."
         ),
     ] = None,
     extend: Extend = None,
@@ -160,29 +161,29 @@ def submit(
     seeds: Annotated[int | None, typer.Option(min=1, help="Same as in `compare`.")] = None,
     vary: Vary = None,
     wait: Annotated[
-        bool, typer.Option(help="Follow the job to its end; otherwise return once it is sent.")
+        bool, typer.Option(help="Follow the job to its end; otherwise return as soon as it is sent.")
     ] = True,
     follow: Annotated[
         str | None, typer.Option(metavar="JOB", help="Follow a job that was sent before.")
     ] = None,
 ) -> None:
-    """Run on a remote cluster as a Ray job: check it here, send what it needs, follow it to its end."""
-    from ka_ray.submission import submit as submitting
+    """Run a command on a remote cluster as a Ray job: check the config, send the files, show the log."""
+    from ka_ray.submission import submit as submission
 
     if (config is None) == (follow is None):
         raise InputError("give either a CONFIG to send, or --follow JOB to follow a job that was sent before")
     if config is None:
-        raise typer.Exit(submitting.follow(follow or "", address))
+        raise typer.Exit(submission.follow(follow or "", address))
     options = {"extend": extend, "methods": methods, "seeds": seeds, "vary": vary}
-    order = submitting.JobRequest(verb, config, overrides or [], output, options)
-    raise typer.Exit(submitting.submit(order, address, wait))
+    request = submission.JobRequest(verb, config, overrides or [], output, options)
+    raise typer.Exit(submission.submit(request, address, wait))
 
 
 @app.command()
 def evaluate(
     folder: RunFolder,
     images: Annotated[
-        str, typer.Option(help="A folder with one folder per class, a Parquet file or folder, or `digits`.")
+        str, typer.Option(help="Folder with one folder per class, Parquet file or folder, or `digits`.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -191,11 +192,11 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a finished student on labelled images; needs only its folder, not the teachers."""
+    """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers."""
     from ka_ray import evaluate as evaluate_folder
-    from ka_ray.workflows.evaluate import images_for
+    from ka_ray.workflows.evaluate import build_images_config
 
-    accuracy = evaluate_folder(folder, images_for(folder, images, overrides or []))
+    accuracy = evaluate_folder(folder, build_images_config(folder, images, overrides or []))
     typer.echo(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images")
     for name, pair in accuracy.per_teacher.items():
         typer.echo(f"classes of {name}: {format_percent(pair.student)}")
@@ -214,12 +215,12 @@ def predict(
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine has: Python, libraries, CPUs, GPUs, disk."""
+    """Show this machine's Python, libraries, CPUs, GPUs and free disk space."""
     show_machine()
 
 
 def demo_config() -> Path:
-    """Return the path of the demo's config: inside the package in a wheel, in `jobs/` in a checkout."""
+    """Return the path of the demo's config: a wheel has it inside the package, a checkout in `jobs/`."""
     package = Path(__file__).parent
     places = (package / "configs" / "digits.yaml", package.parent / "jobs" / "configs" / "digits.yaml")
     return next(place for place in places if place.exists())
@@ -239,9 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can correct becomes one message and an exit code.
 
     Args:
-        arguments: The words after the program's name; None takes them from the shell.
+        arguments: The arguments after the program's name; None means ``sys.argv[1:]``.
     """
-    sys.exit(exit_code_of(lambda: app(arguments, prog_name="ka-ray")))
+    sys.exit(run_with_exit_code(lambda: app(arguments, prog_name="ka-ray")))
 
 
 if __name__ == "__main__":

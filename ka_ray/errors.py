@@ -1,6 +1,6 @@
-"""The exceptions whose message is written for the user, and the exit codes of commands that end with one.
+"""The exceptions whose message is written for the user, and the exit codes of commands that raise them.
 
-Every other exception is a bug: it ends a command with a traceback.
+Any other exception is a bug: the command ends with a traceback.
 """
 
 import errno
@@ -9,32 +9,32 @@ from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """A config key, a file or a plan is wrong.
+    """A config key, a file or a resource request is wrong, so the command cannot work as it was given.
 
     The message says which one, what was given, and what would be accepted.
     """
 
 
 class ClusterError(RuntimeError):
-    """Machines failed, not the input.
+    """A machine failed: the input is right, but a worker, a node, a disk or the network was lost.
 
-    Finished work is kept: the same command, started again, continues from there.
+    Finished work is kept. The same command, run again, resumes from there.
     """
 
 
 USER_ERRORS = (InputError, FloatingPointError, ClusterError)
-"""The errors that a user can resolve: by other input, a lower learning rate (``FloatingPointError``: numbers
-became infinite or NaN), or other machines."""
+"""The errors that a user can resolve: with other input, with a lower learning rate (``FloatingPointError``: a
+value became infinite or NaN), or by running the command again."""
 
 EXIT_BAD_INPUT = 2
-"""Exit code of a command that cannot work as it was given; argument parsers use the same one."""
+"""Exit code of a command that cannot work as it was given; argparse and click use the same code."""
 
 EXIT_TRY_AGAIN = 75
-"""Exit code of a command whose machines failed, so that it may succeed next time; sysexits.h: EX_TEMPFAIL."""
+"""Exit code of a command whose machines failed; it may succeed next time. EX_TEMPFAIL of sysexits.h."""
 
 
 def disk_full_error(error: BaseException) -> ClusterError | None:
-    """Turn the operating system's "no space left" into a message for the user.
+    """Turn the operating system's "no space left on device" (ENOSPC) into an error for the user.
 
     Args:
         error: Any exception.
@@ -46,34 +46,34 @@ def disk_full_error(error: BaseException) -> ClusterError | None:
         return None
     place = f" at {error.filename}" if error.filename else ""
     return ClusterError(
-        f"the disk is full{place}; what was done is kept: free some space, then run the same command again"
+        f"the disk is full{place}; finished work is kept: free some space, then run the same command again"
     )
 
 
 def user_message(error: BaseException) -> tuple[str, int] | None:
-    """Return the message of an error and the exit code of the command that it ends.
+    """Return the message for the user and the exit code, for an exception that ended a command.
 
     Args:
         error: The exception that ended the command.
 
     Returns:
-        The message and the exit code, or None if the exception is a bug, whose traceback is needed.
+        The message and the exit code; None if the exception is a bug, so that its traceback is needed.
     """
-    # Python raises a full disk as OSError, which otherwise counts as a bug.
-    shown = disk_full_error(error) or error
-    if not isinstance(shown, USER_ERRORS):
+    # A full disk is an OSError; any other OSError that reaches this point is a bug.
+    user_error = disk_full_error(error) or error
+    if not isinstance(user_error, USER_ERRORS):
         return None
-    return str(shown), EXIT_TRY_AGAIN if isinstance(shown, ClusterError) else EXIT_BAD_INPUT
+    return str(user_error), EXIT_TRY_AGAIN if isinstance(user_error, ClusterError) else EXIT_BAD_INPUT
 
 
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Call a function and return the exit code of the command that consists of it.
+def run_with_exit_code(work: Callable[[], None]) -> int:
+    """Call a command's function and return the command's exit code.
 
-    Errors that the user can resolve are printed as one line on standard error. Any other exception is raised,
-    so that Python prints its traceback and exits with code 1.
+    Errors that the user can resolve are printed on standard error. Any other exception is raised again, so
+    that Python prints its traceback and exits with code 1.
 
     Args:
-        work: The command's work, without its arguments.
+        work: The command, as a function without arguments.
 
     Returns:
         0 if the function returned, :data:`EXIT_BAD_INPUT` or :data:`EXIT_TRY_AGAIN` otherwise.
@@ -81,11 +81,11 @@ def exit_code_of(work: Callable[[], None]) -> int:
     try:
         work()
     except Exception as error:
-        shown = user_message(error)
-        if shown is None:
+        message_and_code = user_message(error)
+        if message_and_code is None:
             raise
-        message, code = shown
-        # Standard output holds only results, which may be piped into another program.
+        message, code = message_and_code
+        # Not on standard output: it holds only results, which may be piped into another program.
         print(f"error: {message}", file=sys.stderr)
         return code
     return 0

@@ -126,8 +126,8 @@ def _measure(
     ).single_pass():
         meter.add(batch)
     layer_moments = LayerMoments(meter.spec, merge_moments_over_ranks(meter.total))
-    check_variances(layer_moments.stacked)
-    return layer_moments.stacked, {tap: layer_moments.next_layer_stats(tap) for tap in stacked}
+    check_variances(layer_moments.stacked_moments)
+    return layer_moments.stacked_moments, {tap: layer_moments.next_layer_stats(tap) for tap in stacked}
 
 
 def _train_links(

@@ -14,7 +14,7 @@ from ka_ray.amalgamation import Amalgamation
 from ka_ray.features.stack import SCORES
 from ka_ray.numerics.relative_error import squared_error_sums
 from ka_ray.student.adapter import Adapter
-from ka_ray.student.fold import fold
+from ka_ray.student.fold import fold_adapter
 from ka_ray.student.network import Student
 
 
@@ -136,5 +136,5 @@ def fold_adapters(learner: LayerwiseLearner) -> Student:
     """
     learner.eval()
     for tap, adapter in learner.adapters.items():
-        fold(cast(Adapter, adapter), learner.student.stages[tap])
+        fold_adapter(cast(Adapter, adapter), learner.student.stages[tap])
     return learner.student

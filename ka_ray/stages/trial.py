@@ -63,7 +63,7 @@ def run_trial(
     began = time.perf_counter()
     torch.manual_seed(inputs.config.seed)
     ridges = RIDGES if trial.ridge is None else (trial.ridge,)
-    student = layer_moments.student(trial.widths, ridges)[0].to(inputs.device)
+    student = layer_moments.compute_student(trial.widths, ridges)[0].to(inputs.device)
     batch_size = inputs.config.extract.batch_size
     held_out_batches = Batches(Store(held_out), ["image", SCORES], batch_size, 0, device=inputs.device)
 

@@ -1,4 +1,4 @@
-"""Read many files of one file system, remote ones with several requests at a time."""
+"""Read many files of one file system; remote files are read with several requests at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,13 @@ from ka_ray.storage.files import MAX_PARALLEL_REQUESTS
 
 
 def read_files(names: Sequence[str]) -> Iterator[bytes | OSError]:
-    """Read several files of one file system; remote ones with several requests at a time.
+    """Read many files of one file system; remote files are read with several requests at a time.
 
     Args:
-        names: Local file names, or URIs of one protocol.
+        names: Local file names, or URIs that all have the same protocol.
 
     Yields:
-        Each file's content, or the error if it cannot be read, in the order of the names.
+        For each name, in order: the file's content, or the error if the file cannot be read.
     """
     if not any("://" in name for name in names):
         yield from (_read(lambda name: Path(name).read_bytes(), name) for name in names)
@@ -22,9 +22,9 @@ def read_files(names: Sequence[str]) -> Iterator[bytes | OSError]:
     import fsspec
 
     fs, _ = fsspec.core.url_to_fs(names[0], use_listings_cache=False)
-    # Not fs.cat(..., on_error="return"): it takes names such as "photo [1].png" for patterns and drops them.
-    # Not fs.cat_ranges: it returns only when all files are read, while here the caller decodes the first ones
-    # as the others arrive; and file systems without asynchronous requests (sftp, smb) read one by one.
+    # fs.cat(..., on_error="return") would treat a name such as "photo [1].png" as a glob pattern and drop it.
+    # fs.cat_ranges would return only when all files are read, but the caller decodes the first files while
+    # the others are read. On file systems without asynchronous requests (sftp, smb), it reads one by one.
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         yield from pool.map(lambda name: _read(fs.cat_file, name), names)
 

@@ -53,7 +53,7 @@ class LayerMoments:
         return self.moments[f"{LEARNED_FROM}.{tap}"].merge(self.moments[f"{HELD_OUT}.{tap}"])
 
     @cached_property
-    def stacked(self) -> dict[str, Moments]:
+    def stacked_moments(self) -> dict[str, Moments]:
         """tap -> moments of its stacked features, over all images and sampled positions."""
         stacked = {}
         for tap, channels in self.spec.widths.items():
@@ -88,7 +88,7 @@ class LayerMoments:
         _ = self.channel_orders
         return self
 
-    def student(
+    def compute_student(
         self, widths: Mapping[str, int], ridges: Sequence[float] = RIDGES
     ) -> tuple[Student, dict[str, LayerSolution]]:
         """Compute a student of the given widths.

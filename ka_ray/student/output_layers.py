@@ -42,9 +42,8 @@ class OutputLayer:
     def fold(self, weight: Tensor, bias: Tensor) -> None:
         """Apply an affine map of the channels to the output, by changing the weights in place.
 
-        A batch norm stays a batch norm: it becomes the identity, up to a constant, for the statistics that
-            its
-        channels would have if they were independent before the map.
+        A batch norm is kept. Its new running statistics are computed as if the channels before the map were
+        independent, and it then changes nothing in eval mode, except that it adds a constant.
 
         Args:
             weight: `[C, C]`, float64.

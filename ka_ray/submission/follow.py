@@ -1,4 +1,4 @@
-"""Follow a job on a cluster: show its log as it is written, across broken connections, until it ends."""
+"""Follow a job on a cluster: show its log as it is written until the job ends, and reconnect if needed."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,20 @@ from ka_ray.submission.client import JobClient, JobState
 from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
 
 EXIT_STOPPED = 130
-"""Exit code if the job was stopped, or if Ctrl-C ended the following and the job may continue."""
+"""Exit code if the job was stopped, or if Ctrl-C ended only the display of its log."""
 
 EXIT_UNREACHABLE = 69
-"""Exit code if the cluster does not answer any more: ``EX_UNAVAILABLE`` of sysexits.h. Try again later."""
+"""Exit code if the cluster no longer answers: ``EX_UNAVAILABLE`` of sysexits.h."""
 
 IDLE_S = 60.0
-"""Seconds without a new line after which the connection is opened again: it may be dead, or the job may only
-print nothing."""
+"""Seconds without a new line after which to reconnect: a silent job looks like a dead connection."""
 
 RETRY_S = 1.0
-"""Pause in seconds between a connection that ended and the next one."""
+"""Seconds to wait before reconnecting after a connection has ended."""
 
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
-"""Pauses in seconds between attempts to reach a cluster that does not answer; if it does not answer after the
-last one, it counts as unreachable."""
+"""Seconds to wait before each new attempt to reach a cluster that does not answer. If the attempt after the
+last pause fails, too, the cluster counts as unreachable."""
 
 
 class JobFollower:
@@ -34,18 +33,20 @@ class JobFollower:
         job_id: The job's id.
 
     Attributes:
-        link: The line with the address at which a browser shows the run; None until the job prints it.
+        run_url_line: The line of the log with the run's MLflow address; None until the job prints it.
     """
 
     def __init__(self, client: JobClient, job_id: str) -> None:
         self._client, self._job_id = client, job_id
         self._display = Display()
-        self._received = 0  # number of characters: every new connection starts at the log's first one
-        self._unfinished = ""  # a line whose end has not come yet
-        self.link: str | None = None
+        self._received = (
+            0  # number of characters; needed because every connection sends the log from its start
+        )
+        self._unfinished = ""  # the beginning of a line whose end has not been received yet
+        self.run_url_line: str | None = None
 
     def follow(self) -> JobState:
-        """Show the log until the job has ended, and return its last state.
+        """Show the log until the job has ended, and return its final state.
 
         Raises:
             ConnectionError: The cluster has not answered for about two minutes. The job is not affected.
@@ -58,13 +59,13 @@ class JobFollower:
         failures = 0
         while True:
             try:
-                # Plain requests first: they suffice where a proxy blocks websockets or breaks them each time.
+                # Plain HTTP requests before the websocket: if a proxy blocks websockets, these are enough.
                 state = self._client.state(self._job_id)
-                self._catch_up(state.has_ended)
+                self._show_rest_of_log(state.has_ended)
                 if state.has_ended:
                     return state
                 failures = 0
-                self._tail_until_closed()
+                self._stream_until_closed()
                 time.sleep(RETRY_S)
             except ConnectionError:
                 if failures == len(BACK_OFF_S):
@@ -72,40 +73,44 @@ class JobFollower:
                 time.sleep(BACK_OFF_S[failures])
                 failures += 1
 
-    def _tail_until_closed(self) -> None:
-        # If the connection breaks, the next plain request shows whether the cluster still answers.
+    def _stream_until_closed(self) -> None:
+        # Ignore a broken websocket: the next plain request finds out whether the cluster still answers.
         with contextlib.suppress(ConnectionError):
-            asyncio.run(self._tail())
+            asyncio.run(self._stream())
 
-    async def _tail(self) -> None:
+    async def _stream(self) -> None:
         position, stream = 0, self._client.tail(self._job_id)
         while True:
             try:
                 text = await asyncio.wait_for(anext(stream), IDLE_S)
             except (StopAsyncIteration, TimeoutError):
                 return
-            self._take(text, position)
+            self._show_new_lines(text, position)
             position += len(text)
 
-    def _catch_up(self, has_ended: bool) -> None:
-        """Show the part of the log that did not come over the connection."""
+    def _show_rest_of_log(self, has_ended: bool) -> None:
+        """Fetch the whole log and show the lines that were not shown yet.
+
+        Args:
+            has_ended: Whether the job has ended, so that an unfinished last line is shown, too.
+        """
         try:
-            self._take(self._client.log(self._job_id), 0)
+            self._show_new_lines(self._client.log(self._job_id), 0)
         except ConnectionError:
             if not has_ended:
                 raise
-            # The log is on the node that ran the job, which may be gone with the job.
-            self._display.note("(the end of the log cannot be read: its node does not answer)")
+            # The log is on the node that ran the job; an autoscaler may already have removed this node.
+            self._display.note("(the end of the log cannot be read: the node that holds it does not answer)")
         if has_ended and self._unfinished:
             self._show(self._unfinished)
             self._unfinished = ""
 
-    def _take(self, text: str, position: int) -> None:
-        """Show the complete lines that are new in a part of the log.
+    def _show_new_lines(self, text: str, position: int) -> None:
+        """Show those complete lines of a part of the log that were not shown yet.
 
         Args:
-            text: The part.
-            position: Where it starts in the log, in characters.
+            text: The part of the log.
+            position: Number of characters of the log before this part.
         """
         new = text[max(0, self._received - position) :]
         self._received = max(self._received, position + len(text))
@@ -115,12 +120,18 @@ class JobFollower:
 
     def _show(self, line: str) -> None:
         if line.startswith(RUN_URL_PREFIX + "http"):
-            self.link = line
+            self.run_url_line = line
         self._display.forward_line(line)
 
 
 def exit_code(state: JobState) -> int:
-    """Return the exit code for a job that has ended: its command's own, or 1 if it failed without one.
+    """Return the exit code of `ka-ray submit` for a job that has ended.
+
+    This is the exit code of the job's command, 1 if the job failed before the command started, or
+    :data:`EXIT_STOPPED`.
+
+    Args:
+        state: The job's final state.
 
     Example:
         >>> [exit_code(JobState(*job, "")) for job in (("SUCCEEDED", 0), ("FAILED", 2), ("FAILED", None))]
@@ -133,12 +144,12 @@ def exit_code(state: JobState) -> int:
     if state.status == "STOPPED":
         return EXIT_STOPPED
     code = state.exit_code or 1
-    # Python writes "ended by signal 9" as -9, a shell as 128 + 9.
+    # A process that signal 9 ended has the exit code -9 in Python, and 128 + 9 in a shell.
     return code if code > 0 else 128 - code
 
 
 def follow_job(client: JobClient, job_id: str) -> int:
-    """Follow a job to its end. Ctrl-C asks whether to stop the job; without a yes, the job continues.
+    """Follow a job to its end. On Ctrl-C, ask whether to stop the job; without a yes, the job continues.
 
     Args:
         client: The cluster's job client.
@@ -146,7 +157,7 @@ def follow_job(client: JobClient, job_id: str) -> int:
 
     Returns:
         The job's exit code; :data:`EXIT_STOPPED` if it was stopped or left running; :data:`EXIT_UNREACHABLE`
-        if the cluster does not answer any more.
+        if the cluster no longer answers.
     """
     follower = JobFollower(client, job_id)
     try:
@@ -154,24 +165,24 @@ def follow_job(client: JobClient, job_id: str) -> int:
             state = follower.follow()
         except KeyboardInterrupt:
             if not _confirm_stop():
-                print(f"job {job_id} continues. {resume_command(client, job_id)}")
+                print(f"job {job_id} continues. {follow_again_hint(client, job_id)}")
                 return EXIT_STOPPED
             client.stop(job_id)
             print(f"asked job {job_id} to stop")
             state = follower.follow()
     except KeyboardInterrupt:  # a second one, while the job was stopping
-        print(f"job {job_id} may continue. {resume_command(client, job_id)}")
+        print(f"job {job_id} may continue. {follow_again_hint(client, job_id)}")
         return EXIT_STOPPED
     except ConnectionError as error:
         print(f"{client.address} does not answer ({error}); job {job_id} may still be running.")
-        print(resume_command(client, job_id))
+        print(follow_again_hint(client, job_id))
         return EXIT_UNREACHABLE
     _print_result(follower, state, job_id)
     return exit_code(state)
 
 
-def resume_command(client: JobClient, job_id: str) -> str:
-    """Return the text that says how to follow a job again.
+def follow_again_hint(client: JobClient, job_id: str) -> str:
+    """Return a line for the user with the command that follows a job again.
 
     Args:
         client: The cluster's job client.
@@ -192,9 +203,9 @@ def _confirm_stop() -> bool:
 
 
 def _print_result(follower: JobFollower, state: JobState, job_id: str) -> None:
-    if follower.link is not None:
-        print(follower.link)  # once more, because the log has scrolled it away
+    if follower.run_url_line is not None:
+        print(follower.run_url_line)  # again, because the log may have scrolled it off the screen
     if state.status == "FAILED" and state.exit_code is None:
-        print(state.message)  # the command never ran, so no log says why
+        print(state.message)  # the command never started, so the log does not say why
     code = "" if state.exit_code is None else f", exit code {state.exit_code}"
     print(f"job {job_id}: {state.status}{code}", flush=True)

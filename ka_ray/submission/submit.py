@@ -13,7 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
 from ka_ray.storage.uris import has_credentials
 from ka_ray.submission.client import connect_job_client
-from ka_ray.submission.follow import follow_job, resume_command
+from ka_ray.submission.follow import follow_again_hint, follow_job
 from ka_ray.submission.package import JobPackage, collect_package
 
 VERBS: dict[str, type[Config] | type[TeachConfig]] = {
@@ -80,7 +80,7 @@ def submit(request: JobRequest, address: str | None, wait: bool = True) -> int:
     print(f"job: {job_id}\ncommand: {entrypoint}\noutput: {output}\ndashboard: {url}", flush=True)
     # Flushed above, so that the job's id is on the terminal even if following fails at once.
     if not wait:
-        print(resume_command(client, job_id))
+        print(follow_again_hint(client, job_id))
         return 0
     return follow_job(client, job_id)
 

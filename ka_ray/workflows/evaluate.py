@@ -57,7 +57,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 
-def images_for(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
+def build_images_config(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
     """Build the config of images for a finished student, decoded like the images that it learned from.
 
     Args:

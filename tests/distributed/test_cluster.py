@@ -184,9 +184,9 @@ def test_a_process_that_died_too_often_is_lost_also_where_only_its_traceback_arr
 def test_what_ran_out_is_put_into_words():
     full = wrapped(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow"))
     assert isinstance(unwrap(full), ClusterError)
-    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; what was done is kept")
+    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; finished work is kept")
     arrow = "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
-    assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith("the disk is full; what was")
+    assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith("the disk is full; finished work")
     gpu = wrapped(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert isinstance(unwrap(gpu), InputError)
     assert "lower extract.batch_size" in str(unwrap(gpu))

@@ -253,7 +253,7 @@ def test_a_script_whose_run_fails_fails(workplace, monkeypatch, capsys, script, 
 
     name, arguments = SCRIPTS[script]
     monkeypatch.setattr(ka_ray, name, fail, raising=False)
-    monkeypatch.setattr("ka_ray.workflows.evaluate.images_for", lambda *arguments: None)
+    monkeypatch.setattr("ka_ray.workflows.evaluate.build_images_config", lambda *arguments: None)
     monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit if code else OSError) as stopped:

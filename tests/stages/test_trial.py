@@ -49,7 +49,7 @@ def test_without_joint_learning_the_student_is_solved_from_moments(inputs, layer
     reports, held_out = [], inputs.data / FEATURES
     trial = TrialStudent(WIDTHS, ridge, None, tmp_path / "trial")
     run_trial(trial, layer_moments, inputs, held_out, reports.append)
-    expected, solutions = layer_moments.student(WIDTHS, *([] if ridge is None else [(ridge,)]))
+    expected, solutions = layer_moments.compute_student(WIDTHS, *([] if ridge is None else [(ridge,)]))
     found = load_student(tmp_path / "trial")
     for name, weight in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], weight)
@@ -66,7 +66,7 @@ def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, t
     assert [report["epochs"] for report in reports] == [1, 2, 3]
     assert reports[-1]["agreement"] == agreement_of(load_student(folder), held_out)
 
-    start, _ = layer_moments.student(WIDTHS)
+    start, _ = layer_moments.compute_student(WIDTHS)
     joint = inputs.config.joint.model_copy(update={"learning_rate": 0.004})
     run = replace(
         inputs,

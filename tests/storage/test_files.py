@@ -192,9 +192,9 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
     [
         ("webdisk://x/y", "webdisk:// is not a protocol that fsspec knows"),
         ("simplecache::s3://x/y", "simplecache::s3:// is not a protocol"),
-        ("s3://bucket/*.pt", "one place"),
-        ("s3://", "names no place; give a bucket or folder after s3://"),
-        ("file:///", "names no place"),
+        ("s3://bucket/*.pt", "one file or folder"),
+        ("s3://", "the URI is incomplete; write a bucket or folder after s3://"),
+        ("file:///", "the URI is incomplete"),
     ],
 )
 def test_a_uri_that_cannot_work_is_refused(uri, message):

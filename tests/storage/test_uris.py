@@ -55,7 +55,7 @@ def test_a_missing_object_is_reported_with_its_key(on_s3, s3, load_config):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("output=s3://AKIA:s3cret@bucket/x", "output: credentials in the URI would end up in reports"),
+        ("output=s3://AKIA:s3cret@bucket/x", "output: credentials in the URI would be shown in reports"),
         ("extend=https://host/run?token=s3cret", "extend: credentials in the URI"),
         ("output=webdisk://x/y", "output: webdisk:// is not a protocol that fsspec knows"),
         ("outputt=s3://AKIA:s3cret@bucket/x", "outputt: unknown key"),

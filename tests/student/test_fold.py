@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ka_ray.student.adapter import Adapter
 from ka_ray.student.cut import cut_into_stages
-from ka_ray.student.fold import can_fold, fold
+from ka_ray.student.fold import can_fold, fold_adapter
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -136,7 +136,7 @@ def check_exact(stage: nn.Module, features: Tensor) -> None:
     before, adapter = copy.deepcopy(stage), random_adapter(stage(features).shape[1]).to(features.dtype)
     expected = adapter(before(features))
     assert can_fold(stage)
-    fold(adapter, stage)
+    fold_adapter(adapter, stage)
     assert stage(features).dtype == features.dtype
     difference = (stage(features) - expected).abs().max()
     assert difference <= TOLERANCE[features.dtype] * max(1.0, float(expected.abs().max()))
@@ -188,7 +188,7 @@ def test_a_stage_that_cannot_be_folded_is_refused_and_not_changed(name):
     before = copy.deepcopy(stage.state_dict())
     assert not can_fold(stage)
     with pytest.raises(ValueError, match="bias or a batch norm"):
-        fold(random_adapter(6), stage)
+        fold_adapter(random_adapter(6), stage)
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
     assert all(module.training for module in stage.modules())
 
@@ -196,22 +196,22 @@ def test_a_stage_that_cannot_be_folded_is_refused_and_not_changed(name):
 def test_an_adapter_of_another_width_is_refused():
     stage = conv_norm()
     before = copy.deepcopy(stage.state_dict())
-    with pytest.raises(ValueError, match="the adapter has 5 channels, but the stage gives 6"):
-        fold(random_adapter(5), stage)
+    with pytest.raises(ValueError, match="the adapter has 5 channels, but the stage has 6 output channels"):
+        fold_adapter(random_adapter(5), stage)
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
 
 
 def test_folding_an_identity_changes_neither_layer_nor_adapter():
     layer, adapter = conv(), Adapter(6)
     before = copy.deepcopy(layer.state_dict())
-    fold(adapter, nn.Sequential(layer))
+    fold_adapter(adapter, nn.Sequential(layer))
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
     assert torch.equal(adapter.linear.weight, torch.eye(6))
 
 
 def test_a_folded_norm_is_an_identity_up_to_a_constant(randomised):
     stage = randomised(conv_norm())
-    fold(random_adapter(6), stage)
+    fold_adapter(random_adapter(6), stage)
     norm = stage[1]
     codes = torch.randn(2, 6, 3, 3)
     constant = (norm.bias - norm.running_mean)[:, None, None]

@@ -71,7 +71,7 @@ class OneBatch:
 
 def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
     layer_moments = make_layer_moments(spec, batch)
-    student, solutions = layer_moments.student(WIDTHS)
+    student, solutions = layer_moments.compute_student(WIDTHS)
     encoders = nn.ModuleDict()
     for tap, width in WIDTHS.items():
         chosen = sorted(layer_moments.channel_orders[tap][:width])
@@ -110,7 +110,7 @@ def test_moments_and_next_layer_stats_equal_those_of_the_features(spec, batch):
     layer_moments = make_layer_moments(spec, batch, positions=64)
     for tap in STACKED:
         expected = Moments.of(batch[tap])
-        torch.testing.assert_close(layer_moments.stacked[tap].covariance, expected.covariance)
+        torch.testing.assert_close(layer_moments.stacked_moments[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
     both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
     next_layer_stats = layer_moments.next_layer_stats("conv2")
@@ -126,7 +126,7 @@ def test_a_full_width_student_recovers_the_network_that_made_the_features(spec, 
         features = wide.preprocess(batch["image"])
         for tap, stage in wide.stages.items():
             features = batch[tap] = stage(features)
-    student, solutions = make_layer_moments(spec, batch).student(STACKED)
+    student, solutions = make_layer_moments(spec, batch).compute_student(STACKED)
     torch.testing.assert_close(student(batch["image"]), wide(batch["image"]), atol=1e-4, rtol=1e-4)
     assert max(solution.relative_error for solution in solutions.values()) < 1e-8
 
