@@ -186,7 +186,9 @@ def test_what_ran_out_is_put_into_words():
     assert isinstance(unwrap(full), ClusterError)
     assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; finished work is kept")
     arrow = "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
-    assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith("the disk is full; finished work")
+    assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith(
+        "the disk is full; finished work"
+    )
     gpu = wrapped(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert isinstance(unwrap(gpu), InputError)
     assert "lower extract.batch_size" in str(unwrap(gpu))

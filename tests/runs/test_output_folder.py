@@ -64,7 +64,9 @@ def test_a_bucket_that_is_not_there_is_refused(s3, load_config):
 def test_a_remote_folder_needs_another_place_for_tracking(s3, load_config, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = load_config(f"output={s3}/run")
-    with pytest.raises(InputError, match=r"tracking\.uri: with null, .*tracking\.uri=http.*tracking\.backend=none"):
+    with pytest.raises(
+        InputError, match=r"tracking\.uri: with null, .*tracking\.uri=http.*tracking\.backend=none"
+    ):
         prepare_output_dir(config)
     assert not (config.output_dir / CONFIG).exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
