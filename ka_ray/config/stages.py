@@ -18,7 +18,11 @@ class ExtractConfig(Section):
         "are. null: all.",
     )
     batch_size: int = Field(64, ge=1, description="Images per call of a teacher.")
-    actors_per_teacher: int = Field(1, ge=1, description="Copies of each teacher that run in parallel.")
+    actors_per_teacher: int = Field(
+        1,
+        ge=1,
+        description="Copies of each teacher that run in parallel; as many actors evaluate if they fit.",
+    )
     reducers: int = Field(
         1, ge=1, description="Actors that add up stacked features; each gets the resources of a teacher."
     )

@@ -95,9 +95,8 @@ def why_died(worker_ids: list[str]) -> str:
     for worker_id in worker_ids:
         try:
             worker = state.get_worker(worker_id, address=address, timeout=STATE_TIMEOUT_S)
-        except (
-            Exception
-        ) as error:  # requests', or Ray's own: the state API asks the dashboard, which may be off
+        except Exception as error:
+            # Of requests, or Ray's own: the state API asks the dashboard, which may be switched off.
             return f"Ray's dashboard does not say why: {type(error).__name__}"
         if worker is not None and worker.exit_type == OUT_OF_MEMORY:
             return "its node ran out of memory"
