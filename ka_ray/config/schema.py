@@ -40,15 +40,18 @@ class EvaluationConfig(Section):
     )
     each_epoch: bool = Field(
         False,
-        description="Also evaluate the student after every joint epoch, for a curve; none of them is chosen.",
+        description="Also evaluate the student after every joint epoch, for a learning curve. The student of "
+        "the last epoch is kept in any case.",
     )
 
 
 TapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
 TapPath = Annotated[
     Annotated[str, Tag("path")] | Annotated[dict[str, str], Tag("paths")],
+    # Choose the alternative by type, so that an error names only what is wrong with that one.
     Discriminator(lambda v: "paths" if isinstance(v, dict) else "path"),
 ]
+"""Where a tap is: one module path for all networks, or one per teacher and, if needed, for the student."""
 
 
 class StudentConfig(Section):
@@ -98,7 +101,8 @@ class _Run(Section):
         Args:
             path: The YAML file.
             overrides: Items ``dotted.key=value``, applied in this order.
-            places: Given if the config is sent to a cluster, whose absolute paths need not exist here.
+            places: Context of a config that is sent to a cluster: absolute paths need not exist on this
+                machine, relative ones are collected. None: the run starts here, so all paths must exist.
 
         Raises:
             InputError: A key cannot work; the message lists every such key.
@@ -111,7 +115,7 @@ class _Run(Section):
         return self.output or (Path("runs") / self.name).absolute()
 
     @model_validator(mode="after")
-    def _output_stays(self) -> Self:
+    def _output_outlives_job(self) -> Self:
         if in_job_folder(self.output_dir):
             raise ValueError(
                 f"output: {self.output_dir} lies in the job's temporary working directory, which is deleted; "
@@ -127,7 +131,7 @@ class Config(_Run):
     taps: dict[TapName, TapPath] | None = Field(
         None,
         description="tap: module path, or {teacher: module path, ..., student: module path}; "
-        "null: every layer of the student's family.",
+        "null: every layer of the student's network, which must then be one of our families, such as plain.",
     )
     student: StudentConfig = Field(StudentConfig(), description="The network of the student.")
     baseline: Literal["distill", "scratch"] | None = Field(
@@ -146,7 +150,7 @@ class Config(_Run):
     tune: TuneConfig = Field(TuneConfig(), description="What `ka-ray tune` tries.")
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "Config":
+    def _names_are_consistent(self) -> "Config":
         names = [teacher.name for teacher in self.teachers]
         if len(names) < 2:
             raise ValueError(f"teachers: at least two are needed, given: {names}")
@@ -176,15 +180,16 @@ class Config(_Run):
         return self
 
     @model_validator(mode="after")
-    def _trials_learn(self) -> "Config":
+    def _tuned_rates_are_used(self) -> "Config":
         if self.tune.learning_rates and not self.joint.any_steps:
             raise ValueError(
-                "tune.learning_rates: are of joint learning, of which joint.epochs: 0 allows none"
+                "tune.learning_rates: need joint learning, which joint.epochs: 0 turns off; "
+                "give epochs, or joint.images"
             )
         return self
 
     @model_validator(mode="after")
-    def _batches_split(self) -> "Config":
+    def _batches_reach_all_workers(self) -> "Config":
         for key in ("codes", "layers", "joint"):
             check_batch(f"{key}.batch_size", getattr(self, key).batch_size, self.ray.worker_range[1])
         for name, section in (("distill", self.baselines.distill), ("scratch", self.baselines.scratch)):
@@ -211,7 +216,7 @@ class TeachConfig(_Run):
 
 
 def check_batch(key: str, batch_size: int, workers: int) -> None:
-    """Check that every training worker gets an image of a global batch.
+    """Check that every training worker gets at least one image of each global batch.
 
     Args:
         key: The config key of the batch size.

@@ -14,17 +14,21 @@ class ExtractConfig(Section):
     images: int | None = Field(
         10_000,
         ge=1,
-        description="Number of images whose features are stored; of the others only the scores "
-        "are. null: all.",
+        description="Number of images whose features are stored; for the others, only scores are stored. "
+        "null: all images.",
     )
     batch_size: int = Field(64, ge=1, description="Images per call of a teacher.")
     actors_per_teacher: int = Field(
         1,
         ge=1,
-        description="Copies of each teacher that run in parallel; as many actors evaluate if they fit.",
+        description="Copies of each teacher that run in parallel. Students are evaluated by the same number "
+        "of actors, or fewer if the cluster has no room.",
     )
     reducers: int = Field(
-        1, ge=1, description="Actors that add up stacked features; each gets the resources of a teacher."
+        1,
+        ge=1,
+        description="Used by `spectrum` and `tune`: actors that sum over the stacked features of all images. "
+        "Each gets the resources of a teacher.",
     )
     object_store_gib: float | None = Field(
         None,
@@ -64,10 +68,11 @@ class EnergyWidths(Section):
 
 
 def _kind_of_widths(given: Any) -> str:
+    """Return the tag of the alternative of :data:`Widths` that a value is meant to be."""
     if isinstance(given, LikeTeacher | EnergyWidths):
         return next(iter(type(given).model_fields))
     rules = [rule for rule in ("like", "energy") if isinstance(given, dict) and rule in given]
-    return rules[0] if rules else "taps"
+    return rules[0] if rules else "taps"  # any other dict gives a width per tap
 
 
 Widths = Annotated[
@@ -83,15 +88,13 @@ class ScoresConfig(Section):
 
     rule: Literal["concatenate", "mean", "max", "conditional"] | None = Field(
         None,
-        description="How scores of teachers are put together; null: concatenate disjoint label "
-        "sets, take the mean"
-        "if they overlap.",
+        description="How the teachers' scores are combined; null: concatenate them if the label sets are "
+        "disjoint, take the mean if they overlap.",
     )
     center: bool = Field(
         False,
-        description="Subtract from each teacher's scores their mean over its classes: for teachers "
-        "whose scores"
-        "have different scales.",
+        description="Subtract from each teacher's scores their mean over its classes: for teachers whose "
+        "scores have different scales.",
     )
     views: tuple[Literal["flip", "shift"], ...] = Field(
         (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
@@ -102,7 +105,7 @@ class ScoresConfig(Section):
 
     @field_validator("views", mode="before")
     @classmethod
-    def _one_or_more(cls, views: Any) -> Any:
+    def _single_view_to_tuple(cls, views: Any) -> Any:
         return (views,) if isinstance(views, str) else () if views is None else views
 
 
@@ -121,14 +124,14 @@ class CodesConfig(TrainingConfig):
     )
     basis: Literal["principal", "channels"] = Field(
         "principal",
-        description="Used by `solver: exact`. principal: the subspace that loses least; channels: "
-        "a choice of the"
-        "stacked channels, on which an activation keeps its meaning.",
+        description="Used by `solver: exact`. principal: the subspace that loses least variance; channels: "
+        "some of the stacked channels themselves, so that an activation acts on the code as on "
+        "the teachers' features.",
     )
     widths: Widths | None = Field(
         None,
-        description="{like: TEACHER}, {energy: share of the variance} or {TAP: channels, ...}; null: the "
-        "student's own.",
+        description="{like: TEACHER}, {energy: share of the variance} or {TAP: channels, ...}; null: as "
+        "many channels as the student's network has at the tap.",
     )
     positions_per_image: int = Field(
         16,
@@ -157,7 +160,7 @@ class LayersConfig(TrainingConfig):
     inputs: Literal["codes", "student"] = Field(
         "codes",
         description="Used by `least_squares`. codes: each layer gets the code before it, all "
-        "layers in one pass;"
+        "layers in one pass; "
         "student: layer after layer, each gets the student's own features and compensates earlier errors.",
     )
     positions_per_image: int = Field(
@@ -168,15 +171,14 @@ class LayersConfig(TrainingConfig):
     ridge: float | None = Field(
         None,
         gt=0,
-        description="Used by `least_squares`, relative to a layer's mean input variance; null: "
-        "chosen layer by"
-        "layer on held-out images.",
+        description="Used by `least_squares`: strength of ridge regression, relative to a layer's mean input "
+        "variance; null: chosen layer by layer on held-out images.",
     )
     max_gram_gib: float = Field(
         4,
         ge=0,
         description="Used by `least_squares`: a layer with a larger Gram matrix is solved by "
-        "conjugate gradients,"
+        "conjugate gradients, "
         "which need many passes over the images instead of the matrix.",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
@@ -191,10 +193,12 @@ class LayersConfig(TrainingConfig):
 
 
 class JointConfig(TrainingConfig):
-    """Joint learning: the folded student learns end to end towards the amalgamated scores."""
+    """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
 
     epochs: int = Field(
-        10, ge=0, description="Number of passes over the images; 0: the student stays as its layers made it."
+        10,
+        ge=0,
+        description="Number of passes over the images; 0: no joint learning, only layer-wise.",
     )
     beta2: float = Field(
         0.999, ge=0, lt=1, description="Decay rate of Adam's running mean of squared gradients."

@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Extraction:
-    """One pass over images that stores features or scores.
+    """What one pass over images reads, and where it stores features or scores.
 
     Attributes:
         images: The images.
-        folder: Gets the shards.
-        row_bytes: Estimated size of one image's row.
+        folder: The folder in which the shards (files of rows) are stored.
+        row_bytes: Estimated size of the row that is stored for one image, in bytes.
         only_classes: Keep only images with these labels; None keeps all.
     """
 
@@ -69,7 +69,7 @@ def extract_features(
         ClusterError: Workers were lost repeatedly without progress.
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.images.source)
-    on_images(shards.resumed)
+    on_images(shards.resumed)  # those of an earlier attempt
     log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
 
     def one_pass(ids: Ids) -> None:
@@ -78,7 +78,7 @@ def extract_features(
         for row in _write(rows, work, teachers, pools, reading, log).iter_rows():
             on_images(int(row["images"]))
 
-    passes = repeat_until_complete(work.images.ids, shards.settle, one_pass, log)
+    passes = repeat_until_complete(work.images.ids, shards.recover, one_pass, log)
     summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
     summary |= {"passes": passes, "seconds": time.perf_counter() - began}
     mark_folder_finished(work.folder, summary)
@@ -86,33 +86,40 @@ def extract_features(
 
 
 class _Shards:
-    """The rows that a folder holds, counted again after every pass."""
+    """The shards in a folder: which images have a row there. Checked again after every pass."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         make_folder(folder)
-        known, listing = folder / "listing.json", {"sha256": source.digest}
-        if known.exists() and read_json(known) != listing:
-            # Ids are places in the list of images: with another list, every row would be another image's.
+        listing_file, listing = folder / "listing.json", {"sha256": source.digest}
+        if listing_file.exists() and read_json(listing_file) != listing:
+            # An id is a position in the list of images. In another list, the stored ids mean other images.
             logger.warning(
                 "%s: the images have changed since the last attempt; starting from scratch", folder
             )
             create_shard_folder(folder)
-        write_json(known, listing)
-        self._folder, self._doubled, self._damaged = folder, 0, list[str]()
-        self.resumed = len(self.settle())
+        write_json(listing_file, listing)
+        # Counted over all passes, while `_recovered` describes only the latest state of the folder.
+        self._folder, self._duplicate_rows, self._damaged = folder, 0, list[str]()
+        self.resumed = len(self.recover())
 
-    def settle(self) -> Ids:
+    def recover(self) -> Ids:
         """Remove damaged and duplicate rows, and return the ids of the images that have a row."""
-        self._standing = recover_shards(self._folder)
-        self._doubled += self._standing.duplicate_rows
-        self._damaged += self._standing.damaged
-        return self._standing.ids
+        self._recovered = recover_shards(self._folder)
+        self._duplicate_rows += self._recovered.duplicate_rows
+        self._damaged += self._recovered.damaged
+        return self._recovered.ids
 
     @property
     def summary(self) -> dict[str, Any]:
-        standing = self._standing
-        counts = {"images": len(standing.ids), "bytes": standing.num_bytes, SHARDS_KEY: standing.shards}
-        return counts | {"resumed": self.resumed, "duplicate_rows": self._doubled, "damaged": self._damaged}
+        kept = self._recovered
+        return {
+            "images": len(kept.ids),
+            "bytes": kept.num_bytes,
+            SHARDS_KEY: kept.shards,
+            "resumed": self.resumed,
+            "duplicate_rows": self._duplicate_rows,
+            "damaged": self._damaged,
+        }
 
 
 def _write(
@@ -123,9 +130,14 @@ def _write(
     reading: ReadSpec,
     log: Any,
 ) -> ray.data.Dataset:
+    """Write the rows as shards; the returned dataset has a row per shard, with its number of images."""
+    # All teachers have the same taps, so those of the first one are read here.
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size
-    per_shard = max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
+    # Rounded down to a multiple of the batch size in which the rows come from the teachers.
+    rows_per_shard = (
+        max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
+    )
     scores = TARGETS if reading.scores.views else SCORES
     write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], log, scores)
-    return rows.map_batches(write, batch_size=per_shard, **remote_options(pools.placement.decoding))
+    return rows.map_batches(write, batch_size=rows_per_shard, **remote_options(pools.placement.decoding))

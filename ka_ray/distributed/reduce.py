@@ -1,12 +1,11 @@
-"""Map-reduce over images: sums of what the teachers give, kept where they are computed, merged in a tree.
+"""Map-reduce over images: sum statistics of the teachers' features and scores in actors, then merge the sums.
 
-Nothing of an image outlives its batch, so neither disk nor memory nor what is merged over the network grows
+Only sums are kept, not the images' features. So disk, memory and network traffic of the merge do not grow
 with the number of images.
 
-Ray Data could aggregate, too (`Dataset.aggregate`), but one block at a time, in tasks of its own: every
-block of features would be copied out of the teachers' actors, and its sums, as large as a square of the
-number of channels, written to the object store. An actor that gets a stream adds to the same sums, on its
-GPU if it has one.
+`Dataset.aggregate` of Ray Data could do this, too, but it makes separate sums for every block of rows, in
+separate tasks. Sums hold matrices of channels x channels, so each block would write large sums to the object
+store. Here an actor adds its whole part of the stream to the same sums, on its GPU if it has one.
 """
 
 import time
@@ -34,23 +33,25 @@ from ka_ray.numerics.named_moments import NamedMoments, merge_moments
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 
 POLL_S = 1.0
+"""Seconds between two reports of progress."""
 
 COUNT_BYTES = 8
+"""Size of the count of one tap's moments, an integer of 64 bits."""
 
 
 class Meter(Protocol):
-    """Adds batches up to sums whose size no number of images changes."""
+    """Adds batches to sums, whose size does not depend on the number of images."""
 
     def add(self, batch: Mapping[str, Tensor]) -> None:
-        """Add ``image [n, 3, H, W]``, every tap's ``[n, S, *space]``, ``scores`` and ``draws``."""
+        """Add ``image [n, 3, H, W]``, per tap ``[n, S, *space]``, ``scores`` and random numbers ``draws``."""
 
     @property
     def total(self) -> NamedMoments:
-        """What was added."""
+        """The sums over all batches so far."""
 
 
 class MakeMeter(Protocol):
-    """Makes a meter, in a reducer."""
+    """Function that makes a meter; it is sent to the reducers and called there."""
 
     def __call__(self, *, device: torch.device) -> Meter:
         """Make one that sums on a device."""
@@ -62,10 +63,10 @@ class Reducer:
 
     Args:
         make_meter: Makes the object that adds up batches.
-        pools: The processes of the pass; they set the batch size.
+        pools: The settings of the pass, among them the batch size.
         share: The resources of this reducer.
         reading: Which features and scores of the teachers are added up.
-        seed: The seed of the random numbers of each image.
+        seed: The seed of ``draws``, random numbers that depend only on the seed and the image's id.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Reducer:
 
 @ray.remote(num_cpus=0)
 def merged(first: NamedMoments, second: NamedMoments) -> NamedMoments:
-    """Merge two sums in a task, so that the driver holds neither.
+    """Merge two sums in a task, so that the driver does not have to hold the sums of all reducers.
 
     Args:
         first: Some sums.
@@ -116,7 +117,7 @@ def merged(first: NamedMoments, second: NamedMoments) -> NamedMoments:
 
 @ray.remote(num_cpus=0)
 def size_of(sums: NamedMoments) -> int:
-    """Return the size of sums in bytes as they cross the network, without their names."""
+    """Return the size of sums in bytes when they are sent over the network, without their names."""
     return sum(part.mean.nbytes + part.scatter.nbytes + COUNT_BYTES for part in sums.values())
 
 
@@ -132,13 +133,14 @@ def reduce_images(
     """Stream images through the teachers into meters, and merge their sums.
 
     Args:
-        work: The images.
+        work: The images; nothing is stored in its folder.
         teachers: The teachers in stacking order.
-        pools: The processes of the pass.
+        pools: The number and the resources of the processes of the pass.
         reading: Which features and scores are added up.
         make_meter: Called by every reducer.
         seed: The seed of the random numbers of each image.
-        on_images: Called with the number of images added since the last call.
+        on_images: Called with the number of images added since the last call; with a negative number if an
+            attempt failed, whose images are read again.
 
     Returns:
         The sums, and the content of a :class:`ka_ray.reports.summaries.ReductionSummary`.
@@ -149,13 +151,16 @@ def reduce_images(
     began = time.perf_counter()
     log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
-    start = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
+    reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
         images = read_images(work.images, log, pools)
         rows = through_teachers(images, teachers, pools, reading, log)
-        many = range(pools.extract.reducers)
-        return _reduce(rows, [start.remote(make_meter, pools, share, reading, seed) for _ in many], on_images)
+        reducers = [
+            reducer_class.remote(make_meter, pools, share, reading, seed)
+            for _ in range(pools.extract.reducers)
+        ]
+        return _reduce(rows, reducers, on_images)
 
     sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
     _check_count(summary["images"], len(work.images.ids) - len(ray.get(log.without_row.remote())))
@@ -170,23 +175,28 @@ def _check_count(images: int, wanted: int) -> None:
 def _reduce(
     rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None]
 ) -> tuple[NamedMoments, dict[str, Any]]:
-    """Split a stream among reducers, wait for them, and merge what they hold; then they end.
+    """Split a stream among reducers, wait for them, merge their sums, and stop the reducers.
 
-    Where one is lost, its sums are: the images of this attempt are counted back.
+    If a reducer is lost, so are its sums, and the whole attempt fails. Its images are then subtracted from
+    the progress again.
     """
     queue, counted = beside_driver(ReportQueue), list[int]()
 
-    def count(more: int) -> None:
-        counted.append(more)
-        on_images(more)
+    def count(images: int) -> None:
+        counted.append(images)
+        on_images(images)
 
     try:
         parts = rows.streaming_split(len(reducers))
-        totals = [one.consume.remote(part, queue) for one, part in zip(reducers, parts, strict=True)]
+        totals = [reducer.consume.remote(part, queue) for reducer, part in zip(reducers, parts, strict=True)]
         _wait(totals, queue, count)
-        images = sum(ray.get([one.images.remote() for one in reducers]))
+        images = sum(ray.get([reducer.images.remote() for reducer in reducers]))
         num_bytes = ray.get(size_of.remote(totals[0]))
-        return ray.get(_tree(totals)), {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
+        return ray.get(_merge_in_tree(totals)), {
+            "images": images,
+            "bytes": num_bytes,
+            "reducers": len(reducers),
+        }
     except Exception:
         on_images(-sum(counted))
         raise
@@ -196,16 +206,16 @@ def _reduce(
 
 
 def _wait(totals: Sequence[Any], queue: Any, on_images: Callable[[int], None]) -> None:
-    """Tell of images until every reducer is done; the first that fails ends it."""
+    """Report the number of added images until every reducer is done; if one fails, raise its error."""
     waiting = list(totals)
     while waiting:
         done, waiting = ray.wait(waiting, timeout=POLL_S)
-        ray.get(done)
+        ray.get(done)  # raises if one failed
         on_images(sum(int(entry["images"]) for entry in ray.get(queue.take.remote())))
 
 
-def _tree(totals: Sequence[Any]) -> Any:
-    """Merge pairs, then pairs of these: no process holds more than two sums."""
+def _merge_in_tree(totals: Sequence[Any]) -> Any:
+    """Merge sums in pairs, then the merged ones in pairs, and so on: no process holds more than two sums."""
     while len(totals) > 1:
         pairs = [totals[start : start + 2] for start in range(0, len(totals), 2)]
         totals = [merged.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]

@@ -22,7 +22,7 @@ TARGETS = "targets"
 def feature_column(tap: str, teacher: str) -> str:
     """Return the name of the column that holds one teacher's features of one tap.
 
-    The column exists only between the steps that run the teachers; :func:`stack_columns` replaces it.
+    The column exists only while batches pass from teacher to teacher; :func:`stack_columns` then replaces it.
 
     Args:
         tap: Name of the tap, :data:`SCORES` or :data:`TARGETS`.

@@ -75,12 +75,13 @@ def save_run_id(folder: Path, run_id: str | None, file: str = RUN) -> None:
 
 
 def check_disk(folder: Path, needed_bytes: int, begun: Sequence[Path] = ()) -> None:
-    """Check that a local disk has room for features; the room of an object store is not known.
+    """Check that a local disk has room for features; nothing is checked if the folder is in an object store.
 
     Args:
         folder: The folder on the disk.
         needed_bytes: The size of all features.
-        begun: Folders that hold a part of the features from an earlier attempt.
+        begun: Folders in which an earlier attempt has already stored some of the features, which therefore
+            need no more room.
 
     Raises:
         InputError: The disk has too little room.

@@ -1,5 +1,8 @@
 """Train one link of each tap's chain of auto-encoders, all taps side by side.
 
+A chain turns the stacked features of a tap into its code. The methods ``direct`` and ``common_features`` have
+a single link; ``incremental`` has one for the first two teachers and one for each further teacher.
+
 Shapes: B images, S stacked channels, C code channels, ``*space`` height and width, n positions.
 """
 
@@ -26,7 +29,7 @@ class CodesLearner(nn.Module):
 
     Args:
         method: Method of amalgamation, a key of :data:`ka_ray.amalgamation.METHODS`.
-        moments: Tap name -> moments of its stacked features.
+        moments: Tap name -> moments (count, mean and scatter matrix) of its stacked features.
         amalgamations: Tap name -> :class:`ka_ray.amalgamation.Amalgamation` whose earlier links are trained.
         channels: Tap name -> number of channels of each teacher.
         link: Number of the link to train, from 0.
@@ -93,7 +96,8 @@ def build_amalgamations(
     amalgamations = nn.ModuleDict()
     for tap, counts in channels.items():
         with _tap_in_message(tap):
-            amalgamations[tap] = Amalgamation(METHODS[method].spans(counts), widths[tap])
+            spans = METHODS[method].spans(counts)  # number of stacked channels that each link adds
+            amalgamations[tap] = Amalgamation(spans, widths[tap])
     return amalgamations
 
 
@@ -107,7 +111,7 @@ def _tap_in_message(tap: str) -> Iterator[None]:
 
 
 def standardise_codes(amalgamations: nn.ModuleDict, moments: Mapping[str, Moments]) -> None:
-    """Scale each tap's code to a mean variance of 1, so that one learning rate suits all layers.
+    """Scale each tap's code to variance 1 (mean over channels), so that one learning rate suits all layers.
 
     Args:
         amalgamations: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`; its scale is set in place.
@@ -140,7 +144,10 @@ class TapMomentsMeter:
 
     @torch.no_grad()
     def add(self, batch: Mapping[str, Tensor]) -> None:
-        """Add a batch: ``[B, S, *space]`` per tap and, to sample positions, ``draws [B, 1 or more]``."""
+        """Add a batch: ``[B, S, *space]`` per tap.
+
+        To sample positions, it also needs ``draws [B, 1 or more]``, uniform random numbers of each image.
+        """
         for tap, meter in self._meters.items():
             features = self._activations[tap](batch[tap]) if tap in self._activations else batch[tap]
             if self._positions is not None:

@@ -38,7 +38,8 @@ class LayerSolver:
         student: Student whose layers are set in place.
         encoders: Tap name -> :class:`ka_ray.amalgamation.Amalgamation`, whose codes are inputs and targets.
         config: Section `layers` of the config.
-        batches: Function from column names to batches with :data:`NUM_SOLVER_DRAWS` draws per image.
+        batches: Function from column names to batches, with :data:`NUM_SOLVER_DRAWS` random numbers per image
+            in the column ``draws``: the first chooses positions, the second whether the image is held out.
         report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
     """
 
@@ -78,9 +79,22 @@ class LayerSolver:
             batches = self._batches(["image", *dict.fromkeys([*taps, *feeding])])
             solutions |= self._solve_layers(taps, batches)
             losses = {tap: solutions[tap].relative_error for tap in taps}
-            images = len(batches.rows) * number // len(groups)  # each layer uses each image once
+            # Each group passes over all images. In the report, all groups together count as one pass.
+            images = len(batches.rows) * number // len(groups)
             seconds = time.perf_counter() - self._began
-            history.append(Progress("layers", number, len(groups), 1, 1, images, seconds, losses))
+            # Each group is reported as an epoch of a single step.
+            history.append(
+                Progress(
+                    stage="layers",
+                    epoch=number,
+                    epochs=len(groups),
+                    step=1,
+                    steps=1,
+                    images=images,
+                    seconds=seconds,
+                    losses=losses,
+                )
+            )
             self._report(history[-1])
         return solutions, history
 
@@ -101,6 +115,7 @@ class LayerSolver:
         self, taps: Sequence[str], batches: Batches
     ) -> dict[str, tuple[list[Moments], list[Moments]]]:
         """Return, per tap and group of its layer, the moments of the images to fit and of those held out."""
+        # Per tap the pair (meters of images to fit, meters of held-out images), indexed by `held_out`.
         sums = {tap: (self._meters(tap, batches.device), self._meters(tap, batches.device)) for tap in taps}
         for tap, held_out, samples in self._samples(taps, batches) if taps else ():
             for meter, group in zip(sums[tap][held_out], samples.unbind(dim=1), strict=True):
