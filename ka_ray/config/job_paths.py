@@ -5,10 +5,10 @@ from typing import Any
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")  # a single slash, because pathlib merges two
 _JOB_FOLDER = re.compile(r"^.*/runtime_resources/working_dir_files/[^/]+(?:/|$)")
-"""The folder in which Ray unpacks a job's files. It is named after their content, deleted later."""
+"""The folder in which Ray unpacks a job's files: named after a hash of them, and deleted later."""
 
 JOB_FOLDERS = re.compile(r"/[^\s'\"]*/runtime_resources/working_dir_files/[^/]+/")
-"""Such folders anywhere in a text."""
+"""The same folders anywhere in a text, such as an error message."""
 
 
 class Places:

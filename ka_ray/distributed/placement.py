@@ -1,4 +1,4 @@
-"""The resources of every process of a run: what the config leaves open is chosen to fit. No Ray in here."""
+"""Choose the resources that the config leaves open, so that all processes of a run fit; without Ray."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from ka_ray.config import ExtractConfig, PlacementConfig, RayConfig, Resources, 
 from ka_ray.distributed.capacity import Demand, Host, shortage
 
 SCALES = (*(n / 100 for n in range(100, 0, -1)), *(n / 1000 for n in range(9, 0, -1)))
-"""Factors of the standard CPUs to try, largest first; with the smallest, 500 teachers share a core."""
+"""Factors of the standard CPUs to try, largest first; with the smallest, 2,000 teachers share a core."""
 
 RAY_UNITS = 10_000
 """Ray counts resources in steps of ``1 / RAY_UNITS``."""
@@ -131,7 +131,7 @@ def fit_placement(
         config: What the user set; None is chosen here.
         load: How many processes run at the same time.
         hosts: The nodes.
-        num_gpus: Number of GPUs that teachers and training workers may use without being told to.
+        num_gpus: Number of GPUs that teachers and training workers may use where the config does not say.
 
     Returns:
         The resources, and the least number of training workers: ``load.ray.workers``; if that is None, 2, or
@@ -170,8 +170,8 @@ def _fit_passes(
     actors = load.num_teachers * load.extract.actors_per_teacher
     gpu = _part_of_gpu(actors, max(1, load.extract.reducers), num_gpus)
     for scale in SCALES:
-        # If it is enough that one of the two shrinks (each may have nodes of its own), the other does not:
-        # smaller decoding tasks would only mean more of them at the same time.
+        # Teachers and decoding may have separate nodes. So shrink only one of the two if that is enough:
+        # shrinking decoding tasks without need would only let more of them run at the same time.
         for teacher_scale, decoding_scale in ((scale, 1), (1, scale), (scale, scale)):
             teachers = _fill_in(config.teachers, STANDARD.teachers, teacher_scale, gpu)
             decoding = _fill_in(config.decoding, STANDARD.decoding, decoding_scale)
@@ -191,7 +191,7 @@ def _part_of_gpu(actors: int, downstream: int, num_gpus: int) -> float:
 
 
 def _worker_counts(ray: RayConfig) -> tuple[int, ...]:
-    """Return the least numbers of training workers to try, the preferred one first."""
+    """Return the least numbers of training workers to try, the preferred one first: 2, then 1, if not set."""
     return (ray.worker_range[0], 1) if ray.workers is None else (ray.worker_range[0],)
 
 
@@ -208,7 +208,7 @@ def _training_options(
     for options in (on_gpus, [(count, 0.0) for count in counts]):
         for count, gpu in options:
             yield count, _fill_in(config, STANDARD.trainers, 1, gpu)
-        for count, gpu in options[-1:]:
+        for count, gpu in options[-1:]:  # only the smallest count is tried with fewer CPUs
             for scale in SCALES[1:]:
                 yield count, _fill_in(config, STANDARD.trainers, scale, gpu)
 

@@ -22,7 +22,10 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 MAX_IDLE_PASSES = 2
-"""A run ends after this many consecutive passes without a new row; each pass has restarted its actors."""
+"""A run ends after this many consecutive passes without a new row.
+
+The number is small because Ray has restarted dead actors within each pass already.
+"""
 
 
 def repeat_until_complete(
@@ -80,6 +83,7 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
         try:
             return work()
         except Exception as error:
+            # `unwrap` returns another error if a worker raised one for the user: it would be raised again.
             if not lost(error) or unwrap(error) is not error or failures == max_failures:
                 raise explain(error, log) from error
             logger.warning("workers were lost; the pass starts again (%s)", last_line(str(error)))
@@ -87,15 +91,15 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
 
 
 def explain(error: Exception, log: Any) -> BaseException:
-    """Turn the error of a pass into one for the user: what a worker raised itself, or what died, and why.
+    """Turn the error of a pass into one for the user: what a worker raised, or what died and why.
 
     Args:
         error: What the pass raised.
         log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
     """
-    meant = unwrap(error)
-    if meant is not error or not lost(error):
-        return meant
+    user_error = unwrap(error)
+    if user_error is not error or not lost(error):
+        return user_error
     exhausted = ray.get(log.exhausted.remote())
     if exhausted is None or not mentions(error, exhausted[1]):
         return ClusterError(f"workers were lost again and again: {cause_of_death(error) or error}")

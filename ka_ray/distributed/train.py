@@ -28,6 +28,7 @@ Work = Callable[[torch.device, ProgressCallback], None]
 """The code of every worker, called with its device and a callback for progress reports."""
 
 POLL_S = 0.5
+"""Seconds between two looks at the queue of reports, or at the nodes while waiting for room."""
 
 RESIZE_S = 30.0
 """How often an elastic group checks whether there is room for more workers."""
@@ -69,28 +70,29 @@ def train_in_workers(
         tell: Called on the driver with messages for the user: lost workers, the size of a new group.
 
     Raises:
-        ClusterError: Workers were lost repeatedly.
+        ClusterError: Workers were lost repeatedly without a finished epoch in between.
         Exception: The error that a worker raised itself, or else the first one that ``report`` raised.
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
     for experiment in new_experiments(group.records, group.name):
-        follower, before = ReportForwarder(report, tell, ended, errors), len(ended)
+        forwarder, ended_before = ReportForwarder(report, tell, ended, errors), len(ended)
         try:
-            _run_group(work, group, experiment, follower)
+            _run_group(work, group, experiment, forwarder)
             break
         except Exception as error:
-            meant = unwrap(error)
-            if meant is not error or not lost(error):
-                raise meant from error
-            failures = 1 if len(ended) > before else failures + 1
-            _check_again(failures, group.config, error)
+            user_error = unwrap(error)  # `error` itself if it holds none for the user
+            if user_error is not error or not lost(error):
+                raise user_error from error  # it would be raised again, so no new group starts
+            # An epoch that ended in this group is progress: the count of failures starts again.
+            failures = 1 if len(ended) > ended_before else failures + 1
+            _check_failures(failures, group.config, error)
             tell(f"training workers were lost, starting others: {last_line(str(error))}")
             _wait_for_room(group.config, group.share, tell)
     if errors:
         raise errors[0]
 
 
-def _check_again(failures: int, config: RayConfig, error: Exception) -> None:
+def _check_failures(failures: int, config: RayConfig, error: Exception) -> None:
     if failures > config.max_failures:
         raise ClusterError(
             f"training lost workers {failures} times in a row without an epoch in between, or they waited "
@@ -98,24 +100,27 @@ def _check_again(failures: int, config: RayConfig, error: Exception) -> None:
         ) from error
 
 
-def _run_group(work: Work, group: WorkerGroup, experiment: str, follower: "ReportForwarder") -> None:
-    queue = follower.queue
+def _run_group(work: Work, group: WorkerGroup, experiment: str, forwarder: "ReportForwarder") -> None:
+    """Run the code in one group of workers until it ends or workers are lost."""
+    queue = forwarder.queue
 
     def train_loop_per_worker() -> None:
         torch.set_num_threads(max(1, round(group.share.cpu)))
         reporter = WorkerReporter(queue, group.output)
         work(ray.train.torch.get_device(), reporter)
-        reporter.report_epoch()
+        reporter.report_epoch()  # the last epoch: reports to Ray Train are only made now and then
 
-    with follower:
+    with forwarder:
         _trainer(train_loop_per_worker, group, experiment).fit()
 
 
 def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], None]) -> None:
-    """Wait until the nodes that are left, or come, hold a group; Ray Train would wait for ever, silently.
+    """Wait until the cluster has room for a group, on the nodes that are left or on new ones.
+
+    Ray Train would wait, too, but without a message and without a limit of time.
 
     Raises:
-        ClusterError: They do not for ``ray.timeout_s``.
+        ClusterError: There is still no room after ``ray.timeout_s``.
     """
     began, problem = time.monotonic(), shortage_of_workers(config, share)
     if problem is not None:
@@ -134,17 +139,17 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
         train_loop_per_worker,
         scaling_config=ScalingConfig(
             elastic_resize_monitor_interval_s=RESIZE_S,
-            num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes both
+            num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes a pair
             use_gpu=share.gpu > 0,
             resources_per_worker=needs(share),
-            label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # of V2
+            label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # only in V2
         ),
         run_config=RunConfig(
             name=experiment,
             **storage(group.records),
-            # Ray Train would start a group again after any error, also one that happens every time, and count
-            # all failures of a run. `train_in_workers` stops at a mistake, counts only failures without a
-            # finished epoch in between, and says when it waits for nodes.
+            # Ray Train's own retries would start a group again after any error, also one that happens every
+            # time, and would count all failures of a run. `train_in_workers` retries only after lost workers,
+            # counts only failures without a finished epoch in between, and says when it waits for nodes.
             failure_config=FailureConfig(max_failures=0),
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),
@@ -152,7 +157,7 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
 
 
 class ReportForwarder:
-    """Forwards the reports of rank 0 from a separate thread while its block runs.
+    """Context manager that forwards the reports of rank 0 from a separate thread.
 
     :class:`ka_ray.distributed.epoch_reports.WorkerReporter` explains why they come through a queue.
 
@@ -170,32 +175,32 @@ class ReportForwarder:
         ended: set[tuple[str, int]],
         errors: list[Exception],
     ) -> None:
-        self._report, self._tell, self._epochs, self._errors = report, tell, ended, errors
+        self._report, self._tell, self._ended_epochs, self._errors = report, tell, ended, errors
         self.queue = beside_driver(ReportQueue)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._forward_all, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *error: Any) -> None:
-        self._ended.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _follow(self) -> None:
+    def _forward_all(self) -> None:
         last_round = False
         while not last_round:
-            last_round = self._ended.wait(POLL_S)
+            last_round = self._stopped.wait(POLL_S)
             for entry in ray.get(self.queue.take.remote()):
                 try:
-                    self._hand_on(entry)
+                    self._forward(entry)
                 except Exception as error:  # a tracker out of reach must not cost hours of training
                     self._errors.append(error)
 
-    def _hand_on(self, entry: dict[str, Any]) -> None:
+    def _forward(self, entry: dict[str, Any]) -> None:
         if "workers" in entry:
             return self._tell(f"a group of {entry['workers']} workers has begun")
         progress = Progress(**entry)
         if progress.epoch_ended:
-            self._epochs.add((progress.stage, progress.epoch))
+            self._ended_epochs.add((progress.stage, progress.epoch))
         return self._report(progress)

@@ -34,7 +34,8 @@ class StudentSpec:
     """Everything that is needed to build a student and to use it.
 
     Attributes:
-        network: Name of a family or of a torchvision model, or the import path of a factory.
+        network: Name of a family (a key of :data:`ka_ray.student.families.FAMILIES`) or of a torchvision
+            model, or the import path of a factory.
         arguments: Arguments of the network's builder.
         paths: tap -> layer of the family, or module path of the network; in order from the image to the
             scores.
@@ -157,8 +158,8 @@ class Student(nn.Module):
         Stages that torch.fx cut out of a network give an identity, because their modules are in no fixed
         order.
         """
-        later = itertools.pairwise(self.stages.items())
-        return {tap: get_channelwise_prefix(following) for (tap, _), (_, following) in later}
+        pairs = itertools.pairwise(self.stages.items())
+        return {tap: get_channelwise_prefix(next_stage) for (tap, _), (_, next_stage) in pairs}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, 3, H, W]`, pixels in 0 ... 255, to scores `[B, K]`."""
