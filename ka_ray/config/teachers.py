@@ -11,8 +11,12 @@ class Preprocessing(Section):
     """What a network does to an image in [0, 1] before its first layer."""
 
     size: int | None = Field(None, ge=1, description="Resize to size x size (bilinear); null: as decoded.")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of [0, 1].")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of [0, 1].")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="Mean of the pixels in [0, 1], per channel; it is subtracted."
+    )
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="Standard deviation, per channel; the difference is divided by it."
+    )
 
 
 class Augmentation(Section):
@@ -28,7 +32,7 @@ class Augmentation(Section):
 
 
 class TeachingConfig(Section):
-    """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle rate)."""
+    """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle learning rate)."""
 
     epochs: int = Field(10, ge=1, description="Number of passes over the images.")
     batch_size: int = Field(128, ge=1, description="Images per step, over all workers together.")
@@ -51,7 +55,7 @@ class TeacherConfig(Section):
     training: TeachingConfig | None = Field(None, description="null: the weights come from `checkpoint`.")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "TeacherConfig":
+    def _one_source_of_weights(self) -> "TeacherConfig":
         if self.checkpoint is not None and self.training is not None:
             raise ValueError(f"teacher {self.name}: give `checkpoint` or `training`, not both")
         return self

@@ -24,12 +24,13 @@ class PassMonitor:
 
     Args:
         max_unreadable: How many images may be unreadable.
-        max_restarts: How often an actor, or a task's piece of work, may be started again in one pass.
+        max_restarts: How often an actor, or one piece of work of a task (such as a chunk of images), may be
+            started again in one pass.
     """
 
     def __init__(self, max_unreadable: int, max_restarts: int) -> None:
         self._max_unreadable, self._max_restarts = max_unreadable, max_restarts
-        self._workers: dict[str, list[str]] = {}
+        self._workers: dict[str, list[str]] = {}  # unit -> the worker of each start, see `started`
         self._exhausted: tuple[Any, str, list[str]] | None = None  # see `exhausted`
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
@@ -58,18 +59,18 @@ class PassMonitor:
         self._placements.append(placement)
 
     def started(self, process: Any, unit: str, worker: str) -> bool:
-        """Count a start of an actor, or of a task's piece of work; return whether it is one too many.
+        """Count a start of an actor, or of a piece of work of a task; return whether it is one too many.
 
         Args:
-            process: A :class:`ka_ray.distributed.restarts.Restartable`, what is started.
-            unit: The id of the actor or of the piece, the same at every start.
-            worker: Ray's id of the process.
+            process: What is started, a :class:`ka_ray.distributed.restarts.Restartable`.
+            unit: The id of the actor or of the piece of work, the same at every start.
+            worker: Ray's id of the worker process, another one at every start.
         """
         workers = self._workers.setdefault(unit, [])
         workers.append(worker)
         too_often = len(workers) > self._max_restarts + 1
         if too_often:
-            self._exhausted = process, unit, workers[:-1]  # the last one lives: it asks
+            self._exhausted = process, unit, workers[:-1]  # the dead ones: the last one is the caller
         return too_often
 
     def exhausted(self) -> tuple[Any, str, list[str]] | None:
@@ -85,8 +86,9 @@ class PassMonitor:
 class ReportQueue:
     """Carries reports from workers to the driver, as plain dicts.
 
-    Why training does not report by Ray Train says :class:`ka_ray.distributed.epoch_reports.WorkerReporter`.
-    `ray.util.queue.Queue` would need to know how many entries to take; this gives what there is in one call.
+    :class:`ka_ray.distributed.epoch_reports.WorkerReporter` explains why training does not report through Ray
+    Train. `ray.util.queue.Queue` must be told how many entries to take; this class returns all of them in one
+    call.
     """
 
     def __init__(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from ka_ray.config import Resources
 
 EPSILON = 1e-9
+"""Tolerance for rounding errors of fractional resources."""
+
 CPU, GPU = "CPU", "GPU"
 
 
@@ -47,6 +49,7 @@ class Demand:
 
 
 def _selects(selector: str, value: str | None) -> bool:
+    """Return whether a label's value (None: the node has no such label) satisfies a selector, as Ray does."""
     negated, text = selector.startswith("!"), selector.removeprefix("!")
     several = re.fullmatch(r"in\((.*)\)", text)
     wanted = [part.strip() for part in several[1].split(",")] if several else [text]
@@ -70,6 +73,7 @@ def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> st
         hosts: The nodes.
     """
     left = [dict(host.resources) for host in hosts]
+    # Demand -> indices of the nodes that have its labels. By id, because demands hold dicts: not hashable.
     choices = {id(d): [i for i, host in enumerate(hosts) if host.has(d.share.label)] for d in demands}
     in_order = sorted(demands, key=lambda d: (len(choices[id(d)]), -d.share.gpu, -d.share.cpu))
     for demand in in_order:
@@ -86,7 +90,8 @@ def _fits(each: Mapping[str, float], left: Mapping[str, float]) -> bool:
     return all(left.get(name, 0) + EPSILON >= amount for name, amount in each.items())
 
 
-def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], first: Demand) -> str:
+def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], unplaced: Demand) -> str:
+    """Write the sum of all demands beside what the nodes have, and name the demand that found no room."""
     names = list(dict.fromkeys(name for demand in demands for name in needs(demand.share)))
     sums = []
     for name in names:
@@ -99,9 +104,10 @@ def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], fi
         + "".join(f" {key}={value}" for key, value in host.labels.items() if not key.startswith("ray.io/"))
         for host in hosts
     ]
-    wanted = ", ".join(f"{key}={value}" for key, value in first.share.label.items())
+    wanted = ", ".join(f"{key}={value}" for key, value in unplaced.share.label.items())
     where = f" on nodes labelled {wanted}" if wanted else ""
     return (
         f"the plan is larger than the cluster: {stage} needs {'; '.join(sums)}. "
-        f"No room is left for {first.what}{where}; the nodes have {' | '.join(offers)}. Lower {first.key}"
+        f"No room is left for {unplaced.what}{where}; the nodes have {' | '.join(offers)}. "
+        f"Lower {unplaced.key}"
     )

@@ -1,4 +1,4 @@
-"""From counts to the accuracies of a report."""
+"""Compute the accuracies of a report from counts of correct predictions."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ def measure_accuracy(counts: Counts, teachers: Sequence[str]) -> Accuracy:
     """Compute all accuracies of a student, or of the teachers without one.
 
     Args:
-        counts: What was counted over all evaluation images.
+        counts: Confusion matrices and counts of correct predictions over all evaluation images.
         teachers: The names of the teachers, in stacking order.
     """
     return Accuracy.model_validate(compute_accuracies(counts, teachers))
