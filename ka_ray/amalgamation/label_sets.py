@@ -146,7 +146,7 @@ class LabelSets:
             return scores.where(known, 0).sum(dim=1) / known.sum(dim=0)
         if self.rule == "max":
             return scores.where(known, -torch.inf).amax(dim=1)
-        # In float64: a sure teacher's small probabilities matter where other teachers know those classes.
+        # In float64: a confident teacher's small probabilities matter where others know those classes.
         conditionals = scores.double().where(known, -torch.inf).softmax(dim=2)
         return unify_distributions(conditionals, known).to(teacher_scores.dtype)
 

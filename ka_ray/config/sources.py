@@ -67,24 +67,26 @@ class ParquetImages(_Images):
         return self.label_column is not None
 
 
-def _as_the_whole(part: Any, info: ValidationInfo) -> Any:
-    """Give a part of a mixture the keys that it shares with the mixture and may leave out."""
+def _inherit_from_mixture(part: Any, info: ValidationInfo) -> Any:
+    """Copy the keys that all parts share with their mixture into a part, which may leave them out."""
     given = part.model_dump(exclude_unset=True) if isinstance(part, _Images) else part
     if not isinstance(given, dict):
         return given
-    whole = {key: info.data[key] for key in ("size", "resize", "max_unreadable") if key in info.data}
-    for key, value in whole.items():
+    # Only the keys of the mixture that are valid: pydantic reports the others itself.
+    inherited = {key: info.data[key] for key in ("size", "resize", "max_unreadable") if key in info.data}
+    for key, value in inherited.items():
         if key in given and given[key] != value:
             raise ValueError(
                 f"{key} = {given[key]} differs from {value}, the mixture's; set {key} only on the mixture"
             )
-    return {"size": 8} | given | whole  # 8 if the mixture's size is wrong: then only that is reported
+    # `size` is required. Any valid one (8) keeps a wrong size of the mixture from being reported twice.
+    return {"size": 8} | given | inherited
 
 
 Part = Annotated[
     DigitsImages | FolderImages | ParquetImages,
     Field(discriminator="source"),
-    BeforeValidator(_as_the_whole),
+    BeforeValidator(_inherit_from_mixture),
 ]
 """A source that a mixture may contain."""
 

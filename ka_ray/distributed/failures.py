@@ -1,4 +1,4 @@
-"""Dig the one clear message out of what Ray wraps around an error; tell lost workers from mistakes."""
+"""Find the message for the user in the errors that Ray wraps around it, and recognise lost workers."""
 
 import errno
 import re
@@ -35,39 +35,44 @@ LOST = (
     ConnectionError,
     TimeoutError,
 )
-"""Also a store that did not answer."""
+"""Errors that mean lost workers, nodes or connections; the last two also come from remote storage."""
 
 LOST_TRAINING = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
 LOST_TRAINING |= {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
 LOST_TRAINING |= {"DistBackendError", "DistNetworkError", "DistStoreError"}
-"""Ray Train's errors are known by their names: importing their classes takes seconds."""
+"""Errors of Ray Train and torch.distributed that mean the same.
+
+They are recognised by name, because importing Ray Train's classes takes seconds.
+"""
 
 COLLECTIVE = re.compile(
     r"gloo/|\bnccl\b|connection (was likely )?(closed|reset|refused)|broken pipe|time[d ]*out", re.I
 )
-"""What torch.distributed says where a peer is gone, or does not come."""
+"""Messages of torch.distributed if another rank has died or does not connect."""
 
 NO_SPACE = (OutOfDiskError, ObjectStoreFullError)
+"""Errors that mean that Ray can neither store nor spill an object."""
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Find the error that a worker raised for the user to read; give the given one where there is none."""
+    """Find the error in a chain that is meant for the user; return the given error if there is none."""
     for inner in _chain(error):
         for kind in USER_ERRORS:
             if type(inner) is kind:
                 return inner
-            # What crosses processes twice arrives as text alone: the last line of a quoted traceback.
+            # An error that was passed on between processes twice is only text: the last line of a traceback
+            # in the message of another error.
             quoted = re.findall(rf"^(?:[\w.]+\.)?{kind.__name__}: (.+)$", str(inner), re.MULTILINE)
             if quoted:
                 return kind(quoted[-1])
-    return _exhausted(error) or error
+    return _disk_or_memory_error(error) or error
 
 
-def _exhausted(error: BaseException) -> BaseException | None:
+def _disk_or_memory_error(error: BaseException) -> BaseException | None:
     """Return a clear error if a disk or memory ran out; None otherwise."""
     for inner in _chain(error):
         text = str(inner)
-        quoted = re.search(r"No space left on device(?:: '([^']+)')?", text)  # Python's words, or Arrow's
+        quoted = re.search(r"No space left on device(?:: '([^']+)')?", text)  # of Python or Arrow
         full = disk_full_error(OSError(errno.ENOSPC, "No space left", quoted[1]) if quoted else inner)
         if full is not None:
             return full
@@ -92,8 +97,9 @@ def lost(error: BaseException) -> bool:
 def _is_lost(error: BaseException) -> bool:
     name = type(error).__name__
     if isinstance(error, LOST) or name in LOST_TRAINING:
-        return not getattr(error, "actor_init_failed", False)  # what __init__ raised, it will raise again
-    # What crosses processes twice arrives as text alone: a quoted traceback.
+        # An actor whose __init__ raised an error would raise it again.
+        return not getattr(error, "actor_init_failed", False)
+    # As in `unwrap`: an error that was passed on twice is only text.
     if re.search(rf"^(?:[\w.]+\.)?{RestartsExhausted.__name__}: ", str(error), re.MULTILINE):
         return True
     return isinstance(error, RuntimeError) and bool(COLLECTIVE.search(f"{name} {error}"))
@@ -110,15 +116,17 @@ def mentions(error: BaseException, text: str) -> bool:
 
 
 def cause_of_death(error: BaseException) -> str | None:
-    """Return why the actor died whose death an error reports; None where it reports no death."""
+    """Return why an actor died, if an error reports the death of an actor; else None."""
     dead = (inner for inner in _chain(error) if isinstance(inner, RayActorError))
     return next((_reason(str(inner)) for inner in dead), None)
 
 
 def _reason(text: str) -> str:
-    # Ray names the OOM killer among the possible causes of every unexpected end; here it is the cause.
-    sure = re.search(r"due to the node (OOM|running low on memory)|OutOfMemoryError", text)
-    return "its node ran out of memory" if sure else last_line(text)
+    """Shorten Ray's message about a dead actor to the cause of death."""
+    # Ray mentions the OOM killer as a possible cause in every message of an unexpected death. Only these
+    # phrases mean that it was the cause.
+    out_of_memory = re.search(r"due to the node (OOM|running low on memory)|OutOfMemoryError", text)
+    return "its node ran out of memory" if out_of_memory else last_line(text)
 
 
 def last_line(text: str) -> str:
@@ -128,10 +136,11 @@ def last_line(text: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and all errors that it wraps or was caused by, the outermost first."""
     if error is None:
         return
     yield error
-    # Ray Train's errors are known by their attributes: importing their classes takes seconds.
+    # Ray Train's errors are recognised by their attributes: importing their classes takes seconds.
     for failure in getattr(error, "worker_failures", {}).values():
         yield from _chain(failure)
     for inner in (getattr(error, "controller_failure", None), getattr(error, "cause", None), error.__cause__):

@@ -62,7 +62,7 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
         if not (pa.types.is_string(label_type) or pa.types.is_large_string(label_type)):
             raise InputError(
                 f"images.classes: column {config.label_column!r} of {path} holds {label_type}, not text; "
-                "set images.classes to the list of class names that these labels are indices of"
+                "set images.classes to the list of class names that these labels are indices into"
             )
     return file.metadata
 
@@ -74,7 +74,7 @@ class ParquetReader:
     Attributes:
         image_column: Name of the column with the encoded images.
         label_column: Name of the column with the labels; None if the images are unlabelled.
-        classes: Names of the classes, to which integer labels are indices; None if the labels are names.
+        classes: Names of the classes, into which integer labels are indices; None if the labels are names.
     """
 
     image_column: str

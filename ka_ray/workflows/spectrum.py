@@ -7,6 +7,7 @@ from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import measure_spectrum_of_taps
 
 SPECTRUM_RUN = "mlflow_spectrum.json"
+"""The file in the output folder with the id of the MLflow run of `ka-ray spectrum`."""
 
 
 def measure_spectrum(config: Config) -> Spectrum:
