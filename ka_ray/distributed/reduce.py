@@ -139,8 +139,7 @@ def reduce_images(
         reading: Which features and scores are added up.
         make_meter: Called by every reducer.
         seed: The seed of the random numbers of each image.
-        on_images: Called with the number of images added since the last call; with a negative number if an
-            attempt failed, whose images are read again.
+        on_images: Called with the number of images added since the last call; negative if an attempt failed.
 
     Returns:
         The sums, and the content of a :class:`ka_ray.reports.summaries.ReductionSummary`.
@@ -154,12 +153,9 @@ def reduce_images(
     reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
-        images = read_images(work.images, log, pools)
-        rows = through_teachers(images, teachers, pools, reading, log)
-        reducers = [
-            reducer_class.remote(make_meter, pools, share, reading, seed)
-            for _ in range(pools.extract.reducers)
-        ]
+        rows = through_teachers(read_images(work.images, log, pools), teachers, pools, reading, log)
+        count = range(pools.extract.reducers)
+        reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
         return _reduce(rows, reducers, on_images)
 
     sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
@@ -192,11 +188,8 @@ def _reduce(
         _wait(totals, queue, count)
         images = sum(ray.get([reducer.images.remote() for reducer in reducers]))
         num_bytes = ray.get(size_of.remote(totals[0]))
-        return ray.get(_merge_in_tree(totals)), {
-            "images": images,
-            "bytes": num_bytes,
-            "reducers": len(reducers),
-        }
+        counts = {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
+        return ray.get(_merge_in_tree(totals)), counts
     except Exception:
         on_images(-sum(counted))
         raise

@@ -86,10 +86,9 @@ def open_context(
         config: The config of the run.
         folder: The output folder, prepared.
         name: The name of the tracker's run.
-        id_file: The file in the output folder that keeps the tracker's run id, so that a later attempt
-            continues the same run.
-        check_resources: Called before anything is logged; raises InputError if the cluster is too small for
-            what this command needs in addition, such as the trials of `ka-ray tune`.
+        id_file: The file that keeps the tracker's run id, so that a later attempt continues the same run.
+        check_resources: Called before anything is logged; raises InputError if the command needs more
+            than the cluster has, such as room for the trials of `ka-ray tune`.
 
     Raises:
         InputError: The cluster is too small for the run.
