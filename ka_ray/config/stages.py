@@ -27,8 +27,8 @@ class ExtractConfig(Section):
     reducers: int = Field(
         1,
         ge=1,
-        description="Used by `spectrum` and `tune`: actors that sum over the stacked features of all images. "
-        "Each gets the resources of a teacher.",
+        description="Actors that sum over the stacked features of all images, for `spectrum`, `tune` and "
+        "`codes.widths.energy`. Each gets the resources of a teacher.",
     )
     object_store_gib: float | None = Field(
         None,
