@@ -31,7 +31,7 @@ class PassMonitor:
     def __init__(self, max_unreadable: int, max_restarts: int) -> None:
         self._max_unreadable, self._max_restarts = max_unreadable, max_restarts
         self._workers: dict[str, list[str]] = {}  # unit -> the worker of each start, see `started`
-        self._exhausted: tuple[Any, str, list[str]] | None = None  # see `exhausted`
+        self._exhausted: dict[str, tuple[Any, list[str]]] = {}  # see `exhausted`
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
@@ -70,11 +70,11 @@ class PassMonitor:
         workers.append(worker)
         too_often = len(workers) > self._max_restarts + 1
         if too_often:
-            self._exhausted = process, unit, workers[:-1]  # the dead ones: the last one is the caller
+            self._exhausted[unit] = process, workers[:-1]  # the dead ones: the last one is the caller
         return too_often
 
-    def exhausted(self) -> tuple[Any, str, list[str]] | None:
-        """Return what died too often most recently: process, unit, and its workers; None if nothing did."""
+    def exhausted(self) -> dict[str, tuple[Any, list[str]]]:
+        """Return what died too often: the unit -> what it is, and Ray's ids of its dead processes."""
         return self._exhausted
 
     def summary(self) -> dict[str, Any]:

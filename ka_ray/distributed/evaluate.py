@@ -131,11 +131,11 @@ class EvaluatorActor:
     Args:
         work: The students and label sets, as in :class:`Evaluator`.
         share: The resources of the actor.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts the starts.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts the starts.
     """
 
-    def __init__(self, work: Evaluation, share: Resources, log: Any) -> None:
-        self._starts = StartCount(log, actor_of("the evaluation"))
+    def __init__(self, work: Evaluation, share: Resources, monitor: Any) -> None:
+        self._starts = StartCount(monitor, actor_of("the evaluation"))
         self._evaluator = None if self._starts.exhausted else Evaluator(work, share)
 
     def __call__(self, batch: Columns) -> Columns:
@@ -162,13 +162,13 @@ def evaluate_images(
         InputError: Too many images are unreadable.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
+    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
     judged = set[int]()
 
     def one_pass(ids: Ids) -> None:
-        for row in _judged(replace(work, images=work.images.with_ids(ids)), log).iter_rows():
+        for row in _judged(replace(work, images=work.images.with_ids(ids)), monitor).iter_rows():
             parts: dict[str, Counts] = pickle.loads(row["counts"])
             seen = row["image_ids"].tolist()
             if judged.intersection(seen):
@@ -177,19 +177,19 @@ def evaluate_images(
             totals.update({name: total + parts[name] for name, total in totals.items()})
             on_images(len(seen))
 
-    def stands() -> Ids:
+    def find_judged() -> Ids:
         return np.fromiter(judged, np.int64)
 
-    repeat_until_complete(work.images.ids, stands, one_pass, log)
-    summary = ray.get(log.summary.remote())
+    repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
+    summary = ray.get(monitor.summary.remote())
     return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
 
-def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
+def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
-    rows = read_images(work.images, log, pools, work.only_classes)
-    rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), log)
+    rows = read_images(work.images, monitor, pools, work.only_classes)
+    rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
     count, share = pools.evaluators(num_teachers)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])
@@ -198,7 +198,7 @@ def _judged(work: Evaluation, log: Any) -> ray.data.Dataset:
         fn_constructor_args=(
             replace(work, images=unlisted),
             share,
-            log,
+            monitor,
         ),
         batch_size=pools.extract.batch_size,
         compute=ActorPoolStrategy(size=count),

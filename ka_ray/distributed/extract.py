@@ -70,16 +70,16 @@ def extract_features(
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.images.source)
     on_images(shards.resumed)  # those of an earlier attempt
-    log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
+    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
 
     def one_pass(ids: Ids) -> None:
-        images = read_images(work.images.with_ids(ids), log, pools, work.only_classes)
-        rows = through_teachers(images, teachers, pools, reading, log)
-        for row in _write(rows, work, teachers, pools, reading, log).iter_rows():
+        images = read_images(work.images.with_ids(ids), monitor, pools, work.only_classes)
+        rows = through_teachers(images, teachers, pools, reading, monitor)
+        for row in _write(rows, work, teachers, pools, reading, monitor).iter_rows():
             on_images(int(row["images"]))
 
-    passes = repeat_until_complete(work.images.ids, shards.recover, one_pass, log)
-    summary: dict[str, Any] = ray.get(log.summary.remote()) | shards.summary
+    passes = repeat_until_complete(work.images.ids, shards.recover, one_pass, monitor)
+    summary: dict[str, Any] = ray.get(monitor.summary.remote()) | shards.summary
     summary |= {"passes": passes, "seconds": time.perf_counter() - began}
     mark_folder_finished(work.folder, summary)
     return summary
@@ -128,7 +128,7 @@ def _write(
     teachers: Sequence[TeacherConfig],
     pools: Pools,
     reading: ReadSpec,
-    log: Any,
+    monitor: Any,
 ) -> ray.data.Dataset:
     """Write the rows as shards; the returned dataset has a row per shard, with its number of images."""
     # All teachers have the same taps, so those of the first one are read here.
@@ -139,5 +139,5 @@ def _write(
         max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
     )
     scores = TARGETS if reading.scores.views else SCORES
-    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], log, scores)
+    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], monitor, scores)
     return rows.map_batches(write, batch_size=rows_per_shard, **remote_options(pools.placement.decoding))

@@ -26,7 +26,7 @@ MAX_BLOCKS = 1000
 
 def read_images(
     images: ImageSet,
-    log: Any,
+    monitor: Any,
     pools: Pools,
     only_classes: frozenset[str] | None = None,
 ) -> ray.data.Dataset:
@@ -34,7 +34,7 @@ def read_images(
 
     Args:
         images: The images to read.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, told which images have no row.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; records images without row.
         pools: The resources of each task.
         only_classes: Keep only images with these labels; None keeps all.
 
@@ -51,7 +51,7 @@ def read_images(
     rows = ray.data.from_items(
         [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=blocks
     )
-    reader = _ChunkReader(images.config, images.source.read, ray.put(images.ids), only_classes, log)
+    reader = _ChunkReader(images.config, images.source.read, ray.put(images.ids), only_classes, monitor)
     return rows.map_batches(
         reader,
         batch_size=1,
@@ -70,12 +70,12 @@ class _ChunkReader:
     read: SourceReader
     all_ids: Any
     only_classes: frozenset[str] | None
-    log: Any
+    monitor: Any
 
     def __call__(self, batch: Columns) -> Iterator[Columns]:
         ids = ray.get(self.all_ids)
         for chunk in map(pickle.loads, batch["chunk"]):
-            StartCount(self.log, READING, chunk.first_id).check()
+            StartCount(self.monitor, READING, chunk.first_id).check()
             first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
             missing = set(ids[first:last].tolist())
             for columns in read_chunk(
@@ -83,10 +83,10 @@ class _ChunkReader:
             ):
                 missing.difference_update(columns["image_id"].tolist())
                 yield columns
-            self.log.left_out.remote(sorted(missing))
+            self.monitor.left_out.remote(sorted(missing))
 
     def _on_unreadable(self, image_id: int, name: str) -> None:
-        if ray.get(self.log.unreadable.remote(image_id, name)):
+        if ray.get(self.monitor.unreadable.remote(image_id, name)):
             limit = self.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
 

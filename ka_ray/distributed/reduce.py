@@ -148,19 +148,19 @@ def reduce_images(
         InputError: Too many images are unreadable, or features are not finite.
     """
     began = time.perf_counter()
-    log = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
+    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
     reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
-        rows = through_teachers(read_images(work.images, log, pools), teachers, pools, reading, log)
+        rows = through_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
         count = range(pools.extract.reducers)
         reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
         return _reduce(rows, reducers, on_images)
 
-    sums, summary = repeat_if_lost(one_pass, log, pools.max_failures)
-    _check_count(summary["images"], len(work.images.ids) - len(ray.get(log.without_row.remote())))
-    return sums, ray.get(log.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+    sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
+    _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
+    return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 
 def _check_count(images: int, wanted: int) -> None:

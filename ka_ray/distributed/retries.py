@@ -29,15 +29,15 @@ The number is small because Ray has restarted dead actors within each pass alrea
 
 
 def repeat_until_complete(
-    wanted: Ids, stands: Callable[[], Ids], one_pass: Callable[[Ids], None], log: Any
+    wanted: Ids, find_rows: Callable[[], Ids], one_pass: Callable[[Ids], None], monitor: Any
 ) -> int:
     """Read images until each of them has a row, or is known to have none.
 
     Args:
         wanted: The ids of the images, sorted.
-        stands: Returns the ids that have a row.
+        find_rows: Returns the ids of the images that have a row.
         one_pass: Reads the images with the given ids; may fail half-way.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the passes.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the passes.
 
     Returns:
         The number of passes.
@@ -46,18 +46,18 @@ def repeat_until_complete(
         ClusterError: Workers were lost repeatedly without a new row.
         Exception: The error that a worker raised itself.
     """
-    missing, passes, idle = np.setdiff1d(wanted, stands()), 0, 0
+    missing, passes, idle = np.setdiff1d(wanted, find_rows()), 0, 0
     while len(missing):
         error = None
         try:
             one_pass(missing)
         except Exception as problem:
             error = problem
-        left = np.setdiff1d(np.setdiff1d(wanted, stands()), ray.get(log.without_row.remote()))
+        left = np.setdiff1d(np.setdiff1d(wanted, find_rows()), ray.get(monitor.without_row.remote()))
         passes, idle = passes + 1, 0 if len(left) < len(missing) else idle + 1
         missing = left
         if error is not None and (not lost(error) or idle >= MAX_IDLE_PASSES):
-            raise explain(error, log) from error
+            raise explain(error, monitor) from error
         if error is not None:
             logger.warning(
                 "workers were lost; %d images are read again (%s)", len(missing), last_line(str(error))
@@ -67,12 +67,12 @@ def repeat_until_complete(
     return passes
 
 
-def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> Result:
+def repeat_if_lost(work: Callable[[], Result], monitor: Any, max_failures: int) -> Result:
     """Repeat work that cannot resume, from its start, each time that workers are lost.
 
     Args:
         work: The work.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
         max_failures: How often workers may be lost.
 
     Raises:
@@ -85,26 +85,26 @@ def repeat_if_lost(work: Callable[[], Result], log: Any, max_failures: int) -> R
         except Exception as error:
             # `unwrap` returns another error if a worker raised one for the user: it would be raised again.
             if not lost(error) or unwrap(error) is not error or failures == max_failures:
-                raise explain(error, log) from error
+                raise explain(error, monitor) from error
             logger.warning("workers were lost; the pass starts again (%s)", last_line(str(error)))
     raise AssertionError("unreachable")
 
 
-def explain(error: Exception, log: Any) -> BaseException:
+def explain(error: Exception, monitor: Any) -> BaseException:
     """Turn the error of a pass into one for the user: what a worker raised, or what died and why.
 
     Args:
         error: What the pass raised.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
     """
     user_error = unwrap(error)
     if user_error is not error or not lost(error):
         return user_error
-    exhausted = ray.get(log.exhausted.remote())
-    if exhausted is None or not mentions(error, exhausted[1]):
-        return ClusterError(f"workers were lost again and again: {cause_of_death(error) or error}")
-    process, _, workers = exhausted
-    return ClusterError(
-        f"{process.what} died {len(workers)} times ({why_died(workers)}). Most often that is memory: "
-        f"{process.remedy}, or take larger nodes"
-    )
+    # Several tasks or actors may have died too often; the error tells which one of them ended the pass.
+    for unit, (process, workers) in ray.get(monitor.exhausted.remote()).items():
+        if mentions(error, unit):
+            return ClusterError(
+                f"{process.what} died {len(workers)} times ({why_died(workers)}). Most often that is memory: "
+                f"{process.remedy}, or take larger nodes"
+            )
+    return ClusterError(f"workers were lost again and again: {cause_of_death(error) or error}")

@@ -52,13 +52,13 @@ class TeacherActor:
         config: The teacher.
         share: The resources of the actor.
         reading: Which features and scores are read.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records where the actor runs.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records where actors run.
     """
 
-    def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, log: Any) -> None:
+    def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, monitor: Any) -> None:
         self._device = actor_device(share)
         context = ray.get_runtime_context()
-        log.placed.remote(
+        monitor.placed.remote(
             {
                 "teacher": config.name,
                 "node": context.get_node_id(),
@@ -67,7 +67,7 @@ class TeacherActor:
                 "pid": os.getpid(),
             }
         )
-        self._starts = StartCount(log, actor_of(f"teacher {config.name}"))
+        self._starts = StartCount(monitor, actor_of(f"teacher {config.name}"))
         if self._starts.exhausted:
             return  # most teachers die of memory, so this one is not loaded again
         self._teacher = load_teacher(config).to(self._device)
@@ -97,7 +97,7 @@ def through_teachers(
     teachers: Sequence[TeacherConfig],
     pools: Pools,
     reading: ReadSpec,
-    log: Any,
+    monitor: Any,
 ) -> ray.data.Dataset:
     """Chain one actor pool per teacher behind a dataset of images; see :class:`TeacherActor`.
 
@@ -109,7 +109,7 @@ def through_teachers(
         teachers: The teachers in stacking order.
         pools: The processes of the pass.
         reading: Which features and scores are read.
-        log: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
     """
     extract, share = pools.extract, pools.placement.teachers
     if extract.object_store_gib is not None:
@@ -120,7 +120,7 @@ def through_teachers(
     for teacher in teachers:
         rows = rows.map_batches(
             TeacherActor,
-            fn_constructor_args=(teacher, share, reading, log),
+            fn_constructor_args=(teacher, share, reading, monitor),
             batch_size=extract.batch_size,
             compute=ActorPoolStrategy(size=extract.actors_per_teacher),
             **remote_options(share),

@@ -14,9 +14,11 @@ from ka_ray.images.sources import Chunk, EncodedImage, SourceReader
 
 def die_once_more(lives: Path) -> None:
     """Take the process down, if there is a file in a folder to delete."""
-    death = next(lives.glob("*"), None)
-    if death is not None:
-        death.unlink()
+    while (death := next(lives.glob("*"), None)) is not None:
+        try:
+            death.unlink()
+        except FileNotFoundError:  # another process took this one at the same moment
+            continue
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from mortal import Mortal, MortalReader
 from PIL import Image
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
+from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.failures import RestartsExhausted
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import Pools, pools_of
+from ka_ray.distributed.restarts import READING, WRITING
+from ka_ray.distributed.retries import explain
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import ClusterError
 from ka_ray.features.shard_recovery import recover_shards
@@ -53,7 +58,7 @@ def mortal(config: TeacherConfig, lives: Path, tmp_path: Path) -> TeacherConfig:
     return config.model_copy(update={"network": name, "arguments": arguments, "checkpoint": checkpoint})
 
 
-READING = ReadSpec({}, {}, ScoresConfig())
+READ_NOTHING = ReadSpec({}, {}, ScoresConfig())
 
 
 @pytest.mark.parametrize("count", [2, 6])
@@ -66,7 +71,7 @@ def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
     teachers = [mortal(config.teachers[0], deaths(count), tmp_path), config.teachers[1]]
     work = Extraction(images, tmp_path / "out", 4 * 1024**2)
     summary = extract_features(
-        work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+        work, teachers, pools_of(config, standard_placement(config.placement)), READ_NOTHING, lambda _: None
     )
     assert list((tmp_path / "deaths").iterdir()) == []
     assert Store(tmp_path / "out").image_ids.tolist() == images.ids.tolist()
@@ -78,7 +83,11 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
     images, folder, counted = split_images(config)[0], tmp_path / "out", []
     work = Extraction(images, folder, 8 * 1024**2)
     extract_features(
-        work, config.teachers, pools_of(config, standard_placement(config.placement)), READING, counted.append
+        work,
+        config.teachers,
+        pools_of(config, standard_placement(config.placement)),
+        READ_NOTHING,
+        counted.append,
     )
     whole = Store(folder).gather(["scores", "image"], np.arange(len(images.ids)))
     shards = sorted(folder.glob("*.arrow"))
@@ -89,7 +98,11 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
     stamps = {shard: shard.stat().st_mtime_ns for shard in (shards[1], *shards[3:])}
 
     summary = extract_features(
-        work, config.teachers, pools_of(config, standard_placement(config.placement)), READING, counted.append
+        work,
+        config.teachers,
+        pools_of(config, standard_placement(config.placement)),
+        READ_NOTHING,
+        counted.append,
     )
     again = Store(folder)
     assert again.image_ids.tolist() == images.ids.tolist()
@@ -110,7 +123,7 @@ def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load
     def extract() -> dict[int, int]:
         source, out = open_source(config), tmp_path / "out"
         work = Extraction(ImageSet(config, source, np.arange(source.num_images)), out, 1000)
-        extract_features(work, [], Pools(), READING, lambda _: None)
+        extract_features(work, [], Pools(), READ_NOTHING, lambda _: None)
         (out / "done.json").rename(tmp_path / "done.json")  # as if it had been killed
         store = recover_shards(out)
         mark_folder_finished(out, {SHARDS_KEY: store.shards})
@@ -132,7 +145,11 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
     work = Extraction(images, tmp_path / "out", 1000)
     with pytest.raises(ClusterError, match=r"teacher low: its actor died .* lower extract.batch_size"):
         extract_features(
-            work, teachers, pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+            work,
+            teachers,
+            pools_of(config, standard_placement(config.placement)),
+            READ_NOTHING,
+            lambda _: None,
         )
     assert 1000 - len(list(lives.iterdir())) == 4  # two passes, in each an actor that is started twice
 
@@ -148,14 +165,27 @@ def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tm
             ClusterError, match=r"reading images: a task died 2 times \(.* lower extract.shard_mib"
         ):
             extract_features(
-                work, [], pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+                work, [], pools_of(config, standard_placement(config.placement)), READ_NOTHING, lambda _: None
             )
     else:
         summary = extract_features(
-            work, [], pools_of(config, standard_placement(config.placement)), READING, lambda _: None
+            work, [], pools_of(config, standard_placement(config.placement)), READ_NOTHING, lambda _: None
         )
         assert summary["images"] == len(images.ids)
         assert list(lives.iterdir()) == []
+
+
+def test_the_error_names_what_ended_the_pass_though_another_task_died_too_often_after_it(cluster):
+    monitor = beside_driver(PassMonitor, 0, 1)
+    for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
+        for start in range(3):
+            ray.get(monitor.started.remote(process, unit, f"{unit}, worker {start}"))
+    for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
+        told = explain(RestartsExhausted(f"{process.what} died too often ({unit})"), monitor)
+        assert str(told).startswith(f"{process.what} died 2 times (")
+        assert process.remedy in str(told)
+    other = explain(RestartsExhausted("reading images: a task died too often (task 3)"), monitor)
+    assert str(other).startswith("workers were lost again and again: reading images")
 
 
 def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
