@@ -24,7 +24,7 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
-from ka_ray.distributed.teachers import ReadSpec, add_teacher_outputs
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.numerics.hashed_random import draw_uniform
@@ -153,8 +153,7 @@ def reduce_images(
     reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
-        rows = read_images(work.images, monitor, pools)
-        rows = add_teacher_outputs(rows, teachers, pools, reading, monitor)
+        rows = run_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
         count = range(pools.extract.reducers)
         reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
         return _reduce(rows, reducers, on_images)

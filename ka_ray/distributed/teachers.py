@@ -96,7 +96,7 @@ class TeacherActor:
         return batch
 
 
-def add_teacher_outputs(
+def run_teachers(
     rows: ray.data.Dataset,
     teachers: Sequence[TeacherConfig],
     pools: Pools,
