@@ -54,12 +54,12 @@ class MakeMeter(Protocol):
     """Function that makes a meter; it is sent to the reducers and called there."""
 
     def __call__(self, *, device: torch.device) -> Meter:
-        """Make one that sums on a device."""
+        """Make a meter that keeps its sums on the given device."""
 
 
 @ray.remote
 class Reducer:
-    """Adds up its share of a stream of stacked features.
+    """Adds up statistics of its part of the stream of stacked features.
 
     Args:
         make_meter: Makes the object that adds up batches.
@@ -133,11 +133,11 @@ def reduce_images(
     """Stream images through the teachers into meters, and merge their sums.
 
     Args:
-        work: The images; nothing is stored in its folder.
+        work: Which images to read; its output folder is not used.
         teachers: The teachers in stacking order.
         pools: The number and the resources of the processes of the pass.
         reading: Which features and scores are added up.
-        make_meter: Called by every reducer.
+        make_meter: Called by every reducer to make its meter.
         seed: The seed of the random numbers of each image.
         on_images: Called with the number of images added since the last call; negative if an attempt failed.
 
