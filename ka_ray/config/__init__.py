@@ -1,4 +1,7 @@
-"""What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
+"""The config of a run, as frozen pydantic models that are validated before anything starts.
+
+This package imports neither torch nor Ray.
+"""
 
 from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig

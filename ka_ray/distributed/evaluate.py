@@ -24,7 +24,7 @@ from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
@@ -189,7 +189,7 @@ def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
+    rows = run_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
     count, share = pools.evaluators(num_teachers)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])

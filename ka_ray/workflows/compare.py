@@ -99,7 +99,7 @@ def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequenc
 def _with_budget(config: Config, folder: Path) -> Config:
     """Return a baseline's config with as many images to train on as the amalgamated student processes."""
     section: ScratchConfig = getattr(config.baselines, config.baseline or "")
-    joint = section.of(config.joint, count_student_images(config, folder))
+    joint = section.apply_to(config.joint, count_student_images(config, folder))
     return config.model_copy(update={"joint": joint})
 
 

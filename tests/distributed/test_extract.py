@@ -19,7 +19,7 @@ from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import Pools, pools_of, remote_options
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.errors import InputError
 from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
@@ -180,7 +180,7 @@ def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_
     scores = ReadSpec({}, {}, config.scores)
     for teachers in ([], config.teachers[:1]):
         rows = read_images(images, monitor, pools)
-        rows = through_teachers(rows, teachers, pools, scores, monitor)
+        rows = run_teachers(rows, teachers, pools, scores, monitor)
         write = ShardWriter(tmp_path, [], [teacher.name for teacher in teachers], monitor)
         rows = rows.map_batches(
             write, batch_size=60, **remote_options(pools.placement.decoding)
