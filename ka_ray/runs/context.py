@@ -47,7 +47,7 @@ class RunContext:
 
     def report_epoch(self, progress: Progress) -> None:
         """Show the progress of training, and log the losses and the speed of an epoch that has ended."""
-        self.display.training(progress)
+        self.display.show_training(progress)
         if progress.epoch_ended:
             child, _, stage = progress.stage.rpartition("/")
             losses = {_metric(stage, name): loss for name, loss in progress.losses.items()}
