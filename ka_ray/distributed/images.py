@@ -86,10 +86,10 @@ class _ChunkReader:
             ):
                 missing.difference_update(columns["image_id"].tolist())
                 yield columns
-            self.monitor.left_out.remote(sorted(missing))
+            self.monitor.record_left_out.remote(sorted(missing))
 
     def _on_unreadable(self, image_id: int, name: str) -> None:
-        if ray.get(self.monitor.unreadable.remote(image_id, name)):
+        if ray.get(self.monitor.record_unreadable.remote(image_id, name)):
             limit = self.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
 

@@ -69,7 +69,7 @@ class StartCount:
         self._actor = context.get_actor_id() if piece is None else None
         unit = self._actor or f"{context.get_task_id()} {piece}"
         self._problem = f"{process.what} died too often ({unit})"
-        self.exhausted: bool = ray.get(monitor.started.remote(process, unit, context.get_worker_id()))
+        self.exhausted: bool = ray.get(monitor.count_start.remote(process, unit, context.get_worker_id()))
 
     def check(self) -> None:
         """Refuse to work after too many starts: exit for good as an actor, raise as a task.

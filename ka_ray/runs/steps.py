@@ -107,7 +107,7 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
         what = ", ".join(waiting[0].missing) if len(students) == 1 else f"{len(waiting)} students"
         # Students often have the same notes: `dict.fromkeys` drops the repeats and keeps the order.
         run.notify(*dict.fromkeys(note for job in waiting for note in solver_notes(job)))
-        run.notify(f"learning {what}: starting {run.resources.ray.group}")
+        run.notify(f"learning {what}: starting {run.resources.ray.workers_text}")
         train_in_group(run, train_loop_per_worker)
     for job in students:
         if not (job.folder / "student.json").exists():
