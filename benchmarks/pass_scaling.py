@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ka_ray.config import Config
 from ka_ray.runs.setup import plan_run, start_run
-from ka_ray.runs.statistics import sum_up
+from ka_ray.runs.statistics import measure_or_load_moments
 from ka_ray.student.from_moments import LayerMomentsMeter
 
 SAMPLE_EVERY_S = 0.5
@@ -40,7 +40,7 @@ def run_pass(config_path: str, images: int, overrides: list[str]) -> None:
         with start_run(plan_run(config)) as run:
             stacked = {tap: shape[0] for tap, shape in run.plan.shapes.items()}
             make_meter = partial(LayerMomentsMeter, run.plan.spec, stacked, config.layers.positions_per_image)
-            _, summary = sum_up(run, "one_pass", make_meter)
+            _, summary = measure_or_load_moments(run, "one_pass", make_meter)
     print(f"pass_seconds={summary['seconds']:.2f} pass_bytes={summary['bytes']}")
 
 

@@ -40,8 +40,8 @@ class EvaluationConfig(Section):
     )
     each_epoch: bool = Field(
         False,
-        description="Also evaluate the student after every joint epoch, for a learning curve. The student of "
-        "the last epoch is kept in any case.",
+        description="Also evaluate the student after every joint epoch, for a learning curve. The result of "
+        "the run is always the student of the last epoch, even if an earlier one was better.",
     )
 
 
@@ -143,8 +143,10 @@ class Config(_Run):
         None, description="Output folder of a finished run to which this run adds teachers; null: none."
     )
     scores: ScoresConfig = Field(ScoresConfig(), description="How scores become targets.")
-    codes: CodesConfig = Field(CodesConfig(), description="How codes are learned.")
-    layers: LayersConfig = Field(LayersConfig(), description="How layers are learned.")
+    codes: CodesConfig = Field(
+        CodesConfig(), description="How codes, the amalgamated features of each tap, are learned."
+    )
+    layers: LayersConfig = Field(LayersConfig(), description="How the student's layers are learned.")
     joint: JointConfig = Field(JointConfig(), description="How the student is learned jointly.")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="What `ka-ray compare` compares with.")
     tune: TuneConfig = Field(TuneConfig(), description="What `ka-ray tune` tries.")

@@ -60,7 +60,7 @@ class TeacherActor:
     def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, monitor: Any) -> None:
         self._device = actor_device(share)
         context = ray.get_runtime_context()
-        monitor.placed.remote(
+        monitor.record_placement.remote(
             {
                 "teacher": config.name,
                 "node": context.get_node_id(),

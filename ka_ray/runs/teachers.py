@@ -64,7 +64,7 @@ def train_teachers(
         for teacher in teachers:
             train_teacher(teacher, stored, folder, seed, device, report)
 
-    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.group}")
+    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.workers_text}")
     train_in_group(run, train_loop_per_worker)
 
 

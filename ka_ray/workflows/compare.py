@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
-from ka_ray.distributed.evaluate import TEACHERS_ALONE
+from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.metrics import Counts
@@ -164,7 +164,7 @@ def _publish(
     total = sum(p.numel() for network in networks for p in network.parameters())
     shared = sum(part.seconds for part in extraction_summaries(run.folder))
     # Without students, the evaluation has counted only the ensemble.
-    counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ALONE]}
+    counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ONLY]}
     result = Comparison(
         name=run.config.name,
         seeds=seeds,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Evaluator, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
@@ -297,7 +297,7 @@ def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster
     config = load_config("images.limit=80", VIEWS)
     images, plan = split_images(config)[0], plan_of(config)
     by_student, _ = evaluate_images(evaluation(config, images, plan, {}), lambda _: None)
-    assert [*by_student] == [TEACHERS_ALONE]
+    assert [*by_student] == [TEACHERS_ONLY]
 
     decoded = all_images(images)
     index = {name: i for i, name in enumerate(plan.spec.classes)}
@@ -307,7 +307,7 @@ def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster
     averaged = [averaged_over_views(teacher, decoded["image"], 1) for teacher in teachers]
     columns = [list(range(5)), list(range(5, 10))]
     ensemble, over_views = np.concatenate(own, axis=1), np.concatenate(averaged, axis=1)
-    same(by_student[TEACHERS_ALONE], count_batch(targets, None, ensemble, own, columns, over_views))
+    same(by_student[TEACHERS_ONLY], count_batch(targets, None, ensemble, own, columns, over_views))
 
 
 def test_ray_is_left_running_for_the_next_test(cluster):

@@ -48,7 +48,7 @@ def test_a_choice_of_channels_that_cannot_look_ahead_is_told(load_config, tmp_pa
     config = load_config(f"taps={taps}", "codes={solver: exact, basis: channels}")
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     notes = " ".join(note for note in solver_notes(StudentJob("", config, plan, tmp_path)) if note)
-    assert ("name every layer of the student; 2 lead to conv2" in notes) == told
+    assert ("name every layer of the student; 2 layers lead to conv2" in notes) == told
 
 
 def test_a_search_that_was_a_job_leaves_a_config_that_can_be_sent_again(load_config, tmp_path):
