@@ -164,5 +164,5 @@ def test_a_saved_comparison_is_loaded_unchanged(tmp_path):
 
 def test_a_row_is_found_by_its_label():
     assert comparison().row("ensemble").union.values == [0.76]
-    with pytest.raises(StopIteration):
+    with pytest.raises(KeyError, match="nothing"):
         comparison().row("nothing")

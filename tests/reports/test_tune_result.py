@@ -138,3 +138,5 @@ def test_markdown_and_json_show_the_same_trials(tmp_path, chosen):
     assert ("ka-ray run best.yaml" in text) == (chosen is not None)
     assert ("every one has more than 30 parameters" in text) == (chosen is None)
     assert result.trial("n").parameters == 25
+    with pytest.raises(KeyError, match="nothing"):
+        result.trial("nothing")
