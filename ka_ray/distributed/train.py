@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
-from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.epoch_reports import WorkerReporter
 from ka_ray.distributed.failures import last_line, lost, unwrap
 from ka_ray.distributed.ray_storage import new_experiments, storage
@@ -143,7 +143,7 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
             elastic_resize_monitor_interval_s=RESIZE_S,
             num_workers=num_workers,  # type: ignore[arg-type]  # Ray Train V2 takes a pair
             use_gpu=share.gpu > 0,
-            resources_per_worker=needs(share),
+            resources_per_worker=ray_resources(share),
             label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # only in Ray Train V2
         ),
         run_config=RunConfig(

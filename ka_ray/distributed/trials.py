@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ka_ray.config import Resources, TuneConfig
-from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.failures import last_line, lost
 from ka_ray.distributed.process_state import environment_restored, set_missing
@@ -149,7 +149,7 @@ def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Poin
     journal = None if grid else _local_journal(work.folder)
     placement: dict[str, Any] = {"bundle_label_selector": [dict(label)]} if label else {}
     tuner = tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([needs(work.share)], **placement)),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([ray_resources(work.share)], **placement)),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
             num_samples=1 if grid else work.num_trials,
