@@ -20,7 +20,7 @@ from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.failures import last_line, lost
 from ka_ray.distributed.process_state import environment_restored, set_missing
-from ka_ray.distributed.ray_storage import storage
+from ka_ray.distributed.ray_storage import storage_arguments
 from ka_ray.errors import InputError
 from ka_ray.storage.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
 
@@ -178,7 +178,8 @@ def _tune_run_config(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     # Not `Tuner.restore`: it would run the code that the earlier attempt pickled, with its old arguments. The
     # caller knows the finished trials from the output folder, and Optuna from its journal there.
     remove_tree(folder / "tune")
-    return tune.RunConfig(name="tune", **storage(folder), callbacks=[TrialReporter(on_trial)], verbose=0)
+    callbacks = [TrialReporter(on_trial)]
+    return tune.RunConfig(name="tune", **storage_arguments(folder), callbacks=callbacks, verbose=0)
 
 
 def _scheduler(epochs: int) -> TrialScheduler:
