@@ -178,8 +178,8 @@ def _tune_run_config(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     # Not `Tuner.restore`: it would run the code that the earlier attempt pickled, with its old arguments. The
     # caller knows the finished trials from the output folder, and Optuna from its journal there.
     remove_tree(folder / "tune")
-    callbacks = [TrialReporter(on_trial)]
-    return tune.RunConfig(name="tune", **storage_arguments(folder), callbacks=callbacks, verbose=0)
+    storage = storage_arguments(folder)
+    return tune.RunConfig(name="tune", **storage, callbacks=[TrialReporter(on_trial)], verbose=0)
 
 
 def _scheduler(epochs: int) -> TrialScheduler:
