@@ -1,4 +1,4 @@
-"""Measure how much codes of every width could keep, as a Ray job.
+"""Measure the smallest error that codes of each width can have, as a Ray job.
 
     ray job submit --working-dir . -- python jobs/spectrum.py CONFIG --output DIR [--set KEY=VALUE ...]
 

@@ -130,7 +130,7 @@ def _write(
     reading: ReadSpec,
     monitor: Any,
 ) -> ray.data.Dataset:
-    """Write the rows as shards; the returned dataset has a row per shard, with its number of images."""
+    """Return a lazy dataset that writes the rows as shards when it is read; it has one row per shard."""
     # All teachers have the same taps, so those of the first one are read here.
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size

@@ -16,10 +16,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
-from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.epoch_reports import WorkerReporter
 from ka_ray.distributed.failures import last_line, lost, unwrap
-from ka_ray.distributed.ray_storage import new_experiments, storage
+from ka_ray.distributed.ray_storage import new_experiment_names, storage_arguments
 from ka_ray.distributed.resource_plan import shortage_of_workers, workers_with_room
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, ProgressCallback
@@ -75,7 +75,7 @@ def train_in_workers(
         Exception: The error that the code of a worker raised, or else the first error of ``report``.
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
-    for experiment in new_experiments(group.records, group.name):
+    for experiment in new_experiment_names(group.records, group.name):
         forwarder, ended_before = ReportForwarder(report, notify, ended, errors), len(ended)
         try:
             _run_group(work, group, experiment, forwarder)
@@ -143,12 +143,12 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
             elastic_resize_monitor_interval_s=RESIZE_S,
             num_workers=num_workers,  # type: ignore[arg-type]  # Ray Train V2 takes a pair
             use_gpu=share.gpu > 0,
-            resources_per_worker=needs(share),
+            resources_per_worker=ray_resources(share),
             label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # only in Ray Train V2
         ),
         run_config=RunConfig(
             name=experiment,
-            **storage(group.records),
+            **storage_arguments(group.records),
             # Ray Train's own retries would start a group again after any error, also one that happens every
             # time, and would count all failures of a run. `train_in_workers` retries only after lost workers,
             # counts only failures without a finished epoch in between, and says when it waits for nodes.

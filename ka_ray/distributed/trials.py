@@ -16,11 +16,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ka_ray.config import Resources, TuneConfig
-from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.failures import last_line, lost
 from ka_ray.distributed.process_state import environment_restored, set_missing
-from ka_ray.distributed.ray_storage import storage
+from ka_ray.distributed.ray_storage import storage_arguments
 from ka_ray.errors import InputError
 from ka_ray.storage.files import cache_folder, exists, is_remote, read_text, remove_tree, write_text
 
@@ -149,7 +149,7 @@ def _run_all(work: Search, trainable: Any, on_trial: OnTrial) -> list[tuple[Poin
     journal = None if grid else _local_journal(work.folder)
     placement: dict[str, Any] = {"bundle_label_selector": [dict(label)]} if label else {}
     tuner = tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([needs(work.share)], **placement)),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([ray_resources(work.share)], **placement)),
         param_space=grid or {},
         tune_config=tune.TuneConfig(
             num_samples=1 if grid else work.num_trials,
@@ -178,7 +178,8 @@ def _tune_run_config(folder: Path, on_trial: OnTrial) -> tune.RunConfig:
     # Not `Tuner.restore`: it would run the code that the earlier attempt pickled, with its old arguments. The
     # caller knows the finished trials from the output folder, and Optuna from its journal there.
     remove_tree(folder / "tune")
-    return tune.RunConfig(name="tune", **storage(folder), callbacks=[TrialReporter(on_trial)], verbose=0)
+    storage = storage_arguments(folder)
+    return tune.RunConfig(name="tune", **storage, callbacks=[TrialReporter(on_trial)], verbose=0)
 
 
 def _scheduler(epochs: int) -> TrialScheduler:

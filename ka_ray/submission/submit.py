@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config import Config, Places, TeachConfig, is_absolute, read_tree
+from ka_ray.config import ClusterContext, Config, TeachConfig, is_absolute, read_tree
 from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
 from ka_ray.storage.uris import has_credentials
@@ -145,14 +145,14 @@ def prepare_job(request: JobRequest) -> tuple[JobPackage, list[str], str]:
     overrides = list(request.overrides)
     # These are options of the job's command, not overrides; here they are needed to check the config.
     folders = [f"{key}={value}" for key, value in _folder_options(request).items()]
-    places = Places()
-    config = VERBS[request.verb].load(request.config, [*overrides, *folders], places)
+    cluster = ClusterContext()
+    config = VERBS[request.verb].load(request.config, [*overrides, *folders], cluster)
     tree = read_tree(request.config, [*overrides, *folders])
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if config.tracking.uri is None and config.tracking.backend == "mlflow" and _can_be_sent(tracking_uri):
         # As an override, so that the run's config.json names the server, too.
         overrides.append(f"tracking.uri={tracking_uri}")
-    package = collect_package(request.config, tree, places.here)
+    package = collect_package(request.config, tree, cluster.local_paths)
     return package, overrides, _check_output(tree.get("output"))
 
 

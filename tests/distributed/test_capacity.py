@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ka_ray.config import Resources
-from ka_ray.distributed.capacity import Demand, Host, needs, shortage
+from ka_ray.distributed.capacity import Demand, Host, ray_resources, shortage
 
 
 def demand(count: int, key: str = "some.key", **share: object) -> Demand:
@@ -96,5 +96,6 @@ def test_no_plan_is_refused_that_any_placement_makes_possible():
 
 
 def test_what_a_process_takes_is_named_as_ray_names_it():
-    assert needs(Resources(cpu=2, gpu=0.5, resources={"slot": 1})) == {"CPU": 2, "GPU": 0.5, "slot": 1}
-    assert needs(Resources(cpu=1)) == {"CPU": 1}
+    share = Resources(cpu=2, gpu=0.5, resources={"slot": 1})
+    assert ray_resources(share) == {"CPU": 2, "GPU": 0.5, "slot": 1}
+    assert ray_resources(Resources(cpu=1)) == {"CPU": 1}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ka_ray.config import Config
 from ka_ray.errors import InputError
-from ka_ray.runs.extension import check_extension, taught_before
+from ka_ray.runs.extension import check_extension, find_earlier_checkpoint
 from ka_ray.storage.files import write_json
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import build_teacher
@@ -239,13 +239,13 @@ def test_only_a_checkpoint_that_the_extended_run_left_is_taken(place):
         (folder / "config.json").write_text(json.dumps({"extend": extended}))
     alone, extending = place.config(teachers), place.config(teachers, extend=place.before)
     path = place.before / "teachers" / "cats" / "teacher.safetensors"
-    assert taught_before(extending, extending.teachers[0]) is None
+    assert find_earlier_checkpoint(extending, extending.teachers[0]) is None
     path.parent.mkdir(parents=True)
     path.touch()
-    assert taught_before(extending, extending.teachers[0]) == path
-    assert taught_before(extending, extending.teachers[1]) is None
+    assert find_earlier_checkpoint(extending, extending.teachers[0]) == path
+    assert find_earlier_checkpoint(extending, extending.teachers[1]) is None
     earliest = first / "teachers" / "dogs" / "teacher.safetensors"
     earliest.parent.mkdir(parents=True)
     earliest.touch()
-    assert taught_before(extending, extending.teachers[1]) == earliest
-    assert taught_before(alone, alone.teachers[0]) is None
+    assert find_earlier_checkpoint(extending, extending.teachers[1]) == earliest
+    assert find_earlier_checkpoint(alone, alone.teachers[0]) is None
