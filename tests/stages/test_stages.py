@@ -30,8 +30,8 @@ WITH_NORMS = (
 
 
 @pytest.fixture
-def inputs(inputs_for) -> StageInputs:
-    return inputs_for()
+def inputs(make_inputs) -> StageInputs:
+    return make_inputs()
 
 
 def summary(folder: Path, stage: str) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("overrides", [(), WITH_NORMS], ids=["a family", "cut, with norms"])
-def test_every_stage_lowers_its_loss_and_writes_its_weights(inputs_for, overrides):
-    inputs = inputs_for(*overrides)
+def test_every_stage_lowers_its_loss_and_writes_its_weights(make_inputs, overrides):
+    inputs = make_inputs(*overrides)
     run_stages(inputs)
     for stage in STAGES:
         history = summary(inputs.folder, stage)["history"]
@@ -146,8 +146,8 @@ def stored_pixels(inputs: StageInputs) -> np.ndarray:
     return inputs.store(FEATURES).gather(["image"], np.arange(NUM_IMAGES))["image"]
 
 
-def test_joint_learning_starts_with_norms_recalibrated_on_the_students_own_features(inputs_for, monkeypatch):
-    inputs = inputs_for(*WITH_NORMS)
+def test_joint_learning_starts_with_norms_recalibrated_on_the_students_own_features(make_inputs, monkeypatch):
+    inputs = make_inputs(*WITH_NORMS)
     folded, at_start = before_joint_learning(inputs, monkeypatch)
     pixels = stored_pixels(inputs)
     with torch.no_grad():
@@ -163,20 +163,20 @@ def test_joint_learning_starts_with_norms_recalibrated_on_the_students_own_featu
     assert max(errors) < 1e-3 < max(np.abs(n.running_var.numpy() / v.var(0) - 1).max() for n, v in before)
 
 
-def test_norms_are_recalibrated_on_shuffled_images(inputs_for, monkeypatch):
+def test_norms_are_recalibrated_on_shuffled_images(make_inputs, monkeypatch):
     monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8 batches per epoch
     rng = np.random.default_rng(0)
     brightness = np.linspace(0, 150, NUM_IMAGES)[:, None, None, None]  # as folders sort by class
     pixels = (brightness + rng.integers(0, 100, (NUM_IMAGES, 3, 8, 8))).astype(np.uint8)
-    inputs = inputs_for(*WITH_NORMS, pixels=pixels)
+    inputs = make_inputs(*WITH_NORMS, pixels=pixels)
     _, at_start = before_joint_learning(inputs, monkeypatch)
     for norm, values in inputs_of_norms(at_start, pixels):
         assert (np.abs(norm.running_mean.numpy() - values.mean(0)) < 0.4 * values.std(0)).all()
         assert (norm.running_var.numpy() > 0.6 * values.var(0)).all()
 
 
-def test_a_joint_batch_may_be_larger_than_the_images_with_features(inputs_for):
-    inputs = inputs_for(*WITH_NORMS, "codes.batch_size=8", "layers.batch_size=8", num_features=24)
+def test_a_joint_batch_may_be_larger_than_the_images_with_features(make_inputs):
+    inputs = make_inputs(*WITH_NORMS, "codes.batch_size=8", "layers.batch_size=8", num_features=24)
     run_stages(inputs)
     assert [record["images"] for record in summary(inputs.folder, "joint")["history"]] == [256, 512, 768]
 
@@ -187,8 +187,8 @@ def test_a_student_without_norms_starts_joint_learning_unchanged(inputs, monkeyp
 
 
 @pytest.mark.parametrize("overrides", [(), WITH_NORMS], ids=["a family", "cut, with norms"])
-def test_the_student_of_every_epoch_is_kept_on_request(inputs_for, overrides):
-    inputs = inputs_for("evaluation.each_epoch=true", "joint.images=600", *overrides)  # 8 + 8 + 2 steps
+def test_the_student_of_every_epoch_is_kept_on_request(make_inputs, overrides):
+    inputs = make_inputs("evaluation.each_epoch=true", "joint.images=600", *overrides)  # 8 + 8 + 2 steps
     run_stages(inputs)
     folders = sorted(epoch_students_folder(inputs.folder).iterdir())
     assert [folder.name for folder in folders] == ["001", "002", "003"]
@@ -206,8 +206,8 @@ def test_students_of_epochs_are_not_kept_by_default(inputs):
 
 
 @pytest.mark.parametrize(("images", "cumulative"), [(600, [256, 512, 576]), (256, [256]), (5, [32])])
-def test_joint_learning_stops_after_its_budget_of_images(inputs_for, images, cumulative):
-    inputs = inputs_for(f"joint.images={images}")
+def test_joint_learning_stops_after_its_budget_of_images(make_inputs, images, cumulative):
+    inputs = make_inputs(f"joint.images={images}")
     run_stages(inputs)
     assert [record["images"] for record in summary(inputs.folder, "joint")["history"]] == cumulative
     assert len(summary(inputs.folder, "layers")["history"]) == 2
@@ -224,6 +224,6 @@ def test_joint_learning_stops_after_its_budget_of_images(inputs_for, images, cum
     ],
     ids=["by default", "in the config"],
 )
-def test_beta2_of_every_stage_is_that_of_its_section(inputs_for, overrides, expected):
-    inputs = inputs_for(*overrides)
+def test_beta2_of_every_stage_is_that_of_its_section(make_inputs, overrides, expected):
+    inputs = make_inputs(*overrides)
     assert {stage: inputs.settings(stage).beta2 for stage in STAGES} == expected

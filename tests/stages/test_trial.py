@@ -21,8 +21,8 @@ WIDTHS = {"conv1": 3, "conv2": 7}
 
 
 @pytest.fixture
-def inputs(inputs_for):
-    return inputs_for(*EXACT)
+def inputs(make_inputs):
+    return make_inputs(*EXACT)
 
 
 @pytest.fixture
