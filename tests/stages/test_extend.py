@@ -37,7 +37,7 @@ FEW_EPOCHS = (
 
 @pytest.fixture
 def make_config(load_config, config_tree, randomised, tmp_path) -> Callable[..., Config]:
-    """Return a function that makes the config of a run with some of four teachers, in their order."""
+    """Return a function that makes the config of a run with the first ones of four teachers."""
     teachers = [*config_tree["teachers"]]
     for name, classes in ADDED_TEACHERS.items():
         network = randomised(plain_conv_net(len(classes), list(CHANNELS.values())))
