@@ -174,9 +174,8 @@ def test_joint_learning_starts_with_batch_norms_recalibrated_on_the_students_own
 def test_batch_norms_are_recalibrated_on_shuffled_images(make_inputs, monkeypatch):
     monkeypatch.setattr(joint, "RECALIBRATION_BATCHES", 2)  # of 8 batches per epoch
     rng = np.random.default_rng(0)
-    brightness = np.linspace(0, 150, NUM_IMAGES)[
-        :, None, None, None
-    ]  # sorted, as images are in folders of classes
+    # Images in one folder per class are sorted, too.
+    brightness = np.linspace(0, 150, NUM_IMAGES)[:, None, None, None]
     pixels = (brightness + rng.integers(0, 100, (NUM_IMAGES, 3, 8, 8))).astype(np.uint8)
     inputs = make_inputs(*WITH_BATCH_NORMS, pixels=pixels)
     _, at_start = students_before_joint_learning(inputs, monkeypatch)
@@ -198,9 +197,8 @@ def test_a_student_without_batch_norms_starts_joint_learning_unchanged(inputs, m
 
 @pytest.mark.parametrize("overrides", [(), WITH_BATCH_NORMS], ids=["network family", "cut, with batch norms"])
 def test_the_student_of_every_epoch_is_saved_if_the_config_asks_for_it(make_inputs, overrides):
-    inputs = make_inputs(
-        "evaluation.each_epoch=true", "joint.images=600", *overrides
-    )  # 8 + 8 + 2 batches of 32
+    # The 600 images are 8 + 8 + 2 batches of 32.
+    inputs = make_inputs("evaluation.each_epoch=true", "joint.images=600", *overrides)
     run_stages(inputs)
     folders = sorted(epoch_students_folder(inputs.folder).iterdir())
     assert [folder.name for folder in folders] == ["001", "002", "003"]
@@ -217,9 +215,8 @@ def test_students_of_epochs_are_not_saved_by_default(inputs):
     assert not epoch_students_folder(inputs.folder).exists()
 
 
-@pytest.mark.parametrize(
-    ("images", "cumulative"), [(600, [256, 512, 576]), (256, [256]), (5, [32])]
-)  # at least one batch
+# Whole batches of 32 images, and at least one batch.
+@pytest.mark.parametrize(("images", "cumulative"), [(600, [256, 512, 576]), (256, [256]), (5, [32])])
 def test_joint_learning_stops_after_its_budget_of_images(make_inputs, images, cumulative):
     inputs = make_inputs(f"joint.images={images}")
     run_stages(inputs)

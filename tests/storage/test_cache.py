@@ -43,9 +43,8 @@ def test_a_second_call_downloads_nothing(remote_folder):
 def test_a_changed_file_is_fetched_again(remote_folder):
     write_text(remote_folder / "x", "first")
     old = fetch_local_copy(remote_folder / "x")
-    write_text(
-        remote_folder / "x", "other"
-    )  # of the same length, so that the versions differ only in their content
+    # The new content has the same length, so that the file size does not show the change.
+    write_text(remote_folder / "x", "other")
     assert fetch_local_copy(remote_folder / "x").read_text() == "other"
     assert old.read_text() == "first"  # a run that uses the old copy can go on
 
