@@ -1,4 +1,4 @@
-"""Test that the memory format changes only the strides: values stay, and the dtype unless one is given."""
+"""Test that the memory format changes only the strides, and not the values, and the dtype only on request."""
 
 import pytest
 import torch

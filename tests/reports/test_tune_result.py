@@ -93,19 +93,19 @@ def test_the_pareto_front_equals_that_by_brute_force(seed):
     rng = random.Random(seed)
     trials = [make_trial(rng.choice((0.5, 0.6, 0.7, 0.8)), rng.randrange(1, 9), str(n)) for n in range(12)]
 
-    def is_dominated(one: Trial) -> bool:
+    def is_dominated(trial: Trial) -> bool:
         return any(
-            (other.agreement, -other.parameters) != (one.agreement, -one.parameters)
-            and other.agreement >= one.agreement
-            and other.parameters <= one.parameters
+            (other.agreement, -other.parameters) != (trial.agreement, -trial.parameters)
+            and other.agreement >= trial.agreement
+            and other.parameters <= trial.parameters
             for other in trials
         )
 
-    expected = {(one.agreement, one.parameters) for one in trials if not is_dominated(one)}
+    expected = {(trial.agreement, trial.parameters) for trial in trials if not is_dominated(trial)}
     front = pareto_front(trials, "parameters")
-    assert {(one.agreement, one.parameters) for one in front} == expected
+    assert {(trial.agreement, trial.parameters) for trial in front} == expected
     assert len(front) == len(expected)
-    assert [one.parameters for one in front] == sorted(one.parameters for one in front)
+    assert [trial.parameters for trial in front] == sorted(trial.parameters for trial in front)
 
 
 def test_the_chosen_trial_is_the_best_within_the_budget():

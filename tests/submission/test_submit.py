@@ -75,8 +75,8 @@ OUTPUT = ("--output", "/shared/out")
 
 
 def test_submit_sends_a_run_and_returns_its_exit_code(project, job_client, monkeypatch, capsys):
-    given = ("run.yaml", "--address", ADDRESS, *OUTPUT, "--set", "joint.epochs=2")
-    assert run_cli(monkeypatch, *given) == 42
+    arguments = ("run.yaml", "--address", ADDRESS, *OUTPUT, "--set", "joint.epochs=2")
+    assert run_cli(monkeypatch, *arguments) == 42
     entrypoint = "python -m ka_ray.cli run run.yaml --set joint.epochs=2 --output /shared/out"
     files = {"run.yaml", "low.safetensors", "high.safetensors"}
     assert job_client.sent == [(entrypoint, files, {"PYTHONUNBUFFERED": "1"})]
@@ -103,8 +103,8 @@ def test_follow_sends_no_new_job(job_client, monkeypatch):
 
 @pytest.mark.parametrize("output", ["s3://bucket/out", "gs://bucket/out", "/shared/out"])
 def test_the_output_can_be_set_in_the_config(project, job_client, monkeypatch, output):
-    given = ("run.yaml", "--address", ADDRESS, "--set", f"output={output}")
-    assert run_cli(monkeypatch, *given) == 42
+    arguments = ("run.yaml", "--address", ADDRESS, "--set", f"output={output}")
+    assert run_cli(monkeypatch, *arguments) == 42
     assert job_client.sent[0][0].endswith(f"--output {output}")
 
 
