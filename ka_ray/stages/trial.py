@@ -28,7 +28,7 @@ class TrialStudent:
     Attributes:
         widths: Tap name -> number of code channels, C.
         ridge: Strength of ridge regression in each layer, in units of the layer's mean input variance. None:
-            chosen per layer on held-out images.
+            chosen per layer, on images that the moments keep apart; agreement is measured on other images.
         learning_rate: Peak learning rate of joint learning. None: no joint learning.
         folder: Folder in which the student is saved.
     """
