@@ -5,9 +5,9 @@
 Both are run as a user would, with `ka-ray run`. The time goes from the command to the finished student: it
 includes the start of Python and Ray, reading the images and running the teachers, but not the evaluation.
 Distillation is run with growing budgets of images, each with its own learning rate schedule, until its
-accuracy on all classes reaches that of the exact student. If the largest budget does not reach it, the ratio
-of the times is an upper bound. Prints every run, then the medians over the seeds. Needs the teachers of the
-config (`ka-ray teach`).
+accuracy on all classes reaches that of the exact student. If the largest budget does not reach it, the
+printed ratio, the time of the exact student over that of distillation, is an upper bound. Prints every run,
+then the medians over the seeds. Needs the teachers of the config (`ka-ray teach`).
 """
 
 import argparse

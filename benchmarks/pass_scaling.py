@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/pass_scaling.py jobs/configs/cifar10_halves.yaml --images 5000 20000
 
-Runs the pass of `ka-ray tune`, which sums the moments of every layer over all stacked channels, in a new
-process for each number of images. Prints the seconds of the pass, and the peak memory (proportional set
-size) of that process and all its descendants. Every process starts its own Ray, so no measurement profits
-from the one before.
+Runs the pass of `ka-ray tune` in a new process for each number of images. The pass measures, for every layer
+of the student, the means and the covariances of its inputs and targets, where the student keeps all stacked
+channels. Prints the seconds of the pass, and the peak memory (proportional set size) of that process and all
+its descendants. Every process starts its own Ray, so no measurement profits from the one before.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def stationary_distribution(rates: Tensor) -> Tensor:
     """
     rates = rates.clone()
     for last in range(rates.shape[1] - 1, 0, -1):
-        # Remove the last state: transitions into it are redirected to the states that follow it.
+        # Remove the last state: each transition into it goes on to where the chain moves from there.
         rates[:, :last, last] /= rates[:, last, :last].sum(dim=1, keepdim=True)
         rates[:, :last, :last] += rates[:, :last, last, None] * rates[:, last, None, :last]
     weights = torch.ones_like(rates[:, 0])

@@ -67,8 +67,8 @@ def ray_resources(share: Resources) -> dict[str, float]:
 def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> str | None:
     """Return why processes cannot all run at the same time; None if they can.
 
-    Each process is placed on the first node that has its labels and room for it. Processes with the fewest
-    such nodes are placed first, and of those the ones that need most.
+    Each process is placed on the first node that has its labels and room for it. The processes whose labels
+    the fewest nodes have are placed first, and of those the ones that need most.
 
     Args:
         stage: The stage that needs the processes, for the message.

@@ -28,8 +28,8 @@ def storage_arguments(folder: Path) -> dict[str, Any]:
 def new_experiment_names(folder: Path, name: str) -> Iterator[str]:
     """Yield names for experiments of Ray Train that have no records yet: NAME-1, NAME-2 ...
 
-    Ray Train resumes an experiment of the same name from its records: the reports and the checkpoint of the
-    workers that were lost. Our workers start afresh and find what is done in the run's own files.
+    If an experiment of the same name has records, Ray Train continues it with the reports and the checkpoint
+    of its earlier workers. Our workers do not need them: they find what is done in the run's own files.
 
     Args:
         folder: The folder in which Ray Train keeps its records.

@@ -26,7 +26,8 @@ class ShardWriter:
         taps: The taps whose features are in the batch; empty if only scores are.
         teachers: The names of the teachers, in stacking order.
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts attempts.
-        scores: Name of the teachers' score column that is stored; they can have several.
+        scores: Which score column of the teachers is stored: :data:`ka_ray.features.stack.SCORES`, or
+            :data:`ka_ray.features.stack.TARGETS`, the scores averaged over views.
     """
 
     folder: Path

@@ -121,7 +121,8 @@ def search(
 
     Args:
         work: What to try, and with which resources.
-        run_point: Runs one trial in a worker; reports ``agreement``, ``epochs`` and ``tune.cost``.
+        run_point: Runs one trial in a worker; reports ``agreement``, ``epochs``, and the cost under the name
+            that ``tune.cost`` gives (``parameters`` or ``macs``).
         shared: An object that all trials need; it is put into the object store once.
         on_trial: Called on the driver with each point and its last result.
 

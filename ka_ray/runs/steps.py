@@ -117,7 +117,7 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
 
 
 def solver_notes(job: StudentJob) -> list[str | None]:
-    """Return notes for the user on how a student is solved for, as far as stages are missing.
+    """Return notes for the user on how the stages that have no result yet will be computed.
 
     They tell the size of the Gram matrices, and whether channels are chosen in another way than usual.
     """
@@ -191,7 +191,7 @@ def evaluate_student(run: Run) -> EvaluationSummary:
         history = StageSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [
             CurvePoint(images=record.images, accuracy=measure_accuracy(counts[epoch.parent.name], names))
-            for record, epoch in zip(history, epochs, strict=False)  # an unfinished fit kept fewer epochs
+            for record, epoch in zip(history, epochs, strict=False)  # without `each_epoch`, none was kept
         ]
         EvaluationSummary(
             accuracy=measure_accuracy(counts["student"], names),

@@ -60,7 +60,8 @@ def run_trials(
         points: The points to try; None lets Optuna propose ``tune.trials`` of them.
 
     Returns:
-        All finished trials, including those of earlier attempts, and key -> error message of the failed ones.
+        All finished trials, including those of earlier attempts; and for the failed ones, point as text ->
+        error message.
     """
     config, folder = run.config, run.folder / TRIALS
     done = {path.parent.name: Trial.model_validate(read_json(path)) for path in folder.glob("*/trial.json")}

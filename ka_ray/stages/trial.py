@@ -28,7 +28,7 @@ class TrialStudent:
     Attributes:
         widths: Tap name -> number of code channels, C.
         ridge: Strength of ridge regression in each layer, in units of the layer's mean input variance. None:
-            chosen per layer on held-out images.
+            chosen per layer, on images that the moments keep apart; agreement is measured on other images.
         learning_rate: Peak learning rate of joint learning. None: no joint learning.
         folder: Folder in which the student is saved.
     """
@@ -56,7 +56,8 @@ def run_trial(
     Args:
         trial: Student to compute.
         layer_moments: Moments of a single pass over the images, from which every trial's student is computed.
-        inputs: Inputs of a training stage. The sections `joint` and `scores` of its config are used.
+        inputs: Inputs of a training stage. Of its config, `seed`, `extract.batch_size` and the sections
+            `joint` and `scores` are used.
         held_out: Folder with stored images and scores on which the agreement is measured.
         report_agreement: Called after each epoch of joint learning; without joint learning, once.
     """

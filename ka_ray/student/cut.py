@@ -27,7 +27,7 @@ def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDi
 
     Args:
         network: Maps images `[B, 3, H, W]` to scores `[B, K]`.
-        paths: tap -> path of the module whose (last) output is the tap, as in ``named_modules()``.
+        paths: tap -> path, as in ``named_modules()``, of the module whose (last call's) output is the tap.
 
     Returns:
         tap -> stage, in the order of the network; each stage has one input and one output.

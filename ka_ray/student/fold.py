@@ -10,9 +10,10 @@ from ka_ray.student.output_layers import find_output_layers
 def can_fold(stage: nn.Module) -> bool:
     """Return whether an adapter after this stage can be folded into it exactly.
 
-    It can if the stage ends in a conv or linear layer, with or without batch norm, or in a sum of such
-    layers. It cannot if the stage ends in an activation, a pooling, a grouped (or depthwise) conv, or a sum
-    with an identity shortcut.
+    It can if the stage ends in a conv or linear layer that has a bias or is followed by a batch norm. It also
+    can if the stage ends in a sum of conv or linear layers, at least one of them with a bias or a batch norm.
+    It cannot if the stage ends in an activation, a pooling, a grouped (or depthwise) conv, or a sum with an
+    identity shortcut.
 
     Args:
         stage: The part of the student between two taps; its output is the adapter's input.

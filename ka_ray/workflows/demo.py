@@ -12,7 +12,7 @@ from ka_ray.storage.files import atomic_file, make_folder
 
 
 def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Path]:
-    """Write the first images of a source as PNG files named after their labels, to try `predict` on.
+    """Write the first images of a source as PNG files ID_LABEL.png, to try `predict` on.
 
     Args:
         images: The config of the source.

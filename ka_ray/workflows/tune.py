@@ -35,9 +35,10 @@ TUNE_RUN = "mlflow_tune.json"
 def search_widths(config: Config) -> TuneResult:
     """Search for the widths with the best trade-off between agreement and cost; no labels are needed.
 
-    Every trial is a student that is computed from the same sums over one pass (codes are channels, layers are
-    solved on codes). With ``tune.learning_rates`` joint learning follows. Agreement is measured on held-out
-    images. Finished trials are kept: the same call again runs only the others.
+    Every trial is a student that is computed from the same sums over one pass: its codes are chosen stacked
+    channels, and each layer is solved by least squares, with one code as input and the next one as target.
+    With ``tune.learning_rates`` joint learning follows. Agreement is measured on held-out images. Finished
+    trials are kept: the same call again runs only the others.
 
     Args:
         config: The run; its ``tune`` section says what is tried.
