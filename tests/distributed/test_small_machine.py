@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from one_core import POSITIONS, SEED
+from passes_on_one_cpu import POSITIONS, SEED
 from safetensors.torch import save_file
 
 from ka_ray.config import Config
@@ -97,7 +97,7 @@ def on_one_core(config: Config, tree: dict[str, Any], tmp_path: Path, *passes: s
     path, result = tmp_path / "one_core.yaml", tmp_path / "result.pickle"
     given = {"images": {**tree["images"], "limit": 60}, "extract": {"batch_size": 16}, "ray": {"num_cpus": 1}}
     path.write_text(yaml.safe_dump(tree | given | {"output": str(config.output_dir)}))
-    program = [sys.executable, str(Path(__file__).parent / "one_core.py")]
+    program = [sys.executable, str(Path(__file__).parent / "passes_on_one_cpu.py")]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": paths}
     command = [*program, str(path), str(tmp_path / "student"), str(result), *passes]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import ray
 import torch
-from mortal import Mortal, MortalReader
 from PIL import Image
+from self_killing import SelfKillingNetwork, SelfKillingReader
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
@@ -50,11 +50,11 @@ def deaths(tmp_path):
 
 
 def mortal(config: TeacherConfig, lives: Path, tmp_path: Path) -> TeacherConfig:
-    network = Mortal(str(lives), len(config.classes))
+    network = SelfKillingNetwork(str(lives), len(config.classes))
     checkpoint = tmp_path / "mortal.pt"
     torch.save(network.state_dict(), checkpoint)
-    arguments = {"lives": str(lives), "num_classes": len(config.classes)}
-    name = f"{Mortal.__module__}:{Mortal.__qualname__}"
+    arguments = {"kills_folder": str(lives), "num_classes": len(config.classes)}
+    name = f"{SelfKillingNetwork.__module__}:{SelfKillingNetwork.__qualname__}"
     return config.model_copy(update={"network": name, "arguments": arguments, "checkpoint": checkpoint})
 
 
@@ -158,7 +158,7 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
 def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tmp_path, deaths, count):
     config = load_config("images.limit=60", "ray.max_failures=1")
     images, lives = split_images(config)[0], deaths(count)
-    source = replace(images.source, read=MortalReader(images.source.read, lives))
+    source = replace(images.source, read=SelfKillingReader(images.source.read, lives))
     work = Extraction(replace(images, source=source), tmp_path / "out", 1000)
     if count > 4:
         with pytest.raises(
