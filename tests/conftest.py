@@ -87,7 +87,7 @@ def s3(s3_server: tuple[dict[str, str], Path], monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.fixture
 def s3_requests(s3_server: tuple[dict[str, str], Path], s3: str) -> Callable[[str, str], list[str]]:
-    """Return a function that lists the requests of an HTTP method for files of the bucket with a given ending."""
+    """Return a function that lists the requests of an HTTP method for files with a given ending."""
 
     def find(method: str, ending: str) -> list[str]:
         lines = s3_server[1].read_text().splitlines()
