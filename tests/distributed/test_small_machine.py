@@ -56,7 +56,7 @@ def load_eight_teachers(config_tree, load_config, randomised, tmp_path):
 
 
 def read_by_plain_loop(config: Config, plan: Plan) -> dict[str, Any]:
-    """Read without Ray: ``image``, ``image_id``, ``label``, the stacked taps, and ``own``, scores per teacher."""
+    """Read without Ray: ``image``, ``image_id``, ``label``, stacked taps, and ``own`` scores per teacher."""
     images, _ = split_images(config)
     blocks = [
         block
