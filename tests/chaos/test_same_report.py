@@ -65,7 +65,7 @@ def list_overrides(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
+def test_three_nodes_report_the_same_results_as_one_node(cluster, tmp_path, name):
     config = f"jobs/configs/{name}.yaml"
     command = [config, *(f"--set={option}" for option in list_overrides(name)), "--output"]
     local = subprocess.run(

@@ -73,7 +73,7 @@ def test_the_chosen_resources_let_every_pass_fit(cpus, teachers, actors, reducer
 
 @pytest.mark.parametrize("cpus", [1, 2, 3])
 @pytest.mark.parametrize("teachers", [1, 20, 100])
-def test_any_number_of_teachers_fits_on_one_core_and_more(cpus, teachers):
+def test_any_number_of_teachers_fits_on_one_to_three_cpus(cpus, teachers):
     load = Workload(teachers, ExtractConfig(), RayConfig())
     placement, workers = fit_placement(PlacementConfig(), load, machine(cpus))
     demands = pass_demands(placement.teachers, placement.decoding, load)

@@ -48,7 +48,7 @@ def test_settings_are_put_back_also_after_an_error():
     assert dict(os.environ) == before
 
 
-def test_a_connection_that_is_refused_leaves_nothing_behind(monkeypatch):
+def test_a_refused_connection_changes_no_settings(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected it
     before = read_settings()
     with (
@@ -60,7 +60,7 @@ def test_a_connection_that_is_refused_leaves_nothing_behind(monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_ray_that_was_connected_keeps_running_with_its_settings(cluster):
+def test_an_already_connected_ray_keeps_running_with_its_settings(cluster):
     context = DataContext.get_current()
     with attributes(context, enable_progress_bars=True):
         before = read_settings()
@@ -74,7 +74,7 @@ def test_a_ray_that_was_connected_keeps_running_with_its_settings(cluster):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("how", ["returns", "raises"])
-def test_a_ray_that_was_started_leaves_nothing_behind(how):
+def test_settings_are_restored_after_a_ray_that_connect_has_started(how):
     """In a separate process, because this one may already be connected."""
     script = Path(__file__).parent / "process_settings.py"
     # Without the variables that `connect` has set in this process.
