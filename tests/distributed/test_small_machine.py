@@ -94,7 +94,7 @@ def assert_stored(folder: Path, expected: dict[str, Any], plan: Plan) -> None:
 
 def run_on_one_cpu(config: Config, tree: dict[str, Any], tmp_path: Path, *passes: str) -> dict[str, Any]:
     """Run passes on a Ray with one CPU in a separate process, and return their results."""
-    path, result = tmp_path / "one_core.yaml", tmp_path / "result.pickle"
+    path, result = tmp_path / "one_cpu.yaml", tmp_path / "result.pickle"
     given = {"images": {**tree["images"], "limit": 60}, "extract": {"batch_size": 16}, "ray": {"num_cpus": 1}}
     path.write_text(yaml.safe_dump(tree | given | {"output": str(config.output_dir)}))
     program = [sys.executable, str(Path(__file__).parent / "passes_on_one_cpu.py")]
