@@ -201,7 +201,7 @@ def print_incomplete(measured: dict[str, dict[str, Any]]) -> None:
         print(f"\n{label}: {len(figures['incomplete'])} incomplete docstrings")
         for one in figures["incomplete"]:
             print(f"  {one['path']}:{one['line']}: {one['name']}: {one['missing']}")
-        print(f"\n{label}: incomplete docstrings, of how many, in which part")
+        print(f"\n{label}: incomplete docstrings in each part of the package")
         for part, (incomplete, public) in figures["incomplete_per_part"].items():
             print(f"  {incomplete:4d} of {public:4d}  {part}")
 

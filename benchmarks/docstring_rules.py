@@ -1,8 +1,8 @@
 """Find the public definitions of a module whose docstring is incomplete; `code_metrics.py` counts them.
 
-Public are modules, classes, functions and methods without a leading underscore in their own name or in that
-of the file, folder or class around them. Left out are functions inside functions, special methods, overloads,
-methods marked ``@override`` (the base describes them), and setters (the property does).
+Modules, classes, functions and methods are public if neither their own name nor that of the file, folder or
+class around them begins with an underscore. These do not count: functions inside functions, special methods,
+overloads, methods marked ``@override`` (the base describes them), and setters (the property does).
 
 A docstring is complete if it exists and has a line for everything that a caller passes:
 
@@ -41,7 +41,8 @@ class Definition:
 
     Attributes:
         line: Where it begins in its file, counted from 1.
-        name: Its name behind those of the classes around it, "(module)" for the module itself.
+        name: Its name after those of the classes around it, as in ``Class.method``; "(module)" for the module
+            itself.
         missing: What its docstring lacks, empty if it is complete.
     """
 
@@ -51,7 +52,7 @@ class Definition:
 
 
 def is_string(node: ast.AST) -> bool:
-    """Whether a statement is only a string: a docstring, or a string below a field."""
+    """Return whether a statement is only a string: a docstring, or a string below a field."""
     value = node.value if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
@@ -65,7 +66,7 @@ def section_names(node: Described, *titles: str) -> set[str]:
 
 
 def has_description(node: ast.AST | None, named_types: Set[str]) -> bool:
-    """Whether an expression holds ``description=`` or ``help=``, or a name from ``named_types``."""
+    """Return whether an expression holds ``description=`` or ``help=``, or a name from ``named_types``."""
     return node is not None and any(
         (isinstance(inner, ast.keyword) and inner.arg in {"description", "help"})
         or (isinstance(inner, ast.Name) and inner.id in named_types)
@@ -102,7 +103,7 @@ def undescribed_parameters(node: Function, named_types: Set[str]) -> dict[str, b
 
 
 def is_field(node: ast.AnnAssign) -> bool:
-    """Whether an annotated name in a class body is a public field."""
+    """Return whether an annotated name in a class body is a public field."""
     name = node.target.id if isinstance(node.target, ast.Name) else "_"
     return not name.startswith("_") and "ClassVar" not in ast.unparse(node.annotation)
 
@@ -135,7 +136,7 @@ def what_is_missing(node: Described, named_types: Set[str]) -> str:
 
 
 def is_public(node: Function | ast.ClassDef) -> bool:
-    """Whether a definition needs a docstring, apart from what its file and the classes around it decide."""
+    """Return whether a definition needs a docstring, if its file and the classes around it are public."""
     decorators = {ast.unparse(one).split(".")[-1] for one in node.decorator_list}
     return not node.name.startswith("_") and not decorators & EXEMPT_DECORATORS
 

@@ -23,7 +23,10 @@ EXACT = ("joint.epochs=0",)
 """No joint learning: the student is only solved by least squares."""
 
 DISTILL = ("baseline=distill", "joint.learning_rate=0.005", "joint.temperature=4")
-"""A student of the same widths. The learning rate was chosen on held-out training images."""
+"""Distillation into a student of the same widths.
+
+Its learning rate was chosen on held-out training images.
+"""
 
 
 def run(config: str, folder: Path, overrides: tuple[str, ...]) -> tuple[float, float, float]:

@@ -89,6 +89,7 @@ def import_graph(modules: list[Module], with_type_only: bool) -> Graph:
 
 def folder_graph(graph: Graph) -> Graph:
     """Merge the modules of each folder at the package's root into one node; a file at the root stays one."""
+    # The package itself is its `__init__`, a file at the root.
     part = {name: [*name.split("."), "__init__"][1] for name in graph}
     merged: Graph = {name: set() for name in part.values()}
     for name, targets in graph.items():

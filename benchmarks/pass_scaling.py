@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ka_ray.config import Config
 from ka_ray.runs.setup import plan_run, start_run
-from ka_ray.runs.statistics import sum_up
+from ka_ray.runs.statistics import measure_or_load_moments
 from ka_ray.student.from_moments import LayerMomentsMeter
 
 SAMPLE_EVERY_S = 0.5
@@ -27,7 +27,7 @@ SAMPLE_EVERY_S = 0.5
 
 
 def run_pass(config_path: str, images: int, overrides: list[str]) -> None:
-    """Run the pass in this process, and print its seconds and the bytes of its sums.
+    """Run the pass in this process, and print its duration in seconds and the size of its sums in bytes.
 
     Args:
         config_path: Path of the config.
@@ -35,12 +35,12 @@ def run_pass(config_path: str, images: int, overrides: list[str]) -> None:
         overrides: Keys of the config to change, as KEY=VALUE.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = [f"extract.images={images}", f"output={folder}/run", "tracking.backend=none"]
-        config = Config.load(config_path, [*overrides, *own])
+        fixed = [f"extract.images={images}", f"output={folder}/run", "tracking.backend=none"]
+        config = Config.load(config_path, [*overrides, *fixed])
         with start_run(plan_run(config)) as run:
             stacked = {tap: shape[0] for tap, shape in run.plan.shapes.items()}
             make_meter = partial(LayerMomentsMeter, run.plan.spec, stacked, config.layers.positions_per_image)
-            _, summary = sum_up(run, "one_pass", make_meter)
+            _, summary = measure_or_load_moments(run, "one_pass", make_meter)
     print(f"pass_seconds={summary['seconds']:.2f} pass_bytes={summary['bytes']}")
 
 
@@ -48,7 +48,8 @@ def measure_command(command: list[str]) -> tuple[float, int, float]:
     """Run a command that calls :func:`run_pass`.
 
     Returns:
-        The seconds and the bytes that it prints, and the peak memory of it and its descendants in MiB.
+        The duration of the pass in seconds, the size of its sums in bytes, and the peak memory of the
+        command and its descendants in MiB.
     """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0
@@ -80,13 +81,13 @@ def find_descendants(root: int) -> list[int]:
     return found
 
 
-def read_memory(process: int) -> int:
+def read_memory(process_id: int) -> int:
     """Return the proportional set size of a process, in bytes; 0 if it has just ended.
 
     Each page that processes share, such as Ray's object store, counts only once over all of them.
     """
     try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        text = Path(f"/proc/{process_id}/smaps_rollup").read_text()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0)
@@ -106,7 +107,7 @@ def main() -> None:
         return run_pass(arguments.config, arguments.in_this_process, arguments.overrides)
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
     measured: dict[int, list[tuple[float, int, float]]] = {images: [] for images in arguments.images}
-    # In turn, not one after the other: other load on the machine then affects all numbers of images.
+    # Each round measures every number of images, so that other load on the machine affects all of them.
     for _ in range(arguments.repeat):
         for images in arguments.images:
             command = [

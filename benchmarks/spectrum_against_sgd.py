@@ -25,14 +25,14 @@ def main() -> None:
     """Measure the spectrum, train the auto-encoders, and print the losses of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config")
-    factors = "widths to train, in units of the widths of the config"
+    factors = "widths to train, as multiples of the widths of the config"
     parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1.0, 1.5], help=factors)
     parser.add_argument("--output", default="runs/spectrum", help="output folder")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     # What the spectrum predicts is the optimum in the principal basis, so this is what must be trained.
-    own = [f"output={arguments.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
-    config = Config.load(arguments.config, [*arguments.overrides, *own])
+    fixed = [f"output={arguments.output}", "codes.solver=sgd", "codes.basis=principal", "ray.workers=1"]
+    config = Config.load(arguments.config, [*arguments.overrides, *fixed])
     spectrum = ka_ray.measure_spectrum(config)
     with start_run(plan_run(config)) as run:
         extract(run)

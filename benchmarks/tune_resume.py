@@ -62,11 +62,12 @@ def main() -> None:
     subprocess.run(command, check=True)
     after, result = read_end_times(folder), json.loads((folder / "tune.json").read_text())
     repeated = sum(after[key] != when for key, when in before.items())
-    # The first half also waited for the pass; the rest of its time went to trials, Ray's start and reading.
+    # Before the kill, the pass ran first. The rest of that time went to starting Ray, listing the images,
+    # loading the teachers, and the first half of the trials.
     seconds = (killed - result["pass_seconds"]) + result["search_seconds"]
     print(
         f"pass_seconds={result['pass_seconds']:.1f} second_half_seconds={result['search_seconds']:.1f} "
-        f"trials={len(after)} ran_twice={repeated}; trials, one start of Ray, reading: {seconds:.1f} s "
+        f"trials={len(after)} ran_twice={repeated}; all trials and one start of the run: {seconds:.1f} s "
         f"= {seconds / result['pass_seconds']:.2f} x the pass"
     )
 

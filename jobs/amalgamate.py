@@ -4,7 +4,7 @@
 
 The same as `ka-ray run`, with the same options and exit codes. Every node must reach DIR.
 
-See jobs/README.md for what travels with a job.
+See jobs/README.md for which files are sent with a job.
 """
 
 import sys

@@ -1,9 +1,10 @@
-"""Name the class of image files, as a Ray job.
+"""Predict the class of image files, as a Ray job.
 
     ray job submit --working-dir . -- python jobs/predict.py DIR IMAGE...
 
-The same as `ka-ray predict`, with the same options and exit codes. DIR and the images are paths on the
-cluster, or relative paths of files that travel with the job.
+The same as `ka-ray predict`, with the same options and exit codes. DIR is the output folder of a
+finished run. DIR and the images are paths on the cluster, or relative paths of files that are sent with the
+job.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Measure how much codes of every width could keep, as a Ray job.
+"""Measure the smallest error that codes of each width can have, as a Ray job.
 
     ray job submit --working-dir . -- python jobs/spectrum.py CONFIG --output DIR [--set KEY=VALUE ...]
 
 The same as `ka-ray spectrum`, with the same options and exit codes. Every node must reach DIR.
 
-See jobs/README.md for what travels with a job.
+See jobs/README.md for which files are sent with a job.
 """
 
 import sys

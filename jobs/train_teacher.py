@@ -2,9 +2,10 @@
 
     ray job submit --working-dir . -- python jobs/train_teacher.py CONFIG --output DIR [--set KEY=VALUE ...]
 
-The same as `ka-ray teach`, with the same options and exit codes. Every node must reach DIR.
+The same as `ka-ray teach`, with the same options and exit codes. DIR must be a path that every node of the
+cluster can read and write, such as a shared file system.
 
-See jobs/README.md for what travels with a job.
+See jobs/README.md for which files are sent with a job.
 """
 
 import sys

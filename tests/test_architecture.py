@@ -1,4 +1,4 @@
-"""The house rules that no reviewer should have to remember, read from the source itself."""
+"""Test the rules for the source of the package: which part may import which, names and lengths."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ import ka_ray
 PACKAGE = Path(ka_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 40, 250
-VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "student": {"errors", "storage", "config", "numerics", "features", "amalgamation", "teachers"},
     "training": {"errors", "storage", "numerics", "features"},
 }
-"""Part of the package -> the parts that it may import, from the lowest floor to the highest."""
+"""For each part of the package, the parts that it may import."""
 
 MAY_IMPORT["reports"] = {"errors", "storage", "metrics"}
 MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics"}
@@ -40,21 +40,21 @@ MAY_IMPORT["runs"] = {*MAY_IMPORT}
 MAY_IMPORT["workflows"] = {*MAY_IMPORT}
 MAY_IMPORT["submission"] = {"errors", "storage", "config", "distributed", "terminal", "runs"}
 
-ROOT = {"", "__main__", "cli", "errors", "metrics"}
-"""The modules that lie in no folder; the package itself and the command line may import everything."""
+ROOT_MODULES = {"", "__main__", "cli", "errors", "metrics"}
+"""Modules outside of a folder. The package itself and the command line may import everything."""
 
 MAY_IMPORT_RAY = {"distributed", "submission"}
-MAY_DRAW = {"workflows", "runs"}
+MAY_IMPORT_FIGURES = {"workflows", "runs"}
 
 
 def module_name(path: Path) -> str:
-    """The dotted name inside the package: ``features.store``."""
+    """Return the dotted name of a file inside the package, such as ``features.store``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it, by its absolute name."""
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the absolute name of each module or object that a file imports, also inside of functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -63,86 +63,91 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imports_of(path: Path, package: str) -> list[str]:
-    return [name for name in imports(path) if name.split(".")[0] == package]
+def imported_names_of_package(path: Path, package: str) -> list[str]:
+    return [name for name in imported_names(path) if name.split(".")[0] == package]
 
 
 def used_parts(path: Path) -> set[str]:
-    """The parts of the package that a file imports from."""
-    return {name.split(".")[1] for name in imports_of(path, "ka_ray")}
+    """Return the parts of the package that a file imports from."""
+    return {name.split(".")[1] for name in imported_names_of_package(path, "ka_ray")}
 
 
 def in_part(path: Path, part: str) -> bool:
     return path.relative_to(PACKAGE).parts[0] == part
 
 
-def identify(path: Path) -> str:
+def relative_path(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-every_file = pytest.mark.parametrize("path", FILES, ids=identify)
+every_file = pytest.mark.parametrize("path", FILES, ids=relative_path)
 
 
 @every_file
-def test_ray_is_imported_only_where_it_is_adapted(path):
-    assert any(in_part(path, part) for part in MAY_IMPORT_RAY) or imports_of(path, "ray") == []
+def test_ray_is_imported_only_by_distributed_and_submission(path):
+    assert any(in_part(path, part) for part in MAY_IMPORT_RAY) or imported_names_of_package(path, "ray") == []
 
 
 @every_file
-def test_mlflow_is_imported_in_one_file_alone(path):
-    assert module_name(path) == "tracking.mlflow" or imports_of(path, "mlflow") == []
+def test_mlflow_is_imported_in_only_one_file(path):
+    assert module_name(path) == "tracking.mlflow" or imported_names_of_package(path, "mlflow") == []
 
 
 @every_file
-@pytest.mark.parametrize("heavy", ["torch", "torchvision", "ray", "numpy"])
-def test_the_config_imports_nothing_heavy(path, heavy):
-    assert not in_part(path, "config") or imports_of(path, heavy) == []
+@pytest.mark.parametrize("heavy_package", ["torch", "torchvision", "ray", "numpy"])
+def test_the_config_imports_no_heavy_package(path, heavy_package):
+    assert not in_part(path, "config") or imported_names_of_package(path, heavy_package) == []
 
 
 @every_file
-def test_imports_point_down(path):
+def test_a_part_imports_only_the_parts_that_it_may_import(path):
     part = module_name(path).split(".")[0]
     if part in {"", "__main__", "cli"}:
         return
-    assert part in MAY_IMPORT, f"say in MAY_IMPORT what {part} may import"
+    assert part in MAY_IMPORT, f"add {part} and the parts that it may import to MAY_IMPORT"
     assert used_parts(path) <= MAY_IMPORT[part] | {part}
 
 
-def test_no_floor_lies_above_itself():
+def test_the_allowed_imports_of_parts_have_no_cycle():
     list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
 
 
-def test_no_modules_import_each_other():
+def test_the_imports_of_modules_have_no_cycle():
     modules = {module_name(path): path for path in FILES}
     graph = {
-        name: {one for one in used_modules(path, modules) if one != name} for name, path in modules.items()
+        name: {used for used in used_modules(path, modules) if used != name} for name, path in modules.items()
     }
-    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
 def used_modules(path: Path, modules: dict[str, Path]) -> Iterator[str]:
-    """The modules of the package that a file imports: ``from ka_ray.a import b`` may name the module a.b."""
-    for name in imports_of(path, "ka_ray"):
+    """Yield the modules of the package that a file imports.
+
+    In ``from ka_ray.a import b``, b is the module a.b or a name in the module a.
+    """
+    for name in imported_names_of_package(path, "ka_ray"):
         inner = name.removeprefix("ka_ray").removeprefix(".")
         yield inner if inner in modules else inner.rpartition(".")[0]
 
 
-def test_figures_are_drawn_only_above_the_reports():
+def test_figures_are_imported_only_by_workflows_and_runs():
     drawing = {
-        path for path in FILES if any(name.startswith("ka_ray.reports.figures") for name in imports(path))
+        path
+        for path in FILES
+        if any(name.startswith("ka_ray.reports.figures") for name in imported_names(path))
     }
     parts = {path.relative_to(PACKAGE).parts[0] for path in drawing}
-    assert parts == MAY_DRAW | {"reports"}
+    assert parts == MAY_IMPORT_FIGURES | {"reports"}
     assert {path.parent.name for path in drawing if in_part(path, "reports")} == {"figures"}
 
 
-def test_every_part_has_its_floor():
+def test_may_import_lists_every_part():
     parts = {module_name(path).split(".")[0] for path in FILES}
-    assert MAY_IMPORT.keys() | ROOT - {"__main__"} == parts - {"__main__"}
+    assert MAY_IMPORT.keys() | ROOT_MODULES - {"__main__"} == parts - {"__main__"}
 
 
-def test_few_modules_lie_at_the_root():
-    assert {path.stem.strip("_") for path in PACKAGE.glob("*.py")} <= {"init", "main", *ROOT}
+def test_only_listed_modules_are_outside_of_a_folder():
+    assert {path.stem.strip("_") for path in PACKAGE.glob("*.py")} <= {"init", "main", *ROOT_MODULES}
 
 
 def test_git_ignores_no_source_file():
@@ -157,16 +162,16 @@ def test_git_ignores_no_source_file():
 
 @every_file
 def test_no_file_has_a_vague_name(path):
-    assert not {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts} & VAGUE
+    assert not {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts} & VAGUE_NAMES
 
 
 @every_file
-def test_files_are_short(path):
+def test_files_are_not_longer_than_the_limit(path):
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
 @every_file
-def test_functions_are_short(path):
+def test_functions_are_not_longer_than_the_limit(path):
     functions = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
@@ -176,35 +181,35 @@ def test_functions_are_short(path):
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
 
 
-HEAVY = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "sklearn", "matplotlib")
+HEAVY_PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "sklearn", "matplotlib")
 
 
-def loaded_after(statement: str, modules: tuple[str, ...] = HEAVY) -> list[str]:
-    """Which of some modules (the heavy ones) a fresh interpreter holds after a statement."""
+def modules_imported_after(statement: str, modules: tuple[str, ...] = HEAVY_PACKAGES) -> list[str]:
+    """Return which of the given modules a new interpreter has imported after a statement."""
     code = f"import sys; {statement}; print(*(m for m in {modules} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return finished.stdout.split()
 
 
-def test_importing_the_package_is_light():
-    assert loaded_after("import ka_ray") == []
+def test_importing_the_package_imports_no_heavy_package():
+    assert modules_imported_after("import ka_ray") == []
 
 
-def test_a_config_can_be_loaded_without_anything_heavy():
-    assert loaded_after("import ka_ray; ka_ray.Config; ka_ray.InputError") == []
+def test_using_the_config_imports_no_heavy_package():
+    assert modules_imported_after("import ka_ray; ka_ray.Config; ka_ray.InputError") == []
 
 
-def test_tasks_that_read_or_write_images_start_without_torch():
-    """Importing torch takes seconds in each of their processes."""
+def test_modules_of_tasks_that_read_or_write_images_do_not_import_torch():
+    """Importing torch would take seconds in each process of these tasks."""
     modules = "ka_ray.distributed.images, ka_ray.distributed.shard_writer"
-    assert loaded_after(f"import {modules}", ("torch", "torchvision")) == []
+    assert modules_imported_after(f"import {modules}", ("torch", "torchvision")) == []
 
 
-def test_figures_load_matplotlib_when_the_first_one_is_drawn():
-    assert loaded_after("import ka_ray.reports.figures") == []
+def test_importing_figures_does_not_import_matplotlib():
+    assert modules_imported_after("import ka_ray.reports.figures") == []
 
 
-def test_every_public_name_is_there():
+def test_all_is_sorted_and_every_name_in_it_exists():
     assert ka_ray.__all__ == sorted(ka_ray.__all__)
     for name in ka_ray.__all__:
         assert getattr(ka_ray, name) is not None

@@ -1,3 +1,5 @@
+"""Test the command line without training: help, completion, messages for bad input, small helpers."""
+
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import pytest
 
 from ka_ray import __version__, cli
 
-DIGITS = str(cli.demo_config())
+DEMO_CONFIG = str(cli.demo_config())
 
 
 def run_cli(monkeypatch, *arguments: str) -> int:
@@ -29,7 +31,7 @@ def test_version_is_that_of_the_code(monkeypatch, capsys):
     assert capsys.readouterr().out == f"ka-ray {__version__}\n"
 
 
-COMMAND = """
+COMMAND_LISTING_IMPORTS = """
 import sys
 from ka_ray import cli
 
@@ -37,68 +39,76 @@ sys.argv[0] = "ka-ray"
 try:
     cli.main()
 finally:
-    print("loaded:", *sorted({"torch", "torchvision", "ray", "mlflow", "numpy"} & set(sys.modules)))
+    print("imported:", *sorted({"torch", "torchvision", "ray", "mlflow", "numpy"} & set(sys.modules)))
 """
 
 
 def command_output(*arguments: str, **environment: str) -> list[str]:
-    """What `ka-ray` prints in a process of its own; the last line names the slow imports that it made."""
-    command = [sys.executable, "-c", COMMAND, *arguments]
-    done = subprocess.run(
+    """Return the lines that `ka-ray` prints in its own process. The last one lists imported slow packages."""
+    command = [sys.executable, "-c", COMMAND_LISTING_IMPORTS, *arguments]
+    finished = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=60
     )
-    return done.stdout.splitlines()
+    return finished.stdout.splitlines()
 
 
 @pytest.mark.parametrize("option", ["--version", "--help"])
-def test_version_and_help_import_nothing_slow(option):
-    assert command_output(option)[-1] == "loaded:"
+def test_version_and_help_import_no_slow_package(option):
+    assert command_output(option)[-1] == "imported:"
 
 
-def test_the_shell_completes_commands_and_options_and_imports_nothing_slow():
+def test_shell_completion_completes_commands_and_options_and_imports_no_slow_package():
     def complete(line: str) -> list[str]:
-        place = str(len(line.split(" ")) - 1)
-        return command_output(_KA_RAY_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=place)
+        word_index = str(len(line.split(" ")) - 1)
+        return command_output(_KA_RAY_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=word_index)
 
-    assert complete("ka-ray te") == ["teach", "loaded:"]
-    assert complete("ka-ray run --ou") == ["--output", "loaded:"]
+    assert complete("ka-ray te") == ["teach", "imported:"]
+    assert complete("ka-ray run --ou") == ["--output", "imported:"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["run", "missing.yaml"], "config missing.yaml does not exist"),
-        (["run", DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
-        (["run", DIGITS, "--extend", "."], "holds no config.json; give the folder of a finished run"),
+        (["run", DEMO_CONFIG, "--extend", "nowhere"], "nowhere does not exist"),
+        (["run", DEMO_CONFIG, "--extend", "."], "holds no config.json; give the folder of a finished run"),
         (["compare", "missing.yaml"], "config missing.yaml does not exist"),
-        (["compare", DIGITS, "--methods", "best,direct"], "--methods: best; there are direct, incremental"),
-        (["compare", DIGITS, "--methods", ""], "--methods: none given; there are direct, incremental"),
-        (["compare", DIGITS, "--vary", "scores.rule"], "--vary 'scores.rule': must read key=value,value"),
-        (["compare", DIGITS, "--vary", "images.size=8,16"], "--vary 'images.size=8,16'"),
-        (["compare", DIGITS, "--vary", "scores.rule=mean,conditional"], "scores.rule is 'conditional'"),
-        (["compare", DIGITS, "--vary", "joint.loss=hinge"], "joint.loss: "),
-        (["compare", DIGITS, "--set", "colour=red"], "colour: unknown key"),
+        (
+            ["compare", DEMO_CONFIG, "--methods", "best,direct"],
+            "--methods: best; there are direct, incremental",
+        ),
+        (["compare", DEMO_CONFIG, "--methods", ""], "--methods: none given; there are direct, incremental"),
+        (
+            ["compare", DEMO_CONFIG, "--vary", "scores.rule"],
+            "--vary 'scores.rule': must read key=value,value",
+        ),
+        (["compare", DEMO_CONFIG, "--vary", "images.size=8,16"], "--vary 'images.size=8,16'"),
+        (["compare", DEMO_CONFIG, "--vary", "scores.rule=mean,conditional"], "scores.rule is 'conditional'"),
+        (["compare", DEMO_CONFIG, "--vary", "joint.loss=hinge"], "joint.loss: "),
+        (["compare", DEMO_CONFIG, "--set", "colour=red"], "colour: unknown key"),
         (["teach", "missing.yaml"], "config missing.yaml does not exist"),
         (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
         (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, words):
+def test_bad_input_prints_one_message_and_exits_with_code_2(
+    monkeypatch, capsys, tmp_path, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     assert run_cli(monkeypatch, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert words in captured.err
+    assert message in captured.err
     assert "Traceback" not in captured.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_students_cannot_be_compared(monkeypatch, capsys):
-    assert run_cli(monkeypatch, "compare", DIGITS, "--seeds", "0") == 2
+def test_zero_seeds_are_refused(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "compare", DEMO_CONFIG, "--seeds", "0") == 2
     assert "--seeds" in capsys.readouterr().err
 
 
-def test_the_methods_that_help_names_are_those_that_there_are():
+def test_the_help_of_compare_lists_all_methods():
     from ka_ray.runs.variants import COMPARED
 
     [option] = get_args(get_type_hints(cli.compare, include_extras=True)["methods"])[1:]
@@ -106,7 +116,7 @@ def test_the_methods_that_help_names_are_those_that_there_are():
     assert named == list(COMPARED)
 
 
-def test_doctor_says_what_is_there(monkeypatch, capsys):
+def test_doctor_prints_versions_and_resources(monkeypatch, capsys):
     assert run_cli(monkeypatch, "doctor") == 0
     shown = capsys.readouterr().out
     for name in ("python=", "torch=", "ray=", "mlflow=", "cpus=", "disk_free_gib="):
@@ -117,12 +127,12 @@ def test_the_demo_config_is_found_in_a_checkout():
     assert cli.demo_config().name == "digits.yaml"
 
 
-def test_output_is_an_override():
+def test_with_output_adds_an_override():
     assert cli.with_output(["seed=1"], None) == ["seed=1"]
     assert cli.with_output(None, "x") == ["output=x"]
 
 
-def test_samples_are_images_that_can_be_read_again(tmp_path):
+def test_saved_samples_are_readable_images(tmp_path):
     from PIL import Image
 
     from ka_ray.config import DigitsImages

@@ -1,4 +1,7 @@
-"""`benchmarks/code_metrics.py` on small packages whose figures are counted by hand."""
+"""Test `benchmarks/code_metrics.py` on small packages whose metrics are counted by hand.
+
+A circle is a group of modules, or of folders, that import each other.
+"""
 
 import json
 import os
@@ -29,52 +32,52 @@ def write_files(package: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def measure(tmp_path: Path) -> Callable[[dict[str, str]], dict[str, Any]]:
-    """Write a package ``p`` and return its figures."""
+    """Return a function that writes a package ``p`` and returns its metrics."""
 
     def measure(files: dict[str, str]) -> dict[str, Any]:
         write_files(tmp_path / "p", files)
-        done = run_script(tmp_path / "p", "--json")
-        assert done.returncode == 0, done.stderr
-        figures: dict[str, Any] = json.loads(done.stdout)["now"]
-        return figures
+        finished = run_script(tmp_path / "p", "--json")
+        assert finished.returncode == 0, finished.stderr
+        metrics: dict[str, Any] = json.loads(finished.stdout)["now"]
+        return metrics
 
     return measure
 
 
 def test_files_are_counted_at_the_root_and_below(measure):
-    figures = measure(
+    metrics = measure(
         {"__init__.py": "", "cli.py": "", "a/__init__.py": "", "a/b/c.py": "", "a/text.txt": ""}
     )
-    assert (figures["files"], figures["files_at_root"]) == (4, 2)
+    assert (metrics["files"], metrics["files_at_root"]) == (4, 2)
 
 
-def test_two_modules_in_a_circle(measure):
-    figures = measure(
+def test_two_modules_that_import_each_other_are_one_circle(measure):
+    metrics = measure(
         {"one.py": "from p.two import f\n", "two.py": "import p.one\n", "three.py": "import p.two\n"}
     )
-    assert figures["circles"] == figures["circles_with_type_only"] == [["p.one", "p.two"]]
-    assert figures["folder_circles"] == [["one", "two"]]
+    assert metrics["circles"] == metrics["circles_with_type_only"] == [["p.one", "p.two"]]
+    assert metrics["folder_circles"] == [["one", "two"]]
 
 
-def test_an_import_inside_a_function_closes_a_circle_of_three(measure):
-    late = "def f():\n    from p import c\n"
-    figures = measure({"a.py": "import p.b\n", "b.py": late, "c.py": "from p import a\n"})
-    assert figures["circles"] == [["p.a", "p.b", "p.c"]]
+def test_an_import_inside_a_function_counts_for_circles(measure):
+    import_in_function = "def f():\n    from p import c\n"
+    metrics = measure({"a.py": "import p.b\n", "b.py": import_in_function, "c.py": "from p import a\n"})
+    assert metrics["circles"] == [["p.a", "p.b", "p.c"]]
 
 
-def test_a_circle_of_type_only_imports_is_counted_apart(measure):
+def test_a_circle_of_type_only_imports_is_counted_separately(measure):
     guarded = """
         import typing
         if typing.TYPE_CHECKING:
             from p.b.two import Two
     """
-    figures = measure({"a/one.py": guarded, "b/two.py": "from p.a.one import One\n"})
-    assert figures["circles"] == figures["folder_circles"] == []
-    assert figures["circles_with_type_only"] == [["p.a.one", "p.b.two"]]
-    assert figures["folder_circles_with_type_only"] == [["a", "b"]]
+    metrics = measure({"a/one.py": guarded, "b/two.py": "from p.a.one import One\n"})
+    assert metrics["circles"] == metrics["folder_circles"] == []
+    assert metrics["circles_with_type_only"] == [["p.a.one", "p.b.two"]]
+    assert metrics["folder_circles_with_type_only"] == [["a", "b"]]
 
 
-def test_what_a_guard_imports_at_run_time_is_not_type_only(measure):
+def test_an_import_in_the_else_branch_of_type_checking_is_not_type_only(measure):
     guarded = """
         from typing import TYPE_CHECKING
         if TYPE_CHECKING:
@@ -82,17 +85,17 @@ def test_what_a_guard_imports_at_run_time_is_not_type_only(measure):
         else:
             import p.two
     """
-    figures = measure({"one.py": guarded, "two.py": "import p.one\n"})
-    assert figures["circles"] == [["p.one", "p.two"]]
+    metrics = measure({"one.py": guarded, "two.py": "import p.one\n"})
+    assert metrics["circles"] == [["p.one", "p.two"]]
 
 
-def test_folders_can_be_in_a_circle_where_no_modules_are(measure):
-    figures = measure({"a/x.py": "import p.b.x\n", "b/x.py": "", "b/y.py": "import p.a.y\n", "a/y.py": ""})
-    assert figures["circles"] == []
-    assert figures["folder_circles"] == [["a", "b"]]
+def test_folders_can_form_a_circle_although_their_modules_do_not(measure):
+    metrics = measure({"a/x.py": "import p.b.x\n", "b/x.py": "", "b/y.py": "import p.a.y\n", "a/y.py": ""})
+    assert metrics["circles"] == []
+    assert metrics["folder_circles"] == [["a", "b"]]
 
 
-def test_a_name_of_a_folder_is_an_import_of_its_init_and_a_module_of_it_is_not(measure):
+def test_importing_a_name_from_a_folder_imports_its_init_but_importing_a_module_does_not(measure):
     init = {"a/__init__.py": "from p.a.x import f\n"}
     by_module = measure({**init, "a/x.py": "from p.a import y\n", "a/y.py": ""})
     assert by_module["circles"] == []
@@ -102,7 +105,7 @@ def test_a_name_of_a_folder_is_an_import_of_its_init_and_a_module_of_it_is_not(m
 
 
 def test_relative_imports_are_followed(measure):
-    figures = measure(
+    metrics = measure(
         {
             "a/__init__.py": "from .x import f\n",
             "a/x.py": "from ..b import g\n",
@@ -110,11 +113,11 @@ def test_relative_imports_are_followed(measure):
             "b/y.py": "from ..a import x\n",
         }
     )
-    assert figures["circles"] == [["p.a.x", "p.b", "p.b.y"]]
-    assert figures["folder_circles"] == [["a", "b"]]
+    assert metrics["circles"] == [["p.a.x", "p.b", "p.b.y"]]
+    assert metrics["folder_circles"] == [["a", "b"]]
 
 
-def test_the_longest_function_and_file_have_their_lines_and_names(measure):
+def test_the_longest_function_and_file_are_given_with_their_lines_and_names(measure):
     long = """\
         class A:
             @property
@@ -126,9 +129,9 @@ def test_the_longest_function_and_file_have_their_lines_and_names(measure):
 
         def short(): ...
     """
-    figures = measure({"long.py": long, "other.py": "x = 1\n" * 10})
-    assert figures["longest_function"] == [4, "long.py: long"]
-    assert figures["longest_file"] == [10, "other.py"]
+    metrics = measure({"long.py": long, "other.py": "x = 1\n" * 10})
+    assert metrics["longest_function"] == [4, "long.py: long"]
+    assert metrics["longest_file"] == [10, "other.py"]
 
 
 def test_comments_and_lines_are_counted(measure):
@@ -150,10 +153,10 @@ def test_comments_and_lines_are_counted(measure):
         """
         """A string below a name."""
     '''
-    figures = measure({"a.py": text, "b.py": "x = 1  # more\n"})
+    metrics = measure({"a.py": text, "b.py": "x = 1  # more\n"})
     # Neither blank nor docstring: shebang, 2 comments, 4 statements, ruler, 3 lines of `text`; `x = 1`.
-    assert figures["code_lines"] == 11 + 1
-    assert figures["comments"] == 4 + 1
+    assert metrics["code_lines"] == 11 + 1
+    assert metrics["comments"] == 4 + 1
 
 
 FUNCTIONS = '''\
@@ -217,18 +220,18 @@ FUNCTIONS = '''\
 TYPES = '"""Types."""\nPath = Annotated[str, Argument(help="A path.")]\nNumbers = Annotated[int, Gt(0)]\n'
 
 
-def test_docstrings_of_functions(measure):
-    figures = measure({"f.py": FUNCTIONS, "types.py": TYPES})
-    missing = {one["name"]: one["missing"] for one in figures["incomplete"]}
+def test_incomplete_docstrings_of_functions_are_listed_with_what_is_missing(measure):
+    metrics = measure({"f.py": FUNCTIONS, "types.py": TYPES})
+    missing = {entry["name"]: entry["missing"] for entry in metrics["incomplete"]}
     assert missing == {
         "incomplete": "no line on second, third",
         "undocumented": "no docstring",
         "alias_without_text": "no line on number",
     }
-    assert {one["line"] for one in figures["incomplete"]} == {21, 37, 44}
+    assert {entry["line"] for entry in metrics["incomplete"]} == {21, 37, 44}
     # Two modules, and complete, incomplete, one_parameter, undocumented, command, alias_..., over.
-    assert (figures["public_definitions"], figures["with_docstring"], figures["complete"]) == (9, 8, 6)
-    assert figures["incomplete_per_part"] == {"f.py": [3, 8], "types.py": [0, 1]}
+    assert (metrics["public_definitions"], metrics["with_docstring"], metrics["complete"]) == (9, 8, 6)
+    assert metrics["incomplete_per_part"] == {"f.py": [3, 8], "types.py": [0, 1]}
 
 
 CLASSES = '''\
@@ -295,25 +298,27 @@ CLASSES = '''\
 '''
 
 
-def test_docstrings_of_classes(measure):
-    figures = measure({"a/c.py": CLASSES})
-    assert {one["name"]: one["missing"] for one in figures["incomplete"]} == {
+def test_incomplete_docstrings_of_classes_are_listed_with_what_is_missing(measure):
+    metrics = measure({"a/c.py": CLASSES})
+    assert {entry["name"]: entry["missing"] for entry in metrics["incomplete"]} == {
         "Incomplete": "no line on a, b",
         "WithInit.of": "no line on a, b",
         "WithInit.Inner": "no docstring",
         "BadInit": "no line on x, y",
     }
     # The module, five classes, and size, of and Inner in WithInit.
-    assert (figures["public_definitions"], figures["complete"]) == (9, 5)
-    assert figures["incomplete_per_part"] == {"a": [4, 9]}
+    assert (metrics["public_definitions"], metrics["complete"]) == (9, 5)
+    assert metrics["incomplete_per_part"] == {"a": [4, 9]}
 
 
 def test_private_modules_and_tests_need_no_docstring_but_an_init_does(measure):
     bare = "def f(a, b): ...\n"
-    figures = measure(
+    metrics = measure(
         {"_private.py": bare, "_folder/x.py": bare, "tests/test_x.py": bare, "a/__init__.py": ""}
     )
-    assert [(one["path"], one["name"]) for one in figures["incomplete"]] == [("a/__init__.py", "(module)")]
+    assert [(entry["path"], entry["name"]) for entry in metrics["incomplete"]] == [
+        ("a/__init__.py", "(module)")
+    ]
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -326,7 +331,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def two_revisions(tmp_path: Path) -> Path:
-    """Return a package inside a git repository: with a circle at ``before``, with none at ``after``."""
+    """Return a package in a git repository, with a circle at the tag ``before`` and none at ``after``."""
     package = tmp_path / "src" / "p"
     git(tmp_path, "init")
     write_files(package, {"__init__.py": "", "one.py": "import p.two\n", "two.py": "import p.one\n"})
@@ -359,15 +364,15 @@ def test_revisions_are_read_from_git_and_shown_side_by_side(two_revisions):
 
 @needs_git
 def test_an_unknown_revision_is_refused(two_revisions):
-    done = run_script(two_revisions, "--revision", "nowhere")
-    assert done.returncode == 2
-    assert "git cannot read p at one of the revisions ['nowhere']" in done.stderr
+    finished = run_script(two_revisions, "--revision", "nowhere")
+    assert finished.returncode == 2
+    assert "git cannot read p at one of the revisions ['nowhere']" in finished.stderr
 
 
 def test_a_folder_without_python_is_refused(tmp_path):
-    done = run_script(tmp_path)
-    assert done.returncode == 2
-    assert "holds no Python file" in done.stderr
+    finished = run_script(tmp_path)
+    assert finished.returncode == 2
+    assert "holds no Python file" in finished.stderr
 
 
 def test_the_list_names_every_incomplete_docstring_and_counts_them_by_part(tmp_path):

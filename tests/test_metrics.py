@@ -1,4 +1,4 @@
-"""Counts and accuracies, compared with those of scikit-learn, at once and summed over parts."""
+"""Test counts and accuracies against those of scikit-learn, for all images at once and summed over parts."""
 
 from functools import reduce
 from operator import add
@@ -14,15 +14,19 @@ TEACHERS = ["low", "high"]
 NUM_CLASSES, NUM_IMAGES = 7, 90
 
 
-def random_scores(known: bool = True) -> dict[str, np.ndarray]:
-    """Random scores that are right more often than not; the classes are unknown if not ``known``."""
+def make_random_scores(known: bool = True) -> dict[str, np.ndarray]:
+    """Return random scores that are right more often than not.
+
+    Args:
+        known: Whether the images have labels; the targets are -1 if not.
+    """
     rng = np.random.default_rng(0)
     targets = rng.integers(0, NUM_CLASSES, NUM_IMAGES)
-    hint = 1.5 * np.eye(NUM_CLASSES)[targets]
+    signal = 1.5 * np.eye(NUM_CLASSES)[targets]
     return {
         "targets": targets if known else np.full(NUM_IMAGES, -1),
-        "student": hint + rng.normal(size=(NUM_IMAGES, NUM_CLASSES)),
-        "ensemble": hint + rng.normal(size=(NUM_IMAGES, NUM_CLASSES)),
+        "student": signal + rng.normal(size=(NUM_IMAGES, NUM_CLASSES)),
+        "ensemble": signal + rng.normal(size=(NUM_IMAGES, NUM_CLASSES)),
     }
 
 
@@ -33,7 +37,7 @@ def count_part(data: dict[str, np.ndarray], part: slice = slice(None)) -> Counts
 
 
 def test_confusion_matrices_equal_those_of_scikit_learn():
-    data = random_scores()
+    data = make_random_scores()
     counts = count_part(data)
     for name in ("student", "ensemble"):
         expected = confusion_matrix(data["targets"], data[name].argmax(1), labels=range(NUM_CLASSES))
@@ -41,7 +45,7 @@ def test_confusion_matrices_equal_those_of_scikit_learn():
 
 
 def test_accuracies_equal_those_of_scikit_learn():
-    data = random_scores()
+    data = make_random_scores()
     report = compute_accuracies(count_part(data), TEACHERS)
     predicted = {name: data[name].argmax(1) for name in ("student", "ensemble")}
     assert report["union"] == pytest.approx(accuracy_score(data["targets"], predicted["student"]))
@@ -51,8 +55,8 @@ def test_accuracies_equal_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("teacher", [0, 1])
-def test_per_teacher_accuracy_is_among_its_classes_on_its_images(teacher):
-    data = random_scores()
+def test_per_teacher_accuracy_is_measured_among_its_classes_on_its_images(teacher):
+    data = make_random_scores()
     columns = COLUMNS[teacher]
     own_images = np.isin(data["targets"], columns)
     local = [columns.index(target) for target in data["targets"][own_images]]
@@ -62,8 +66,8 @@ def test_per_teacher_accuracy_is_among_its_classes_on_its_images(teacher):
         assert report[who] == pytest.approx(accuracy_score(local, predicted))
 
 
-def test_a_teachers_classes_may_have_any_order():
-    data = random_scores()
+def test_the_classes_of_a_teacher_may_be_in_any_order():
+    data = make_random_scores()
     columns = [[4, 0, 2], [6, 1, 5, 3]]
     own = [data["ensemble"][:, c] for c in columns]
     counts = count_batch(data["targets"], data["student"], data["ensemble"], own, columns)
@@ -74,8 +78,8 @@ def test_a_teachers_classes_may_have_any_order():
 
 
 @pytest.mark.parametrize("size", [1, 7, NUM_IMAGES])
-def test_counts_of_parts_add_up(size):
-    data = random_scores()
+def test_counts_of_parts_add_up_to_those_of_all_images(size):
+    data = make_random_scores()
     parts = [count_part(data, slice(i, i + size)) for i in range(0, NUM_IMAGES, size)]
     total = reduce(add, parts, Counts.zeros(NUM_CLASSES, len(TEACHERS)))
     assert compute_accuracies(total, TEACHERS) == compute_accuracies(count_part(data), TEACHERS)
@@ -83,7 +87,7 @@ def test_counts_of_parts_add_up(size):
 
 
 def test_without_labels_only_agreement_is_measured():
-    data = random_scores(known=False)
+    data = make_random_scores(known=False)
     report = compute_accuracies(count_part(data), TEACHERS)
     expected = accuracy_score(data["ensemble"].argmax(1), data["student"].argmax(1))
     assert report["agreement"] == pytest.approx(expected)
@@ -94,7 +98,7 @@ def test_without_labels_only_agreement_is_measured():
 
 
 def test_images_without_a_label_are_left_out():
-    data = random_scores()
+    data = make_random_scores()
     data["targets"] = data["targets"].copy()
     data["targets"][::3] = -1
     known = data["targets"] >= 0
@@ -104,8 +108,8 @@ def test_images_without_a_label_are_left_out():
     assert report["labelled"] == known.sum()
 
 
-def test_without_teachers_only_the_student_is_judged():
-    data = random_scores()
+def test_without_teachers_only_the_student_is_measured():
+    data = make_random_scores()
     report = compute_accuracies(count_batch(data["targets"], data["student"], None, [], COLUMNS), TEACHERS)
     assert report["union"] == pytest.approx(accuracy_score(data["targets"], data["student"].argmax(1)))
     assert report["ensemble"] is None
@@ -114,8 +118,8 @@ def test_without_teachers_only_the_student_is_judged():
     assert all(part["student"] is not None for part in report["per_teacher"].values())
 
 
-def test_without_a_student_only_the_teachers_are_judged():
-    data = random_scores()
+def test_without_a_student_only_the_teachers_are_measured():
+    data = make_random_scores()
     own = [data["ensemble"][:, columns] for columns in COLUMNS]
     report = compute_accuracies(count_batch(data["targets"], None, data["ensemble"], own, COLUMNS), TEACHERS)
     assert report["ensemble"] == pytest.approx(accuracy_score(data["targets"], data["ensemble"].argmax(1)))
@@ -141,7 +145,7 @@ def test_confusion_without_scores_is_zero():
 
 
 def test_the_ensemble_over_views_is_counted_separately():
-    data = random_scores()
+    data = make_random_scores()
     data["targets"] = np.where(np.arange(NUM_IMAGES) % 4, data["targets"], -1)
     known = data["targets"] >= 0
     over_views = np.random.default_rng(1).normal(size=(NUM_IMAGES, NUM_CLASSES))
@@ -159,8 +163,8 @@ def test_the_ensemble_over_views_is_counted_separately():
     assert report == without | {"ensemble_over_views": report["ensemble_over_views"]}
 
 
-def test_counts_over_views_of_parts_add_up():
-    data = random_scores()
+def test_counts_over_views_of_parts_add_up_to_those_of_all_images():
+    data = make_random_scores()
     over_views = data["student"][::-1].copy()
     first, second = (
         count_batch(data["targets"][part], None, data["ensemble"][part], [], COLUMNS, over_views[part])
@@ -170,8 +174,8 @@ def test_counts_over_views_of_parts_add_up():
     np.testing.assert_array_equal((first + second).over_views, expected)
 
 
-def test_teachers_may_share_classes():
-    data = random_scores()
+def test_accuracies_of_teachers_that_share_classes_equal_those_of_a_loop():
+    data = make_random_scores()
     columns = [[0, 1, 2, 3], [6, 3, 2, 4, 5]]
     rng = np.random.default_rng(2)
     own = [rng.normal(size=(NUM_IMAGES, len(c))) for c in columns]
@@ -180,5 +184,5 @@ def test_teachers_may_share_classes():
     )
     for i, own_classes in enumerate(columns):
         images = [image for image in range(NUM_IMAGES) if data["targets"][image] in own_classes]
-        right = sum(own_classes[own[i][image].argmax()] == data["targets"][image] for image in images)
-        assert report["per_teacher"][TEACHERS[i]]["teacher"] == pytest.approx(right / len(images))
+        num_correct = sum(own_classes[own[i][image].argmax()] == data["targets"][image] for image in images)
+        assert report["per_teacher"][TEACHERS[i]]["teacher"] == pytest.approx(num_correct / len(images))

@@ -1,4 +1,4 @@
-"""Files for people who work on the project: they name what exists and run what the Makefile runs."""
+"""Test the files for contributors: they name files and Makefile targets that exist."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 
 
-def test_the_hooks_before_a_commit_run_lint_and_types_of_make_test():
+def test_the_pre_commit_hooks_run_the_targets_lint_and_types():
     repos = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repo["repo"] for repo in repos] == ["local"]
     hooks = repos[0]["hooks"]
@@ -26,7 +26,7 @@ def test_contributing_names_targets_of_the_makefile():
     assert {"setup", "lint", "types", "test", "test-slow", "chaos", "build", "lock"} <= named <= targets
 
 
-def test_the_changelog_has_one_section_for_what_is_not_released():
+def test_the_first_section_of_the_changelog_is_for_unreleased_changes():
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
     assert changelog.startswith("# Changelog\n")
     assert re.findall(r"^## (.*)", changelog, re.MULTILINE)[0] == "[Unreleased]"

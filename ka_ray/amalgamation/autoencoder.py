@@ -28,8 +28,8 @@ class AutoEncoder(nn.Module):
     On `[B, S]` features both are plain linear layers.
 
     Args:
-        stacked_channels: S.
-        code_channels: C, at most S.
+        stacked_channels: Number of stacked channels, S.
+        code_channels: Number of code channels, C, at most S.
     """
 
     def __init__(self, stacked_channels: int, code_channels: int) -> None:
@@ -103,7 +103,7 @@ class WhitenedAutoEncoder(LinkLearner):
 
     Args:
         moments: Moments of the stacked features, S channels.
-        code_channels: C.
+        code_channels: Number of code channels, C.
 
     Attributes:
         mean: `[S]`, mean of the stacked features.

@@ -12,7 +12,7 @@ from ka_ray.numerics.moments import Moments
 
 
 def fit_pca_autoencoder(moments: Moments, code_channels: int) -> AutoEncoder:
-    """Fit the auto-encoder with the smallest squared error of its width: principal component analysis.
+    """Fit the auto-encoder with the smallest squared error for a given width: principal component analysis.
 
     The decoder's columns are the eigenvectors of the covariance with the largest eigenvalues, and the encoder
     is their transpose (Baldi and Hornik, 1989). They are orthonormal, so the code has the units of the
@@ -20,7 +20,7 @@ def fit_pca_autoencoder(moments: Moments, code_channels: int) -> AutoEncoder:
 
     Args:
         moments: Moments of the stacked features, S channels.
-        code_channels: C, at most S.
+        code_channels: Number of code channels, C, at most S.
 
     Raises:
         InputError: The features never vary.
@@ -40,7 +40,7 @@ def fit_channel_autoencoder(moments: Moments, chosen: Sequence[int]) -> AutoEnco
 
     Args:
         moments: Moments of the stacked features, S channels.
-        chosen: Numbers of the C channels to keep.
+        chosen: Indices of the C stacked channels to keep.
     """
     channels = list(chosen)
     covariance = moments.covariance

@@ -1,7 +1,8 @@
 """Learn a common space for all teachers' features (Luo, Wang, Fang, Hu, Tao, Song, IJCAI 2019).
 
 The paper is "Knowledge Amalgamation from Heterogeneous Networks by Common Feature Learning". Shapes: N
-teachers, S stacked channels, C code channels, n positions, G groups of m positions.
+teachers, S stacked channels, C code channels, n positions, G groups of p points each. A point is one
+teacher's code at one position.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ MMD_WEIGHT = 10.0
 """Weight of the discrepancy between the teachers' codes, next to the sum of their reconstruction losses."""
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Bandwidths of the Gaussian kernels, in units of the mean squared distance between the points."""
+"""Bandwidths of the Gaussian kernels, in units of the mean squared distance between the points.
+
+Several, because one bandwidth sees only differences of its own size; powers of two around 1 are usual.
+"""
 
 GROUP_SIZE = 32
 """Number of positions that are compared with one another. If every worker's share of a batch is a multiple of
@@ -33,10 +37,9 @@ DECODER_RIDGE = 1e-8
 
 
 class CommonFeatureLearner(LinkLearner):
-    """Trains one encoder per teacher into the same C channels, in which all teachers' features are alike.
+    """Trains one encoder per teacher, so that the codes of all teachers have the same distribution.
 
-    The code ``h_t = E_t F_t`` must rebuild the features F_t of teacher t, and the codes of all teachers must
-    have the same distribution:
+    The code ``h_t = E_t F_t``, C channels, must also suffice to rebuild the features F_t of teacher t:
     ``loss = sum_t 1/2 ||D_t h_t - F_t||^2 + weight * mean over pairs (t, s) of MMD^2(h_t, h_s)``.
     The first term is averaged over values and divided by the mean variance of the teacher's features. The
     final code is the mean of all ``h_t``.

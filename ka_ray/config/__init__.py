@@ -1,8 +1,11 @@
-"""What a run is: typed, frozen, checked before anything starts. No torch, no Ray."""
+"""The config of a run, as frozen pydantic models that are validated before anything starts.
+
+This package imports neither torch nor Ray.
+"""
 
 from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
-from ka_ray.config.job_paths import JOB_FOLDERS, Places, is_absolute, without_job_folder
+from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
@@ -25,6 +28,7 @@ __all__ = [
     "STUDENT",
     "Augmentation",
     "BaselinesConfig",
+    "ClusterContext",
     "CodesConfig",
     "Config",
     "DigitsImages",
@@ -39,7 +43,6 @@ __all__ = [
     "MixedImages",
     "ParquetImages",
     "PlacementConfig",
-    "Places",
     "Preprocessing",
     "RayConfig",
     "Resources",

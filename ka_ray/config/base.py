@@ -13,7 +13,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from ka_ray.config.job_paths import Places, is_absolute, lies_elsewhere
+from ka_ray.config.job_paths import ClusterContext, is_absolute, is_on_cluster
 from ka_ray.storage.files import absolute, exists, is_path, read_text
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials, to_path
 
@@ -27,7 +27,7 @@ class Section(BaseModel):
 def _absolute(value: Any, info: ValidationInfo | None = None) -> Path:
     if not is_path(value):
         raise ValueError(f"must be a path or a URI, it is a {type(value).__name__}")
-    if info is not None and is_absolute(str(value)) and isinstance(info.context, Places):
+    if info is not None and is_absolute(str(value)) and isinstance(info.context, ClusterContext):
         refuse_credentials(str(value), CREDENTIALS_ADVICE)
         return Path(str(value))  # on the cluster: the file system's package may be missing here
     return absolute(to_path(value))
@@ -39,9 +39,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _existing_or_elsewhere(value: Any, info: ValidationInfo) -> Path:
+def _existing_or_on_cluster(value: Any, info: ValidationInfo) -> Path:
     path = _absolute(value, info)
-    return path if lies_elsewhere(value, info.context) else _existing(path)
+    return path if is_on_cluster(value, info.context) else _existing(path)
 
 
 def read_names(value: Any, info: ValidationInfo) -> Any:
@@ -51,9 +51,10 @@ def read_names(value: Any, info: ValidationInfo) -> Any:
 
     Args:
         value: The path of a text file, or a list of names.
-        info: Its context is a :class:`ka_ray.config.job_paths.Places` if the config is sent to a cluster.
+        info: Its context is a :class:`ka_ray.config.job_paths.ClusterContext` if the config is sent to a
+            cluster.
     """
-    if isinstance(value, str) and lies_elsewhere(value, info.context):
+    if isinstance(value, str) and is_on_cluster(value, info.context):
         return [f"{value}, class {i}" for i in (1, 2)]
     if isinstance(value, str):
         path = _existing(_absolute(value))
@@ -73,7 +74,9 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
 AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
 """A URI, or a path that is made absolute when the config is loaded: Ray's workers run in other folders."""
 
-ExistingPath = Annotated[Path, PlainValidator(_existing_or_elsewhere), PlainSerializer(str, when_used="json")]
+ExistingPath = Annotated[
+    Path, PlainValidator(_existing_or_on_cluster), PlainSerializer(str, when_used="json")
+]
 """A URI or a path that exists. If the config is sent to a cluster, absolute paths are checked only there."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]

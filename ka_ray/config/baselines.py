@@ -1,4 +1,4 @@
-"""The `baselines` section: how `ka-ray compare` learns the students to compare with."""
+"""The `baselines` section: how `ka-ray compare` trains the students that amalgamation is compared with."""
 
 from typing import Literal
 
@@ -10,18 +10,18 @@ from ka_ray.config.teachers import Augmentation
 
 
 class ScratchConfig(Section):
-    """What `ka-ray compare` changes of `joint` for a baseline; null keeps the value of `joint`."""
+    """How training from labels differs from the config's `joint` section; null: the value from `joint`."""
 
     batch_size: int | None = Field(None, ge=1, description="Images per step.")
     learning_rate: float | None = Field(None, gt=0, description="Peak of the one-cycle schedule.")
-    augment: Augmentation | None = Field(None, description="Augmentation.")
+    augment: Augmentation | None = Field(None, description="Random views of the training images.")
 
-    def of(self, joint: JointConfig, images: int) -> JointConfig:
-        """Return the `joint` section of a baseline.
+    def apply_to(self, joint: JointConfig, images: int) -> JointConfig:
+        """Return a copy of the `joint` section with the changes for a baseline.
 
         Args:
-            joint: The section of the run.
-            images: The number of images that the baseline's student sees.
+            joint: The `joint` section of the run's config.
+            images: The number of images that the baseline's student processes, counting repeats.
         """
         given = {key: getattr(self, key) for key in type(self).model_fields}
         changes = {key: value for key, value in given.items() if value is not None}
@@ -29,14 +29,14 @@ class ScratchConfig(Section):
 
 
 class DistillConfig(ScratchConfig):
-    """What `ka-ray compare` changes of `joint` for distillation; null keeps the value of `joint`."""
+    """How distillation differs from the config's `joint` section; null: the value from `joint`."""
 
     loss: Literal["mse", "kl"] | None = Field(None, description="Loss between scores.")
     temperature: float | None = Field(None, gt=0, description="Temperature of both distributions in `kl`.")
 
 
 class BaselinesConfig(Section):
-    """How `ka-ray compare` learns the baselines. They see as many images as the amalgamated student."""
+    """How `ka-ray compare` trains the baselines. They process as many images as the amalgamated student."""
 
     distill: DistillConfig = Field(
         DistillConfig(), description="Learns from the scores only, from random weights."

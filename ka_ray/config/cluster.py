@@ -67,7 +67,7 @@ class RayConfig(Section):
         return (workers, workers) if isinstance(workers, int) else (workers.min, workers.max)
 
     @property
-    def group(self) -> str:
+    def workers_text(self) -> str:
         """The number of training workers as text, such as ``2 to 8 workers``."""
         least, most = self.worker_range
         if least == most == 1:

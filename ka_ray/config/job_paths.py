@@ -11,39 +11,39 @@ JOB_FOLDERS = re.compile(r"/[^\s'\"]*/runtime_resources/working_dir_files/[^/]+/
 """The same folders anywhere in a text, such as an error message."""
 
 
-class Places:
+class ClusterContext:
     """A validation context for a config that is sent to a cluster.
 
     Its absolute paths and URIs are on the cluster and need not exist on this machine. Its relative paths must
-    exist here; :attr:`here` collects them, because they have to be sent with the job.
+    exist here; :attr:`local_paths` collects them, because they have to be sent with the job.
 
     Example:
         >>> from ka_ray.config import FolderImages
         >>> there = {"source": "folder", "path": "/data/photos", "size": 32}
-        >>> str(FolderImages.model_validate(there, context=Places()).path)
+        >>> str(FolderImages.model_validate(there, context=ClusterContext()).path)
         '/data/photos'
     """
 
     def __init__(self) -> None:
-        self.here: list[str] = []
+        self.local_paths: list[str] = []
 
-    def elsewhere(self, path: str) -> bool:
-        """Return whether a path, as written in the config, is on the cluster; if not, add it to ``here``."""
+    def is_on_cluster(self, path: str) -> bool:
+        """Return whether a path of the config is on the cluster; if not, add it to ``local_paths``."""
         if is_absolute(path):
             return True
-        if path not in self.here:
-            self.here.append(path)
+        if path not in self.local_paths:
+            self.local_paths.append(path)
         return False
 
 
-def lies_elsewhere(path: object, context: Any) -> bool:
+def is_on_cluster(path: object, context: Any) -> bool:
     """Return whether a config is checked for a cluster and a path is on that cluster.
 
     Args:
         path: The path as written in the config.
-        context: The validation context: a :class:`Places` if the config is sent to a cluster.
+        context: The validation context: a :class:`ClusterContext` if the config is sent to a cluster.
     """
-    return isinstance(context, Places) and context.elsewhere(str(path))
+    return isinstance(context, ClusterContext) and context.is_on_cluster(str(path))
 
 
 def is_absolute(path: str) -> bool:
@@ -73,5 +73,5 @@ def without_job_folder(value: Any) -> Any:
     if isinstance(value, str):
         return _JOB_FOLDER.sub("", value) if in_job_folder(value) else value
     if isinstance(value, dict):
-        return {key: without_job_folder(one) for key, one in value.items()}
-    return [without_job_folder(one) for one in value] if isinstance(value, list) else value
+        return {key: without_job_folder(item) for key, item in value.items()}
+    return [without_job_folder(item) for item in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import Section
-from ka_ray.config.job_paths import Places, without_job_folder
+from ka_ray.config.job_paths import ClusterContext, without_job_folder
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
@@ -19,7 +19,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 SAME_RESULT = ("output", "ray", "placement", "tracking")
 """Sections that change where a run happens, but not what it computes."""
 
-ANY_VALUE = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
+CHANGEABLE_EXTRACT_KEYS = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
 """Keys of `extract` that may change when a run resumes, for example because memory ran out."""
 
 HOLDOUT = "tune.holdout"
@@ -31,7 +31,7 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
 
     Args:
         tree: The config as a mapping; changed in place by the overrides.
-        overrides: Items ``key=value``.
+        overrides: Items ``dotted.key=value``, applied in this order.
 
     Raises:
         InputError: A key cannot work; the message lists every such key.
@@ -46,7 +46,7 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
 
 
 def load(
-    kind: type[AnySection], path: str | Path, overrides: Sequence[str], places: Places | None = None
+    kind: type[AnySection], path: str | Path, overrides: Sequence[str], cluster: ClusterContext | None = None
 ) -> AnySection:
     """Read a YAML file, apply overrides and validate everything.
 
@@ -54,14 +54,15 @@ def load(
         kind: The class of the config.
         path: The YAML file.
         overrides: Items ``dotted.key=value``, applied in this order.
-        places: Given if the config is sent to a cluster, whose absolute paths need not exist here.
+        cluster: Context of a config that is sent to a cluster: absolute paths need not exist on this
+            machine, relative ones are collected. None: the run starts here, so all paths must exist.
 
     Raises:
         InputError: A key cannot work; the message lists every such key.
     """
     tree = read_tree(path, overrides)
     try:
-        return kind.model_validate(tree, context=places)
+        return kind.model_validate(tree, context=cluster)
     except ValidationError as error:
         raise InputError(_explain(str(path), tree, error)) from None
 
@@ -70,7 +71,7 @@ def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
     """Change a config by overrides, and validate everything again.
 
     Args:
-        config: The config; it is not changed itself.
+        config: The config; the result is a changed copy.
         overrides: Items ``dotted.key=value``, applied in this order.
 
     Raises:
@@ -214,11 +215,11 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[
         new: The same for the run that wants to continue in it.
 
     Returns:
-        Dotted key -> (old value, new value). Left out are where the run happens and is tracked, what a search
-        tries, and the temporary folder of a job.
+        Dotted key -> (old value, new value). The keys for where the run happens and is tracked, and for what
+        a search tries, are not compared. Paths are compared without the temporary folder of a job.
     """
     a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
     a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))
     a, b = without_job_folder(a), without_job_folder(b)
-    keys = sorted((a.keys() | b.keys()) - {f"extract.{key}" for key in ANY_VALUE})
+    keys = sorted((a.keys() | b.keys()) - {f"extract.{key}" for key in CHANGEABLE_EXTRACT_KEYS})
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}

@@ -43,12 +43,12 @@ class Resources(_Resources):
 
 
 class ResourcesConfig(_Resources):
-    """The resources of one process as a config gives them; null is chosen once Ray is connected."""
+    """The resources of one process as a config gives them; null values are chosen once Ray is connected."""
 
     cpu: Cpus | None = Field(None, description="CPUs, also a fraction; null: chosen from the machine.")
     gpu: Gpus | None = Field(
         None,
-        description="GPUs; 0.5: two processes share one. null: on one machine as many as its GPUs allow, "
+        description="GPUs; 0.5: two processes share one. null: on one machine, the processes share its GPUs; "
         "on several machines 0.",
     )
 
@@ -72,7 +72,8 @@ class PlacementConfig(Section):
     """
 
     teachers: ResourcesConfig = Field(
-        ResourcesConfig(), description="Each actor of each teacher, and the actors that evaluate or sum up."
+        ResourcesConfig(),
+        description="Each actor of each teacher, and each evaluator or reducer that receives their rows.",
     )
     trainers: ResourcesConfig = Field(ResourcesConfig(), description="Each training worker.")
     decoding: DecodingResourcesConfig = Field(

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
-from ka_ray.config.job_paths import Places, in_job_folder
+from ka_ray.config.job_paths import ClusterContext, in_job_folder
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.sources import ImagesConfig
@@ -40,8 +40,8 @@ class EvaluationConfig(Section):
     )
     each_epoch: bool = Field(
         False,
-        description="Also evaluate the student after every joint epoch, for a learning curve. The student of "
-        "the last epoch is kept in any case.",
+        description="Also evaluate the student after every joint epoch, for a learning curve. The result of "
+        "the run is always the student of the last epoch, even if an earlier one was better.",
     )
 
 
@@ -95,19 +95,21 @@ class _Run(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = (), places: Places | None = None) -> Self:
+    def load(
+        cls, path: str | Path, overrides: Sequence[str] = (), cluster: ClusterContext | None = None
+    ) -> Self:
         """Read a YAML file, apply overrides and validate everything.
 
         Args:
             path: The YAML file.
             overrides: Items ``dotted.key=value``, applied in this order.
-            places: Context of a config that is sent to a cluster: absolute paths need not exist on this
+            cluster: Context of a config that is sent to a cluster: absolute paths need not exist on this
                 machine, relative ones are collected. None: the run starts here, so all paths must exist.
 
         Raises:
             InputError: A key cannot work; the message lists every such key.
         """
-        return load(cls, path, overrides, places)
+        return load(cls, path, overrides, cluster)
 
     @property
     def output_dir(self) -> Path:
@@ -143,8 +145,10 @@ class Config(_Run):
         None, description="Output folder of a finished run to which this run adds teachers; null: none."
     )
     scores: ScoresConfig = Field(ScoresConfig(), description="How scores become targets.")
-    codes: CodesConfig = Field(CodesConfig(), description="How codes are learned.")
-    layers: LayersConfig = Field(LayersConfig(), description="How layers are learned.")
+    codes: CodesConfig = Field(
+        CodesConfig(), description="How codes, the amalgamated features of each tap, are learned."
+    )
+    layers: LayersConfig = Field(LayersConfig(), description="How the student's layers are learned.")
     joint: JointConfig = Field(JointConfig(), description="How the student is learned jointly.")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="What `ka-ray compare` compares with.")
     tune: TuneConfig = Field(TuneConfig(), description="What `ka-ray tune` tries.")

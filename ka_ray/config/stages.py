@@ -93,8 +93,8 @@ class ScoresConfig(Section):
     )
     center: bool = Field(
         False,
-        description="Subtract from each teacher's scores their mean over its classes: for teachers whose "
-        "scores have different scales.",
+        description="Subtract from each teacher's scores of an image their mean over its classes: for "
+        "teachers whose scores are higher than those of others for all classes.",
     )
     views: tuple[Literal["flip", "shift"], ...] = Field(
         (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
@@ -151,7 +151,7 @@ class CodesConfig(TrainingConfig):
 
 
 class LayersConfig(TrainingConfig):
-    """Layer-wise learning: each student layer learns to map the code before it to its own code."""
+    """Layer-wise learning: each student layer learns to map the code of one tap to that of the next."""
 
     solver: Literal["sgd", "least_squares"] = Field(
         "sgd",
@@ -159,9 +159,9 @@ class LayersConfig(TrainingConfig):
     )
     inputs: Literal["codes", "student"] = Field(
         "codes",
-        description="Used by `least_squares`. codes: each layer gets the code before it, all "
-        "layers in one pass; "
-        "student: layer after layer, each gets the student's own features and compensates earlier errors.",
+        description="Used by `least_squares`. codes: each layer gets the code of the tap before it, all "
+        "layers in one pass; student: layer after layer, each gets the student's own features and "
+        "compensates earlier errors.",
     )
     positions_per_image: int = Field(
         64,
@@ -177,9 +177,8 @@ class LayersConfig(TrainingConfig):
     max_gram_gib: float = Field(
         4,
         ge=0,
-        description="Used by `least_squares`: a layer with a larger Gram matrix is solved by "
-        "conjugate gradients, "
-        "which need many passes over the images instead of the matrix.",
+        description="Used by `least_squares`: a layer with a larger Gram matrix is solved by conjugate "
+        "gradients, which need many passes over the images instead of the matrix.",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
 

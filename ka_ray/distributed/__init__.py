@@ -1,1 +1,4 @@
-"""The only place that imports Ray: adapters that carry the mathematics onto a cluster, none of their own."""
+"""Run the functions of the other packages on a Ray cluster; no mathematics is in this package.
+
+Of the other packages, only `submission` imports Ray.
+"""

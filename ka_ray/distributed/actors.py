@@ -20,7 +20,10 @@ def beside_driver(actor: Any, *arguments: Any) -> Any:
 
 @ray.remote(num_cpus=0)
 class PassMonitor:
-    """Records, for the whole cluster, which images were unreadable and where actors run.
+    """Records, for the whole cluster, what happens in a pass over images.
+
+    It knows which images were unreadable or yielded no row, where actors run, and how often each actor or
+    piece of work of a task was started.
 
     Args:
         max_unreadable: How many images may be unreadable.
@@ -30,13 +33,13 @@ class PassMonitor:
 
     def __init__(self, max_unreadable: int, max_restarts: int) -> None:
         self._max_unreadable, self._max_restarts = max_unreadable, max_restarts
-        self._workers: dict[str, list[str]] = {}  # unit -> the worker of each start, see `started`
+        self._workers: dict[str, list[str]] = {}  # unit -> the worker of each start, see `count_start`
         self._exhausted: dict[str, tuple[Any, list[str]]] = {}  # see `exhausted`
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
 
-    def unreadable(self, image_id: int, name: str) -> bool:
+    def record_unreadable(self, image_id: int, name: str) -> bool:
         """Record an unreadable image, and return whether there are now too many.
 
         Args:
@@ -46,19 +49,19 @@ class PassMonitor:
         self._unreadable[image_id] = name
         return len(self._unreadable) > self._max_unreadable
 
-    def left_out(self, image_ids: Sequence[int]) -> None:
-        """Record images that give no row, because they are unreadable or of no wanted class."""
+    def record_left_out(self, image_ids: Sequence[int]) -> None:
+        """Record images that yield no row, because they are unreadable or of no wanted class."""
         self._left_out.update(image_ids)
 
     def without_row(self) -> list[int]:
-        """Return the ids of the images that give no row."""
+        """Return the ids of the images that yield no row."""
         return sorted(self._left_out)
 
-    def placed(self, placement: dict[str, Any]) -> None:
+    def record_placement(self, placement: dict[str, Any]) -> None:
         """Record where an actor runs."""
         self._placements.append(placement)
 
-    def started(self, process: Any, unit: str, worker: str) -> bool:
+    def count_start(self, process: Any, unit: str, worker: str) -> bool:
         """Count a start of an actor, or of a piece of work of a task; return whether it is one too many.
 
         Args:

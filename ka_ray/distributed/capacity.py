@@ -1,4 +1,7 @@
-"""Check whether processes fit on the nodes of a cluster, and explain the arithmetic if not; without Ray."""
+"""Check whether processes fit on the nodes of a cluster, and explain why if they do not.
+
+This module does not import Ray.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +42,7 @@ class Demand:
         what: A description with the numbers that make up ``count``: ``2 teachers x 1 actors``.
         count: The number of processes.
         share: The resources of each process.
-        key: The config key that lowers the demand.
+        key: The config key to lower if there is no room; an error message names it.
     """
 
     what: str
@@ -56,8 +59,8 @@ def _selects(selector: str, value: str | None) -> bool:
     return (value in wanted) != negated
 
 
-def needs(share: Resources) -> dict[str, float]:
-    """Return the resources of a process by Ray's names."""
+def ray_resources(share: Resources) -> dict[str, float]:
+    """Return the resources of a process: Ray's name of each resource -> its amount."""
     return {name: n for name, n in {CPU: share.cpu, GPU: share.gpu, **share.resources}.items() if n > 0}
 
 
@@ -65,7 +68,7 @@ def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> st
     """Return why processes cannot all run at the same time; None if they can.
 
     Each process is placed on the first node that has its labels and room for it. Processes with the fewest
-    such nodes are placed first.
+    such nodes are placed first, and of those the ones that need most.
 
     Args:
         stage: The stage that needs the processes, for the message.
@@ -77,7 +80,7 @@ def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> st
     choices = {id(d): [i for i, host in enumerate(hosts) if host.has(d.share.label)] for d in demands}
     in_order = sorted(demands, key=lambda d: (len(choices[id(d)]), -d.share.gpu, -d.share.cpu))
     for demand in in_order:
-        each = needs(demand.share)
+        each = ray_resources(demand.share)
         for _ in range(demand.count):
             place = next((i for i in choices[id(demand)] if _fits(each, left[i])), None)
             if place is None:
@@ -92,10 +95,10 @@ def _fits(each: Mapping[str, float], left: Mapping[str, float]) -> bool:
 
 def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], unplaced: Demand) -> str:
     """Write the sum of all demands beside what the nodes have, and name the demand that found no room."""
-    names = list(dict.fromkeys(name for demand in demands for name in needs(demand.share)))
+    names = list(dict.fromkeys(name for demand in demands for name in ray_resources(demand.share)))
     sums = []
     for name in names:
-        parts = [(d, needs(d.share).get(name, 0)) for d in demands]
+        parts = [(d, ray_resources(d.share).get(name, 0)) for d in demands]
         terms = [f"{d.what} x {each:g}" for d, each in parts if each]
         total = sum(d.count * each for d, each in parts)
         sums.append(f"{' + '.join(terms)} = {total:g} {name}")

@@ -1,4 +1,4 @@
-"""Connect to Ray, and check that a plan fits the cluster before anything is started on it."""
+"""Connect to Ray, and find out what the cluster has."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from ka_ray.distributed.process_state import (
 )
 from ka_ray.errors import InputError
 
-SMALL_MACHINE = {
+LOCAL_RAY_VARIABLES = {
     # Starting a worker process costs seconds (it imports torch), and Ray ends idle ones after a second if
     # there are more of them than CPUs: every pass over a small set of images would wait for new ones.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
@@ -34,6 +34,7 @@ SMALL_MACHINE = {
     # Every actor pool of Ray Data logs an "error" that its actors may restart (ray-project/ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+"""Environment variables for the Ray that is started on this machine, unless the user has set them."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Cluster:
 
     Attributes:
         hosts: Its nodes.
-        grows: Whether nodes are added on demand, so that what there is now says little.
+        grows: Whether nodes are added on demand, so that a plan may be larger than the present nodes.
     """
 
     hosts: tuple[Host, ...]
     grows: bool = False
 
     def total(self, resource: str) -> float:
-        """How much of a resource all nodes have together."""
+        """Return how much of a resource all nodes have together."""
         return sum(host.resources.get(resource, 0.0) for host in self.hosts)
 
     @property
@@ -60,7 +61,7 @@ class Cluster:
 
 @contextmanager
 def connect(config: RayConfig) -> Iterator[Cluster]:
-    """Connect to the configured or surrounding cluster, or start Ray on this machine for the time being.
+    """Connect to the cluster of the config or of RAY_ADDRESS, or start Ray here until the block ends.
 
     An already connected Ray is used as it is and left running. At the end the settings of this process are
     what they were before: warning filters, log levels, environment variables, Ray Data's context.
@@ -82,7 +83,7 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
 
 
 def current_hosts() -> tuple[Host, ...]:
-    """The nodes that are alive now."""
+    """Return the nodes that are alive now."""
     return tuple(
         Host(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
         for node in ray.nodes()
@@ -91,10 +92,11 @@ def current_hosts() -> tuple[Host, ...]:
 
 
 def _grows() -> bool:
-    """Whether an autoscaler told Ray which nodes it may add.
+    """Return whether an autoscaler has told Ray which nodes it may add.
 
-    Ray has no public way to ask (2.60); Ray Train and Ray Data ask the same. `ray.autoscaling` in the config
-    says it without asking. `tests/distributed/test_private_api.py` checks that the function is still there.
+    Ray has no public function for this (2.60); Ray Train and Ray Data call the same private one. It is not
+    called if the config sets `ray.autoscaling`. `tests/distributed/test_private_api.py` checks that it is
+    still there.
     """
     limits: Any = ray._private.state.state.get_max_resources_from_cluster_config()
     return bool(limits)
@@ -105,14 +107,14 @@ def _init(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     if address.startswith("http"):
         raise InputError(
-            f"ray.address {address}: is where a cluster takes jobs; send it one with `ka-ray submit`, or "
-            "give the cluster's own address (host:port, of `ray start`)"
+            f"ray.address {address}: is the address of a cluster's job server; send it a job with "
+            "`ka-ray submit`, or give the address of the cluster itself (host:port, printed by `ray start`)"
         )
     # Without an address Ray itself takes that of RAY_ADDRESS, which a submitted job has; if there is none
     # either, it starts a cluster on this machine. A cluster that is already there has its own settings.
     here = config.address is None and "RAY_ADDRESS" not in os.environ
     if here:
-        set_missing(SMALL_MACHINE)
+        set_missing(LOCAL_RAY_VARIABLES)
     try:
         ray.init(
             address=config.address,

@@ -15,8 +15,10 @@ from ka_ray.numerics.ranks import on_any_rank, rank, world_size
 from ka_ray.training.fit import Progress
 
 REPORT_EVERY_S = 10.0
-"""Ray Train fetches one report of a worker every two seconds; until then a second one waits, and the training
-with it (Ray 2.60). Of epochs that are shorter than this, only some are reported."""
+"""Minimum number of seconds between two reports to Ray Train; of shorter epochs, only some are reported.
+
+Ray Train fetches one report per worker every two seconds (Ray 2.60). A worker that reports more often is
+blocked in `ray.train.report`, so its training would have to wait."""
 
 POINTER = "output_folder.json"
 """The only file of the checkpoints that Ray Train gets; it names the output folder."""
@@ -46,7 +48,7 @@ class WorkerReporter:
             queue.add.remote({"workers": world_size()})
 
     def __call__(self, progress: Progress) -> None:
-        """Report progress: rank 0 whenever it likes, every other rank when an epoch has ended."""
+        """Report progress: rank 0 at any time, and all ranks together at the end of every epoch."""
         if rank() == 0:
             ray.get(self._queue.add.remote(asdict(progress)))
         if progress.epoch_ended:
@@ -56,7 +58,7 @@ class WorkerReporter:
                 self.report_epoch()
 
     def report_epoch(self) -> None:
-        """Report the last epoch to Ray Train, unless that is done; called by all ranks at the same time."""
+        """Report the last epoch to Ray Train, unless that was done; all ranks must call this together."""
         if self._epoch is None:
             return
         epoch, self._epoch = self._epoch, None

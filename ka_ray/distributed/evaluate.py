@@ -24,14 +24,14 @@ from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Scores, count_batch
 from ka_ray.student import Student, load_student
 
-TEACHERS_ALONE = "teachers"
+TEACHERS_ONLY = "teachers"
 """The key of the counts if only the teachers are evaluated."""
 
 
@@ -71,7 +71,7 @@ class Evaluator:
         self._device, self._work = actor_device(share), work
         self._students: dict[str, Student | None] = {
             name: load_student(folder).to(self._device) for name, folder in work.students.items()
-        } or {TEACHERS_ALONE: None}
+        } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
         """Turn a batch into one row: the pickled counts of every student, and the ids of the images."""
@@ -155,7 +155,7 @@ def evaluate_images(
         on_images: Called with the number of images that were evaluated since the last call.
 
     Returns:
-        The merged counts of every student (without students, those of :data:`TEACHERS_ALONE`), and the
+        The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
         content of a :class:`ka_ray.reports.summaries.PassSummary`.
 
     Raises:
@@ -164,7 +164,7 @@ def evaluate_images(
     began = time.perf_counter()
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
-    totals = dict.fromkeys(work.students or (TEACHERS_ALONE,), blank)
+    totals = dict.fromkeys(work.students or (TEACHERS_ONLY,), blank)
     judged = set[int]()
 
     def one_pass(ids: Ids) -> None:
@@ -189,7 +189,7 @@ def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    rows = through_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
+    rows = run_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
     count, share = pools.evaluators(num_teachers)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])

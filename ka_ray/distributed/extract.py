@@ -15,7 +15,7 @@ from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.store import SHARDS_KEY, create_shard_folder, mark_folder_finished
@@ -74,7 +74,7 @@ def extract_features(
 
     def one_pass(ids: Ids) -> None:
         images = read_images(work.images.with_ids(ids), monitor, pools, work.only_classes)
-        rows = through_teachers(images, teachers, pools, reading, monitor)
+        rows = run_teachers(images, teachers, pools, reading, monitor)
         for row in _write(rows, work, teachers, pools, reading, monitor).iter_rows():
             on_images(int(row["images"]))
 
@@ -130,7 +130,7 @@ def _write(
     reading: ReadSpec,
     monitor: Any,
 ) -> ray.data.Dataset:
-    """Write the rows as shards; the returned dataset has a row per shard, with its number of images."""
+    """Return a lazy dataset that writes the rows as shards when it is read; it has one row per shard."""
     # All teachers have the same taps, so those of the first one are read here.
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
     batch_size = pools.extract.batch_size

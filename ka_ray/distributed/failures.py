@@ -40,7 +40,7 @@ LOST = (
 LOST_TRAINING = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
 LOST_TRAINING |= {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
 LOST_TRAINING |= {"DistBackendError", "DistNetworkError", "DistStoreError"}
-"""Errors of Ray Train and torch.distributed that mean the same.
+"""Errors of Ray Train and torch.distributed that mean lost workers or connections, too.
 
 They are recognised by name, because importing Ray Train's classes takes seconds.
 """
@@ -84,7 +84,7 @@ def _disk_or_memory_error(error: BaseException) -> BaseException | None:
         if (type(inner).__name__ == "OutOfMemoryError" and "CUDA" in text) or "CUDA out of memory" in text:
             return InputError(
                 "a GPU is out of memory; lower extract.batch_size or the stage's batch_size, or let fewer "
-                f"processes share it: placement ({last_line(text)})"
+                f"processes share it, in the config's placement section ({last_line(text)})"
             )
     return None
 

@@ -21,7 +21,8 @@ from ka_ray.images.split import ImageSet
 Columns = dict[str, npt.NDArray[Any]]
 
 MAX_BLOCKS = 1000
-"""Ray Data keeps records of every block: a large source goes through it in blocks of several chunks."""
+"""Maximum number of Ray Data blocks per pass. Ray Data keeps records of every block, so a block of a large
+source has several chunks."""
 
 
 def read_images(
@@ -34,7 +35,8 @@ def read_images(
 
     Args:
         images: The images to read.
-        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; records images without row.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records which images yield
+            no row.
         pools: The resources of each task.
         only_classes: Keep only images with these labels; None keeps all.
 
@@ -55,8 +57,8 @@ def read_images(
     return rows.map_batches(
         reader,
         batch_size=1,
-        # As many tasks as there are blocks: no limit, but a different one than that of the next stage. Ray
-        # Data fuses stages with the same limit and resources: one task would read a whole shard's chunks.
+        # As many tasks as there are blocks, which limits nothing. The next operation has another size: Ray
+        # Data fuses operations of equal size and resources, and one task would read a whole shard's chunks.
         compute=TaskPoolStrategy(size=max(1, blocks)),
         **remote_options(pools.placement.decoding),
     )
@@ -64,7 +66,7 @@ def read_images(
 
 @dataclass(frozen=True)
 class _ChunkReader:
-    """Decodes the wanted images of chunks, and tells which of them give no row."""
+    """Decodes the wanted images of chunks, and reports to the monitor which of them yield no row."""
 
     config: ImagesConfig
     read: SourceReader
@@ -75,6 +77,7 @@ class _ChunkReader:
     def __call__(self, batch: Columns) -> Iterator[Columns]:
         ids = ray.get(self.all_ids)
         for chunk in map(pickle.loads, batch["chunk"]):
+            # Raises if the process of this task has already died too often at this chunk.
             StartCount(self.monitor, READING, chunk.first_id).check()
             first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
             missing = set(ids[first:last].tolist())
@@ -83,10 +86,10 @@ class _ChunkReader:
             ):
                 missing.difference_update(columns["image_id"].tolist())
                 yield columns
-            self.monitor.left_out.remote(sorted(missing))
+            self.monitor.record_left_out.remote(sorted(missing))
 
     def _on_unreadable(self, image_id: int, name: str) -> None:
-        if ray.get(self.monitor.unreadable.remote(image_id, name)):
+        if ray.get(self.monitor.record_unreadable.remote(image_id, name)):
             limit = self.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
 

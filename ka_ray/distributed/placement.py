@@ -19,7 +19,7 @@ class Placement:
     """The resources of one process of each kind; unlike in the config, every number is known.
 
     Attributes:
-        teachers: Each actor of each teacher, and each actor that evaluates or sums up what these return.
+        teachers: Each actor of each teacher, and each evaluator or reducer that receives the teachers' rows.
         trainers: Each training worker.
         decoding: Each task that reads, decodes or writes.
         trials: Each trial of `ka-ray tune`.
@@ -41,8 +41,9 @@ class Workload:
 
     Attributes:
         num_teachers: Number of teachers.
-        extract: Says how many actors each teacher has, and how many reducers there are.
-        ray: Says how many training workers there are.
+        extract: The ``extract`` section, with the numbers of actors per teacher and of reducers (actors that
+            add up statistics of what the teachers return).
+        ray: The ``ray`` section, with the number of training workers.
     """
 
     num_teachers: int
@@ -63,9 +64,10 @@ def pass_demands(teachers: Resources, decoding: Resources, load: Workload) -> De
         load: How many of them there are.
     """
     extract = load.extract
-    # The actors behind the teachers use a GPU only if the teachers leave one, so they never need it.
+    # Evaluators and reducers get what the teachers return. They use a GPU only if the teachers leave one
+    # free, so a GPU is never counted as needed for them.
     downstream = teachers.model_copy(update={"gpu": 0})
-    pools = Demand(
+    actors = Demand(
         f"{load.num_teachers} teachers x {extract.actors_per_teacher} actors",
         load.num_teachers * extract.actors_per_teacher,
         teachers,
@@ -73,12 +75,12 @@ def pass_demands(teachers: Resources, decoding: Resources, load: Workload) -> De
     )
     reading = Demand("1 task of decoding", 1, decoding, "placement.decoding")
     writing = Demand("1 task of writing", 1, decoding, "placement.decoding")
-    evaluator = Demand("1 student", 1, downstream, "placement.teachers.cpu")
+    evaluator = Demand("1 evaluator", 1, downstream, "placement.teachers.cpu")
     reducers = Demand(f"{extract.reducers} reducers", extract.reducers, downstream, "extract.reducers")
     return {
-        "extraction": [pools, reading, writing],
-        "evaluation": [pools, evaluator, reading],
-        "summing": [pools, reducers, reading],
+        "extraction": [actors, reading, writing],
+        "evaluation": [actors, evaluator, reading],
+        "measuring statistics": [actors, reducers, reading],
     }
 
 
@@ -124,8 +126,8 @@ def fit_placement(
 ) -> tuple[Placement, int]:
     """Choose the resources that the config leaves open, so that every stage fits on the nodes.
 
-    These are the standard ones if they fit, else smaller ones. What the user set is never changed. If it
-    leaves too little room, the rest is standard, so that the message of the refusal shows the usual numbers.
+    These are the standard ones if they fit, else smaller ones. What the user set is never changed. If nothing
+    fits beside what the user set, the standard ones are returned, so that the error shows the usual numbers.
 
     Args:
         config: What the user set; None is chosen here.
@@ -160,6 +162,8 @@ def _fill_in(config: ResourcesConfig, standard: Resources, scale: float = 1, gpu
 
 
 def _round_down(amount: float) -> float:
+    """Round down to a multiple of the smallest amount that Ray counts."""
+    # The inner rounding removes floating-point errors: 0.57 * 10,000 is 5699.999999999999.
     return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS
 
 
@@ -181,9 +185,14 @@ def _fit_passes(
 
 
 def _part_of_gpu(actors: int, downstream: int, num_gpus: int) -> float:
-    """Return each teacher actor's part of a GPU: one if there are enough, else so much that all actors fit.
+    """Return the part of a GPU for each teacher actor: a whole one if there are enough, else a fraction.
 
-    Ray keeps a fraction on one GPU, so the part is one over a whole number of actors per GPU.
+    Ray never splits an actor's fraction over two GPUs, so the fraction is one over a whole number of actors.
+
+    Args:
+        actors: Number of actors of all teachers.
+        downstream: Number of evaluators or reducers, which use GPUs too if the teachers leave room.
+        num_gpus: Number of GPUs that may be used.
     """
     if num_gpus == 0 or actors <= num_gpus:
         return float(min(num_gpus, 1))
@@ -191,7 +200,7 @@ def _part_of_gpu(actors: int, downstream: int, num_gpus: int) -> float:
 
 
 def _worker_counts(ray: RayConfig) -> tuple[int, ...]:
-    """Return the least numbers of training workers to try, the preferred one first: 2, then 1, if not set."""
+    """Return the smallest group sizes to try, the preferred one first: 2, then 1 if `ray.workers` is null."""
     return (ray.worker_range[0], 1) if ray.workers is None else (ray.worker_range[0],)
 
 

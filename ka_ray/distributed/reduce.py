@@ -24,7 +24,7 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.numerics.hashed_random import draw_uniform
@@ -54,12 +54,12 @@ class MakeMeter(Protocol):
     """Function that makes a meter; it is sent to the reducers and called there."""
 
     def __call__(self, *, device: torch.device) -> Meter:
-        """Make one that sums on a device."""
+        """Make a meter that keeps its sums on the given device."""
 
 
 @ray.remote
 class Reducer:
-    """Adds up its share of a stream of stacked features.
+    """Adds up statistics of its part of the stream of stacked features.
 
     Args:
         make_meter: Makes the object that adds up batches.
@@ -133,11 +133,11 @@ def reduce_images(
     """Stream images through the teachers into meters, and merge their sums.
 
     Args:
-        work: The images; nothing is stored in its folder.
+        work: Which images to read; its output folder is not used.
         teachers: The teachers in stacking order.
         pools: The number and the resources of the processes of the pass.
         reading: Which features and scores are added up.
-        make_meter: Called by every reducer.
+        make_meter: Called by every reducer to make its meter.
         seed: The seed of the random numbers of each image.
         on_images: Called with the number of images added since the last call; negative if an attempt failed.
 
@@ -153,7 +153,7 @@ def reduce_images(
     reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
-        rows = through_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
+        rows = run_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
         count = range(pools.extract.reducers)
         reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
         return _reduce(rows, reducers, on_images)

@@ -56,8 +56,8 @@ def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePl
 def choose_resources(config: PlacementConfig, load: Workload, cluster: Cluster) -> ResourcePlan:
     """Choose the resources and the number of workers that are left open; see :func:`fit_placement`.
 
-    A cluster that grows gets the standard ones: it adds nodes for them. GPUs are used unasked only on one
-    machine, because others may use a cluster of several nodes, too.
+    On a cluster that grows, the standard ones are chosen, because it adds nodes for them. GPUs that the
+    config does not ask for are used only on one machine: other users may share a cluster of several nodes.
 
     Args:
         config: The ``placement`` section of the config.
@@ -80,7 +80,10 @@ def _with_workers(config: RayConfig, workers: int) -> RayConfig:
 
 
 def _free_gpus(cluster: Cluster) -> int:
-    """Return how many GPUs may be used unasked: on one machine those that torch can use, too."""
+    """Return how many GPUs may be used if the config asks for none.
+
+    On one machine these are the GPUs that both Ray and torch find; on a cluster of several nodes, none.
+    """
     import torch  # here, because tasks that read or write images import this module, and torch takes seconds
 
     found = int(cluster.total(GPU))
@@ -105,17 +108,17 @@ def _describe_unused_gpus(
     return f"Ray has {found} GPUs, but {' and '.join(without)} is null and becomes 0: {reason}"
 
 
-def shortage_of_workers(config: RayConfig, share: Resources) -> str | None:
+def shortage_of_workers(config: RayConfig, resources: Resources) -> str | None:
     """Return why the live nodes have no room for the smallest number of training workers; None if they have.
 
     Args:
         config: The ``ray`` section, with the number of workers.
-        share: The resources of each worker.
+        resources: The resources of each worker.
     """
-    return first_shortage(training_demands(share, config), current_hosts())
+    return first_shortage(training_demands(resources, config), current_hosts())
 
 
-def workers_with_room(config: RayConfig, share: Resources) -> tuple[int, int]:
+def workers_with_room(config: RayConfig, resources: Resources) -> tuple[int, int]:
     """Return the smallest and the largest number of workers to request from Ray Train.
 
     Ray's elastic groups count room on nodes of any label (Ray 2.60), and then wait for workers that fit on no
@@ -123,12 +126,13 @@ def workers_with_room(config: RayConfig, share: Resources) -> tuple[int, int]:
 
     Args:
         config: The ``ray`` section, with the number of workers.
-        share: The resources of each worker.
+        resources: The resources of each worker.
     """
     least, most = config.worker_range
-    if share.label:
+    if resources.label:
         hosts = current_hosts()
-        while most > least and shortage("", [Demand("", most, share, "")], hosts) is not None:
+        # The empty texts only matter in the message, which is not shown here.
+        while most > least and shortage("", [Demand("", most, resources, "")], hosts) is not None:
             most -= 1
     return least, most
 

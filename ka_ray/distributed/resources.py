@@ -1,4 +1,4 @@
-"""The resources of each process of a pass over images, and how many processes there are."""
+"""How many processes a pass over images has, and the resources of each."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,10 @@ from ka_ray.distributed.placement import STANDARD, Placement
 
 @dataclass(frozen=True)
 class Pools:
-    """The processes of a pass over images.
+    """Settings of the actor pools and tasks of one pass over the images.
 
     Attributes:
-        extract: Batch size, actors per teacher, reducers, and the memory between them.
+        extract: The config's ``extract`` section: batch size, number of actors, limit of the object store.
         placement: The resources of each process.
         max_failures: How often a process that died is started again in one pass.
     """
@@ -29,29 +29,33 @@ class Pools:
     max_failures: int = 3
 
     def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
-        """Return the resources of each actor behind the teachers.
+        """Return the resources of each actor that processes the teachers' outputs, such as a reducer.
 
-        They are those of a teacher, without a GPU if the teachers leave none.
+        They are those of a teacher's actor, without a GPU if the teachers use all GPUs.
 
         Args:
             num_teachers: The number of teachers.
-            num_actors: The number of actors behind them.
+            num_actors: The number of actors that process their outputs.
         """
         share = self.placement.teachers
         count = num_teachers * self.extract.actors_per_teacher + num_actors
-        fit = shortage("all of them", [Demand("actors", count, share, "")], current_hosts()) is None
+        # The texts of a demand are only for error messages, which are not shown here.
+        fit = shortage("", [Demand("", count, share, "")], current_hosts()) is None
         return share if fit else share.model_copy(update={"gpu": 0.0})
 
     def evaluators(self, num_teachers: int) -> tuple[int, Resources]:
-        """Choose how many actors evaluate behind the teachers, and the resources of each.
+        """Choose the number of actors that evaluate the teachers' outputs, and the resources of each.
 
-        They are as many as a teacher has actors, because a student costs about as much as a teacher: with
-        fewer, the teachers would wait for them. They are fewer, at least one, where the nodes that are alive
-        have no room for them beside the teachers and a task of decoding. They get a GPU if the teachers leave
-        one: fewer of them on GPUs are preferred to more on CPUs.
+        There are as many as each teacher has actors, because a student costs about as much as a teacher: with
+        fewer, the teachers would wait for them. There are fewer, but at least one, if the living nodes have
+        no room for so many beside the teachers and one decoding task. They use GPUs if the teachers leave
+        some free: a few evaluators on GPUs are preferred to more on CPUs.
 
         Args:
             num_teachers: Number of teachers; 0 if students are evaluated without teachers.
+
+        Returns:
+            The number of actors, and the resources of each.
         """
         most, share, hosts = self.extract.actors_per_teacher, self.placement.teachers, current_hosts()
         others = [
@@ -64,11 +68,11 @@ class Pools:
                 demands = [*others, Demand("evaluators", count, resources, "")]
                 if shortage("evaluation", demands, hosts) is None:
                     return count, resources
-        return 1, without_gpu  # on a cluster that grows, Ray adds nodes for it
+        return 1, without_gpu  # an autoscaling cluster adds a node for it
 
 
 def pools_of(config: Config | TeachConfig, placement: Placement) -> Pools:
-    """Return the pools of a run.
+    """Collect the settings of the passes of a run.
 
     Args:
         config: The config of the run.

@@ -17,6 +17,7 @@ OUT_OF_MEMORY = "NODE_OUT_OF_MEMORY"
 """Ray's exit type of a process that it killed because its node was nearly out of memory."""
 
 STATE_TIMEOUT_S = 10
+"""Seconds to wait for each answer of Ray's state API."""
 
 
 class Restartable(NamedTuple):
@@ -24,29 +25,29 @@ class Restartable(NamedTuple):
 
     Attributes:
         what: The subject of an error message: ``teacher low: its actor``.
-        remedy: What the user can change so that it dies no more.
+        remedy: What the user can change so that it no longer dies.
     """
 
     what: str
     remedy: str
 
 
-TASK_REMEDY = "lower extract.shard_mib, raise placement.decoding.cpu so that fewer tasks share a node"
+TASK_REMEDY = "lower extract.shard_mib, or raise placement.decoding.cpu so that fewer tasks share a node"
 ACTOR_REMEDY = (
-    "lower extract.batch_size or extract.actors_per_teacher, raise placement.teachers.cpu so that fewer "
-    "share a node"
+    "lower extract.batch_size or extract.actors_per_teacher, or raise placement.teachers.cpu so that fewer "
+    "actors share a node"
 )
 READING = Restartable("reading images: a task", TASK_REMEDY)
 WRITING = Restartable("writing shards: a task", TASK_REMEDY)
 
 
 def actor_of(owner: str) -> Restartable:
-    """Describe an actor of a pool by its owner: ``teacher low``."""
+    """Describe an actor of a Ray Data actor pool by the pool's owner, such as ``teacher low``."""
     return Restartable(f"{owner}: its actor", ACTOR_REMEDY)
 
 
 class StartCount:
-    """Counts a start of this actor, or of one piece of this task's work, when it is made.
+    """Counts, on construction, a start of this actor or of one piece of this task's work.
 
     An actor keeps the count and calls :meth:`check` at every batch; it must not fail in its constructor. When
     an actor of Ray Data's pools dies without a batch in flight, the pool neither replaces it nor fails (Ray
@@ -55,7 +56,8 @@ class StartCount:
     Args:
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
         process: What is started.
-        piece: What tells the pieces of a task's work apart, the same in every attempt; None in an actor.
+        piece: Id of this piece of the task's work, such as a chunk's first image id, the same in every
+            attempt; None in an actor.
 
     Attributes:
         exhausted: Whether this start is one too many.
@@ -67,7 +69,7 @@ class StartCount:
         self._actor = context.get_actor_id() if piece is None else None
         unit = self._actor or f"{context.get_task_id()} {piece}"
         self._problem = f"{process.what} died too often ({unit})"
-        self.exhausted: bool = ray.get(monitor.started.remote(process, unit, context.get_worker_id()))
+        self.exhausted: bool = ray.get(monitor.count_start.remote(process, unit, context.get_worker_id()))
 
     def check(self) -> None:
         """Refuse to work after too many starts: exit for good as an actor, raise as a task.
@@ -77,14 +79,14 @@ class StartCount:
         """
         if self.exhausted and self._actor is not None:
             # Not by an error: its traceback would keep Ray Data's handle of the actor, and the handle keeps
-            # the actor alive, with its share of the cluster, which the next pass may need.
+            # the actor alive together with its CPUs and GPUs, which the next pass may need.
             ray.actor.exit_actor()
         if self.exhausted:
             raise RestartsExhausted(self._problem)
 
 
 def why_died(worker_ids: list[str]) -> str:
-    """Say why worker processes died, as far as Ray knows.
+    """Return why worker processes died, as far as Ray knows.
 
     Args:
         worker_ids: Ray's ids of the processes, all of the connected cluster.
@@ -96,11 +98,12 @@ def why_died(worker_ids: list[str]) -> str:
         try:
             worker = state.get_worker(worker_id, address=address, timeout=STATE_TIMEOUT_S)
         except Exception as error:
-            # Of requests, or Ray's own: the state API asks the dashboard, which may be switched off.
+            # The state API asks the dashboard over HTTP, which may be switched off. The error is then one of
+            # the package `requests` or one of Ray.
             return f"Ray's dashboard does not say why: {type(error).__name__}"
         if worker is not None and worker.exit_type == OUT_OF_MEMORY:
             return "its node ran out of memory"
         if worker is not None and worker.exit_detail:
-            # What follows is Ray's list of guesses, which names the OOM killer for every death.
+            # Ray appends a list of common causes, which names the OOM killer whatever the cause was.
             reason = worker.exit_detail.split(" Some common causes include")[0].strip()
     return reason

@@ -43,7 +43,7 @@ def repeat_until_complete(
         The number of passes.
 
     Raises:
-        ClusterError: Workers were lost repeatedly without a new row.
+        ClusterError: Several passes in a row produced no new row, with or without losing workers.
         Exception: The error that a worker raised itself.
     """
     missing, passes, idle = np.setdiff1d(wanted, find_rows()), 0, 0
@@ -63,7 +63,7 @@ def repeat_until_complete(
                 "workers were lost; %d images are read again (%s)", len(missing), last_line(str(error))
             )
         if error is None and idle >= MAX_IDLE_PASSES:
-            raise ClusterError(f"{len(missing)} images give no row, among them that with id {missing[0]}")
+            raise ClusterError(f"{len(missing)} images yield no row, for example the one of id {missing[0]}")
     return passes
 
 

@@ -1,7 +1,7 @@
 """Write stacked rows as shards on disk.
 
-Tasks of this module and of ``images`` import no torch: a worker process that reads or writes then starts in a
-fraction of the time.
+This module and :mod:`ka_ray.distributed.images` do not import torch, so that the worker processes that run
+their tasks start in a fraction of the time.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class ShardWriter:
         taps: The taps whose features are in the batch; empty if only scores are.
         teachers: The names of the teachers, in stacking order.
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts attempts.
-        scores: The score column of the teachers that is stored.
+        scores: Name of the teachers' score column that is stored; they can have several.
     """
 
     folder: Path
@@ -37,6 +37,7 @@ class ShardWriter:
 
     def __call__(self, batch: Columns) -> Columns:
         """Write a batch; return its ``images`` and ``bytes`` as one row."""
+        # A repeated task writes the same batches again: the smallest id says which batch of the task it is.
         StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
         written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers, self.scores))
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

@@ -1,4 +1,4 @@
-"""One pool of actors a teacher, and what each process of a pass over images gets.
+"""Run the teachers on images in Ray Data, in one actor pool per teacher.
 
 Shapes: n images of a batch, C channels of one teacher at a tap, K_t classes of a teacher.
 """
@@ -26,18 +26,19 @@ from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images.augment import score_views
 from ka_ray.teachers import load_teacher
 
-BLOCKS = 16
-"""The smallest number of Ray Data's blocks that fit into a limited object store."""
+MIN_BLOCKS_IN_STORE = 16
+"""With ``extract.object_store_gib``, Ray Data's blocks are made so small that at least this many fit into the
+limit. Each teacher waits for whole blocks, so with few large blocks teachers could not work side by side."""
 
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """Which features and scores are read of every teacher.
+    """Which features and scores are read from every teacher.
 
     Attributes:
         paths: Teacher -> tap -> module path; without taps, only scores are read.
         spaces: Tap -> height and width to which the features of all teachers are resized.
-        scores: The views of an image over which scores are averaged.
+        scores: The config's ``scores`` section; it says over which views of an image scores are averaged.
     """
 
     paths: Mapping[str, Mapping[str, str]]
@@ -49,16 +50,17 @@ class TeacherActor:
     """Holds one teacher and adds its features and scores to every batch.
 
     Args:
-        config: The teacher.
-        share: The resources of the actor.
+        config: The config of the teacher.
+        share: The CPUs, GPUs and other resources of the actor.
         reading: Which features and scores are read.
-        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records where actors run.
+        monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass; it records where actors run
+            and how often each was started.
     """
 
     def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, monitor: Any) -> None:
         self._device = actor_device(share)
         context = ray.get_runtime_context()
-        monitor.placed.remote(
+        monitor.record_placement.remote(
             {
                 "teacher": config.name,
                 "node": context.get_node_id(),
@@ -69,22 +71,24 @@ class TeacherActor:
         )
         self._starts = StartCount(monitor, actor_of(f"teacher {config.name}"))
         if self._starts.exhausted:
-            return  # most teachers die of memory, so this one is not loaded again
+            return  # loading the teacher again could run out of memory again; see StartCount for what follows
         self._teacher = load_teacher(config).to(self._device)
         self._paths, self._reading = reading.paths.get(config.name, {}), reading
 
     def __call__(self, batch: Columns) -> Columns:
         """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
 
-        With views, ``targets@teacher [n, K_t]`` are the scores averaged over them.
+        With ``scores.views``, also add ``targets@teacher [n, K_t]``: the scores averaged over several shifted
+        or flipped views of each image.
         """
         self._starts.check()
         name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
             fitted = resize_features(feature, self._reading.spaces[tap])
-            in_order = fitted.half().contiguous()  # as Arrow keeps it: [C, *space], whatever the layout here
-            batch[feature_column(tap, name)] = in_order.cpu().numpy()
+            # Arrow stores rows in the order [C, *space]; the feature may be in channels-last memory format.
+            contiguous = fitted.half().contiguous()
+            batch[feature_column(tap, name)] = contiguous.cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
         if self._reading.scores.views:
             averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)
@@ -92,31 +96,35 @@ class TeacherActor:
         return batch
 
 
-def through_teachers(
+def run_teachers(
     rows: ray.data.Dataset,
     teachers: Sequence[TeacherConfig],
     pools: Pools,
     reading: ReadSpec,
     monitor: Any,
 ) -> ray.data.Dataset:
-    """Chain one actor pool per teacher behind a dataset of images; see :class:`TeacherActor`.
+    """Add the features and scores of all teachers to a dataset, with one actor pool per teacher.
+
+    The pools are chained: a batch goes through all of them, see :class:`TeacherActor`.
 
     An actor that dies is started again with its batch, but only a limited number of times: a teacher that
     always runs out of memory must end the run.
 
     Args:
-        rows: The images.
+        rows: The dataset of images.
         teachers: The teachers in stacking order.
-        pools: The processes of the pass.
+        pools: Settings of the processes of the pass: batch size, number and resources.
         reading: Which features and scores are read.
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass.
     """
     extract, share = pools.extract, pools.placement.teachers
     if extract.object_store_gib is not None:
-        most, context = round(extract.object_store_gib * 1024**3), rows.context
-        limits = ExecutionResources.for_limits(object_store_memory=most)
+        limit, context = round(extract.object_store_gib * 1024**3), rows.context
+        limits = ExecutionResources.for_limits(object_store_memory=limit)
         context.execution_options.resource_limits = limits
-        context.target_max_block_size = min(context.target_max_block_size or most, most // BLOCKS)
+        context.target_max_block_size = min(
+            context.target_max_block_size or limit, limit // MIN_BLOCKS_IN_STORE
+        )
     for teacher in teachers:
         rows = rows.map_batches(
             TeacherActor,

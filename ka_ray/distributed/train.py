@@ -16,10 +16,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
-from ka_ray.distributed.capacity import needs
+from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.epoch_reports import WorkerReporter
 from ka_ray.distributed.failures import last_line, lost, unwrap
-from ka_ray.distributed.ray_storage import new_experiments, storage
+from ka_ray.distributed.ray_storage import new_experiment_names, storage_arguments
 from ka_ray.distributed.resource_plan import shortage_of_workers, workers_with_room
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, ProgressCallback
@@ -28,7 +28,7 @@ Work = Callable[[torch.device, ProgressCallback], None]
 """The code of every worker, called with its device and a callback for progress reports."""
 
 POLL_S = 0.5
-"""Seconds between two looks at the queue of reports, or at the nodes while waiting for room."""
+"""Seconds between two checks of the queue of reports, and of the nodes while waiting for room."""
 
 RESIZE_S = 30.0
 """How often an elastic group checks whether there is room for more workers."""
@@ -36,10 +36,11 @@ RESIZE_S = 30.0
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Which workers train, and for which run.
+    """The workers that train, and the run that they train for.
 
     Attributes:
-        config: How many workers, and how often they may be lost consecutively without a finished epoch.
+        config: The config's ``ray`` section: the number of workers, and how often in a row they may be lost
+            without a finished epoch in between.
         share: The resources of each worker.
         output: The output folder, reachable by every node; Ray Train keeps its records in its folder ``ray``.
         name: The name of the run. Ray Train's dashboard shows its groups of workers as NAME-1, NAME-2 ...
@@ -57,7 +58,7 @@ class WorkerGroup:
 
 
 def train_in_workers(
-    work: Work, group: WorkerGroup, report: ProgressCallback, tell: Callable[[str], None]
+    work: Work, group: WorkerGroup, report: ProgressCallback, notify: Callable[[str], None]
 ) -> None:
     """Run code in every worker of one group, in a torch process group.
 
@@ -67,27 +68,27 @@ def train_in_workers(
         work: Runs in each worker; writes its results to files and resumes from them.
         group: The workers.
         report: Called on the driver with the reports of rank 0, in order, from a separate thread.
-        tell: Called on the driver with messages for the user: lost workers, the size of a new group.
+        notify: Called on the driver with messages for the user: lost workers, the size of a new group.
 
     Raises:
         ClusterError: Workers were lost repeatedly without a finished epoch in between.
-        Exception: The error that a worker raised itself, or else the first one that ``report`` raised.
+        Exception: The error that the code of a worker raised, or else the first error of ``report``.
     """
     failures, ended, errors = 0, set[tuple[str, int]](), list[Exception]()
-    for experiment in new_experiments(group.records, group.name):
-        forwarder, ended_before = ReportForwarder(report, tell, ended, errors), len(ended)
+    for experiment in new_experiment_names(group.records, group.name):
+        forwarder, ended_before = ReportForwarder(report, notify, ended, errors), len(ended)
         try:
             _run_group(work, group, experiment, forwarder)
             break
         except Exception as error:
-            user_error = unwrap(error)  # `error` itself if it holds none for the user
+            user_error = unwrap(error)  # `error` itself if it wraps no error that is meant for the user
             if user_error is not error or not lost(error):
-                raise user_error from error  # it would be raised again, so no new group starts
+                raise user_error from error  # a new group would raise it again
             # An epoch that ended in this group is progress: the count of failures starts again.
             failures = 1 if len(ended) > ended_before else failures + 1
             _check_failures(failures, group.config, error)
-            tell(f"training workers were lost, starting others: {last_line(str(error))}")
-            _wait_for_room(group.config, group.share, tell)
+            notify(f"training workers were lost, starting others: {last_line(str(error))}")
+            _wait_for_room(group.config, group.share, notify)
     if errors:
         raise errors[0]
 
@@ -114,7 +115,7 @@ def _run_group(work: Work, group: WorkerGroup, experiment: str, forwarder: "Repo
         _trainer(train_loop_per_worker, group, experiment).fit()
 
 
-def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], None]) -> None:
+def _wait_for_room(config: RayConfig, share: Resources, notify: Callable[[str], None]) -> None:
     """Wait until the cluster has room for a group, on the nodes that are left or on new ones.
 
     Ray Train would wait, too, but without a message and without a limit of time.
@@ -124,7 +125,7 @@ def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], No
     """
     began, problem = time.monotonic(), shortage_of_workers(config, share)
     if problem is not None:
-        tell(f"waiting for nodes: {problem}")
+        notify(f"waiting for nodes: {problem}")
     while problem is not None:
         if time.monotonic() - began > config.timeout_s:
             raise ClusterError(f"after ray.timeout_s = {config.timeout_s}: {problem}")
@@ -134,19 +135,20 @@ def _wait_for_room(config: RayConfig, share: Resources, tell: Callable[[str], No
 
 def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, experiment: str) -> TorchTrainer:
     config, share = group.config, group.share
-    least, most = workers_with_room(config, share)
+    min_workers, max_workers = workers_with_room(config, share)
+    num_workers = min_workers if min_workers == max_workers else (min_workers, max_workers)
     return TorchTrainer(
         train_loop_per_worker,
         scaling_config=ScalingConfig(
             elastic_resize_monitor_interval_s=RESIZE_S,
-            num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2 takes a pair
+            num_workers=num_workers,  # type: ignore[arg-type]  # Ray Train V2 takes a pair
             use_gpu=share.gpu > 0,
-            resources_per_worker=needs(share),
-            label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # only in V2
+            resources_per_worker=ray_resources(share),
+            label_selector=dict(share.label) or None,  # type: ignore[call-arg]  # only in Ray Train V2
         ),
         run_config=RunConfig(
             name=experiment,
-            **storage(group.records),
+            **storage_arguments(group.records),
             # Ray Train's own retries would start a group again after any error, also one that happens every
             # time, and would count all failures of a run. `train_in_workers` retries only after lost workers,
             # counts only failures without a finished epoch in between, and says when it waits for nodes.
@@ -162,20 +164,20 @@ class ReportForwarder:
     :class:`ka_ray.distributed.epoch_reports.WorkerReporter` explains why they come through a queue.
 
     Args:
-        report: Receives the reports.
-        tell: Receives messages for the user.
-        ended: Gets the stage and the number of every epoch that has ended.
-        errors: Gets the errors that ``report`` raises.
+        report: Called with every report.
+        notify: Called with messages for the user.
+        ended: A set, to which the stage and the number of every finished epoch are added.
+        errors: A list, to which the errors that ``report`` raises are added.
     """
 
     def __init__(
         self,
         report: ProgressCallback,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         ended: set[tuple[str, int]],
         errors: list[Exception],
     ) -> None:
-        self._report, self._tell, self._ended_epochs, self._errors = report, tell, ended, errors
+        self._report, self._notify, self._ended_epochs, self._errors = report, notify, ended, errors
         self.queue = beside_driver(ReportQueue)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._forward_all, daemon=True)
@@ -194,12 +196,12 @@ class ReportForwarder:
             for entry in ray.get(self.queue.take.remote()):
                 try:
                     self._forward(entry)
-                except Exception as error:  # a tracker out of reach must not cost hours of training
+                except Exception as error:  # an unreachable tracker must not end hours of training
                     self._errors.append(error)
 
     def _forward(self, entry: dict[str, Any]) -> None:
         if "workers" in entry:
-            return self._tell(f"a group of {entry['workers']} workers has begun")
+            return self._notify(f"a group of {entry['workers']} workers has begun")
         progress = Progress(**entry)
         if progress.epoch_ended:
             self._ended_epochs.add((progress.stage, progress.epoch))

@@ -29,7 +29,7 @@ FEATURES = "features"
 """Name of the folder with the images whose stacked features and scores are stored."""
 
 IMAGES = "images"
-"""Name of the folder with the other images, of which only the scores are stored."""
+"""Name of the folder with images that are stored without features: with scores, or only with labels."""
 
 DONE = "done.json"
 """Name of the file that is written last. A folder without it is unfinished."""

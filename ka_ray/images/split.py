@@ -42,13 +42,13 @@ def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
     Raises:
         InputError: A source has no images, or too few to hold any out.
     """
-    training = _listed(config.images, config.seed)
+    training = _list_images(config.images, config.seed)
     if config.evaluation.images is not None:
-        return training, _listed(config.evaluation.images, config.seed)
+        return training, _list_images(config.evaluation.images, config.seed)
     return hold_out(training, config.evaluation.holdout, config.seed + 1, "evaluation.holdout")
 
 
-def _listed(config: ImagesConfig, seed: int) -> ImageSet:
+def _list_images(config: ImagesConfig, seed: int) -> ImageSet:
     source = open_source(config)
     return ImageSet(config, source, sample_ids(source.num_images, config.limit, seed))
 

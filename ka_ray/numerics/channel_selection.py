@@ -56,7 +56,7 @@ def order_channels(stats: LayerInputStats, count: int) -> tuple[int, ...]:
     inputs = stats.covariance.to(torch.float64, copy=True)
     targets = inputs if stats.targets is None else stats.targets.to(torch.float64, copy=True)
     values, channels = stats.num_values, len(inputs) // stats.num_values
-    floor = DEAD_VARIANCE_SHARE * inputs.diagonal().max().clamp_min(1e-300)
+    floor = DEAD_VARIANCE_SHARE * inputs.diagonal().max().clamp_min(1e-300)  # above 0 for constant inputs
     chosen: list[int] = []
     for _ in range(count):
         blocks = inputs.unflatten(0, (channels, values)).unflatten(2, (channels, values))

@@ -24,8 +24,8 @@ def draw_uniform(ids: npt.NDArray[np.int64], seed: int, num_draws: int) -> npt.N
         >>> bool((draw_uniform(np.array([3, 7]), 0, 2)[1] == draw_uniform(np.array([7]), 0, 2)[0]).all())
         True
     """
-    places = np.arange(num_draws, dtype=np.uint64)
-    counters: Words = ids.astype(np.uint64)[:, None] * np.uint64(num_draws) + places
+    draw_numbers = np.arange(num_draws, dtype=np.uint64)
+    counters: Words = ids.astype(np.uint64)[:, None] * np.uint64(num_draws) + draw_numbers
     # The seed is hashed before it is mixed in: with the plain seed, seeds 0 and 1 would share most counters.
     key = _splitmix64(np.array([seed % 2**64], dtype=np.uint64))
     bits = _splitmix64(counters ^ key) >> np.uint64(40)

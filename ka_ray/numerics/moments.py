@@ -13,7 +13,10 @@ from torch import Tensor
 from ka_ray.errors import InputError
 
 BLOCK_COLUMNS = 512
-"""Columns of a sum of outer products that are updated at once."""
+"""Number of columns of the sum of outer products that one matrix product updates.
+
+Fewer columns per product compute less below the diagonal, but in smaller and so slower products.
+"""
 
 BUFFERED_ROWS = 1024
 """Rows that are collected before they are added: every addition reads and writes the whole `[S, S]` sum."""

@@ -1,4 +1,4 @@
-"""Moments by name: the result of a pass over images, whose size depends on neither images nor workers."""
+"""Moments by name: the result of a pass over images. Its size depends on neither images nor workers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file
 
 NamedMoments = Mapping[str, Moments]
-"""name -> moments."""
+"""Name, such as that of a tap -> its count, mean and scatter matrix."""
 
 
 def merge_moments(first: NamedMoments, second: NamedMoments) -> dict[str, Moments]:

@@ -1,4 +1,4 @@
-"""Sample positions of a map: sums over the sample are unbiased, and far cheaper than over whole maps.
+"""Sample positions of feature maps: unbiased averages at far less cost than all positions.
 
 Shapes: B images, S channels, *space height and width, P sampled positions per image.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 def sample_positions(draws: Tensor, available: int, wanted: int) -> Tensor:
     """Sample positions of every image at equal distances from a random start (systematic sampling).
 
-    Every position has the same probability, so sums over the sample are unbiased. One random number per image
-    decides, so the sample does not depend on the number of workers.
+    Every position has the same probability, so averages over the sample are unbiased. The sample depends only
+    on one random number per image, so it does not depend on the number of workers.
 
     Args:
-        draws: `[B]`, uniform in [0, 1).
+        draws: One random number per image, `[B]`, uniform in [0, 1).
         available: Number of positions of a map, height times width.
         wanted: Number of positions to sample, at most ``available``; a larger number samples all.
 
@@ -33,7 +33,7 @@ def sample_features(features: Tensor, draws: Tensor, wanted: int) -> Tensor:
 
     Args:
         features: `[B, S, *space]` maps, or `[B, S]` vectors, which have one position.
-        draws: `[B]`, uniform in [0, 1), see :func:`sample_positions`.
+        draws: One random number per image, `[B]`, uniform in [0, 1); see :func:`sample_positions`.
         wanted: Number of positions to sample from each map; a number larger than the map samples all.
 
     Returns:

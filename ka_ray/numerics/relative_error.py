@@ -12,7 +12,9 @@ LEAST_VARIATION = 1e-30
 
 
 def squared_error_sums(estimates: Tensor, targets: Tensor) -> Tensor:
-    """Sum over samples what :func:`relative_error` needs; results of disjoint samples can be added.
+    """Sum the quantities that :func:`relative_error` needs over samples.
+
+    The results for disjoint sets of samples can be added.
 
     Args:
         estimates: `[n, C]`.

@@ -7,7 +7,7 @@ from ka_ray.reports.sections import Accuracy
 
 
 def measure_accuracy(counts: Counts, teachers: Sequence[str]) -> Accuracy:
-    """Compute all accuracies of a student, or of the teachers without one.
+    """Compute all accuracies of a student and its teachers, or of the teachers if there is no student.
 
     Args:
         counts: Confusion matrices and counts of correct predictions over all evaluation images.

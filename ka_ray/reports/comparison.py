@@ -88,9 +88,9 @@ class Comparison(ReportSection):
         """Return the row with a label.
 
         Raises:
-            StopIteration: No row has this label.
+            KeyError: No row has this label.
         """
-        return next(row for row in self.rows if row.label == label)
+        return {row.label: row for row in self.rows}[label]
 
     def save(self, folder: Path) -> None:
         """Write ``compare.json`` and ``compare.md`` into a folder."""

@@ -62,14 +62,15 @@ class TuneResult(ReportSection):
         """Return the trial with a key.
 
         Raises:
-            StopIteration: No trial has this key.
+            KeyError: No trial has this key.
         """
-        return next(trial for trial in self.trials if trial.key == key)
+        return {trial.key: trial for trial in self.trials}[key]
 
     def save(self, folder: Path) -> None:
         """Write ``tune.json`` and ``tune.md`` into a folder."""
-        write_json(folder / "tune.json", self.model_dump(mode="json"))
+        # tune.json comes last: where it exists, both files are complete.
         write_text(folder / "tune.md", self.to_markdown())
+        write_json(folder / "tune.json", self.model_dump(mode="json"))
 
     def to_markdown(self) -> str:
         """Return the Pareto front and the table of all trials as Markdown, for people."""

@@ -1,1 +1,1 @@
-"""What the verbs share: the context of a run, its steps, its output folder."""
+"""What the commands of `ka-ray` share: the context of a run, its steps, its output folder."""

@@ -1,4 +1,4 @@
-"""What every step of a run needs at hand: its config, plan, images, output folder, cluster and tracker."""
+"""What every step of a run needs: its config, plan, images, output folder, cluster and tracker."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ class RunContext:
 
     def report_epoch(self, progress: Progress) -> None:
         """Show the progress of training, and log the losses and the speed of an epoch that has ended."""
-        self.display.training(progress)
+        self.display.show_training(progress)
         if progress.epoch_ended:
             child, _, stage = progress.stage.rpartition("/")
             losses = {_metric(stage, name): loss for name, loss in progress.losses.items()}
@@ -84,7 +84,7 @@ def open_context(
 
     Args:
         config: The config of the run.
-        folder: The output folder, prepared.
+        folder: The output folder, which exists already.
         name: The name of the tracker's run.
         id_file: The file that keeps the tracker's run id, so that a later attempt continues the same run.
         check_resources: Called before anything is logged; raises InputError if the command needs more

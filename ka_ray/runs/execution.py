@@ -36,7 +36,7 @@ def store_images(
         run: The run.
         images: The images to store.
         folder: Gets one row per image: the image, its label and what is read of the teachers.
-        row_bytes: Estimated size of one row.
+        row_bytes: Estimated size of one row, in bytes.
         teachers: The teachers in stacking order; empty to store images and labels only.
         read_spec: Which features and scores of the teachers are stored.
         classes: Keep only images with these labels; None keeps all.

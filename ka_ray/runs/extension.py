@@ -17,8 +17,8 @@ from ka_ray.teachers.checkpoint import checkpoint_digest
 TEACHERS = "teachers"
 """The folder of the teachers that a run has trained, in its output folder."""
 
-SAME_TEACHER = ("network", "arguments", "classes", "preprocessing")
-"""What must not change in a teacher whose auto-encoders are reused."""
+UNCHANGED_KEYS = ("network", "arguments", "classes", "preprocessing")
+"""Keys of a teacher that must not change if its auto-encoders are reused."""
 
 
 def check_extension(config: Config, plan: Plan) -> str | None:
@@ -51,7 +51,7 @@ def check_extension(config: Config, plan: Plan) -> str | None:
             "auto-encoders that could be extended; run it again with codes.method=incremental"
         )
     _check_shapes(config.extend, codes, _shapes(plan, len(names)))
-    reused = len(names) - 1
+    reused = len(names) - 1  # the first auto-encoder joins two teachers, each further one adds a teacher
     return (
         f"extending {config.extend}: {reused} auto-encoder(s) per tap are reused unchanged, "
         f"{len(config.teachers) - 1 - reused} trained"
@@ -79,12 +79,12 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
         )
     for known, teacher in zip(old, config.teachers, strict=False):
         new = teacher.model_dump(mode="json")
-        changed = [key for key in SAME_TEACHER if known[key] != new[key]]
+        changed = [key for key in UNCHANGED_KEYS if known[key] != new[key]]
         if changed:
             raise InputError(
                 f"teachers.{teacher.name}: {', '.join(changed)} differ from those in {config.extend}"
             )
-        checkpoint = teacher.checkpoint or taught_before(config, teacher)
+        checkpoint = teacher.checkpoint or find_earlier_checkpoint(config, teacher)
         if checkpoint is None or checkpoint_digest(checkpoint) != digests[teacher.name]:
             raise InputError(
                 f"teachers.{teacher.name}.checkpoint: {checkpoint} is not the file that {config.extend} used"
@@ -103,10 +103,10 @@ def _check_shapes(extended: Path, codes: CodesSummary, shapes: dict[str, CodeSha
 
 def _shapes(plan: Plan, num_teachers: int) -> dict[str, CodeShape]:
     """Return what the auto-encoders of the first teachers depend on, tap by tap."""
-    first = {"channels", "paths"}  # one entry per teacher; the others are the same for all
+    per_teacher = {"channels", "paths"}  # keys with one entry per teacher; the others apply to all teachers
     return {
         tap: CodeShape.model_validate(
-            {key: value[:num_teachers] if key in first else value for key, value in shape.items()}
+            {key: value[:num_teachers] if key in per_teacher else value for key, value in shape.items()}
         )
         for tap, shape in plan.code_shapes().items()
     }
@@ -116,7 +116,7 @@ def _describe(shape: CodeShape | None) -> str:
     return "no codes" if shape is None else str(shape.model_dump())
 
 
-def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
+def find_earlier_checkpoint(config: Config, teacher: TeacherConfig) -> Path | None:
     """Find the checkpoint of a teacher that was trained by the extended run, or by a run that it extended.
 
     Args:
@@ -131,6 +131,6 @@ def taught_before(config: Config, teacher: TeacherConfig) -> Path | None:
         path = teacher_checkpoint_path(folder / TEACHERS, teacher.name)
         if path.exists():
             return path
-        before = read_json(folder / CONFIG).get("extend")
-        folder = None if before is None else to_path(before)
+        extended = read_json(folder / CONFIG).get("extend")
+        folder = None if extended is None else to_path(extended)
     return None

@@ -96,7 +96,10 @@ def list_points(
 def _configured_point(
     space: Mapping[str, Sequence[float | int]], own_widths: Mapping[str, int]
 ) -> Point | None:
-    """Return the point with the student's own widths; None if the space does not contain them."""
+    """Return the point with the student's own widths and the first value of every other key.
+
+    None if the space does not contain these widths.
+    """
     widths = {key: own_widths[key.removeprefix(WIDTH)] for key in space if key.startswith(WIDTH)}
     if any(width not in space[key] for key, width in widths.items()):
         return None
@@ -104,11 +107,11 @@ def _configured_point(
 
 
 def _point(space: Mapping[str, Sequence[float | int]], number: int) -> Point:
-    """Return the point with a number: the number's digits in the mixed base of the space."""
+    """Return the point with a number: its digits in a mixed radix, one digit per key, choose the values."""
     point = {}
     for key, values in space.items():
-        number, place = divmod(number, len(values))
-        point[key] = values[place]
+        number, digit = divmod(number, len(values))
+        point[key] = values[digit]
     return point
 
 

@@ -1,4 +1,4 @@
-"""Single passes over the images that keep only sums, and what is decided from these sums."""
+"""Single passes over the images that keep only moments, and what is decided from these moments."""
 
 import dataclasses
 from functools import partial
@@ -24,19 +24,23 @@ from ka_ray.teachers import load_teacher
 MOMENTS = "moments"
 """The folder with the moments of the stacked features."""
 
-SUMS = "sums.safetensors"
+MOMENTS_FILE = "sums.safetensors"
 
 
-def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, dict[str, Any]]:
-    """Stream ``extract.images`` training images through the teachers and keep sums; skipped if they exist.
+def measure_or_load_moments(
+    run: Run, name: str, make_meter: MakeMeter
+) -> tuple[NamedMoments, dict[str, Any]]:
+    """Measure moments in one pass of ``extract.images`` training images through the teachers.
+
+    If the folder holds the moments of an earlier pass, they are loaded instead.
 
     Args:
         run: The run.
-        name: The name of the folder for the sums, in the output folder.
-        make_meter: Makes the object that adds up batches, in every reducer.
+        name: The name of the folder for the moments, in the output folder.
+        make_meter: Makes the object that accumulates moments over batches, one in every reducer.
 
     Returns:
-        The sums, and what :func:`ka_ray.distributed.reduce.reduce_images` reports of the pass.
+        The moments, and what :func:`ka_ray.distributed.reduce.reduce_images` reports of the pass.
     """
     folder, config = run.folder / name, run.config
     if not is_stored(folder):
@@ -44,8 +48,8 @@ def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, di
         images, _ = split_for_features(run.training_images, config.extract.images, config.seed)
         work = Extraction(images, folder, row_bytes=0)
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores)
-        with run.display.track_images("sum", len(images.ids)) as on_images:
-            sums, summary = reduce_images(
+        with run.display.track_images("moments", len(images.ids)) as on_images:
+            moments, summary = reduce_images(
                 work,
                 config.teachers,
                 pools_of(config, run.resources.placement),
@@ -54,9 +58,9 @@ def sum_up(run: Run, name: str, make_meter: MakeMeter) -> tuple[NamedMoments, di
                 config.seed,
                 on_images,
             )
-        save_moments(sums, folder / SUMS)
+        save_moments(moments, folder / MOMENTS_FILE)
         mark_folder_finished(folder, summary)
-    return load_moments(folder / SUMS), read_json(folder / DONE)
+    return load_moments(folder / MOMENTS_FILE), read_json(folder / DONE)
 
 
 def measure_spectrum_of_taps(run: Run) -> Spectrum:
@@ -68,15 +72,15 @@ def measure_spectrum_of_taps(run: Run) -> Spectrum:
     config, plan = run.config, run.plan
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     positions = config.codes.positions_per_image
-    sums, summary = sum_up(run, MOMENTS, partial(TapMomentsMeter, stacked, positions))
-    check_variances(sums)
+    moments, summary = measure_or_load_moments(run, MOMENTS, partial(TapMomentsMeter, stacked, positions))
+    check_variances(moments)
     spans = METHODS[config.codes.method].spans
     taps = {
         tap: TapSpectrum(
             stacked=channels,
             width=plan.spec.widths[tap],
             max_width=spans(plan.channels[tap])[0],
-            relative_errors=sums[tap].spectrum().tolist(),
+            relative_errors=moments[tap].spectrum().tolist(),
         )
         for tap, channels in stacked.items()
     }

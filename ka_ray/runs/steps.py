@@ -68,10 +68,10 @@ class StudentJob:
     """A student to learn, from stored features that may be shared with other students.
 
     Attributes:
-        name: Stands before the names of its stages in progress reports; empty if there is only one student.
+        name: Prefix of the names of its stages in progress reports; empty if there is only one student.
         config: The config of its run; every teacher has a checkpoint.
         plan: The networks that are built.
-        folder: Gets the results of the stages and the student.
+        folder: The folder where the results of its stages and the student are written.
     """
 
     name: str
@@ -98,25 +98,29 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
     if waiting:
 
         def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
-            for one in waiting:
+            for job in waiting:
                 inputs = StageInputs(
-                    one.config, one.plan, data, one.folder, device, with_student_name(one, report)
+                    job.config, job.plan, data, job.folder, device, with_student_name(job, report)
                 )
                 run_stages(inputs)
 
         what = ", ".join(waiting[0].missing) if len(students) == 1 else f"{len(waiting)} students"
-        run.notify(*dict.fromkeys(note for one in waiting for note in solver_notes(one)))
-        run.notify(f"learning {what}: starting {run.resources.ray.group}")
+        # Students often have the same notes: `dict.fromkeys` drops the repeats and keeps the order.
+        run.notify(*dict.fromkeys(note for job in waiting for note in solver_notes(job)))
+        run.notify(f"learning {what}: starting {run.resources.ray.workers_text}")
         train_in_group(run, train_loop_per_worker)
-    for one in students:
-        if not (one.folder / "student.json").exists():
-            student = Student(one.plan.spec)
-            load_stage(one.folder, "joint", student)
-            save_student(student, one.folder)
+    for job in students:
+        if not (job.folder / "student.json").exists():
+            student = Student(job.plan.spec)
+            load_stage(job.folder, "joint", student)
+            save_student(student, job.folder)
 
 
 def solver_notes(job: StudentJob) -> list[str | None]:
-    """Say how large the matrices are that a student is computed from, and what differs from the usual way."""
+    """Return notes for the user on how a student is solved for, as far as stages are missing.
+
+    They tell the size of the Gram matrices, and whether channels are chosen in another way than usual.
+    """
     notes: list[str | None] = []
     if "codes" in job.missing and job.config.codes.basis == "channels":
         stacked = {tap: shape[0] for tap, shape in job.plan.shapes.items()}

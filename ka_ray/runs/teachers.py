@@ -12,7 +12,7 @@ from ka_ray.features.store import IMAGES
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run, RunContext
 from ka_ray.runs.execution import store_images, train_in_group
-from ka_ray.runs.extension import TEACHERS, taught_before
+from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
 from ka_ray.teachers.checkpoint import checkpoint_digest
@@ -33,7 +33,8 @@ def teach_missing(run: Run) -> Run:
     """
     folder, config = run.folder / TEACHERS, run.config
     checkpoints = {
-        teacher.name: taught_before(config, teacher) or teacher_checkpoint_path(folder, teacher.name)
+        teacher.name: find_earlier_checkpoint(config, teacher)
+        or teacher_checkpoint_path(folder, teacher.name)
         for teacher in config.teachers
     }
     missing = [t for t in config.teachers if t.training is not None and not checkpoints[t.name].exists()]
@@ -64,7 +65,7 @@ def train_teachers(
         for teacher in teachers:
             train_teacher(teacher, stored, folder, seed, device, report)
 
-    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.group}")
+    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.workers_text}")
     train_in_group(run, train_loop_per_worker)
 
 
@@ -73,7 +74,7 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
 
     Args:
         teacher: The teacher.
-        checkpoint: The weights that the training has left.
+        checkpoint: The file of weights that the training has written.
     """
     if teacher.training is None:
         return teacher
@@ -81,7 +82,7 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
 
 
 def _check_unchanged(run: Run) -> None:
-    """Refuse to continue if a checkpoint has changed: stored features would be another teacher's."""
+    """Refuse to continue if a checkpoint has changed: the stored features came from its old weights."""
     path = run.folder / "teachers.json"
     digests = {
         t.name: checkpoint_digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None

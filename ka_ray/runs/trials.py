@@ -1,5 +1,6 @@
-"""Run the trials of a search for widths: in workers, each once, and kept as files and in the tracker."""
+"""Run the trials of a search for widths on Ray workers, and save each result as a file and in the tracker."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,21 +24,22 @@ from ka_ray.student.from_moments import LayerMoments
 from ka_ray.student.plan import Plan
 
 DATA, TRIALS = "tune", "trials"
-"""Folders in the output folder: the sums and images of the search, which are not a run's; its students."""
+"""Subfolders of the output folder: the moments and images that all trials use, and one folder per trial."""
 
 LAYER_MOMENTS, HELD_OUT = f"{DATA}/one_pass", f"{DATA}/held_out"
-"""Folders of the sums that all trials are computed from, and of the images that judge the trials."""
+"""Subfolders with the moments from which all students are computed, and with the held-out images on which
+the agreement of each student is measured."""
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial needs; Ray's object store holds it once per node.
+    """What every trial needs; Ray's object store holds one copy per node.
 
     Attributes:
         config: The config of the search.
         plan: The networks as configured; a trial changes only the widths.
         folder: The output folder.
-        layer_moments: The sums that every student is computed from.
+        layer_moments: The moments from which every student is computed.
     """
 
     config: Config
@@ -53,8 +55,8 @@ def run_trials(
 
     Args:
         run: The run.
-        layer_moments: The sums that every student is computed from.
-        space: What may be tried: key of a point -> its values.
+        layer_moments: The moments from which every student is computed.
+        space: The search space: key of a point (such as ``width.conv1``) -> the values to try.
         points: The points to try; None lets Optuna propose ``tune.trials`` of them.
 
     Returns:
@@ -72,38 +74,38 @@ def run_trials(
     with run.display.track_images("tune", num_left, "trials") as on_trials:
 
         def on_trial(point: Point, result: dict[str, Any]) -> None:
-            trial = _trial(point, result, epochs)
+            trial = _build_trial(point, result, epochs)
             if trial.key not in done:
                 _save_trial(run, trial, folder / trial.key)
                 done[trial.key] = trial
             on_trials(1)
 
-        resources, tries = run.resources.placement.trials, config.ray.max_failures
+        resources, max_failures = run.resources.placement.trials, config.ray.max_failures
         work = Search(
-            config.tune, resources, tries, waiting, space, num_left, epochs, config.seed, run.folder
+            config.tune, resources, max_failures, waiting, space, num_left, epochs, config.seed, run.folder
         )
         failed = search(work, run_point, TrialContext(config, run.plan, run.folder, layer_moments), on_trial)
     return list(done.values()), failed
 
 
 def _joint_epochs(config: Config, folder: Path) -> int:
-    """Return how many epochs joint learning takes in a trial; a started epoch counts."""
+    """Return how many epochs of joint learning a trial has; the last one may be incomplete."""
     if config.joint.images is None:
         return config.joint.epochs
     stored = int(read_json(folder / DATA / IMAGES / DONE)["images"])
     images_per_epoch = stored // config.joint.batch_size * config.joint.batch_size
-    return -(-config.joint.images // images_per_epoch)
+    return math.ceil(config.joint.images / images_per_epoch)
 
 
 def run_point(
     point: Point, device: torch.device, report: Callable[[dict[str, Any]], None], context: TrialContext
 ) -> None:
-    """Run one trial in a worker. One that has finished before only reports its result again.
+    """Run one trial in a worker. If the trial has finished before, only report its saved result again.
 
     Args:
-        point: What to try.
+        point: The widths and other values to try, by key.
         device: The device of the worker.
-        report: Called with the results after every epoch.
+        report: Called with the results after every epoch of joint learning; without joint learning, once.
         context: What all trials share.
     """
     folder = context.folder / TRIALS / trial_key(point)
@@ -122,7 +124,7 @@ def run_point(
     return None
 
 
-def _trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
+def _build_trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
     return Trial(
         key=trial_key(point),
         widths=widths_of_point(point),
@@ -134,7 +136,7 @@ def _trial(point: Point, result: Mapping[str, Any], epochs: int) -> Trial:
 
 
 def _save_trial(run: Run, trial: Trial, folder: Path) -> None:
-    """Save a finished trial for later attempts, and as a child of the search in the tracker."""
+    """Save a finished trial in its folder, for later attempts, and as a child run in the tracker."""
     make_folder(folder)
     child = run.tracker.child(trial.key, load_run_id(folder))
     save_run_id(folder, child.run_id)

@@ -15,7 +15,7 @@ COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
 
 VARIABLE_KEYS = ("scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
-"""Keys, or their prefixes, that may be varied. All variants share one extraction, so its keys may not."""
+"""Keys that may be varied, or their prefixes; not those of `extract`: all variants share one extraction."""
 
 
 def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -70,8 +70,8 @@ def _parse(item: str) -> tuple[str, list[Any]]:
         values = []
     if any(isinstance(value, dict) and "energy" in value for value in values):
         raise InputError(
-            f"--vary {item!r}: widths by energy are measured once for all variants; "
-            "give them as TAP: channels"
+            f"--vary {item!r}: the widths for an energy (share of the variance) are measured only "
+            "once for all variants, so they cannot be varied; give widths as TAP: channels"
         )
     if not values or not key.startswith(VARIABLE_KEYS):
         raise InputError(
@@ -84,6 +84,6 @@ def _is_used(overrides: Sequence[str], key: str) -> bool:
     """Return whether a key changes a variant."""
     baseline = overrides[0].removeprefix("baseline=")
     if baseline in BASELINES:
-        # Of the layers a baseline uses only the number of images, because its budget counts them.
+        # A baseline trains on as many images as the amalgamated student, which depends on `layers.epochs`.
         return key.startswith(("scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
     return not key.startswith("baselines.")

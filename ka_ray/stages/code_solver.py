@@ -1,4 +1,7 @@
-"""Compute the links of the taps' chains of auto-encoders in closed form, instead of training them."""
+"""Compute auto-encoders in closed form instead of training them.
+
+Each tap has a chain of auto-encoders, its links; see :class:`ka_ray.amalgamation.Amalgamation`.
+"""
 
 import time
 from collections.abc import Mapping
@@ -32,7 +35,8 @@ def solve_link(
     if next_layer_stats is None:
         autoencoder = fit_pca_autoencoder(joined, amalgamation.code_channels)
     else:
-        # The code before is a choice of stacked channels, too: candidates are these and the link's own.
+        # The code of the link before consists of chosen stacked channels, too. So this link chooses among
+        # those channels and the ones that it adds.
         candidates = next_layer_stats.select_channels(amalgamation.input_channels(link))
         chosen = choose_channels(candidates, amalgamation.code_channels)
         autoencoder = fit_channel_autoencoder(joined, chosen)

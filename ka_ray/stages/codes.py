@@ -1,4 +1,7 @@
-"""The stage `codes`: train or compute each tap's chain of auto-encoders, one link after the other."""
+"""The stage `codes`: train or compute each tap's chain of auto-encoders, one after the other.
+
+A *link* is one auto-encoder of a chain. Only the method `incremental` has chains of more than one link.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -65,12 +68,17 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     amalgamations.cpu()
     taps = {tap: _errors(cast(Amalgamation, amalgamations[tap]), moments[tap].cpu()) for tap in stacked}
     if exact:
-        # There are no epochs, so the stage reports a single one, with the errors in place of losses.
-        losses = {tap: errors["relative_error"] for tap, errors in taps.items()}
-        seconds_taken = time.perf_counter() - began
-        history = [Progress("codes", 1, 1, 1, 1, len(batches.rows), seconds_taken, losses)]
+        history = [_exact_record(taps, len(batches.rows), time.perf_counter() - began)]
         inputs.report(history[0])
     return amalgamations, _summarise(inputs, taps, reused, seconds, history)
+
+
+def _exact_record(taps: Mapping[str, Mapping[str, Any]], images: int, seconds: float) -> Progress:
+    """Return the record of codes that are computed exactly: one epoch, with the errors in place of losses."""
+    errors = {tap: float(entry["relative_error"]) for tap, entry in taps.items()}
+    return Progress(
+        stage="codes", epoch=1, epochs=1, step=1, steps=1, images=images, seconds=seconds, losses=errors
+    )
 
 
 def _summarise(
@@ -110,6 +118,7 @@ def _measure(
     store, config = inputs.store(FEATURES), inputs.config.codes
     positions = config.positions_per_image
     if config.basis == "principal":
+        # With one random number per image, from which the positions are sampled.
         batches = inputs.batches("codes", store, list(stacked), num_draws=1)
         return measure_moments(batches, stacked, positions), {}
     if unsupported_reason(inputs.plan.spec, stacked) is not None:

@@ -169,7 +169,8 @@ def measure_moments(
     """Measure the moments of each tap's stacked features over all stored images and all ranks.
 
     Args:
-        batches: Batches with a column per tap; to sample positions, also with ``draws`` (``num_draws`` >= 1).
+        batches: Batches with a column per tap; to sample positions, also with the column ``draws``, which
+            :class:`ka_ray.training.batches.Batches` adds if its ``num_draws`` is at least 1.
         stacked: Tap name -> number of stacked channels, S.
         positions_per_image: Maximum number of positions per map, drawn at random. None: all positions.
         activations: Tap name -> module that is applied to the features first. None: no activations.
@@ -190,7 +191,11 @@ def measure_moments(
 
 
 def check_variances(moments: Mapping[str, Moments]) -> None:
-    """Refuse constant features, with the name of the tap; see :meth:`Moments.check_variance`."""
+    """Raise an InputError that names the tap if its features are constant.
+
+    Args:
+        moments: Tap name -> moments of its stacked features.
+    """
     for tap, part in moments.items():
         with _tap_in_message(tap):
             part.check_variance()

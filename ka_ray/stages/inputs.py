@@ -106,7 +106,8 @@ def save_stage(folder: Path, stage: str, module: nn.Module, summary: dict[str, A
     save_weights(module, weights_path)
     # The summary is written last, because it marks the stage as finished.
     write_json(stage_summary_path(folder, stage), summary)
-    # The codes have one epoch checkpoint per link, and a worker that died may have left a half-written file.
+    # The codes have one epoch checkpoint per auto-encoder, hence the pattern. A worker that died may also
+    # have left a half-written file.
     for pattern in (f"{stage}*.epoch", f".{stage}*.part"):
         for unfinished in weights_path.parent.glob(pattern):
             unfinished.unlink(missing_ok=True)

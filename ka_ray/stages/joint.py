@@ -78,8 +78,9 @@ class JointLearner(nn.Module):
         """Return the loss of a batch as ``{"loss": scalar}``.
 
         Args:
-            batch: Column ``image [B, 3, H, W]``; with augmentation ``draws [B, 3]``; and all teachers' scores
-                side by side, ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
+            batch: Column ``image [B, 3, H, W]``; with augmentation ``draws [B, 3]``, the random numbers that
+                decide how each image is augmented; and all teachers' scores side by side,
+                ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
         """
         images = batch["image"]
         if self.config.augment.on:
@@ -157,7 +158,8 @@ def _recalibrate_batch_norms(inputs: StageInputs, student: Student) -> None:
     """
     if any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in student.modules()):
         batches = inputs.batches("joint", inputs.store(FEATURES, IMAGES), ["image"])
-        # Shuffled, because stored images may be sorted by class. Training starts with epoch 1.
+        # An epoch's order is shuffled, because stored images may be sorted by class. Epoch 0 has an order of
+        # its own: training starts with epoch 1.
         shuffled = islice(batches.epoch(0), RECALIBRATION_BATCHES)
         images = (batch["image"] for batch in shuffled)
         recalibrate_batch_norms(student, images, sum_over_ranks)

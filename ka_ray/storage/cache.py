@@ -1,4 +1,4 @@
-"""Local copies of remote files that must be local to be used: weights, memory-mapped feature shards.
+"""Local copies of remote files that must be on a local disk: weights and memory-mapped feature shards.
 
 Each node keeps its copies in :func:`ka_ray.storage.files.cache_folder`, a separate one for every version of a
 file, so that an old version is never taken for a new one. The folder may be deleted while no run uses it.
@@ -91,7 +91,7 @@ def _fetch(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Path:
     Args:
         fs: The fsspec file system.
         path: The file's path there.
-        info: What ``fs.info`` says of the file; None to ask.
+        info: The result of ``fs.info`` for the file, if it is already known. None: call it.
     """
     from filelock import FileLock
 

@@ -192,7 +192,8 @@ def cache_folder() -> Path:
     Raises:
         InputError: The folder in the system's temporary folder was made by another user.
     """
-    configured, user = os.environ.get(CACHE_VARIABLE), getattr(os, "getuid", int)()
+    configured = os.environ.get(CACHE_VARIABLE)
+    user = getattr(os, "getuid", int)()  # Windows has no getuid; there, `st_uid` is 0, as is int()
     folder = Path(configured) if configured else Path(gettempdir()) / f"ka_ray-{user}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Anyone can make folders in the temporary folder: weights from a stranger's folder must not be loaded.
@@ -218,7 +219,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Write a number of bytes in the largest unit up to GiB that gives at least 1.
+    """Format a number of bytes in the largest of GiB, MiB and KiB that gives at least 1, or else in KiB.
 
     Example:
         >>> format_bytes(1536), format_bytes(100 * 1024**2), format_bytes(3 * 1024**3)

@@ -1,4 +1,7 @@
-"""The feature adaptation module (FAM), and the layer that replaces it where it cannot be folded.
+"""The adapter, which the paper calls feature adaptation module (FAM), and a layer that replaces it.
+
+After learning, an adapter is folded: multiplied into the weights of the layer before it (see
+:mod:`ka_ray.student.fold`). Where that is impossible, an ordinary layer of the student takes its place.
 
 Shapes: B images, C channels of a code, *space height and width.
 """
@@ -17,7 +20,7 @@ class Adapter(nn.Module):
     It maps a code to a basis in which the activation and pooling of the next stage lose little.
 
     Args:
-        channels: C.
+        channels: Number of channels of the code, C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -33,7 +36,7 @@ class Adapter(nn.Module):
 
 
 def build_identity_layer(shape: Sequence[int]) -> nn.Conv2d | nn.Linear:
-    """Build the layer that ends a stage into which no adapter can be folded, initialised as the identity.
+    """Build a layer, initialised as the identity, for the end of a stage into which no adapter can be folded.
 
     Args:
         shape: Shape of one image's features at the end of the stage, ``(C, *space)``: maps get a 1x1 conv,

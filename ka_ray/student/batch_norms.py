@@ -58,7 +58,7 @@ def recalibrate_batch_norms(
     from nearly the same function, because the statistics of a batch are close to the running ones.
 
     Args:
-        network: A stage, a student or any other module; it is called once with each batch, in eval mode.
+        network: Any module; it is called once with each batch, in eval mode.
         batches: Inputs of the network.
         merge: Adds a float64 vector up over all ranks, so that all ranks get the same statistics. It is
             called once on each rank, also on a rank without batches.

@@ -1,8 +1,8 @@
 """Network families: chains of conv and linear layers that a student can be built from with any widths.
 
-Such a student has no batch norm, because its layers are learned with a bias and a batch norm in front of an
-activation can always be folded into the layer before it. It has no dropout, because its targets are the
-teachers' soft scores.
+Such a student needs no batch norm: its layers have a bias, and a batch norm between a layer and its
+activation could always be folded into the layer. It has no dropout, because its targets are the teachers'
+soft scores.
 """
 
 import itertools
@@ -65,7 +65,7 @@ class LayerSpec:
 
 
 Family = tuple[LayerSpec, ...]
-"""The layers in order; the last one gives the scores, so the number of classes replaces its width 0."""
+"""The layers in order. The last one returns the scores; the number of classes replaces its width of 0."""
 
 
 def plain(widths: Sequence[int] = (32, 64, 128, 256)) -> Family:
@@ -158,8 +158,8 @@ def split_stage(tap: str, stage: nn.Module) -> tuple[nn.Module, nn.Conv2d | nn.L
     layers = [module for module in stage if isinstance(module, nn.Conv2d | nn.Linear)]
     if len(layers) > 1:
         raise InputError(
-            f"taps: name every layer of the student; {len(layers)} lead to {tap}, and only one can be solved "
-            "there"
+            f"taps: name every layer of the student; {len(layers)} layers lead to {tap}, but the solver "
+            "needs one layer per tap"
         )
     return stage[:-1], layers[0]
 

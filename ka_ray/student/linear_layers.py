@@ -1,5 +1,7 @@
 """Compute layers instead of training them: the output of a conv or linear layer is linear in its weights.
 
+A stage is the part of a student that leads from one tap to the next.
+
 Shapes: B images, C_in and C channels of a layer's input and output, *space height and width of its output, P
 sampled positions of an image's output, G groups of a conv, D = C_in / G * kernel size inputs of one output
 value, T = C / G outputs of a group. A linear layer has one position and one group.
@@ -111,7 +113,7 @@ def make_layer_samples(
     Args:
         layer: A conv or linear layer.
         features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
-        targets: Output that the layer should give, `[B, C, *space]`.
+        targets: Output that the layer should have, `[B, C, *space]`.
         positions: `[B, P]`, output positions per image, numbered row by row; None: all positions.
 
     Returns:
@@ -127,7 +129,7 @@ def make_layer_samples(
 
 @torch.no_grad()
 def apply_solution(solution: LayerSolution, layer: ConvOrLinear, norm: Norm | None) -> None:
-    """Write a solution into a layer, so that layer and batch norm together give it in eval mode.
+    """Write a solution into a layer, so that the layer and its batch norm compute it in eval mode.
 
     The batch norm gets the output statistics of the images that the layer was solved on. Its weight and bias
     then make it an identity that also adds the solution's bias.

@@ -141,7 +141,7 @@ class Student(nn.Module):
         return stages.train()
 
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
-        """Run a stage; if it fails, say for which network and image size."""
+        """Run a stage; if it fails, raise an InputError that names the network and the image size."""
         try:
             output: Tensor = stage(features)
         except Exception as error:  # networks raise various errors if an image is too small for them

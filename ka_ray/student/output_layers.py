@@ -1,6 +1,6 @@
 """Find the layers whose outputs, added up, are the output of a stage.
 
-Shapes: C output channels of the stage.
+A stage is the part of a network that leads from one tap to the next. Shapes: C output channels of the stage.
 """
 
 import operator
@@ -31,7 +31,7 @@ class OutputLayer:
 
     @property
     def width(self) -> int:
-        """C."""
+        """C, the number of output channels."""
         return len(self.layer.weight)
 
     @property

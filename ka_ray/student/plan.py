@@ -136,7 +136,10 @@ def _family_widths(
     arguments: dict[str, Any],
     by_teacher: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> dict[str, int]:
-    """Return tap -> width of the code, for a student of a family; other networks have widths of their own."""
+    """Return tap -> width of the code, for a student of a family; {} for other networks, of fixed widths.
+
+    A family (:data:`ka_ray.student.families.FAMILIES`) is a network that can be built with any widths.
+    """
     given = config.codes.widths
     if isinstance(given, dict) and (unknown := sorted(set(given) - set(paths))):
         raise InputError(f"codes.widths: {unknown} are not taps; the taps are {list(paths)}")
@@ -164,8 +167,8 @@ def _check_widths(
     """Check that the config asks for the widths that the student has, and that no code is too wide.
 
     Raises:
-        InputError: A width differs from the student's, or exceeds the stacked channels that the first link
-            joins.
+        InputError: A width differs from the student's, or exceeds the number of channels that the first
+            auto-encoder takes in.
     """
     given = config.codes.widths
     # A student whose widths are fixed may have other widths than the named teacher.
@@ -177,7 +180,8 @@ def _check_widths(
                 f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; only "
                 f"students of a family ({', '.join(FAMILIES)}) can have other widths"
             )
-        # A code cannot be wider than what its link joins, and the first link joins the fewest channels.
+        # A code cannot be wider than the input of its auto-encoder. In a chain of them, the first one has the
+        # narrowest input.
         max_width = METHODS[config.codes.method].spans(channels[tap])[0]
         if not 1 <= width <= max_width:
             joined = "the first two" if config.codes.method == "incremental" else "all"

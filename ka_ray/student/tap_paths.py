@@ -26,8 +26,8 @@ def resolve_student_paths(
     Args:
         config: Config of the run.
         network: The student's network.
-        arguments: Arguments of the network.
-        num_classes: Number of classes of the union.
+        arguments: Keyword arguments with which the network is built.
+        num_classes: Number of classes of all teachers together, which is the size of the student's output.
 
     Returns:
         tap -> layer of the family or module path of the network, in the order of the config.
@@ -99,7 +99,7 @@ def resolve_teacher_paths(
         config: Config of the run.
         student_paths: Result of :func:`resolve_student_paths`.
         network: The student's network.
-        arguments: Arguments of the network.
+        arguments: Keyword arguments with which the student's network is built.
 
     Returns:
         teacher -> tap -> module path.

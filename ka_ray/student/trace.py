@@ -23,7 +23,8 @@ def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     Arguments of ``forward`` that have a default are fixed to it.
 
     Returns:
-        The graph, and module path -> node of the module's last output, None if that is not one value.
+        The graph, and module path -> node with the output of the module's last call; None if the module
+        returns something else than one tensor, such as a tuple.
 
     Raises:
         InputError: torch.fx cannot trace the network.
@@ -50,7 +51,7 @@ class _Tracer(fx.Tracer):
         self.results: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, fx.GraphModule):  # a stage of ours, whose inner modules are wanted
+        if isinstance(m, fx.GraphModule):  # a part that ka_ray cut out of a network: trace what is inside
             return False
         return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 

@@ -23,8 +23,8 @@ class ValueChain:
         image: The node of the image.
         values: The values, from the image to the scores.
         position: value -> its index in ``values``.
-        results: module path -> the value that the module returned, None if that is not one value.
-        batch_sizes: Nodes that are only the batch size.
+        results: module path -> the value that the module returned; None if it returned a tuple, for example.
+        batch_sizes: Nodes whose value is the batch size, such as ``image.size(0)``.
         names: value -> the shortest path of a module that returned it.
         crossings: (first, last, name) for every value or weight that both sides would use if the network were
             cut at a value with an index from first to last. Such a cut is impossible.
@@ -105,7 +105,7 @@ class ValueChain:
         return [name for first, last, name in self.crossings if first <= i <= last]
 
     def _cuts(self) -> Iterator[tuple[fx.Node, str]]:
-        """Yield every value at which the network can be cut, with its path."""
+        """Yield every value at which the network can be cut, with the path of the module that returned it."""
         for node in self.values[1:-1]:  # without the image and the scores
             if node in self.names and not self._crossing(node) and not _is_unpacked(node):
                 yield node, self.names[node]
@@ -201,6 +201,6 @@ def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
 
 
 def _is_unpacked(node: fx.Node) -> bool:
-    """Return whether a value is a tuple or a dict, which shows by one of its items being used."""
+    """Return whether a value seems to be a tuple or a dict: one of its items is read by an int or str key."""
     users = [user for user in node.users if user.target is operator.getitem]
     return any(isinstance(user.args[1], int | str) for user in users)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config import Config, Places, TeachConfig, is_absolute, read_tree
+from ka_ray.config import ClusterContext, Config, TeachConfig, is_absolute, read_tree
 from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
 from ka_ray.storage.uris import has_credentials
@@ -23,10 +23,10 @@ VERBS: dict[str, type[Config] | type[TeachConfig]] = {
     "compare": Config,
     "teach": TeachConfig,
 }
-"""Verb of the command line that can be sent -> the type of its config."""
+"""Command of `ka-ray` that can be sent to a cluster (option ``--verb``) -> the type of its config."""
 
 OPTIONS = {"extend": "run", "methods": "compare", "seeds": "compare", "vary": "compare"}
-"""Option of the command line -> the only verb that has it."""
+"""Option of `ka-ray submit` -> the only verb for which it may be given."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class JobRequest:
         verb: One of :data:`VERBS`.
         config: The YAML file on this machine.
         overrides: Config overrides, each ``dotted.key=value``.
-        output: The run's output folder, as a path that the cluster's nodes reach or a URI; None: the config
-            names it.
+        output: The run's output folder: a path that all nodes of the cluster can reach, or a URI. None: the
+            folder that the config names.
         options: The verb's own options by name; an option that is None or empty counts as not given.
     """
 
@@ -50,12 +50,12 @@ class JobRequest:
 
 
 def submit(request: JobRequest, address: str | None, wait: bool = True) -> int:
-    """Send a job, and follow it until it ends.
+    """Send a job, and show its log until it ends.
 
     Args:
         request: What to run.
-        address: URL of the cluster's job server; None to take RAY_ADDRESS.
-        wait: Whether to follow the job; otherwise only its id is printed.
+        address: URL of the cluster's job server; None: the environment variable RAY_ADDRESS.
+        wait: Whether to show the job's log until it ends; otherwise only its id is printed.
 
     Returns:
         The exit code; see :func:`ka_ray.submission.follow.follow_job`. 0 without waiting.
@@ -95,11 +95,11 @@ def _print_package(package: JobPackage, note: str | None) -> None:
 
 
 def follow(job_id: str, address: str | None) -> int:
-    """Follow a job that was sent before, from the beginning of its log, and return its exit code.
+    """Show the log of a job that was sent before, from its beginning, and return the job's exit code.
 
     Args:
         job_id: The job's id, which `ka-ray submit` printed.
-        address: URL of the cluster's job server; None to take RAY_ADDRESS.
+        address: URL of the cluster's job server; None: the environment variable RAY_ADDRESS.
 
     Raises:
         InputError: There is no such job, or no such cluster.
@@ -111,7 +111,7 @@ def job_server_address(address: str | None) -> str:
     """Return the URL of the cluster's job server.
 
     Args:
-        address: The URL that the user gave; None to take RAY_ADDRESS.
+        address: The URL that the user gave; None: the environment variable RAY_ADDRESS.
 
     Raises:
         InputError: There is no address, or it is not a URL (RAY_ADDRESS may be the address of a Ray node).
@@ -145,14 +145,14 @@ def prepare_job(request: JobRequest) -> tuple[JobPackage, list[str], str]:
     overrides = list(request.overrides)
     # These are options of the job's command, not overrides; here they are needed to check the config.
     folders = [f"{key}={value}" for key, value in _folder_options(request).items()]
-    places = Places()
-    config = VERBS[request.verb].load(request.config, [*overrides, *folders], places)
+    cluster = ClusterContext()
+    config = VERBS[request.verb].load(request.config, [*overrides, *folders], cluster)
     tree = read_tree(request.config, [*overrides, *folders])
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if config.tracking.uri is None and config.tracking.backend == "mlflow" and _can_be_sent(tracking_uri):
         # As an override, so that the run's config.json names the server, too.
         overrides.append(f"tracking.uri={tracking_uri}")
-    package = collect_package(request.config, tree, places.here)
+    package = collect_package(request.config, tree, cluster.local_paths)
     return package, overrides, _check_output(tree.get("output"))
 
 
@@ -168,7 +168,7 @@ def _check_compare_options(options: dict[str, Any]) -> None:
 
 
 def _check_output(output: Any) -> str:
-    """Return the output folder if it outlives the job."""
+    """Return the output folder if it still exists after the job; raise InputError otherwise."""
     if not isinstance(output, str) or not is_absolute(output) or output.startswith("~"):
         what = f"{output!r} is relative" if output else "is missing"
         raise InputError(
@@ -179,7 +179,7 @@ def _check_output(output: Any) -> str:
 
 
 def _can_be_sent(tracking_uri: str) -> bool:
-    """Whether a tracking URI is a server that the cluster may reach, without a password in it."""
+    """Return whether a tracking URI is a server that the cluster may reach, without a password in it."""
     return tracking_uri.startswith(("http://", "https://")) and not has_credentials(tracking_uri)
 
 

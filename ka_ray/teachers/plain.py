@@ -9,7 +9,7 @@ from torch import nn
 def plain_conv_net(num_classes: int, widths: Sequence[int] = (32, 64, 128, 256)) -> nn.Sequential:
     """Build a sequence of blocks (3x3 conv, batch norm, ReLU, 2x2 max pool) with a linear layer at the end.
 
-    Because of the global average pooling before the linear layer, the network accepts images of any size.
+    Because of the global average pooling before the linear layer, the network is not bound to one image size.
 
     Args:
         num_classes: Length of the score vector.
@@ -18,8 +18,8 @@ def plain_conv_net(num_classes: int, widths: Sequence[int] = (32, 64, 128, 256))
 
     Returns:
         A network from images ``[B, 3, H, W]`` to scores ``[B, num_classes]``. Block ``i``, counted from 1,
-        consists of the children ``conv{i}``, ``norm{i}``, ``act{i}`` and ``pool{i}``. The linear layer is
-        ``head``.
+        consists of the children ``conv{i}``, ``norm{i}``, ``act{i}`` and, except for the last block,
+        ``pool{i}``. The linear layer is ``head``.
 
     Example:
         >>> [name for name, _ in plain_conv_net(5, widths=[8]).named_children()]

@@ -1,4 +1,4 @@
-"""Show progress: bars on a terminal, otherwise ``key=value`` lines for epochs, stages and half minutes."""
+"""Show progress: bars on a terminal, otherwise ``key=value`` lines after epochs, stages and every 30 s."""
 
 import re
 import time
@@ -20,6 +20,9 @@ RUN_URL_PREFIX = "mlflow: "
 
 PRINT_INTERVAL_S = 30.0
 """Seconds between the progress lines of a stage if the output is not a terminal."""
+
+MAX_INFO_LENGTH = 90
+"""Maximum length of the text beside a bar: a stage has one loss per tap or layer, and there can be many."""
 
 _PROGRESS = re.compile(
     r"(?P<stage>\S.{0,80}?) (?P<unit>images|trials|epoch)=(?P<done>\d+)(?:/(?P<total>\d+))?(?: |$)"
@@ -96,14 +99,14 @@ class Display:
         done = int(progress["done"])
         self._bar(progress["stage"], done, int(progress["total"] or done), "")
 
-    def training(self, progress: "Progress") -> None:
+    def show_training(self, progress: "Progress") -> None:
         """Show the progress of a training stage: on a terminal after every step, otherwise after epochs."""
         losses = " ".join(f"{name}={value:.4g}" for name, value in progress.losses.items())
         if self._terminal:
             done = (progress.epoch - 1) * progress.steps + progress.step
             rate = f"{progress.images / progress.seconds:.0f} images/s"
             total = progress.epochs * progress.steps
-            self._bar(progress.stage, done, total, f"{rate} {losses}"[:90])
+            self._bar(progress.stage, done, total, f"{rate} {losses}"[:MAX_INFO_LENGTH])
         elif progress.epoch_ended:
             # `forward_line` of another process parses this line: see _PROGRESS.
             self._console.print(

@@ -96,10 +96,10 @@ class MlflowTracker(Tracker):
         return child
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Keep parameters, cut to MLflow's limits.
+        """Log parameters, cut to MLflow's limits.
 
         MLflow refuses to change a parameter. If a continued run has a parameter with another value, the new
-        value is kept as the tag ``resumed.KEY``.
+        value is logged as the tag ``resumed.KEY``.
         """
         known = self._client.get_run(self._run_id).data.params
         values = {_entity_key(key): str(value)[:MAX_VALUE_CHARS] for key, value in params.items()}
@@ -111,22 +111,22 @@ class MlflowTracker(Tracker):
                 self._client.set_tag(self._run_id, f"resumed.{key}"[:MAX_KEY_CHARS], value)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keep the values of metrics, in a single request.
+        """Log the values of metrics, in a single request.
 
         Args:
             metrics: Values by name, ``stage/quantity``.
-            step: The step at which they were measured.
+            step: The step, counted in epochs from 1; 0 for metrics that are measured only once.
         """
         now = time.time_ns() // 1_000_000  # MLflow counts in milliseconds
         values = [Metric(_entity_key(key), float(value), now, step) for key, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=values)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a folder under its own name.
+        """Store a copy of a file, or of a folder under its own name.
 
         Args:
             path: The local or remote file or folder.
-            folder: The folder of the run's artifacts to put it in; None for their top folder.
+            folder: Folder among the run's artifacts in which to store it; None for their top folder.
         """
         with TemporaryDirectory() as temporary:
             # MLflow uploads only local files.
@@ -134,7 +134,7 @@ class MlflowTracker(Tracker):
             self._client.log_artifact(self._run_id, str(local), folder)
 
     def log_student(self, student: Student) -> None:
-        """Keep the student as a PyTorch model named ``student``, linked to the run.
+        """Log the student as a PyTorch model named ``student``, linked to the run.
 
         The model is a graph of torch.export: loading it needs torch and MLflow, but not ka_ray, and unpickles
         nothing. Its input is float32 pixels in 0 ... 255, of the size that the student was trained on.
@@ -194,7 +194,7 @@ def _find_or_create_experiment(client: MlflowClient, name: str, artifacts: str |
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
-            # Another run may have created it since the question above.
+            # Another run may have created it since it was looked up.
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
@@ -240,7 +240,7 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
 
 @contextmanager
 def _without_info_logs() -> Iterator[None]:
-    """Keep MLflow's log lines below warnings off the terminal; a new database alone writes dozens of them."""
+    """Hide MLflow's log messages below warnings; creating a database alone prints dozens of them."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))

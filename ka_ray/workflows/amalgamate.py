@@ -1,4 +1,4 @@
-"""The mission, top-down: from images and teachers to one student, its report and its figures."""
+"""`ka-ray run`: merge teachers into one student, and write its report and its figures."""
 
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
@@ -23,9 +23,11 @@ def amalgamate(config: Config) -> Report:
     Raises:
         InputError: Something in the config cannot work; raised before the first image is read where possible.
     """
-    with start_run(plan_run(config, students=[config])) as run:  # images, output folder, tracker, teachers
-        run = resolve_widths(run)  # widths given as a share of the variance: measured
-        extract(run, joint=config.joint.any_steps)  # to disk: stacked features, scores
-        learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # codes, layers, joint
+    # Planning lists the images and checks the config. Starting prepares the output folder, opens the tracker
+    # and trains missing teachers.
+    with start_run(plan_run(config, students=[config])) as run:
+        run = resolve_widths(run)  # measures widths that are given as a share of the variance
+        extract(run, joint=config.joint.any_steps)  # stores stacked features and scores on disk
+        learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run)
         return publish(run, evaluated)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
-from ka_ray.distributed.evaluate import TEACHERS_ALONE
+from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.metrics import Counts
@@ -99,7 +99,7 @@ def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequenc
 def _with_budget(config: Config, folder: Path) -> Config:
     """Return a baseline's config with as many images to train on as the amalgamated student processes."""
     section: ScratchConfig = getattr(config.baselines, config.baseline or "")
-    joint = section.of(config.joint, count_student_images(config, folder))
+    joint = section.apply_to(config.joint, count_student_images(config, folder))
     return config.model_copy(update={"joint": joint})
 
 
@@ -164,7 +164,7 @@ def _publish(
     total = sum(p.numel() for network in networks for p in network.parameters())
     shared = sum(part.seconds for part in extraction_summaries(run.folder))
     # Without students, the evaluation has counted only the ensemble.
-    counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ALONE]}
+    counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ONLY]}
     result = Comparison(
         name=run.config.name,
         seeds=seeds,

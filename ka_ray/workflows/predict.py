@@ -45,6 +45,7 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     spec, predictions = student.spec, []
     for path in map(to_path, images):
         try:
+            # `resize` was read from JSON as a str, but `decode` takes a Literal.
             pixels = decode(read_bytes(path), spec.image_size, "crop" if spec.resize == "crop" else "squash")
         except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
             raise InputError(f"image {path} cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""`ka-ray spectrum`: how much codes of every width could keep, before any is learned."""
+"""`ka-ray spectrum`: measure how much variance codes of every width can keep, before any code is learned."""
 
 from ka_ray.config import Config
 from ka_ray.reports.figures import draw_spectrum

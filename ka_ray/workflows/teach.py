@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, split_images
 from ka_ray.reports.accuracy import measure_accuracy
@@ -74,7 +74,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
     )
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
-    accuracy = measure_accuracy(counts[TEACHERS_ALONE], [teacher.name])
+    accuracy = measure_accuracy(counts[TEACHERS_ONLY], [teacher.name])
     return TaughtTeacher(
         teacher=teacher.name,
         checkpoint=str(checkpoint),

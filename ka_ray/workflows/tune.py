@@ -22,7 +22,7 @@ from ka_ray.runs.context import Run
 from ka_ray.runs.execution import store_images
 from ka_ray.runs.search_space import Point, build_search_space, list_points
 from ka_ray.runs.setup import RunPlan, plan_run, start_run
-from ka_ray.runs.statistics import sum_up
+from ka_ray.runs.statistics import measure_or_load_moments
 from ka_ray.runs.trials import DATA, HELD_OUT, LAYER_MOMENTS, run_trials
 from ka_ray.storage.files import write_text
 from ka_ray.student import Student
@@ -57,7 +57,7 @@ def search_widths(config: Config) -> TuneResult:
     space, points = _space_and_points(config, plan)
     with start_run(planned, "_tune", TUNE_RUN, check_trial_fits) as run:
         make_meter = partial(LayerMomentsMeter, plan.spec, stacked, config.layers.positions_per_image)
-        sums, summary = sum_up(run, LAYER_MOMENTS, make_meter)
+        sums, summary = measure_or_load_moments(run, LAYER_MOMENTS, make_meter)
         _store_scores(run, run.evaluation_images, HELD_OUT)
         if config.tune.learning_rates:
             _store_scores(run, run.training_images, f"{DATA}/{IMAGES}")

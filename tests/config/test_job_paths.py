@@ -2,7 +2,7 @@
 
 import pytest
 
-from ka_ray.config import Config, Places, differing_keys, without_job_folder
+from ka_ray.config import ClusterContext, Config, differing_keys, without_job_folder
 from ka_ray.errors import InputError
 
 RAY_JOB_FOLDER = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_{}"
@@ -15,8 +15,8 @@ def load_for_cluster(tmp_path, load_config, monkeypatch):
     load_config()
 
     def load(*overrides: str) -> tuple[Config, list[str]]:
-        places = Places()
-        return Config.load("run.yaml", overrides, places), places.here
+        cluster = ClusterContext()
+        return Config.load("run.yaml", overrides, cluster), cluster.local_paths
 
     return load
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ka_ray.config import Resources
-from ka_ray.distributed.capacity import Demand, Host, needs, shortage
+from ka_ray.distributed.capacity import Demand, Host, ray_resources, shortage
 
 
 def demand(count: int, key: str = "some.key", **resources: object) -> Demand:
@@ -95,6 +95,10 @@ def test_a_shortage_is_found_exactly_if_no_placement_is_possible():
     assert 50 < num_refused < 250
 
 
-def test_needs_have_the_resource_names_of_ray():
-    assert needs(Resources(cpu=2, gpu=0.5, resources={"slot": 1})) == {"CPU": 2, "GPU": 0.5, "slot": 1}
-    assert needs(Resources(cpu=1)) == {"CPU": 1}
+def test_ray_resources_have_the_names_of_ray():
+    assert ray_resources(Resources(cpu=2, gpu=0.5, resources={"slot": 1})) == {
+        "CPU": 2,
+        "GPU": 0.5,
+        "slot": 1,
+    }
+    assert ray_resources(Resources(cpu=1)) == {"CPU": 1}

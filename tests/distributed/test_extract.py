@@ -13,13 +13,13 @@ from PIL import Image
 
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, Evaluator, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import Pools, pools_of, remote_options
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.errors import InputError
 from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
@@ -192,7 +192,7 @@ def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_
     scores = ReadSpec({}, {}, config.scores)
     for teachers in ([], config.teachers[:1]):
         rows = read_images(images, monitor, pools)
-        rows = through_teachers(rows, teachers, pools, scores, monitor)
+        rows = run_teachers(rows, teachers, pools, scores, monitor)
         write = ShardWriter(tmp_path, [], [teacher.name for teacher in teachers], monitor)
         rows = rows.map_batches(
             write, batch_size=60, **remote_options(pools.placement.decoding)
@@ -313,7 +313,7 @@ def test_without_students_only_the_teachers_are_counted_with_and_without_views(c
     config = load_config("images.limit=80", VIEWS)
     images, plan = split_images(config)[0], build_plan(config)
     by_student, _ = evaluate_images(make_evaluation(config, images, plan, {}), lambda _: None)
-    assert [*by_student] == [TEACHERS_ALONE]
+    assert [*by_student] == [TEACHERS_ONLY]
 
     decoded = decode_all(images)
     index = {name: i for i, name in enumerate(plan.spec.classes)}
@@ -324,7 +324,7 @@ def test_without_students_only_the_teachers_are_counted_with_and_without_views(c
     columns = [list(range(5)), list(range(5, 10))]
     ensemble, over_views = np.concatenate(teacher_scores, axis=1), np.concatenate(averaged_scores, axis=1)
     assert_same_counts(
-        by_student[TEACHERS_ALONE], count_batch(targets, None, ensemble, teacher_scores, columns, over_views)
+        by_student[TEACHERS_ONLY], count_batch(targets, None, ensemble, teacher_scores, columns, over_views)
     )
 
 

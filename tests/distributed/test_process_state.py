@@ -13,7 +13,7 @@ from process_settings import read_settings
 from ray.data import DataContext
 
 from ka_ray.config import RayConfig
-from ka_ray.distributed.cluster import SMALL_MACHINE, connect
+from ka_ray.distributed.cluster import LOCAL_RAY_VARIABLES, connect
 from ka_ray.distributed.process_state import attributes, environment_restored, log_level, set_missing
 from ka_ray.errors import InputError
 
@@ -52,7 +52,7 @@ def test_a_refused_connection_changes_no_settings(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected it
     before = read_settings()
     with (
-        pytest.raises(InputError, match="where a cluster takes jobs"),
+        pytest.raises(InputError, match="address of a cluster's job server"),
         connect(RayConfig(address="http://x:1")),
     ):
         pass
@@ -78,6 +78,6 @@ def test_settings_are_restored_after_a_ray_that_connect_has_started(how):
     """In a separate process, because this one may already be connected."""
     script = Path(__file__).parent / "process_settings.py"
     # Without the variables that `connect` has set in this process.
-    environment = {name: value for name, value in os.environ.items() if name not in SMALL_MACHINE}
+    environment = {name: value for name, value in os.environ.items() if name not in LOCAL_RAY_VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     subprocess.run([sys.executable, str(script), how], check=True, timeout=300, env=environment)

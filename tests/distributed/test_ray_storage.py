@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from ka_ray.config import RayConfig, Resources, TuneConfig
-from ka_ray.distributed.ray_storage import storage
+from ka_ray.distributed.ray_storage import storage_arguments
 from ka_ray.distributed.train import WorkerGroup, train_in_workers
 from ka_ray.distributed.trials import JOURNAL, Search, search
 from ka_ray.storage.files import list_files, make_folder
@@ -13,11 +13,11 @@ from ka_ray.storage.uris import to_path
 
 
 def test_a_local_folder_is_passed_on_as_a_path(tmp_path):
-    assert storage(tmp_path) == {"storage_path": str(tmp_path)}
+    assert storage_arguments(tmp_path) == {"storage_path": str(tmp_path)}
 
 
 def test_a_uri_is_written_through_its_fsspec_file_system(s3):
-    options = pickle.loads(pickle.dumps(storage(to_path(f"{s3}/run/ray"))))
+    options = pickle.loads(pickle.dumps(storage_arguments(to_path(f"{s3}/run/ray"))))
     assert options["storage_path"] == f"{s3.removeprefix('s3://')}/run/ray"
     with options["storage_filesystem"].open_output_stream(f"{options['storage_path']}/x") as stream:
         stream.write(b"content")

@@ -11,7 +11,7 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec, through_teachers
+from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
 from ka_ray.images.split import split_images
@@ -93,7 +93,7 @@ def test_sums_equal_those_of_a_plain_loop_and_more_images_need_no_more_bytes(clu
             torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
     assert sizes[0] == sizes[1] > 0
     # The limit of the object store reaches Ray Data.
-    rows = through_teachers(
+    rows = run_teachers(
         ray.data.range(1),
         [],
         pools_of(config, standard_placement(config.placement)),

@@ -13,7 +13,7 @@ from self_killing import SelfKillingNetwork, SelfKillingReader
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
-from ka_ray.distributed.evaluate import TEACHERS_ALONE, Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.failures import RestartsExhausted
 from ka_ray.distributed.placement import standard_placement
@@ -185,7 +185,7 @@ def test_the_error_names_the_task_that_ended_the_pass_also_if_another_one_died_t
     monitor = beside_driver(PassMonitor, 0, 1)
     for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
         for start in range(3):
-            ray.get(monitor.started.remote(process, unit, f"{unit}, worker {start}"))
+            ray.get(monitor.count_start.remote(process, unit, f"{unit}, worker {start}"))
     for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
         user_error = explain(RestartsExhausted(f"{process.what} died too often ({unit})"), monitor)
         assert str(user_error).startswith(f"{process.what} died 2 times (")
@@ -210,7 +210,7 @@ def test_an_evaluation_with_killed_teachers_counts_every_image_once(
     )
     counts, summary = evaluate_images(work, lambda _: None)
     assert list(kills_folder.iterdir()) == []
-    assert summary["images"] == counts[TEACHERS_ALONE].images == len(images.ids)
+    assert summary["images"] == counts[TEACHERS_ONLY].images == len(images.ids)
 
 
 @pytest.mark.slow  # a reducer waits long for the features of killed teachers

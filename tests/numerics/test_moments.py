@@ -1,4 +1,4 @@
-"""Moments agree with numpy, however the features are split into batches and ranks."""
+"""Test that moments equal those of numpy, however the features are split into batches and ranks."""
 
 import itertools
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ def assert_moments_equal(moments: Moments, features: np.ndarray) -> None:
     np.testing.assert_allclose(moments.covariance, np.cov(features.T, bias=True), rtol=1e-9, atol=1e-12)
 
 
-def test_moments_equal_numpys():
+def test_moments_equal_those_of_numpy():
     features = make_features()
     assert_moments_equal(Moments.of(features), features.numpy())
 
@@ -36,7 +36,7 @@ def test_moments_of_maps_are_taken_over_images_and_positions():
 
 
 @pytest.mark.parametrize("sizes", [[60], [1, 59], [20, 20, 20], [1] * 60, [0, 13, 0, 47]])
-def test_merged_parts_equal_the_whole(sizes):
+def test_merged_moments_of_parts_equal_those_of_all_features(sizes):
     features = make_features()
     merged = Moments.empty(5)
     for part in features.split(sizes):
@@ -52,7 +52,7 @@ def test_the_order_of_merging_does_not_matter():
     assert_moments_equal(parts[0].merge(parts[1].merge(parts[2])), features.numpy())
 
 
-def test_empty_moments_are_neutral_in_a_merge():
+def test_merging_empty_moments_changes_nothing():
     moments = Moments.of(make_features())
     for merged in (moments.merge(Moments.empty(5)), Moments.empty(5).merge(moments)):
         assert merged.count == moments.count
@@ -75,7 +75,7 @@ def test_half_precision_features_are_summed_in_float64():
     assert_moments_equal(Moments.of(features), features.double().numpy())
 
 
-def accumulate(parts: Iterable[torch.Tensor], channels: int) -> Moments:
+def meter_total(parts: Iterable[torch.Tensor], channels: int) -> Moments:
     meter = MomentsMeter(channels)
     for part in parts:
         meter.add(part)
@@ -83,13 +83,13 @@ def accumulate(parts: Iterable[torch.Tensor], channels: int) -> Moments:
 
 
 @pytest.mark.parametrize("sizes", [[60], [1, 59], [1] * 60, [0, 13, 0, 47]])
-def test_a_meter_equals_the_whole_for_any_batch_sizes(sizes):
+def test_the_total_of_a_meter_equals_the_moments_of_all_features_for_any_batch_sizes(sizes):
     features = make_features()
-    assert_moments_equal(accumulate(features.split(sizes), 5), features.numpy())
+    assert_moments_equal(meter_total(features.split(sizes), 5), features.numpy())
 
 
-def test_a_meter_without_features_is_empty():
-    for moments in (accumulate([], 3), accumulate([torch.zeros(0, 3)], 3)):
+def test_the_total_of_a_meter_without_features_is_empty():
+    for moments in (meter_total([], 3), meter_total([torch.zeros(0, 3)], 3)):
         assert moments.count == 0
         assert moments.mean.abs().max() == moments.scatter.abs().max() == 0
 
@@ -97,7 +97,7 @@ def test_a_meter_without_features_is_empty():
 def test_a_meter_handles_more_channels_than_one_block():
     features = torch.randn(40, BLOCK_COLUMNS + 9, dtype=torch.float64)
     torch.testing.assert_close(
-        accumulate(features.split(17), BLOCK_COLUMNS + 9).scatter, Moments.of(features).scatter
+        meter_total(features.split(17), BLOCK_COLUMNS + 9).scatter, Moments.of(features).scatter
     )
 
 
@@ -108,28 +108,28 @@ def test_small_batches_are_buffered_and_the_total_is_available_at_any_time():
         meter.add(part)
         if number % 20 == 0:  # reading the total flushes the buffer
             assert meter.total.count == 30 * (number + 1)
-    whole = Moments.of(features)
-    assert meter.total.count == whole.count
-    torch.testing.assert_close(meter.total.mean, whole.mean, atol=0, rtol=1e-13)
-    torch.testing.assert_close(meter.total.scatter, whole.scatter, atol=0, rtol=1e-11)
+    expected = Moments.of(features)
+    assert meter.total.count == expected.count
+    torch.testing.assert_close(meter.total.mean, expected.mean, atol=0, rtol=1e-13)
+    torch.testing.assert_close(meter.total.scatter, expected.scatter, atol=0, rtol=1e-11)
 
 
 def test_a_meter_takes_maps_and_keeps_precision_with_a_large_mean():
     maps = torch.randn(6, 4, 3, 2, dtype=torch.float64) + 1e7
     flat = maps.numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
-    covariance = accumulate(maps.split(1), 4).covariance
+    covariance = meter_total(maps.split(1), 4).covariance
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), rtol=1e-5, atol=1e-6)
 
 
-def test_moments_merged_over_ranks_equal_the_whole(monkeypatch):
+def test_moments_merged_over_ranks_equal_those_of_all_features(monkeypatch):
     features = make_features()
     parts = [Moments.of(part) for part in features.split([10, 20, 30])]
     packed = [
         torch.cat([part.mean.new_tensor([part.count]), part.mean, part.scatter.flatten()]) for part in parts
     ]
 
-    def all_gather(received, mine):
-        assert any(torch.equal(mine, other) for other in packed)
+    def all_gather(received, own):
+        assert any(torch.equal(own, other) for other in packed)
         for target, source in zip(received, packed, strict=True):
             target.copy_(source)
 
@@ -146,7 +146,7 @@ def test_without_a_process_group_merging_over_ranks_changes_nothing():
 
 
 @pytest.mark.parametrize("code_channels", [1, 2, 4, 5])
-def test_the_optimal_error_is_the_share_of_the_lost_eigenvalues(code_channels):
+def test_the_optimal_error_is_the_share_of_the_eigenvalues_past_the_code_channels(code_channels):
     features = make_features()
     eigenvalues = np.linalg.eigh(np.cov(features.numpy().T, bias=True))[0][::-1]
     expected = eigenvalues[code_channels:].sum() / eigenvalues.sum()

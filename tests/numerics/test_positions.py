@@ -1,4 +1,4 @@
-"""Sampled positions are equally likely, and the features at them are returned."""
+"""Test that all positions are sampled with the same probability, and that their features are returned."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ import torch
 from ka_ray.numerics.positions import sample_features, sample_positions
 
 
-def test_sampled_positions_are_equally_likely_and_distinct():
-    draws = (torch.arange(3000) + 0.5) / 3000
-    for available, wanted in ((12, 5), (7, 7), (30, 4), (4, 9)):
-        sampled = sample_positions(draws, available, wanted)
-        assert sampled.shape == (3000, min(available, wanted))
+def test_positions_are_sampled_with_the_same_probability_and_without_repetition():
+    draws = (torch.arange(3000) + 0.5) / 3000  # evenly spaced in [0, 1), instead of random numbers
+    for available, requested in ((12, 5), (7, 7), (30, 4), (4, 9)):
+        sampled = sample_positions(draws, available, requested)
+        assert sampled.shape == (3000, min(available, requested))
         assert (sampled.diff(dim=1) > 0).all()
         frequencies = torch.bincount(sampled.flatten(), minlength=available) / 3000
         torch.testing.assert_close(
-            frequencies, torch.full((available,), min(available, wanted) / available), atol=2e-3, rtol=0
+            frequencies, torch.full((available,), min(available, requested) / available), atol=2e-3, rtol=0
         )
 
 
@@ -26,12 +26,12 @@ def test_the_features_at_the_sampled_positions_are_returned(space):
     torch.testing.assert_close(sample_features(features, draws, 3), torch.stack(expected))
 
 
-def test_a_vector_has_one_position():
+def test_sampling_from_vectors_returns_them_unchanged():
     features = torch.randn(6, 4)
     torch.testing.assert_close(sample_features(features, torch.rand(6), 3), features)
 
 
-def test_means_over_samples_are_unbiased():
+def test_the_mean_over_sampled_positions_is_unbiased():
     features = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     draws = (torch.arange(7000) + 0.5) / 7000
     means = sample_features(features.expand(7000, -1, -1, -1), draws, 4).mean(dim=0)

@@ -1,4 +1,4 @@
-"""The relative error from sums equals the one computed over all data at once."""
+"""Test that the relative error from sums over batches equals the one computed over all data at once."""
 
 import math
 
@@ -16,8 +16,8 @@ def test_sums_of_batches_give_the_error_over_all_data(sizes, dtype):
     batches = zip(estimates.split(sizes), targets.split(sizes), strict=True)
     sums = sum(squared_error_sums(*batch) for batch in batches)
     assert sums.dtype == torch.float64
-    exact, wanted = estimates.double(), targets.double()
-    expected = (exact - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum()
+    estimates64, targets64 = estimates.double(), targets.double()
+    expected = (estimates64 - targets64).square().sum() / (targets64 - targets64.mean(dim=0)).square().sum()
     assert relative_error(sums) == pytest.approx(expected.item(), rel=1e-10)
 
 

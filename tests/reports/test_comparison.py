@@ -1,4 +1,4 @@
-"""The comparison of methods, checked against numbers computed by hand."""
+"""Test the comparison of methods against numbers computed by hand."""
 
 from typing import Any
 
@@ -11,32 +11,38 @@ from ka_ray.reports.comparison import Comparison, ComparisonRow, SeedValues, mak
 TEACHERS = ["low", "high"]
 
 
-def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:
-    """Return the counts of a student that predicts class 0 for ``right`` images of class 0, else class 1."""
-    student = np.array([[right, images - right], [0, 0]])
-    nothing = np.zeros((2, 2), np.int64)
-    known = {
+def counts_of(num_correct: int, images: int = 10, **changes: Any) -> Counts:
+    """Return the counts for images of class 0, of which a student predicts only the first ones correctly.
+
+    Args:
+        num_correct: Number of images for which the student predicts class 0, and not class 1.
+        images: Number of images, all of class 0.
+        changes: Fields of the counts that replace the default ones.
+    """
+    student = np.array([[num_correct, images - num_correct], [0, 0]])
+    no_images = np.zeros((2, 2), np.int64)
+    defaults = {
         "images": images,
-        "agreed": right // 2,
+        "agreed": num_correct // 2,
         "compared": images,
         "student": student,
         "ensemble": np.array([[8, 2], [0, 0]]),
-        "over_views": nothing,
+        "over_views": no_images,
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
-        "student_correct": np.array([right // 2, 5]),
+        "student_correct": np.array([num_correct // 2, 5]),
     }
-    return Counts(**known | changed)
+    return Counts(**defaults | changes)
 
 
-def row(label: str, **changed: Any) -> ComparisonRow:
-    spreads = {
+def make_comparison_row(label: str, **changes: Any) -> ComparisonRow:
+    defaults = {
         "union": SeedValues(values=[0.5, 0.75]),
         "per_teacher": {name: SeedValues(values=[None]) for name in TEACHERS},
         "agreement": SeedValues(values=[1.0, 0.9]),
         "seconds": SeedValues(values=[10.0, 13.0]),
     }
-    return ComparisonRow(**{"label": label, "images": 12345, "parameters": 6789} | spreads | changed)
+    return ComparisonRow(**{"label": label, "images": 12345, "parameters": 6789} | defaults | changes)
 
 
 @pytest.mark.parametrize(
@@ -54,42 +60,44 @@ def row(label: str, **changed: Any) -> ComparisonRow:
         ([0.0, 2.0], 1.0, 2**0.5, "1.000 ± 1.414"),
     ],
 )
-def test_seed_values_have_mean_and_sample_deviation_of_the_measured_ones(values, mean, deviation, text):
-    spread = SeedValues(values=values)
-    assert spread.mean == (None if mean is None else pytest.approx(mean))
-    assert spread.deviation == (None if deviation is None else pytest.approx(deviation))
-    assert spread.format() == text
+def test_seed_values_have_the_mean_and_the_sample_deviation_of_the_measured_values(
+    values, mean, deviation, text
+):
+    seed_values = SeedValues(values=values)
+    assert seed_values.mean == (None if mean is None else pytest.approx(mean))
+    assert seed_values.deviation == (None if deviation is None else pytest.approx(deviation))
+    assert seed_values.format() == text
 
 
 def test_a_row_has_one_value_per_seed():
-    made = make_row("direct", [counts_of(6), counts_of(8)], TEACHERS, [1.5, 2.5], 300, 42)
-    assert (made.label, made.images, made.parameters) == ("direct", 300, 42)
-    assert made.union.values == pytest.approx([6 / 10, 8 / 10])
-    assert made.agreement.values == pytest.approx([3 / 10, 4 / 10])
-    assert made.per_teacher["low"].values == pytest.approx([3 / 4, 4 / 4])
-    assert made.per_teacher["high"].values == pytest.approx([5 / 5, 5 / 5])
-    assert made.seconds.values == [1.5, 2.5]
-    assert made.seconds.mean == 2.0
+    row = make_row("direct", [counts_of(6), counts_of(8)], TEACHERS, [1.5, 2.5], 300, 42)
+    assert (row.label, row.images, row.parameters) == ("direct", 300, 42)
+    assert row.union.values == pytest.approx([6 / 10, 8 / 10])
+    assert row.agreement.values == pytest.approx([3 / 10, 4 / 10])
+    assert row.per_teacher["low"].values == pytest.approx([3 / 4, 4 / 4])
+    assert row.per_teacher["high"].values == pytest.approx([5 / 5, 5 / 5])
+    assert row.seconds.values == [1.5, 2.5]
+    assert row.seconds.mean == 2.0
 
 
 def test_a_row_without_labels_has_only_agreement():
-    nothing = np.zeros((2, 2), np.int64)
-    counts = counts_of(6, student=nothing, ensemble=nothing, teacher_images=np.zeros(2, np.int64))
-    made = make_row("direct", [counts], TEACHERS, [None], 300, 42)
-    assert made.union.values == [None]
-    assert made.per_teacher == {name: SeedValues(values=[None]) for name in TEACHERS}
-    assert made.agreement.values == [0.3]
+    no_labels = np.zeros((2, 2), np.int64)
+    counts = counts_of(6, student=no_labels, ensemble=no_labels, teacher_images=np.zeros(2, np.int64))
+    row = make_row("direct", [counts], TEACHERS, [None], 300, 42)
+    assert row.union.values == [None]
+    assert row.per_teacher == {name: SeedValues(values=[None]) for name in TEACHERS}
+    assert row.agreement.values == [0.3]
 
 
 def test_the_row_of_the_ensemble_has_the_accuracies_of_the_teachers():
-    [made] = make_ensemble_rows({"mean": counts_of(6)}, TEACHERS, 99)
-    assert made.label == "ensemble"
-    assert made.union.values == [8 / 10]
-    assert {name: spread.values for name, spread in made.per_teacher.items()} == {
+    [row] = make_ensemble_rows({"mean": counts_of(6)}, TEACHERS, 99)
+    assert row.label == "ensemble"
+    assert row.union.values == [8 / 10]
+    assert {name: accuracy.values for name, accuracy in row.per_teacher.items()} == {
         "low": [3 / 4],
         "high": [4 / 5],
     }
-    assert (made.agreement.mean, made.seconds.mean, made.images, made.parameters) == (None, None, 0, 99)
+    assert (row.agreement.mean, row.seconds.mean, row.images, row.parameters) == (None, None, 0, 99)
 
 
 def test_every_rule_has_its_own_ensemble_row():
@@ -98,7 +106,7 @@ def test_every_rule_has_its_own_ensemble_row():
         "max": counts_of(6, ensemble=np.array([[9, 1], [0, 0]])),
     }
     rows = make_ensemble_rows(by_rule, TEACHERS, 99)
-    assert {one.label: one.union.values for one in rows} == {
+    assert {row.label: row.union.values for row in rows} == {
         "ensemble (mean)": [8 / 10],
         "ensemble (max)": [9 / 10],
     }
@@ -109,26 +117,26 @@ def test_the_ensemble_over_views_has_an_additional_row():
     with_views, without = counts_of(6, over_views=over_views), counts_of(6)
     rows = make_ensemble_rows({"mean": with_views, "max": without}, TEACHERS, 99)
     labels = ["ensemble (mean)", "ensemble (mean), over views", "ensemble (max)"]
-    assert [one.label for one in rows] == labels
+    assert [row.label for row in rows] == labels
     assert rows[1].union.values == [7 / 10]
     assert rows[1].per_teacher == {name: SeedValues(values=[None]) for name in TEACHERS}
     assert (rows[1].agreement.mean, rows[1].images, rows[1].parameters) == (None, 0, 99)
-    [_, alone] = make_ensemble_rows({"mean": with_views}, TEACHERS, 99)
-    assert alone.label == "ensemble, over views"
+    [_, over_views_row] = make_ensemble_rows({"mean": with_views}, TEACHERS, 99)
+    assert over_views_row.label == "ensemble, over views"
 
 
-def comparison(**changed: Any) -> Comparison:
+def make_comparison(**changes: Any) -> Comparison:
     per_teacher = {"low": SeedValues(values=[0.9, 0.8]), "high": SeedValues(values=[None, None])}
     teachers = {"seconds": SeedValues(values=[None]), "agreement": SeedValues(values=[None]), "images": 0}
     rows = [
-        row("ensemble", union=SeedValues(values=[0.76]), **teachers),
-        row("direct scores.rule=mean|max", per_teacher=per_teacher),
+        make_comparison_row("ensemble", union=SeedValues(values=[0.76]), **teachers),
+        make_comparison_row("direct scores.rule=mean|max", per_teacher=per_teacher),
     ]
-    return Comparison(**{"name": "pets", "seeds": [3, 4], "rows": rows, "shared_seconds": 59.6} | changed)
+    return Comparison(**{"name": "pets", "seeds": [3, 4], "rows": rows, "shared_seconds": 59.6} | changes)
 
 
 def test_the_table_has_one_line_per_method():
-    text = comparison().to_markdown()
+    text = make_comparison().to_markdown()
     assert text.startswith("# pets: comparison of methods\n")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace(r"\|", "/").strip("|").split("|")] for line in lines]
@@ -149,20 +157,20 @@ def test_the_table_has_one_line_per_method():
 
 
 def test_the_table_of_one_seed_does_not_mention_deviations():
-    text = comparison(seeds=[3]).to_markdown()
+    text = make_comparison(seeds=[3]).to_markdown()
     assert "Seeds: 3. " in text
     assert "deviation" not in text
 
 
 def test_a_saved_comparison_is_loaded_unchanged(tmp_path):
-    saved = comparison()
+    saved = make_comparison()
     saved.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"compare.md", "compare.json"}
     assert (tmp_path / "compare.md").read_text() == saved.to_markdown()
     assert Comparison.model_validate_json((tmp_path / "compare.json").read_text()) == saved
 
 
-def test_a_row_is_found_by_its_label():
-    assert comparison().row("ensemble").union.values == [0.76]
-    with pytest.raises(StopIteration):
-        comparison().row("nothing")
+def test_row_returns_the_row_of_a_label():
+    assert make_comparison().row("ensemble").union.values == [0.76]
+    with pytest.raises(KeyError, match="unknown"):
+        make_comparison().row("unknown")

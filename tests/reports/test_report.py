@@ -1,4 +1,4 @@
-"""The report of a run: its JSON schema, its Markdown, and the sizes of networks in it."""
+"""Test the report of a run: its JSON schema, its Markdown, and the sizes of networks in it."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from ka_ray.reports.report import REPORT_SCHEMA, Report
 SIZE = {"parameters": 1000, "macs": 2_500_000, "bytes": 4096}
 
 
-def judged(labelled: bool = True, union: float = 1.0, views: bool = False) -> dict[str, Any]:
+def make_accuracies(labelled: bool = True, union: float = 1.0, views: bool = False) -> dict[str, Any]:
     """Return the accuracies on four images, one per class.
 
     Args:
@@ -27,16 +27,16 @@ def judged(labelled: bool = True, union: float = 1.0, views: bool = False) -> di
         views: Whether scores averaged over views were measured, too.
     """
     scores = np.eye(4)
-    said = np.roll(scores, 1, axis=1)
-    said[: round(4 * union)] = scores[: round(4 * union)]
+    student_scores = np.roll(scores, 1, axis=1)  # wrong classes, except for the first images
+    student_scores[: round(4 * union)] = scores[: round(4 * union)]
     targets = np.arange(4) if labelled else np.full(4, -1)
     columns = [[0, 1], [2, 3]]
     averaged = np.eye(4)[[0, 1, 2, 0]] if views else None
-    counts = count_batch(targets, said, scores, [scores[:, c] for c in columns], columns, averaged)
+    counts = count_batch(targets, student_scores, scores, [scores[:, c] for c in columns], columns, averaged)
     return compute_accuracies(counts, ["low", "high"])
 
 
-def content(labelled: bool = True) -> dict[str, Any]:
+def make_content(labelled: bool = True) -> dict[str, Any]:
     return {
         "name": "run",
         "classes": ["cat", "dog", "cow", "a|b"],
@@ -44,7 +44,7 @@ def content(labelled: bool = True) -> dict[str, Any]:
         "rule": "concatenate",
         "centered": False,
         "overlap": {},
-        "accuracy": judged(labelled),
+        "accuracy": make_accuracies(labelled),
         "curve": [],
         "size": {"student": SIZE, "teachers": SIZE, "per_teacher": {"low": SIZE, "high": SIZE}},
         "kept_adapters": {},
@@ -65,18 +65,18 @@ def content(labelled: bool = True) -> dict[str, Any]:
     }
 
 
-def markdown(**changes: Any) -> str:
-    return Report.model_validate(content() | changes).to_markdown()
+def make_markdown(**changes: Any) -> str:
+    return Report.model_validate(make_content() | changes).to_markdown()
 
 
-def required(name: str) -> set[str]:
+def required_keys(name: str) -> set[str]:
     part = REPORT_SCHEMA if name == "Report" else REPORT_SCHEMA["$defs"][name]
     assert part["additionalProperties"] is False
     return set(part["required"])
 
 
 def test_the_schema_requires_every_key() -> None:
-    assert required("Report") == {
+    assert required_keys("Report") == {
         *("name", "classes", "method", "rule", "centered", "overlap", "accuracy", "curve", "size"),
         *(
             "kept_adapters",
@@ -90,21 +90,21 @@ def test_the_schema_requires_every_key() -> None:
             "mlflow",
         ),
     }
-    assert required("Accuracy") == {
+    assert required_keys("Accuracy") == {
         *("union", "ensemble", "ensemble_over_views", "agreement"),
         *("per_teacher", "images", "labelled"),
     }
-    assert required("CurvePoint") == {"images", "accuracy"}
-    assert required("Extension") == {"extended", "reused", "trained", "seconds", "saved_seconds"}
-    assert required("AccuracyPair") == {"teacher", "student"}
-    assert required("NetworkSizes") == {"student", "teachers", "per_teacher"}
-    assert required("NetworkSize") == {"parameters", "macs", "bytes"}
-    assert required("CodeQuality") == {"width", "stacked", "relative_error", "optimal_relative_error"}
-    assert required("LayerQuality") == {"relative_error", "ridge"}
-    assert required("StageSpeed") == {"seconds", "images_per_s"}
-    assert required("ClusterResources") == {"nodes", "cpus", "gpus"}
-    assert required("ActorPlacement") == {"teacher", "node", "gpus", "device", "pid"}
-    assert required("MlflowRun") == {"tracking_uri", "run_id"}
+    assert required_keys("CurvePoint") == {"images", "accuracy"}
+    assert required_keys("Extension") == {"extended", "reused", "trained", "seconds", "saved_seconds"}
+    assert required_keys("AccuracyPair") == {"teacher", "student"}
+    assert required_keys("NetworkSizes") == {"student", "teachers", "per_teacher"}
+    assert required_keys("NetworkSize") == {"parameters", "macs", "bytes"}
+    assert required_keys("CodeQuality") == {"width", "stacked", "relative_error", "optimal_relative_error"}
+    assert required_keys("LayerQuality") == {"relative_error", "ridge"}
+    assert required_keys("StageSpeed") == {"seconds", "images_per_s"}
+    assert required_keys("ClusterResources") == {"nodes", "cpus", "gpus"}
+    assert required_keys("ActorPlacement") == {"teacher", "node", "gpus", "device", "pid"}
+    assert required_keys("MlflowRun") == {"tracking_uri", "run_id"}
 
 
 def test_every_key_of_the_schema_has_a_description() -> None:
@@ -130,15 +130,20 @@ def test_every_key_of_the_schema_has_a_description() -> None:
 )
 def test_content_outside_the_schema_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Report.model_validate(content() | change)
+        Report.model_validate(make_content() | change)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_saved_report_is_loaded_unchanged(tmp_path: Path, labelled: bool) -> None:
     extension = {"extended": "/old", "reused": 1, "trained": 1, "seconds": 1.5, "saved_seconds": 2.5}
-    curve = [{"images": 64, "accuracy": judged(labelled, union=0.5, views=True)}]
-    more = {"curve": curve, "extension": extension, "kept_adapters": {"a": 3}, "overlap": {"x": ["l", "h"]}}
-    report = Report.model_validate(content(labelled) | more)
+    curve = [{"images": 64, "accuracy": make_accuracies(labelled, union=0.5, views=True)}]
+    optional = {
+        "curve": curve,
+        "extension": extension,
+        "kept_adapters": {"a": 3},
+        "overlap": {"x": ["l", "h"]},
+    }
+    report = Report.model_validate(make_content(labelled) | optional)
     report.save(tmp_path)
     assert Report.load(tmp_path) == report
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
@@ -147,7 +152,7 @@ def test_a_saved_report_is_loaded_unchanged(tmp_path: Path, labelled: bool) -> N
 
 
 def test_markdown_has_every_section_of_a_labelled_run() -> None:
-    text = markdown()
+    text = make_markdown()
     assert text.startswith("# run: 4 classes, 2 teachers, one student\n\nMethod: `direct`. ")
     assert "The teachers' scores are combined by `concatenate`." in text
     assert NO_LABELS_NOTE not in text
@@ -160,19 +165,19 @@ def test_markdown_has_every_section_of_a_labelled_run() -> None:
     assert "mlflow ui --backend-store-uri 'sqlite:////tmp/my runs/mlflow.db'" in text
 
 
-def test_markdown_without_labels_says_so_and_reports_agreement() -> None:
-    text = Report.model_validate(content(labelled=False)).to_markdown()
+def test_markdown_without_labels_has_a_note_and_reports_agreement() -> None:
+    text = Report.model_validate(make_content(labelled=False)).to_markdown()
     assert NO_LABELS_NOTE in text
     assert "Agreement of student and ensemble on 4 images: 1.000 (" in text
     assert "all classes" not in text
 
 
 def test_a_vertical_bar_in_a_name_is_escaped_in_tables() -> None:
-    assert r"| a\|b | 4 of 8 |" in markdown(codes={"a|b": content()["codes"]["conv1"]})
+    assert r"| a\|b | 4 of 8 |" in make_markdown(codes={"a|b": make_content()["codes"]["conv1"]})
 
 
 def test_markdown_leaves_out_sections_without_content() -> None:
-    text = markdown()
+    text = make_markdown()
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# run: 4 classes, 2 teachers, one student",
@@ -182,25 +187,25 @@ def test_markdown_leaves_out_sections_without_content() -> None:
     for word in ("extends", "several teachers know", "averaged over views", "Adapters", "joint learning"):
         assert word not in text
     assert "\n\n\n" not in text
-    assert "## Teacher actors" not in markdown(placements=[])
-    assert "Skipped" not in markdown(unreadable=[])
-    assert "This run was not tracked." in markdown(mlflow={"tracking_uri": None, "run_id": None})
+    assert "## Teacher actors" not in make_markdown(placements=[])
+    assert "Skipped" not in make_markdown(unreadable=[])
+    assert "This run was not tracked." in make_markdown(mlflow={"tracking_uri": None, "run_id": None})
 
 
 def test_shared_classes_are_listed_with_their_teachers() -> None:
     overlap = {"dog": ["low", "high"], "cow": ["high", "other"]}
-    text = markdown(rule="mean", overlap=overlap)
+    text = make_markdown(rule="mean", overlap=overlap)
     assert "combined by `mean`.\n\nClasses that several teachers know: " in text
     assert "know: dog (low, high), cow (high, other)." in text
 
 
 def test_markdown_says_that_scores_were_centred() -> None:
-    text = markdown(rule="mean", centered=True)
+    text = make_markdown(rule="mean", centered=True)
     assert "combined by `mean`, after each teacher's scores were centred." in text
 
 
 @pytest.mark.parametrize(
-    ("reused", "trained", "saved", "said"),
+    ("reused", "trained", "saved", "sentence"),
     [
         (
             *(3, 1, 34.56),
@@ -214,20 +219,20 @@ def test_markdown_says_that_scores_were_centred() -> None:
     ],
 )
 def test_markdown_says_how_much_time_an_extension_saved(
-    reused: int, trained: int, saved: float, said: str
+    reused: int, trained: int, saved: float, sentence: str
 ) -> None:
     extension = {"extended": "/runs/old", "reused": reused, "trained": trained, "seconds": 12.345}
-    text = markdown(method="incremental", extension=extension | {"saved_seconds": saved})
-    assert f"This run extends `/runs/old`. {said}" in text
+    text = make_markdown(method="incremental", extension=extension | {"saved_seconds": saved})
+    assert f"This run extends `/runs/old`. {sentence}" in text
 
 
-def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble() -> None:
-    accuracy = judged() | {"union": 0.6, "ensemble": 0.8}
+def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble_of_the_finished_run() -> None:
+    accuracy = make_accuracies() | {"union": 0.6, "ensemble": 0.8}
     curve = [
-        {"images": 1000, "accuracy": judged(union=0.25) | {"ensemble": 0.5}},
-        {"images": 25_000, "accuracy": judged(union=0.75)},
+        {"images": 1000, "accuracy": make_accuracies(union=0.25) | {"ensemble": 0.5}},
+        {"images": 25_000, "accuracy": make_accuracies(union=0.75)},
     ]
-    text = markdown(accuracy=accuracy, curve=curve)
+    text = make_markdown(accuracy=accuracy, curve=curve)
     header = "| images processed | accuracy, all classes | accuracy / ensemble's accuracy | agreement |"
     assert f"## After every epoch of joint learning\n\n{header}" in text
     assert "| 1,000 | 0.250 | 0.312 | 0.250 |" in text  # 0.25 / 0.8, the ensemble of the finished run
@@ -236,34 +241,36 @@ def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble() -> No
 
 
 def test_the_curve_without_labels_has_only_agreement() -> None:
-    curve = [{"images": 64, "accuracy": judged(labelled=False, union=0.5)}]
-    assert "| 64 | not measured | - | 0.500 |" in markdown(accuracy=judged(labelled=False), curve=curve)
+    curve = [{"images": 64, "accuracy": make_accuracies(labelled=False, union=0.5)}]
+    assert "| 64 | not measured | - | 0.500 |" in make_markdown(
+        accuracy=make_accuracies(labelled=False), curve=curve
+    )
 
 
 def test_the_ensemble_over_views_has_its_own_row() -> None:
-    text = markdown(accuracy=judged(views=True))
+    text = make_markdown(accuracy=make_accuracies(views=True))
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
     assert "| all classes (teachers: their ensemble, averaged over views) | 0.750 | - |" in text
 
 
 def test_kept_adapters_are_listed_below_the_sizes() -> None:
-    text = markdown(kept_adapters={"layer1": 4160, "layer4": 262_656})
-    said = (
+    text = make_markdown(kept_adapters={"layer1": 4160, "layer4": 262_656})
+    sentence = (
         "Adapters that could not be folded are kept as layers of the student: "
         "layer1 (4,160 parameters), layer4 (262,656 parameters)."
     )
-    assert text.index("## Size") < text.index(said) < text.index("## Codes and layers")
+    assert text.index("## Size") < text.index(sentence) < text.index("## Codes and layers")
 
 
 @pytest.mark.parametrize("method", ["distill", "scratch"])
 def test_a_baseline_has_no_codes(method: str) -> None:
-    text = markdown(method=method, codes={}, layers={})
+    text = make_markdown(method=method, codes={}, layers={})
     assert f"Method: `{method}`." in text
     assert "Codes" not in text
     assert "\n\n\n" not in text
 
 
-def test_measure_size_equals_a_count_by_hand() -> None:
+def test_measure_size_equals_sizes_computed_by_hand() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
         nn.BatchNorm2d(5),
@@ -274,7 +281,6 @@ def test_measure_size_equals_a_count_by_hand() -> None:
     size = measure_size(network, torch.zeros(1, 3, 8, 6))
     assert size.macs == 8 * 6 * 5 * 3 * 9 + 5 * 2
     assert size.parameters == (5 * 3 * 9 + 5) + 2 * 5 + (5 * 2 + 2)
-    assert (
-        size.bytes == 4 * size.parameters + 4 * 2 * 5 + 8
-    )  # batch norm: two running statistics, a step count
+    batch_norm_buffers = 4 * 2 * 5 + 8  # bytes of the running mean and variance, and of the step count
+    assert size.bytes == 4 * size.parameters + batch_norm_buffers
     assert measure_size(network.half(), torch.zeros(1, 3, 8, 6).half()).bytes < size.bytes

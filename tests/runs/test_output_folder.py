@@ -1,4 +1,4 @@
-"""The output folder, at a path or at a URI: claimed, refused, and checked for room."""
+"""Test the output folder, at a path or at a URI: its preparation, refusals, and the check of free space."""
 
 from types import SimpleNamespace
 
@@ -12,8 +12,8 @@ from ka_ray.storage.uris import to_path
 
 
 @pytest.fixture(params=["local", "file", "s3"])
-def place(request, tmp_path, monkeypatch) -> str:
-    """Where a run shall go, on one of three file systems."""
+def location(request, tmp_path, monkeypatch) -> str:
+    """Return the path or URI of an output folder, on one of three file systems."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/runs/one"
@@ -21,47 +21,47 @@ def place(request, tmp_path, monkeypatch) -> str:
 
 
 @pytest.fixture
-def claimed(place, load_config):
-    """Claim the place for a run with some overrides."""
+def prepare_output(location, load_config):
+    """Return a function that prepares the output folder for a run with overrides."""
 
-    def claim(*overrides: str):
-        return prepare_output_dir(load_config(f"output={place}", "tracking.backend=none", *overrides))
+    def prepare(*overrides: str):
+        return prepare_output_dir(load_config(f"output={location}", "tracking.backend=none", *overrides))
 
-    return claim
+    return prepare
 
 
-def test_a_folder_is_claimed_and_claimed_again_by_the_same_config(claimed, place):
-    folder = claimed()
-    assert str(folder) == place
-    assert read_json(folder / CONFIG)["output"] == place
-    assert claimed("ray.workers=1") == folder
+def test_a_folder_is_prepared_and_accepted_again_with_the_same_config(prepare_output, location):
+    folder = prepare_output()
+    assert str(folder) == location
+    assert read_json(folder / CONFIG)["output"] == location
+    assert prepare_output("ray.workers=1") == folder
     assert read_json(folder / CONFIG)["ray"]["workers"] == 1
     assert load_run_id(folder) is None
     save_run_id(folder, "abc")
     assert load_run_id(folder) == "abc"
 
 
-def test_another_config_is_refused_with_the_differing_keys(claimed):
-    claimed()
+def test_another_config_is_refused_and_the_message_names_the_differing_keys(prepare_output):
+    prepare_output()
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
-        claimed("seed=1")
+        prepare_output("seed=1")
 
 
-def test_a_folder_that_no_run_made_is_refused(claimed, place):
-    folder = to_path(place)
-    folder.mkdir(parents=True) if not place.startswith("s3") else None
+def test_a_folder_with_files_of_no_run_is_refused(prepare_output, location):
+    folder = to_path(location)
+    folder.mkdir(parents=True) if not location.startswith("s3") else None
     write_text(folder / "thesis.txt", "x")
     with pytest.raises(InputError, match="is not empty and no run made it"):
-        claimed()
+        prepare_output()
 
 
-def test_a_bucket_that_is_not_there_is_refused(s3, load_config):
+def test_a_missing_bucket_is_refused(s3, load_config):
     config = load_config("output=s3://no-such-bucket/x", "tracking.backend=none")
     with pytest.raises(InputError, match=r"output s3://no-such-bucket/x cannot be written to: .*bucket"):
         prepare_output_dir(config)
 
 
-def test_a_remote_folder_needs_another_place_for_tracking(s3, load_config, monkeypatch):
+def test_a_remote_folder_without_a_tracking_uri_is_refused(s3, load_config, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = load_config(f"output={s3}/run")
     with pytest.raises(
@@ -73,12 +73,12 @@ def test_a_remote_folder_needs_another_place_for_tracking(s3, load_config, monke
     assert prepare_output_dir(config) == config.output_dir
 
 
-def test_room_is_needed_on_a_local_disk_for_what_does_not_stand_yet(place, monkeypatch, tmp_path):
+def test_a_local_disk_must_have_space_for_the_features_not_yet_written(location, monkeypatch, tmp_path):
     monkeypatch.setattr(output.shutil, "disk_usage", lambda where: SimpleNamespace(free=1024**3))
-    folder = to_path(place)
+    folder = to_path(location)
     check_disk(folder, 1024**3)
-    if "://" in place:
-        return check_disk(folder, 2 * 1024**3)  # of a store nobody knows
+    if "://" in location:
+        return check_disk(folder, 2 * 1024**3)  # the free space of a remote store is unknown, and not checked
     with pytest.raises(InputError, match=r"take 2\.0 GiB, .* has 1\.0 GiB free"):
         check_disk(folder, 2 * 1024**3)
     (tmp_path / "features").mkdir()

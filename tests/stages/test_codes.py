@@ -31,7 +31,7 @@ def store(make_store):
     return make_store(columns)
 
 
-def flat(store, tap: str) -> np.ndarray:
+def all_features(store, tap: str) -> np.ndarray:
     values = store.gather([tap], np.arange(len(store)))[tap].astype(np.float64)
     return np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
 
@@ -41,7 +41,7 @@ def test_moments_cover_every_image_and_position(store, batch_size):
     batches = Batches(store, list(STACKED), batch_size, 0, positions_per_image=2)
     moments = measure_moments(batches, STACKED)
     for tap in STACKED:
-        values = flat(store, tap)
+        values = all_features(store, tap)
         assert moments[tap].count == len(values)
         np.testing.assert_allclose(moments[tap].mean, values.mean(0), rtol=1e-10)
         np.testing.assert_allclose(
@@ -49,20 +49,20 @@ def test_moments_cover_every_image_and_position(store, batch_size):
         )
 
 
-def test_moments_of_all_ranks_merge_to_those_of_one_process(store, monkeypatch):
+def test_merged_moments_of_all_ranks_equal_those_of_one_process(store, monkeypatch):
     merged = {tap: Moments.empty(channels) for tap, channels in STACKED.items()}
     for rank in range(4):
         monkeypatch.setattr(batches_module, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(batches_module, "world_size", lambda: 4)
-        of_rank = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
-        merged = {tap: merged[tap].merge(of_rank[tap]) for tap in STACKED}
+        rank_moments = measure_moments(Batches(store, list(STACKED), 64, 0), STACKED)
+        merged = {tap: merged[tap].merge(rank_moments[tap]) for tap in STACKED}
     for tap in STACKED:
         np.testing.assert_allclose(
-            merged[tap].covariance, np.cov(flat(store, tap).T, bias=True), rtol=1e-8, atol=1e-12
+            merged[tap].covariance, np.cov(all_features(store, tap).T, bias=True), rtol=1e-8, atol=1e-12
         )
 
 
-def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
+def train_codes(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
     """Train each link of each chain with the training loop and the default settings of the config."""
     config = CodesConfig()
     positions = config.positions_per_image
@@ -78,9 +78,9 @@ def learn(store, method: str) -> tuple[nn.ModuleDict, dict[str, Moments]]:
 
 
 def test_trained_codes_are_within_five_percent_of_the_optimum(store):
-    amalgamations, moments = learn(store, "direct")
+    amalgamations, moments = train_codes(store, "direct")
     for tap, amalgamation in amalgamations.items():
-        values = flat(store, tap)
+        values = all_features(store, tap)
         eigenvalues = np.linalg.eigvalsh(np.cov(values.T, bias=True))
         optimum = eigenvalues[: -WIDTHS[tap]].sum() / eigenvalues.sum()
         with torch.no_grad():
@@ -91,7 +91,7 @@ def test_trained_codes_are_within_five_percent_of_the_optimum(store):
 
 
 def test_every_link_of_incremental_codes_is_within_five_percent_of_its_optimum(store):
-    amalgamations, moments = learn(store, "incremental")
+    amalgamations, moments = train_codes(store, "incremental")
     for tap, amalgamation in amalgamations.items():
         assert len(amalgamation.links) == 2
         for number, link in enumerate(amalgamation.links):
@@ -99,14 +99,14 @@ def test_every_link_of_incremental_codes_is_within_five_percent_of_its_optimum(s
             assert link.relative_error(part) <= 1.05 * part.optimal_relative_error(WIDTHS[tap]), (tap, number)
 
 
-def first_learner(store, method: str) -> CodesLearner:
+def make_first_learner(store, method: str) -> CodesLearner:
     batches = Batches(store, list(STACKED), 64, 0)
-    empty = build_amalgamations(method, CHANNELS, WIDTHS)
-    return CodesLearner(method, measure_moments(batches, STACKED), empty, CHANNELS, 0)
+    untrained = build_amalgamations(method, CHANNELS, WIDTHS)
+    return CodesLearner(method, measure_moments(batches, STACKED), untrained, CHANNELS, 0)
 
 
-def test_the_loss_of_a_tap_reaches_only_its_own_parameters(store):
-    learner = first_learner(store, "direct")
+def test_the_loss_of_a_tap_has_gradients_only_for_the_parameters_of_the_tap(store):
+    learner = make_first_learner(store, "direct")
     losses = learner(next(iter(Batches(store, list(STACKED), 64, 0, positions_per_image=4).epoch(1))))
     assert set(losses) == set(STACKED)
     losses["map"].backward()
@@ -116,13 +116,13 @@ def test_the_loss_of_a_tap_reaches_only_its_own_parameters(store):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_learners_parameters_are_trainable(store, method):
-    learner = first_learner(store, method)
+    learner = make_first_learner(store, method)
     trained = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in learner.named_parameters() if name.startswith("learners.")}
 
 
 def test_writing_back_changes_only_the_trained_link(store):
-    learner = first_learner(store, "incremental")
+    learner = make_first_learner(store, "incremental")
     chain = learner.amalgamations["map"]
     before = {name: weights.clone() for name, weights in chain.state_dict().items()}
     learner.write_back_links()
@@ -132,19 +132,19 @@ def test_writing_back_changes_only_the_trained_link(store):
     assert all(torch.equal(chain.links[0].state_dict()[name], weights) for name, weights in collapsed.items())
 
 
-def test_a_code_too_wide_for_the_method_is_refused_by_its_tap():
+def test_a_code_too_wide_for_the_method_is_refused_and_the_message_names_the_tap():
     channels = {"map": (2, 3, 9)}
     assert build_amalgamations("direct", channels, {"map": 6})["map"].spans == (14,)
     with pytest.raises(InputError, match=r"^taps\.map: a code of 6 channels is wider than the 5 "):
         build_amalgamations("incremental", channels, {"map": 6})
 
 
-def test_a_teacher_with_constant_features_is_refused_by_its_tap():
+def test_a_teacher_with_constant_features_is_refused_and_the_message_names_the_tap():
     features = torch.randn(40, 24)
     features[:, 10:18] = 1.0
-    empty = build_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
+    untrained = build_amalgamations("common_features", {"map": CHANNELS["map"]}, WIDTHS)
     with pytest.raises(InputError, match=r"^taps\.map: the features of teacher 2 of 3 never vary"):
-        CodesLearner("common_features", {"map": Moments.of(features)}, empty, CHANNELS, 0)
+        CodesLearner("common_features", {"map": Moments.of(features)}, untrained, CHANNELS, 0)
 
 
 def test_a_tap_with_constant_features_is_refused(make_store):

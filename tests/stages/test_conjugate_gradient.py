@@ -1,4 +1,4 @@
-"""Test conjugate gradients against the solution with the Gram matrix, alone and in the stage `layers`."""
+"""Test conjugate gradients against the solution with the Gram matrix, by itself and in the stage `layers`."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from ka_ray.student import Student
 CPU = torch.device("cpu")
 
 
-def samples_of(groups: int, count: int = 400, inputs: int = 12, outputs: int = 3) -> torch.Tensor:
+def make_samples(groups: int, count: int = 400, inputs: int = 12, outputs: int = 3) -> torch.Tensor:
     features = torch.randn(count, groups, inputs, dtype=torch.float64) * torch.logspace(0, -2, inputs) + 5
     weight = torch.randn(groups, inputs, outputs, dtype=torch.float64)
     targets = torch.einsum("ngd,gdt->ngt", features, weight) + 0.1 * torch.randn(count, groups, outputs) - 2
@@ -27,7 +27,7 @@ def samples_of(groups: int, count: int = 400, inputs: int = 12, outputs: int = 3
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_solution_equals_that_with_the_gram_matrix(groups):
-    samples = samples_of(groups)
+    samples = make_samples(groups)
     learned_from, held_out = samples[:300], samples[300:]
 
     def stream():
@@ -38,7 +38,7 @@ def test_the_solution_equals_that_with_the_gram_matrix(groups):
 
     solution, passes = solve_iteratively(stream, groups, 3, CPU)
     moments = [Moments.of(group) for group in learned_from.unbind(dim=1)]
-    others = [Moments.of(group) for group in held_out.unbind(dim=1)]
+    held_out_moments = [Moments.of(group) for group in held_out.unbind(dim=1)]
     for group, part in enumerate(moments):
         covariance, size = part.covariance, 12
         ridge = (
@@ -55,28 +55,28 @@ def test_the_solution_equals_that_with_the_gram_matrix(groups):
         variance = outputs.var(dim=0, correction=0)
         torch.testing.assert_close(solution.variance[group], variance, rtol=1e-4, atol=0)
     # The error is that of a solution from the first part only, although the returned weights use both parts.
-    one_ridge = solve(moments, others, 3, [DEFAULT_RIDGE])
-    assert solution.relative_error == pytest.approx(one_ridge.relative_error, rel=1e-4)
+    with_gram_matrix = solve(moments, held_out_moments, 3, [DEFAULT_RIDGE])
+    assert solution.relative_error == pytest.approx(with_gram_matrix.relative_error, rel=1e-4)
     assert 3 < passes <= 3 + 4 * 12
 
 
 def test_constant_outputs_are_predicted_by_their_mean():
-    samples = samples_of(1)
+    samples = make_samples(1)
     samples[..., -1] = 4.0
     solution, _ = solve_iteratively(lambda: iter([(False, samples), (True, samples)]), 1, 3, CPU)
     assert solution.weight[0, -1].abs().max() == 0
     assert solution.bias[0, -1].item() == pytest.approx(4.0)
 
 
-def test_missing_held_out_or_fitted_images_are_refused():
-    samples = samples_of(1)
+def test_samples_without_held_out_or_without_fitted_images_are_refused():
+    samples = make_samples(1)
     with pytest.raises(InputError, match="too few images to hold some out"):
         solve_iteratively(lambda: iter([(False, samples)]), 1, 3, CPU)
     with pytest.raises(InputError, match="a worker has no images"):
         solve_iteratively(lambda: iter([(True, samples)]), 1, 3, CPU)
 
 
-def without_held_out(
+def solve_without_held_out(
     learned_from: list[Moments], held_out: list[Moments], num_outputs: int, ridges: Sequence[float]
 ) -> LayerSolution:
     """Solve on the fitted images only: moments merged with themselves have the same mean and covariance."""
@@ -84,11 +84,11 @@ def without_held_out(
 
 
 @pytest.mark.parametrize("inputs", ["codes", "student"])
-def test_a_students_layers_are_the_same_with_and_without_gram_matrices(inputs_for, inputs, monkeypatch):
-    monkeypatch.setattr(layer_solver, "solve", without_held_out)
-    made = {}
+def test_a_students_layers_are_the_same_with_and_without_gram_matrices(make_inputs, inputs, monkeypatch):
+    monkeypatch.setattr(layer_solver, "solve", solve_without_held_out)
+    students = {}
     for gib in (4, 0):
-        run = inputs_for(
+        run = make_inputs(
             "codes={solver: exact, basis: channels}",
             "layers.solver=least_squares",
             f"layers.inputs={inputs}",
@@ -99,7 +99,7 @@ def test_a_students_layers_are_the_same_with_and_without_gram_matrices(inputs_fo
         for stage in ("codes", "layers", "joint"):
             stage_summary_path(run.folder, stage).unlink(missing_ok=True)
         run_stages(run)
-        made[gib] = Student(run.plan.spec)
-        load_stage(run.folder, "layers", made[gib])
-        assert ("conjugate gradients" in describe_gram_sizes(made[gib], run.config.layers)) == (gib == 0)
-    torch.testing.assert_close(made[0].state_dict(), made[4].state_dict(), atol=1e-3, rtol=1e-3)
+        students[gib] = Student(run.plan.spec)
+        load_stage(run.folder, "layers", students[gib])
+        assert ("conjugate gradients" in describe_gram_sizes(students[gib], run.config.layers)) == (gib == 0)
+    torch.testing.assert_close(students[0].state_dict(), students[4].state_dict(), atol=1e-3, rtol=1e-3)

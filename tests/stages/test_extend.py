@@ -1,4 +1,4 @@
-"""Test that a teacher can be added later, and that the auto-encoders of the earlier run stay the same."""
+"""Test extending a run by a teacher: the auto-encoders of the extended run stay the same."""
 
 import json
 from collections.abc import Callable
@@ -26,8 +26,9 @@ from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.training import Progress
 
 NUM_IMAGES, BATCH, EPOCHS, CHANNELS = 48, 16, 2, {"conv1": 4, "conv2": 6}
-JOINING = {"third": ["digit_1", "digit_3"], "fourth": ["cat", "dog", "digit_9"]}  # they overlap
-SHORT = (
+ADDED_TEACHERS = {"third": ["digit_1", "digit_3"], "fourth": ["cat", "dog", "digit_9"]}
+"""Classes of more teachers. Some are classes of the first two teachers, too."""
+FEW_EPOCHS = (
     f"codes={{method: incremental, epochs: {EPOCHS}, batch_size: {BATCH}}}",
     f"layers.batch_size={BATCH}",
     f"joint.batch_size={BATCH}",
@@ -35,10 +36,10 @@ SHORT = (
 
 
 @pytest.fixture
-def config_for(load_config, config_tree, randomised, tmp_path) -> Callable[..., Config]:
+def make_config(load_config, config_tree, randomised, tmp_path) -> Callable[..., Config]:
     """Return a function that makes the config of a run with the first ones of four teachers."""
     teachers = [*config_tree["teachers"]]
-    for name, classes in JOINING.items():
+    for name, classes in ADDED_TEACHERS.items():
         network = randomised(plain_conv_net(len(classes), list(CHANNELS.values())))
         save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
         checkpoint = str(tmp_path / f"{name}.safetensors")
@@ -46,14 +47,14 @@ def config_for(load_config, config_tree, randomised, tmp_path) -> Callable[..., 
 
     def make(num_teachers: int, *overrides: str) -> Config:
         config_tree["teachers"] = teachers[:num_teachers]
-        return load_config(*SHORT, *overrides)
+        return load_config(*FEW_EPOCHS, *overrides)
 
     return make
 
 
 @pytest.fixture
-def inputs_for(config_for, make_store, tmp_path):
-    """Return a function that makes a run with random features. A teacher has the same ones in all runs."""
+def make_inputs(make_config, make_store, tmp_path):
+    """Return a function that makes a run with random features, which are the same in all runs."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (NUM_IMAGES, 3, 8, 8), dtype=np.uint8)
     maps = {
@@ -63,7 +64,7 @@ def inputs_for(config_for, make_store, tmp_path):
     scores = rng.normal(size=(NUM_IMAGES, 15)).astype(np.float16)
 
     def make(name: str, num_teachers: int, *overrides: str) -> StageInputs:
-        config = config_for(num_teachers, *overrides)
+        config = make_config(num_teachers, *overrides)
         plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
         stacked = {tap: maps[tap][:, : num_teachers * count] for tap, count in CHANNELS.items()}
         own = scores[:, : plan.label_sets.num_scores]
@@ -75,11 +76,11 @@ def inputs_for(config_for, make_store, tmp_path):
     return make
 
 
-def summary(inputs: StageInputs) -> dict[str, Any]:
+def load_codes_summary(inputs: StageInputs) -> dict[str, Any]:
     return json.loads(stage_summary_path(inputs.folder, "codes").read_text())
 
 
-def codes(folder: Path) -> dict[str, Tensor]:
+def load_codes(folder: Path) -> dict[str, Tensor]:
     return load_file(stage_summary_path(folder, "codes").with_suffix(".safetensors"))
 
 
@@ -93,40 +94,42 @@ def run_codes_stage(inputs: StageInputs) -> list[Progress]:
     return reports
 
 
-def encoders(inputs: StageInputs) -> torch.nn.ModuleDict:
+def load_amalgamations(inputs: StageInputs) -> torch.nn.ModuleDict:
     spec = inputs.plan.spec
     amalgamations = build_amalgamations(inputs.config.codes.method, inputs.plan.channels, spec.widths)
     load_stage(inputs.folder, "codes", amalgamations)
     return amalgamations
 
 
-def features(inputs: StageInputs, tap: str) -> Tensor:
+def load_features(inputs: StageInputs, tap: str) -> Tensor:
     store = inputs.store(FEATURES)
     return torch.from_numpy(store.gather([tap], np.arange(NUM_IMAGES))[tap]).float()
 
 
 @pytest.fixture
-def extended(inputs_for) -> tuple[StageInputs, StageInputs, list[Progress]]:
+def old_and_new_run(make_inputs) -> tuple[StageInputs, StageInputs, list[Progress]]:
     """Return a run of three teachers, a run of four that extends it, and the latter's progress reports.
 
     The seeds differ, so that a link that is trained again has other weights.
     """
-    old = inputs_for("old", 3)
+    old = make_inputs("old", 3)
     run_codes_stage(old)
-    new = inputs_for("new", 4, f"extend={old.folder}", "seed=1")
+    new = make_inputs("new", 4, f"extend={old.folder}", "seed=1")
     return old, new, run_codes_stage(new)
 
 
-def test_links_are_trained_in_order_and_their_history_counts_on(inputs_for):
-    inputs = inputs_for("run", 4)
+def test_links_are_trained_in_order_and_share_one_history(make_inputs):
+    inputs = make_inputs("run", 4)
     reports = run_codes_stage(inputs)
-    history = summary(inputs)["history"]
-    links = 3
-    kept = summary(inputs)["links"]
-    assert (kept["reused"], kept["trained"], len(kept["seconds"])) == (0, links, links)
-    assert [record["epoch"] for record in history] == list(range(1, links * EPOCHS + 1))
-    assert {record["epochs"] for record in history} == {links * EPOCHS}
-    assert [record["images"] for record in history] == [NUM_IMAGES * e for e in range(1, links * EPOCHS + 1)]
+    history = load_codes_summary(inputs)["history"]
+    num_links = 3
+    links = load_codes_summary(inputs)["links"]
+    assert (links["reused"], links["trained"], len(links["seconds"])) == (0, num_links, num_links)
+    assert [record["epoch"] for record in history] == list(range(1, num_links * EPOCHS + 1))
+    assert {record["epochs"] for record in history} == {num_links * EPOCHS}
+    assert [record["images"] for record in history] == [
+        NUM_IMAGES * e for e in range(1, num_links * EPOCHS + 1)
+    ]
     seconds = [record["seconds"] for record in history]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
@@ -136,80 +139,84 @@ def test_links_are_trained_in_order_and_their_history_counts_on(inputs_for):
     ]
 
 
-def test_links_of_the_extended_run_are_kept_bit_for_bit(extended, inputs_for):
-    old, new, _ = extended
-    again = inputs_for("again", 4, "seed=1")
-    run_codes_stage(again)
+def test_links_of_the_extended_run_are_kept_bit_for_bit(old_and_new_run, make_inputs):
+    old, new, _ = old_and_new_run
+    not_extending = make_inputs("not_extending", 4, "seed=1")
+    run_codes_stage(not_extending)
     before, after = (
-        {name: weight for name, weight in codes(run.folder).items() if ".links." in name}
+        {name: weight for name, weight in load_codes(run.folder).items() if ".links." in name}
         for run in (old, new)
     )
     assert len(before) == 2 * 2 * 4  # taps, links, weights and biases of encoder and decoder
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
-        assert not torch.equal(codes(again.folder)[name], tensor), name
+        assert not torch.equal(load_codes(not_extending.folder)[name], tensor), name
     assert {name.split(".")[2] for name in after.keys() - before.keys()} == {"2"}
 
 
-def test_only_the_new_link_is_trained(extended):
-    old, new, reports = extended
-    before, after = summary(old)["links"], summary(new)["links"]
+def test_only_the_new_link_is_trained(old_and_new_run):
+    old, new, reports = old_and_new_run
+    before, after = load_codes_summary(old)["links"], load_codes_summary(new)["links"]
     assert (before["reused"], before["trained"]) == (0, 2)
     assert (after["reused"], after["trained"]) == (2, 1)
     assert after["seconds"][:2] == before["seconds"]
     assert len(after["seconds"]) == 3
-    assert [record["epoch"] for record in summary(new)["history"]] == list(range(1, EPOCHS + 1))
+    assert [record["epoch"] for record in load_codes_summary(new)["history"]] == list(range(1, EPOCHS + 1))
     assert [(p.epoch, p.epochs) for p in reports if p.epoch_ended] == [(1, EPOCHS), (2, EPOCHS)]
     torch.manual_seed(new.config.seed)
     untrained = build_amalgamations("incremental", new.plan.channels, new.plan.spec.widths).state_dict()
-    after = codes(new.folder)
+    after = load_codes(new.folder)
     assert not any(torch.equal(after[name], untrained[name]) for name in after)
 
 
 @torch.no_grad()
-def test_an_extension_keeps_the_codes_of_the_common_teachers(extended):
-    old, new, _ = extended
+def test_an_extension_keeps_the_codes_of_the_teachers_of_the_extended_run(old_and_new_run):
+    old, new, _ = old_and_new_run
     for tap, width in new.plan.spec.widths.items():
-        before = encoders(old)[tap].encode(features(old, tap)) * encoders(old)[tap].scale
-        joined = encoders(new)[tap].link_input(features(new, tap).movedim(1, -1).flatten(0, -2), 2)
+        before = (
+            load_amalgamations(old)[tap].encode(load_features(old, tap)) * load_amalgamations(old)[tap].scale
+        )
+        joined = load_amalgamations(new)[tap].link_input(
+            load_features(new, tap).movedim(1, -1).flatten(0, -2), 2
+        )
         after = joined[:, :width].unflatten(0, (NUM_IMAGES, *before.shape[2:])).movedim(-1, 1)
         torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
-        fourth = features(new, tap)[:, -CHANNELS[tap] :].movedim(1, -1).flatten(0, -2)
+        fourth = load_features(new, tap)[:, -CHANNELS[tap] :].movedim(1, -1).flatten(0, -2)
         assert torch.equal(joined[:, width:], fourth)
 
 
 @torch.no_grad()
-def test_the_error_of_an_extended_chain_covers_all_four_teachers(extended):
-    _, new, _ = extended
-    for tap, judged in summary(new)["taps"].items():
-        stacked = features(new, tap)
-        rebuilt = encoders(new)[tap](stacked)
+def test_the_error_of_an_extended_chain_covers_all_four_teachers(old_and_new_run):
+    _, new, _ = old_and_new_run
+    for tap, errors in load_codes_summary(new)["taps"].items():
+        stacked = load_features(new, tap)
+        rebuilt = load_amalgamations(new)[tap](stacked)
         variance = (stacked - stacked.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
         error = float((rebuilt - stacked).square().sum() / variance)
-        assert judged["relative_error"] == pytest.approx(error, rel=1e-4)
+        assert errors["relative_error"] == pytest.approx(error, rel=1e-4)
         moments = Moments.of(stacked)
-        assert judged["optimal_relative_error"] == pytest.approx(
-            moments.optimal_relative_error(judged["width"]), rel=1e-6
+        assert errors["optimal_relative_error"] == pytest.approx(
+            moments.optimal_relative_error(errors["width"]), rel=1e-6
         )
 
 
-def test_a_student_is_trained_from_the_extended_codes(inputs_for):
-    old = inputs_for("old", 3)
+def test_a_student_is_trained_from_the_extended_codes(make_inputs):
+    old = make_inputs("old", 3)
     run_codes_stage(old)
-    new = inputs_for("new", 4, f"extend={old.folder}")
+    new = make_inputs("new", 4, f"extend={old.folder}")
     run_stages(new)
     assert {path.stem for path in (new.folder / "stages").glob("*.json")} == {*STAGES}
-    assert summary(new)["links"]["reused"] == 2
+    assert load_codes_summary(new)["links"]["reused"] == 2
     student = Student(new.plan.spec)
     load_stage(new.folder, "joint", student)
     assert student.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 12)
     assert student.spec.classes[-2:] == ("cat", "dog")
 
 
-def test_other_methods_train_all_their_auto_encoders_again(inputs_for):
-    old = inputs_for("old", 3, "codes.method=direct")
+def test_other_methods_train_all_their_auto_encoders_again(make_inputs):
+    old = make_inputs("old", 3, "codes.method=direct")
     run_codes_stage(old)
-    new = inputs_for("new", 4, "codes.method=direct", f"extend={old.folder}")
+    new = make_inputs("new", 4, "codes.method=direct", f"extend={old.folder}")
     run_codes_stage(new)
-    kept = summary(new)["links"]
-    assert (kept["reused"], kept["trained"], len(kept["seconds"])) == (0, 1, 1)
+    links = load_codes_summary(new)["links"]
+    assert (links["reused"], links["trained"], len(links["seconds"])) == (0, 1, 1)

@@ -17,7 +17,7 @@ from ka_ray.teachers import Teacher, load_teacher
 
 AUGMENT = Augmentation(flip=True, shift=2)
 ONE_VIEW = ScoresConfig()
-OVERLAPPING = {"low": tuple("abcde"), "high": tuple("gdfea")}
+OVERLAPPING_LABEL_SETS = {"low": tuple("abcde"), "high": tuple("gdfea")}
 CLASSES = "abcdegf"
 
 
@@ -32,10 +32,10 @@ def student(make_spec, teachers) -> Student:
 
 
 @pytest.fixture
-def student_by(make_spec) -> Callable[[str | None], Student]:
-    """Return a function that makes a student of overlapping label sets with a score rule."""
+def make_student(make_spec) -> Callable[[str | None], Student]:
+    """Return a function that makes a student with overlapping label sets and a given score rule."""
     spec = make_spec("plain", {"conv1": 5}, widths=[4])
-    return lambda rule: Student(replace(spec, label_sets=OVERLAPPING, rule=rule))
+    return lambda rule: Student(replace(spec, label_sets=OVERLAPPING_LABEL_SETS, rule=rule))
 
 
 def make_batch(count: int = 6) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def make_batch(count: int = 6) -> dict[str, Tensor]:
     return {"image": images, "scores": torch.randn(count, 10), "draws": torch.rand(count, NUM_VIEW_DRAWS)}
 
 
-def kl_by_numpy(scores: Tensor, target: Tensor, temperature: float) -> float:
+def kl_in_numpy(scores: Tensor, target: Tensor, temperature: float) -> float:
     def softmax(values: Tensor) -> np.ndarray:
         exponents = np.exp(values.detach().double().numpy() / temperature)
         return exponents / exponents.sum(1, keepdims=True)
@@ -64,7 +64,7 @@ def test_kl_equals_its_formula(student, temperature):
     batch = make_batch()
     config = JointConfig(loss="kl", temperature=temperature)
     computed = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
-    expected = kl_by_numpy(student(batch["image"]), batch["scores"], temperature)
+    expected = kl_in_numpy(student(batch["image"]), batch["scores"], temperature)
     assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -97,8 +97,8 @@ def test_teachers_score_the_augmented_image_of_the_student(student, teachers, lo
     views = augment(batch["image"], AUGMENT, batch["draws"])
     assert not torch.equal(views, batch["image"])
     target = torch.cat([teacher.scores(views) for teacher in teachers], dim=1)
-    stored = JointLearner(student, JointConfig(loss=loss), ONE_VIEW)
-    torch.testing.assert_close(computed, stored({"image": views, "scores": target})["loss"])
+    with_stored_scores = JointLearner(student, JointConfig(loss=loss), ONE_VIEW)
+    torch.testing.assert_close(computed, with_stored_scores({"image": views, "scores": target})["loss"])
 
 
 @pytest.mark.parametrize(("views", "count"), [(("flip",), 2), (("shift",), 5), (("flip", "shift"), 10)])
@@ -118,13 +118,19 @@ def test_targets_of_an_augmented_image_are_averaged_over_its_views(student, teac
     torch.testing.assert_close(computed, expected)
 
 
-def amalgamated_by_loop(own: Tensor, rule: str) -> np.ndarray:
-    """Merge the scores of each class of each image in a loop."""
+def amalgamate_in_loop(own: Tensor, rule: str) -> np.ndarray:
+    """Merge the teachers' scores of each class of each image in a loop."""
     merge = {"mean": np.mean, "max": np.max}[rule]
     per_image = own.reshape(len(own), 2, 5).numpy()
     rows = [
         [
-            merge([scores[t, names.index(c)] for t, names in enumerate(OVERLAPPING.values()) if c in names])
+            merge(
+                [
+                    scores[t, names.index(c)]
+                    for t, names in enumerate(OVERLAPPING_LABEL_SETS.values())
+                    if c in names
+                ]
+            )
             for c in CLASSES
         ]
         for scores in per_image
@@ -134,32 +140,34 @@ def amalgamated_by_loop(own: Tensor, rule: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("configured", "rule"), [(None, "mean"), ("mean", "mean"), ("max", "max")])
 @pytest.mark.parametrize("loss", ["mse", "kl"])
-def test_targets_of_overlapping_label_sets_follow_the_rule(student_by, configured, rule, loss):
-    student, batch = student_by(configured), make_batch()
-    target = amalgamated_by_loop(batch["scores"], rule)
+def test_targets_of_overlapping_label_sets_follow_the_score_rule(make_student, configured, rule, loss):
+    student, batch = make_student(configured), make_batch()
+    target = amalgamate_in_loop(batch["scores"], rule)
     computed = JointLearner(student, JointConfig(loss=loss, temperature=3.0), ONE_VIEW)(batch)["loss"]
     scores = student(batch["image"]).detach()
-    expected = kl_by_numpy(scores, torch.tensor(target), 3.0)
+    expected = kl_in_numpy(scores, torch.tensor(target), 3.0)
     if loss == "mse":
         expected = ((scores.numpy() - target) ** 2).mean() / 2
     assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("loss", "temperature"), [("kl", 1.0), ("kl", 3.0), ("mse", 1.0)])
-def test_conditional_compares_with_each_teacher_among_its_own_classes(student_by, loss, temperature):
-    """Without ``loss: kl`` the temperature is ignored."""
-    student, batch = student_by("conditional"), make_batch()
+def test_the_rule_conditional_compares_the_student_with_each_teacher_among_its_classes(
+    make_student, loss, temperature
+):
+    """Test the loss of this rule. It ignores the temperature if the config's loss is not `kl`."""
+    student, batch = make_student("conditional"), make_batch()
     config = JointConfig(loss=loss, temperature=temperature if loss == "kl" else 7.0)
     computed = JointLearner(student, config, ONE_VIEW)(batch)["loss"]
     scores, expected = student(batch["image"]), 0.0
-    for own, names in zip(batch["scores"].split(5, dim=1), OVERLAPPING.values(), strict=True):
+    for own, names in zip(batch["scores"].split(5, dim=1), OVERLAPPING_LABEL_SETS.values(), strict=True):
         columns = [CLASSES.index(name) for name in names]
-        expected += kl_by_numpy(scores[:, columns], own, temperature)
+        expected += kl_in_numpy(scores[:, columns], own, temperature)
     assert computed.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_targets_of_augmented_images_follow_the_rule(student_by, teachers):
-    student, batch = student_by("conditional"), make_batch()
+def test_targets_of_augmented_images_follow_the_score_rule(make_student, teachers):
+    student, batch = make_student("conditional"), make_batch()
     computed = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)(batch)["loss"]
     views = augment(batch["image"], AUGMENT, batch["draws"])
     stored = {"image": views, "scores": torch.cat([teacher.scores(views) for teacher in teachers], dim=1)}
@@ -171,7 +179,7 @@ def test_augmentation_without_teachers_is_refused(student):
         JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW)
 
 
-def test_mirrored_images_keep_stored_scores_that_are_averaged_over_flips(student, teachers):
+def test_stored_scores_averaged_over_flips_are_used_for_mirrored_images(student, teachers):
     batch, config = make_batch(), JointConfig(augment=Augmentation(flip=True))
     both = ScoresConfig(views=("flip", "shift"))
     stored = torch.cat([score_views(teacher.scores, batch["image"], both) for teacher in teachers], dim=1)
@@ -193,12 +201,12 @@ def test_mirrored_images_keep_stored_scores_that_are_averaged_over_flips(student
         ({}, (), False),
     ],
 )
-def test_teachers_are_needed_if_augmentation_changes_the_scores(augment, views, needed):
+def test_teachers_are_needed_only_if_augmentation_changes_the_scores(augment, views, needed):
     config = JointConfig(augment=Augmentation(**augment))
     assert needs_teacher_scores(config, ScoresConfig(views=views)) is needed
 
 
-def test_only_the_student_is_trained(student, teachers):
+def test_only_the_student_gets_gradients(student, teachers):
     learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
     learner(make_batch())["loss"].backward()
     assert {id(p) for p in learner.parameters()} == {id(p) for p in student.parameters()}
@@ -206,7 +214,7 @@ def test_only_the_student_is_trained(student, teachers):
     assert all(p.grad is None for teacher in teachers for p in teacher.network.parameters())
 
 
-def test_training_mode_does_not_reach_the_teachers(student, teachers):
+def test_training_mode_leaves_the_teachers_in_eval_mode(student, teachers):
     learner = JointLearner(student, JointConfig(augment=AUGMENT), ONE_VIEW, teachers)
     learner.train()
     assert student.training

@@ -18,8 +18,16 @@ from ka_ray.student import Student
 
 
 @dataclass(frozen=True)
-class Case:
-    """A student. If ``paths`` is given, the network is cut there, and ``widths`` are its own widths."""
+class StudentCase:
+    """A student to test.
+
+    Attributes:
+        network: Name of the network.
+        widths: Number of channels of each tap.
+        arguments: Arguments of the network.
+        size: Height and width of an image.
+        paths: Modules at which the network is cut, by tap; empty for a network that has its own taps.
+    """
 
     network: str
     widths: Mapping[str, int]
@@ -28,18 +36,26 @@ class Case:
     paths: Mapping[str, str] = field(default_factory=dict)
 
 
-CUT = "ka_ray.teachers.plain:plain_conv_net"
+PLAIN_CONV_NET = "ka_ray.teachers.plain:plain_conv_net"
 STUDENTS = {
-    "convs": Case("plain", {"conv1": 5, "conv2": 7, "conv3": 4}, {"widths": [4, 6, 8]}, 12),
-    "convs without a tap between": Case("plain", {"conv2": 7}, {"widths": [4, 6, 8]}, 12),
-    "convs and linear layers": Case(
+    "convs": StudentCase("plain", {"conv1": 5, "conv2": 7, "conv3": 4}, {"widths": [4, 6, 8]}, 12),
+    "convs, some without a tap": StudentCase("plain", {"conv2": 7}, {"widths": [4, 6, 8]}, 12),
+    "convs and linear layers": StudentCase(
         "alexnet", {f"conv{i}": i + 1 for i in range(1, 6)} | {"fc6": 8, "fc7": 7}, {}, 64
     ),
-    "cut, with norms": Case(
-        CUT, {"a": 4, "b": 6}, {"num_classes": 4, "widths": [4, 6]}, 12, {"a": "norm1", "b": "norm2"}
+    "cut, with batch norms": StudentCase(
+        PLAIN_CONV_NET,
+        {"a": 4, "b": 6},
+        {"num_classes": 4, "widths": [4, 6]},
+        12,
+        {"a": "norm1", "b": "norm2"},
     ),
-    "cut, adapters kept": Case(
-        CUT, {"a": 4, "b": 6}, {"num_classes": 4, "widths": [4, 6]}, 12, {"a": "pool1", "b": "flatten"}
+    "cut, with kept adapters": StudentCase(
+        PLAIN_CONV_NET,
+        {"a": 4, "b": 6},
+        {"num_classes": 4, "widths": [4, 6]},
+        12,
+        {"a": "pool1", "b": "flatten"},
     ),
 }
 
@@ -56,27 +72,27 @@ def make_learner(make_spec, randomised) -> Callable[..., LayerwiseLearner]:
         channels = {tap: (width, 3, 2) for tap, width in case.widths.items()}
         learner = LayerwiseLearner(student, build_amalgamations("incremental", channels, case.widths))
         randomised(student)
-        perturb(learner)
+        randomise_adapters(learner)
         return learner.train()
 
     return make
 
 
 @torch.no_grad()
-def perturb(learner: LayerwiseLearner) -> None:
+def randomise_adapters(learner: LayerwiseLearner) -> None:
     for adapter in learner.adapters.values():
         channels = len(adapter.linear.bias)
         adapter.linear.weight.normal_(0, channels**-0.5)
         adapter.linear.bias.normal_()
 
 
-def pixels(learner: LayerwiseLearner, count: int = 3) -> Tensor:
+def make_images(learner: LayerwiseLearner, count: int = 3) -> Tensor:
     size = learner.student.spec.image_size
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
-def in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
-    """Run stages and adapters in turn, and return the features of each tap behind its adapter."""
+def run_in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
+    """Run stages and adapters in turn, and return the output of each tap, after its adapter if it has one."""
     features, outputs = learner.student.preprocess(images), {}
     for tap, stage in learner.student.stages.items():
         features = stage(features)
@@ -88,9 +104,9 @@ def in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
 
 def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
     """Return images, scores and random stacked features of the right shapes."""
-    images = pixels(learner, count)
+    images = make_images(learner, count)
     with torch.no_grad():
-        outputs = in_turn(learner, images)
+        outputs = run_in_turn(learner, images)
     label_sets = LabelSets(learner.student.spec.label_sets, learner.student.spec.rule)
     del outputs["scores"]
     batch = {"image": images, "scores": torch.randn(count, label_sets.num_scores)}
@@ -102,10 +118,12 @@ def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", STUDENTS)
 @torch.no_grad()
-def test_the_folded_student_equals_stages_and_adapters_in_turn(make_learner, name, dtype, tolerance):
+def test_the_folded_student_computes_the_same_as_its_stages_and_adapters_in_turn(
+    make_learner, name, dtype, tolerance
+):
     learner = make_learner(name).to(dtype).eval()
-    images = pixels(learner)
-    expected = in_turn(learner, images)
+    images = make_images(learner)
+    expected = run_in_turn(learner, images)
     student = fold_adapters(learner)
     features = student.preprocess(images)
     for tap, stage in student.stages.items():
@@ -118,29 +136,29 @@ NETWORKS = {
     "resnet18": {"stem": "bn1", "early": "layer2", "late": "layer4", "pooled": "avgpool"},
     "mobilenet_v3_small": {"stem": "features.0", "a": "features.1", "b": "features.4", "c": "features.11"},
 }
-KEPT = {"resnet18": ["early", "late", "pooled"], "mobilenet_v3_small": ["stem", "c"]}
+KEPT_ADAPTERS = {"resnet18": ["early", "late", "pooled"], "mobilenet_v3_small": ["stem", "c"]}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_after_training_a_network_with_norms_equals_its_unfolded_chain(make_spec, network):
+def test_folding_keeps_the_outputs_of_a_trained_network_with_batch_norms(make_spec, network):
     spec = make_spec(network, {}, image_size=32)
     student = Student(replace(spec, paths=NETWORKS[network]))
     widths = {tap: shape[0] for tap, shape in student.shapes.items()}
     student.spec = replace(student.spec, widths=widths)
-    assert [*student.kept_adapters] == KEPT[network]
+    assert [*student.kept_adapters] == KEPT_ADAPTERS[network]
     channels = {tap: (width, 4) for tap, width in widths.items()}
     learner = LayerwiseLearner(student, build_amalgamations("direct", channels, widths)).eval()
     batch = make_batch(learner, 8)
     learner.train()
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-3)
-    for _ in range(3):  # moves weights, adapters, and the statistics of the norms
+    for _ in range(3):  # changes weights, adapters and running statistics of the batch norms
         optimizer.zero_grad()
         torch.stack(list(learner(batch).values())).sum().backward()
         optimizer.step()
-    perturb(learner)
-    images = pixels(learner, 4)
+    randomise_adapters(learner)
+    images = make_images(learner, 4)
     with torch.no_grad():
-        expected = in_turn(learner.eval(), images)
+        expected = run_in_turn(learner.eval(), images)
         folded = fold_adapters(learner)
         features = folded.preprocess(images)
         for tap, stage in folded.stages.items():
@@ -151,7 +169,7 @@ def test_after_training_a_network_with_norms_equals_its_unfolded_chain(make_spec
 
 
 def test_folding_puts_the_learner_into_eval_mode(make_learner):
-    learner = make_learner("cut, with norms")
+    learner = make_learner("cut, with batch norms")
     assert learner.training
     student = fold_adapters(learner)
     assert student is learner.student
@@ -159,18 +177,18 @@ def test_folding_puts_the_learner_into_eval_mode(make_learner):
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_folding_adds_no_parameter(make_learner, name):
+def test_folding_keeps_the_names_and_shapes_of_the_parameters(make_learner, name):
     learner = make_learner(name)
     before = {name: tensor.shape for name, tensor in learner.student.state_dict().items()}
     after = {name: tensor.shape for name, tensor in fold_adapters(learner).state_dict().items()}
     assert after == before
 
 
-def test_losses_equal_their_equations(make_learner):
+def test_losses_equal_those_computed_by_hand(make_learner):
     learner = make_learner()
     batch = make_batch(learner)
     codes = {}
-    for tap, chain in learner.encoders.items():  # two teachers, and then a third one with two channels
+    for tap, chain in learner.encoders.items():  # the second link adds the third teacher, with two channels
         first, second = (link.encoder for link in chain.links)
         codes[tap] = functional.conv2d(batch[tap][:, :-2], first.weight[:, :, None, None], first.bias)
         joined = torch.cat([codes[tap], batch[tap][:, -2:]], dim=1)
@@ -200,7 +218,7 @@ def test_losses_equal_their_equations(make_learner):
 
 
 @pytest.mark.parametrize("tap", ["conv1", "conv2", "conv3", "scores"])
-def test_no_gradient_crosses_a_tap(make_learner, tap):
+def test_the_loss_of_a_tap_has_gradients_only_for_its_stage_and_the_adapter_before(make_learner, tap):
     learner = make_learner()
     learner(make_batch(learner))[tap].backward()
     taps = ["conv1", "conv2", "conv3", "scores"]
@@ -218,8 +236,10 @@ def test_no_gradient_crosses_a_tap(make_learner, tap):
     assert reached == expected
 
 
-@pytest.mark.parametrize("name", ["cut, with norms", "cut, adapters kept"])
-def test_no_gradient_crosses_a_tap_of_a_network_that_was_cut(make_learner, name):
+@pytest.mark.parametrize("name", ["cut, with batch norms", "cut, with kept adapters"])
+def test_in_a_cut_network_the_loss_of_a_tap_has_gradients_only_for_its_stage_and_the_adapter_before(
+    make_learner, name
+):
     learner = make_learner(name)
     learner(make_batch(learner))["b"].backward()
     reached = {
@@ -232,13 +252,13 @@ def test_no_gradient_crosses_a_tap_of_a_network_that_was_cut(make_learner, name)
     assert learner.adapters["b"].linear.weight.grad is None
 
 
-OVERLAPPING = {"low": ("a", "b", "c"), "high": ("d", "c")}
+OVERLAPPING_LABEL_SETS = {"low": ("a", "b", "c"), "high": ("d", "c")}
 """Four classes a, b, c, d. The teachers' scores side by side are those of a, b, c, d, c."""
 
 
 @pytest.mark.parametrize("rule", [None, "mean", "max"])
-def test_score_losses_of_overlapping_label_sets_follow_the_rule(make_learner, rule):
-    learner = make_learner(label_sets=OVERLAPPING, rule=rule)
+def test_score_losses_of_overlapping_label_sets_follow_the_score_rule(make_learner, rule):
+    learner = make_learner(label_sets=OVERLAPPING_LABEL_SETS, rule=rule)
     batch = make_batch(learner, 6)
     own = batch["scores"]
     both = torch.maximum(own[:, 2], own[:, 4]) if rule == "max" else (own[:, 2] + own[:, 4]) / 2
@@ -250,7 +270,7 @@ def test_score_losses_of_overlapping_label_sets_follow_the_rule(make_learner, ru
 
 
 def test_the_last_layer_is_trained_on_centred_scores(make_learner):
-    learner = make_learner(label_sets=OVERLAPPING, rule="max", center=True)
+    learner = make_learner(label_sets=OVERLAPPING_LABEL_SETS, rule="max", center=True)
     batch = make_batch(learner, 6)
     low, high = (part - part.mean(1, keepdim=True) for part in batch["scores"].split([3, 2], dim=1))
     target = torch.cat([low[:, :2], torch.maximum(low[:, 2:], high[:, 1:]), high[:, :1]], dim=1)
@@ -258,8 +278,8 @@ def test_the_last_layer_is_trained_on_centred_scores(make_learner):
     torch.testing.assert_close(learner(batch)["scores"], ((estimate - target) ** 2).mean() / 2)
 
 
-def test_conditional_compares_each_teachers_scores_among_its_own_classes(make_learner):
-    learner = make_learner(label_sets=OVERLAPPING, rule="conditional")
+def test_the_rule_conditional_compares_each_teachers_scores_among_its_classes(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING_LABEL_SETS, rule="conditional")
     batch = make_batch(learner, 6)
     estimate = learner.estimates_and_targets(batch)["scores"][0]
     expected = 0.0
@@ -269,28 +289,28 @@ def test_conditional_compares_each_teachers_scores_among_its_own_classes(make_le
     torch.testing.assert_close(learner(batch)["scores"], expected)
 
 
-def test_the_error_of_conditional_ignores_a_constant_added_to_all_scores(make_learner):
-    learner = make_learner(label_sets=OVERLAPPING, rule="conditional").eval()
+def test_the_relative_error_of_the_rule_conditional_ignores_a_constant_added_to_all_scores(make_learner):
+    learner = make_learner(label_sets=OVERLAPPING_LABEL_SETS, rule="conditional").eval()
     batch = make_batch(learner, 6)
     before = relative_error(learner.error_sums(batch)["scores"])
     with torch.no_grad():
         learner.student.stages["scores"][-1].bias.add_(5)
     assert relative_error(learner.error_sums(batch)["scores"]) == pytest.approx(before, rel=1e-4)
-    target = LabelSets(OVERLAPPING, "conditional").amalgamate(batch["scores"])
+    target = LabelSets(OVERLAPPING_LABEL_SETS, "conditional").amalgamate(batch["scores"])
     estimate = learner.estimates_and_targets(batch)["scores"][0]
     estimate, target = (t - t.mean(1, keepdim=True) for t in (estimate.detach(), target))
     error = ((estimate - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
     assert before == pytest.approx(error.item(), rel=1e-4)
 
 
-def test_only_the_encoders_are_frozen(make_learner):
+def test_all_parameters_except_those_of_the_encoders_get_gradients(make_learner):
     learner = make_learner()
     torch.stack(list(learner(make_batch(learner)).values())).sum().backward()
     for name, parameter in learner.named_parameters():
         assert (parameter.grad is None) == name.startswith("encoders."), name
 
 
-@pytest.mark.parametrize("name", ["convs", "convs and linear layers", "cut, with norms"])
+@pytest.mark.parametrize("name", ["convs", "convs and linear layers", "cut, with batch norms"])
 def test_the_relative_error_covers_all_batches(make_learner, name):
     learner = make_learner(name).eval()
     batches = [make_batch(learner, count) for count in (4, 3, 5)]

@@ -28,7 +28,7 @@ def images(make_store, tmp_path):
     return tmp_path / "images"
 
 
-def train_low(load_config, images, folder, *overrides: str):
+def train_teacher_low(load_config, images, folder, *overrides: str):
     config = load_config("teachers.0.checkpoint=null", "teachers.0.training.batch_size=30", *overrides)
     reports: list[Progress] = []
     train_teacher(config.teachers[0], images, folder, 0, torch.device("cpu"), reports.append)
@@ -52,7 +52,7 @@ def test_the_loss_is_cross_entropy_on_augmented_images():
 
 
 def test_a_trained_teacher_loads_and_predicts_its_classes(load_config, images, tmp_path):
-    config, reports = train_low(load_config, images, tmp_path, "teachers.0.training.epochs=40")
+    config, reports = train_teacher_low(load_config, images, tmp_path, "teachers.0.training.epochs=40")
     checkpoint = teacher_checkpoint_path(tmp_path, "low")
     teacher = load_teacher(config.model_copy(update={"checkpoint": checkpoint}))
     digits = load_digits()
@@ -64,38 +64,42 @@ def test_a_trained_teacher_loads_and_predicts_its_classes(load_config, images, t
 
 
 def test_an_existing_checkpoint_is_not_trained_again(load_config, images, tmp_path):
-    train_low(load_config, images, tmp_path, "teachers.0.training.epochs=1")
+    train_teacher_low(load_config, images, tmp_path, "teachers.0.training.epochs=1")
     before = teacher_checkpoint_path(tmp_path, "low").read_bytes()
-    _, reports = train_low(load_config, images, tmp_path, "teachers.0.training.epochs=2")
+    _, reports = train_teacher_low(load_config, images, tmp_path, "teachers.0.training.epochs=2")
     assert reports == []
     assert teacher_checkpoint_path(tmp_path, "low").read_bytes() == before
 
 
 def test_the_same_seed_trains_the_same_teacher(load_config, images, tmp_path):
     for folder in ("first", "second"):
-        train_low(load_config, images, tmp_path / folder, "teachers.0.training.epochs=1")
+        train_teacher_low(load_config, images, tmp_path / folder, "teachers.0.training.epochs=1")
     first, second = (teacher_checkpoint_path(tmp_path / f, "low").read_bytes() for f in ("first", "second"))
     assert first == second
 
 
-def test_a_class_without_images_is_refused_by_name(load_config, images, tmp_path):
+def test_a_class_without_images_is_refused_and_the_message_names_it(load_config, images, tmp_path):
     with pytest.raises(InputError, match="teacher low: no image is labelled cat"):
-        train_low(load_config, images, tmp_path, "teachers.0.training.epochs=1", "teachers.0.classes.4=cat")
+        train_teacher_low(
+            load_config, images, tmp_path, "teachers.0.training.epochs=1", "teachers.0.classes.4=cat"
+        )
 
 
-def labelled(make_store, *labels: str):
+def make_labelled_store(make_store, *labels: str):
     column = np.array(labels, dtype=object)
     return make_store({"image_id": np.arange(len(labels)), "label": column}, shards=1, folder="labelled")
 
 
-def test_targets_are_class_indices_or_minus_one(make_store):
-    store = labelled(make_store, "cow", "cat", "bird", "dog", "cat", "", "cow")
-    targets = class_targets(store, ("dog", "cow", "cat"), "somebody")
+def test_targets_are_class_indices_or_minus_one_for_other_labels(make_store):
+    store = make_labelled_store(make_store, "cow", "cat", "bird", "dog", "cat", "", "cow")
+    targets = class_targets(store, ("dog", "cow", "cat"), "teacher low")
     assert targets.dtype == np.int64
     assert targets.tolist() == [1, 2, -1, 0, 2, -1, 1]
 
 
-def test_all_classes_without_images_are_named(make_store):
-    store = labelled(make_store, "cow", "cat")
-    with pytest.raises(InputError, match=r"^somebody: no image is labelled dog, bird; .*spelled the same$"):
-        class_targets(store, ("dog", "cow", "bird"), "somebody")
+def test_the_message_names_all_classes_without_images(make_store):
+    store = make_labelled_store(make_store, "cow", "cat")
+    with pytest.raises(
+        InputError, match=r"^teacher low: no image is labelled dog, bird; .*spelled the same$"
+    ):
+        class_targets(store, ("dog", "cow", "bird"), "teacher low")

@@ -16,13 +16,13 @@ from ka_ray.student import Student, load_student
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.training.batches import Batches
 
-EXACT = ("codes.solver=exact", "codes.basis=channels", "layers.solver=least_squares")
+CLOSED_FORM = ("codes.solver=exact", "codes.basis=channels", "layers.solver=least_squares")
 WIDTHS = {"conv1": 3, "conv2": 7}
 
 
 @pytest.fixture
-def inputs(inputs_for):
-    return inputs_for(*EXACT)
+def inputs(make_inputs):
+    return make_inputs(*CLOSED_FORM)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def layer_moments(inputs) -> LayerMoments:
     return LayerMoments(build_full_width_student(inputs.plan.spec, stacked).spec, meter.total)
 
 
-def agreement_of(student: Student, folder) -> float:
+def compute_agreement(student: Student, folder) -> float:
     store = Store(folder)
     rows = store.gather(["image", SCORES], np.arange(len(store)))
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_without_joint_learning_the_student_is_solved_from_moments(inputs, layer
         assert torch.equal(found.state_dict()[name], weight)
     assert ridge is None or {solution.ridge for solution in solutions.values()} == {ridge}
     (report,) = reports
-    assert (report["epochs"], report["agreement"]) == (0, agreement_of(expected, held_out))
+    assert (report["epochs"], report["agreement"]) == (0, compute_agreement(expected, held_out))
 
 
 def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, tmp_path):
@@ -64,7 +64,7 @@ def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, t
     trial = TrialStudent(WIDTHS, None, 0.004, folder)
     run_trial(trial, layer_moments, inputs, held_out, reports.append)
     assert [report["epochs"] for report in reports] == [1, 2, 3]
-    assert reports[-1]["agreement"] == agreement_of(load_student(folder), held_out)
+    assert reports[-1]["agreement"] == compute_agreement(load_student(folder), held_out)
 
     start, _ = layer_moments.compute_student(WIDTHS)
     joint = inputs.config.joint.model_copy(update={"learning_rate": 0.004})

@@ -1,4 +1,4 @@
-"""Local copies of remote files: every version is downloaded whole and once, even by several processes."""
+"""Test local copies of remote files: each version is downloaded completely and only once."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from ka_ray.storage.uris import to_path
 
 @pytest.fixture(params=["file", "s3"])
 def remote_folder(request, tmp_path, monkeypatch) -> Path:
-    """A remote folder, with an empty cache."""
+    """Return a remote folder, and set an empty cache folder."""
     monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))
     if request.param == "file":
         folder = to_path(f"file://{tmp_path}/remote_folder")
@@ -23,7 +23,7 @@ def remote_folder(request, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_a_local_file_is_its_own_copy(tmp_path):
+def test_a_local_file_is_returned_and_not_copied(tmp_path):
     assert fetch_local_copy(tmp_path / "x") == tmp_path / "x"
 
 
@@ -43,7 +43,8 @@ def test_a_second_call_downloads_nothing(remote_folder):
 def test_a_changed_file_is_fetched_again(remote_folder):
     write_text(remote_folder / "x", "first")
     old = fetch_local_copy(remote_folder / "x")
-    write_text(remote_folder / "x", "other")  # of the same length, so that the size does not tell them apart
+    # The new content has the same length, so that the file size does not show the change.
+    write_text(remote_folder / "x", "other")
     assert fetch_local_copy(remote_folder / "x").read_text() == "other"
     assert old.read_text() == "first"  # a run that uses the old copy can go on
 
@@ -73,20 +74,20 @@ def test_a_file_that_changes_during_the_download_is_fetched_again(remote_folder,
     get_file = remote_folder.fs.get_file
     changes = iter(["third", "again"])
 
-    def change_first(name: str, to: str) -> None:
+    def change_file_and_download(name: str, to: str) -> None:
         write_text(remote_folder / "x", next(changes, "again"))
         get_file(name, to)
 
-    monkeypatch.setattr(remote_folder.fs, "get_file", change_first)
+    monkeypatch.setattr(remote_folder.fs, "get_file", change_file_and_download)
     if "file" in str(remote_folder):
         with pytest.raises(OSError, match="x cannot be fetched: it changed during each of 3 downloads"):
             fetch_local_copy(remote_folder / "x")
         return
-    # On S3 the same content is the same version.
+    # On S3, two uploads of the same content count as one version.
     assert fetch_local_copy(remote_folder / "x").read_text() == "again"
 
 
-def _fetch_at_once(uri: str, barrier, results) -> None:
+def _fetch_after_barrier(uri: str, barrier, results) -> None:
     path = to_path(uri)
     barrier.wait()
     copy = fetch_local_copy(path)
@@ -98,7 +99,7 @@ def test_simultaneous_processes_share_one_copy(remote_folder):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
     processes = [
-        context.Process(target=_fetch_at_once, args=(f"{remote_folder}/big", barrier, results))
+        context.Process(target=_fetch_after_barrier, args=(f"{remote_folder}/big", barrier, results))
         for _ in range(3)
     ]
     for process in processes:
@@ -115,7 +116,9 @@ def test_three_simultaneous_processes_send_one_request(s3, s3_requests):
     path.write_bytes(b"x" * 20_000_000)
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_fetch_at_once, args=(str(path), barrier, results)) for _ in range(3)]
+    processes = [
+        context.Process(target=_fetch_after_barrier, args=(str(path), barrier, results)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:

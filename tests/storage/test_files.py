@@ -1,4 +1,4 @@
-"""File operations on a local disk, on a ``file://`` URI and on an S3 server: the outcome is the same."""
+"""Test that file operations do the same on a local disk, on a ``file://`` URI and on an S3 server."""
 
 import multiprocessing
 import pickle
@@ -26,144 +26,144 @@ from ka_ray.storage.files import (
 )
 from ka_ray.storage.uris import to_path
 
-ROUNDS = 30
-SIZE = 2_000_000
+NUM_WRITES = 30
+NUM_BYTES = 2_000_000
 
 
 @pytest.fixture(params=["local", "file", "s3"])
-def place(request, tmp_path) -> Path:
-    """A folder on each of three file systems, which does not exist yet."""
+def folder(request, tmp_path) -> Path:
+    """Return a folder on one of three file systems, which does not exist yet."""
     if request.param == "local":
-        return tmp_path / "place"
+        return tmp_path / "folder"
     if request.param == "file":
-        return to_path(f"file://{tmp_path}/place")
-    return to_path(f"{request.getfixturevalue('s3')}/deep/place")
+        return to_path(f"file://{tmp_path}/folder")
+    return to_path(f"{request.getfixturevalue('s3')}/deep/folder")
 
 
-def test_a_written_file_can_be_read(place):
-    make_folder(place / "a" / "b")
-    write_text(place / "a" / "b" / "note.txt", "höhe\n")
-    assert (place / "a" / "b" / "note.txt").read_text() == "höhe\n"
-    assert exists(place / "a" / "b" / "note.txt")
-    assert exists(place / "a")
-    assert not exists(place / "a" / "c")
+def test_a_written_file_can_be_read(folder):
+    make_folder(folder / "a" / "b")
+    write_text(folder / "a" / "b" / "note.txt", "höhe\n")
+    assert (folder / "a" / "b" / "note.txt").read_text() == "höhe\n"
+    assert exists(folder / "a" / "b" / "note.txt")
+    assert exists(folder / "a")
+    assert not exists(folder / "a" / "c")
 
 
-def test_writing_leaves_no_other_file(place):
-    make_folder(place)
+def test_writing_leaves_no_temporary_file(folder):
+    make_folder(folder)
     for text in ("one", "two"):
-        write_text(place / "note.txt", text)
-    assert list_files(place) == ["note.txt"]
-    assert (place / "note.txt").read_text() == "two"
+        write_text(folder / "note.txt", text)
+    assert list_files(folder) == ["note.txt"]
+    assert (folder / "note.txt").read_text() == "two"
 
 
-def test_a_failing_atomic_file_block_keeps_the_old_file(place):
-    make_folder(place)
-    write_text(place / "note.txt", "whole")
+def test_a_failing_atomic_file_block_keeps_the_old_file(folder):
+    make_folder(folder)
+    write_text(folder / "note.txt", "whole")
 
     def fail() -> None:
-        with atomic_file(place / "note.txt") as part:
-            part.write_text("ha")
+        with atomic_file(folder / "note.txt") as part:
+            part.write_text("a part")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         fail()
-    assert list_files(place) == ["note.txt"]
-    assert (place / "note.txt").read_text() == "whole"
+    assert list_files(folder) == ["note.txt"]
+    assert (folder / "note.txt").read_text() == "whole"
 
 
 def _write_repeatedly(folder: str, ready) -> None:
-    for number in range(ROUNDS):
+    for number in range(NUM_WRITES):
         with atomic_file(to_path(folder) / "big") as part:
-            part.write_bytes(bytes([number]) * SIZE)
+            part.write_bytes(bytes([number]) * NUM_BYTES)
         ready.set()
 
 
-def test_readers_never_see_a_partly_written_file(place):
-    make_folder(place)
+def test_readers_never_see_a_partly_written_file(folder):
+    make_folder(folder)
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    writer = context.Process(target=_write_repeatedly, args=(str(place), ready))
+    writer = context.Process(target=_write_repeatedly, args=(str(folder), ready))
     writer.start()
     assert ready.wait(120)
     seen = set()
     while writer.is_alive() or len(seen) < 2:
-        content = read_bytes(place / "big")
-        assert len(content) == SIZE
-        assert content == content[:1] * SIZE
+        content = read_bytes(folder / "big")
+        assert len(content) == NUM_BYTES
+        assert content == content[:1] * NUM_BYTES
         seen.add(content[0])
         assert writer.exitcode in (None, 0)
     writer.join()
-    assert (place / "big").read_bytes()[0] == ROUNDS - 1
+    assert (folder / "big").read_bytes()[0] == NUM_WRITES - 1
 
 
-def test_files_of_another_process_are_seen_at_once(place):
-    make_folder(place)
-    write_text(place / "first.txt", "x")
-    assert list_files(place) == ["first.txt"]
-    assert [path.name for path in place.iterdir()] == ["first.txt"]
-    assert not exists(place / "note.txt")
+def test_files_written_by_another_process_are_seen_at_once(folder):
+    make_folder(folder)
+    write_text(folder / "first.txt", "x")
+    assert list_files(folder) == ["first.txt"]
+    assert [path.name for path in folder.iterdir()] == ["first.txt"]
+    assert not exists(folder / "note.txt")
     code = "from ka_ray.storage.files import *; from ka_ray.storage.uris import to_path; "
-    code += f"write_text(to_path({str(place)!r}) / 'note.txt', 'x')"
+    code += f"write_text(to_path({str(folder)!r}) / 'note.txt', 'x')"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert exists(place / "note.txt")
-    assert list_files(place) == ["first.txt", "note.txt"]
-    assert sorted(path.name for path in place.iterdir()) == ["first.txt", "note.txt"]
-    assert sorted(path.name for path in place.glob("*.txt")) == ["first.txt", "note.txt"]
+    assert exists(folder / "note.txt")
+    assert list_files(folder) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["first.txt", "note.txt"]
+    assert sorted(path.name for path in folder.glob("*.txt")) == ["first.txt", "note.txt"]
 
 
-def test_remove_tree_removes_nothing_else(place):
+def test_remove_tree_removes_nothing_else(folder):
     for name in ("tree/a/b", "tree/c", "tree_of_another"):
-        make_folder((place / name).parent)
-        write_text(place / name, "x")
-    remove_tree(place / "tree")
-    remove_tree(place / "never_there")
-    assert list_files(place) == ["tree_of_another"]
-    assert not exists(place / "tree")
+        make_folder((folder / name).parent)
+        write_text(folder / name, "x")
+    remove_tree(folder / "tree")
+    remove_tree(folder / "missing")
+    assert list_files(folder) == ["tree_of_another"]
+    assert not exists(folder / "tree")
 
 
-def test_files_are_listed_folder_by_folder(place):
+def test_files_are_listed_folder_by_folder(folder):
     names = ["b.png", "a/z.PNG", "a-b/a.png", "a/b/c.png", "a/notes.txt"]
     for name in names:
-        make_folder((place / name).parent)
-        write_text(place / name, name)
-    assert list_files(place) == ["a/b/c.png", "a/notes.txt", "a/z.PNG", "a-b/a.png", "b.png"]
-    assert list_files(place, {".png"}) == ["a/b/c.png", "a/z.PNG", "a-b/a.png", "b.png"]
+        make_folder((folder / name).parent)
+        write_text(folder / name, name)
+    assert list_files(folder) == ["a/b/c.png", "a/notes.txt", "a/z.PNG", "a-b/a.png", "b.png"]
+    assert list_files(folder, {".png"}) == ["a/b/c.png", "a/z.PNG", "a-b/a.png", "b.png"]
 
 
-def test_read_files_keeps_the_order_and_returns_errors(place):
-    make_folder(place)
+def test_read_files_keeps_the_order_and_returns_errors(folder):
+    make_folder(folder)
     names = [f"{number} [{number % 3}]*.txt" for number in range(40)]
     for name in names:
-        write_text(place / name, name)
-    # Brackets and stars are part of these names, and not patterns.
-    wanted = [f"{place}/{name}" for name in [*names[30:], "nowhere", *names[:30]]]
-    contents = list(read_files(wanted))
+        write_text(folder / name, name)
+    # Brackets and stars in these names must not be taken for patterns.
+    requested = [f"{folder}/{name}" for name in [*names[30:], "nowhere", *names[:30]]]
+    contents = list(read_files(requested))
     assert isinstance(contents[10], FileNotFoundError)
     assert b"".join(contents[:10] + contents[11:]).decode() == "".join(names[30:] + names[:30])
     assert list(read_files([])) == []
 
 
-def test_open_random_access_reads_a_range(place, monkeypatch):
-    make_folder(place)
-    with atomic_file(place / "numbers") as part:
+def test_open_random_access_reads_a_range(folder, monkeypatch):
+    make_folder(folder)
+    with atomic_file(folder / "numbers") as part:
         part.write_bytes(bytes(range(250)) * 4000)
-    with open_random_access(place / "numbers") as opened:
-        if not is_remote(place):
-            assert opened == place / "numbers"
+    with open_random_access(folder / "numbers") as opened:
+        if not is_remote(folder):
+            assert opened == folder / "numbers"
             return
         opened.seek(250 * 2000 + 7)
         assert opened.read(3) == bytes([7, 8, 9])
 
 
-def test_paths_can_be_pickled(place):
-    copy = pickle.loads(pickle.dumps(place / "x"))
-    assert copy == place / "x"
-    assert str(copy) == f"{place}/x"
+def test_paths_can_be_pickled(folder):
+    copy = pickle.loads(pickle.dumps(folder / "x"))
+    assert copy == folder / "x"
+    assert str(copy) == f"{folder}/x"
     assert to_path(str(copy)) == copy
 
 
-def test_a_local_name_becomes_a_pathlib_path(monkeypatch):
+def test_to_path_returns_a_pathlib_path_for_a_local_path(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert to_path("~/x") == Path("/somewhere/x")
     assert to_path("runs/x") == Path("runs/x")
@@ -197,13 +197,13 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
         ("file:///", "the URI is incomplete"),
     ],
 )
-def test_a_uri_that_cannot_work_is_refused(uri, message):
+def test_an_unsupported_or_incomplete_uri_is_refused(uri, message):
     with pytest.raises(InputError, match=message):
         to_path(uri)
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
-def test_a_missing_package_names_the_extra(monkeypatch, protocol, extra):
+def test_the_message_about_a_missing_package_names_the_extra_to_install(monkeypatch, protocol, extra):
     def missing(name: str) -> None:
         raise ImportError(f"Install {name}")
 

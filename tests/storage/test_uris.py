@@ -1,4 +1,4 @@
-"""URIs in a config: kept as they are, also in dumps; refused before anything starts if they cannot work."""
+"""Test URIs in a config: they are kept, also in dumps, and unusable ones are refused when it is loaded."""
 
 import json
 
@@ -11,8 +11,8 @@ from ka_ray.storage.uris import to_path
 
 
 @pytest.fixture
-def on_s3(s3, load_config, config_tree):
-    """A config whose teachers, class names and output lie on S3."""
+def config_on_s3(s3, load_config, config_tree):
+    """Return a config whose teachers, class names and output lie on S3."""
     checkpoint = to_path(f"{s3}/teachers/low.safetensors")
     checkpoint.write_bytes(b"weights")
     write_text(to_path(f"{s3}/names.txt"), "red\n\n  green \n")
@@ -20,31 +20,31 @@ def on_s3(s3, load_config, config_tree):
     return load_config(f"output={s3}/runs/one/")
 
 
-def test_uris_in_a_config_are_kept(on_s3, s3):
-    assert str(on_s3.output_dir) == f"{s3}/runs/one"
-    assert is_remote(on_s3.output_dir)
-    assert str(on_s3.teachers[0].checkpoint) == f"{s3}/teachers/low.safetensors"
-    assert not is_remote(on_s3.teachers[1].checkpoint)
-    assert on_s3.teachers[0].classes == ("red", "green")
+def test_uris_in_a_config_are_kept(config_on_s3, s3):
+    assert str(config_on_s3.output_dir) == f"{s3}/runs/one"
+    assert is_remote(config_on_s3.output_dir)
+    assert str(config_on_s3.teachers[0].checkpoint) == f"{s3}/teachers/low.safetensors"
+    assert not is_remote(config_on_s3.teachers[1].checkpoint)
+    assert config_on_s3.teachers[0].classes == ("red", "green")
 
 
-def test_a_dumped_config_with_uris_loads_again(on_s3, s3):
-    dumped = json.loads(json.dumps(on_s3.model_dump(mode="json")))
+def test_a_dumped_config_with_uris_loads_again(config_on_s3, s3):
+    dumped = json.loads(json.dumps(config_on_s3.model_dump(mode="json")))
     assert dumped["output"] == f"{s3}/runs/one"
-    assert Config.model_validate(dumped) == on_s3
-    assert Config.model_validate(on_s3.model_dump()) == on_s3
-    assert with_overrides(on_s3, ["seed=3"]).teachers == on_s3.teachers
-    assert flatten(on_s3)["teachers.0.checkpoint"] == f"{s3}/teachers/low.safetensors"
+    assert Config.model_validate(dumped) == config_on_s3
+    assert Config.model_validate(config_on_s3.model_dump()) == config_on_s3
+    assert with_overrides(config_on_s3, ["seed=3"]).teachers == config_on_s3.teachers
+    assert flatten(config_on_s3)["teachers.0.checkpoint"] == f"{s3}/teachers/low.safetensors"
 
 
-def test_a_config_file_can_be_on_s3(on_s3, s3):
-    write_text(to_path(f"{s3}/config.yaml"), json.dumps(on_s3.model_dump(mode="json")))
-    assert Config.load(f"{s3}/config.yaml", ["seed=5"]) == with_overrides(on_s3, ["seed=5"])
+def test_a_config_file_can_be_on_s3(config_on_s3, s3):
+    write_text(to_path(f"{s3}/config.yaml"), json.dumps(config_on_s3.model_dump(mode="json")))
+    assert Config.load(f"{s3}/config.yaml", ["seed=5"]) == with_overrides(config_on_s3, ["seed=5"])
     with pytest.raises(InputError, match=f"config {s3}/other.yaml does not exist"):
         Config.load(f"{s3}/other.yaml")
 
 
-def test_a_missing_object_is_reported_with_its_key(on_s3, s3, load_config):
+def test_a_missing_object_is_reported_with_its_key(config_on_s3, s3, load_config):
     for key in ("teachers.0.checkpoint", "extend", "teachers.1.classes"):
         with pytest.raises(InputError, match=rf"{key}: {s3}/nowhere does not exist"):
             load_config(f"{key}={s3}/nowhere")
@@ -65,7 +65,7 @@ def test_a_missing_object_is_reported_with_its_key(on_s3, s3, load_config):
         ("output=3", "output: must be a path or a URI, it is a int"),
     ],
 )
-def test_a_uri_that_cannot_work_is_one_message_that_names_its_key(load_config, override, message):
+def test_an_unusable_uri_is_reported_in_one_message_that_names_its_key(load_config, override, message):
     with pytest.raises(InputError) as caught:
         load_config(override)
     assert "1 problem" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Adapters are 1x1 convs that are initialised as the identity."""
+"""Test that adapters are 1x1 convs that are initialised as the identity."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from ka_ray.student.adapter import Adapter
 
 
-def random_adapter(channels: int) -> Adapter:
+def make_random_adapter(channels: int) -> Adapter:
     adapter = Adapter(channels)
     nn.init.normal_(adapter.linear.weight)
     nn.init.normal_(adapter.linear.bias)
@@ -21,6 +21,6 @@ def test_a_new_adapter_is_the_identity(shape):
 
 
 def test_an_adapter_is_a_1x1_conv():
-    adapter, code = random_adapter(6), torch.randn(2, 6, 3, 5)
+    adapter, code = make_random_adapter(6), torch.randn(2, 6, 3, 5)
     weight = adapter.linear.weight[:, :, None, None]
     torch.testing.assert_close(adapter(code), nn.functional.conv2d(code, weight, adapter.linear.bias))

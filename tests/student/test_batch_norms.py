@@ -1,4 +1,4 @@
-"""Batch norms get the statistics of their input, and still compute the same in eval mode."""
+"""Test that batch norms get the statistics of their input, and still compute the same in eval mode."""
 
 import copy
 
@@ -16,7 +16,7 @@ def norm_cases() -> list[tuple[nn.Module, tuple[int, ...]]]:
 
 @pytest.mark.parametrize(("norm", "shape"), norm_cases())
 @torch.no_grad()
-def test_a_norm_with_replaced_statistics_computes_the_same(randomised, norm, shape):
+def test_a_batch_norm_with_replaced_statistics_computes_the_same(randomised, norm, shape):
     norm, codes = randomised(norm).double(), torch.randn(shape, dtype=torch.float64)
     expected, mean, variance = norm(codes), torch.randn(5), torch.rand(5)
     replace_running_stats(norm, mean, variance)
@@ -25,7 +25,7 @@ def test_a_norm_with_replaced_statistics_computes_the_same(randomised, norm, sha
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
-def test_a_norm_that_cannot_compensate_is_refused(options):
+def test_a_batch_norm_without_weights_or_without_statistics_is_refused(options):
     with pytest.raises(ValueError, match="only a batch norm with"):
         replace_running_stats(nn.BatchNorm2d(3, **options), torch.zeros(3), torch.ones(3))
 
@@ -37,13 +37,13 @@ def network(randomised) -> nn.Module:
     return randomised(network.double())
 
 
-def data(count: int = 48) -> Tensor:
+def make_images(count: int = 48) -> Tensor:
     return 3 * torch.randn(count, 3, 8, 8, dtype=torch.float64) + 100
 
 
 @torch.no_grad()
-def test_recalibrated_norms_have_the_statistics_of_their_input(network):
-    images = data()
+def test_recalibrated_batch_norms_have_the_statistics_of_their_input(network):
+    images = make_images()
     expected, inner = network(images), network[1](network[0](images))
     recalibrate_batch_norms(network, images.split([20, 20, 8]))
     for norm, features in ((network[0], images), (network[2], inner)):
@@ -54,8 +54,8 @@ def test_recalibrated_norms_have_the_statistics_of_their_input(network):
 
 
 @torch.no_grad()
-def test_recalibrated_norms_compute_the_same_in_training_and_eval_mode(network):
-    images = data()
+def test_recalibrated_batch_norms_compute_the_same_in_training_and_eval_mode(network):
+    images = make_images()
     expected = network(images)
     assert (copy.deepcopy(network).train()(images) - expected).abs().max() > 1
     recalibrate_batch_norms(network, [images])
@@ -63,24 +63,24 @@ def test_recalibrated_norms_compute_the_same_in_training_and_eval_mode(network):
 
 
 @torch.no_grad()
-def test_ranks_that_add_their_sums_agree_with_one_that_gets_all_images(network):
-    images, sums = data(), list[Tensor]()
+def test_ranks_that_add_their_sums_get_the_same_statistics_as_one_process_with_all_images(network):
+    images, sums = make_images(), list[Tensor]()
     single, first, second = (copy.deepcopy(network) for _ in range(3))
 
-    def keep(own: Tensor) -> Tensor:
+    def record_sums(own: Tensor) -> Tensor:
         sums.append(own.clone())
         return torch.zeros_like(own)
 
-    for one, part in ((first, images[:30]), (second, images[30:])):
-        recalibrate_batch_norms(copy.deepcopy(one), [part], keep)
+    for rank_network, part in ((first, images[:30]), (second, images[30:])):
+        recalibrate_batch_norms(copy.deepcopy(rank_network), [part], record_sums)
     recalibrate_batch_norms(first, [images[:30]], lambda own: own + sums[1])
     recalibrate_batch_norms(second, [], lambda own: own + sums[0] + sums[1])
     recalibrate_batch_norms(single, [images])
-    for one in (first, second):
-        torch.testing.assert_close(one.state_dict(), single.state_dict())
+    for rank_network in (first, second):
+        torch.testing.assert_close(rank_network.state_dict(), single.state_dict())
 
 
-def test_recalibrating_without_data_or_norms_changes_nothing(network):
+def test_recalibrating_without_images_or_without_batch_norms_changes_nothing(network):
     before = copy.deepcopy(network.state_dict())
     recalibrate_batch_norms(network, [])
     recalibrate_batch_norms(nn.Linear(2, 2), [torch.zeros(1, 2)])
@@ -91,6 +91,6 @@ def test_recalibrating_restores_modes_and_hooks_after_an_error(network):
     network.train()
     network[2].eval()
     with pytest.raises(RuntimeError):
-        recalibrate_batch_norms(network, [data(2), torch.zeros(2, 4, 8, 8)])
+        recalibrate_batch_norms(network, [make_images(2), torch.zeros(2, 4, 8, 8)])
     assert [network.training, network[0].training, network[2].training] == [True, True, False]
     assert not any(module._forward_pre_hooks for module in network.modules())

@@ -1,4 +1,4 @@
-"""The stages of a network, run one after the other, compute the same as the network."""
+"""Test that the stages of a network, run one after the other, compute the same as the network."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from ka_ray.student.trace import drop_probability_attr
 from ka_ray.teachers.plain import plain_conv_net
 
 
-class Skip(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual block: adds in place, and calls one in-place ReLU twice."""
 
     def __init__(self, channels: int = 4) -> None:
@@ -33,14 +33,14 @@ class UserNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.skip = Skip()
+        self.skip = ResidualBlock()
         self.bias = nn.Parameter(torch.randn(4, 1, 1))
         self.drop = nn.Dropout(0.5)
         self.register_buffer("scale", torch.rand(4, 1, 1), persistent=False)
         self.pool = nn.AdaptiveAvgPool2d(2)
         self.head = nn.Linear(16, 5)
         self.unused = nn.Linear(2, 2)
-        self.pair = Pair()
+        self.pair = ReturnsPair()
 
     def forward(self, images: Tensor, gain: float = 2.0) -> Tensor:
         batch = images.shape[0]
@@ -52,7 +52,7 @@ class UserNetwork(nn.Module):
         return self.head(x.view(batch, -1) + self.bias.new_zeros(batch, 1))
 
 
-class Pair(nn.Module):
+class ReturnsPair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.relu(), x * 3
 
@@ -79,13 +79,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def run(stages: nn.ModuleDict, features: Tensor) -> Tensor:
+def run_in_turn(stages: nn.ModuleDict, features: Tensor) -> Tensor:
     for stage in stages.values():
         features = stage(features)
     return features
 
 
-def images(count: int, size: int = 64) -> Tensor:
+def make_images(count: int, size: int = 64) -> Tensor:
     return torch.randn(count, 3, size, size)
 
 
@@ -97,15 +97,15 @@ def test_the_stages_compute_the_same_as_the_network(randomised, name):
     stages = cut_into_stages(network, paths)
     assert list(stages) == [*paths, SCORES]
     for count in (1, 3):
-        batch = images(count)
+        batch = make_images(count)
         expected = network(batch)
         assert expected.std() > 0
-        assert torch.equal(run(stages, batch), expected)
+        assert torch.equal(run_in_turn(stages, batch), expected)
 
 
 @torch.no_grad()
 def test_stages_work_for_any_batch_size():
-    class Viewed(nn.Module):
+    class ReshapesByBatchSize(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.fc = nn.Conv2d(3, 2, 3, stride=2), nn.Linear(18, 5)
@@ -116,11 +116,11 @@ def test_stages_work_for_any_batch_size():
             x = x.view(x.size(0), x.shape[1], -1).flatten(1)
             return self.fc(x.view(count, -1)).view(from_shape, -1) + self.fc.bias.new_ones(from_size, 1)
 
-    network = Viewed().eval()
+    network = ReshapesByBatchSize().eval()
     stages = cut_into_stages(network, {"conv": "conv"})
     for count in (1, 3):
-        batch = images(count, 8)
-        assert torch.equal(run(stages, batch), network(batch))
+        batch = make_images(count, 8)
+        assert torch.equal(run_in_turn(stages, batch), network(batch))
 
 
 @every_network
@@ -131,7 +131,7 @@ def test_the_output_of_a_stage_is_the_output_of_its_module(randomised, name):
     for tap, path in paths.items():
         module = network.get_submodule(path)
         module.register_forward_hook(lambda _, __, output, tap=tap: outputs.update({tap: output.clone()}))
-    stages, batch = cut_into_stages(network, paths), images(2)
+    stages, batch = cut_into_stages(network, paths), make_images(2)
     network(batch)
     expected, features = dict(outputs), batch
     for tap, stage in list(stages.items())[:-1]:
@@ -143,7 +143,7 @@ def test_the_output_of_a_stage_is_the_output_of_its_module(randomised, name):
 @torch.no_grad()
 def test_a_stage_does_not_change_its_input(randomised, name):
     make, paths = NETWORKS[name]
-    features = images(2)
+    features = make_images(2)
     for stage in cut_into_stages(randomised(make()), paths).values():
         before = features.clone()
         output = stage(features)
@@ -152,7 +152,7 @@ def test_a_stage_does_not_change_its_input(randomised, name):
 
 
 @every_network
-def test_the_stages_share_the_networks_parameters_and_names(name):
+def test_the_stages_share_the_parameters_of_the_network_and_their_names(name):
     make, paths = NETWORKS[name]
     network = make()
     stages, own = cut_into_stages(network, paths), {}
@@ -167,7 +167,7 @@ def test_the_stages_share_the_networks_parameters_and_names(name):
         assert sum(v.numel() for v in state.values()) == sum(v.numel() for v in expected.values())
 
 
-def test_state_dict_keys_are_the_tap_and_the_networks_key():
+def test_state_dict_keys_of_stages_are_the_tap_followed_by_the_key_in_the_network():
     stages = cut_into_stages(torchvision.models.resnet18(num_classes=2), {"early": "layer1"})
     assert "early.layer1.0.conv1.weight" in stages.state_dict()
     assert "scores.fc.bias" in stages.state_dict()
@@ -178,12 +178,12 @@ def test_state_dict_keys_are_the_tap_and_the_networks_key():
 def test_gradients_reach_every_parameter(randomised, name):
     make, paths = NETWORKS[name]
     stages = cut_into_stages(randomised(make()).train(), paths)
-    run(stages, images(4)).square().sum().backward()
+    run_in_turn(stages, make_images(4)).square().sum().backward()
     assert all(p.grad is not None for p in stages.parameters())
 
 
 @every_network
-def test_modes_of_the_network_are_kept_in_its_stages(name):
+def test_stages_keep_the_training_mode_of_each_module(name):
     make, paths = NETWORKS[name]
     network = make().train()
     frozen = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
@@ -200,23 +200,23 @@ def test_batch_norms_update_their_statistics_in_training_mode(randomised):
     stages = cut_into_stages(network, {"a": "norm1"})
     before = network.norm2.running_mean.clone()
     stages.train()
-    run(stages, images(4, 8))
+    run_in_turn(stages, make_images(4, 8))
     assert not torch.equal(network.norm2.running_mean, before)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "user network"])
-def test_stages_drop_nothing_in_training_mode(name):
+def test_stages_have_no_dropout_in_training_mode(name):
     make, paths = NETWORKS[name]
     network = make()
-    droppers = [module for module in network.modules() if drop_probability_attr(module)]
-    assert droppers
+    dropouts = [module for module in network.modules() if drop_probability_attr(module)]
+    assert dropouts
     stages = cut_into_stages(network, paths).train()
-    assert all(module.p == 0 for module in droppers)
+    assert all(module.p == 0 for module in dropouts)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    batch = images(2, 32)
-    assert torch.equal(run(stages, batch), run(stages, batch))
+    batch = make_images(2, 32)
+    assert torch.equal(run_in_turn(stages, batch), run_in_turn(stages, batch))
 
 
 def test_taps_can_be_given_in_any_order():
@@ -224,9 +224,9 @@ def test_taps_can_be_given_in_any_order():
     assert list(cut_into_stages(torchvision.models.resnet18(num_classes=2), paths)) == [*RESNET, SCORES]
 
 
-def test_without_taps_there_is_one_stage():
+def test_a_network_without_taps_is_one_stage():
     network = plain_conv_net(5, (4, 6)).eval()
-    stages, batch = cut_into_stages(network, {}), images(2, 8)
+    stages, batch = cut_into_stages(network, {}), make_images(2, 8)
     assert list(stages) == [SCORES]
     assert torch.equal(stages[SCORES](batch), network(batch))
 
@@ -237,6 +237,6 @@ def test_the_network_can_be_cut_at_all_valid_taps_together(randomised, name):
     network = randomised(NETWORKS[name][0]())
     taps = find_valid_taps(network)
     stages = cut_into_stages(network, {f"tap{i}": path for i, path in enumerate(taps)})
-    batch = images(2)
+    batch = make_images(2)
     assert list(stages) == [*(f"tap{i}" for i in range(len(taps))), SCORES]
-    assert torch.equal(run(stages, batch), network(batch))
+    assert torch.equal(run_in_turn(stages, batch), network(batch))

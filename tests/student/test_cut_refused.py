@@ -1,4 +1,4 @@
-"""If a network cannot be cut at a tap, the error says why, and where it can be cut."""
+"""Test the errors for networks that cannot be cut at a tap: they say why, and where to cut instead."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from ka_ray.teachers.plain import plain_conv_net
 
 
 class CallsConvTwice(nn.Module):
-    """Calls one conv twice, with a ReLU between the calls."""
+    """A network that calls one conv twice, with a ReLU between the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,30 +30,30 @@ class DataDependent(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Pair(nn.Module):
+class ReturnsPair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.relu(), x * 3
 
 
-class WithForward(nn.Module):
-    """A few modules, and a forward that is given from outside."""
+class NetworkWithForward(nn.Module):
+    """A network with a few modules whose forward pass is a given function."""
 
     def __init__(self, forward: Callable[..., object]) -> None:
         super().__init__()
         self.conv1, self.relu, self.conv2 = nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1)
         self.both = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
-        self.pair = Pair()
+        self.pair = ReturnsPair()
         self._forward = forward
 
     def forward(self, x: Tensor) -> object:
         return self._forward(self, x)
 
 
-def forward(function: Callable[..., object]) -> Callable[[], nn.Module]:
-    return lambda: WithForward(function)
+def network_with_forward(function: Callable[..., object]) -> Callable[[], nn.Module]:
+    return lambda: NetworkWithForward(function)
 
 
-def added(net: WithForward, x: Tensor) -> Tensor:
+def add_outputs_of_pair(net: NetworkWithForward, x: Tensor) -> Tensor:
     left, right = net.pair(net.conv1(x))
     return left + right
 
@@ -63,7 +63,7 @@ class TwoInputs(nn.Module):
         return x + y
 
 
-def test_the_valid_taps_of_a_resnet():
+def test_find_valid_taps_returns_the_blocks_of_a_resnet():
     network = torchvision.models.resnet18(num_classes=2)
     blocks = [path for layer in "1234" for path in (f"layer{layer}.0", f"layer{layer}")]
     assert find_valid_taps(network) == ["conv1", "bn1", "relu", "maxpool", *blocks, "avgpool"]
@@ -89,8 +89,8 @@ def test_a_module_with_weights_can_be_called_in_only_one_stage():
         cut_into_stages(CallsConvTwice(), {"a": "between"})
 
 
-CHAIN = forward(lambda net, x: net.both(net.conv1(x)).mean((2, 3)))
-REFUSED: list[tuple[Callable[[], nn.Module], dict[str, str], str]] = [
+CHAIN = network_with_forward(lambda net, x: net.both(net.conv1(x)).mean((2, 3)))
+REFUSED_NETWORKS: list[tuple[Callable[[], nn.Module], dict[str, str], str]] = [
     (
         lambda: plain_conv_net(5),
         {"a": "norm9"},
@@ -110,30 +110,34 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, str], str]] = [
         {"a": "both.1", "b": "both"},
         r"taps\.b: 'both' returns the same value as taps\.a, 'both\.1'; remove one",
     ),
-    (forward(added), {"a": "pair"}, r"'pair' does not return one tensor"),
+    (network_with_forward(add_outputs_of_pair), {"a": "pair"}, r"'pair' does not return one tensor"),
     (
-        forward(lambda net, x: (x, net.conv1(x))),
+        network_with_forward(lambda net, x: (x, net.conv1(x))),
         {},
         r"its forward returns a tuple; it must return one tensor of scores",
     ),
-    (forward(lambda net, x: (net.relu(x), net.conv1(x))[1]), {}, r"relu changes its input in place"),
     (
-        forward(lambda net, x: (net.conv2(x), net.both(net.conv1(x)))[1]),
+        network_with_forward(lambda net, x: (net.relu(x), net.conv1(x))[1]),
+        {},
+        r"relu changes its input in place",
+    ),
+    (
+        network_with_forward(lambda net, x: (net.conv2(x), net.both(net.conv1(x)))[1]),
         {"a": "conv2"},
         r"taps\.a: 'conv2' is not on the path from the image to the scores; .* work: conv1",
     ),
     (
-        forward(lambda net, x: net.conv1(x) * net.conv2(x)),
+        network_with_forward(lambda net, x: net.conv1(x) * net.conv2(x)),
         {"a": "conv1"},
         r"cannot be cut at 'conv1', .*\(also: the image\); the nearest taps that work: none",
     ),
     (DataDependent, {}, r"student\.network: torch\.fx cannot trace it \(symbolically traced.*\); "),
-    (forward(lambda net, x: net.conv1.bias * 2), {}, r"its scores do not depend on the image"),
+    (network_with_forward(lambda net, x: net.conv1.bias * 2), {}, r"its scores do not depend on the image"),
     (TwoInputs, {}, r"student\.network: its forward needs 'y' besides the image"),
 ]
 
 
-@pytest.mark.parametrize(("make", "paths", "message"), REFUSED)
+@pytest.mark.parametrize(("make", "paths", "message"), REFUSED_NETWORKS)
 def test_a_network_that_cannot_be_cut_is_refused(make, paths, message):
     network = make()
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Every family has the layers of the network that it is named after."""
+"""Test that every network family has the layers of the network that it is named after."""
 
 from collections.abc import Callable
 
@@ -19,8 +19,8 @@ NUM_CLASSES = 4
 TORCHVISION = sorted(set(FAMILIES) - {"plain"})
 
 
-def unit_preprocess() -> Preprocess:
-    """Divide pixels by 255, nothing else."""
+def scale_pixels_to_one() -> Preprocess:
+    """Return a preprocessing that only divides the pixels by 255."""
     return Preprocess(Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
 
 
@@ -63,11 +63,11 @@ def folded_layers(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 def copy_layers(student: Student, teacher: nn.Module) -> Student:
     """Copy a teacher's folded layers into the student, and remove the student's preprocessing."""
-    own = [m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    for layer, (weight, bias) in zip(own, folded_layers(teacher), strict=True):
+    student_layers = [m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer, (weight, bias) in zip(student_layers, folded_layers(teacher), strict=True):
         assert layer.weight.shape == weight.shape
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    student.preprocess = unit_preprocess()
+    student.preprocess = scale_pixels_to_one()
     return student.eval()
 
 
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 @pytest.mark.parametrize("network", CASES)
 @torch.no_grad()
-def test_a_student_with_the_teachers_weights_gives_the_teachers_scores(make_spec, network):
+def test_a_student_with_the_weights_of_the_teacher_has_the_same_scores(make_spec, network):
     make, size = CASES[network]
     arguments = {"widths": (4, 6, 8)} if network == "plain" else {}
     with torch.device("meta"):
@@ -104,26 +104,28 @@ def test_features_at_a_tap_have_the_same_shape_in_teacher_and_student(make_spec,
         teacher = build_network(network, {}, NUM_CLASSES).eval()
         student = Student(make_spec(network, widths, image_size=96))
     images = torch.empty(1, 3, 96, 96, device="meta")
-    with Taps(teacher, paths) as theirs:
+    with Taps(teacher, paths) as teacher_taps:
         teacher(images)
-    with Taps(student, {name: f"stages.{name}" for name in paths}) as ours:
+    with Taps(student, {name: f"stages.{name}" for name in paths}) as student_taps:
         student(images)
-    assert len(theirs.features) == len(paths)
-    for name, features in theirs.features.items():
-        assert ours.features[name].shape == features.shape
+    assert len(teacher_taps.features) == len(paths)
+    for name, features in teacher_taps.features.items():
+        assert student_taps.features[name].shape == features.shape
         assert features.shape[1] == widths.get(name, NUM_CLASSES)
         assert name == "scores" or student.shapes[name] == features.shape[1:]
 
 
 @pytest.mark.parametrize("network", FAMILIES)
-def test_taps_lie_behind_the_batch_norm_or_layer_and_before_the_activation(network):
+def test_a_familys_taps_are_batch_norms_or_else_layers_and_no_activations(network):
     with torch.device("meta"):
         teacher = build_network(network, {}, NUM_CLASSES)
     modules = dict(teacher.named_modules())
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in modules.values())
     for layer in find_family(network, {}):
-        conv = nn.BatchNorm2d if has_norm else nn.Conv2d
-        assert isinstance(modules[layer.module_path], conv if layer.layer_type == "conv" else nn.Linear)
+        conv_or_norm = nn.BatchNorm2d if has_norm else nn.Conv2d
+        assert isinstance(
+            modules[layer.module_path], conv_or_norm if layer.layer_type == "conv" else nn.Linear
+        )
 
 
 @pytest.mark.parametrize("network", TORCHVISION)
@@ -133,10 +135,10 @@ def test_a_family_has_all_layers_of_its_torchvision_network(network):
     layers = [m for m in teacher.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     family = find_family(network, {})
     assert len(family) == len(layers)
-    for ours, theirs in zip(family, layers, strict=True):
-        if isinstance(theirs, nn.Conv2d):
-            given = (theirs.kernel_size[0], theirs.stride[0], theirs.padding[0])
-            assert (ours.layer_type, ours.conv_args) == ("conv", given)
+    for family_layer, layer in zip(family, layers, strict=True):
+        if isinstance(layer, nn.Conv2d):
+            conv_args = (layer.kernel_size[0], layer.stride[0], layer.padding[0])
+            assert (family_layer.layer_type, family_layer.conv_args) == ("conv", conv_args)
 
 
 @pytest.mark.parametrize("network", FAMILIES)

@@ -1,4 +1,4 @@
-"""Folding an adapter is exact where it is possible, and refused elsewhere."""
+"""Test that folding an adapter is exact where it is possible, and refused elsewhere."""
 
 import copy
 from collections.abc import Callable
@@ -26,68 +26,80 @@ class Sum(nn.Module):
         return self.add(self.left(x), self.right(x))
 
 
-def conv(bias: bool = True, **others: int) -> nn.Conv2d:
+def make_conv(bias: bool = True, **others: int) -> nn.Conv2d:
     return nn.Conv2d(3, 6, 3, padding=1, bias=bias, **others)
 
 
-def conv_norm(bias: bool = False, eps: float = 1e-3) -> nn.Sequential:
-    return nn.Sequential(conv(bias), nn.BatchNorm2d(6, eps=eps))
+def make_conv_and_norm(bias: bool = False, eps: float = 1e-3) -> nn.Sequential:
+    return nn.Sequential(make_conv(bias), nn.BatchNorm2d(6, eps=eps))
 
 
-def plus(left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Sum:
+def make_sum(left: nn.Module, right: nn.Module, add: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Sum:
     return Sum(left, right, add)
 
 
-def downsampling_block() -> nn.Module:
+def make_downsampling_block() -> nn.Module:
     """Build a ResNet block with a 1x1 conv as shortcut, without its last ReLU."""
     block = torchvision.models.resnet18(num_classes=2).layer2[0]
     conv1 = nn.Conv2d(3, 64, 1)
     inner = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
-    return nn.Sequential(conv1, plus(inner, block.downsample, lambda a, b: a.add_(b)))
+    return nn.Sequential(conv1, make_sum(inner, block.downsample, lambda a, b: a.add_(b)))
 
 
-MAP, VECTOR = (4, 3, 8, 8), (4, 5)
+MAP_SHAPE, VECTOR_SHAPE = (4, 3, 8, 8), (4, 5)
 STAGES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "conv": (lambda: nn.Sequential(nn.ReLU(), conv()), MAP),
-    "bare conv": (conv, MAP),
-    "strided conv": (lambda: nn.Sequential(conv(stride=2)), MAP),
-    "1x1 conv": (lambda: nn.Sequential(nn.Conv2d(3, 6, 1)), MAP),
-    "linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6)), MAP),
-    "bare linear": (lambda: nn.Linear(5, 6), VECTOR),
-    "conv and norm": (conv_norm, MAP),
-    "conv with bias and norm": (lambda: conv_norm(bias=True), MAP),
-    "linear and norm": (lambda: nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6)), VECTOR),
-    "linear with bias and norm": (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), VECTOR),
-    "dropout that drops nothing": (lambda: nn.Sequential(conv_norm(), nn.Dropout(0.0), nn.Identity()), MAP),
-    "stochastic depth that keeps all": (
-        lambda: nn.Sequential(conv(), torchvision.ops.StochasticDepth(0.0, "row")),
-        MAP,
+    "conv": (lambda: nn.Sequential(nn.ReLU(), make_conv()), MAP_SHAPE),
+    "bare conv": (make_conv, MAP_SHAPE),
+    "strided conv": (lambda: nn.Sequential(make_conv(stride=2)), MAP_SHAPE),
+    "1x1 conv": (lambda: nn.Sequential(nn.Conv2d(3, 6, 1)), MAP_SHAPE),
+    "linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6)), MAP_SHAPE),
+    "bare linear": (lambda: nn.Linear(5, 6), VECTOR_SHAPE),
+    "conv and norm": (make_conv_and_norm, MAP_SHAPE),
+    "conv with bias and norm": (lambda: make_conv_and_norm(bias=True), MAP_SHAPE),
+    "linear and norm": (lambda: nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6)), VECTOR_SHAPE),
+    "linear with bias and norm": (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), VECTOR_SHAPE),
+    "dropout that drops nothing": (
+        lambda: nn.Sequential(make_conv_and_norm(), nn.Dropout(0.0), nn.Identity()),
+        MAP_SHAPE,
     ),
-    "sum": (lambda: plus(conv(), conv()), MAP),
-    "sum of norms": (lambda: plus(conv_norm(), conv_norm(bias=True), lambda a, b: a + b), MAP),
-    "sum without a bias left": (lambda: plus(conv(bias=False), conv_norm(), lambda a, b: a.add(b)), MAP),
-    "sum without a bias right": (lambda: plus(conv(), conv(bias=False)), MAP),
-    "sum of sums": (lambda: plus(plus(conv(), conv_norm()), conv(bias=False)), MAP),
-    "block of a ResNet before its ReLU": (downsampling_block, MAP),
-    "call by keyword": (lambda: Keywords(), MAP),
+    "stochastic depth that drops nothing": (
+        lambda: nn.Sequential(make_conv(), torchvision.ops.StochasticDepth(0.0, "row")),
+        MAP_SHAPE,
+    ),
+    "sum": (lambda: make_sum(make_conv(), make_conv()), MAP_SHAPE),
+    "sum of norms": (
+        lambda: make_sum(make_conv_and_norm(), make_conv_and_norm(bias=True), lambda a, b: a + b),
+        MAP_SHAPE,
+    ),
+    "sum without a bias left": (
+        lambda: make_sum(make_conv(bias=False), make_conv_and_norm(), lambda a, b: a.add(b)),
+        MAP_SHAPE,
+    ),
+    "sum without a bias right": (lambda: make_sum(make_conv(), make_conv(bias=False)), MAP_SHAPE),
+    "sum of sums": (
+        lambda: make_sum(make_sum(make_conv(), make_conv_and_norm()), make_conv(bias=False)),
+        MAP_SHAPE,
+    ),
+    "block of a ResNet before its ReLU": (make_downsampling_block, MAP_SHAPE),
+    "conv called by keyword": (lambda: CallsConvByKeyword(), MAP_SHAPE),
 }
 
 
-class Keywords(nn.Module):
+class CallsConvByKeyword(nn.Module):
     """Calls its conv by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = conv(), nn.BatchNorm2d(6)
+        self.conv, self.norm = make_conv(), nn.BatchNorm2d(6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(input=x))
 
 
-class Twice(nn.Module):
-    """Calls its last layer twice, or uses its weight elsewhere."""
+class UsesLayerTwice(nn.Module):
+    """A conv and a batch norm whose forward pass is a given function, which uses one of them twice."""
 
-    def __init__(self, forward: Callable[["Twice", Tensor], Tensor]) -> None:
+    def __init__(self, forward: Callable[["UsesLayerTwice", Tensor], Tensor]) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
         self._forward = forward
@@ -97,43 +109,47 @@ class Twice(nn.Module):
 
 
 NOT_FOLDABLE: dict[str, Callable[[], nn.Module]] = {
-    "no bias": lambda: conv(bias=False),
+    "no bias": lambda: make_conv(bias=False),
     "linear without bias": lambda: nn.Linear(5, 6, bias=False),
-    "activation": lambda: nn.Sequential(conv(), nn.ReLU()),
-    "pooling": lambda: nn.Sequential(conv(), nn.AvgPool2d(2)),
+    "activation": lambda: nn.Sequential(make_conv(), nn.ReLU()),
+    "pooling": lambda: nn.Sequential(make_conv(), nn.AvgPool2d(2)),
     "depthwise conv": lambda: nn.Conv2d(3, 6, 3, groups=3),
     "depthwise conv and norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)),
-    "dropout": lambda: nn.Sequential(conv(), nn.Dropout(0.1)),
+    "dropout": lambda: nn.Sequential(make_conv(), nn.Dropout(0.1)),
     "norm without a layer": lambda: nn.BatchNorm2d(3),
-    "norm after an activation": lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(6)),
-    "norm without weights": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, affine=False)),
-    "norm without statistics": lambda: nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)),
-    "norm of another kind": lambda: nn.Sequential(conv(), nn.InstanceNorm2d(6, affine=True)),
-    "identity shortcut": lambda: plus(nn.Conv2d(3, 3, 1), nn.Identity()),
-    "branch with activation": lambda: plus(conv(), nn.Sequential(conv(), nn.ReLU())),
-    "sum without any bias": lambda: plus(conv(bias=False), conv(bias=False)),
-    "sum of other widths": lambda: plus(nn.Conv2d(3, 1, 1), nn.Conv2d(3, 6, 1)),
-    "weighted sum": lambda: plus(conv(), conv(), lambda a, b: torch.add(a, b, alpha=2)),
-    "difference": lambda: plus(conv(), conv(), lambda a, b: a - b),
-    "sum with a number": lambda: plus(conv(), conv(), lambda a, b: a + 1),
-    "one value twice": lambda: plus(conv(), conv(), lambda a, b: a + a),
-    "branch with another user": lambda: plus(conv(), conv(), lambda a, b: a + (a * b)),
-    "layer called twice": lambda: Twice(lambda net, x: net.conv(net.conv(x))),
-    "norm called twice": lambda: Twice(lambda net, x: net.norm(net.conv(net.norm(x)))),
-    "weight used twice": lambda: Twice(lambda net, x: net.conv(x * net.conv.weight.sum())),
+    "norm after an activation": lambda: nn.Sequential(make_conv(), nn.ReLU(), nn.BatchNorm2d(6)),
+    "norm without weights": lambda: nn.Sequential(make_conv(), nn.BatchNorm2d(6, affine=False)),
+    "norm without statistics": lambda: nn.Sequential(
+        make_conv(), nn.BatchNorm2d(6, track_running_stats=False)
+    ),
+    "instance norm": lambda: nn.Sequential(make_conv(), nn.InstanceNorm2d(6, affine=True)),
+    "identity shortcut": lambda: make_sum(nn.Conv2d(3, 3, 1), nn.Identity()),
+    "branch with activation": lambda: make_sum(make_conv(), nn.Sequential(make_conv(), nn.ReLU())),
+    "sum without any bias": lambda: make_sum(make_conv(bias=False), make_conv(bias=False)),
+    "sum of different widths": lambda: make_sum(nn.Conv2d(3, 1, 1), nn.Conv2d(3, 6, 1)),
+    "weighted sum": lambda: make_sum(make_conv(), make_conv(), lambda a, b: torch.add(a, b, alpha=2)),
+    "difference": lambda: make_sum(make_conv(), make_conv(), lambda a, b: a - b),
+    "sum with a number": lambda: make_sum(make_conv(), make_conv(), lambda a, b: a + 1),
+    "sum of a branch with itself": lambda: make_sum(make_conv(), make_conv(), lambda a, b: a + a),
+    "branch that is also used elsewhere": lambda: make_sum(
+        make_conv(), make_conv(), lambda a, b: a + (a * b)
+    ),
+    "layer called twice": lambda: UsesLayerTwice(lambda net, x: net.conv(net.conv(x))),
+    "norm called twice": lambda: UsesLayerTwice(lambda net, x: net.norm(net.conv(net.norm(x)))),
+    "weight used twice": lambda: UsesLayerTwice(lambda net, x: net.conv(x * net.conv.weight.sum())),
 }
 
 
-def random_adapter(channels: int) -> Adapter:
+def make_random_adapter(channels: int) -> Adapter:
     adapter = Adapter(channels)
     nn.init.normal_(adapter.linear.weight, std=channels**-0.5)
     nn.init.normal_(adapter.linear.bias)
     return adapter
 
 
-def check_exact(stage: nn.Module, features: Tensor) -> None:
-    """Fold a random adapter, and compare with stage and adapter in turn."""
-    before, adapter = copy.deepcopy(stage), random_adapter(stage(features).shape[1]).to(features.dtype)
+def assert_folding_is_exact(stage: nn.Module, features: Tensor) -> None:
+    """Assert that a stage with a folded random adapter computes the same as stage and adapter in turn."""
+    before, adapter = copy.deepcopy(stage), make_random_adapter(stage(features).shape[1]).to(features.dtype)
     expected = adapter(before(features))
     assert can_fold(stage)
     fold_adapter(adapter, stage)
@@ -148,7 +164,7 @@ def check_exact(stage: nn.Module, features: Tensor) -> None:
 @torch.no_grad()
 def test_a_folded_stage_computes_the_same_as_stage_and_adapter(randomised, name, dtype):
     make, shape = STAGES[name]
-    check_exact(randomised(make()).to(dtype), torch.randn(shape, dtype=dtype))
+    assert_folding_is_exact(randomised(make()).to(dtype), torch.randn(shape, dtype=dtype))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, ...]]] = {
@@ -168,14 +184,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], tuple[str, .
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_stages_of_a_network_fold_exactly_or_are_recognised_as_not_foldable(randomised, name, dtype):
+def test_adapters_are_folded_exactly_into_the_foldable_stages_of_a_network(randomised, name, dtype):
     make, foldable, not_foldable = NETWORKS[name]
     network = randomised(make()).to(dtype)
     stages = cut_into_stages(network, {path.replace(".", "_"): path for path in (*foldable, *not_foldable)})
     features = torch.randn(2, 3, 64, 64, dtype=dtype)
     for tap, stage in stages.items():
         if tap in [path.replace(".", "_") for path in foldable]:
-            check_exact(stage, features)
+            assert_folding_is_exact(stage, features)
         elif tap != "scores":
             assert not can_fold(stage)
         features = stage(features)
@@ -188,30 +204,30 @@ def test_a_stage_that_cannot_be_folded_is_refused_and_not_changed(name):
     before = copy.deepcopy(stage.state_dict())
     assert not can_fold(stage)
     with pytest.raises(ValueError, match="bias or a batch norm"):
-        fold_adapter(random_adapter(6), stage)
+        fold_adapter(make_random_adapter(6), stage)
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
     assert all(module.training for module in stage.modules())
 
 
 def test_an_adapter_of_another_width_is_refused():
-    stage = conv_norm()
+    stage = make_conv_and_norm()
     before = copy.deepcopy(stage.state_dict())
     with pytest.raises(ValueError, match="the adapter has 5 channels, but the stage has 6 output channels"):
-        fold_adapter(random_adapter(5), stage)
+        fold_adapter(make_random_adapter(5), stage)
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
 
 
 def test_folding_an_identity_changes_neither_layer_nor_adapter():
-    layer, adapter = conv(), Adapter(6)
+    layer, adapter = make_conv(), Adapter(6)
     before = copy.deepcopy(layer.state_dict())
     fold_adapter(adapter, nn.Sequential(layer))
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
     assert torch.equal(adapter.linear.weight, torch.eye(6))
 
 
-def test_a_folded_norm_is_an_identity_up_to_a_constant(randomised):
-    stage = randomised(conv_norm())
-    fold_adapter(random_adapter(6), stage)
+def test_a_folded_batch_norm_only_adds_a_constant(randomised):
+    stage = randomised(make_conv_and_norm())
+    fold_adapter(make_random_adapter(6), stage)
     norm = stage[1]
     codes = torch.randn(2, 6, 3, 3)
     constant = (norm.bias - norm.running_mean)[:, None, None]

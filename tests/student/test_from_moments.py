@@ -1,4 +1,4 @@
-"""Students computed from the moments of one pass equal those whose layers are solved from their codes."""
+"""Test that students computed from moments of one pass equal those whose layers are solved from codes."""
 
 from dataclasses import replace
 
@@ -42,7 +42,9 @@ def select_rows(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: column[rows] for name, column in batch.items()}
 
 
-def measure(spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS) -> NamedMoments:
+def measure_moments(
+    spec: StudentSpec, *batches: dict[str, Tensor], positions: int = POSITIONS
+) -> NamedMoments:
     meter = LayerMomentsMeter(spec, STACKED, positions)
     for batch in batches:
         meter.add(batch)
@@ -53,12 +55,12 @@ def make_layer_moments(
     spec: StudentSpec, batch: dict[str, Tensor], positions: int = POSITIONS
 ) -> LayerMoments:
     return LayerMoments(
-        build_full_width_student(spec, STACKED).spec, measure(spec, batch, positions=positions)
+        build_full_width_student(spec, STACKED).spec, measure_moments(spec, batch, positions=positions)
     )
 
 
 class OneBatch:
-    """The part of :class:`ka_ray.training.batches.Batches` that the solver uses."""
+    """Replaces :class:`ka_ray.training.batches.Batches`: one batch, with only what the solver uses."""
 
     device = torch.device("cpu")
 
@@ -69,7 +71,7 @@ class OneBatch:
         yield self.batch
 
 
-def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
+def test_a_student_from_moments_equals_the_one_solved_from_codes(spec, batch):
     layer_moments = make_layer_moments(spec, batch)
     student, solutions = layer_moments.compute_student(WIDTHS)
     encoders = nn.ModuleDict()
@@ -93,29 +95,30 @@ def test_a_student_equals_the_one_solved_from_its_codes(spec, batch):
     assert student.spec.widths == WIDTHS
 
 
-def test_merged_moments_of_parts_equal_those_of_the_whole(spec, batch, tmp_path):
-    whole = measure(spec, batch)
+def test_merged_moments_of_parts_equal_those_of_all_images(spec, batch, tmp_path):
+    expected = measure_moments(spec, batch)
     parts = [select_rows(batch, rows) for rows in (slice(0, 25), slice(25, None))]
-    merged = merge_moments(measure(spec, parts[0]), measure(spec, parts[1]))
+    merged = merge_moments(measure_moments(spec, parts[0]), measure_moments(spec, parts[1]))
     save_moments(merged, tmp_path / "sums.safetensors")
-    for other in (measure(spec, *parts), merged, load_moments(tmp_path / "sums.safetensors")):
-        assert other.keys() == whole.keys()
-        for name, moments in whole.items():
+    for other in (measure_moments(spec, *parts), merged, load_moments(tmp_path / "sums.safetensors")):
+        assert other.keys() == expected.keys()
+        for name, moments in expected.items():
             assert other[name].count == moments.count
             torch.testing.assert_close(other[name].mean, moments.mean)
             torch.testing.assert_close(other[name].scatter, moments.scatter)
 
 
-def test_moments_and_next_layer_stats_equal_those_of_the_features(spec, batch):
+def test_stacked_moments_and_next_layer_stats_equal_those_of_the_features(spec, batch):
     layer_moments = make_layer_moments(spec, batch, positions=64)
     for tap in STACKED:
         expected = Moments.of(batch[tap])
         torch.testing.assert_close(layer_moments.stacked_moments[tap].covariance, expected.covariance)
     means = batch["conv2"].relu().mean(dim=(2, 3))
-    both = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
+    joint_covariance = Moments.of(torch.cat([means, batch[SCORES]], dim=1)).covariance
     next_layer_stats = layer_moments.next_layer_stats("conv2")
     torch.testing.assert_close(
-        (next_layer_stats.covariance, next_layer_stats.targets), (both[:9, :9], both[:9, 9:])
+        (next_layer_stats.covariance, next_layer_stats.targets),
+        (joint_covariance[:9, :9], joint_covariance[:9, 9:]),
     )
     assert (next_layer_stats.num_values, layer_moments.next_layer_stats("conv1").num_values) == (1, 9)
 
@@ -134,7 +137,7 @@ def test_a_full_width_student_recovers_the_network_that_made_the_features(spec, 
 def test_students_that_cannot_be_computed_are_refused(spec):
     with pytest.raises(InputError, match="only students of a family"):
         LayerMomentsMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
-    with pytest.raises(InputError, match="name every layer of the student; 2 lead to conv2"):
+    with pytest.raises(InputError, match="name every layer of the student; 2 layers lead to conv2"):
         LayerMomentsMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
     with pytest.raises(InputError, match=r"leads to conv2 has 9900 inputs and outputs.* 0.7 GiB"):
         LayerMomentsMeter(spec, {"conv1": 1000, "conv2": 900}, 4)

@@ -1,4 +1,4 @@
-"""Solved layers agree with ridge regression in numpy on patches that plain loops extract."""
+"""Test solved layers against ridge regression in numpy, on patches that plain loops extract."""
 
 from typing import Any
 
@@ -24,35 +24,35 @@ LAYERS = {
     "dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2), (3, 8, 8)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 6, 6)),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (4, 6, 6)),
-    "oblong": (lambda: nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), (2, 5, 7)),
-    "same": (lambda: nn.Conv2d(2, 3, (5, 3), padding="same"), (2, 5, 7)),
-    "reflecting": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 5, 7)),
+    "oblong kernel": (lambda: nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), (2, 5, 7)),
+    "same padding": (lambda: nn.Conv2d(2, 3, (5, 3), padding="same"), (2, 5, 7)),
+    "reflect padding": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 5, 7)),
     "linear": (lambda: nn.Linear(7, 3), (7,)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
-def make(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
+def make_layer_and_features(name: str, images: int = 60) -> tuple[nn.Module, torch.Tensor]:
     build, shape = LAYERS[name]
     return build().double(), torch.randn(images, *shape, dtype=torch.float64)
 
 
-def moments_of(*given: Any) -> list[Moments]:
-    return [Moments.of(group) for group in make_layer_samples(*given).flatten(0, 1).unbind(dim=1)]
+def layer_moments(*arguments: Any) -> list[Moments]:
+    return [Moments.of(group) for group in make_layer_samples(*arguments).flatten(0, 1).unbind(dim=1)]
 
 
 def split_moments(
     layer: nn.Module, features: torch.Tensor, targets: torch.Tensor
 ) -> tuple[list[Moments], list[Moments]]:
     split = len(features) * 2 // 3
-    return moments_of(layer, features[:split], targets[:split]), moments_of(
+    return layer_moments(layer, features[:split], targets[:split]), layer_moments(
         layer, features[split:], targets[split:]
     )
 
 
 @every_layer
 def test_a_layer_is_a_linear_map_of_its_patches(name):
-    layer, features = make(name)
+    layer, features = make_layer_and_features(name)
     with torch.no_grad():
         expected = layer(features)
         inputs = extract_patches(layer, features)
@@ -68,7 +68,7 @@ def test_a_layer_is_a_linear_map_of_its_patches(name):
 @pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (2, 5)])
 @pytest.mark.parametrize("padding", ["same", "valid", 1, (2, 0), (0, 1)])
 @torch.no_grad()
-def test_patches_are_padded_as_torch_pads(padding, kernel, dilation, mode):
+def test_patches_are_padded_as_in_a_conv_of_torch(padding, kernel, dilation, mode):
     layer = nn.Conv2d(2, 3, kernel, padding=padding, dilation=dilation, padding_mode=mode).double()
     features = torch.randn(2, 2, 13, 14, dtype=torch.float64)
     outputs = extract_patches(layer, features)[:, :, 0] @ layer.weight.flatten(1).T + layer.bias
@@ -79,8 +79,8 @@ def test_patches_are_padded_as_torch_pads(padding, kernel, dilation, mode):
 
 
 @every_layer
-def test_sampled_patches_are_taken_from_all_patches(name):
-    layer, features = make(name, images=7)
+def test_patches_at_sampled_positions_equal_those_selected_from_all_patches(name):
+    layer, features = make_layer_and_features(name, images=7)
     all_patches = extract_patches(layer, features)
     positions = sample_positions(torch.rand(7), all_patches.shape[1], 3)
     expected = all_patches[torch.arange(7)[:, None], positions]
@@ -89,10 +89,11 @@ def test_sampled_patches_are_taken_from_all_patches(name):
 
 @every_layer
 def test_a_layer_is_recovered_from_its_outputs(name):
-    truth, features = make(name)
-    targets = truth(features).detach()
+    true_layer, features = make_layer_and_features(name)
+    targets = true_layer(features).detach()
     solution = solve(
-        *split_moments(truth, features, targets), num_outputs=len(truth.bias) // getattr(truth, "groups", 1)
+        *split_moments(true_layer, features, targets),
+        num_outputs=len(true_layer.bias) // getattr(true_layer, "groups", 1),
     )
     assert solution.relative_error < 1e-12
     layer = LAYERS[name][0]().double()
@@ -101,11 +102,11 @@ def test_a_layer_is_recovered_from_its_outputs(name):
 
 
 def test_the_solution_equals_ridge_regression_in_numpy():
-    layer, features = make("plain")
+    layer, features = make_layer_and_features("plain")
     targets = torch.randn(60, 4, 6, 5, dtype=torch.float64)
     first, second = split_moments(layer, features, targets)
     solution = solve(first, second, num_outputs=4, ridges=[0.3])
-    rows, values = [], []
+    rows, values = [], []  # each row has 3 x 3 x 3 = 27 inputs
     padded = np.pad(features.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
     for image in range(60):
         for y in range(6):
@@ -113,44 +114,47 @@ def test_the_solution_equals_ridge_regression_in_numpy():
                 rows.append(padded[image, :, y : y + 3, x : x + 3].ravel())
                 values.append(targets[image, :, y, x].numpy())
     x, y = np.array(rows), np.array(values)
-    centred, wanted = x - x.mean(0), y - y.mean(0)
-    gram = centred.T @ centred / len(x)
-    weight = np.linalg.solve(gram + 0.3 * np.trace(gram) / 27 * np.eye(27), centred.T @ wanted / len(x)).T
+    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+    gram = centred_x.T @ centred_x / len(x)
+    weight = np.linalg.solve(
+        gram + 0.3 * np.trace(gram) / 27 * np.eye(27), centred_x.T @ centred_y / len(x)
+    ).T
     bias = y.mean(0) - weight @ x.mean(0)
     np.testing.assert_allclose(solution.weight[0], weight, atol=1e-12)
     np.testing.assert_allclose(solution.bias[0], bias, atol=1e-12)
-    given = x @ weight.T + bias
-    np.testing.assert_allclose(solution.mean[0], given.mean(0), atol=1e-12)
-    np.testing.assert_allclose(solution.variance[0], given.var(0), atol=1e-12)
+    outputs = x @ weight.T + bias
+    np.testing.assert_allclose(solution.mean[0], outputs.mean(0), atol=1e-12)
+    np.testing.assert_allclose(solution.variance[0], outputs.var(0), atol=1e-12)
 
 
-def test_the_best_ridge_on_held_out_images_is_chosen_and_its_error_reported():
+def test_the_ridge_with_the_least_error_on_held_out_images_is_chosen_and_the_error_is_reported():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 30, generator=generator, dtype=torch.float64)
     targets = inputs @ torch.randn(30, 2, generator=generator, dtype=torch.float64)
     targets += 4 * torch.randn(60, 2, generator=generator, dtype=torch.float64)
     layer, ridges = nn.Linear(30, 2), [1e-6, 1e-2, 0.5, 100.0]
     first, second = split_moments(layer, inputs, targets)
-    errors, held = {}, targets[40:]
+    errors, held_out = {}, targets[40:]
     for ridge in ridges:
         x, y = (part[:40] - part[:40].mean(0) for part in (inputs, targets))
         variance = x.square().mean()
         weight = torch.linalg.solve(x.T @ x / 40 + ridge * variance * torch.eye(30), x.T @ y / 40)
-        given = (inputs[40:] - inputs[:40].mean(0)) @ weight + targets[:40].mean(0)
-        error = (given - held).square().sum()
-        errors[ridge] = (error / (held - held.mean(0)).square().sum()).item()
+        outputs = (inputs[40:] - inputs[:40].mean(0)) @ weight + targets[:40].mean(0)
+        error = (outputs - held_out).square().sum()
+        errors[ridge] = (error / (held_out - held_out.mean(0)).square().sum()).item()
     solution = solve(first, second, num_outputs=2, ridges=ridges)
     assert solution.ridge == min(errors, key=errors.__getitem__)
-    assert solution.ridge not in (1e-6, 100.0)  # a trivial choice of the first or last ridge would fail
+    # Otherwise, a solver that always takes the first or the last ridge would pass this test.
+    assert solution.ridge not in (1e-6, 100.0)
     assert solution.relative_error == pytest.approx(errors[solution.ridge])
 
 
 @pytest.mark.parametrize("name", ["plain", "linear"])
-def test_a_batch_norm_behind_a_solved_layer_is_an_identity_with_true_statistics(name):
-    truth, features = make(name)
-    targets = truth(features).detach() + torch.randn(1, dtype=torch.float64)
-    solution = solve(*split_moments(truth, features, targets), num_outputs=len(truth.bias))
-    norm = (nn.BatchNorm2d if name == "plain" else nn.BatchNorm1d)(len(truth.bias)).double()
+def test_a_batch_norm_after_a_solved_layer_keeps_its_outputs_and_has_their_statistics(name):
+    true_layer, features = make_layer_and_features(name)
+    targets = true_layer(features).detach() + torch.randn(1, dtype=torch.float64)
+    solution = solve(*split_moments(true_layer, features, targets), num_outputs=len(true_layer.bias))
+    norm = (nn.BatchNorm2d if name == "plain" else nn.BatchNorm1d)(len(true_layer.bias)).double()
     layer = LAYERS[name][0]().double()
     apply_solution(solution, layer, norm)
     torch.testing.assert_close(norm.eval()(layer(features)), targets, atol=1e-6, rtol=1e-6)
@@ -160,10 +164,10 @@ def test_a_batch_norm_behind_a_solved_layer_is_an_identity_with_true_statistics(
 
 
 def test_moments_of_sampled_positions_equal_those_of_the_sampled_rows():
-    layer, features = make("grouped", images=8)
+    layer, features = make_layer_and_features("grouped", images=8)
     targets = torch.randn(8, 6, 6, 6, dtype=torch.float64)
     positions = sample_positions(torch.rand(8), 36, 5)
-    sampled = moments_of(layer, features, targets, positions)
+    sampled = layer_moments(layer, features, targets, positions)
     assert len(sampled) == 2
     for group, moments in enumerate(sampled):
         rows = [
@@ -181,7 +185,7 @@ def test_moments_of_sampled_positions_equal_those_of_the_sampled_rows():
         assert moments.count == 40
 
 
-def test_only_stages_with_one_layer_at_their_end_are_solvable():
+def test_only_stages_whose_only_layer_is_the_last_one_are_solvable():
     norm = nn.BatchNorm2d(4)
     conv, linear = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2)
     assert find_solvable_layer(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), conv, norm)) == (conv, norm)

@@ -1,4 +1,4 @@
-"""The student network: its stages end at the taps, and it can be loaded from only its folder."""
+"""Test the student network: its stages, its adapters, and that it is loaded as it was saved."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def student(make_spec) -> Student:
     return Student(make_spec("plain", WIDTHS, widths=[4, 6])).eval()
 
 
-def test_scores_equal_the_chain_of_layers(student):
+def test_scores_equal_those_of_the_layers_in_turn(student):
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     conv1, conv2, head = (m for m in student.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
@@ -62,39 +62,39 @@ def test_a_tap_can_have_another_name_than_its_layer(make_spec):
     assert student.shapes == {"middle": (7, 4, 4)}
 
 
-def test_a_familys_student_knows_its_shapes_and_keeps_no_adapter(student):
+def test_a_student_of_a_family_has_the_shapes_of_its_taps_and_keeps_no_adapter(student):
     assert student.shapes == {"conv1": (5, 8, 8), "conv2": (7, 4, 4)}
     assert student.kept_adapters == {}
     assert all(module.training for module in Student(student.spec).modules())
 
 
-def test_a_familys_student_has_no_batch_norm_and_no_dropout(make_spec):
+def test_a_student_of_a_family_has_no_batch_norm_and_no_dropout(make_spec):
     with torch.device("meta"):
         student = Student(make_spec("vgg11_bn", {}, image_size=32))
     assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in student.modules())
     assert all(m.bias is not None for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
 
-def test_the_classes_are_listed_teacher_by_teacher(student):
+def test_the_spec_lists_the_classes_teacher_by_teacher(student):
     assert student.spec.classes == ("class_0", "class_1", "class_2", "class_3")
     assert student.spec.taps == ("conv1", "conv2")
 
 
-def cut_spec(make_spec: Any, network: str, paths: Mapping[str, str], **options: Any) -> StudentSpec:
+def make_cut_spec(make_spec: Any, network: str, paths: Mapping[str, str], **options: Any) -> StudentSpec:
     return replace(make_spec(network, {}, **options), paths=paths)
 
 
-def pixels(size: int, count: int = 3) -> Tensor:
+def make_images(size: int, count: int = 3) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
 @torch.no_grad()
 def test_an_untrained_cut_student_equals_its_network_plus_identity_adapters(make_spec):
     torch.manual_seed(5)
-    student = Student(cut_spec(make_spec, "resnet18", RESNET, image_size=32)).eval()
+    student = Student(make_cut_spec(make_spec, "resnet18", RESNET, image_size=32)).eval()
     torch.manual_seed(5)
     network = build_network("resnet18", {}, 4).eval()
-    images = pixels(32)
+    images = make_images(32)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
     expected = network(((images.movedim(1, -1) / 255 - mean) / std).movedim(-1, 1))
     assert expected.std() > 1e-2
@@ -105,47 +105,46 @@ def test_an_untrained_cut_student_equals_its_network_plus_identity_adapters(make
         "late": (256, 2, 2),
         "pooled": (512, 1, 1),
     }
-    assert (
-        student.kept_adapters
-        == {  # the stem's is folded into its conv; the others end in a ReLU or a pooling
-            "early": 64 * 64 + 64,
-            "late": 256 * 256 + 256,
-            "pooled": 512 * 512 + 512,
-        }
-    )
-    plain = sum(parameter.numel() for parameter in network.parameters())
-    assert sum(parameter.numel() for parameter in student.parameters()) == plain + sum(
+    # The adapter of the stem can be folded into its conv. The other stages end in a ReLU or a pooling.
+    assert student.kept_adapters == {
+        "early": 64 * 64 + 64,
+        "late": 256 * 256 + 256,
+        "pooled": 512 * 512 + 512,
+    }
+    without_adapters = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(parameter.numel() for parameter in student.parameters()) == without_adapters + sum(
         student.kept_adapters.values()
     )
 
 
 def test_a_kept_adapter_gets_gradients(make_spec):
     paths = {"map": "pool1", "vector": "flatten"}
-    student = Student(cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])).train()
+    student = Student(make_cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])).train()
     assert student.kept_adapters == {"map": 5 * 5 + 5, "vector": 6 * 6 + 6}
-    student(pixels(8)).square().sum().backward()
+    student(make_images(8)).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in student.stages["map"].adapter.parameters())
     assert [type(student.stages[tap].adapter) for tap in paths] == [nn.Conv2d, nn.Linear]
 
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_an_image_that_is_too_small_is_refused_when_the_student_is_built(make_spec, cut):
-    four_poolings = {"widths": [4] * 5}
-    spec = make_spec("plain", {}, **four_poolings)
+    with_four_poolings = {"widths": [4] * 5}
+    spec = make_spec("plain", {}, **with_four_poolings)
     if cut:
-        spec = cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=4, **four_poolings)
+        spec = make_cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=4, **with_four_poolings)
     with pytest.raises(
         InputError, match=rf"student\.network '{spec.network}': it fails on an image of 8 x 8 pixels: .*small"
     ):
         Student(spec)
-    assert Student(replace(spec, image_size=16))(pixels(16)).shape == (3, 4)
+    assert Student(replace(spec, image_size=16))(make_images(16)).shape == (3, 4)
 
 
-@pytest.mark.parametrize("given", [3, 5])
-def test_a_wrong_number_of_scores_is_refused(make_spec, given):
-    spec = cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=given, widths=[4])
+@pytest.mark.parametrize("num_scores", [3, 5])
+def test_a_wrong_number_of_scores_is_refused(make_spec, num_scores):
+    spec = make_cut_spec(make_spec, NETWORK, {"first": "norm1"}, num_classes=num_scores, widths=[4])
     with pytest.raises(
-        InputError, match=rf"student\.network '{NETWORK}': gives scores of shape \({given},\) for 4 classes"
+        InputError,
+        match=rf"student\.network '{NETWORK}': gives scores of shape \({num_scores},\) for 4 classes",
     ):
         Student(spec)
 
@@ -154,26 +153,26 @@ def test_a_shared_class_has_one_score(make_spec):
     label_sets = {"low": ("cat", "dog", "cow"), "high": ("dog", "owl")}
     spec = replace(make_spec("plain", {}, widths=[4]), label_sets=label_sets, rule="max")
     assert spec.classes == ("cat", "dog", "cow", "owl")
-    assert Student(spec)(pixels(8)).shape == (3, 4)
+    assert Student(spec)(make_images(8)).shape == (3, 4)
 
 
 def test_a_cut_student_is_loaded_as_it_was_saved(make_spec, randomised, tmp_path):
     paths = {"b": "norm1", "a": "pool1", "c": "flatten"}  # in the order of the network, not of names
-    spec = cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])
+    spec = make_cut_spec(make_spec, NETWORK, paths, num_classes=4, widths=[5, 6])
     student = randomised(Student(replace(spec, widths={"b": 5, "a": 5, "c": 6}, rule="concatenate")))
     for parameter in student.parameters():
         nn.init.normal_(parameter, std=0.5)
-    save_student(student, tmp_path / "made" / "if" / "need be")
-    loaded = load_student(tmp_path / "made" / "if" / "need be")
+    save_student(student, tmp_path / "new" / "folders" / "student")
+    loaded = load_student(tmp_path / "new" / "folders" / "student")
     assert loaded.spec == student.spec
     assert loaded.spec.taps == ("b", "a", "c")
     assert (loaded.shapes, loaded.kept_adapters) == (student.shapes, {"a": 30, "c": 42})
-    images = pixels(8)
+    images = make_images(8)
     assert torch.equal(loaded(images), student(images))
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_familys_student_is_loaded_as_it_was_saved(student, tmp_path):
+def test_a_student_of_a_family_is_loaded_as_it_was_saved(student, tmp_path):
     save_student(student, tmp_path)
     loaded = load_student(tmp_path)
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)

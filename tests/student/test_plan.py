@@ -1,4 +1,4 @@
-"""The plan of a run: what it builds, and an error for every reason why it cannot."""
+"""Test the plan of a run, and the errors for runs that cannot be planned."""
 
 import json
 from typing import Any
@@ -18,8 +18,16 @@ def plan_of(config) -> Plan:
     return make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
 
 
-def draft(networks: dict[str, tuple[str, dict[str, Any], int]], size: int = 16, **sections: Any) -> Plan:
-    """Plan a run of untrained teachers: name -> network, its arguments, number of (disjoint) classes."""
+def plan_untrained_teachers(
+    networks: dict[str, tuple[str, dict[str, Any], int]], size: int = 16, **sections: Any
+) -> Plan:
+    """Plan a run of untrained teachers, whose classes are disjoint.
+
+    Args:
+        networks: For each teacher's name, its network, the network's arguments and the number of classes.
+        size: Height and width of an image.
+        sections: More sections of the config.
+    """
     teachers = [
         {
             "name": name,
@@ -36,11 +44,11 @@ def draft(networks: dict[str, tuple[str, dict[str, Any], int]], size: int = 16, 
 
 
 RESNETS = {"cats": ("resnet18", {}, 3), "dogs": ("resnet18", {}, 4)}
-MIXED = {"photos": ("plain", {"widths": [4, 6]}, 3), "signs": ("resnet18", {}, 4)}
-FIVE = {f"t{i}": ("plain", {"widths": [3 + i, 5 + 2 * i]}, 2 + i % 3) for i in range(5)}
+PLAIN_AND_RESNET = {"photos": ("plain", {"widths": [4, 6]}, 3), "signs": ("resnet18", {}, 4)}
+FIVE_TEACHERS = {f"t{i}": ("plain", {"widths": [3 + i, 5 + 2 * i]}, 2 + i % 3) for i in range(5)}
 
 
-def test_the_default_plan_taps_every_layer(load_config):
+def test_the_default_plan_has_a_tap_at_every_layer(load_config):
     plan = plan_of(load_config())
     paths = {"conv1": "norm1", "conv2": "norm2"}
     assert plan.paths == {"low": paths, "high": paths}
@@ -49,7 +57,7 @@ def test_the_default_plan_taps_every_layer(load_config):
     assert plan.label_sets.classes == plan.spec.classes == tuple(f"digit_{i}" for i in range(10))
 
 
-def test_the_planned_student_can_be_built_and_scores(load_config):
+def test_the_planned_student_can_be_built_and_scores_images(load_config):
     spec = plan_of(load_config()).spec
     assert Student(spec)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 10)
 
@@ -89,31 +97,31 @@ def test_codes_can_be_as_wide_as_a_teachers_features(load_config, config_tree):
     assert plan.shapes == {"conv1": (7, 8, 8), "conv2": (11, 4, 4)}
 
 
-def test_sizes_on_disk_are_those_of_float16(load_config):
+def test_planned_bytes_per_image_are_those_of_float16_features_and_scores(load_config):
     plan = plan_of(load_config())
     assert plan.feature_bytes == 2 * (8 * 8 * 8 + 12 * 4 * 4)
     assert plan.image_bytes == 3 * 8 * 8 + 2 * 10
 
 
-MISTAKES = {
+CONFIG_ERRORS = {
     "no such module": (["taps={conv1: norm9}"], [r"taps.conv1", "'norm9'", "Similar paths: ", "norm1"]),
     "no such module in one teacher": (
         ["taps={conv1: {low: norm1, high: layer1}}"],
         ["taps.conv1", "'layer1'"],
     ),
-    "no layer of the student": (
+    "tap that is no layer of the student": (
         ["taps={conv1: norm1, conv9: act2}"],
         ["taps", "'conv9'", "'plain'", "'conv1'", "'conv2'"],
     ),
-    "the scores are no tap": (["taps={scores: head}"], ["taps", "'scores'"]),
+    "tap at the scores": (["taps={scores: head}"], ["taps", "'scores'"]),
     "no taps": (["taps={}"], ["taps"]),
     "width too large": (["codes.widths.conv1=9"], ["codes.widths.conv1: 9", "1 ... 8"]),
-    "width of no tap": (["codes.widths.conv3=4"], ["codes.widths", "'conv3'", "'conv1'", "'conv2'"]),
+    "width of a missing tap": (["codes.widths.conv3=4"], ["codes.widths", "'conv3'", "'conv1'", "'conv2'"]),
     "unknown network": (
         ["student.network=resent18"],
         ["'resent18' is unknown", "Similar names: ", "resnet18"],
     ),
-    "student's path missing": (
+    "missing path of the student": (
         ["student.network=resnet18", "taps={early: norm1, late: norm2}"],
         ["taps.early.student: ", "'resnet18'"],
     ),
@@ -133,33 +141,33 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "parts"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_config_that_cannot_work_is_refused(load_config, overrides, parts):
+@pytest.mark.parametrize(("overrides", "message_parts"), CONFIG_ERRORS.values(), ids=CONFIG_ERRORS.keys())
+def test_a_config_whose_run_cannot_be_planned_is_refused(load_config, overrides, message_parts):
     config = load_config(*overrides)
     with pytest.raises(InputError) as caught:
         plan_of(config)
-    for part in parts:
+    for part in message_parts:
         assert part in str(caught.value)
 
 
-OVERLAP = "teachers.1.classes.0=digit_3"
+SHARED_CLASS = "teachers.1.classes.0=digit_3"
 
 
 def test_overlapping_label_sets_are_combined_by_the_mean(load_config):
-    plan = plan_of(load_config(OVERLAP))
+    plan = plan_of(load_config(SHARED_CLASS))
     assert plan.label_sets.rule == plan.spec.rule == "mean"
     assert plan.label_sets.overlap == {"digit_3": ("low", "high")}
     assert plan.spec.classes == tuple(f"digit_{i}" for i in (0, 1, 2, 3, 4, 6, 7, 8, 9))
     assert Student(plan.spec)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 9)
 
 
-def test_both_teachers_scores_of_a_shared_class_are_kept_on_disk(load_config):
-    assert plan_of(load_config(OVERLAP)).image_bytes == 3 * 8 * 8 + 2 * (5 + 5)
+def test_the_image_bytes_include_both_teachers_scores_of_a_shared_class(load_config):
+    assert plan_of(load_config(SHARED_CLASS)).image_bytes == 3 * 8 * 8 + 2 * (5 + 5)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "conditional"])
-def test_the_rule_of_the_config_is_used(load_config, rule):
-    plan = plan_of(load_config(OVERLAP, f"scores.rule={rule}"))
+def test_the_score_rule_of_the_config_is_used(load_config, rule):
+    plan = plan_of(load_config(SHARED_CLASS, f"scores.rule={rule}"))
     assert plan.label_sets.rule == plan.spec.rule == rule
 
 
@@ -170,7 +178,7 @@ def test_disjoint_label_sets_are_concatenated(load_config):
 
 def test_overlapping_label_sets_cannot_be_concatenated(load_config):
     with pytest.raises(InputError, match="concatenate") as caught:
-        plan_of(load_config(OVERLAP, "scores.rule=concatenate"))
+        plan_of(load_config(SHARED_CLASS, "scores.rule=concatenate"))
     assert "'digit_3' (low, high)" in str(caught.value)
     assert "choose mean or max" in str(caught.value)
 
@@ -184,7 +192,13 @@ def test_overlapping_label_sets_cannot_be_concatenated(load_config):
         (["taps={conv2: norm1}"], {"conv2": (8, 4, 4)}),
         (["student.preprocessing.size=16"], {"conv1": (8, 16, 16), "conv2": (12, 8, 8)}),
     ],
-    ids=["between taps", "of a teacher", "of the first teacher", "of a tap", "of the student"],
+    ids=[
+        "teachers with different sizes at a tap",
+        "size of the second teacher",
+        "size of the first teacher",
+        "tap at an earlier layer of the teachers",
+        "size of the student",
+    ],
 )
 def test_features_of_any_size_are_resized_to_the_students(load_config, overrides, shapes):
     plan = plan_of(load_config(*overrides))
@@ -199,8 +213,8 @@ def test_features_of_any_size_are_resized_to_the_students(load_config, overrides
 
 @pytest.mark.parametrize("num_teachers", [3, 5])
 def test_many_teachers_can_differ_in_widths_and_numbers_of_classes(num_teachers):
-    teachers = dict(list(FIVE.items())[:num_teachers])
-    plan = draft(teachers)
+    teachers = dict(list(FIVE_TEACHERS.items())[:num_teachers])
+    plan = plan_untrained_teachers(teachers)
     widths = [arguments["widths"] for _, arguments, _ in teachers.values()]
     assert plan.channels == {"conv1": tuple(w[0] for w in widths), "conv2": tuple(w[1] for w in widths)}
     assert plan.shapes == {
@@ -214,7 +228,7 @@ def test_many_teachers_can_differ_in_widths_and_numbers_of_classes(num_teachers)
 
 
 def test_code_shapes_are_unchanged_by_json():
-    shapes = draft(FIVE, codes={"widths": {"conv2": 9}}).code_shapes()
+    shapes = plan_untrained_teachers(FIVE_TEACHERS, codes={"widths": {"conv2": 9}}).code_shapes()
     assert shapes == {
         "conv1": {"channels": [3, 4, 5, 6, 7], "paths": ["norm1"] * 5, "space": [16, 16], "width": 3},
         "conv2": {"channels": [5, 7, 9, 11, 13], "paths": ["norm2"] * 5, "space": [8, 8], "width": 9},
@@ -230,54 +244,64 @@ def test_code_shapes_are_unchanged_by_json():
         ("incremental", 3 + 4, "the first two teachers"),
     ],
 )
-def test_a_code_cannot_be_wider_than_what_its_first_auto_encoder_joins(method, max_width, teachers):
-    plan = draft(FIVE, codes={"method": method, "widths": {"conv1": max_width}})
+def test_a_code_wider_than_the_input_of_its_first_auto_encoder_is_refused(method, max_width, teachers):
+    plan = plan_untrained_teachers(FIVE_TEACHERS, codes={"method": method, "widths": {"conv1": max_width}})
     assert plan.spec.widths == {"conv1": max_width, "conv2": 5}
     with pytest.raises(InputError) as caught:
-        draft(FIVE, codes={"method": method, "widths": {"conv1": max_width + 1}})
+        plan_untrained_teachers(FIVE_TEACHERS, codes={"method": method, "widths": {"conv1": max_width + 1}})
     for part in (f"codes.widths.conv1: {max_width + 1} must lie in 1 ... {max_width}", teachers):
         assert part in str(caught.value)
 
 
 def test_a_torchvision_network_is_cut_at_its_taps_and_keeps_its_widths():
-    plan = draft(RESNETS, size=32, taps={"late": "layer3", "early": "layer1", "stem": "bn1"})
+    plan = plan_untrained_teachers(
+        RESNETS, size=32, taps={"late": "layer3", "early": "layer1", "stem": "bn1"}
+    )
     assert list(plan.spec.widths.items()) == [("stem", 64), ("early", 64), ("late", 256)]
     assert plan.spec.paths == {"stem": "bn1", "early": "layer1", "late": "layer3"}
     assert plan.paths["cats"] == plan.paths["dogs"] == plan.spec.paths
     assert plan.shapes == {"stem": (128, 16, 16), "early": (128, 8, 8), "late": (512, 2, 2)}
     assert plan.kept_adapters == {"early": 64 * 64 + 64, "late": 256 * 256 + 256}
     student = Student(plan.spec)
-    twin = build_network("resnet18", {}, 7)
-    num_parameters = sum(p.numel() for p in twin.parameters()) + sum(plan.kept_adapters.values())
+    network = build_network("resnet18", {}, 7)
+    num_parameters = sum(p.numel() for p in network.parameters()) + sum(plan.kept_adapters.values())
     assert sum(p.numel() for p in student.parameters()) == num_parameters
     assert student.eval()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
 
 
-def test_a_familys_student_keeps_no_adapter(load_config):
+def test_a_student_of_a_network_family_keeps_no_adapter(load_config):
     assert plan_of(load_config()).kept_adapters == {}
 
 
 @pytest.mark.parametrize("widths", [{"early": 64}, {"like": "dogs"}])
 def test_the_fixed_widths_of_a_network_can_be_given(widths):
-    assert draft(RESNETS, taps={"early": "layer1"}, codes={"widths": widths}).spec.widths == {"early": 64}
+    assert plan_untrained_teachers(
+        RESNETS, taps={"early": "layer1"}, codes={"widths": widths}
+    ).spec.widths == {"early": 64}
 
 
 def test_a_student_with_another_network_than_the_teachers_has_its_own_paths():
     taps = {"early": {"photos": "norm1", "signs": "layer1", "student": "norm2"}}
-    plan = draft(MIXED, taps=taps, student={"network": "plain", "arguments": {"widths": [5, 7, 9]}})
+    plan = plan_untrained_teachers(
+        PLAIN_AND_RESNET, taps=taps, student={"network": "plain", "arguments": {"widths": [5, 7, 9]}}
+    )
     assert plan.paths == {"photos": {"early": "norm1"}, "signs": {"early": "layer1"}}
     assert plan.spec.paths == {"early": "conv2"}
     assert plan.channels == {"early": (4, 64)}
     assert plan.spaces == {"early": (8, 8)}
 
 
-@pytest.mark.parametrize("places", [("conv1", "conv2"), ("norm1", "norm2")], ids=["layers", "module paths"])
-def test_taps_of_plain_and_residual_teachers_are_paired_by_name(places):
+@pytest.mark.parametrize(
+    "student_paths",
+    [("conv1", "conv2"), ("norm1", "norm2")],
+    ids=["student layers by name", "student layers by module path"],
+)
+def test_taps_of_plain_and_residual_teachers_are_paired_by_name(student_paths):
     taps = {
-        "late": {"photos": "norm2", "signs": "layer3", "student": places[1]},
-        "early": {"photos": "norm1", "signs": "layer1", "student": places[0]},
+        "late": {"photos": "norm2", "signs": "layer3", "student": student_paths[1]},
+        "early": {"photos": "norm1", "signs": "layer1", "student": student_paths[0]},
     }
-    plan = draft(MIXED, taps=taps)
+    plan = plan_untrained_teachers(PLAIN_AND_RESNET, taps=taps)
     assert plan.spec.paths == {"early": "conv1", "late": "conv2"}
     assert list(plan.spec.widths.items()) == [("early", 4), ("late", 6)]
     assert plan.paths["signs"] == {"late": "layer3", "early": "layer1"}
@@ -287,20 +311,20 @@ def test_taps_of_plain_and_residual_teachers_are_paired_by_name(places):
 
 def test_the_students_path_defaults_to_that_of_a_teacher_with_the_same_network():
     taps = {"early": {"photos": "norm1", "signs": "layer1"}}
-    by_default = draft(MIXED, taps=taps)
+    by_default = plan_untrained_teachers(PLAIN_AND_RESNET, taps=taps)
     assert (by_default.spec.network, by_default.spec.paths) == ("plain", {"early": "conv1"})
-    residual = draft(MIXED, taps=taps, student={"network": "resnet18"})
+    residual = plan_untrained_teachers(PLAIN_AND_RESNET, taps=taps, student={"network": "resnet18"})
     assert (residual.spec.paths, residual.spec.widths) == ({"early": "layer1"}, {"early": 64})
     assert residual.shapes == {"early": (4 + 64, 4, 4)}
 
 
 def test_a_map_can_be_paired_with_a_vector_of_the_student():
     taps = {"last": {"cats": "layer4", "dogs": "avgpool", "student": "avgpool"}}
-    plan = draft(RESNETS, taps=taps)
+    plan = plan_untrained_teachers(RESNETS, taps=taps)
     assert plan.shapes == {"last": (1024, 1, 1)}
 
 
-NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+NETWORK_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "no taps": (RESNETS, {}, ["taps: name them", "'resnet18'", "conv1", "layer1.0", "layer4", "1 more"]),
     "empty taps": (RESNETS, {"taps": {}}, ["taps: name them", "'resnet18'", "layer1"]),
     "inside a residual block": (
@@ -319,8 +343,8 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
         {"taps": {"early": "layer1"}, "codes": {"widths": {"early": 32}}},
         ["codes.widths.early: 32", "64 channels", "plain"],
     ),
-    "a width like another network's": (
-        MIXED,
+    "widths of a teacher with another network": (
+        PLAIN_AND_RESNET,
         {
             "taps": {"early": {"photos": "norm1", "signs": "layer1"}},
             "codes": {"widths": {"like": "photos"}},
@@ -328,22 +352,22 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
         },
         ["codes.widths.early: 4", "64 channels"],
     ),
-    "a width of no tap": (
+    "a width of a missing tap": (
         RESNETS,
         {"taps": {"early": "layer1"}, "codes": {"widths": {"late": 64}}},
         ["codes.widths: ['late'] are not taps", "['early']"],
     ),
-    "no path of the student": (
-        MIXED,
+    "missing path of the student": (
+        PLAIN_AND_RESNET,
         {
             "taps": {"early": {"photos": "norm1", "signs": "layer1"}},
             "student": {"network": "resnet34"},
         },
         ["taps.early.student: is missing", "'resnet34'"],
     ),
-    "another kind of teacher": (MIXED, {}, ["taps: name them", "['signs']", "'plain'"]),
+    "teachers of different networks": (PLAIN_AND_RESNET, {}, ["taps: name them", "['signs']", "'plain'"]),
     "a vector for a map": (
-        MIXED,
+        PLAIN_AND_RESNET,
         {"taps": {"conv1": {"photos": "norm1", "signs": "fc"}}},
         ["taps.conv1: teacher signs has a vector", "(16, 16)"],
     ),
@@ -356,12 +380,12 @@ NETWORK_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = 
 
 
 @pytest.mark.parametrize(
-    ("networks", "sections", "parts"), NETWORK_MISTAKES.values(), ids=NETWORK_MISTAKES.keys()
+    ("networks", "sections", "message_parts"), NETWORK_ERRORS.values(), ids=NETWORK_ERRORS.keys()
 )
-def test_networks_whose_taps_cannot_be_paired_are_refused(networks, sections, parts):
+def test_networks_whose_taps_cannot_be_paired_are_refused(networks, sections, message_parts):
     with pytest.raises(InputError) as caught:
-        draft(networks, **sections)
-    for part in parts:
+        plan_untrained_teachers(networks, **sections)
+    for part in message_parts:
         assert part in str(caught.value)
 
 

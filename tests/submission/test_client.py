@@ -1,4 +1,4 @@
-"""Errors of the job client, without Ray; tests/end_to_end/test_job.py sends real jobs."""
+"""Test the job client without a cluster; tests/end_to_end/test_job.py sends real jobs."""
 
 import os
 from pathlib import Path
@@ -8,18 +8,18 @@ from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
 from ka_ray.errors import InputError
-from ka_ray.submission import client as module
+from ka_ray.submission import client as client_module
 from ka_ray.submission.client import JobClient, connect_job_client
 from ka_ray.submission.package import MAX_UPLOAD_BYTES
 
 
-def test_the_upload_limit_is_that_of_rays_server():
+def test_the_upload_limit_equals_that_of_rays_job_server():
     """Ray's client would allow 512 MiB, and the server would then refuse with status 413."""
     assert MAX_UPLOAD_BYTES == ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 
 
 class FakeRayClient:
-    """Raises some errors, one per call, then takes jobs and records them."""
+    """Replaces Ray's client: raises the given errors, one per call, and then records the jobs it is sent."""
 
     def __init__(self, *errors):
         self.errors, self.submitted = list(errors), []
@@ -36,9 +36,9 @@ NO_AGENT = RuntimeError(
 )
 
 
-def test_submit_waits_for_a_cluster_that_has_just_started(monkeypatch):
+def test_submit_retries_while_a_cluster_is_starting(monkeypatch):
     pauses = []
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(client_module.time, "sleep", pauses.append)
     client = FakeRayClient(NO_AGENT, NO_AGENT)
     assert JobClient(client, "http://h").submit("echo", Path("job.zip"), {"A": "b"}) == "job"
     assert client.submitted == [("echo", {"working_dir": "job.zip", "env_vars": {"A": "b"}})]
@@ -47,7 +47,7 @@ def test_submit_waits_for_a_cluster_that_has_just_started(monkeypatch):
         JobClient(FakeRayClient(*[NO_AGENT] * 9), "http://h").submit("echo", Path("job.zip"), {})
 
 
-def test_submit_raises_other_errors_at_once():
+def test_submit_raises_other_errors_without_retries():
     too_large = RuntimeError("Request failed with status code 413: Maximum request body size exceeded")
     client = FakeRayClient(too_large)
     with pytest.raises(ConnectionError, match="413"):
@@ -67,19 +67,19 @@ def test_a_refused_token_is_reported_without_the_token(error):
 
 
 def test_the_given_address_takes_precedence_over_ray_address(monkeypatch):
-    used = []
+    used_addresses = []
 
     def make_client(address):
-        used.append(module.os.environ["RAY_API_SERVER_ADDRESS"])
+        used_addresses.append(client_module.os.environ["RAY_API_SERVER_ADDRESS"])
 
-    monkeypatch.setattr(module, "JobSubmissionClient", make_client)
+    monkeypatch.setattr(client_module, "JobSubmissionClient", make_client)
     monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
     assert connect_job_client("http://given:8265/").dashboard_url("job") == "http://given:8265/#/jobs/job"
-    assert used == ["http://given:8265"]
+    assert used_addresses == ["http://given:8265"]
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://third:8265")
     connect_job_client("http://given:8265")
-    assert used == ["http://given:8265"] * 2
+    assert used_addresses == ["http://given:8265"] * 2
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://third:8265"
 
 

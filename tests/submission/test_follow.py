@@ -1,4 +1,4 @@
-"""Following a job: every line once and in order despite broken connections, Ctrl-C, and the exit code."""
+"""Test following a job: each line of its log appears once and in order, Ctrl-C, and the exit code."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ka_ray.errors import InputError
-from ka_ray.submission import follow as module
+from ka_ray.submission import follow as follow_module
 from ka_ray.submission.client import JobClient, JobState
 from ka_ray.submission.follow import BACK_OFF_S, EXIT_STOPPED, EXIT_UNREACHABLE, JobFollower, follow_job
 
@@ -19,14 +19,14 @@ ADDRESS = "http://head:8265"
 
 
 class FakeClient:
-    """Answers like Ray's client.
+    """Replaces Ray's client.
 
     Args:
-        connections: For each tail of the log, the texts that it yields, and then the error that it raises, or
-            the function that it calls; None: it closes.
-        statuses: The job's status at each question; the last one is repeated.
-        exit_code: Exit code of the job's command, once it has ended.
-        log: The whole log, or the error that asking for it raises.
+        connections: For each connection that tails the log, the texts that it yields and how it ends: with an
+            error that it raises, with a coroutine function that it awaits, or without either (None).
+        statuses: The job's status for each request; the last one is repeated. An error is raised instead.
+        exit_code: Exit code of the job's command after it has ended.
+        log: The complete log, or the error that a request for it raises.
     """
 
     def __init__(self, connections=(), statuses=("SUCCEEDED",), exit_code=0, log=LOG):
@@ -65,9 +65,9 @@ class FakeClient:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-    """The pauses in seconds, which are recorded instead of waited for."""
+    """Replace sleeping, and return the list of the seconds that were to be slept."""
     recorded = []
-    monkeypatch.setattr(module.time, "sleep", recorded.append)
+    monkeypatch.setattr(follow_module.time, "sleep", recorded.append)
     return recorded
 
 
@@ -81,32 +81,37 @@ def follow(client):
     return JobFollower(JobClient(client, ADDRESS), "job").follow()
 
 
-RUNS_TWICE = ("RUNNING", "RUNNING", "SUCCEEDED")
-DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+RUNNING_TWICE_THEN_SUCCEEDED = ("RUNNING", "RUNNING", "SUCCEEDED")
+CONNECTION_DROPPED = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
 
-@pytest.mark.parametrize("cut", range(len(LOG) + 1))
+@pytest.mark.parametrize("cut_at", range(len(LOG) + 1))
 @pytest.mark.parametrize(
-    "error", [DROPPED, None, ConnectionResetError("reset")], ids=["1006", "closed", "reset"]
+    "error",
+    [CONNECTION_DROPPED, None, ConnectionResetError("reset")],
+    ids=["close code 1006", "closed without an error", "connection reset"],
 )
-def test_a_dropped_connection_neither_repeats_nor_loses_lines(capsys, cut, error):
-    connections = [([LOG[:cut]], error), ([LOG[: cut + 3], LOG[cut + 3 :]], None)]
-    follow(FakeClient(connections, RUNS_TWICE, log=LOG[:cut]))  # only the second connection yields the rest
+def test_a_dropped_connection_neither_repeats_nor_loses_lines(capsys, cut_at, error):
+    connections = [([LOG[:cut_at]], error), ([LOG[: cut_at + 3], LOG[cut_at + 3 :]], None)]
+    # The log ends where the first connection ends, so that only the second connection yields the rest.
+    follow(FakeClient(connections, RUNNING_TWICE_THEN_SUCCEEDED, log=LOG[:cut_at]))
     assert printed_lines(capsys) == LINES
 
 
-def test_lines_are_shown_as_they_are_written(capsys):
+def test_lines_are_printed_while_the_job_runs(capsys):
     seen = []
 
     async def read_output():
         seen.append(capsys.readouterr().out)
 
-    follow(FakeClient([(["one\ntw"], read_output), (["one\ntwo\n"], None)], RUNS_TWICE, log=""))
+    follow(
+        FakeClient([(["one\ntw"], read_output), (["one\ntwo\n"], None)], RUNNING_TWICE_THEN_SUCCEEDED, log="")
+    )
     assert seen == ["one\n"]
     assert printed_lines(capsys) == ["two"]
 
 
-def test_without_websockets_the_log_is_polled(capsys):
+def test_the_log_is_polled_if_websockets_are_refused(capsys):
     refused = itertools.repeat(([], RuntimeError("no websocket here")))
     client = FakeClient(refused, ["RUNNING"] * 20 + ["SUCCEEDED"])
     assert follow(client).has_ended
@@ -119,20 +124,20 @@ def test_the_end_of_a_log_is_fetched_if_the_connection_closed_before(capsys):
     assert printed_lines(capsys) == LINES
 
 
-def test_a_silent_connection_is_opened_again(capsys, monkeypatch):
-    monkeypatch.setattr(module, "IDLE_S", 0.02)
+def test_a_connection_without_new_lines_is_reopened(capsys, monkeypatch):
+    monkeypatch.setattr(follow_module, "IDLE_S", 0.02)
 
-    async def silence():
+    async def stay_silent():
         await asyncio.sleep(60)
 
-    client = FakeClient([([LOG[:5]], silence), ([LOG], None)], RUNS_TWICE, log="")
+    client = FakeClient([([LOG[:5]], stay_silent), ([LOG], None)], RUNNING_TWICE_THEN_SUCCEEDED, log="")
     follow(client)
     assert client.tails == 2
     assert printed_lines(capsys) == LINES
 
 
-def test_an_unreachable_cluster_is_given_up_after_growing_pauses(capsys, pauses):
-    client = FakeClient(itertools.repeat(([], DROPPED)), [ConnectionRefusedError("refused")])
+def test_following_an_unreachable_cluster_ends_after_all_pauses(capsys, pauses):
+    client = FakeClient(itertools.repeat(([], CONNECTION_DROPPED)), [ConnectionRefusedError("refused")])
     with pytest.raises(ConnectionError, match="refused"):
         follow(client)
     assert pauses == list(BACK_OFF_S)
@@ -143,9 +148,9 @@ def test_an_unreachable_cluster_is_given_up_after_growing_pauses(capsys, pauses)
     assert f"ka-ray submit --follow job --address {ADDRESS}" in text
 
 
-def test_a_cluster_that_answers_again_is_followed_further(capsys):
-    away = [ConnectionRefusedError("refused")] * (len(BACK_OFF_S) - 1)
-    client = FakeClient([([], None)] * 99, [*away, "RUNNING", *away, "FAILED"], exit_code=3)
+def test_following_continues_when_an_unreachable_cluster_answers_again(capsys):
+    unreachable = [ConnectionRefusedError("refused")] * (len(BACK_OFF_S) - 1)
+    client = FakeClient([([], None)] * 99, [*unreachable, "RUNNING", *unreachable, "FAILED"], exit_code=3)
     assert follow_job(JobClient(client, ADDRESS), "job") == 3
     assert printed_lines(capsys)[: len(LINES)] == LINES
 
@@ -171,41 +176,40 @@ def test_a_job_with_an_unreadable_log_still_has_its_exit_code(capsys):
         ("STOPPED", 0, EXIT_STOPPED),
     ],
 )
-def test_the_exit_code_is_the_jobs_own(capsys, status, code, expected):
+def test_follow_job_returns_the_exit_code_of_the_job(capsys, status, code, expected):
     assert follow_job(JobClient(FakeClient(statuses=[status], exit_code=code), ADDRESS), "job") == expected
     out = printed_lines(capsys)
     assert out[-1].startswith(f"job job: {status}")
-    assert (
-        out[-1 - (status == "FAILED" and code is None) - 1] == LINES[3]
-    )  # the address of the run is printed again
-    assert ("Job is FAILED." in out) == (status == "FAILED" and code is None)
+    has_message = status == "FAILED" and code is None  # Ray's message is printed if there is no exit code
+    assert ("Job is FAILED." in out) == has_message
+    assert out[-2 - has_message] == LINES[3]  # the MLflow address is printed again at the end
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (RuntimeError("Request failed with status code 404: Job x does not exist."), "there is no job job"),
-        (SimpleNamespace, "RAY_AUTH_TOKEN_PATH"),
+        ("authentication", "RAY_AUTH_TOKEN_PATH"),
     ],
 )
-def test_errors_that_waiting_cannot_resolve_end_the_following_at_once(error, words):
+def test_permanent_errors_end_following_without_retries(error, message):
     from ray.exceptions import AuthenticationError
 
     error = error if isinstance(error, Exception) else AuthenticationError("Authentication failed: token abc")
-    with pytest.raises(InputError, match=words) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         follow_job(JobClient(FakeClient(statuses=[error]), ADDRESS), "job")
     assert "abc" not in str(raised.value)
 
 
 @pytest.fixture(autouse=True)
 def _default_ctrl_c_handler():
-    """Handle Ctrl-C as at a terminal: a process that a shell starts in the background ignores it."""
+    """Handle Ctrl-C as at a terminal, because a process that a shell starts in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-async def ctrl_c():
+async def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)
     await asyncio.sleep(60)
 
@@ -215,7 +219,7 @@ class Terminal:
 
     def __init__(self, monkeypatch, answer):
         for name in ("stdin", "stdout"):
-            monkeypatch.setattr(getattr(module.sys, name), "isatty", lambda: True, raising=False)
+            monkeypatch.setattr(getattr(follow_module.sys, name), "isatty", lambda: True, raising=False)
         monkeypatch.setattr("builtins.input", self.answer_question)
         self.questions, self._answer = [], answer
 
@@ -227,8 +231,8 @@ class Terminal:
 
 
 @pytest.mark.parametrize("answer", ["", "n", "no", "what?", KeyboardInterrupt, EOFError])
-def test_ctrl_c_leaves_the_job_running_without_a_yes(capsys, monkeypatch, answer):
-    client = FakeClient([(["one\n"], ctrl_c)], ["RUNNING"])
+def test_ctrl_c_leaves_the_job_running_unless_the_answer_is_yes(capsys, monkeypatch, answer):
+    client = FakeClient([(["one\n"], press_ctrl_c)], ["RUNNING"])
     terminal = Terminal(monkeypatch, answer)
     assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert terminal.questions == ["\nStop the job? [y/N] "]
@@ -240,15 +244,14 @@ def test_ctrl_c_leaves_the_job_running_without_a_yes(capsys, monkeypatch, answer
 
 
 def test_ctrl_c_and_yes_stop_the_job_and_show_the_rest_of_its_log(capsys, monkeypatch):
-    client = FakeClient([([LOG[:4]], ctrl_c)], ["RUNNING"])
+    client = FakeClient([([LOG[:4]], press_ctrl_c)], ["RUNNING"])
     Terminal(monkeypatch, "y")
     assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert client.stopped == ["job"]
     out = printed_lines(capsys)
-    ends = [
-        next((line for line in LINES if line and text.endswith(line)), "") for text in out
-    ]  # a line may follow the end of a bar
-    assert list(filter(None, ends)) == [*filter(None, LINES), LINES[3]]
+    # A line of the log may be printed directly after the last state of a progress bar.
+    log_lines = [next((line for line in LINES if line and text.endswith(line)), "") for text in out]
+    assert list(filter(None, log_lines)) == [*filter(None, LINES), LINES[3]]
     assert any(re.search(r"\[two\].*2/4.*0:00", text) for text in out)  # the progress bar
     assert out[-1] == "job job: STOPPED"
 
@@ -258,21 +261,21 @@ def test_ctrl_c_without_a_terminal_neither_asks_nor_stops(capsys, monkeypatch):
         raise AssertionError(question)
 
     monkeypatch.setattr("builtins.input", refuse)
-    client = FakeClient([(["one\n"], ctrl_c)], ["RUNNING"])
+    client = FakeClient([(["one\n"], press_ctrl_c)], ["RUNNING"])
     assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
     assert client.stopped == []
     assert "job job continues. to follow it again: ka-ray submit --follow job" in capsys.readouterr().out
 
 
-def test_a_second_ctrl_c_ends_the_following(capsys, monkeypatch):
-    client, asked = FakeClient([([], ctrl_c), ([], ctrl_c)], ["RUNNING"]), []
-    client.stop_job = asked.append  # the job does not stop at once
+def test_a_second_ctrl_c_ends_following_while_the_job_stops(capsys, monkeypatch):
+    client, stop_requests = FakeClient([([], press_ctrl_c), ([], press_ctrl_c)], ["RUNNING"]), []
+    client.stop_job = stop_requests.append  # the job does not stop at once
     Terminal(monkeypatch, "y")
     assert follow_job(JobClient(client, ADDRESS), "job") == EXIT_STOPPED
-    assert asked == ["job"]
+    assert stop_requests == ["job"]
     assert "job job may continue. to follow it again: ka-ray submit --follow job" in capsys.readouterr().out
 
 
-def test_has_ended_follows_rays_status():
+def test_has_ended_is_true_for_the_final_statuses_of_ray():
     states = {"PENDING": False, "RUNNING": False, "STOPPED": True, "SUCCEEDED": True, "FAILED": True}
     assert {status: JobState(status, None, "").has_ended for status in states} == states

@@ -1,4 +1,4 @@
-"""Which files are sent with a job, and which are not."""
+"""Test which files are sent with a job, and which are not."""
 
 import json
 import subprocess
@@ -15,13 +15,13 @@ from ka_ray.runs.output_folder import CONFIG
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import format_bytes
-from ka_ray.submission import package as module
+from ka_ray.submission import package as package_module
 from ka_ray.submission.package import collect_package
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A user's folder: teachers and images that git ignores, modules, and files that no job needs."""
+    """Return a user's folder: teachers and images that git ignores, modules, and files that no job needs."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs/low", "photos/cat/__pycache__", "nets/deep", "other", ".git"):
         (tmp_path / name).mkdir(parents=True)
@@ -54,11 +54,11 @@ def zip_contents(tree=None, named=(), config="run.yaml"):
         return {name: package.read(name) for name in package.namelist()}
 
 
-def without_package(names):
+def without_ka_ray(names):
     return {name for name in names if not name.startswith("ka_ray/")}
 
 
-def test_the_running_package_is_sent(project):
+def test_the_source_of_ka_ray_is_sent(project):
     sent = {name for name in zip_contents() if name.startswith("ka_ray/")}
     source = Path(ka_ray.__file__).parent
     files = [path for pattern in ("*.py", "py.typed") for path in source.rglob(pattern)]
@@ -67,12 +67,12 @@ def test_the_running_package_is_sent(project):
 
 
 def test_only_named_files_are_sent(project):
-    assert without_package(zip_contents()) == {"run.yaml"}
+    assert without_ka_ray(zip_contents()) == {"run.yaml"}
 
 
 def test_named_files_are_sent_even_if_git_ignores_them(project):
     sent = zip_contents(named=["runs/low/teacher.safetensors", "./photos", "names.txt"])
-    assert without_package(sent) == {
+    assert without_ka_ray(sent) == {
         "run.yaml",
         "runs/low/teacher.safetensors",
         "photos/cat/1.png",
@@ -82,38 +82,38 @@ def test_named_files_are_sent_even_if_git_ignores_them(project):
 
 
 def test_a_config_outside_of_the_folder_is_sent(project, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "far.yaml"
-    elsewhere.write_text("name: far\n")
-    assert without_package(zip_contents(config=str(elsewhere))) == {"_config/far.yaml"}
+    outside = tmp_path_factory.mktemp("outside") / "far.yaml"
+    outside.write_text("name: far\n")
+    assert without_ka_ray(zip_contents(config=str(outside))) == {"_config/far.yaml"}
     (project / "configs").mkdir()
     (project / "configs/near.yaml").write_text("name: near\n")
-    assert without_package(zip_contents(config="configs/near.yaml")) == {"configs/near.yaml"}
-    assert without_package(zip_contents(config=str(project / "configs/near.yaml"))) == {"configs/near.yaml"}
+    assert without_ka_ray(zip_contents(config="configs/near.yaml")) == {"configs/near.yaml"}
+    assert without_ka_ray(zip_contents(config=str(project / "configs/near.yaml"))) == {"configs/near.yaml"}
 
 
 def test_modules_of_factories_are_sent_unless_they_are_installed(project):
     networks = ["nets.deep.net:make", "one:make", "torchvision.models:vgg11", "plain", "ka_ray.student:x"]
     tree = {"teachers": [{"network": network} for network in networks], "student": {"network": "one:small"}}
-    assert without_package(zip_contents(tree)) == {
+    assert without_ka_ray(zip_contents(tree)) == {
         "run.yaml",
         "nets/__init__.py",
         "nets/deep/net.py",
         "one.py",
     }
-    tree = {"teacher": {"network": "nowhere.to:be"}}
-    assert collect_package(Path("run.yaml"), tree, []).missing == ["nowhere"]
+    tree = {"teacher": {"network": "no_such_package.nets:make"}}
+    assert collect_package(Path("run.yaml"), tree, []).missing == ["no_such_package"]
 
 
 def test_a_module_in_a_subfolder_is_sent_to_the_top_of_the_jobs_folder(project, monkeypatch):
     (project / "src").mkdir()
     (project / "src/mine.py").write_text("mine")
     monkeypatch.syspath_prepend(str(project / "src"))
-    assert without_package(zip_contents({"student": {"network": "mine:make"}})) == {"run.yaml", "mine.py"}
+    assert without_ka_ray(zip_contents({"student": {"network": "mine:make"}})) == {"run.yaml", "mine.py"}
 
 
 def test_files_in_arguments_are_sent_and_folders_are_not(project):
     tree = {"student": {"network": "plain", "arguments": {"weights": "names.txt", "kind": "other", "n": 3}}}
-    assert without_package(zip_contents(tree)) == {"run.yaml", "names.txt"}
+    assert without_ka_ray(zip_contents(tree)) == {"run.yaml", "names.txt"}
 
 
 def test_only_the_needed_files_of_an_extended_run_are_sent(project):
@@ -128,7 +128,7 @@ def test_only_the_needed_files_of_an_extended_run_are_sent(project):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     sent = zip_contents({"extend": "runs/two"}, ["runs/two"])
-    assert without_package(sent) == {"run.yaml", *(path.as_posix() for path in needed)}
+    assert without_ka_ray(sent) == {"run.yaml", *(path.as_posix() for path in needed)}
     with pytest.raises(InputError, match=r"extend: other holds none of the files of a finished run \(config"):
         collect_package(Path("run.yaml"), {"extend": "other"}, ["other"])
 
@@ -146,21 +146,21 @@ def test_the_same_content_gives_the_same_package(project):
     assert Path("job.zip").read_bytes() != first
 
 
-def test_the_limit_is_for_the_zip_file_as_it_is_written(project, monkeypatch):
+def test_the_upload_limit_applies_to_the_size_of_the_zip_file(project, monkeypatch):
     package = collect_package(Path("run.yaml"), {}, ["photos"])
     package.write(Path("job.zip"))
     size = Path("job.zip").stat().st_size
     assert size > sum(entry.num_bytes for entry in package.entries)
-    monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", size + 1)
+    monkeypatch.setattr(package_module, "MAX_UPLOAD_BYTES", size + 1)
     package.write(Path("job.zip"))
-    monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", size)
+    monkeypatch.setattr(package_module, "MAX_UPLOAD_BYTES", size)
     with pytest.raises(InputError, match="the cluster accepts less than"):
         package.write(Path("job.zip"))
 
 
 def test_a_too_large_package_is_refused_before_it_is_written(project, monkeypatch):
     with (project / "photos/cat/1.png").open("wb") as file:
-        file.truncate(module.MAX_UPLOAD_BYTES)  # a sparse file, which needs no disk space
+        file.truncate(package_module.MAX_UPLOAD_BYTES)  # a sparse file, which needs no disk space
     package = collect_package(Path("run.yaml"), {}, ["names.txt", "photos"])
     with pytest.raises(InputError, match=r"photos \(100\.0 MiB\), ka_ray .*every node reaches.*s3://"):
         package.write(Path("job.zip"))
@@ -169,15 +169,15 @@ def test_a_too_large_package_is_refused_before_it_is_written(project, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("named", "words"),
+    ("named", "message"),
     [
         ("../outside", r"\.\./outside lies outside of the current folder"),
         ("empty", "empty holds no file that can be sent"),
     ],
 )
-def test_paths_that_cannot_be_sent_are_refused(project, named, words):
+def test_paths_that_cannot_be_sent_are_refused(project, named, message):
     (project / "empty").mkdir()
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         collect_package(Path("run.yaml"), {}, [named])
 
 
@@ -185,13 +185,17 @@ def test_format_bytes_chooses_the_unit():
     assert [format_bytes(n) for n in (0, 1024**2 - 1024, 1024**2)] == ["0.0 KiB", "1023.0 KiB", "1.0 MiB"]
 
 
-def test_the_sent_package_runs_without_this_checkout(project):
+def test_the_sent_package_is_imported_instead_of_this_checkout(project):
     """`python -m ka_ray.cli` in the job's folder starts the package from the zip file and no other."""
     zip_contents()
     with zipfile.ZipFile("job.zip") as package:
-        package.extractall("there")
+        package.extractall("unpacked")
     code = "import json, ka_ray.cli; print(json.dumps(ka_ray.cli.__file__))"
     finished = subprocess.run(
-        [module.sys.executable, "-c", code], cwd="there", capture_output=True, text=True, check=True
+        [package_module.sys.executable, "-c", code],
+        cwd="unpacked",
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert Path(json.loads(finished.stdout)).is_relative_to(project / "there")
+    assert Path(json.loads(finished.stdout)).is_relative_to(project / "unpacked")

@@ -1,4 +1,4 @@
-"""`ka-ray submit` without a cluster: what is refused, which files are sent, and with which command."""
+"""Test `ka-ray submit` without a cluster: what is refused, and which files and command are sent."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ import yaml
 
 from ka_ray import cli
 from ka_ray.errors import InputError
-from ka_ray.submission import submit as module
+from ka_ray.submission import submit as submit_module
 from ka_ray.submission.submit import (
     JobRequest,
     build_entrypoint,
@@ -25,22 +25,22 @@ ADDRESS = "http://head:8265"
 
 @pytest.fixture
 def project(tmp_path, config_tree, monkeypatch):
-    """A folder with a config that names its teachers by relative path."""
+    """Return a folder with configs that name the checkpoints of teachers by relative paths."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     for teacher in config_tree["teachers"]:
         teacher["checkpoint"] = f"{teacher['name']}.safetensors"
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_tree))
-    one = config_tree["teachers"][0] | {"training": {"epochs": 1}}
-    del one["checkpoint"]
-    taught = {"name": "low", "images": {"source": "digits"}, "teacher": one}
-    (tmp_path / "teach.yaml").write_text(yaml.safe_dump(taught))
+    teacher_to_train = config_tree["teachers"][0] | {"training": {"epochs": 1}}
+    del teacher_to_train["checkpoint"]
+    teach_config = {"name": "low", "images": {"source": "digits"}, "teacher": teacher_to_train}
+    (tmp_path / "teach.yaml").write_text(yaml.safe_dump(teach_config))
     return tmp_path
 
 
 class FakeJobClient:
-    """Takes jobs and records them; it has none of the client's other methods."""
+    """Replaces the job client: records the job_client that it is sent."""
 
     def __init__(self):
         self.sent = []
@@ -51,16 +51,16 @@ class FakeJobClient:
         return "raysubmit_1"
 
     def dashboard_url(self, job_id):
-        return f"{ADDRESS}/#/jobs/{job_id}"
+        return f"{ADDRESS}/#/job_client/{job_id}"
 
     address = ADDRESS
 
 
 @pytest.fixture
-def jobs(monkeypatch):
+def job_client(monkeypatch):
     fake = FakeJobClient()
-    monkeypatch.setattr(module, "connect_job_client", lambda address: fake)
-    monkeypatch.setattr(module, "follow_job", lambda client, job_id: 42)
+    monkeypatch.setattr(submit_module, "connect_job_client", lambda address: fake)
+    monkeypatch.setattr(submit_module, "follow_job", lambda client, job_id: 42)
     return fake
 
 
@@ -71,15 +71,15 @@ def run_cli(monkeypatch, *arguments):
     return int(stopped.value.code or 0)
 
 
-OUT = ("--output", "/shared/out")
+OUTPUT = ("--output", "/shared/out")
 
 
-def test_submit_sends_a_run_and_returns_its_exit_code(project, jobs, monkeypatch, capsys):
-    given = ("run.yaml", "--address", ADDRESS, *OUT, "--set", "joint.epochs=2")
-    assert run_cli(monkeypatch, *given) == 42
+def test_submit_sends_a_run_and_returns_its_exit_code(project, job_client, monkeypatch, capsys):
+    arguments = ("run.yaml", "--address", ADDRESS, *OUTPUT, "--set", "joint.epochs=2")
+    assert run_cli(monkeypatch, *arguments) == 42
     entrypoint = "python -m ka_ray.cli run run.yaml --set joint.epochs=2 --output /shared/out"
     files = {"run.yaml", "low.safetensors", "high.safetensors"}
-    assert jobs.sent == [(entrypoint, files, {"PYTHONUNBUFFERED": "1"})]
+    assert job_client.sent == [(entrypoint, files, {"PYTHONUNBUFFERED": "1"})]
     out = capsys.readouterr().out
     for line in (
         "sent: high.safetensors (1 file(s), ",
@@ -88,24 +88,24 @@ def test_submit_sends_a_run_and_returns_its_exit_code(project, jobs, monkeypatch
         entrypoint,
     ):
         assert line in out
-    assert f"dashboard: {ADDRESS}/#/jobs/raysubmit_1" in out
+    assert f"dashboard: {ADDRESS}/#/job_client/raysubmit_1" in out
 
 
-def test_no_wait_prints_how_to_follow_the_job(project, jobs, monkeypatch, capsys):
-    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUT, "--no-wait") == 0
+def test_no_wait_prints_how_to_follow_the_job(project, job_client, monkeypatch, capsys):
+    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUTPUT, "--no-wait") == 0
     assert capsys.readouterr().out.endswith(f"ka-ray submit --follow raysubmit_1 --address {ADDRESS}\n")
 
 
-def test_follow_sends_no_new_job(jobs, monkeypatch):
+def test_follow_sends_no_new_job(job_client, monkeypatch):
     assert run_cli(monkeypatch, "--follow", "raysubmit_1", "--address", ADDRESS) == 42
-    assert jobs.sent == []
+    assert job_client.sent == []
 
 
 @pytest.mark.parametrize("output", ["s3://bucket/out", "gs://bucket/out", "/shared/out"])
-def test_the_output_can_be_set_in_the_config(project, jobs, monkeypatch, output):
-    given = ("run.yaml", "--address", ADDRESS, "--set", f"output={output}")
-    assert run_cli(monkeypatch, *given) == 42
-    assert jobs.sent[0][0].endswith(f"--output {output}")
+def test_the_output_can_be_set_in_the_config(project, job_client, monkeypatch, output):
+    arguments = ("run.yaml", "--address", ADDRESS, "--set", f"output={output}")
+    assert run_cli(monkeypatch, *arguments) == 42
+    assert job_client.sent[0][0].endswith(f"--output {output}")
 
 
 @pytest.mark.parametrize(
@@ -114,32 +114,35 @@ def test_the_output_can_be_set_in_the_config(project, jobs, monkeypatch, output)
         (["run.yaml"], "--output: is missing; the job's working directory on the cluster is temporary"),
         (["run.yaml", "--output", "runs/x"], "--output: 'runs/x' is relative"),
         (["run.yaml", "--output", "~/x"], "--output: '~/x' is relative"),
-        (["missing.yaml", *OUT], "config missing.yaml does not exist"),
-        (["run.yaml", *OUT, "--set", "joint.rate=5"], "joint.rate: unknown key"),
-        (["run.yaml", *OUT, "--set", "teachers.0.checkpoint=gone.pt"], "gone.pt does not exist"),
-        (["run.yaml", *OUT, "--set", "teachers.0.checkpoint=../out.pt"], "../out.pt lies outside"),
+        (["missing.yaml", *OUTPUT], "config missing.yaml does not exist"),
+        (["run.yaml", *OUTPUT, "--set", "joint.rate=5"], "joint.rate: unknown key"),
+        (["run.yaml", *OUTPUT, "--set", "teachers.0.checkpoint=gone.pt"], "gone.pt does not exist"),
+        (["run.yaml", *OUTPUT, "--set", "teachers.0.checkpoint=../out.pt"], "../out.pt lies outside"),
         (
-            ["run.yaml", *OUT, "--set", "tracking.uri=http://me:secret@m"],
+            ["run.yaml", *OUTPUT, "--set", "tracking.uri=http://me:secret@m"],
             "tracking.uri: credentials in the URI",
         ),
-        (["run.yaml", *OUT, "--extend", "nowhere"], "nowhere does not exist"),
-        (["run.yaml", *OUT, "--verb", "dance"], "--verb: 'dance'; there are run, tune"),
-        (["run.yaml", *OUT, "--verb", "teach"], "teacher: Field required"),
-        (["run.yaml", *OUT, "--methods", "direct"], "--methods belongs to --verb compare"),
-        (["run.yaml", *OUT, "--verb", "compare", "--extend", "x"], "--extend belongs to --verb run"),
-        (["run.yaml", *OUT, "--verb", "compare", "--methods", "best"], "--methods: best; there are direct"),
-        (["run.yaml", *OUT, "--verb", "compare", "--vary", "seed=1,2"], "--vary 'seed=1,2'"),
+        (["run.yaml", *OUTPUT, "--extend", "nowhere"], "nowhere does not exist"),
+        (["run.yaml", *OUTPUT, "--verb", "dance"], "--verb: 'dance'; there are run, tune"),
+        (["run.yaml", *OUTPUT, "--verb", "teach"], "teacher: Field required"),
+        (["run.yaml", *OUTPUT, "--methods", "direct"], "--methods belongs to --verb compare"),
+        (["run.yaml", *OUTPUT, "--verb", "compare", "--extend", "x"], "--extend belongs to --verb run"),
         (
-            ["run.yaml", *OUT, "--address", "head:6379"],
+            ["run.yaml", *OUTPUT, "--verb", "compare", "--methods", "best"],
+            "--methods: best; there are direct",
+        ),
+        (["run.yaml", *OUTPUT, "--verb", "compare", "--vary", "seed=1,2"], "--vary 'seed=1,2'"),
+        (
+            ["run.yaml", *OUTPUT, "--address", "head:6379"],
             "--address: is 'head:6379'; give the cluster's job server",
         ),
-        (["run.yaml", *OUT, "--address", ""], "--address: is missing, and RAY_ADDRESS is not set"),
+        (["run.yaml", *OUTPUT, "--address", ""], "--address: is missing, and RAY_ADDRESS is not set"),
         (["run.yaml", "--follow", "job"], "give either a CONFIG to send, or --follow JOB"),
         ([], "give either a CONFIG to send, or --follow JOB"),
     ],
 )
-def test_a_request_that_cannot_work_is_refused_before_anything_is_sent(
-    project, jobs, monkeypatch, capsys, arguments, message
+def test_an_invalid_request_is_refused_before_anything_is_sent(
+    project, job_client, monkeypatch, capsys, arguments, message
 ):
     (project.parent / "out.pt").touch()
     address = [] if "--address" in arguments else ["--address", ADDRESS]
@@ -148,18 +151,18 @@ def test_a_request_that_cannot_work_is_refused_before_anything_is_sent(
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert "secret" not in captured.err
-    assert jobs.sent == []
+    assert job_client.sent == []
 
 
-def test_a_too_large_package_is_refused_before_anything_is_sent(project, jobs, monkeypatch, capsys):
+def test_a_too_large_package_is_refused_before_anything_is_sent(project, job_client, monkeypatch, capsys):
     with (project / "low.safetensors").open("ab") as file:
         file.truncate(600 * 1024**2)
-    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUT) == 2
+    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUTPUT) == 2
     assert "low.safetensors (600.0 MiB)" in capsys.readouterr().err
-    assert jobs.sent == []
+    assert job_client.sent == []
 
 
-def test_ray_address_is_used_if_it_is_a_job_server(monkeypatch):
+def test_the_variable_ray_address_is_used_only_if_it_is_a_job_server(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "https://cluster")
     assert job_server_address(None) == "https://cluster"
     assert job_server_address("http://other") == "http://other"
@@ -169,13 +172,13 @@ def test_ray_address_is_used_if_it_is_a_job_server(monkeypatch):
             job_server_address(None)
 
 
-def test_the_entrypoint_quotes_what_the_user_gave():
-    hard = ["a=it's $HOME; rm -rf /", "taps={a: {b: 'c d'}}", "k=`x`"]
+def test_the_entrypoint_quotes_the_overrides_and_options_of_the_user():
+    overrides = ["a=it's $HOME; rm -rf /", "taps={a: {b: 'c d'}}", "k=`x`"]
     options = {"methods": "direct,distill", "seeds": 3, "vary": ["joint.epochs=1,2", "x=y z"], "extend": None}
-    job_request = JobRequest("compare", Path("my runs/a.yaml"), hard, None, options)
-    words = shlex.split(build_entrypoint(job_request, "my runs/a.yaml", hard, "s3://b/o"))
+    job_request = JobRequest("compare", Path("my runs/a.yaml"), overrides, None, options)
+    words = shlex.split(build_entrypoint(job_request, "my runs/a.yaml", overrides, "s3://b/o"))
     assert words[:5] == ["python", "-m", "ka_ray.cli", "compare", "my runs/a.yaml"]
-    assert words[5:11] == [word for override in hard for word in ("--set", override)]
+    assert words[5:11] == [word for override in overrides for word in ("--set", override)]
     assert words[11:] == [
         *("--methods", "direct,distill", "--seeds", "3", "--vary", "joint.epochs=1,2", "--vary", "x=y z"),
         *("--output", "s3://b/o"),
@@ -199,19 +202,19 @@ def test_the_entrypoint_quotes_what_the_user_gave():
     ],
     ids=lambda request: request.verb,
 )
-def test_the_command_line_parses_every_entrypoint(project, monkeypatch, job_request):
+def test_the_command_line_accepts_every_entrypoint(project, monkeypatch, job_request):
     """Parse the job's command with the command line itself, up to the call of the workflow's function."""
     package, overrides, output = prepare_job(job_request)
     words = shlex.split(build_entrypoint(job_request, package.config, overrides, output))
     called = []
     names = ("amalgamate", "search_widths", "measure_spectrum", "compare", "teach")
 
-    def stop(config, *rest):
+    def record_call(config, *rest):
         called.append((config, *rest))
-        raise InputError("stop here")
+        raise InputError("the call was recorded")
 
     for name in names:
-        monkeypatch.setattr(f"ka_ray.{name}", stop, raising=False)
+        monkeypatch.setattr(f"ka_ray.{name}", record_call, raising=False)
     monkeypatch.setattr(sys, "argv", words[2:])
     with pytest.raises(SystemExit) as stopped, redirect_stdout(sys.stderr):
         cli.main()
@@ -236,8 +239,8 @@ def test_a_tracking_server_is_passed_on_unless_its_uri_has_a_password(project, m
     assert prepare_job(job_request)[1] == []
 
 
-def test_no_secret_of_this_shell_reaches_the_job(project, jobs, monkeypatch):
+def test_no_secret_in_the_environment_is_sent_with_the_job(project, job_client, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "s3cret")
-    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUT) == 42
-    assert "s3cret" not in repr(jobs.sent)
+    assert run_cli(monkeypatch, "run.yaml", "--address", ADDRESS, *OUTPUT) == 42
+    assert "s3cret" not in repr(job_client.sent)

@@ -28,16 +28,16 @@ from ka_ray.teachers.plain import plain_conv_net
         "ka_ray.storage.files:remove_tree",
     ],
 )
-def test_forbidden_packages_are_refused_before_they_are_imported(monkeypatch, name):
-    def imported(module: str) -> None:
+def test_other_packages_are_refused_before_they_are_imported(monkeypatch, name):
+    def fail_if_imported(module: str) -> None:
         pytest.fail(f"{module} was imported")
 
-    monkeypatch.setattr("ka_ray.teachers.factories.importlib.import_module", imported)
+    monkeypatch.setattr("ka_ray.teachers.factories.importlib.import_module", fail_if_imported)
     with pytest.raises(InputError, match="is not an allowed source of networks"):
         find_factory(name)
 
 
-def test_factories_of_allowed_and_own_packages_are_found(monkeypatch):
+def test_factories_in_allowed_packages_and_in_modules_of_the_user_are_found(monkeypatch):
     assert find_factory("ka_ray.teachers.plain:plain_conv_net") is plain_conv_net
     assert find_factory("torchvision.models:resnet18").__name__ == "resnet18"
 
@@ -91,5 +91,5 @@ def test_dependencies_are_found_in_all_forms_of_metadata(metadata):
     assert factories._dependency_packages() == {"ka_ray", "torch", "typing_extensions", "sympy"}
 
 
-def test_requirements_of_extras_are_no_dependencies(metadata):
+def test_requirements_of_extras_are_not_counted_as_dependencies(metadata):
     assert factories._requirements("ka-ray") == ["torch", "typing-extensions"]

@@ -12,11 +12,11 @@ from ka_ray.teachers.plain import plain_conv_net
 
 
 def tiny_net(num_outputs: int = 3) -> nn.Module:
-    """Build a network, as a factory that the tests name."""
+    """Build a small network. The tests use this function as a factory."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_outputs))
 
 
-def no_net() -> str:
+def returns_no_module() -> str:
     return "no module"
 
 
@@ -74,7 +74,7 @@ def test_a_factory_gets_only_its_own_arguments():
         (":net", {}, "':net'"),
         (f"{__name__}:no_such_net", {}, "no function 'no_such_net'"),
         (f"{__name__}:nn", {}, "no function 'nn'"),
-        (f"{__name__}:no_net", {}, "must return a torch.nn.Module, but it returned str"),
+        (f"{__name__}:returns_no_module", {}, "must return a torch.nn.Module, but it returned str"),
         (f"{__name__}:tiny_net", {"width": 3}, "width"),
     ],
 )

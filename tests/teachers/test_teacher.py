@@ -23,23 +23,23 @@ def teacher(randomised) -> Teacher:
     return Teacher("low", ("a", "b", "c"), network, Preprocess(preprocessing).eval())
 
 
-def pixels(size: int = 8) -> Tensor:
+def make_images(size: int = 8) -> Tensor:
     return torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     return ((images.movedim(1, -1) / 255 - mean) / std).movedim(-1, 1)
 
 
 def test_preprocessing_scales_and_normalises(teacher):
-    images = pixels()
-    torch.testing.assert_close(teacher.preprocess(images), normalised(images))
+    images = make_images()
+    torch.testing.assert_close(teacher.preprocess(images), normalise(images))
 
 
 def test_preprocessing_resizes_like_pillow():
     preprocess = Preprocess(Preprocessing(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
-    images = pixels(16)
+    images = make_images(16)
     for image, result in zip(images, preprocess(images), strict=True):
         for channel, resized in zip(image, result, strict=True):
             grey = Image.fromarray(channel.numpy().astype(np.float32) / 255)
@@ -49,21 +49,21 @@ def test_preprocessing_resizes_like_pillow():
 
 def test_preprocessing_does_not_resample_an_image_of_its_size():
     preprocess = Preprocess(Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
-    images = pixels(8)
+    images = make_images(8)
     assert torch.equal(preprocess(images), images / 255)
 
 
 def test_scores_are_those_of_the_network_without_gradients(teacher):
-    images = pixels()
+    images = make_images()
     scores = teacher.scores(images)
-    torch.testing.assert_close(scores, teacher.network(normalised(images)))
+    torch.testing.assert_close(scores, teacher.network(normalise(images)))
     assert not scores.requires_grad
 
 
 def test_features_are_the_outputs_of_the_batch_norms(teacher):
-    images = pixels()
+    images = make_images()
     features, scores = teacher.features(images, PATHS)
-    network, x = teacher.network, normalised(images)
+    network, x = teacher.network, normalise(images)
     first = network.norm1(network.conv1(x))
     second = network.norm2(network.conv2(functional.max_pool2d(first.relu(), 2)))
     torch.testing.assert_close(features["conv1"], first)
@@ -71,7 +71,7 @@ def test_features_are_the_outputs_of_the_batch_norms(teacher):
     torch.testing.assert_close(scores, teacher.scores(images))
 
 
-def test_the_check_returns_the_shapes_of_one_image(teacher):
+def test_check_forward_pass_returns_the_shapes_of_one_image(teacher):
     assert teacher.check_forward_pass(8, {**PATHS, "fc": "head"}) == {
         "conv1": (4, 8, 8),
         "conv2": (6, 4, 4),
@@ -79,8 +79,8 @@ def test_the_check_returns_the_shapes_of_one_image(teacher):
     }
 
 
-class TwoHeaded(nn.Module):
-    """Network with a selectable output and with modules that its forward pass does not call."""
+class NetworkWithAttention(nn.Module):
+    """A network with a selectable type of output, and with a module that its forward pass does not call."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class TwoHeaded(nn.Module):
         return {"tuple": (scores, scores), "dict": {"out": scores}}.get(self.mode, scores)
 
 
-def teacher_of(network: nn.Module, num_classes: int = 3) -> Teacher:
+def make_teacher(network: nn.Module, num_classes: int = 3) -> Teacher:
     classes = tuple(f"class_{i}" for i in range(num_classes))
     return Teacher("odd", classes, network.eval(), Preprocess(Preprocessing()))
 
 
-def tiny_vit() -> nn.Module:
+def make_tiny_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(16, 4, 1, 1, 4, 4, num_classes=3)
 
 
@@ -124,29 +124,39 @@ def tiny_vit() -> nn.Module:
             {},
             r"odd: `classes` names 3 classes, but the network outputs \(3, 8, 8\)",
         ),
-        (lambda: TwoHeaded("tuple"), 8, {}, r"odd: `classes` names 3 classes, but the network outputs tuple"),
-        (lambda: TwoHeaded("dict"), 8, {}, r"odd: `classes` names 3 classes, but the network outputs dict"),
+        (
+            lambda: NetworkWithAttention("tuple"),
+            8,
+            {},
+            r"odd: `classes` names 3 classes, but the network outputs tuple",
+        ),
+        (
+            lambda: NetworkWithAttention("dict"),
+            8,
+            {},
+            r"odd: `classes` names 3 classes, but the network outputs dict",
+        ),
         (
             lambda: plain_conv_net(3, (4, 4, 4, 4, 4)),
             8,
             {},
             "odd: the network fails for an image of 8 x 8 pixels: .*`images.size`",
         ),
-        (tiny_vit, 8, {}, "odd: the network fails for an image of 8 x 8 pixels: .*`images.size`"),
+        (make_tiny_vit, 8, {}, "odd: the network fails for an image of 8 x 8 pixels: .*`images.size`"),
         (
-            tiny_vit,
+            make_tiny_vit,
             16,
             {"tokens": "encoder.ln"},
             r"taps\.tokens: .*teacher odd outputs the shape \[1, 17, 4\], but a tap needs a map",
         ),
         (
-            lambda: TwoHeaded(""),
+            lambda: NetworkWithAttention(""),
             8,
             {"pair": "attention"},
             r"taps\.pair: the module outputs a tuple, but a tap needs a single tensor",
         ),
         (
-            lambda: TwoHeaded(""),
+            lambda: NetworkWithAttention(""),
             8,
             {"idle": "unused"},
             r"taps\.idle: .*teacher odd never calls the module 'unused'",
@@ -160,14 +170,14 @@ def tiny_vit() -> nn.Module:
         "dict of scores",
         "image too small",
         "image of another size (assertion)",
-        "tap that is no map",
-        "tap that gives a tuple",
-        "tap that no pass comes through",
+        "tap that is neither a map nor a vector",
+        "tap that returns a tuple",
+        "tap at a module that is never called",
     ],
 )
-def test_the_check_refuses_teachers_and_taps_that_cannot_work(make, size, paths, message):
+def test_check_forward_pass_refuses_unusable_teachers_and_taps(make, size, paths, message):
     with pytest.raises(InputError, match=message):
-        teacher_of(make()).check_forward_pass(size, paths)
+        make_teacher(make()).check_forward_pass(size, paths)
 
 
 def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
@@ -180,12 +190,12 @@ def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
     assert teacher.check_forward_pass(8, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
 
 
-def test_a_loaded_teacher_has_the_weights_of_its_checkpoint(load_config):
+def test_loading_a_teacher_twice_gives_the_same_scores(load_config):
     config = load_config().teachers[0]
-    first, again = load_teacher(config), load_teacher(config)
-    images = pixels()
+    first, second = load_teacher(config), load_teacher(config)
+    images = make_images()
     assert first.scores(images).abs().max() > 0
-    assert torch.equal(first.scores(images), again.scores(images))
+    assert torch.equal(first.scores(images), second.scores(images))
 
 
 def test_a_teacher_without_a_checkpoint_cannot_be_loaded(load_config):
@@ -194,7 +204,7 @@ def test_a_teacher_without_a_checkpoint_cannot_be_loaded(load_config):
         load_teacher(config)
 
 
-def test_a_checkpoint_of_other_classes_does_not_load(load_config):
+def test_a_checkpoint_with_another_number_of_classes_is_refused(load_config):
     config = load_config("teachers.0.classes=[a, b]").teachers[0]
     with pytest.raises(InputError, match=r"head\.weight \[5, 6\] instead of \[2, 6\]"):
         load_teacher(config)

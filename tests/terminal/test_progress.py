@@ -1,16 +1,16 @@
-"""Progress without a terminal, and the progress lines of a run in another process."""
+"""Test progress output without a terminal, and how the lines of another process update the progress bars."""
 
 import pytest
 
-from ka_ray.terminal import progress as module
+from ka_ray.terminal import progress as progress_module
 from ka_ray.terminal.progress import Display
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that shows the time that the test sets."""
+    """Replace the clock, and return a list with the time in seconds, which the test can change."""
     time = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: time[0])
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: time[0])
     return time
 
 
@@ -56,7 +56,7 @@ def test_forwarded_lines_are_printed_unchanged(capsys):
         (["extract images=5000 seconds=99.0", "a line, epoch=x", "images=1/2", "3 epochs=1/2"], []),
     ],
 )
-def test_forwarded_lines_move_the_bars(monkeypatch, lines, bars):
+def test_forwarded_lines_update_the_progress_bars(monkeypatch, lines, bars):
     drawn = []
 
     def bar(self, stage, done, total, info):
@@ -70,8 +70,8 @@ def test_forwarded_lines_move_the_bars(monkeypatch, lines, bars):
     assert drawn == bars
 
 
-def test_a_display_can_parse_its_own_lines(capsys, clock, monkeypatch):
-    """One display parses the lines of another: if only one side changes their format, this fails."""
+def test_a_display_parses_the_lines_that_another_display_prints(capsys, clock, monkeypatch):
+    """Test that the format of printed lines is the one that is parsed."""
     with Display() as display, display.track_images("extract", 4) as advance:
         clock[0] += 31
         advance(2)

@@ -1,4 +1,4 @@
-"""Tracking: what MLflow keeps of a run, resumed runs and child runs, and the tracker that keeps nothing."""
+"""Test tracking: what MLflow stores of a run, resumed and child runs, and the tracker that stores nothing."""
 
 import contextlib
 import io
@@ -29,8 +29,11 @@ CONFIG = TrackingConfig()
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An output folder (whose name needs quoting) with a database, and what was printed when it was made."""
+def output_and_printed_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return an output folder with a database, and what was printed when it was made.
+
+    The name of the folder has spaces, so that it needs quoting.
+    """
     output = tmp_path_factory.mktemp("an output folder")
     printed = io.StringIO()
     with (
@@ -43,13 +46,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def output(opened: tuple[Path, str]) -> Path:
-    return opened[0]
+def output(output_and_printed_text: tuple[Path, str]) -> Path:
+    return output_and_printed_text[0]
 
 
 @pytest.fixture(autouse=True)
 def _unchanged_global_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test may leave files in the folder where it was started, or change MLflow's global state."""
+    """Run the test in a temporary folder, and assert that it does not change MLflow's global state."""
     monkeypatch.chdir(tmp_path)
     before = mlflow.is_tracking_uri_set(), os.environ.get("MLFLOW_TRACKING_URI"), mlflow.active_run()
     yield
@@ -60,28 +63,28 @@ def _unchanged_global_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ) == before
 
 
-def client(output: Path) -> MlflowClient:
+def make_client(output: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
 
 
-def test_creating_a_database_prints_nothing(opened: tuple[Path, str]) -> None:
-    assert opened[1] == ""
-    assert (opened[0] / "mlflow.db").exists()
+def test_creating_a_database_prints_nothing(output_and_printed_text: tuple[Path, str]) -> None:
+    assert output_and_printed_text[1] == ""
+    assert (output_and_printed_text[0] / "mlflow.db").exists()
 
 
-def test_params_are_kept_and_cut_to_the_limits(output: Path) -> None:
+def test_params_are_stored_and_shortened_to_mlflows_limits(output: Path) -> None:
     params = {f"section.key_{i}": i for i in range(230)}
     with open_tracker(CONFIG, "run", output, None) as tracker:
         assert tracker.run_id is not None
         tracker.log_params({**params, "long": "x" * 7000, "none": None, "odd@key": 1, "k" * 300: "v"})
-    run = client(output).get_run(tracker.run_id)
+    run = make_client(output).get_run(tracker.run_id)
     expected = {key: str(value) for key, value in params.items()}
     expected |= {"long": "x" * 6000, "none": "None", "odd_key": "1", "k" * 250: "v"}
     assert run.data.params == expected
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
 
 
-def test_metrics_from_any_thread_keep_their_steps(output: Path) -> None:
+def test_metrics_logged_from_several_threads_keep_their_steps(output: Path) -> None:
     with open_tracker(CONFIG, "run", output, None) as tracker:
         threads = [
             threading.Thread(
@@ -96,9 +99,9 @@ def test_metrics_from_any_thread_keep_their_steps(output: Path) -> None:
         for thread in threads:
             thread.join()
         tracker.log_metrics({"evaluate/union": 0.75})
-    found = client(output).get_metric_history(tracker.run_id, "codes/loss")
+    found = make_client(output).get_metric_history(tracker.run_id, "codes/loss")
     assert sorted((metric.step, metric.value) for metric in found) == [(1, 1.0), (2, 0.5), (4, 0.25)]
-    assert client(output).get_run(tracker.run_id).data.metrics["evaluate/union"] == 0.75
+    assert make_client(output).get_run(tracker.run_id).data.metrics["evaluate/union"] == 0.75
 
 
 def test_files_and_folders_become_artifacts_in_the_output_folder(output: Path, tmp_path: Path) -> None:
@@ -109,11 +112,13 @@ def test_files_and_folders_become_artifacts_in_the_output_folder(output: Path, t
         tracker.log_artifact(tmp_path / "report.md")
         tracker.log_artifact(tmp_path / "report.md", "copies/deep")
         tracker.log_artifact(tmp_path / "figures")
-    names = [entry.path for entry in client(output).list_artifacts(tracker.run_id)]
+    names = [entry.path for entry in make_client(output).list_artifacts(tracker.run_id)]
     assert names == ["copies", "figures", "report.md"]
-    assert [e.path for e in client(output).list_artifacts(tracker.run_id, "figures")] == ["figures/a.png"]
-    [kept] = output.glob(f"mlartifacts/{tracker.run_id}/artifacts/copies/deep/report.md")
-    assert kept.read_text() == "text"
+    assert [e.path for e in make_client(output).list_artifacts(tracker.run_id, "figures")] == [
+        "figures/a.png"
+    ]
+    [copy] = output.glob(f"mlartifacts/{tracker.run_id}/artifacts/copies/deep/report.md")
+    assert copy.read_text() == "text"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]
 
 
@@ -129,7 +134,7 @@ def test_the_student_is_a_model_that_mlflow_loads_and_serves(
     with open_tracker(CONFIG, "run", output, None) as tracker:
         tracker.log_student(student)
     assert student.training, "the caller's student was changed"
-    assert client(output).get_run(tracker.run_id).info.status == "FINISHED"
+    assert make_client(output).get_run(tracker.run_id).info.status == "FINISHED"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tracker.tracking_uri))
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -152,14 +157,14 @@ def test_the_student_is_a_model_that_mlflow_loads_and_serves(
     assert torch_pin in requirements.read_text().split()
 
 
-def test_a_resumed_run_stays_one_run(output: Path) -> None:
+def test_a_resumed_run_has_the_same_id_and_keeps_its_params(output: Path) -> None:
     with open_tracker(CONFIG, "run", output, None) as first:
         first.log_params({"same": 1, "changed": 1})
-    with open_tracker(CONFIG, "run", output, first.run_id) as again:
-        assert again.run_id == first.run_id
-        assert client(output).get_run(again.run_id).info.status == "RUNNING"
-        again.log_params({"same": 1, "changed": 2, "new": 3})
-    run = client(output).get_run(first.run_id)
+    with open_tracker(CONFIG, "run", output, first.run_id) as resumed:
+        assert resumed.run_id == first.run_id
+        assert make_client(output).get_run(resumed.run_id).info.status == "RUNNING"
+        resumed.log_params({"same": 1, "changed": 2, "new": 3})
+    run = make_client(output).get_run(first.run_id)
     assert run.data.params == {"same": "1", "changed": "1", "new": "3"}
     assert run.data.tags["resumed.changed"] == "2"
     assert run.info.status == "FINISHED"
@@ -168,10 +173,10 @@ def test_a_resumed_run_stays_one_run(output: Path) -> None:
 def test_a_deleted_run_is_started_as_a_new_one(output: Path) -> None:
     with open_tracker(CONFIG, "run", output, None) as first:
         pass
-    client(output).delete_run(first.run_id)
-    for gone in (first.run_id, "0" * 32):
-        with open_tracker(CONFIG, "run", output, gone) as tracker:
-            assert tracker.run_id not in (gone, None)
+    make_client(output).delete_run(first.run_id)
+    for missing_id in (first.run_id, "0" * 32):
+        with open_tracker(CONFIG, "run", output, missing_id) as tracker:
+            assert tracker.run_id not in (missing_id, None)
 
 
 def test_a_child_is_a_separate_run_nested_under_its_parent(output: Path) -> None:
@@ -182,7 +187,7 @@ def test_a_child_is_a_separate_run_nested_under_its_parent(output: Path) -> None
             child.log_metrics({"joint/loss": value}, step=3)
             child.finish(failed=False)
         parent.log_metrics({"joint/loss": 7.0})
-    runs = {name: client(output).get_run(child.run_id) for name, child in children.items()}
+    runs = {name: make_client(output).get_run(child.run_id) for name, child in children.items()}
     assert len({parent.run_id, *(child.run_id for child in children.values())}) == 3
     for value, (name, run) in enumerate(runs.items()):
         assert run.data.tags["mlflow.parentRunId"] == parent.run_id
@@ -190,7 +195,7 @@ def test_a_child_is_a_separate_run_nested_under_its_parent(output: Path) -> None
         assert run.data.params == {"codes.method": children[name].run_id}
         assert run.data.metrics == {"joint/loss": value}
         assert children[name].tracking_uri == parent.tracking_uri
-    own = client(output).get_run(parent.run_id)
+    own = make_client(output).get_run(parent.run_id)
     assert (own.data.params, own.data.metrics) == ({}, {"joint/loss": 7.0})
     assert "mlflow.parentRunId" not in own.data.tags
     assert {run.info.experiment_id for run in runs.values()} == {own.info.experiment_id}
@@ -201,38 +206,38 @@ def test_a_child_of_a_resumed_run_is_resumed(output: Path) -> None:
         child = first.child("direct", None)
         child.log_metrics({"joint/loss": 1.0}, step=1)
         child.finish(failed=True)
-    assert client(output).get_run(child.run_id).info.status == "FAILED"
+    assert make_client(output).get_run(child.run_id).info.status == "FAILED"
     with open_tracker(CONFIG, "parent", output, first.run_id) as second:
-        again = second.child("direct", child.run_id)
-        assert again.run_id == child.run_id
-        assert client(output).get_run(child.run_id).info.status == "RUNNING"
-        again.log_metrics({"joint/loss": 0.5}, step=2)
-        again.finish(failed=False)
+        resumed_child = second.child("direct", child.run_id)
+        assert resumed_child.run_id == child.run_id
+        assert make_client(output).get_run(child.run_id).info.status == "RUNNING"
+        resumed_child.log_metrics({"joint/loss": 0.5}, step=2)
+        resumed_child.finish(failed=False)
         other = second.child("direct", "0" * 32)  # a run that does not exist is started as a new one
         assert other.run_id not in (child.run_id, "0" * 32)
         other.finish(failed=False)
-    found = client(output).get_metric_history(child.run_id, "joint/loss")
+    found = make_client(output).get_metric_history(child.run_id, "joint/loss")
     assert [(metric.step, metric.value) for metric in found] == [(1, 1.0), (2, 0.5)]
-    run = client(output).get_run(child.run_id)
+    run = make_client(output).get_run(child.run_id)
     assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", first.run_id)
 
 
 def test_a_child_can_be_logged_to_after_its_parent_ended(output: Path) -> None:
     with open_tracker(CONFIG, "parent", output, None) as parent:
         child = parent.child("direct", None)
-    statuses = [client(output).get_run(tracker.run_id).info.status for tracker in (parent, child)]
+    statuses = [make_client(output).get_run(tracker.run_id).info.status for tracker in (parent, child)]
     assert statuses == ["FINISHED", "RUNNING"]
     child.log_metrics({"evaluate/union": 0.5})
     child.finish(failed=False)
-    run = client(output).get_run(child.run_id)
+    run = make_client(output).get_run(child.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"evaluate/union": 0.5})
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
-def test_an_exception_fails_the_run_and_is_raised(output: Path, error: BaseException) -> None:
+def test_an_exception_marks_the_run_as_failed_and_is_raised(output: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), open_tracker(CONFIG, "run", output, None) as tracker:
         raise error
-    assert client(output).get_run(tracker.run_id).info.status == "FAILED"
+    assert make_client(output).get_run(tracker.run_id).info.status == "FAILED"
 
 
 def test_the_configured_uri_and_experiment_are_used(output: Path) -> None:
@@ -240,11 +245,11 @@ def test_the_configured_uri_and_experiment_are_used(output: Path) -> None:
     config = TrackingConfig(uri=uri, experiment="mine")
     with open_tracker(config, "run", output / "unused", None) as tracker:
         assert tracker.tracking_uri == uri
-    experiment = client(output).get_experiment_by_name("mine")
-    assert client(output).get_run(tracker.run_id).info.experiment_id == experiment.experiment_id
+    experiment = make_client(output).get_experiment_by_name("mine")
+    assert make_client(output).get_run(tracker.run_id).info.experiment_id == experiment.experiment_id
     assert not (output / "unused").exists()
 
-    client(output).delete_experiment(experiment.experiment_id)
+    make_client(output).delete_experiment(experiment.experiment_id)
     with (
         pytest.raises(InputError, match=r"tracking\.experiment: 'mine' was deleted"),
         open_tracker(config, "run", output, None),
@@ -270,7 +275,7 @@ def test_the_environments_uri_is_used_if_none_is_configured(
     assert "s3cret" not in str(error.value)
 
 
-def test_remote_files_are_logged_from_a_copy(output: Path, tmp_path: Path, s3: str) -> None:
+def test_remote_files_and_folders_become_artifacts(output: Path, tmp_path: Path, s3: str) -> None:
     run = to_path(f"{s3}/run")
     for name in ("report.md", "figures/a.png", "figures/b.png"):
         write_text(run / name, name)
@@ -278,14 +283,14 @@ def test_remote_files_are_logged_from_a_copy(output: Path, tmp_path: Path, s3: s
     with open_tracker(config, "run", run, None) as tracker:
         tracker.log_artifact(run / "report.md")
         tracker.log_artifact(run / "figures")
-    assert {a.path for a in client(output).list_artifacts(tracker.run_id)} == {"report.md", "figures"}
-    listed = client(output).list_artifacts(tracker.run_id, "figures")
+    assert {a.path for a in make_client(output).list_artifacts(tracker.run_id)} == {"report.md", "figures"}
+    listed = make_client(output).list_artifacts(tracker.run_id, "figures")
     assert {a.path for a in listed} == {"figures/a.png", "figures/b.png"}
-    downloaded = client(output).download_artifacts(tracker.run_id, "figures/b.png", str(tmp_path))
+    downloaded = make_client(output).download_artifacts(tracker.run_id, "figures/b.png", str(tmp_path))
     assert Path(downloaded).read_text() == "figures/b.png"
 
 
-def test_the_null_tracker_accepts_everything_and_keeps_nothing(
+def test_the_null_tracker_accepts_all_calls_and_writes_nothing(
     tmp_path: Path, make_spec: Callable[..., StudentSpec]
 ) -> None:
     with open_tracker(TrackingConfig(backend="none"), "run", tmp_path, None) as tracker:
@@ -308,7 +313,7 @@ def test_every_backend_of_the_config_has_a_tracker() -> None:
     assert set(TRACKERS) == set(field.__args__)
 
 
-def test_importing_the_package_imports_no_mlflow() -> None:
+def test_importing_tracking_imports_no_mlflow() -> None:
     code = "import sys, ka_ray.tracking; print([m for m in ('mlflow', 'torch', 'ray') if m in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ import torch
 
 from ka_ray.errors import InputError
 from ka_ray.training import Batches
-from ka_ray.training import batches as module
+from ka_ray.training import batches as batches_module
 
 NUM_ROWS = 22
 COLUMNS = ["image", "tap"]
@@ -31,16 +31,16 @@ def store(make_store, arrays):
     return make_store(arrays)
 
 
-def as_rank(monkeypatch, rank: int, world_size: int) -> None:
-    monkeypatch.setattr(module, "rank", lambda: rank)
-    monkeypatch.setattr(module, "world_size", lambda: world_size)
+def set_rank(monkeypatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(batches_module, "rank", lambda: rank)
+    monkeypatch.setattr(batches_module, "world_size", lambda: world_size)
 
 
-def on_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Tensor]]]:
+def read_on_all_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Tensor]]]:
     """Return the batches of each rank."""
     parts = []
     for rank in range(world_size):
-        as_rank(monkeypatch, rank, world_size)
+        set_rank(monkeypatch, rank, world_size)
         parts.append(list(read()))
     return parts
 
@@ -49,13 +49,15 @@ def on_ranks(monkeypatch, world_size: int, read) -> list[list[dict[str, torch.Te
 @pytest.mark.parametrize(
     "options", [{}, {"num_draws": 3}, {"positions_per_image": 5}, {"num_draws": 2, "positions_per_image": 3}]
 )
-def test_batches_of_all_ranks_join_to_the_batch_of_one_process(store, monkeypatch, world_size, options):
-    of_one_process = list(Batches(store, COLUMNS, 8, 3, **options).epoch(2))
-    shares = on_ranks(monkeypatch, world_size, lambda: Batches(store, COLUMNS, 8, 3, **options).epoch(2))
-    assert len(of_one_process) == NUM_ROWS // 8
-    for step, batch in enumerate(of_one_process):
+def test_joined_batches_of_all_ranks_equal_the_batch_of_one_process(store, monkeypatch, world_size, options):
+    expected = list(Batches(store, COLUMNS, 8, 3, **options).epoch(2))
+    batches_by_rank = read_on_all_ranks(
+        monkeypatch, world_size, lambda: Batches(store, COLUMNS, 8, 3, **options).epoch(2)
+    )
+    assert len(expected) == NUM_ROWS // 8
+    for step, batch in enumerate(expected):
         for name, column in batch.items():
-            parts = [share[step][name] for share in shares]
+            parts = [rank_batches[step][name] for rank_batches in batches_by_rank]
             assert torch.equal(torch.cat(parts), column), name
             assert len({len(part) for part in parts}) == 1
 
@@ -104,7 +106,7 @@ def test_order_and_draws_depend_on_seed_and_epoch(store, seed, epoch, same):
         assert equal == same
 
 
-def test_draws_are_uniform_and_new_for_every_image_and_step(store):
+def test_draws_are_uniform_and_differ_between_images_and_steps(store):
     batches = Batches(store, ["image"], 8, 0, num_draws=3)
     draws = torch.cat([batch["draws"] for epoch in range(100) for batch in batches.epoch(epoch)])
     assert draws.min() >= 0
@@ -116,29 +118,29 @@ def test_draws_are_uniform_and_new_for_every_image_and_step(store):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
 def test_a_single_pass_reads_every_row_exactly_once(store, arrays, monkeypatch, world_size, batch_size):
-    parts = on_ranks(
+    parts = read_on_all_ranks(
         monkeypatch, world_size, lambda: Batches(store, COLUMNS, batch_size, 0, 3, 5).single_pass()
     )
-    everything = [batch for part in parts for batch in part]
-    rows = torch.cat([batch["image"][:, 0] for batch in everything]).numpy()
+    batches = [batch for part in parts for batch in part]
+    rows = torch.cat([batch["image"][:, 0] for batch in batches]).numpy()
     assert sorted(rows.tolist()) == list(range(NUM_ROWS))
-    taps = torch.cat([batch["tap"] for batch in everything])
+    taps = torch.cat([batch["tap"] for batch in batches])
     np.testing.assert_array_equal(taps, arrays["tap"][rows].astype(np.float32))
-    assert max(len(batch["image"]) for batch in everything) <= batch_size // world_size
+    assert max(len(batch["image"]) for batch in batches) <= batch_size // world_size
 
 
-def test_draws_of_a_single_pass_belong_to_the_row_on_any_rank(store, monkeypatch):
-    def drawn(batch_size: int, world_size: int) -> dict[int, list[float]]:
-        parts = on_ranks(
+def test_draws_of_a_single_pass_depend_only_on_the_row_and_not_on_the_rank(store, monkeypatch):
+    def draws_by_row(batch_size: int, world_size: int) -> dict[int, list[float]]:
+        parts = read_on_all_ranks(
             monkeypatch, world_size, lambda: Batches(store, ["image"], batch_size, 3, 2).single_pass()
         )
         batches = [batch for part in parts for batch in part]
         rows = torch.cat([batch["image"][:, 0] for batch in batches]).tolist()
         return dict(zip(rows, torch.cat([batch["draws"] for batch in batches]).tolist(), strict=True))
 
-    of_one_process = drawn(8, 1)
-    assert len({number for numbers in of_one_process.values() for number in numbers}) == 2 * NUM_ROWS
-    assert of_one_process == drawn(4, 2) == drawn(20, 4)
+    expected = draws_by_row(8, 1)
+    assert len({number for numbers in expected.values() for number in numbers}) == 2 * NUM_ROWS
+    assert expected == draws_by_row(4, 2) == draws_by_row(20, 4)
 
 
 def test_a_batch_larger_than_the_store_is_refused(store):
@@ -148,22 +150,24 @@ def test_a_batch_larger_than_the_store_is_refused(store):
 
 
 def test_a_batch_smaller_than_the_number_of_ranks_is_refused(store, monkeypatch):
-    as_rank(monkeypatch, 0, 9)
+    set_rank(monkeypatch, 0, 9)
     with pytest.raises(InputError, match="batch_size 8 is smaller than the 9 workers"):
         Batches(store, COLUMNS, 8, 0)
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 3), (7, 2), (5, 5), (20, 7)])
 def test_weighted_means_of_uneven_ranks_average_to_the_batch_mean(store, monkeypatch, batch_size, world_size):
-    (of_one_process,) = on_ranks(monkeypatch, 1, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
-    parts = on_ranks(monkeypatch, world_size, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
-    whole = torch.cat([part[0]["tap"] for part in parts])
-    torch.testing.assert_close(whole, of_one_process[0]["tap"], rtol=0, atol=0)
+    (expected,) = read_on_all_ranks(monkeypatch, 1, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1))
+    parts = read_on_all_ranks(
+        monkeypatch, world_size, lambda: Batches(store, ["tap"], batch_size, 0).epoch(1)
+    )
+    joined = torch.cat([part[0]["tap"] for part in parts])
+    torch.testing.assert_close(joined, expected[0]["tap"], rtol=0, atol=0)
     means = []
     for number, part in enumerate(parts):
-        as_rank(monkeypatch, number, world_size)
+        set_rank(monkeypatch, number, world_size)
         means.append(part[0]["tap"].mean() * Batches(store, ["tap"], batch_size, 0).loss_weight)
-    torch.testing.assert_close(torch.stack(means).mean(), of_one_process[0]["tap"].mean())
+    torch.testing.assert_close(torch.stack(means).mean(), expected[0]["tap"].mean())
 
 
 @pytest.fixture
@@ -174,7 +178,7 @@ def targets() -> np.ndarray:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_targets_belong_to_their_rows_and_rows_without_one_are_left_out(
+def test_targets_belong_to_their_rows_and_rows_without_a_target_are_left_out(
     store, monkeypatch, targets, world_size
 ):
     def read():
@@ -183,7 +187,7 @@ def test_targets_belong_to_their_rows_and_rows_without_one_are_left_out(
         yield from batches.epoch(1)
         yield from batches.single_pass()
 
-    for batch in (batch for part in on_ranks(monkeypatch, world_size, read) for batch in part):
+    for batch in (batch for part in read_on_all_ranks(monkeypatch, world_size, read) for batch in part):
         rows = batch["image"][:, 0].numpy()
         assert (targets[rows] >= 0).all()
         np.testing.assert_array_equal(batch["target"], targets[rows])

@@ -1,4 +1,4 @@
-"""What cannot work is refused before the output folder is claimed: the mended config may use it."""
+"""Test that errors are found before the output folder is made, so that the corrected config can use it."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ka_ray.config import TeachConfig
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["taps={conv1: nowhere}"], "taps.conv1: the network has no module 'nowhere'"),
         (["codes.widths={conv1: 99}"], "codes.widths.conv1: 99 must lie in"),
@@ -22,11 +22,11 @@ from ka_ray.config import TeachConfig
         (["student.network=resnet18"], "taps: name them; the student 'resnet18' can be cut at"),
     ],
 )
-def test_a_plan_that_cannot_work_leaves_no_output_folder(load_config, tmp_path, overrides, words):
+def test_a_run_that_cannot_be_planned_leaves_no_output_folder(load_config, tmp_path, overrides, message):
     config = load_config(*overrides, f"output={tmp_path / 'run'}")
     with pytest.raises(ka_ray.InputError) as error:
         ka_ray.amalgamate(config)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -39,7 +39,7 @@ def test_a_run_that_cannot_be_extended_leaves_no_output_folder(load_config, tmp_
 
 
 @pytest.mark.parametrize(
-    ("methods", "vary", "words"),
+    ("methods", "vary", "message"),
     [
         (["direct", "best"], [], "--methods: best; there are direct, incremental"),
         ([], [], "--methods: none given"),
@@ -49,11 +49,11 @@ def test_a_run_that_cannot_be_extended_leaves_no_output_folder(load_config, tmp_
         (["direct"], ["scores.views=flip"], "--vary 'scores.views=flip'"),
     ],
 )
-def test_a_comparison_that_cannot_work_leaves_no_output_folder(load_config, tmp_path, methods, vary, words):
+def test_an_invalid_comparison_leaves_no_output_folder(load_config, tmp_path, methods, vary, message):
     config = load_config(f"output={tmp_path / 'run'}")
     with pytest.raises(ka_ray.InputError) as error:
         ka_ray.compare(config, methods, vary=vary)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""`ka-ray compare`: which students are planned for each method, and how their table is put together."""
+"""Test `ka-ray compare`: which students it plans for each method, and its table of results."""
 
 import json
 import statistics
@@ -24,26 +24,32 @@ from ka_ray.student import Student, save_student
 from ka_ray.terminal.progress import Display
 from ka_ray.tracking.null import NullTracker
 from ka_ray.training.fit import Progress
-from ka_ray.workflows import compare as comparing
+from ka_ray.workflows import compare as compare_module
 from ka_ray.workflows.compare import compare, count_student_images
 
 
-def counts_of(right: int, images: int = 10, **changed: Any) -> Counts:
-    """The counts of a student that is right on some images of class 0 and takes the others for class 1."""
-    student = np.array([[right, images - right], [0, 0]])
-    nothing = np.zeros((2, 2), np.int64)
-    known = {
+def make_counts(num_correct: int, images: int = 10, **changes: Any) -> Counts:
+    """Return the counts for images of class 0, of which a student predicts only the first ones correctly.
+
+    Args:
+        num_correct: Number of images for which the student predicts class 0, and not class 1.
+        images: Number of images, all of class 0.
+        changes: Fields of the counts that replace the default ones.
+    """
+    student = np.array([[num_correct, images - num_correct], [0, 0]])
+    no_images = np.zeros((2, 2), np.int64)
+    defaults = {
         "images": images,
-        "agreed": right // 2,
+        "agreed": num_correct // 2,
         "compared": images,
         "student": student,
         "ensemble": np.array([[8, 2], [0, 0]]),
-        "over_views": nothing,
+        "over_views": no_images,
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
-        "student_correct": np.array([right // 2, 5]),
+        "student_correct": np.array([num_correct // 2, 5]),
     }
-    return Counts(**known | changed)
+    return Counts(**defaults | changes)
 
 
 def test_methods_and_baselines_are_overrides_of_the_config():
@@ -51,12 +57,12 @@ def test_methods_and_baselines_are_overrides_of_the_config():
         "direct": ["codes.method=direct", "baseline=null"],
         "incremental": ["codes.method=incremental", "baseline=null"],
         "common_features": ["codes.method=common_features", "baseline=null"],
-        "distill": ["baseline=distill", "extend=null"],  # a baseline has no auto-encoders to use again
+        "distill": ["baseline=distill", "extend=null"],  # a baseline has no auto-encoders to reuse
         "scratch": ["baseline=scratch", "extend=null"],
     }
 
 
-def test_the_ensemble_is_no_student():
+def test_the_method_ensemble_adds_no_student():
     assert expand_variants(["ensemble"]) == {}
     assert list(expand_variants(["ensemble", "direct"])) == ["direct"]
 
@@ -75,7 +81,7 @@ def test_every_method_is_combined_with_every_varied_value():
 
 
 @pytest.mark.parametrize(
-    ("methods", "vary", "said"),
+    ("methods", "vary", "message_parts"),
     [
         ([], [], ["--methods: none given", "direct, incremental, common_features, distill, scratch"]),
         ([""], [], ["--methods: none given"]),
@@ -89,14 +95,14 @@ def test_every_method_is_combined_with_every_varied_value():
         (["ensemble"], ["seed=1,2"], ["--vary 'seed=1,2'"]),
     ],
 )
-def test_what_cannot_be_compared_is_refused(methods, vary, said):
+def test_unknown_methods_and_invalid_vary_options_are_refused(methods, vary, message_parts):
     with pytest.raises(InputError) as caught:
         expand_variants(methods, vary)
-    for part in said:
+    for part in message_parts:
         assert part in str(caught.value)
 
 
-PASS = ExtractionSummary(
+EXTRACTION_SUMMARY = ExtractionSummary(
     images=0,
     seconds=4.0,
     unreadable=[],
@@ -110,10 +116,10 @@ PASS = ExtractionSummary(
 ).model_dump()
 
 
-def store_of(folder: Path, **images: int) -> None:
+def write_extraction_summaries(folder: Path, **images: int) -> None:
     for part, count in images.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
-        write_json(folder / part / "done.json", PASS | {"images": count})
+        write_json(folder / part / "done.json", EXTRACTION_SUMMARY | {"images": count})
 
 
 @pytest.mark.parametrize(
@@ -128,37 +134,39 @@ def store_of(folder: Path, **images: int) -> None:
         ({"features": 100, "images": 28}, ["layers.batch_size=100", "joint.epochs=1"], 3 * 100 + 128),
     ],
 )
-def test_a_student_sees_whole_batches_of_its_stages(load_config, tmp_path, stored, overrides, expected):
+def test_count_student_images_counts_whole_batches_of_all_stages(
+    load_config, tmp_path, stored, overrides, expected
+):
     config = load_config(
         "layers={epochs: 3, batch_size: 10}", "joint={epochs: 2, batch_size: 64}", *overrides
     )
-    store_of(tmp_path / "run", **stored)
+    write_extraction_summaries(tmp_path / "run", **stored)
     assert count_student_images(config, tmp_path / "run") == expected
 
 
-def summary_of(stage: str, images: int, seconds: float) -> StageSummary:
+def make_stage_summary(stage: str, images: int, seconds: float) -> StageSummary:
     history = [Progress(stage, 1, 1, 1, 1, images, seconds, {})]
     links = LinkSummary(reused=0, trained=1, seconds=[seconds])
     own = {"codes": {"taps": {}, "shapes": {}, "links": links, "teachers": {}}, "layers": {"taps": {}}}
     return SUMMARIES[stage](history=history, seconds=seconds, **own.get(stage, {}))
 
 
-class Stopped(Exception):
-    """Raised by a stage, to look at what it was given."""
+class StageFailed(Exception):
+    """Raised by a fake stage."""
 
 
-class Watched(NullTracker):
-    """Remembers what it was told, and the runs below it."""
+class RecordingTracker(NullTracker):
+    """A tracker that records what is logged, and its child runs."""
 
     def __init__(self) -> None:
-        self.children: dict[str, Watched] = {}
+        self.children: dict[str, RecordingTracker] = {}
         self.params: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.artifacts: list[str] = []
         self.failed: bool | None = None
 
     def child(self, name, run_id):
-        self.children[name] = Watched()
+        self.children[name] = RecordingTracker()
         return self.children[name]
 
     def log_params(self, params):
@@ -174,11 +182,19 @@ class Watched(NullTracker):
         self.failed = failed
 
 
-class Bench:
-    """`compare` with stages that learn and judge nothing, so that no Ray is needed."""
+class FakeStages:
+    """Replaces the stages of `compare` by fakes that do not train or evaluate, so that Ray is not needed.
+
+    Attributes:
+        tracker: Records what `compare` logs.
+        student_jobs: The students that `compare` was to train.
+        fail: Whether training fails.
+        joint: Whether the scores of all images were to be extracted for joint learning.
+        evaluated: Folder of each student that was to be evaluated.
+    """
 
     def __init__(self, monkeypatch) -> None:
-        self.tracker, self.student_jobs = Watched(), list[comparing.StudentJob]()
+        self.tracker, self.student_jobs = RecordingTracker(), list[compare_module.StudentJob]()
         self.fail = False
 
         @contextmanager
@@ -195,41 +211,44 @@ class Bench:
         monkeypatch.setattr(setup, "open_context", open_context)
         monkeypatch.setattr(setup, "teach_missing", lambda run: run)
         monkeypatch.setattr(
-            comparing,
+            compare_module,
             "extract",
             self.extract,
         )
-        monkeypatch.setattr(comparing, "learn", self.learn)
-        monkeypatch.setattr(comparing, "evaluate_students", self.evaluate_students)
+        monkeypatch.setattr(compare_module, "learn", self.learn)
+        monkeypatch.setattr(compare_module, "evaluate_students", self.evaluate_students)
 
     def extract(self, run, joint) -> None:
         self.joint = joint
-        store_of(run.folder, features=100, images=56)
+        write_extraction_summaries(run.folder, features=100, images=56)
 
     def learn(self, run, student_jobs) -> None:
         self.student_jobs = list(student_jobs)
         if self.fail:
-            raise Stopped
-        for one in student_jobs:
-            for number, stage in enumerate(list_stages(one.config), start=1):
-                path = stage_summary_path(one.folder, stage)
+            raise StageFailed
+        for job in student_jobs:
+            for number, stage in enumerate(list_stages(job.config), start=1):
+                path = stage_summary_path(job.folder, stage)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                summary_of(stage, images=1000 * number, seconds=10.0 * number + one.config.seed).save(path)
-            save_student(Student(one.plan.spec), one.folder)
+                make_stage_summary(stage, images=1000 * number, seconds=10.0 * number + job.config.seed).save(
+                    path
+                )
+            save_student(Student(job.plan.spec), job.folder)
 
     def evaluate_students(self, run, label_sets, students):
-        nothing, self.judged = counts_of(0, student=np.zeros((2, 2), np.int64)), dict(students)
-        counts = {name: counts_of(number) for number, name in enumerate(students, start=4)}
-        return counts or {"teachers": nothing}, {}
+        no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
+        self.evaluated = dict(students)
+        counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
+        return counts or {"teachers": no_student}, {}
 
-    def by_name(self) -> dict[str, Any]:
-        return {one.name: one for one in self.student_jobs}
+    def jobs_by_name(self) -> dict[str, Any]:
+        return {job.name: job for job in self.student_jobs}
 
 
 @pytest.fixture
-def bench(monkeypatch, tmp_path) -> Bench:
+def fake_stages(monkeypatch, tmp_path) -> FakeStages:
     monkeypatch.chdir(tmp_path)
-    return Bench(monkeypatch)
+    return FakeStages(monkeypatch)
 
 
 STAGES = ("layers={epochs: 3, batch_size: 10}", "joint={epochs: 2, batch_size: 64}")
@@ -239,56 +258,59 @@ BUDGET = 3 * 100 + 2 * 128
 @pytest.mark.parametrize(
     ("vary", "joint"), [([], False), (["joint.epochs=0,2"], True), (["codes.epochs=1,2"], False)]
 )
-def test_scores_of_all_images_are_read_if_any_student_learns_jointly(bench, load_config, vary, joint):
+def test_scores_of_all_images_are_read_if_any_student_learns_jointly(fake_stages, load_config, vary, joint):
     compare(load_config(*STAGES, "joint.epochs=0"), ["direct"], vary=vary)
-    assert bench.joint == joint
+    assert fake_stages.joint == joint
 
 
-def test_every_method_and_seed_is_one_student_in_a_folder_of_its_own(bench, load_config):
+def test_every_method_and_seed_is_one_student_in_its_own_folder(fake_stages, load_config):
     config = load_config(*STAGES, "seed=5")
     compare(config, ["direct", "scratch", "ensemble"], num_seeds=2)
     methods = config.output_dir / "methods"
-    assert {name: one.folder for name, one in bench.by_name().items()} == {
+    assert {name: job.folder for name, job in fake_stages.jobs_by_name().items()} == {
         f"{method} seed {seed}": methods / method / f"seed_{seed}"
         for method in ("direct", "scratch")
         for seed in (5, 6)
     }
-    assert [one.config.seed for one in bench.student_jobs] == [5, 6, 5, 6]
-    assert bench.judged == {name: one.folder for name, one in bench.by_name().items()}
+    assert [job.config.seed for job in fake_stages.student_jobs] == [5, 6, 5, 6]
+    assert fake_stages.evaluated == {name: job.folder for name, job in fake_stages.jobs_by_name().items()}
 
 
-def test_varied_keys_land_in_config_and_plan(bench, load_config):
+def test_varied_keys_change_the_config_and_the_plan(fake_stages, load_config):
     compare(load_config(*STAGES), ["direct"], vary=["codes.widths.conv1=3,5", "joint.loss=kl"])
-    narrow, wide = bench.student_jobs
+    narrow, wide = fake_stages.student_jobs
     assert (narrow.plan.spec.widths["conv1"], wide.plan.spec.widths["conv1"]) == (3, 5)
     assert narrow.config.joint.loss == wide.config.joint.loss == "kl"
     assert narrow.folder != wide.folder
 
 
 @pytest.mark.parametrize("baseline", ["distill", "scratch"])
-def test_a_baseline_sees_as_many_images_as_the_amalgamation(bench, load_config, baseline):
+def test_a_baseline_processes_as_many_images_as_the_amalgamation(fake_stages, load_config, baseline):
     compare(load_config(*STAGES), ["direct", baseline])
-    learned = bench.by_name()
+    learned = fake_stages.jobs_by_name()
     assert learned["direct seed 0"].config.joint.images is None
-    alone = learned[f"{baseline} seed 0"].config
-    assert alone.baseline == baseline
-    assert alone.joint == learned["direct seed 0"].config.joint.model_copy(update={"images": BUDGET})
+    baseline_config = learned[f"{baseline} seed 0"].config
+    assert baseline_config.baseline == baseline
+    assert baseline_config.joint == learned["direct seed 0"].config.joint.model_copy(
+        update={"images": BUDGET}
+    )
 
 
-def test_a_baseline_may_have_a_section_of_its_own_but_not_its_own_budget(bench, load_config):
+def test_a_baseline_can_have_its_own_section_but_not_its_own_budget(fake_stages, load_config):
     own = "baselines.distill={learning_rate: 0.5, loss: kl}"
     compare(load_config(*STAGES, "joint.temperature=7", own), ["distill", "scratch"])
-    distill, scratch = (one.config.joint for one in bench.student_jobs)
+    distill, scratch = (job.config.joint for job in fake_stages.student_jobs)
     assert (distill.learning_rate, distill.loss, distill.images) == (0.5, "kl", BUDGET)
     assert (scratch.learning_rate, scratch.loss, scratch.images) == (1e-3, "mse", BUDGET)
-    assert distill.temperature == scratch.temperature == 7  # what a baseline does not name is as in `joint`
+    # Keys that are not in the section of a baseline are those of `joint`.
+    assert distill.temperature == scratch.temperature == 7
 
 
-def test_one_key_of_a_baseline_is_varied_without_touching_the_others(bench, load_config):
+def test_varying_a_key_of_a_baseline_does_not_change_the_other_methods(fake_stages, load_config):
     given = load_config(*STAGES, "joint.loss=kl")
     compare(given, ["direct", "distill"], vary=["baselines.distill.learning_rate=0.003,0.004"])
     assert [
-        (one.name, one.config.joint.learning_rate, one.config.joint.loss) for one in bench.student_jobs
+        (job.name, job.config.joint.learning_rate, job.config.joint.loss) for job in fake_stages.student_jobs
     ] == [
         ("direct seed 0", 1e-3, "kl"),
         ("distill baselines.distill.learning_rate=0.003 seed 0", 0.003, "kl"),
@@ -296,32 +318,32 @@ def test_one_key_of_a_baseline_is_varied_without_touching_the_others(bench, load
     ]
 
 
-def test_values_with_commas_are_varied_as_yaml():
+def test_varied_values_may_be_yaml_mappings_with_commas():
     assert expand_variants(["direct"], ["codes.widths={conv1: 8, conv2: 16},{like: low}"]).keys() == {
         'direct codes.widths={"conv1": 8, "conv2": 16}',
         'direct codes.widths={"like": "low"}',
     }
 
 
-def test_a_key_that_reaches_no_method_is_refused():
+def test_varying_a_key_that_no_method_uses_is_refused():
     with pytest.raises(InputError, match=r"codes\.epochs=1,2.* changes nothing in ensemble, distill"):
         expand_variants(["ensemble", "distill"], ["codes.epochs=1,2"])
 
 
-def test_a_varied_budget_is_the_baselines_too(bench, load_config):
+def test_baselines_have_the_budget_that_follows_from_the_varied_key(fake_stages, load_config):
     compare(load_config(*STAGES), ["direct", "distill"], vary=["layers.epochs=1,4"])
-    budgets = {one.name: one.config.joint.images for one in bench.student_jobs if one.config.baseline}
+    budgets = {job.name: job.config.joint.images for job in fake_stages.student_jobs if job.config.baseline}
     assert budgets == {
         "distill layers.epochs=1 seed 0": 1 * 100 + 2 * 128,
         "distill layers.epochs=4 seed 0": 4 * 100 + 2 * 128,
     }
 
 
-def test_the_table_is_put_together_from_the_stages_and_the_counts(bench, load_config):
+def test_the_table_has_the_values_of_the_stage_summaries_and_the_counts(fake_stages, load_config):
     config = load_config(*STAGES)
     result = compare(config, ["direct", "distill"], num_seeds=2)
     assert result.seeds == [0, 1]
-    assert [one.label for one in result.rows] == ["ensemble", "direct", "distill"]
+    assert [row.label for row in result.rows] == ["ensemble", "direct", "distill"]
     direct, distill = result.row("direct"), result.row("distill")
     assert direct.union.values == pytest.approx([0.4, 0.5])
     assert distill.union.values == pytest.approx([0.6, 0.7])
@@ -335,25 +357,25 @@ def test_the_table_is_put_together_from_the_stages_and_the_counts(bench, load_co
     assert result.shared_seconds == 4.0 + 4.0
     written = json.loads((config.output_dir / "compare.json").read_text())
     assert Comparison.model_validate(written) == result
-    assert bench.tracker.artifacts == ["compare.json", "compare.md", "compare.png"]
+    assert fake_stages.tracker.artifacts == ["compare.json", "compare.md", "compare.png"]
 
 
-def test_rules_that_are_compared_have_an_ensemble_each(bench, load_config):
+def test_every_compared_score_rule_has_its_own_ensemble(fake_stages, load_config):
     config = load_config(*STAGES, "teachers.1.classes.0=digit_3")
     result = compare(config, ["direct"], vary=["scores.rule=mean,max"])
-    assert [one.label for one in result.rows[:2]] == ["ensemble (mean)", "ensemble (max)"]
+    assert [row.label for row in result.rows[:2]] == ["ensemble (mean)", "ensemble (max)"]
 
 
-def test_the_ensemble_alone_needs_no_student(bench, load_config):
+def test_comparing_only_the_ensemble_trains_no_student(fake_stages, load_config):
     result = compare(load_config(*STAGES), ["ensemble"])
-    assert [one.label for one in result.rows] == ["ensemble"]
+    assert [row.label for row in result.rows] == ["ensemble"]
     assert result.rows[0].union.values == [0.8]
-    assert bench.student_jobs == []
+    assert fake_stages.student_jobs == []
 
 
-def test_every_student_has_a_tracked_run_of_its_own(bench, load_config):
+def test_every_student_has_its_own_tracked_run(fake_stages, load_config):
     compare(load_config(*STAGES), ["direct", "distill"])
-    children = bench.tracker.children
+    children = fake_stages.tracker.children
     assert set(children) == {"direct seed 0", "distill seed 0"}
     assert children["distill seed 0"].params["joint.images"] == BUDGET
     metrics = {name: child.metrics["evaluate/union"] for name, child in children.items()}
@@ -361,13 +383,13 @@ def test_every_student_has_a_tracked_run_of_its_own(bench, load_config):
     assert [child.failed for child in children.values()] == [False, False]
 
 
-def test_all_tracked_runs_end_as_failed_if_a_stage_fails(bench, load_config):
-    bench.fail = True
-    with pytest.raises(Stopped):
+def test_all_tracked_runs_end_as_failed_if_a_stage_fails(fake_stages, load_config):
+    fake_stages.fail = True
+    with pytest.raises(StageFailed):
         compare(load_config(*STAGES), ["direct", "distill"])
-    assert [child.failed for child in bench.tracker.children.values()] == [True, True]
+    assert [child.failed for child in fake_stages.tracker.children.values()] == [True, True]
 
 
-def test_spreads_are_over_seeds_not_over_images(bench, load_config):
+def test_deviations_are_those_over_seeds(fake_stages, load_config):
     result = compare(load_config(*STAGES), ["direct"], num_seeds=3)
     assert result.row("direct").union.deviation == pytest.approx(statistics.stdev([0.4, 0.5, 0.6]))

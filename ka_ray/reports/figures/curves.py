@@ -78,7 +78,7 @@ def draw_epoch_curve(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     curve = report.get("curve", [])
     key = "union" if any(point["accuracy"]["union"] is not None for point in curve) else "agreement"
-    # An epoch may have gone unmeasured: the line connects those that were.
+    # Not every epoch has to be measured: the line connects those that were.
     points = [point for point in curve if point["accuracy"][key] is not None]
     if not points:
         return []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIN_DRAWN_ERROR = 1e-8
-"""Smaller errors are drawn here, because a log axis has no zero."""
+"""Smaller errors are drawn at this value, because a log axis has no zero."""
 
 MAX_LABELLED_CLASSES = 40
 """With more classes, only every second, third, ... class of a confusion matrix has a label."""

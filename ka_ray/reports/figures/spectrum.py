@@ -7,14 +7,14 @@ from typing import Any
 from ka_ray.reports.figures.drawing import make_figure, pick_colours, save_figure, shorten
 
 MIN_DRAWN_LOSS = 1e-6
-"""Smaller losses are drawn here: the features have half precision, so such losses are rounding errors."""
+"""Smaller losses are drawn at this value: the features have half precision, so they are rounding errors."""
 
 
 def draw_spectrum(spectrum: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw ``spectrum.png``: a line per tap, with a mark at the width of the student.
 
     Args:
-        spectrum: A :class:`ka_ray.reports.spectrum.Spectrum`, dumped.
+        spectrum: The dict of a :class:`ka_ray.reports.spectrum.Spectrum` (its ``model_dump``).
         folder: Folder of the file.
 
     Returns:
