@@ -1,4 +1,4 @@
-"""Fixtures that the test modules share: small teachers, small stores, small runs."""
+"""Fixtures that the test modules share: an S3 server, and small teachers, configs and stores."""
 
 import re
 import socket
@@ -42,10 +42,10 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], Path]]:
-    """A server that speaks S3, in a process of its own: the environment in which clients find it, its log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """An S3 server in a separate process: environment variables for its clients, and the path of its log."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("s3") / "log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     environment = {
@@ -57,14 +57,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[s
     with log.open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        ends = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while True:
             try:
                 urllib.request.urlopen(environment["AWS_ENDPOINT_URL"], timeout=5).close()
                 break
             except OSError:
                 assert server.poll() is None, log.read_text()
-                assert time.monotonic() < ends, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
         yield environment, log
     finally:
@@ -74,7 +74,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[s
 
 @pytest.fixture
 def s3(s3_server: tuple[dict[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A bucket of the test's own, as a URI, and a cache of local copies of its own."""
+    """The URI of a new, empty bucket; local copies of its files go to a cache in ``tmp_path``."""
     import s3fs
 
     for name, value in s3_server[0].items():
@@ -87,18 +87,18 @@ def s3(s3_server: tuple[dict[str, str], Path], monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.fixture
 def s3_requests(s3_server: tuple[dict[str, str], Path], s3: str) -> Callable[[str, str], list[str]]:
-    """Find the requests of a method that the server has had for paths of the test's bucket that end so."""
+    """Return a function that lists the requests of an HTTP method for files with a given ending."""
 
     def find(method: str, ending: str) -> list[str]:
         lines = s3_server[1].read_text().splitlines()
-        asked = re.compile(rf"{method} /{s3.removeprefix('s3://')}\S*{re.escape(ending)} HTTP")
-        return [line for line in lines if asked.search(line)]
+        pattern = re.compile(rf"{method} /{s3.removeprefix('s3://')}\S*{re.escape(ending)} HTTP")
+        return [line for line in lines if pattern.search(line)]
 
     return find
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Give every parameter and batch norm statistic a value that hides no mistake."""
+    """Draw the weights and statistics of all batch norms: the initial 0 and 1 would hide mistakes."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -110,12 +110,13 @@ def randomise(network: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def randomised() -> Callable[[nn.Module], nn.Module]:
+    """The function :func:`randomise`, which test modules cannot import."""
     return randomise
 
 
 @pytest.fixture
 def config_tree(tmp_path: Path) -> dict[str, Any]:
-    """A run on the digits with two small plain teachers, whose checkpoints lie in tmp_path."""
+    """The config, as a dict, of a run on the digits with two small plain teachers that have checkpoints."""
     teachers = []
     for name, classes in TEACHER_CLASSES.items():
         checkpoint = tmp_path / f"{name}.safetensors"
@@ -135,7 +136,7 @@ def config_tree(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def load_config(tmp_path: Path, config_tree: dict[str, Any]) -> Callable[..., Config]:
-    """Load ``config_tree``, as it is now, with overrides."""
+    """Return a function that loads the current content of ``config_tree`` with overrides."""
 
     def load(*overrides: str) -> Config:
         path = tmp_path / "run.yaml"
@@ -147,7 +148,7 @@ def load_config(tmp_path: Path, config_tree: dict[str, Any]) -> Callable[..., Co
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., Store]:
-    """Write columns into a finished folder of several shards and open it."""
+    """Return a function that writes columns into a finished folder of several shards and opens it."""
 
     def make(columns: dict[str, Any], shards: int = 3, folder: str = "store") -> Store:
         target = tmp_path / folder
@@ -162,7 +163,7 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
 
 @pytest.fixture
 def make_spec() -> Callable[..., StudentSpec]:
-    """Describe a student with classes ``a`` ... split over two teachers."""
+    """Return a function that describes a student with classes ``class_0`` ... split over two teachers."""
 
     def make(
         network: str, widths: dict[str, int], /, image_size: int = 8, classes: int = 4, **arguments: Any

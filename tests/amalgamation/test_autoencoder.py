@@ -12,7 +12,7 @@ from ka_ray.numerics.moments import Moments
 
 
 def make_decaying_features(count: int = 400, channels: int = 12, decades: float = 4) -> Tensor:
-    """Make features around a mean whose variances fall by this many decades, in a random basis."""
+    """Make features with mean 2 whose variances along a random basis fall by ``decades`` powers of ten."""
     basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0]
     deviations = 10 ** (-decades / 2 * torch.linspace(0, 1, channels, dtype=torch.float64))
     return (torch.randn(count, channels, dtype=torch.float64) * deviations) @ basis.T + 2
@@ -32,7 +32,7 @@ def pca_by_numpy(features: Tensor, code_channels: int) -> AutoEncoder:
     return autoencoder
 
 
-def direct_relative_error(autoencoder: AutoEncoder, features: Tensor) -> float:
+def relative_error_over_data(autoencoder: AutoEncoder, features: Tensor) -> float:
     """Compute ``||rebuilt - stacked||^2 / ||stacked - mean||^2`` by sums over the data."""
     with torch.no_grad():
         rebuilt = autoencoder.double()(features.double())
@@ -64,7 +64,7 @@ def test_encoder_and_decoder_are_1x1_convs():
 def test_the_closed_form_error_equals_the_error_over_the_data(shape, code_channels):
     features = torch.randn(shape, dtype=torch.float64) * torch.rand(12, *[1] * (len(shape) - 2)) + 1
     autoencoder = AutoEncoder(12, code_channels)
-    expected = direct_relative_error(autoencoder, features)
+    expected = relative_error_over_data(autoencoder, features)
     assert autoencoder.relative_error(Moments.of(features)) == pytest.approx(expected, rel=1e-10)
 
 
@@ -85,12 +85,12 @@ def test_no_auto_encoder_has_less_than_the_optimal_error(code_channels):
     for size in (1e-3, 1e-2, 0.1):
         other = AutoEncoder(12, code_channels).double()
         with torch.no_grad():
-            for mine, optimum in zip(other.parameters(), best.parameters(), strict=True):
-                mine.copy_(optimum + size * torch.randn_like(optimum))
+            for parameter, optimum in zip(other.parameters(), best.parameters(), strict=True):
+                parameter.copy_(optimum + size * torch.randn_like(optimum))
         assert other.relative_error(moments) > least
 
 
-def test_the_loss_is_that_of_the_raw_features_divided_by_their_variance():
+def test_the_whitened_loss_is_the_loss_of_the_raw_features_divided_by_their_variance():
     features = make_decaying_features()
     learner = perturb(WhitenedAutoEncoder(Moments.of(features), 4))
     rebuilt = learner.to_autoencoder().double()(features)
@@ -128,17 +128,17 @@ def test_directions_without_variance_are_not_amplified():
 
 
 @pytest.mark.parametrize(
-    "use",
+    "call",
     [
         lambda moments: WhitenedAutoEncoder(moments, 2),
         lambda moments: moments.optimal_relative_error(2),
     ],
     ids=["training", "optimum"],
 )
-def test_features_without_variance_are_refused(use):
+def test_features_without_variance_are_refused(call):
     moments = Moments.of(torch.full((20, 4), 3.0))
     with pytest.raises(InputError, match="never vary"):
-        use(moments)
+        call(moments)
 
 
 def test_the_optimal_code_of_full_width_has_no_error():
@@ -162,6 +162,6 @@ def test_isometric_decoders_are_orthonormal_and_rebuild_the_same(code_channels):
 def test_an_auto_encoder_is_built_from_given_weights():
     weights = torch.randn(3, 5), torch.randn(3), torch.randn(5, 3), torch.randn(5)
     autoencoder = AutoEncoder.from_weights(weights[:2], weights[2:])
-    for mine, given in zip(autoencoder.parameters(), weights, strict=True):
-        assert torch.equal(mine, given)
-        assert mine.requires_grad
+    for parameter, given in zip(autoencoder.parameters(), weights, strict=True):
+        assert torch.equal(parameter, given)
+        assert parameter.requires_grad

@@ -1,4 +1,8 @@
-"""The chain computes the nested formula, and adding a teacher does not change the earlier links."""
+"""Chains of auto-encoders: codes and rebuilt features, training, and adding a teacher.
+
+In an incremental chain, the second link encodes the code of the first one together with the third teacher's
+features, and so on: the formulas below are nested in this way.
+"""
 
 import copy
 
@@ -37,7 +41,7 @@ def train(chain: Amalgamation, link: int, features: Tensor, steps: int = 200) ->
     chain.links[link].load_state_dict(learner.to_autoencoder().state_dict())
 
 
-def apply(linear: nn.Linear, *parts: Tensor) -> Tensor:
+def apply_linear(linear: nn.Linear, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) @ linear.weight.T + linear.bias
 
 
@@ -51,9 +55,9 @@ def test_the_code_equals_the_nested_formula():
     chain, features = make_chain(), make_features()
     first, second, third = features.split(SPANS, dim=1)
     one, two, three = chain.links
-    code_1 = apply(one.encoder, first)
-    code_2 = apply(two.encoder, code_1, second)
-    code_3 = apply(three.encoder, code_2, third)
+    code_1 = apply_linear(one.encoder, first)
+    code_2 = apply_linear(two.encoder, code_1, second)
+    code_3 = apply_linear(three.encoder, code_2, third)
     torch.testing.assert_close(chain.encode(features), code_3)
     assert torch.equal(chain.link_input(features, 0), first)
     torch.testing.assert_close(chain.link_input(features, 1), torch.cat([code_1, second], dim=1))
@@ -64,9 +68,9 @@ def test_the_code_equals_the_nested_formula():
 def test_the_rebuilt_features_equal_the_nested_formula():
     chain, features = make_chain(), make_features()
     one, two, three = chain.links
-    last = apply(three.decoder, chain.encode(features))
-    middle = apply(two.decoder, last[:, :CODE_CHANNELS])
-    start = apply(one.decoder, middle[:, :CODE_CHANNELS])
+    last = apply_linear(three.decoder, chain.encode(features))
+    middle = apply_linear(two.decoder, last[:, :CODE_CHANNELS])
+    start = apply_linear(one.decoder, middle[:, :CODE_CHANNELS])
     expected = torch.cat([start, middle[:, CODE_CHANNELS:], last[:, CODE_CHANNELS:]], dim=1)
     torch.testing.assert_close(chain(features), expected)
 
@@ -75,8 +79,8 @@ def test_a_chain_of_one_link_equals_its_auto_encoder():
     chain, features = Amalgamation((16,), 5), make_features()
     assert torch.equal(chain.encode(features), chain.links[0].encode(features))
     assert torch.equal(chain(features), chain.links[0](features))
-    for mine, own in zip(chain.to_autoencoder().parameters(), chain.links[0].parameters(), strict=True):
-        torch.testing.assert_close(mine, own)
+    for merged, single in zip(chain.to_autoencoder().parameters(), chain.links[0].parameters(), strict=True):
+        torch.testing.assert_close(merged, single)
 
 
 @pytest.mark.parametrize("link", [0, 1, 2])
@@ -98,8 +102,8 @@ def test_every_link_can_be_trained_to_its_optimum():
         assert error <= 1.05 * moments.optimal_relative_error(CODE_CHANNELS)
 
 
-def test_isometric_codes_keep_what_matters_when_units_differ():
-    """Each teacher has ten times the units of the last, so a code must weigh what it stands for."""
+def test_an_incremental_chain_is_near_the_optimum_if_the_scales_of_the_teachers_differ():
+    """The features of each teacher are ten times as large as those of the teacher before."""
     features = make_features() * torch.tensor([1.0] * 7 + [10.0] * 4 + [100.0] * 5)
     chain, moments = Amalgamation(SPANS, 6), Moments.of(features)
     for link in range(3):
@@ -128,15 +132,15 @@ def test_a_code_wider_than_the_first_span_is_refused():
         Amalgamation((4, 8), 5)
 
 
-@pytest.mark.parametrize("unit", [0.05, 1.0, 20.0])
-def test_a_standardised_code_has_unit_variance_and_rebuilds_the_same(unit):
-    features = unit * torch.randn(400, 9) @ torch.randn(9, 9)
+@pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
+def test_a_standardised_code_has_unit_variance_and_rebuilds_the_same(scale):
+    features = scale * torch.randn(400, 9) @ torch.randn(9, 9)
     chain = Amalgamation((6, 3), 4)
     rebuilt = chain(features)
     chain.standardise(Moments.of(features))
     assert chain.encode(features).var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-4)
-    torch.testing.assert_close(chain(features), rebuilt, rtol=1e-4, atol=1e-4 * unit)
+    torch.testing.assert_close(chain(features), rebuilt, rtol=1e-4, atol=1e-4 * scale)
     torch.testing.assert_close(
         chain.to_autoencoder().encode(features), chain.encode(features), rtol=1e-3, atol=1e-4
     )
-    torch.testing.assert_close(chain.to_autoencoder()(features), rebuilt, rtol=1e-3, atol=1e-3 * unit)
+    torch.testing.assert_close(chain.to_autoencoder()(features), rebuilt, rtol=1e-3, atol=1e-3 * scale)

@@ -26,7 +26,7 @@ def regression_error(features: np.ndarray, chosen: tuple[int, ...]) -> float:
     return float(((features - rebuilt) ** 2).sum() / ((features - features.mean(0)) ** 2).sum())
 
 
-def test_the_spectrum_equals_numpys():
+def test_the_spectrum_equals_that_computed_by_numpy():
     features = make_features()
     eigenvalues = np.linalg.svd(features.numpy() - features.numpy().mean(0), compute_uv=False) ** 2
     expected = [eigenvalues[width:].sum() / eigenvalues.sum() for width in range(7)]
@@ -45,7 +45,7 @@ def test_the_error_of_pca_equals_the_spectrum(width):
     assert code.relative_error(moments) == pytest.approx(error.item(), abs=1e-7)
 
 
-def test_pca_spans_the_same_subspace_as_numpys():
+def test_pca_spans_the_subspace_computed_by_numpy():
     features = make_features()
     _, directions = np.linalg.eigh(np.cov(features.numpy().T))
     expected = directions[:, -3:] @ directions[:, -3:].T
@@ -54,7 +54,7 @@ def test_pca_spans_the_same_subspace_as_numpys():
     np.testing.assert_allclose(decode.T @ decode, np.eye(3), atol=1e-6)
 
 
-def test_features_that_never_vary_have_no_spectrum():
+def test_the_spectrum_of_features_that_never_vary_is_refused():
     with pytest.raises(InputError, match="never vary"):
         Moments.of(torch.ones(5, 3)).spectrum()
 
@@ -71,33 +71,43 @@ def test_every_chosen_channel_is_the_best_next_one_by_brute_force(count, seed):
     assert choose_channels(LayerInputStats(Moments.of(features).covariance), count) == tuple(sorted(expected))
 
 
-@pytest.mark.parametrize("values", [1, 3])
+@pytest.mark.parametrize("values_per_channel", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_channels_are_ordered_by_how_well_they_predict_the_targets(values, seed):
+def test_channels_are_ordered_by_how_well_they_predict_the_targets(values_per_channel, seed):
     rng = np.random.default_rng(seed)
-    inputs = rng.normal(size=(300, 5 * values)) @ rng.normal(size=(5 * values, 5 * values)) + 2
-    targets = inputs @ rng.normal(size=(5 * values, 4)) + rng.normal(size=(300, 4))
+    inputs = (
+        rng.normal(size=(300, 5 * values_per_channel))
+        @ rng.normal(size=(5 * values_per_channel, 5 * values_per_channel))
+        + 2
+    )
+    targets = inputs @ rng.normal(size=(5 * values_per_channel, 4)) + rng.normal(size=(300, 4))
     joint = Moments.of(torch.from_numpy(np.column_stack([inputs, targets]))).covariance
-    size = 5 * values
+    size = 5 * values_per_channel
     expected = list[int]()
     for _ in range(5):
 
         def regression_residual(channel: int) -> float:
-            rows = [c * values + v for c in (*expected, channel) for v in range(values)]
+            rows = [
+                c * values_per_channel + v for c in (*expected, channel) for v in range(values_per_channel)
+            ]
             design = np.column_stack([inputs[:, rows], np.ones(300)])
             return float(((targets - design @ np.linalg.lstsq(design, targets, rcond=None)[0]) ** 2).sum())
 
         expected.append(min((c for c in range(5) if c not in expected), key=regression_residual))
-    stats = LayerInputStats(joint[:size, :size], joint[:size, size:], values)
+    stats = LayerInputStats(joint[:size, :size], joint[:size, size:], values_per_channel)
     assert order_channels(stats, 5) == tuple(expected)
     assert order_channels(stats, 2) == tuple(expected[:2])
     subset = [4, 1, 2]
-    columns = [channel * values + value for channel in subset for value in range(values)]
-    expected_stats = LayerInputStats(stats.covariance[columns][:, columns], stats.targets[columns], values)
+    columns = [
+        channel * values_per_channel + value for channel in subset for value in range(values_per_channel)
+    ]
+    expected_stats = LayerInputStats(
+        stats.covariance[columns][:, columns], stats.targets[columns], values_per_channel
+    )
     assert order_channels(stats.select_channels(subset), 3) == order_channels(expected_stats, 3)
 
 
-def test_a_channel_that_predicts_three_comes_before_a_larger_independent_one():
+def test_a_channel_that_predicts_two_others_is_chosen_before_a_larger_independent_one():
     shared = torch.randn(500, 1, dtype=torch.float64)
     independent = 1.3 * torch.randn(500, 1, dtype=torch.float64)
     features = torch.cat([shared, shared, shared, independent], dim=1)
@@ -105,7 +115,7 @@ def test_a_channel_that_predicts_three_comes_before_a_larger_independent_one():
     assert choose_channels(LayerInputStats(Moments.of(features).covariance), 2)[1] == 3
 
 
-def test_of_channels_without_variance_the_first_are_chosen():
+def test_among_channels_without_variance_the_first_are_chosen():
     features = torch.randn(50, 5, dtype=torch.float64)
     features[:, [1, 3]] = 2.0
     features[:, 4] = features[:, 0]

@@ -16,7 +16,7 @@ CHANNELS, CODE_CHANNELS = (8, 6, 10), 5
 
 
 def make_features(count: int = 640) -> Tensor:
-    """Make features of teachers that share four latent variables, each with noise and in its own units."""
+    """Make features of teachers that share four latent variables; noise and scale differ per teacher."""
     latent = torch.randn(count, 4)
     parts = [
         10.0**t * (latent @ torch.randn(4, channels) + 0.1 * torch.randn(count, channels)) + 1
@@ -36,12 +36,12 @@ def train(features: Tensor, steps: int) -> CommonFeatureLearner:
     return learner
 
 
-def squared_mmd(x: np.ndarray, y: np.ndarray, spread: float) -> float:
+def squared_mmd(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
     """Compute equation 3 of Gretton et al. (2012) point by point."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
         squared = ((a - b) ** 2).sum()
-        return float(np.mean([math.exp(-squared / (w * spread)) for w in (0.25, 0.5, 1, 2, 4)]))
+        return float(np.mean([math.exp(-squared / (w * bandwidth)) for w in (0.25, 0.5, 1, 2, 4)]))
 
     size = len(x)
     distinct = [(i, j) for i in range(size) for j in range(size) if i != j]
@@ -49,10 +49,11 @@ def squared_mmd(x: np.ndarray, y: np.ndarray, spread: float) -> float:
     return own - 2 * sum(kernel(a, b) for a in x for b in y) / size**2
 
 
-def mmd_by_loops(codes: np.ndarray, size: int) -> float:
+def mmd_by_loops(codes: np.ndarray, group_size: int) -> float:
+    """Compute the mean over groups of ``group_size`` positions and over pairs of teachers."""
     estimates = []
-    for start in range(0, codes.shape[1] - size + 1, size):
-        group = codes[:, start : start + size]
+    for start in range(0, codes.shape[1] - group_size + 1, group_size):
+        group = codes[:, start : start + group_size]
         points = group.reshape(-1, codes.shape[2])
         distances = [((a - b) ** 2).sum() for i, a in enumerate(points) for b in points[:i]]
         pairs = [(t, s) for t in range(len(group)) for s in range(t)]
@@ -61,11 +62,11 @@ def mmd_by_loops(codes: np.ndarray, size: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("teachers", "count", "size"), [(2, 64, 32), (3, 32, 32), (2, 70, 32), (3, 10, 10), (2, 2, 2)]
+    ("teachers", "count", "group_size"), [(2, 64, 32), (3, 32, 32), (2, 70, 32), (3, 10, 10), (2, 2, 2)]
 )
-def test_the_mmd_equals_a_double_loop(teachers, count, size):
+def test_the_mmd_equals_a_double_loop(teachers, count, group_size):
     codes = torch.randn(teachers, count, 3, dtype=torch.float64) + torch.arange(teachers)[:, None, None]
-    expected = mmd_by_loops(codes.numpy(), size)
+    expected = mmd_by_loops(codes.numpy(), group_size)
     assert mean_squared_mmd(codes).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -79,13 +80,13 @@ def test_the_mmd_is_positive_only_for_different_distributions():
     assert mean_squared_mmd(wider).item() > 0.03
 
 
-def test_the_mmd_is_smallest_if_the_codes_of_each_position_agree():
-    """All three pairs have equal distributions, but only in the last one positions agree."""
+def test_the_mmd_is_smallest_if_the_codes_are_equal_at_each_position():
+    """The codes of all three pairs have the same distribution, but only the last pair has equal codes."""
     points = torch.randn(3200, 4)
-    apart = mean_squared_mmd(torch.stack([points, torch.randn(3200, 4)]))
+    independent = mean_squared_mmd(torch.stack([points, torch.randn(3200, 4)]))
     mirrored = mean_squared_mmd(torch.stack([points, -points]))
     equal = mean_squared_mmd(torch.stack([points, points]))
-    assert equal < apart - 0.01
+    assert equal < independent - 0.01
     assert equal < mirrored - 0.01
 
 
@@ -95,15 +96,15 @@ def test_the_mmd_does_not_depend_on_the_scale_of_the_codes(scale):
     torch.testing.assert_close(mean_squared_mmd(scale * codes), mean_squared_mmd(codes))
 
 
-def test_the_gradient_of_the_mmd_does_not_scale_the_codes():
+def test_the_gradient_of_the_mmd_is_orthogonal_to_the_codes():
     codes = (torch.randn(3, 96, 5) + torch.arange(3)[:, None, None]).requires_grad_()
     mean_squared_mmd(codes).backward()
-    along = (codes.grad * codes).sum()
-    assert along.abs() < 1e-4 * codes.grad.norm() * codes.norm()
+    product = (codes.grad * codes).sum()
+    assert product.abs() < 1e-4 * codes.grad.norm() * codes.norm()
 
 
 @pytest.mark.parametrize("count", [1, 32, 64])
-def test_coinciding_points_give_finite_gradients(count):
+def test_equal_points_have_finite_gradients(count):
     codes = torch.full((2, count, 3), 1.7, requires_grad=True)
     mean_squared_mmd(codes).backward()
     assert codes.grad.isfinite().all()
@@ -114,13 +115,13 @@ def test_the_loss_is_the_sum_of_relative_reconstruction_errors_and_the_mmd():
     learner = train(features, 5)
     expected = 0.0
     for teacher, part in zip(learner.teachers, features.split(CHANNELS, dim=1), strict=True):
-        lost = (teacher.to_autoencoder()(part) - part).double().square().mean()
-        expected += 0.5 * (lost / part.double().var(dim=0, correction=0).mean()).item()
+        squared_error = (teacher.to_autoencoder()(part) - part).double().square().mean()
+        expected += 0.5 * (squared_error / part.double().var(dim=0, correction=0).mean()).item()
     expected += common_features.MMD_WEIGHT * mean_squared_mmd(learner.encode(features)).item()
     assert learner(features).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_training_makes_the_teachers_codes_alike(monkeypatch):
+def test_training_lowers_the_mmd_between_the_teachers_codes(monkeypatch):
     features = make_features()
     start = mean_squared_mmd(train(features, 0).encode(features))
     learned = train(features, 250)

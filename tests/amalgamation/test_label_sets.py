@@ -12,6 +12,7 @@ from ka_ray.amalgamation.label_sets import RULES, LabelSets, describe_overlap, s
 from ka_ray.amalgamation.unify import stationary_distribution
 from ka_ray.errors import InputError
 
+# Label sets of three teachers: disjoint, or connected by shared classes in a chain or in a loop.
 DISJOINT = {"low": ("zero", "one"), "high": ("nine",), "odd": ("three", "five", "seven")}
 CHAIN = {"low": ("zero", "one", "two"), "high": ("nine", "seven"), "odd": ("seven", "one")}
 LOOP = {"a": ("cat", "dog", "fox", "owl"), "b": ("fox", "dog", "hen", "pig"), "c": ("pig", "cat", "yak")}
@@ -19,7 +20,7 @@ OVERLAPPING = [CHAIN, LOOP]
 OVERLAP_RULES = ["mean", "max", "conditional"]
 
 every_rule = pytest.mark.parametrize("rule", OVERLAP_RULES)
-every_sets = pytest.mark.parametrize("sets", OVERLAPPING, ids=["chain", "loop"])
+every_overlap = pytest.mark.parametrize("sets", OVERLAPPING, ids=["chain", "loop"])
 seeds = pytest.mark.parametrize("seed", range(3))
 
 
@@ -28,18 +29,18 @@ def random_scores(label_sets: LabelSets, seed: int, images: int = 5, spread: flo
     return spread * torch.randn(images, label_sets.num_scores, generator=generator, dtype=torch.float64)
 
 
-def by_class(label_sets: LabelSets, amalgamated: Tensor) -> dict[str, list[float]]:
+def scores_by_class(label_sets: LabelSets, amalgamated: Tensor) -> dict[str, list[float]]:
     return {name: amalgamated[:, k].tolist() for k, name in enumerate(label_sets.classes)}
 
 
-def no_divergence(scores: Tensor, target: Tensor) -> Tensor:
+def unused_divergence(scores: Tensor, target: Tensor) -> Tensor:
     raise AssertionError("the conditional rule needs no divergence")
 
 
-def sum_of_kls(label_sets: LabelSets, scores: Tensor, own: Tensor) -> Tensor:
+def sum_of_kls(label_sets: LabelSets, scores: Tensor, teacher_scores: Tensor) -> Tensor:
     """Compute the conditional loss of each image, `[B]`, directly from its formula."""
     total = torch.zeros(len(scores), dtype=scores.dtype)
-    for teacher, part in zip(label_sets.by_teacher, label_sets.split(own), strict=True):
+    for teacher, part in zip(label_sets.by_teacher, label_sets.split(teacher_scores), strict=True):
         p = part.softmax(dim=1)
         restricted = scores.exp()[:, label_sets.columns(teacher)]
         restricted = restricted / restricted.sum(dim=1, keepdim=True)
@@ -89,37 +90,37 @@ def test_a_wrong_number_of_scores_is_refused():
         LabelSets(CHAIN).amalgamate(torch.zeros(2, 5))
 
 
-# Every rule, by hand
+# Every rule, compared with values computed by hand
 
 
 def test_concatenated_scores_have_each_teachers_scores_in_its_columns():
     label_sets = LabelSets(DISJOINT)
-    own = torch.randn(7, 6)
-    amalgamated = label_sets.amalgamate(own)
-    for teacher, part in zip(DISJOINT, label_sets.split(own), strict=True):
+    teacher_scores = torch.randn(7, 6)
+    amalgamated = label_sets.amalgamate(teacher_scores)
+    for teacher, part in zip(DISJOINT, label_sets.split(teacher_scores), strict=True):
         assert torch.equal(amalgamated[:, label_sets.columns(teacher)], part)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])
 def test_for_disjoint_label_sets_mean_and_max_equal_concatenation(rule):
-    own = torch.randn(7, 6)
-    assert torch.equal(LabelSets(DISJOINT, rule).amalgamate(own), own)
+    teacher_scores = torch.randn(7, 6)
+    assert torch.equal(LabelSets(DISJOINT, rule).amalgamate(teacher_scores), teacher_scores)
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    # zero, one (1 of low, -3 of odd), two, nine, seven (-4 of high, 6 of odd)
+    # The columns: zero, one (low: 1, odd: -3), two, nine, seven (high: -4, odd: 6).
     [("mean", [0.5, -1.0, -2.0, 3.0, 1.0]), ("max", [0.5, 1.0, -2.0, 3.0, 6.0])],
 )
-def test_mean_and_max_by_hand(rule, expected):
-    own = torch.tensor([[0.5, 1.0, -2.0, 3.0, -4.0, 6.0, -3.0]])
-    assert LabelSets(CHAIN, rule).amalgamate(own).tolist() == [expected]
+def test_mean_and_max_equal_values_computed_by_hand(rule, expected):
+    teacher_scores = torch.tensor([[0.5, 1.0, -2.0, 3.0, -4.0, 6.0, -3.0]])
+    assert LabelSets(CHAIN, rule).amalgamate(teacher_scores).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
     ("sets", "rule", "expected"),
     [
-        # low 0.5 1 -2 less -1/6, high 3 -4 less -1/2, odd 6 -3 less 3/2; zero, one, two, nine, seven
+        # Minus the mean of each teacher: low 0.5 1 -2 minus -1/6, high 3 -4 minus -1/2, odd 6 -3 minus 3/2.
         (CHAIN, "mean", [2 / 3, (7 / 6 - 4.5) / 2, -11 / 6, 3.5, (-3.5 + 4.5) / 2]),
         (CHAIN, "max", [2 / 3, 7 / 6, -11 / 6, 3.5, 4.5]),
         (
@@ -129,45 +130,50 @@ def test_mean_and_max_by_hand(rule, expected):
         ),
     ],
 )
-def test_centred_scores_by_hand(sets, rule, expected):
-    own = torch.tensor([[0.5, 1.0, -2.0, 3.0, -4.0, 6.0, -3.0]], dtype=torch.float64)
-    assert LabelSets(sets, rule, center=True).amalgamate(own).tolist()[0] == pytest.approx(expected)
+def test_centred_scores_equal_values_computed_by_hand(sets, rule, expected):
+    teacher_scores = torch.tensor([[0.5, 1.0, -2.0, 3.0, -4.0, 6.0, -3.0]], dtype=torch.float64)
+    assert LabelSets(sets, rule, center=True).amalgamate(teacher_scores).tolist()[0] == pytest.approx(
+        expected
+    )
 
 
-def test_conditional_by_hand():
-    # Teacher a: cat 1/2, dog 1/2. Teacher b: fox 3/4, dog 1/4, so fox is thrice dog: 1 : 1 : 3.
+def test_conditional_scores_equal_values_computed_by_hand():
+    # Teacher a: cat 1/2, dog 1/2. Teacher b: fox 3/4, dog 1/4. So cat : dog : fox = 1 : 1 : 3.
     label_sets = LabelSets({"a": ("cat", "dog"), "b": ("fox", "dog")}, "conditional")
-    own = torch.tensor([[0.0, 0.0, log(3.0), 0.0]]) + torch.tensor([5.0, 5.0, -7.0, -7.0])
-    amalgamated = label_sets.amalgamate(own)
+    teacher_scores = torch.tensor([[0.0, 0.0, log(3.0), 0.0]]) + torch.tensor([5.0, 5.0, -7.0, -7.0])
+    amalgamated = label_sets.amalgamate(teacher_scores)
     assert amalgamated.exp().tolist()[0] == pytest.approx([0.2, 0.2, 0.6], rel=1e-6)
 
 
-def test_conditional_loss_by_hand():
-    # The student says 1 : 1 : 1, so 1/2, 1/2 to both. Teacher a agrees; b costs KL((3/4, 1/4) || (1/2, 1/2)).
+def test_the_conditional_loss_equals_a_value_computed_by_hand():
+    # The student's probabilities of each teacher's two classes are 1/2, 1/2. Those of teacher a are equal;
+    # teacher b adds KL((3/4, 1/4) || (1/2, 1/2)).
     label_sets = LabelSets({"a": ("cat", "dog"), "b": ("fox", "dog")}, "conditional")
-    own = torch.tensor([[0.0, 0.0, log(3.0), 0.0]])
-    loss = label_sets.loss(torch.zeros(1, 3), own, no_divergence)
+    teacher_scores = torch.tensor([[0.0, 0.0, log(3.0), 0.0]])
+    loss = label_sets.loss(torch.zeros(1, 3), teacher_scores, unused_divergence)
     assert loss.item() == pytest.approx(0.75 * log(1.5) + 0.25 * log(0.5), abs=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])
 def test_the_loss_of_other_rules_is_the_divergence_from_the_amalgamated_scores(rule):
     label_sets = LabelSets(CHAIN, rule)
-    own, scores = random_scores(label_sets, 0), torch.zeros(5, 5, dtype=torch.float64)
-    loss = label_sets.loss(scores, own, lambda got, target: (2 * got - target).sum())
-    assert torch.equal(loss, -label_sets.amalgamate(own).sum())
+    teacher_scores, scores = random_scores(label_sets, 0), torch.zeros(5, 5, dtype=torch.float64)
+    loss = label_sets.loss(scores, teacher_scores, lambda got, target: (2 * got - target).sum())
+    assert torch.equal(loss, -label_sets.amalgamate(teacher_scores).sum())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_temperature_softens_the_conditional_loss(temperature):
     label_sets = LabelSets(LOOP, "conditional")
-    own, scores = random_scores(label_sets, 0), torch.randn(5, 7, dtype=torch.float64)
-    expected = temperature**2 * sum_of_kls(label_sets, scores / temperature, own / temperature).mean()
-    loss = label_sets.loss(scores, own, no_divergence, temperature=temperature)
+    teacher_scores, scores = random_scores(label_sets, 0), torch.randn(5, 7, dtype=torch.float64)
+    expected = (
+        temperature**2 * sum_of_kls(label_sets, scores / temperature, teacher_scores / temperature).mean()
+    )
+    loss = label_sets.loss(scores, teacher_scores, unused_divergence, temperature=temperature)
     torch.testing.assert_close(loss, expected)
 
 
-def test_softened_kl_by_hand():
+def test_softened_kl_equals_a_value_computed_by_hand():
     # softmax(target / 2) = (3/4, 1/4) against (1/2, 1/2), times 2^2
     loss = softened_kl(torch.zeros(1, 2), torch.tensor([[2 * log(3.0), 0.0]]), temperature=2)
     assert loss.item() == pytest.approx(4 * (0.75 * log(1.5) + 0.25 * log(0.5)), rel=1e-5)
@@ -176,14 +182,14 @@ def test_softened_kl_by_hand():
 # Invariances
 
 
-def permuted(label_sets: LabelSets, own: Tensor, seed: int, what: str) -> tuple[LabelSets, Tensor]:
-    """Permute the teachers, or the classes of every teacher, and their scores with them."""
+def permute(label_sets: LabelSets, teacher_scores: Tensor, seed: int, what: str) -> tuple[LabelSets, Tensor]:
+    """Permute the teachers, or the classes of every teacher (``what``), and their scores in the same way."""
     generator = torch.Generator().manual_seed(seed + 1)
 
     def order(count: int) -> list[int]:
         return torch.randperm(count, generator=generator).tolist()
 
-    teachers = list(zip(label_sets.by_teacher.items(), label_sets.split(own), strict=True))
+    teachers = list(zip(label_sets.by_teacher.items(), label_sets.split(teacher_scores), strict=True))
     if what == "teachers":
         teachers = [teachers[i] for i in order(len(teachers))]
     else:
@@ -200,35 +206,38 @@ def permuted(label_sets: LabelSets, own: Tensor, seed: int, what: str) -> tuple[
 
 @seeds
 @every_rule
-@every_sets
+@every_overlap
 @pytest.mark.parametrize("what", ["teachers", "classes"])
 def test_the_order_of_teachers_and_of_their_classes_does_not_matter(sets, rule, seed, what):
     label_sets = LabelSets(sets, rule)
-    own = random_scores(label_sets, seed)
-    other, moved = permuted(label_sets, own, seed, what)
-    expected = by_class(label_sets, label_sets.amalgamate(own))
-    got = by_class(other, other.amalgamate(moved))
+    teacher_scores = random_scores(label_sets, seed)
+    other, permuted_scores = permute(label_sets, teacher_scores, seed, what)
+    expected = scores_by_class(label_sets, label_sets.amalgamate(teacher_scores))
+    got = scores_by_class(other, other.amalgamate(permuted_scores))
     assert got.keys() == expected.keys()
     for name in got:
         assert got[name] == pytest.approx(expected[name], abs=1e-8)
 
 
 @seeds
-@every_sets
+@every_overlap
 def test_only_conditional_and_centred_scores_ignore_a_constant_added_to_a_teachers_scores(sets, seed):
     label_sets = LabelSets(sets, "conditional")
-    own = random_scores(label_sets, seed)
-    shifted = own.clone()
+    teacher_scores = random_scores(label_sets, seed)
+    shifted = teacher_scores.clone()
     shifted[:, : len(sets[next(iter(sets))])] += 3.0
-    torch.testing.assert_close(label_sets.amalgamate(shifted), label_sets.amalgamate(own), rtol=0, atol=1e-8)
-    scores = torch.randn(len(own), len(label_sets.classes), dtype=torch.float64)
     torch.testing.assert_close(
-        label_sets.loss(scores, shifted, no_divergence), label_sets.loss(scores, own, no_divergence)
+        label_sets.amalgamate(shifted), label_sets.amalgamate(teacher_scores), rtol=0, atol=1e-8
+    )
+    scores = torch.randn(len(teacher_scores), len(label_sets.classes), dtype=torch.float64)
+    torch.testing.assert_close(
+        label_sets.loss(scores, shifted, unused_divergence),
+        label_sets.loss(scores, teacher_scores, unused_divergence),
     )
     for rule in ("mean", "max"):
         raw, centered = LabelSets(sets, rule), LabelSets(sets, rule, center=True)
-        assert not torch.allclose(raw.amalgamate(shifted), raw.amalgamate(own))
-        torch.testing.assert_close(centered.amalgamate(shifted), centered.amalgamate(own))
+        assert not torch.allclose(raw.amalgamate(shifted), raw.amalgamate(teacher_scores))
+        torch.testing.assert_close(centered.amalgamate(shifted), centered.amalgamate(teacher_scores))
 
 
 @pytest.mark.parametrize("rule", OVERLAP_RULES)
@@ -243,18 +252,20 @@ def test_amalgamated_scores_keep_the_dtype(rule, dtype):
 
 def test_float16_teacher_scores_give_a_float32_loss():
     label_sets = LabelSets(LOOP, "conditional")
-    own, scores = random_scores(label_sets, 0).half(), torch.randn(5, 7, requires_grad=True)
-    loss = label_sets.loss(scores, own, no_divergence)
+    teacher_scores, scores = random_scores(label_sets, 0).half(), torch.randn(5, 7, requires_grad=True)
+    loss = label_sets.loss(scores, teacher_scores, unused_divergence)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, label_sets.loss(scores, own.float(), no_divergence))
+    torch.testing.assert_close(loss, label_sets.loss(scores, teacher_scores.float(), unused_divergence))
 
 
 # The conditional rule minimises its loss
 
 
-def minimise_by_lbfgs(label_sets: LabelSets, own: Tensor) -> Tensor:
+def minimise_by_lbfgs(label_sets: LabelSets, teacher_scores: Tensor) -> Tensor:
     """Find log q, `[B, K]`, with the smallest sum of KLs by a general optimiser."""
-    scores = torch.zeros(len(own), len(label_sets.classes), dtype=torch.float64, requires_grad=True)
+    scores = torch.zeros(
+        len(teacher_scores), len(label_sets.classes), dtype=torch.float64, requires_grad=True
+    )
     optimiser = torch.optim.LBFGS(
         [scores],
         max_iter=2000,
@@ -266,7 +277,7 @@ def minimise_by_lbfgs(label_sets: LabelSets, own: Tensor) -> Tensor:
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = sum_of_kls(label_sets, scores, own).sum()
+        loss = sum_of_kls(label_sets, scores, teacher_scores).sum()
         loss.backward()
         return loss
 
@@ -275,87 +286,91 @@ def minimise_by_lbfgs(label_sets: LabelSets, own: Tensor) -> Tensor:
 
 
 @seeds
-@every_sets
-def test_conditional_agrees_with_a_general_optimiser(sets, seed):
+@every_overlap
+def test_conditional_scores_equal_those_found_by_a_general_optimiser(sets, seed):
     label_sets = LabelSets(sets, "conditional")
-    own = random_scores(label_sets, seed)
+    teacher_scores = random_scores(label_sets, seed)
     torch.testing.assert_close(
-        label_sets.amalgamate(own), minimise_by_lbfgs(label_sets, own), rtol=0, atol=1e-5
+        label_sets.amalgamate(teacher_scores),
+        minimise_by_lbfgs(label_sets, teacher_scores),
+        rtol=0,
+        atol=1e-5,
     )
 
 
 @seeds
-@every_sets
+@every_overlap
 @pytest.mark.parametrize("spread", [1.0, 5.0])
-def test_consistent_teachers_give_back_the_distribution_that_they_restrict(sets, seed, spread):
+def test_teachers_that_restrict_one_distribution_are_amalgamated_to_that_distribution(sets, seed, spread):
     label_sets = LabelSets(sets, "conditional")
     generator = torch.Generator().manual_seed(seed)
     truth = spread * torch.randn(6, len(label_sets.classes), generator=generator, dtype=torch.float64)
     truth = truth.log_softmax(dim=1)
-    own = torch.cat([truth[:, label_sets.columns(teacher)] for teacher in sets], dim=1)
-    torch.testing.assert_close(label_sets.amalgamate(own), truth, rtol=0, atol=1e-6)
-    assert label_sets.loss(truth, own, no_divergence).item() == pytest.approx(0, abs=1e-12)
+    teacher_scores = torch.cat([truth[:, label_sets.columns(teacher)] for teacher in sets], dim=1)
+    torch.testing.assert_close(label_sets.amalgamate(teacher_scores), truth, rtol=0, atol=1e-6)
+    assert label_sets.loss(truth, teacher_scores, unused_divergence).item() == pytest.approx(0, abs=1e-12)
 
 
 @seeds
-@every_sets
+@every_overlap
 @pytest.mark.parametrize("spread", [1.0, 6.0, 12.0])
 def test_the_loss_is_smallest_at_the_amalgamated_scores(sets, seed, spread):
     label_sets = LabelSets(sets, "conditional")
-    own = random_scores(label_sets, seed, spread=spread)
-    best = label_sets.amalgamate(own).requires_grad_()
-    loss = label_sets.loss(best, own, no_divergence)
+    teacher_scores = random_scores(label_sets, seed, spread=spread)
+    best = label_sets.amalgamate(teacher_scores).requires_grad_()
+    loss = label_sets.loss(best, teacher_scores, unused_divergence)
     (gradient,) = torch.autograd.grad(loss, best)
     assert gradient.abs().max() < 1e-9
     for _ in range(5):
-        elsewhere = best + 0.1 * torch.randn_like(best)
-        assert label_sets.loss(elsewhere, own, no_divergence) > loss
+        nearby = best + 0.1 * torch.randn_like(best)
+        assert label_sets.loss(nearby, teacher_scores, unused_divergence) > loss
 
 
 @seeds
-@every_sets
+@every_overlap
 def test_the_gradient_of_the_conditional_loss_equals_finite_differences(sets, seed):
     label_sets = LabelSets(sets, "conditional")
-    own = random_scores(label_sets, seed, images=2)
+    teacher_scores = random_scores(label_sets, seed, images=2)
     scores = torch.randn(2, len(label_sets.classes), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda student: label_sets.loss(student, own, no_divergence, temperature=2.0), (scores,)
+        lambda student: label_sets.loss(student, teacher_scores, unused_divergence, temperature=2.0),
+        (scores,),
     )
 
 
 @pytest.mark.parametrize("sets", [*OVERLAPPING, {"alone": ("cat", "dog")}], ids=["chain", "loop", "one"])
-def test_conditional_is_finite_for_extreme_scores(sets):
+def test_conditional_scores_are_finite_for_extreme_teacher_scores(sets):
     label_sets = LabelSets(sets, "conditional")
-    own = random_scores(label_sets, 0, images=64, spread=1000.0).float()
-    amalgamated = label_sets.amalgamate(own)
+    teacher_scores = random_scores(label_sets, 0, images=64, spread=1000.0).float()
+    amalgamated = label_sets.amalgamate(teacher_scores)
     assert amalgamated.isfinite().all()
     torch.testing.assert_close(amalgamated.exp().sum(dim=1), torch.ones(64))
 
 
-def test_the_ensemble_of_one_teacher_is_that_teacher():
+def test_amalgamated_scores_of_one_teacher_are_its_log_softmax():
     label_sets = LabelSets({"alone": ("cat", "dog", "fox")}, "conditional")
-    own = random_scores(label_sets, 0)
-    torch.testing.assert_close(label_sets.amalgamate(own), own.log_softmax(dim=1))
+    teacher_scores = random_scores(label_sets, 0)
+    torch.testing.assert_close(label_sets.amalgamate(teacher_scores), teacher_scores.log_softmax(dim=1))
 
 
 @every_rule
 def test_amalgamation_is_deterministic_and_the_same_under_autocast(rule):
     label_sets = LabelSets(LOOP, rule)
-    own = random_scores(label_sets, 0).float()
-    first = label_sets.amalgamate(own)
+    teacher_scores = random_scores(label_sets, 0).float()
+    first = label_sets.amalgamate(teacher_scores)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(label_sets.amalgamate(own), first)
-    assert label_sets.amalgamate(own[:0]).shape == (0, 7)
+        assert torch.equal(label_sets.amalgamate(teacher_scores), first)
+    assert label_sets.amalgamate(teacher_scores[:0]).shape == (0, 7)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_rule
-def test_amalgamation_on_cuda(rule):
+def test_amalgamation_on_cuda_equals_that_on_the_cpu(rule):
     label_sets = LabelSets(LOOP, rule)
-    own = random_scores(label_sets, 0)
-    got = label_sets.amalgamate(own.cuda())
-    torch.testing.assert_close(got.cpu(), label_sets.amalgamate(own), rtol=0, atol=1e-9)
+    teacher_scores = random_scores(label_sets, 0)
+    got = label_sets.amalgamate(teacher_scores.cuda())
+    torch.testing.assert_close(got.cpu(), label_sets.amalgamate(teacher_scores), rtol=0, atol=1e-9)
 
 
 @seeds
@@ -395,7 +410,7 @@ def test_the_default_rule_depends_on_whether_label_sets_overlap():
         ({"low": ("one", "two", "one")}, None, "teacher low: classes names 'one' more than once"),
     ],
 )
-def test_errors_name_the_reason_and_the_choices(sets, rule, message):
+def test_label_sets_and_rules_that_do_not_fit_are_refused_with_the_reason(sets, rule, message):
     with pytest.raises(InputError, match=message):
         LabelSets(sets, rule)
 
@@ -433,11 +448,11 @@ def test_label_sets_can_be_pickled(rule):
     label_sets = LabelSets(LOOP, rule)
     copy = pickle.loads(pickle.dumps(label_sets))
     assert copy == label_sets
-    own = random_scores(label_sets, 0)
-    assert torch.equal(copy.amalgamate(own), label_sets.amalgamate(own))
+    teacher_scores = random_scores(label_sets, 0)
+    assert torch.equal(copy.amalgamate(teacher_scores), label_sets.amalgamate(teacher_scores))
 
 
-def test_every_rule_is_tested_here():
+def test_this_file_tests_every_rule():
     assert set(RULES) == {"concatenate", *OVERLAP_RULES}
     scores = torch.ones(2, 6)
     assert LabelSets(DISJOINT).loss(scores, torch.zeros(2, 6), functional.mse_loss) == 1

@@ -16,19 +16,20 @@ JOB_TIMEOUT_S = 600
 """Maximum duration of one job, in seconds."""
 
 DIGITS = ("jobs/configs/digits.yaml", "--set", "extract.shard_mib=2", "--set", "tracking.backend=none")
+"""Arguments of a job script for a run on the digits with several shards of features."""
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, failure: str) -> None:
     """Wait until a condition holds.
 
     Args:
-        condition: Called again and again until it returns something true.
+        condition: Called every 20 ms until it returns something true.
         timeout_s: Maximum time to wait, in seconds.
-        failure: What the failed test says if the time is over.
+        failure: Error message if the condition does not hold in time.
     """
-    ends = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < ends, f"after {timeout_s:.0f} s: {failure}"
+        assert time.monotonic() < deadline, f"after {timeout_s:.0f} s: {failure}"
         time.sleep(0.02)
 
 
@@ -37,7 +38,7 @@ class LocalCluster:
     """A head and workers as separate processes on this machine, started by `cluster/local.sh`.
 
     Attributes:
-        folder: Folder of the token, the logs and the data.
+        folder: Folder for the token, the logs and the data of the cluster.
         port: First port of the cluster.
         settings: Environment variables for the script, such as ``KA_RAY_AUTH``.
     """
@@ -48,10 +49,14 @@ class LocalCluster:
 
     def call(self, *arguments: str) -> str:
         """Call the script with arguments, and return what it prints."""
-        own = {"KA_RAY_CLUSTER_DIR": str(self.folder), "KA_RAY_PORT": str(self.port), "KA_RAY_TIMEOUT": "400"}
+        variables = {
+            "KA_RAY_CLUSTER_DIR": str(self.folder),
+            "KA_RAY_PORT": str(self.port),
+            "KA_RAY_TIMEOUT": "400",
+        }
         done = subprocess.run(
             [str(ROOT / "cluster" / "local.sh"), *arguments],
-            env=clean_environment() | own | self.settings,
+            env=clean_environment() | variables | self.settings,
             capture_output=True,
             text=True,
             timeout=JOB_TIMEOUT_S,
@@ -73,7 +78,7 @@ class LocalCluster:
 
     @property
     def alive(self) -> list[int]:
-        """The numbers of the workers that are alive for Ray."""
+        """The numbers of the workers that Ray reports as alive."""
         lines = [line.split() for line in self.call("status").splitlines()]
         return [int(line[0][4:]) for line in lines if line[1:2] == ["ALIVE"] and line[0] != "node0"]
 
@@ -81,28 +86,28 @@ class LocalCluster:
         """Return the processes of the cluster whose command line matches a regular expression.
 
         Args:
-            title: The regular expression.
+            title: Regular expression that is searched for in the command line.
 
         Returns:
             Process id -> number of the node.
         """
         nodes = {}
-        for place in Path("/proc").glob("[0-9]*"):
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if re.search(title, command) and (node := self._node_of(int(place.name))) is not None:
-                    nodes[int(place.name)] = node
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if re.search(title, command) and (node := self._node_of(int(process.name))) is not None:
+                    nodes[int(process.name)] = node
             except OSError:
                 continue  # the process has ended in the meantime
         return nodes
 
     def _node_of(self, pid: int) -> int | None:
         """Return the node that the environment of a process, or of one of its ancestors, names."""
-        mark = f"KA_RAY_LOCAL_NODE={self.folder}/node".encode()
+        prefix = f"KA_RAY_LOCAL_NODE={self.folder}/node".encode()
         while pid > 1:
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                if entry.startswith(mark):
-                    return int(entry[len(mark) :])
+                if entry.startswith(prefix):
+                    return int(entry[len(prefix) :])
             pid = int(re.sub(r".*\)", "", Path(f"/proc/{pid}/stat").read_text()).split()[1])
         return None
 

@@ -14,7 +14,7 @@ from ka_ray.reports.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-NETWORK, BRIDGE, GCS, DASHBOARD = "10.77.13", "ka_ray_br", 6379, 8265
+NETWORK, BRIDGE, GCS_PORT, DASHBOARD_PORT = "10.77.13", "ka_ray_br", 6379, 8265
 
 
 def run_shell(command: str) -> None:
@@ -27,7 +27,7 @@ class Host:
 
     Args:
         number: Number of the host, from 1; also the last part of its address.
-        folder: Folder in which the host gets a folder of this name for its logs and for Ray's files.
+        folder: Folder in which a folder for the logs of the host and for Ray's files is created.
     """
 
     def __init__(self, number: int, folder: Path) -> None:
@@ -49,13 +49,17 @@ class Host:
             command: The command and its arguments.
             environment: Additional environment variables.
         """
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 40, "GLOO_SOCKET_IFNAME": "eth0"}
-        own |= {"RAY_idle_worker_killing_time_threshold_ms": "600000", "RAY_num_workers_soft_limit": "16"}
+        variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 40, "GLOO_SOCKET_IFNAME": "eth0"}
+        # Keep idle worker processes, as `cluster/local.sh` does: a new one needs seconds to import torch.
+        variables |= {
+            "RAY_idle_worker_killing_time_threshold_ms": "600000",
+            "RAY_num_workers_soft_limit": "16",
+        }
         with (self.folder / log).open("w") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *command],
                 cwd=ROOT,
-                env=clean_environment() | own | environment,
+                env=clean_environment() | variables | environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -65,7 +69,7 @@ class Host:
         return process
 
     def join(self, *options: str) -> None:
-        """Start Ray on this host, with more options of `ray start`."""
+        """Start Ray on this host; ``options`` are additional options of `ray start`."""
         common = ["--block", f"--node-ip-address={self.address}", "--num-cpus=2", "--disable-usage-stats"]
         store = [f"--temp-dir={self.folder}/ray", f"--object-store-memory={256 * 1024**2}"]
         self.start("ray.log", str(BIN / "ray"), "start", *common, *store, *options)
@@ -100,34 +104,36 @@ def hosts() -> Iterator[list[Host]]:
 
 def test_two_hosts_run_the_digits_and_a_third_joins_during_the_run(hosts, tmp_path):
     head, second = hosts
-    head.join("--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=127.0.0.1")
+    head.join(
+        "--head", f"--port={GCS_PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1"
+    )
 
     def has_nodes(num_nodes: int) -> bool:
-        address = f"'{head.address}:{GCS}', logging_level=50"
-        code = f"import ray; ray.init({address}); print('NODES', len(ray.nodes()))"
+        arguments = f"'{head.address}:{GCS_PORT}', logging_level=50"
+        code = f"import ray; ray.init({arguments}); print('NODES', len(ray.nodes()))"
         query = head.start("nodes.log", str(BIN / "python"), "-c", code)
         return query.wait() == 0 and f"NODES {num_nodes}" in (head.folder / "nodes.log").read_text()
 
     wait_until(lambda: has_nodes(1), 300, "the head does not answer")
-    second.join(f"--address={head.address}:{GCS}")
+    second.join(f"--address={head.address}:{GCS_PORT}")
     wait_until(lambda: has_nodes(2), 300, "the second host does not join")
 
     out, log = tmp_path / "out", head.folder / "job.log"
-    # A training worker needs both CPUs of its host: the third one starts when a third host joins.
+    # A training worker needs both CPUs of a host, so a third worker can start only when a third host joins.
     options = ["ray.workers={min: 2, max: 3}", "placement.trainers.cpu=2", "placement.teachers.cpu=1"]
     options += ["joint.epochs=80", "tracking.backend=none"]
-    command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}"]
+    command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}"]
     command += ["--working-dir", ".", "--", "python", "jobs/amalgamate.py", "jobs/configs/digits.yaml"]
     job = head.start("job.log", *command, "--output", str(out), *(f"--set={option}" for option in options))
     joint_began = lambda: "joint epoch=2/" in log.read_text() or job.poll() is not None  # noqa: E731
     wait_until(joint_began, JOB_TIMEOUT_S, "joint learning does not begin")
     assert job.poll() is None, log.read_text()[-3000:]
     hosts.append(Host(3, head.folder.parent))
-    hosts[2].join(f"--address={head.address}:{GCS}")
+    hosts[2].join(f"--address={head.address}:{GCS_PORT}")
     assert job.wait(2 * JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
 
     text = log.read_text()
     assert re.findall(r"a group of (\d) workers has begun", text)[-2:] == ["2", "3"]
     report = Report.load(out)
-    assert report.accuracy.images == 359
+    assert report.accuracy.images == 359  # all test images of the digits
     assert report.accuracy.union >= 0.97 * report.accuracy.ensemble

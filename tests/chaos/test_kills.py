@@ -30,13 +30,14 @@ FINAL_FILES = ("student.*", "report.*", "figures")
 """What a run writes after its last stage."""
 
 TRIALS = 8
+"""Number of trials of the stage ``tune``."""
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head that runs no tasks and three workers with two CPUs each, with token authentication."""
     folder = Path("/tmp") / f"ka_ray_chaos_{os.getpid()}"  # the path of a socket must be short
-    started = LocalCluster(folder, 26000, {"KA_RAY_MLFLOW": "off"})
+    started = LocalCluster(folder, port=26000, settings={"KA_RAY_MLFLOW": "off"})
     try:
         started.call("up", "3")
         yield started
@@ -83,7 +84,7 @@ class Stage:
     Attributes:
         removed: Patterns of what is removed from a finished run, so that it resumes at this stage.
         first_output: Pattern of a file that exists as soon as the stage has written something.
-        title: Regular expression for the command lines of the processes that do the work of the stage.
+        title: Regular expression that matches the command lines of the stage's worker processes.
         script: Name of the script in `jobs/` that runs the stage.
         options: Additional arguments of the script.
     """
@@ -118,8 +119,8 @@ STAGES = {
 }
 
 
-def prepare(stage: Stage, reference_run: Path, folder: Path) -> None:
-    """Copy a finished run, and remove everything from a stage on."""
+def copy_run_before_stage(stage: Stage, reference_run: Path, folder: Path) -> None:
+    """Copy a finished run, and remove what the given stage and all later ones have written."""
     shutil.copytree(reference_run, folder)
     for pattern in (*stage.removed, *FINAL_FILES):
         for path in list(folder.glob(pattern)):
@@ -127,7 +128,7 @@ def prepare(stage: Stage, reference_run: Path, folder: Path) -> None:
 
 
 def find_finished(folder: Path) -> dict[str, int]:
-    """Return the files that mark a stage or a trial as finished -> when each was written, in nanoseconds."""
+    """Return a dict: file that marks a stage or a trial as finished -> time of writing, in nanoseconds."""
     marks = [p for g in ("stages/*.json", "*/done.json", "trials/*/trial.json") for p in folder.glob(g)]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in marks}
 
@@ -161,10 +162,10 @@ def is_running(cluster: LocalCluster, stage: Stage, folder: Path) -> bool:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_path, table, name, victim):
     stage, folder, began = STAGES[name], tmp_path / "out", time.monotonic()
-    prepare(stage, reference_run, folder)
-    call = (stage.script, *DIGITS, *stage.options, "--output", str(folder))
-    # `ready` also holds if the job ends too early: the test then fails instead of waiting.
-    jobs = [submit(full_cluster, tmp_path / "log1", *call)]
+    copy_run_before_stage(stage, reference_run, folder)
+    job_arguments = (stage.script, *DIGITS, *stage.options, "--output", str(folder))
+    # `ready` is also true if the job has ended too early: the test then fails at once.
+    jobs = [submit(full_cluster, tmp_path / "log1", *job_arguments)]
     ready = lambda: is_running(full_cluster, stage, folder) or jobs[0].process.poll() is not None  # noqa: E731
     wait_until(ready, JOB_TIMEOUT_S, f"{name} does not begin:\n{jobs[0].text[-2000:]}")
     assert jobs[0].process.poll() is None, jobs[0].text[-3000:]
@@ -173,7 +174,7 @@ def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_
     code, outcome = jobs[0].wait(), "survived"
     if victim == "driver":
         assert code != 0, "a job must fail if its driver was killed"
-        jobs.append(submit(full_cluster, tmp_path / "log2", *call))
+        jobs.append(submit(full_cluster, tmp_path / "log2", *job_arguments))
         code, outcome = jobs[1].wait(), "resumed"
     assert code == 0, jobs[-1].text[-4000:]
 
@@ -194,26 +195,26 @@ def test_a_kill_loses_no_work_and_repeats_none(full_cluster, reference_run, tmp_
         assert len(trials) == TRIALS
         assert not [t for t in trials if json.loads((folder / "tune.json").read_text())["failed"]]
     else:
-        check_same_result(folder, reference_run)
+        assert_same_result(folder, reference_run)
 
 
 def test_after_the_loss_of_the_head_the_same_command_resumes_on_a_new_cluster(
     full_cluster, reference_run, tmp_path, table
 ):
     stage, folder, began = STAGES["extraction"], tmp_path / "out", time.monotonic()
-    prepare(stage, reference_run, folder)
-    call = (stage.script, *DIGITS, "--output", str(folder))
-    lost = submit(full_cluster, tmp_path / "log1", *call)
-    ready = lambda: is_running(full_cluster, stage, folder) or lost.process.poll() is not None  # noqa: E731
-    wait_until(ready, JOB_TIMEOUT_S, f"the extraction does not begin:\n{lost.text[-2000:]}")
+    copy_run_before_stage(stage, reference_run, folder)
+    job_arguments = (stage.script, *DIGITS, "--output", str(folder))
+    first_job = submit(full_cluster, tmp_path / "log1", *job_arguments)
+    ready = lambda: is_running(full_cluster, stage, folder) or first_job.process.poll() is not None  # noqa: E731
+    wait_until(ready, JOB_TIMEOUT_S, f"the extraction does not begin:\n{first_job.text[-2000:]}")
     finished_before = find_finished(folder)
     full_cluster.call("kill", "0")
-    assert lost.wait() != 0
+    assert first_job.wait() != 0
     stamps = {shard: shard.stat().st_mtime_ns for shard in folder.glob("features/*.arrow")}
     assert stamps
     full_cluster.call("down")
     full_cluster.call("up", "3")
-    job = submit(full_cluster, tmp_path / "log2", *call)
+    job = submit(full_cluster, tmp_path / "log2", *job_arguments)
     assert job.wait() == 0, job.text[-4000:]
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
     ids = np.concatenate([read_image_ids(shard) for shard in folder.glob("features/*.arrow")])
@@ -222,10 +223,10 @@ def test_after_the_loss_of_the_head_the_same_command_resumes_on_a_new_cluster(
     repeated = sum(now.get(mark) != stamp for mark, stamp in finished_before.items())
     table.append(f"| extraction | head | resumed | 0 | 0 | {repeated} | - | {seconds:.0f} |")
     assert repeated == 0
-    check_same_result(folder, reference_run)
+    assert_same_result(folder, reference_run)
 
 
-def check_same_result(folder: Path, reference_run: Path) -> None:
+def assert_same_result(folder: Path, reference_run: Path) -> None:
     """Check that weights and accuracy differ from those of the reference run only by rounding."""
     weights, expected = (
         load_file(folder / "student.safetensors"),

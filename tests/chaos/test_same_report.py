@@ -20,12 +20,12 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 TEACHERS = [ROOT / "runs" / f"cifar10_teacher_{name}" / name / "teacher.safetensors" for name in "ab"]
 
 GROUPS = ("teachers", "trainers", "decoding")
-"""Workers 1, 2 and 3 have one of these labels each."""
+"""Values of the label `group` of workers 1, 2 and 3."""
 
 PLACEMENT = [f"placement.{group}.label.group={group}" for group in GROUPS] + ["placement.teachers.gpu=1"]
 
 TOLERANCE = {"digits": 0.015, "cifar10_halves_exact": 0.005}
-"""Maximum difference of an accuracy: the steps are the same, but sums are computed in another order.
+"""Maximum difference of an accuracy. The training steps are the same, but sums are computed in another order.
 
 Of the 359 digits, five may be classified differently.
 """
@@ -65,7 +65,7 @@ def list_overrides(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
+def test_three_nodes_report_the_same_results_as_one_node(cluster, tmp_path, name):
     config = f"jobs/configs/{name}.yaml"
     command = [config, *(f"--set={option}" for option in list_overrides(name)), "--output"]
     local = subprocess.run(
@@ -77,11 +77,13 @@ def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
         timeout=2 * JOB_TIMEOUT_S,
     )
     assert local.returncode == 0, local.stdout[-2000:] + local.stderr[-2000:]
-    placed = [f"--set={option}" for option in PLACEMENT]
-    job = submit(cluster, tmp_path / "log", "amalgamate.py", *command, str(tmp_path / "three"), *placed)
+    placement_options = [f"--set={option}" for option in PLACEMENT]
+    job = submit(
+        cluster, tmp_path / "log", "amalgamate.py", *command, str(tmp_path / "three"), *placement_options
+    )
     nodes = {title: set[int]() for title in (TEACHER, TRAINER)}
-    ends = time.monotonic() + 2 * JOB_TIMEOUT_S
-    while job.process.poll() is None and time.monotonic() < ends:
+    deadline = time.monotonic() + 2 * JOB_TIMEOUT_S
+    while job.process.poll() is None and time.monotonic() < deadline:
         for title, seen in nodes.items():
             seen.update(cluster.processes(title).values())
         time.sleep(2)
@@ -89,8 +91,8 @@ def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
     assert nodes == {TEACHER: {1}, TRAINER: {2}}
 
     one, three = Report.load(tmp_path / "one"), Report.load(tmp_path / "three")
-    assert three.ray.nodes == 4
-    teacher_gpus = [place.gpus for place in three.placements]
+    assert three.ray.nodes == 4  # the head and three workers
+    teacher_gpus = [placement.gpus for placement in three.placements]
     assert teacher_gpus[:2] in ([[0], [1]], [[1], [0]]), "each teacher has its own GPU"
     assert three.mlflow.tracking_uri == cluster.environment["MLFLOW_TRACKING_URI"]
     assert f"mlflow: {three.mlflow.tracking_uri}/#/experiments/" in job.text
@@ -108,7 +110,8 @@ def test_three_nodes_report_the_same_as_one(cluster, tmp_path, name):
 def test_a_wrong_token_ends_with_one_clear_message(cluster, tmp_path):
     wrong_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 40}
     command = [str(BIN / "ka-ray"), "run", "jobs/configs/digits.yaml", "--output", str(tmp_path / "out")]
-    for address, words in (("127.0.0.2:27000", "refuses this shell's token"), (None, "asks for a token")):
+    # With an address of the GCS: `ka-ray run`; with None: `ka-ray submit` to the dashboard.
+    for address, expected in (("127.0.0.2:27000", "refuses this shell's token"), (None, "asks for a token")):
         submitted = ["submit", command[2], "--address", cluster.environment["RAY_ADDRESS"], *command[3:]]
         done = subprocess.run(
             command if address else [command[0], *submitted],
@@ -120,5 +123,5 @@ def test_a_wrong_token_ends_with_one_clear_message(cluster, tmp_path):
         )
         assert done.returncode == 2, done.stdout + done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert words in line
+        assert expected in line
         assert "f" * 40 not in done.stdout + done.stderr

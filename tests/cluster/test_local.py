@@ -18,6 +18,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
 RAY = str(Path(sys.executable).parent / "ray")
+# The script must ignore these settings of another cluster.
 OTHER_CLUSTER = {
     "RAY_ADDRESS": "127.0.0.1:1",
     "RAY_AUTH_TOKEN": "f" * 64,
@@ -26,7 +27,7 @@ OTHER_CLUSTER = {
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalScript:
     """The script with its own folder and ports, called from a shell that is set up for another cluster.
 
     Attributes:
@@ -49,6 +50,7 @@ class Local:
         )
 
     def run(self, *arguments: str, **settings: str) -> str:
+        """Call the script, fail if it fails, and return its output."""
         done = self(*arguments, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -61,25 +63,26 @@ class Local:
         return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
 
     def alive(self) -> list[str]:
+        """Return the names of the nodes that Ray reports as alive."""
         lines = (line.split() for line in self.run("status").splitlines())
-        return [words[0] for words in lines if words[1:2] == ["ALIVE"]]
+        return [columns[0] for columns in lines if columns[1:2] == ["ALIVE"]]
 
     def processes(self, node: str = "") -> set[int]:
         """Return the processes whose command line or environment names the cluster, or one node of it."""
-        wanted = (str(self.folder / node) if node else str(self.folder)).encode()
+        name = (str(self.folder / node) if node else str(self.folder)).encode()
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if wanted in text and int(process.name) != os.getpid():
+            if name in text and int(process.name) != os.getpid():
                 found.add(int(process.name))
         return found
 
 
-def free_base() -> int:
-    """Return a port that is free, like the one after it."""
+def find_free_port_pair() -> int:
+    """Return a port that is free and whose successor is free, too."""
     for base in range(25000, 32000, 1000):
         with socket.socket() as one, socket.socket() as other:
             if one.connect_ex(("127.0.0.1", base)) and other.connect_ex(("127.0.0.1", base + 1)):
@@ -88,21 +91,22 @@ def free_base() -> int:
 
 
 @pytest.fixture
-def local() -> Iterator[Local]:
+def local() -> Iterator[LocalScript]:
+    """The script with a new folder; at the end, the cluster is stopped and no process may be left."""
     folder = Path(tempfile.mkdtemp(prefix="ka_ray_", dir="/tmp"))  # pytest's tmp_path is too long for sockets
-    script = Local(folder, {"KA_RAY_PORT": str(free_base()), "KA_RAY_CPUS": "1"})
+    script = LocalScript(folder, {"KA_RAY_PORT": str(find_free_port_pair()), "KA_RAY_CPUS": "1"})
     yield script
     script.run("down")
     assert script.processes() == set()
     shutil.rmtree(folder)
 
 
-def ray(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_ray(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
-def submit(environment: dict[str, str], code: str) -> "subprocess.CompletedProcess[str]":
-    return ray(environment, "job", "submit", "--", "python", "-c", code)
+def submit_code(environment: dict[str, str], code: str) -> "subprocess.CompletedProcess[str]":
+    return run_ray(environment, "job", "submit", "--", "python", "-c", code)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def submit(environment: dict[str, str], code: str) -> "subprocess.CompletedProce
     ],
 )
 def test_wrong_arguments_are_named_and_refused(arguments, settings, message, tmp_path):
-    done = Local(tmp_path, {})(*arguments, **settings)
+    done = LocalScript(tmp_path, {})(*arguments, **settings)
     assert done.returncode == 2
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -139,17 +143,18 @@ def test_wrong_arguments_are_named_and_refused(arguments, settings, message, tmp
     ],
 )
 def test_commands_that_need_a_cluster_fail_without_one(command, message, tmp_path):
-    done = Local(tmp_path, {})(*command)
+    done = LocalScript(tmp_path, {})(*command)
     assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr
 
 
-def test_down_without_a_cluster_is_no_error(tmp_path):
-    assert Local(tmp_path / "never", {})("down").returncode == 0
+def test_down_without_a_cluster_succeeds(tmp_path):
+    assert LocalScript(tmp_path / "missing", {})("down").returncode == 0
 
 
 def test_help_explains_every_setting(tmp_path):
-    text = Local(tmp_path, {}).run("--help")
+    text = LocalScript(tmp_path, {}).run("--help")
+    # The script sets the two removed variables itself.
     settings = set(re.findall(r"\bKA_RAY_[A-Z_]+", SCRIPT.read_text())) - {
         "KA_RAY_LOCAL_CLUSTER",
         "KA_RAY_LOCAL_NODE",
@@ -159,14 +164,14 @@ def test_help_explains_every_setting(tmp_path):
 
 
 def test_a_folder_that_is_too_long_for_sockets_is_refused(tmp_path):
-    done = Local(tmp_path / ("x" * 60), {})("up", "1")
+    done = LocalScript(tmp_path / ("x" * 60), {})("up", "1")
     assert done.returncode == 1
     assert "characters too long for Ray's sockets; set KA_RAY_CLUSTER_DIR" in done.stderr
 
 
 def test_a_folder_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    done = Local(tmp_path / "link", {})("up", "1")
+    done = LocalScript(tmp_path / "link", {})("up", "1")
     assert done.returncode == 1
     assert "is not a folder that belongs to you; set KA_RAY_CLUSTER_DIR" in done.stderr
 
@@ -176,7 +181,7 @@ def test_a_port_in_use_is_named(tmp_path):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = str(listener.getsockname()[1])
-        done = Local(Path(folder), {"KA_RAY_PORT": port})("up", "1")
+        done = LocalScript(Path(folder), {"KA_RAY_PORT": port})("up", "1")
     assert done.returncode == 1
     assert f"port {port} is in use by another program; set KA_RAY_PORT" in done.stderr
 
@@ -193,12 +198,12 @@ def test_nodes_run_jobs_and_can_be_added_and_killed_and_a_wrong_token_is_refused
     shell = local.environment()
     assert "RAY_AUTH_TOKEN" not in shell
     values = "ray.cluster_resources()['CPU'], os.environ['MLFLOW_TRACKING_URI'], sys.executable"
-    done = submit(shell, f"import os, ray, sys; ray.init(); print('values', {values})")
+    done = submit_code(shell, f"import os, ray, sys; ray.init(); print('values', {values})")
     assert done.returncode == 0, done.stdout + done.stderr
     # Two workers with one CPU each, none on the head. The job runs with the python whose ray was started.
     assert f"values 2.0 {shell['MLFLOW_TRACKING_URI']} {sys.executable}" in done.stdout
     for wrong in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submit(shell | wrong, "print(1)")
+        refused = submit_code(shell | wrong, "print(1)")
         assert refused.returncode != 0, refused.stdout
     with urllib.request.urlopen(shell["MLFLOW_TRACKING_URI"] + "/health", timeout=10) as answer:
         assert answer.status == 200
@@ -212,7 +217,7 @@ def test_nodes_run_jobs_and_can_be_added_and_killed_and_a_wrong_token_is_refused
     assert local.run("add", KA_RAY_CPUS="3", KA_RAY_GPUS="1").strip() == "3"
     wait_until_alive(local, {"node0", "node2", "node3"})
     assert "CPU=3 GPU=1 group=teachers" in local.run("status")
-    assert submit(shell, "import ray; ray.init()").returncode == 0
+    assert submit_code(shell, "import ray; ray.init()").returncode == 0
 
     local.run("down")
     assert local.processes() == set()
@@ -220,23 +225,26 @@ def test_nodes_run_jobs_and_can_be_added_and_killed_and_a_wrong_token_is_refused
     assert (local.folder / "mlflow/mlflow.db").exists()
 
 
-def wait_until_alive(local: Local, nodes: set[str]) -> None:
+def wait_until_alive(local: LocalScript, nodes: set[str]) -> None:
     """Wait until exactly these nodes are alive: Ray declares a node dead only after several health checks."""
-    until = time.monotonic() + 90
+    deadline = time.monotonic() + 90
     while set(local.alive()) != nodes:
-        assert time.monotonic() < until, local.run("status")
+        assert time.monotonic() < deadline, local.run("status")
         time.sleep(1)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_down_ends_processes_that_a_job_left_behind_and_authentication_can_be_off(local):
+def test_down_ends_processes_that_a_job_has_left_and_authentication_can_be_off(local):
     local.run("up", "1", KA_RAY_AUTH="off", KA_RAY_MLFLOW="off")
     assert not (local.folder / "token").exists()
     shell = local.environment()
     assert shell["RAY_AUTH_MODE"] == "disabled"
-    stray = "import subprocess; print('pid', subprocess.Popen(['sleep', '900'], start_new_session=True).pid)"
-    done = submit(shell | {"RAY_AUTH_TOKEN": "f" * 64}, stray)  # without authentication any token is accepted
+    code_with_child = (
+        "import subprocess; print('pid', subprocess.Popen(['sleep', '900'], start_new_session=True).pid)"
+    )
+    # Without authentication any token is accepted.
+    done = submit_code(shell | {"RAY_AUTH_TOKEN": "f" * 64}, code_with_child)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.findall(r"^pid (\d+)", done.stdout, re.MULTILINE)[0]) in local.processes()
     with urllib.request.urlopen(shell["RAY_ADDRESS"] + "/api/jobs/", timeout=10) as answer:

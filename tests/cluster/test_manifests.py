@@ -31,54 +31,58 @@ CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared/schemas"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"ka-ray:{__version__}"
-INSTALLED = "/opt/ka_ray/"
+CHECKOUT_IN_IMAGE = "/opt/ka_ray/"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
 
 
-def documents(name: str) -> list[dict[str, Any]]:
+def load_documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((CLUSTER / name).read_text()))
 
 
-def document(name: str) -> dict[str, Any]:
-    (only,) = documents(name)
+def load_document(name: str) -> dict[str, Any]:
+    (only,) = load_documents(name)
     return only
 
 
-KUBERNETES = [part for path in sorted((CLUSTER / "kuberay").glob("*.yaml")) for part in documents(str(path))]
-RAYCLUSTER = document("kuberay/raycluster.yaml")["spec"]
-RAYJOB = document("kuberay/rayjob.yaml")["spec"]
-AWS = document("aws.yaml")
+KUBERNETES_RESOURCES = [
+    part for path in sorted((CLUSTER / "kuberay").glob("*.yaml")) for part in load_documents(str(path))
+]
+RAYCLUSTER = load_document("kuberay/raycluster.yaml")["spec"]
+RAYJOB = load_document("kuberay/rayjob.yaml")["spec"]
+AWS = load_document("aws.yaml")
 
 
-def everything(tree: Any) -> Iterator[dict[str, Any]]:
+def iterate_mappings(tree: Any) -> Iterator[dict[str, Any]]:
     """Yield every mapping in a tree of mappings and lists, at any depth."""
     if isinstance(tree, dict):
         yield tree
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
-        yield from everything(part)
+        yield from iterate_mappings(part)
 
 
-def pods(tree: Any) -> list[dict[str, Any]]:
-    """Return the spec of every pod in a tree."""
-    return [part for part in everything(tree) if "containers" in part]
+def find_pods(tree: Any) -> list[dict[str, Any]]:
+    """Return the spec of every pod in a tree of mappings and lists."""
+    return [part for part in iterate_mappings(tree) if "containers" in part]
 
 
 # --- KubeRay -------------------------------------------------------------------------------------
 
 
-def strict(schema: Any) -> Any:
+def forbid_unknown_fields(schema: Any) -> Any:
     """Return a schema that refuses unknown fields, which Kubernetes would drop silently."""
     if not isinstance(schema, dict):
         return schema
     closed = dict(schema)
     if "properties" in schema:
-        closed["properties"] = {name: strict(part) for name, part in schema["properties"].items()}
+        closed["properties"] = {
+            name: forbid_unknown_fields(part) for name, part in schema["properties"].items()
+        }
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             closed.setdefault("additionalProperties", False)
     for keyword in ("items", "additionalProperties"):
         if keyword in schema:
-            closed[keyword] = strict(schema[keyword])
+            closed[keyword] = forbid_unknown_fields(schema[keyword])
     return closed
 
 
@@ -92,12 +96,12 @@ def resource_schema(kind: str) -> dict[str, Any]:
     )  # the files are long, and libyaml is ten times as fast
     versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]
     (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
-    return strict(schema)
+    return forbid_unknown_fields(schema)
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_manifests_fit_the_custom_resource_definitions_of_kuberay(name):
-    manifest = document(f"kuberay/{name}.yaml")
+    manifest = load_document(f"kuberay/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
     jsonschema.Draft202012Validator(resource_schema(manifest["kind"])).validate(manifest)
 
@@ -120,8 +124,8 @@ HEAD = ("spec", "headGroupSpec", "template", "spec")
         ((*HEAD, "volumes", 0, "persistentVolumeClaim", "claim"), "ka-ray-shared"),
     ],
 )
-def test_a_typing_error_in_a_manifest_is_found(path, value):
-    manifest = copy.deepcopy(document("kuberay/raycluster.yaml"))
+def test_a_misspelled_key_or_wrong_type_in_a_kuberay_manifest_is_found(path, value):
+    manifest = copy.deepcopy(load_document("kuberay/raycluster.yaml"))
     part: Any = manifest
     for key in path[:-1]:
         part = part[key]
@@ -130,14 +134,14 @@ def test_a_typing_error_in_a_manifest_is_found(path, value):
         jsonschema.Draft202012Validator(resource_schema("RayCluster")).validate(manifest)
 
 
-def test_rayjob_and_raycluster_have_the_same_cluster():
+def test_rayjob_and_raycluster_describe_the_same_cluster():
     assert RAYJOB["rayClusterSpec"] == RAYCLUSTER
 
 
-def test_the_autoscaler_of_ray_reads_the_same_groups():
+def test_the_autoscaler_of_ray_reads_the_same_groups_from_the_manifest():
     from ray.autoscaler._private.kuberay import autoscaling_config
 
-    manifest = document("kuberay/raycluster.yaml")
+    manifest = load_document("kuberay/raycluster.yaml")
     manifest["metadata"]["namespace"] = "default"
     derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(manifest)["available_node_types"]
     groups = kuberay_groups()
@@ -156,8 +160,8 @@ def test_the_autoscaler_of_ray_reads_the_same_groups():
 def test_probes_use_a_path_that_needs_no_token():
     agent = Path(find_spec("ray").submodule_search_locations[0]) / "dashboard/http_server_agent.py"
     public = re.findall(r'"(/\S+)"', agent.read_text())
-    asked = {part["httpGet"]["path"] for part in everything(RAYCLUSTER) if "httpGet" in part}
-    assert asked == {"/api/healthz"} <= set(public)
+    probed = {part["httpGet"]["path"] for part in iterate_mappings(RAYCLUSTER) if "httpGet" in part}
+    assert probed == {"/api/healthz"} <= set(public)
 
 
 # --- resources of Kubernetes itself --------------------------------------------------------------
@@ -165,37 +169,44 @@ def test_probes_use_a_path_that_needs_no_token():
 
 def test_services_select_existing_pods_and_volumes_have_claims():
     labels = [
-        part["labels"] for part in everything(KUBERNETES) if "labels" in part and "app" in part["labels"]
+        part["labels"]
+        for part in iterate_mappings(KUBERNETES_RESOURCES)
+        if "labels" in part and "app" in part["labels"]
     ]
     named_ports = {
-        p["name"] for pod in pods(KUBERNETES) for c in pod["containers"] for p in c.get("ports", [])
+        p["name"]
+        for pod in find_pods(KUBERNETES_RESOURCES)
+        for c in pod["containers"]
+        for p in c.get("ports", [])
     }
-    services = [part for part in KUBERNETES if part["kind"] == "Service"]
+    services = [part for part in KUBERNETES_RESOURCES if part["kind"] == "Service"]
     assert len(services) == 2
     for service in services:
         assert service["spec"]["selector"] in labels
         assert service["spec"]["type"] == "ClusterIP"
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= named_ports
-    claims = {part["metadata"]["name"] for part in KUBERNETES if part["kind"] == "PersistentVolumeClaim"}
-    used = {part["claimName"] for part in everything(KUBERNETES) if "claimName" in part}
+    claims = {
+        part["metadata"]["name"] for part in KUBERNETES_RESOURCES if part["kind"] == "PersistentVolumeClaim"
+    }
+    used = {part["claimName"] for part in iterate_mappings(KUBERNETES_RESOURCES) if "claimName" in part}
     assert used == claims
 
 
 def test_every_mount_has_a_volume_and_every_ray_pod_mounts_the_shared_one():
-    for pod in pods(KUBERNETES):
+    for pod in find_pods(KUBERNETES_RESOURCES):
         volumes = {volume["name"] for volume in pod.get("volumes", [])} | {
             "data"
         }  # from the template of the stateful set
         mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
         assert {mount["name"] for mount in mounts} <= volumes
-    for pod in pods(RAYCLUSTER):
+    for pod in find_pods(RAYCLUSTER):
         (container,) = pod["containers"]
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
 
 
 def test_no_pod_runs_as_root_or_can_become_root():
-    found = pods(KUBERNETES)
-    assert len(found) == 11  # two clusters of four, the submitter, MLflow, PostgreSQL
+    found = find_pods(KUBERNETES_RESOURCES)
+    assert len(found) == 11  # two clusters of four pods each, the submitter, MLflow and PostgreSQL
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] >= 999
@@ -207,13 +218,17 @@ def test_no_pod_runs_as_root_or_can_become_root():
 
 def test_runs_use_the_service_of_mlflow():
     (service,) = (
-        p for p in KUBERNETES if p["kind"] == "Service" and p["metadata"]["name"] == "ka-ray-mlflow"
+        p for p in KUBERNETES_RESOURCES if p["kind"] == "Service" and p["metadata"]["name"] == "ka-ray-mlflow"
     )
     wanted = f"http://ka-ray-mlflow:{service['spec']['ports'][0]['port']}"
-    for pod in pods(RAYCLUSTER):
+    for pod in find_pods(RAYCLUSTER):
         environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
         assert environment["MLFLOW_TRACKING_URI"] == wanted
-    (hosts,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS")
+    (hosts,) = (
+        e["value"]
+        for e in iterate_mappings(KUBERNETES_RESOURCES)
+        if e.get("name") == "MLFLOW_SERVER_ALLOWED_HOSTS"
+    )
     for host in (wanted.removeprefix("http://"), "ka-ray-mlflow.default.svc:5000", "localhost:5000"):
         assert any(fnmatch(host, pattern) for pattern in hosts.split(",")), host
     assert not any(fnmatch("elsewhere:5000", pattern) for pattern in hosts.split(","))
@@ -224,7 +239,11 @@ def test_additional_packages_of_the_image_are_optional_dependencies():
         "boto3",
         "psycopg2-binary",
     }
-    (uri,) = (e["value"] for e in everything(KUBERNETES) if e.get("name") == "MLFLOW_BACKEND_STORE_URI")
+    (uri,) = (
+        e["value"]
+        for e in iterate_mappings(KUBERNETES_RESOURCES)
+        if e.get("name") == "MLFLOW_BACKEND_STORE_URI"
+    )
     assert uri.startswith("postgresql+psycopg2://")
 
 
@@ -239,7 +258,7 @@ def validate_with_ray(config: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def test_ray_up_accepts_the_file():
+def test_ray_up_accepts_aws_yaml():
     prepared = validate_with_ray(AWS)
     assert prepared["available_node_types"]["head"]["max_workers"] == 0
     max_nodes = sum(group.max_nodes for group in aws_groups().values())
@@ -255,7 +274,7 @@ def test_ray_up_accepts_the_file():
         (("available_node_types", "teachers", "resources", "GPU"), "one"),
     ],
 )
-def test_a_typing_error_in_the_file_is_found(path, value):
+def test_a_misspelled_key_or_wrong_type_in_aws_yaml_is_found(path, value):
     config = copy.deepcopy(AWS)
     part = config
     for key in path[:-1]:
@@ -265,7 +284,7 @@ def test_a_typing_error_in_the_file_is_found(path, value):
         validate_with_ray(config)
 
 
-def test_the_token_reaches_every_machine():
+def test_the_token_file_is_mounted_on_every_machine_of_aws():
     (mounted,) = AWS["file_mounts"]
     assert f"--env RAY_AUTH_TOKEN_PATH={mounted}" in AWS["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
@@ -274,17 +293,17 @@ def test_the_token_reaches_every_machine():
 # --- one version, one image ----------------------------------------------------------------------
 
 
-def locked(package: str) -> str:
+def locked_version(package: str) -> str:
     (version,) = re.findall(rf"^{package}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     return version
 
 
 def test_every_manifest_has_the_locked_version_of_ray():
-    assert RAYCLUSTER["rayVersion"] == RAYJOB["rayClusterSpec"]["rayVersion"] == locked("ray")
+    assert RAYCLUSTER["rayVersion"] == RAYJOB["rayClusterSpec"]["rayVersion"] == locked_version("ray")
 
 
 def test_all_files_use_the_same_image_without_a_registry():
-    images = {part["image"] for part in everything([*KUBERNETES, AWS]) if "image" in part}
+    images = {part["image"] for part in iterate_mappings([*KUBERNETES_RESOURCES, AWS]) if "image" in part}
     assert images == {IMAGE, "postgres:17"}
     for path in FILES:
         assert set(re.findall(r"ka-ray:[\w.]+", path.read_text())) <= {IMAGE}, path
@@ -295,7 +314,7 @@ def test_the_image_has_the_python_version_and_files_of_the_project():
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM"))
     python = base.removeprefix("python:").removesuffix("-slim")
     assert PROJECT["requires-python"] == f">={python}"
-    assert f"--python-version {python} " in (ROOT / "Makefile").read_text()  # of requirements.lock
+    assert f"--python-version {python} " in (ROOT / "Makefile").read_text()  # for requirements.lock
     not_ignored = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
@@ -328,9 +347,9 @@ class Group:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def hosts(self, name: str, count: int) -> list[Host]:
-        """Return ``count`` nodes of the group, as a run sees them."""
-        has = {"CPU": self.cpu, "GPU": self.gpu}
-        return [Host(f"{name}-{place}", has, self.labels) for place in range(count)]
+        """Return ``count`` nodes of the group, named ``name-0``, ``name-1`` and so on."""
+        resources = {"CPU": self.cpu, "GPU": self.gpu}
+        return [Host(f"{name}-{i}", resources, self.labels) for i in range(count)]
 
 
 def kuberay_groups() -> dict[str, Group]:
@@ -360,11 +379,11 @@ def aws_groups() -> dict[str, Group]:
     }
 
 
-def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
-    """Return what the RayJob runs: script, config, output folder, and the keys that ``--set`` changes."""
+def parse_entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
+    """Return what the RayJob runs: script, config, output folder, and the overrides given by ``--set``."""
     words = shlex.split(RAYJOB["entrypoint"])
     assert words[0] == "python"
-    script, config = (ROOT / word.removeprefix(INSTALLED) for word in words[1:3])
+    script, config = (ROOT / word.removeprefix(CHECKOUT_IN_IMAGE) for word in words[1:3])
     options = list(zip(words[3::2], words[4::2], strict=True))
     (output,) = (value for name, value in options if name == "--output")
     sets = dict(value.split("=", 1) for name, value in options if name == "--set")
@@ -373,11 +392,11 @@ def entrypoint() -> tuple[Path, Path, str, dict[str, Any]]:
 
 
 def test_the_job_runs_an_existing_script_and_writes_to_the_shared_volume():
-    script, config, output, sets = entrypoint()
+    script, config, output, sets = parse_entrypoint()
     assert script == ROOT / "jobs/amalgamate.py"
     assert script.exists()
     assert config.parent == ROOT / "jobs/configs"
-    name = document("kuberay/rayjob.yaml")["metadata"]["name"]
+    name = load_document("kuberay/rayjob.yaml")["metadata"]["name"]
     assert output == f"/shared/runs/{name}"
     assert sets.keys() == {"placement.teachers", "placement.trainers", "placement.decoding", "ray.workers"}
     assert RAYJOB["backoffLimit"] > 0
@@ -385,8 +404,8 @@ def test_the_job_runs_an_existing_script_and_writes_to_the_shared_volume():
 
 
 @pytest.mark.parametrize("groups", [kuberay_groups(), aws_groups()], ids=["kuberay", "aws"])
-def test_the_plan_fits_and_needs_every_group(groups):
-    _, path, _, sets = entrypoint()
+def test_the_plan_of_the_job_fits_the_groups_and_needs_each_of_them(groups):
+    _, path, _, sets = parse_entrypoint()
     overrides = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
     config, max_workers = Config.load(path, overrides), sets["ray.workers"]["max"]
     min_hosts = [host for name, group in groups.items() for host in group.hosts(name, group.min_nodes)]
@@ -413,10 +432,12 @@ def test_scripts_have_valid_syntax_and_are_executable(path):
 SECRET = re.compile(r"TOKEN$|PASSWORD|SECRET|_KEY$")
 
 
-def test_secrets_are_only_taken_from_kubernetes():
-    assert [part for part in KUBERNETES if part["kind"] == "Secret"] == []
+def test_secrets_are_only_read_from_kubernetes_secrets():
+    assert [part for part in KUBERNETES_RESOURCES if part["kind"] == "Secret"] == []
     secret = [
-        e for e in everything(KUBERNETES) if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
+        e
+        for e in iterate_mappings(KUBERNETES_RESOURCES)
+        if SECRET.search(str(e.get("name", ""))) and "mountPath" not in e
     ]
     assert len(secret) == 2
     for entry in secret:

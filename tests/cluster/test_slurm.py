@@ -28,7 +28,7 @@ sys.exit(7)
 
 
 @pytest.fixture
-def slurm(tmp_path):
+def slurm_environment(tmp_path):
     """Return the environment of a batch script, with Slurm's commands and a job that exits with 7."""
     (tmp_path / "bin").mkdir()
     for name, body in SLURM_COMMANDS.items():
@@ -44,11 +44,11 @@ def slurm(tmp_path):
         "KA_RAY_BIN": str(BIN),
         "KA_RAY_JOB": str(tmp_path / "job.py"),
         "KA_RAY_STATE": str(tmp_path / "state"),
-        "RAY_ADDRESS": "127.0.0.1:1",  # of another cluster, which the script must not use
+        "RAY_ADDRESS": "127.0.0.1:1",  # address of another cluster, which the script must not use
     }
 
 
-def start(environment, *arguments: str) -> "subprocess.Popen[str]":
+def start_script(environment, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         ["bash", str(SCRIPT), *arguments],
         env=environment,
@@ -59,28 +59,28 @@ def start(environment, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def find_job_processes(environment) -> list[str]:
-    """Return the processes that name the folder of the job's token or that of Ray's files."""
-    marks = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
+    """Return the processes whose environment or command line names a folder of the job."""
+    folders = environment["KA_RAY_STATE"], f"/tmp/ka_ray_{environment['SLURM_JOB_ID']}"
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "environ").read_text() + (process / "cmdline").read_text()
         except (OSError, UnicodeDecodeError):
             continue
-        if any(mark in text for mark in marks) and int(process.name) != os.getpid():
+        if any(folder in text for folder in folders) and int(process.name) != os.getpid():
             found.append(text.replace("\0", " ")[-200:])
     return found
 
 
 def wait_until_no_process(environment) -> None:
-    until = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while find_job_processes(environment):
-        assert time.monotonic() < until, find_job_processes(environment)
+        assert time.monotonic() < deadline, find_job_processes(environment)
         time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "changes", "message"),
+    ("arguments", "changed_variables", "message"),
     [
         (["config.yaml"], {"SLURM_JOB_ID": ""}, "this is not a Slurm job; submit the script with sbatch"),
         ([], {}, "no config was given; usage: sbatch cluster/slurm.sh CONFIG"),
@@ -88,8 +88,10 @@ def wait_until_no_process(environment) -> None:
         (["config.yaml"], {"KA_RAY_AUTH": "maybe"}, "KA_RAY_AUTH: maybe is neither token nor off"),
     ],
 )
-def test_missing_and_wrong_settings_are_refused(slurm, arguments, changes, message, tmp_path):
-    job = start(slurm | changes, *arguments)
+def test_missing_and_wrong_settings_are_refused(
+    slurm_environment, arguments, changed_variables, message, tmp_path
+):
+    job = start_script(slurm_environment | changed_variables, *arguments)
     assert message in job.communicate(timeout=30)[0]
     assert job.returncode == 2
     assert not (tmp_path / "state").exists()
@@ -97,20 +99,22 @@ def test_missing_and_wrong_settings_are_refused(slurm, arguments, changes, messa
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_script_exits_with_the_code_of_the_job_and_leaves_nothing(slurm, tmp_path):
-    job = start(slurm, "0", "--output", "somewhere")
+def test_the_script_exits_with_the_code_of_the_job_and_leaves_no_files_or_processes(
+    slurm_environment, tmp_path
+):
+    job = start_script(slurm_environment, "0", "--output", "somewhere")
     text = job.communicate(timeout=300)[0]
     assert job.returncode == 7, text
     assert "values ['0', '--output', 'somewhere'] 1 3.0 token" in text
     assert list((tmp_path / "state").iterdir()) == []  # the token is deleted
-    assert not Path(f"/tmp/ka_ray_{slurm['SLURM_JOB_ID']}").exists()
-    wait_until_no_process(slurm)
+    assert not Path(f"/tmp/ka_ray_{slurm_environment['SLURM_JOB_ID']}").exists()
+    wait_until_no_process(slurm_environment)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_whose_time_is_up_ends_all_processes(slurm, tmp_path):
-    job = start(slurm | {"KA_RAY_AUTH": "off"}, "900")
+def test_a_job_whose_time_limit_is_reached_ends_all_processes(slurm_environment, tmp_path):
+    job = start_script(slurm_environment | {"KA_RAY_AUTH": "off"}, "900")
     assert job.stdout is not None
     for line in job.stdout:
         if line.startswith("values"):
@@ -120,4 +124,4 @@ def test_a_job_whose_time_is_up_ends_all_processes(slurm, tmp_path):
     text = job.communicate(timeout=120)[0]
     assert job.returncode == 143, text
     assert list((tmp_path / "state").iterdir()) == []
-    wait_until_no_process(slurm)
+    wait_until_no_process(slurm_environment)

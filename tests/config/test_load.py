@@ -1,4 +1,4 @@
-"""The config: every mistake is one clear message, every override lands, every leaf has its key."""
+"""Loading configs: each mistake gives one clear message, overrides set any key, configs can be flattened."""
 
 import json
 import subprocess
@@ -20,8 +20,8 @@ MISTAKES = {
     "wrong type in a teacher": (["teachers.1.arguments=3"], ["teachers.1.arguments: ", "dict"]),
     "out of range": (["evaluation.holdout=1"], ["evaluation.holdout: ", "less than 1"]),
     "bad name": (["name=a b"], ["name: ", "a b"]),
-    "no such choice": (["joint.loss=hinge"], ["joint.loss: ", "'mse'", "'kl'", "'hinge'"]),
-    "no such source": (["images.source=webcam"], ["images", "'digits'", "'folder'", "'parquet'", "'webcam'"]),
+    "unknown loss": (["joint.loss=hinge"], ["joint.loss: ", "'mse'", "'kl'", "'hinge'"]),
+    "unknown source": (["images.source=webcam"], ["images", "'digits'", "'folder'", "'parquet'", "'webcam'"]),
     "missing checkpoint": (
         ["teachers.0.checkpoint=/nowhere/low.pt"],
         ["teachers.0.checkpoint: ", "/nowhere/low.pt does not exist"],
@@ -30,36 +30,42 @@ MISTAKES = {
         ["images={source: folder, path: /nowhere, size: 8}"],
         ["images.path: ", "/nowhere does not exist"],
     ),
-    "class named twice": (["teachers.0.classes=[a, b, a]"], ["teachers.0.classes: ", "class named twice: a"]),
-    "one class": (["teachers.0.classes=[a]"], ["teachers.0.classes: ", "at least 2"]),
-    "missing class list": (["teachers.0.classes=/nowhere.txt"], ["teachers.0.classes: ", "/nowhere.txt"]),
-    "class list is a folder": (["teachers.0.classes=/"], ["teachers.0.classes: "]),
-    "teachers named twice": (["teachers.1.name=low"], ["teachers", "unique", "['low', 'low']"]),
+    "duplicate class": (["teachers.0.classes=[a, b, a]"], ["teachers.0.classes: ", "class named twice: a"]),
+    "a single class": (["teachers.0.classes=[a]"], ["teachers.0.classes: ", "at least 2"]),
+    "missing file of class names": (
+        ["teachers.0.classes=/nowhere.txt"],
+        ["teachers.0.classes: ", "/nowhere.txt"],
+    ),
+    "file of class names is a folder": (["teachers.0.classes=/"], ["teachers.0.classes: "]),
+    "duplicate teacher name": (["teachers.1.name=low"], ["teachers", "unique", "['low', 'low']"]),
     "no teachers": (["teachers=[]"], ["teachers", "at least", "[]"]),
-    "checkpoint and training": (
+    "both checkpoint and training": (
         ["teachers.0.training.epochs=1"],
         ["teachers.0", "low", "checkpoint", "training", "not both"],
     ),
-    "batch over workers": (
+    "batch smaller than the number of workers": (
         ["codes.batch_size=1"],
         ["codes.batch_size: 1 is smaller than ray.workers = 2"],
     ),
-    "batch over more workers": (
+    "batch smaller than the maximum number of workers": (
         ["ray.workers={min: 2, max: 129}"],
         ["codes.batch_size: 64 is smaller than ray.workers = 129"],
     ),
-    "teacher's batch over workers": (
+    "teacher's batch smaller than the number of workers": (
         ["teachers.0.checkpoint=null", "teachers.0.training.batch_size=1"],
         ["teachers.low.training.batch_size: 1 is smaller than"],
     ),
     "no workers": (["ray.workers=0"], ["1 problem", "ray.workers: ", "greater than or equal to 1"]),
-    "workers of no order": (["ray.workers={min: 3, max: 2}"], ["ray.workers: max: 2 is smaller than min: 3"]),
-    "workers without a largest number": (["ray.workers={min: 3}"], ["1 problem", "ray.workers.max: "]),
+    "minimum of workers above the maximum": (
+        ["ray.workers={min: 3, max: 2}"],
+        ["ray.workers: max: 2 is smaller than min: 3"],
+    ),
+    "workers without a maximum": (["ray.workers={min: 3}"], ["1 problem", "ray.workers.max: "]),
     "one and a half GPUs": (
         ["placement.trainers.gpu=1.5"],
         ["placement.trainers.gpu: ", "a fraction of one GPU"],
     ),
-    "a GPU that decodes": (
+    "a GPU for decoding": (
         ["placement.decoding.gpu=1"],
         ["placement.decoding.gpu: ", "less than or equal to 0"],
     ),
@@ -67,70 +73,82 @@ MISTAKES = {
         ["placement.teachers.resources={CPU: 2}"],
         ["placement.teachers.resources: cpu: are not custom resources"],
     ),
-    "widths like nobody": (
+    "widths like an unknown teacher": (
         ["codes.widths.like=nobody"],
         ["codes.widths.like: no teacher 'nobody'", "'low'", "'high'"],
     ),
-    "width is no number": (["codes.widths.conv1=wide"], ["codes.widths.conv1: ", "integer", "'wide'"]),
-    "width zero": (["codes.widths.conv1=0"], ["codes.widths.conv1: ", "greater than 0", "0"]),
-    "width negative": (["codes.widths.conv1=-4"], ["codes.widths.conv1: ", "greater than 0", "-4"]),
-    "tap without a teacher": (["taps.conv1={low: norm1}"], ["taps.conv1: ", "['low', 'high']", "'student'"]),
+    "width that is not a number": (
+        ["codes.widths.conv1=wide"],
+        ["codes.widths.conv1: ", "integer", "'wide'"],
+    ),
+    "width of zero": (["codes.widths.conv1=0"], ["codes.widths.conv1: ", "greater than 0", "0"]),
+    "negative width": (["codes.widths.conv1=-4"], ["codes.widths.conv1: ", "greater than 0", "-4"]),
+    "tap without one of the teachers": (
+        ["taps.conv1={low: norm1}"],
+        ["taps.conv1: ", "['low', 'high']", "'student'"],
+    ),
     "tap of the student and one teacher": (
         ["taps.conv1={low: norm1, student: conv1}"],
         ["taps.conv1: ", "['low', 'student']", "['low', 'high']"],
     ),
-    "tap of nobody": (
+    "tap of an unknown teacher": (
         ["taps.conv1={low: norm1, high: norm1, nobody: norm1}"],
         ["taps.conv1: ", "nobody", "['low', 'high']"],
     ),
-    "tap is no path": (["taps.conv1=3"], ["taps.conv1: ", "3"]),
-    "a teacher named as the student": (
+    "tap that is not a path": (["taps.conv1=3"], ["taps.conv1: ", "3"]),
+    "a teacher named student": (
         ["teachers.1.name=student"],
         ["teachers: ", "'student'", "['low', 'student']"],
     ),
-    "no such rule": (["scores.rule=median"], ["scores.rule: ", "'concatenate'", "'conditional'", "'median'"]),
-    "no such view": (["scores.views=[flip, rotate]"], ["scores.views.1: ", "'flip'", "'shift'", "'rotate'"]),
-    "no such view alone": (["scores.views=rotate"], ["scores.views: ", "'flip'", "'shift'", "'rotate'"]),
-    "shift of no pixel": (["scores.shift=0"], ["scores.shift: ", "greater than or equal to 1"]),
-    "no such method": (["codes.method=best"], ["codes.method: ", "'direct'", "'incremental'", "'best'"]),
-    "no joint images": (["joint.images=0"], ["joint.images: ", "greater than or equal to 1"]),
-    "no such baseline": (["baseline=teach"], ["baseline: ", "'distill'", "'scratch'", "'teach'"]),
+    "unknown rule": (["scores.rule=median"], ["scores.rule: ", "'concatenate'", "'conditional'", "'median'"]),
+    "unknown view in a list": (
+        ["scores.views=[flip, rotate]"],
+        ["scores.views.1: ", "'flip'", "'shift'", "'rotate'"],
+    ),
+    "unknown view": (["scores.views=rotate"], ["scores.views: ", "'flip'", "'shift'", "'rotate'"]),
+    "shift of zero pixels": (["scores.shift=0"], ["scores.shift: ", "greater than or equal to 1"]),
+    "unknown method": (["codes.method=best"], ["codes.method: ", "'direct'", "'incremental'", "'best'"]),
+    "zero images for joint learning": (["joint.images=0"], ["joint.images: ", "greater than or equal to 1"]),
+    "unknown baseline": (["baseline=teach"], ["baseline: ", "'distill'", "'scratch'", "'teach'"]),
     "unknown key of a baseline": (
         ["baselines.distill.epohcs=3"],
         ["baselines.distill.epohcs: unknown key"],
     ),
-    "baseline's batch over workers": (
+    "baseline's batch smaller than the number of workers": (
         ["baselines.scratch.batch_size=1"],
         ["baselines.scratch.batch_size: 1 is smaller than ray.workers = 2"],
     ),
-    "baseline without images": (
+    "baseline without joint learning": (
         ["baseline=distill", "joint.epochs=0"],
         ["joint.epochs: 0", "'distill'", "joint.images"],
     ),
-    "rates of no joint learning": (
+    "learning rates without joint learning": (
         ["tune.learning_rates=[0.1]", "joint.epochs=0"],
         ["tune.learning_rates: ", "joint.epochs: 0"],
     ),
-    "a value tried twice": (["tune.ridges=[0.1, 0.1]"], ["tune: tune.ridges: ", "[0.1, 0.1]"]),
-    "energy of more than all": (
+    "duplicate value to try": (["tune.ridges=[0.1, 0.1]"], ["tune: tune.ridges: ", "[0.1, 0.1]"]),
+    "energy above 1": (
         ["codes.widths={energy: 1.5}"],
         ["codes.widths", "energy", "less than or equal"],
     ),
-    "missing run to extend": (["extend=/nowhere/run"], ["extend: ", "/nowhere/run does not exist"]),
+    "run to extend that does not exist": (
+        ["extend=/nowhere/run"],
+        ["extend: ", "/nowhere/run does not exist"],
+    ),
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_one_message_that_names_its_key(load_config, overrides, said):
+@pytest.mark.parametrize(("overrides", "expected_parts"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_message_that_names_its_key(load_config, overrides, expected_parts):
     with pytest.raises(InputError) as caught:
         load_config(*overrides)
     message = str(caught.value)
     assert "1 problem" in message
-    for part in said:
+    for part in expected_parts:
         assert part in message
 
 
-def test_all_mistakes_are_named_at_once(load_config):
+def test_all_mistakes_are_named_in_one_message(load_config):
     with pytest.raises(InputError, match="2 problem") as caught:
         load_config("codes.epochs=many", "joint.colour=red")
     assert "codes.epochs: " in str(caught.value)
@@ -157,7 +175,7 @@ def test_a_bad_override_is_named(load_config, override):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "does not exist"),
         (b"a: [1", "is not YAML"),
@@ -167,11 +185,11 @@ def test_a_bad_override_is_named(load_config, override):
     ],
     ids=["missing", "broken", "binary", "list", "empty"],
 )
-def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, content, said):
+def test_a_file_that_is_not_a_config_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         Config.load(path)
     assert str(path) in str(caught.value)
 
@@ -206,12 +224,12 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, content, said):
         ),
     ],
 )
-def test_an_override_lands(load_config, override, read, expected):
+def test_an_override_sets_its_key(load_config, override, read, expected):
     assert read(load_config()) != expected or expected is None
     assert read(load_config(override)) == expected
 
 
-def test_what_is_not_asked_for_is_off(load_config):
+def test_optional_features_are_off_by_default(load_config):
     config = load_config()
     assert (config.scores.rule, config.scores.views) == (None, ())
     assert (config.codes.method, config.codes.widths) == ("direct", None)
@@ -239,13 +257,13 @@ def test_a_config_can_be_changed_by_overrides(load_config):
     assert (config.codes.method, config.seed, config.teachers[1].name) == ("direct", 0, "high")
 
 
-def test_no_overrides_give_the_config_back(load_config):
+def test_no_overrides_return_an_equal_config(load_config):
     config = load_config("joint.augment.flip=true", "scores.views=flip", "codes.widths.like=high")
     assert with_overrides(config, []) == config
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "expected_parts"),
     [
         (["scores.rule=median"], ["1 problem", "scores.rule: ", "'median'"]),
         (["joint.batch_size=1"], ["joint.batch_size: 1 is smaller than ray.workers = 2"]),
@@ -253,18 +271,18 @@ def test_no_overrides_give_the_config_back(load_config):
         (["seed"], ["--set 'seed'"]),
     ],
 )
-def test_a_changed_config_is_checked_again(load_config, overrides, said):
+def test_a_changed_config_is_checked_again(load_config, overrides, expected_parts):
     with pytest.raises(InputError) as caught:
         with_overrides(load_config(), overrides)
-    for part in said:
+    for part in expected_parts:
         assert part in str(caught.value)
 
 
-def test_the_last_of_two_overrides_counts(load_config):
+def test_the_last_of_two_overrides_of_a_key_is_used(load_config):
     assert load_config("seed=1", "seed=2").seed == 2
 
 
-def test_classes_come_from_a_text_file(load_config, tmp_path):
+def test_classes_are_read_from_a_text_file(load_config, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("red\n\n  green \nblue\n")
     assert load_config(f"teachers.0.classes={names}").teachers[0].classes == ("red", "green", "blue")
@@ -301,25 +319,25 @@ def test_a_config_is_frozen(load_config):
         ("taps={conv1: {low: norm1, high: norm1, student: conv1}}", "evaluation.each_epoch=true"),
     ],
 )
-def test_flat_keys_are_overrides_that_give_the_config_back(tmp_path, load_config, overrides):
+def test_flattened_keys_given_as_overrides_rebuild_the_config(tmp_path, load_config, overrides):
     config = load_config(*overrides)
     flat = flatten(config)
-    # Only the lists whose items are sections must stand in the file: --set indexes a list, it makes none.
-    bare = {"teachers": [{}, {}]}
+    # Overrides can only change existing items of a list of sections, so the file must contain two teachers.
+    two_teachers = {"teachers": [{}, {}]}
     path = tmp_path / "bare.yaml"
-    path.write_text(yaml.safe_dump(bare))
-    again = Config.load(path, [f"{key}={json.dumps(value)}" for key, value in flat.items()])
-    assert again == config
+    path.write_text(yaml.safe_dump(two_teachers))
+    reloaded = Config.load(path, [f"{key}={json.dumps(value)}" for key, value in flat.items()])
+    assert reloaded == config
     assert flat["teachers.1.name"] == "high"
     assert not any(isinstance(value, dict) and value for value in flat.values())
 
 
-def test_differing_keys_ignore_where_a_run_happens(load_config):
+def test_differing_keys_ignore_settings_of_the_environment_and_of_memory(load_config):
     old = load_config().model_dump(mode="json")
-    memory = ("extract.batch_size=8", "extract.shard_mib=1", "placement.teachers.cpu=2")  # where it ran out
-    elsewhere = ("ray.workers=1", "output=/tmp/other", "tracking.backend=none")
-    moved = load_config(*elsewhere, *memory).model_dump(mode="json")
-    assert differing_keys(old, moved) == {}
+    memory_settings = ("extract.batch_size=8", "extract.shard_mib=1", "placement.teachers.cpu=2")
+    environment_settings = ("ray.workers=1", "output=/tmp/other", "tracking.backend=none")
+    changed = load_config(*environment_settings, *memory_settings).model_dump(mode="json")
+    assert differing_keys(old, changed) == {}
 
 
 @pytest.mark.parametrize(
@@ -338,7 +356,7 @@ def test_differing_keys_name_what_changes_the_result(load_config, override, expe
     assert differing == {key: pair for key, pair in expected.items() if pair[0] != pair[1]}
 
 
-def test_teaching_needs_training(tmp_path, config_tree):
+def test_a_teach_config_without_training_is_refused(tmp_path, config_tree):
     teacher = {**config_tree["teachers"][0], "checkpoint": None}
     path = tmp_path / "teach.yaml"
     path.write_text(yaml.safe_dump({"name": "t", "images": {"source": "digits"}, "teacher": teacher}))
@@ -355,19 +373,19 @@ def test_importing_the_config_imports_neither_torch_nor_ray():
     assert done.stdout.strip() == ""
 
 
-def test_images_alone_can_be_described():
+def test_the_images_section_can_be_loaded_by_itself():
     images = load_images({"source": "digits"}, ["split=test", "limit=5"])
     assert (images.split, images.limit) == ("test", 5)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [("colour=red", "colour: unknown key"), ("size=2", "size: "), ("source=webcam", "'digits'")],
 )
-def test_images_that_cannot_work_name_their_key(override, said):
+def test_a_mistake_in_the_images_section_names_its_key(override, message):
     with pytest.raises(InputError, match="1 problem") as caught:
         load_images({"source": "digits"}, [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated(load_config):

@@ -1,4 +1,4 @@
-"""Requirements that each method of amalgamation meets, however it works."""
+"""Requirements that every method of amalgamation must meet."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -32,13 +32,13 @@ def make_features(channels: Sequence[int], images: int = 200) -> Tensor:
     return torch.cat(parts, dim=-1).movedim(-1, 1).contiguous()
 
 
-def flat(maps: Tensor) -> Tensor:
+def flatten_positions(maps: Tensor) -> Tensor:
     return maps.movedim(1, -1).flatten(0, -2)
 
 
 def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
     torch.manual_seed(0)
-    positions = flat(make_features(channels))
+    positions = flatten_positions(make_features(channels))
     moments, by_tap = {"tap": Moments.of(positions)}, {"tap": channels}
     amalgamations = build_amalgamations(method, by_tap, {"tap": CODE_CHANNELS})
     for link in range(len(METHODS[method].spans(channels))):
@@ -54,7 +54,7 @@ def train(method: str, channels: Sequence[int], steps: int) -> Amalgamation:
     return amalgamations["tap"]
 
 
-trained = cache(train)
+train_cached = cache(train)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_case = pytest.mark.parametrize("channels", TEACHERS.values(), ids=TEACHERS)
 
@@ -63,7 +63,7 @@ every_case = pytest.mark.parametrize("channels", TEACHERS.values(), ids=TEACHERS
 @every_case
 def test_codes_have_the_requested_width_and_the_space_of_the_features(method, channels):
     maps = make_features(channels)
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     assert amalgamation.encode(maps).shape == (200, CODE_CHANNELS, 3, 2)
     assert amalgamation(maps).shape == maps.shape
     assert amalgamation.encode(maps[..., 0, 0]).shape == (200, CODE_CHANNELS)
@@ -76,16 +76,18 @@ def test_codes_have_the_requested_width_and_the_space_of_the_features(method, ch
 @every_case
 def test_every_position_is_encoded_by_the_same_map(method, channels):
     maps = make_features(channels)
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     code = amalgamation.encode(maps)
-    torch.testing.assert_close(flat(code), amalgamation.encode(flat(maps)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        flatten_positions(code), amalgamation.encode(flatten_positions(maps)), rtol=1e-4, atol=1e-4
+    )
 
 
 @every_method
 @every_case
 def test_a_code_does_not_depend_on_the_other_images(method, channels):
     maps = make_features(channels)
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     order = torch.randperm(len(maps))
     code = amalgamation.encode(maps)
     torch.testing.assert_close(amalgamation.encode(maps[order]), code[order], rtol=1e-4, atol=1e-4)
@@ -94,15 +96,15 @@ def test_a_code_does_not_depend_on_the_other_images(method, channels):
 
 @every_method
 @every_case
-def test_the_error_in_closed_form_equals_that_over_the_data(method, channels):
-    positions = flat(make_features(channels))
+def test_the_closed_form_error_equals_the_error_over_the_data(method, channels):
+    positions = flatten_positions(make_features(channels))
     moments = Moments.of(positions)
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     with torch.no_grad():
-        lost = (amalgamation(positions) - positions).double().square().sum()
-    whole = (positions - positions.mean(0)).double().square().sum()
+        squared_error = (amalgamation(positions) - positions).double().square().sum()
+    total = (positions - positions.mean(0)).double().square().sum()
     error = amalgamation.relative_error(moments)
-    assert error == pytest.approx(float(lost / whole), rel=1e-3)
+    assert error == pytest.approx(float(squared_error / total), rel=1e-3)
     assert moments.optimal_relative_error(CODE_CHANNELS) - 1e-9 <= error < 1
 
 
@@ -110,7 +112,7 @@ def test_the_error_in_closed_form_equals_that_over_the_data(method, channels):
 @every_case
 def test_training_lowers_the_error(method, channels):
     moments = Moments.of(make_features(channels))
-    errors = [trained(method, channels, steps).relative_error(moments) for steps in (0, STEPS)]
+    errors = [train_cached(method, channels, steps).relative_error(moments) for steps in (0, STEPS)]
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -118,7 +120,7 @@ def test_training_lowers_the_error(method, channels):
 @every_case
 def test_the_whole_chain_equals_one_auto_encoder(method, channels):
     maps = make_features(channels)
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     autoencoder = amalgamation.to_autoencoder()
     torch.testing.assert_close(autoencoder.encode(maps), amalgamation.encode(maps), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(autoencoder(maps), amalgamation(maps), rtol=1e-4, atol=1e-4)
@@ -127,7 +129,7 @@ def test_the_whole_chain_equals_one_auto_encoder(method, channels):
 @every_method
 @every_case
 def test_saved_and_loaded_weights_give_the_same_codes(method, channels):
-    amalgamation = trained(method, channels, STEPS)
+    amalgamation = train_cached(method, channels, STEPS)
     weights = load(save(amalgamation.state_dict()))
     loaded = build_amalgamations(method, {"tap": channels}, {"tap": CODE_CHANNELS})["tap"]
     loaded.requires_grad_(False).load_state_dict(weights)
@@ -144,20 +146,20 @@ def test_the_same_seed_trains_the_same_weights(method):
 @every_method
 @every_case
 def test_the_loss_of_a_batch_is_the_mean_over_its_halves(method, channels):
-    """So two data-parallel workers get the gradients of one. DDP requires that each parameter is used."""
-    positions = flat(make_features(channels))
+    """Two data-parallel workers then have the gradients of one. DDP requires that each parameter is used."""
+    positions = flatten_positions(make_features(channels))
     learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
     loss = learner(positions[:BATCH_SIZE])
-    shares = [learner(share) for share in positions[:BATCH_SIZE].chunk(2)]
-    torch.testing.assert_close(loss, torch.stack(shares).mean())
+    halves = [learner(half) for half in positions[:BATCH_SIZE].chunk(2)]
+    torch.testing.assert_close(loss, torch.stack(halves).mean())
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters())
 
 
 @every_method
-def test_constant_channels_are_tolerated(method):
+def test_constant_channels_give_finite_gradients_and_errors(method):
     channels = TEACHERS["three"]
-    positions = flat(make_features(channels))
+    positions = flatten_positions(make_features(channels))
     positions[:, [0, 9, 12, 20]] = 1.5
     learner = METHODS[method].learner(Moments.of(positions), channels, CODE_CHANNELS)
     learner(positions[:BATCH_SIZE]).backward()
@@ -167,6 +169,6 @@ def test_constant_channels_are_tolerated(method):
 
 @every_method
 def test_a_teacher_may_be_wider_or_narrower_than_the_code(method):
-    positions = flat(make_features((12, 3)))
+    positions = flatten_positions(make_features((12, 3)))
     learner = METHODS[method].learner(Moments.of(positions), (12, 3), CODE_CHANNELS)
     assert learner.to_autoencoder().encode(positions).shape == (1200, CODE_CHANNELS)

@@ -1,4 +1,4 @@
-"""Which plans fit on which nodes, against plans whose answer is plain to see."""
+"""Check which demands fit on which nodes, by hand-made cases and by trying every placement."""
 
 import itertools
 
@@ -9,12 +9,15 @@ from ka_ray.config import Resources
 from ka_ray.distributed.capacity import Demand, Host, ray_resources, shortage
 
 
-def demand(count: int, key: str = "some.key", **share: object) -> Demand:
-    return Demand(f"{count} of them", count, Resources.model_validate(share), key)
+def demand(count: int, key: str = "some.key", **resources: object) -> Demand:
+    """Return a demand for ``count`` processes with these resources each."""
+    return Demand(f"{count} processes", count, Resources.model_validate(resources), key)
 
 
-def host(name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = None, **more: float) -> Host:
-    return Host(name, {"CPU": cpu, "GPU": gpu, **more}, labels or {})
+def host(
+    name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = None, **custom: float
+) -> Host:
+    return Host(name, {"CPU": cpu, "GPU": gpu, **custom}, labels or {})
 
 
 @pytest.mark.parametrize(
@@ -23,11 +26,8 @@ def host(name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = 
         ([host("a", 2)], [demand(2, cpu=1)], True),
         ([host("a", 2)], [demand(3, cpu=1)], False),
         ([host("a", 1, 1), host("b", 1, 1)], [demand(2, cpu=1, gpu=1)], True),
-        (
-            [host("a", 1, 1), host("b", 1, 1)],
-            [demand(1, cpu=1, gpu=2)],
-            False,
-        ),  # two GPUs, but not on one node
+        # There are two GPUs, but on different nodes.
+        ([host("a", 1, 1), host("b", 1, 1)], [demand(1, cpu=1, gpu=2)], False),
         ([host("a", 4, 1)], [demand(4, cpu=0.5, gpu=0.25)], True),
         ([host("a", 4, 1)], [demand(5, cpu=0.5, gpu=0.25)], False),
         (
@@ -44,7 +44,7 @@ def host(name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = 
         ([host("b", 4, labels={"group": "x"})], [demand(1, cpu=4, label={"group": "in(y, x)"})], True),
         ([host("a", 4)], [demand(1, cpu=1, resources={"slot": 1})], False),
         ([host("a", 4, slot=1)], [demand(1, cpu=1, resources={"slot": 1})], True),
-        # What may run anywhere must not take the one node that another must have.
+        # A process that may run anywhere must not take the only node on which another one can run.
         (
             [host("x", 1, labels={"group": "x"}), host("a", 1)],
             [demand(1, cpu=1), demand(1, cpu=1, label={"group": "x"})],
@@ -52,11 +52,11 @@ def host(name: str, cpu: float, gpu: float = 0, labels: dict[str, str] | None = 
         ),
     ],
 )
-def test_what_fits_and_what_does_not(hosts, demands, fits):
+def test_a_shortage_is_found_exactly_if_the_demands_do_not_fit(hosts, demands, fits):
     assert (shortage("training", demands, hosts) is None) == fits
 
 
-def test_a_shortage_is_told_with_the_arithmetic_the_nodes_and_the_key():
+def test_the_message_of_a_shortage_has_the_arithmetic_the_nodes_and_the_key():
     hosts = [host("10.0.0.1", 4, 1, {"group": "x", "ray.io/node-id": "abc"}), host("10.0.0.2", 8)]
     demands = [
         Demand(
@@ -72,9 +72,9 @@ def test_a_shortage_is_told_with_the_arithmetic_the_nodes_and_the_key():
     )
 
 
-def test_no_plan_is_refused_that_any_placement_makes_possible():
-    """Against trying every placement, on small random clusters of whole CPUs with two kinds of processes."""
-    rng, refused = np.random.default_rng(0), 0
+def test_a_shortage_is_found_exactly_if_no_placement_is_possible():
+    """Try every placement on small random clusters with whole CPUs and two kinds of processes."""
+    rng, num_refused = np.random.default_rng(0), 0
     for _ in range(300):
         hosts = [
             host(str(i), int(rng.integers(0, 4)), labels={"x": str(rng.integers(2))})
@@ -84,18 +84,21 @@ def test_no_plan_is_refused_that_any_placement_makes_possible():
             demand(int(rng.integers(1, 3)), cpu=1, label={"x": "1"}),
             demand(int(rng.integers(1, 4)), cpu=1),
         ]
-        singles = [one for one in demands for _ in range(one.count)]
+        processes = [kind for kind in demands for _ in range(kind.count)]
         possible = any(
-            all(hosts[place].has(one.share.label) for one, place in zip(singles, places, strict=True))
-            and all(places.count(i) <= h.resources["CPU"] for i, h in enumerate(hosts))
-            for places in itertools.product(range(len(hosts)), repeat=len(singles))
+            all(hosts[node].has(process.share.label) for process, node in zip(processes, nodes, strict=True))
+            and all(nodes.count(i) <= h.resources["CPU"] for i, h in enumerate(hosts))
+            for nodes in itertools.product(range(len(hosts)), repeat=len(processes))
         )
         assert (shortage("x", demands, hosts) is None) == possible
-        refused += not possible
-    assert 50 < refused < 250
+        num_refused += not possible
+    assert 50 < num_refused < 250
 
 
-def test_what_a_process_takes_is_named_as_ray_names_it():
-    share = Resources(cpu=2, gpu=0.5, resources={"slot": 1})
-    assert ray_resources(share) == {"CPU": 2, "GPU": 0.5, "slot": 1}
+def test_ray_resources_have_the_names_of_ray():
+    assert ray_resources(Resources(cpu=2, gpu=0.5, resources={"slot": 1})) == {
+        "CPU": 2,
+        "GPU": 0.5,
+        "slot": 1,
+    }
     assert ray_resources(Resources(cpu=1)) == {"CPU": 1}

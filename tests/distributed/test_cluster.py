@@ -1,3 +1,5 @@
+"""Fitting the plan of a run to a cluster, and telling lost workers from mistakes of the user."""
+
 import errno
 import json
 from dataclasses import replace
@@ -22,11 +24,11 @@ from ka_ray.errors import ClusterError, InputError
 TWO_CPUS = Cluster((Host("here", {"CPU": 2.0}),))
 
 
-TEACHERS = "placement.teachers.cpu=0.5"
+TEACHER_CPUS = "placement.teachers.cpu=0.5"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (
             ["ray.workers=4", "placement.trainers.cpu=1"],
@@ -39,11 +41,11 @@ TEACHERS = "placement.teachers.cpu=0.5"
         (["placement.trainers.cpu=3"], "training needs 1 workers x 3 = 3 CPU"),
         (["ray.workers=2", "placement.trainers.gpu=1"], "2 workers x 1 = 2 GPU. No room"),
         (
-            ["extract.actors_per_teacher=3", TEACHERS],
+            ["extract.actors_per_teacher=3", TEACHER_CPUS],
             "2 teachers x 3 actors x 0.5 + 1 task of decoding x 0.25 + 1 task of writing x 0.25 = 3.5 CPU",
         ),
         (
-            ["extract.reducers=3", TEACHERS],
+            ["extract.reducers=3", TEACHER_CPUS],
             "2 teachers x 1 actors x 0.5 + 3 reducers x 0.5 + 1 task of decoding x 0.25 = 2.75 CPU",
         ),
         (["placement.teachers.gpu=1"], "2 teachers x 1 actors x 1 = 2 GPU"),
@@ -54,16 +56,16 @@ TEACHERS = "placement.teachers.cpu=0.5"
         (["placement.decoding.resources={disk: 1}"], "1 task of writing x 1 = 2 disk"),
     ],
 )
-def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_config, overrides, words):
+def test_a_plan_larger_than_the_cluster_is_refused_with_the_arithmetic(load_config, overrides, message):
     with pytest.raises(InputError) as error:
         plan_resources(load_config(*overrides), TWO_CPUS)
     assert "larger than the cluster" in str(error.value)
-    assert words in str(error.value)
-    # A cluster that grows adds nodes when they are asked for.
+    assert message in str(error.value)
+    # A cluster with an autoscaler may add nodes on demand, so nothing is refused.
     plan_resources(load_config(*overrides), Cluster(TWO_CPUS.hosts, grows=True))
 
 
-def test_a_plan_that_just_fits_passes(load_config):
+def test_a_plan_that_just_fits_is_accepted_and_a_slightly_larger_one_refused(load_config):
     decoding = "placement.decoding.cpu=0.25"
     plan_resources(load_config("placement.teachers.cpu=0.58", decoding), TWO_CPUS)
     with pytest.raises(InputError):
@@ -86,11 +88,11 @@ def test_a_trial_larger_than_the_cluster_is_refused(load_config):
 
 
 TWO_GPUS = Host("here", {"CPU": 4.0, "GPU": 2.0})
-BOTH = "placement.teachers.gpu and placement.trainers.gpu is null and becomes 0"
+BOTH_BECOME_ZERO = "placement.teachers.gpu and placement.trainers.gpu is null and becomes 0"
 
 
 @pytest.mark.parametrize(
-    ("hosts", "seen", "workers", "expected", "note"),
+    ("hosts", "visible_gpus", "workers", "expected", "note"),
     [
         ([TWO_GPUS], 2, None, (1, 1, 2), None),
         ([TWO_GPUS], 1, None, (0.3333, 1, 1), None),
@@ -101,31 +103,37 @@ BOTH = "placement.teachers.gpu and placement.trainers.gpu is null and becomes 0"
             (0.3333, 0, 2),
             "placement.trainers.gpu is null and becomes 0: there are fewer GPUs than ray.workers",
         ),
-        ([TWO_GPUS], 0, None, (0, 0, 2), f"{BOTH}: torch finds none"),
-        ([TWO_GPUS, TWO_GPUS], 2, None, (0, 0, 2), f"{BOTH}: set it on a cluster of several nodes"),
+        ([TWO_GPUS], 0, None, (0, 0, 2), f"{BOTH_BECOME_ZERO}: torch finds none"),
+        (
+            [TWO_GPUS, TWO_GPUS],
+            2,
+            None,
+            (0, 0, 2),
+            f"{BOTH_BECOME_ZERO}: set it on a cluster of several nodes",
+        ),
     ],
 )
-def test_gpus_are_used_unasked_only_on_one_machine_whose_torch_finds_them(
-    load_config, monkeypatch, hosts, seen, workers, expected, note
+def test_gpus_are_used_by_default_only_on_one_machine_whose_torch_finds_them(
+    load_config, monkeypatch, hosts, visible_gpus, workers, expected, note
 ):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible_gpus)
     cluster, given = Cluster(tuple(hosts)), json.dumps(workers)
     plan = plan_resources(load_config(f"ray.workers={given}"), cluster)
     placement = plan.placement
     assert (placement.teachers.gpu, placement.trainers.gpu, plan.ray.workers) == expected
     about_gpus = [line for line in plan.notes if line.startswith("Ray has")]
     assert about_gpus == ([] if note is None else [f"Ray has {2 * len(hosts)} GPUs, but {note}"])
-    asked = load_config("placement.teachers.gpu=0", "placement.trainers.gpu=0", f"ray.workers={given}")
-    assert plan_resources(asked, cluster).notes == ()
+    explicit = load_config("placement.teachers.gpu=0", "placement.trainers.gpu=0", f"ray.workers={given}")
+    assert plan_resources(explicit, cluster).notes == ()
 
 
-def test_a_cluster_that_grows_gets_the_standard_shares(load_config):
-    config, tiny = load_config(), Cluster((Host("head", {"CPU": 1.0}),), grows=True)
-    fit = choose_resources(config.placement, Workload(8, config.extract, config.ray), tiny)
+def test_a_cluster_that_grows_gets_the_standard_resources(load_config):
+    config, small_cluster = load_config(), Cluster((Host("head", {"CPU": 1.0}),), grows=True)
+    fit = choose_resources(config.placement, Workload(8, config.extract, config.ray), small_cluster)
     assert (fit.placement, fit.ray.workers, fit.notes) == (STANDARD, 2, ())
 
 
-def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
+def test_unwrap_finds_the_users_error_inside_the_errors_of_ray():
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     failures = {0: RuntimeError("gloo"), 1: InputError("batch_size 8 is larger than the 3 images")}
@@ -141,101 +149,105 @@ def test_the_users_message_is_dug_out_of_what_ray_wraps_around_it():
     assert unwrap(plain) is plain
 
 
-def wrapped(inner: Exception) -> Exception:
+def wrap(inner: Exception) -> Exception:
+    """Return an error whose cause is another one, as Ray Data raises it."""
     outer = RuntimeError("the dataset failed")
     outer.__cause__ = inner
     return outer
 
 
-def test_lost_workers_are_told_from_mistakes():
+def test_lost_workers_are_distinguished_from_mistakes():
     from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    gone = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51437")
-    for error in (ActorDiedError(), NodeDiedError("node"), gone):
+    gloo_error = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51437")
+    for error in (ActorDiedError(), NodeDiedError("node"), gloo_error):
         assert lost(error)
-        assert lost(wrapped(error))
+        assert lost(wrap(error))
         assert lost(WorkerGroupError("one of two", {0: ValueError("collateral"), 1: error}))
-    in_init = RayActorError("id", "The actor died because of an error raised in its creation task", True)
-    for error in (ValueError("mistake"), RuntimeError("size mismatch"), InputError("bad"), in_init):
+    failed_in_init = RayActorError(
+        "id", "The actor died because of an error raised in its creation task", True
+    )
+    for error in (ValueError("mistake"), RuntimeError("size mismatch"), InputError("bad"), failed_in_init):
         assert not lost(error)
-        assert not lost(wrapped(error))
+        assert not lost(wrap(error))
     out_of_memory = RayActorError("abc", "It died.\nThe worker was killed due to the node OOM.")
-    assert cause_of_death(wrapped(out_of_memory)) == "its node ran out of memory"
+    assert cause_of_death(wrap(out_of_memory)) == "its node ran out of memory"
     assert cause_of_death(ValueError("mistake")) is None
-    unsure = (
+    several_causes = (
         "Worker exits unexpectedly.\n(1) The process is killed by SIGKILL by OOM killer.\nConnection error."
     )
-    assert cause_of_death(RayActorError("abc", unsure)) == "Connection error."
+    assert cause_of_death(RayActorError("abc", several_causes)) == "Connection error."
 
 
-def test_a_process_that_died_too_often_is_lost_also_where_only_its_traceback_arrives():
+def test_exhausted_restarts_count_as_lost_also_if_only_the_traceback_arrives():
     exhausted = RestartsExhausted("teacher low: its actor")
     quoted = RuntimeError(
         f"Traceback ...\n{RestartsExhausted.__module__}.RestartsExhausted: {exhausted}\nFailed"
     )
-    for error in (exhausted, wrapped(exhausted), quoted, wrapped(quoted)):
+    for error in (exhausted, wrap(exhausted), quoted, wrap(quoted)):
         assert lost(error)
         assert mentions(error, "teacher low: its actor")
     assert not lost(RuntimeError("no RestartsExhausted: at the beginning of a line"))
-    assert not mentions(wrapped(exhausted), "teacher high")
+    assert not mentions(wrap(exhausted), "teacher high")
 
 
-def test_what_ran_out_is_put_into_words():
-    full = wrapped(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow"))
-    assert isinstance(unwrap(full), ClusterError)
-    assert str(unwrap(full)).startswith("the disk is full at /data/x.arrow; finished work is kept")
+def test_a_full_disk_and_full_gpu_memory_have_a_clear_message():
+    disk_full = wrap(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow"))
+    assert isinstance(unwrap(disk_full), ClusterError)
+    assert str(unwrap(disk_full)).startswith("the disk is full at /data/x.arrow; finished work is kept")
     arrow = "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
-    assert str(unwrap(wrapped(RuntimeError(f"UDF failed\n{arrow}")))).startswith(
+    assert str(unwrap(wrap(RuntimeError(f"UDF failed\n{arrow}")))).startswith(
         "the disk is full; finished work"
     )
-    gpu = wrapped(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert isinstance(unwrap(gpu), InputError)
-    assert "lower extract.batch_size" in str(unwrap(gpu))
+    gpu_error = wrap(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert isinstance(unwrap(gpu_error), InputError)
+    assert "lower extract.batch_size" in str(unwrap(gpu_error))
 
 
-def hosts_of(monkeypatch, *hosts: Host) -> None:
+def set_current_hosts(monkeypatch, *hosts: Host) -> None:
+    """Replace the nodes that Ray reports."""
     for module in ("resource_plan", "resources"):
         monkeypatch.setattr(f"ka_ray.distributed.{module}.current_hosts", lambda: hosts)
 
 
-def test_a_student_takes_a_gpu_only_where_its_own_nodes_have_one_left(monkeypatch):
+def test_a_student_gets_a_gpu_only_if_nodes_with_its_label_have_one_left(monkeypatch):
     teachers = Resources(cpu=0.5, gpu=1, label={"group": "teachers"})
     pools = Pools(placement=replace(STANDARD, teachers=teachers))
     labelled = Host("a", {"CPU": 8, "GPU": 2}, {"group": "teachers"})
-    hosts_of(monkeypatch, labelled, Host("b", {"CPU": 8, "GPU": 8}, {"group": "trainers"}))
-    assert pools.downstream_resources(2).gpu == 0  # the GPUs of others are none of its own
+    set_current_hosts(monkeypatch, labelled, Host("b", {"CPU": 8, "GPU": 8}, {"group": "trainers"}))
+    assert pools.downstream_resources(2).gpu == 0  # the eight GPUs have another label
     assert pools.downstream_resources(1).gpu == 1
-    hosts_of(monkeypatch, labelled, Host("c", {"CPU": 1, "GPU": 1}, {"group": "teachers"}))
+    set_current_hosts(monkeypatch, labelled, Host("c", {"CPU": 1, "GPU": 1}, {"group": "teachers"}))
     assert pools.downstream_resources(2).gpu == 1
 
 
 @pytest.mark.parametrize(
     ("hosts", "teachers", "expected"),
     [
-        ([(8, 0)], {"cpu": 1}, (3, 0)),  # as many as a teacher has actors
-        ([(5.25, 0)], {"cpu": 1}, (2, 0)),  # beside three actors of the teacher, and 0.25 for decoding
+        ([(8, 0)], {"cpu": 1}, (3, 0)),  # as many as actors per teacher
+        ([(5.25, 0)], {"cpu": 1}, (2, 0)),  # three CPUs are for teachers, 0.25 for decoding
         ([(5.2, 0)], {"cpu": 1}, (1, 0)),
-        ([(3, 0)], {"cpu": 1}, (1, 0)),  # no room at all: on a cluster that grows it comes
+        ([(3, 0)], {"cpu": 1}, (1, 0)),  # no room, but one is needed: the cluster may grow
         ([(99, 8)], {"cpu": 1, "gpu": 1}, (3, 1)),
-        ([(99, 4)], {"cpu": 1, "gpu": 1}, (1, 1)),  # one on a GPU rather than three on CPUs
+        ([(99, 4)], {"cpu": 1, "gpu": 1}, (1, 1)),  # one on a GPU is preferred to three on CPUs
         ([(99, 3)], {"cpu": 1, "gpu": 1}, (3, 0)),
-        ([(3.25, 0), (1.5, 0)], {"cpu": 1}, (1, 0)),  # of one node no process gets two halves
+        ([(3.25, 0), (1.5, 0)], {"cpu": 1}, (1, 0)),  # a process cannot use the CPUs of two nodes
     ],
 )
-def test_the_number_of_evaluators_is_that_of_a_teachers_actors_where_there_is_room(
+def test_there_are_as_many_evaluators_as_actors_per_teacher_if_they_fit(
     monkeypatch, hosts, teachers, expected
 ):
     nodes = [Host(str(i), {"CPU": cpu, "GPU": gpu}) for i, (cpu, gpu) in enumerate(hosts)]
-    hosts_of(monkeypatch, *nodes)
+    set_current_hosts(monkeypatch, *nodes)
     placement = replace(STANDARD, teachers=Resources(**teachers))
     count, resources = Pools(ExtractConfig(actors_per_teacher=3), placement).evaluators(num_teachers=1)
     assert (count, resources.gpu) == expected
     assert resources.cpu == 1
 
 
-def test_an_elastic_group_with_a_label_asks_for_no_more_than_the_labelled_nodes_hold(monkeypatch):
-    hosts_of(monkeypatch, Host("a", {"CPU": 3}, {"group": "trainers"}), Host("b", {"CPU": 16}))
+def test_an_elastic_group_with_a_label_requests_only_workers_that_fit_on_labelled_nodes(monkeypatch):
+    set_current_hosts(monkeypatch, Host("a", {"CPU": 3}, {"group": "trainers"}), Host("b", {"CPU": 16}))
     elastic = RayConfig(workers={"min": 1, "max": 8})
     assert workers_with_room(elastic, Resources(label={"group": "trainers"})) == (1, 3)
     assert workers_with_room(elastic, Resources()) == (1, 8)
@@ -243,20 +255,20 @@ def test_an_elastic_group_with_a_label_asks_for_no_more_than_the_labelled_nodes_
     assert shortage_of_workers(RayConfig(workers=3), Resources(label={"group": "trainers"})) is None
 
 
-def test_a_group_waits_for_nodes_and_says_so_but_not_for_ever(monkeypatch):
+def test_a_group_waits_for_nodes_with_a_message_and_fails_after_the_timeout(monkeypatch):
     from ka_ray.distributed import train
 
-    problems, told = ["no room", "no room", None], []
+    problems, messages = ["no room", "no room", None], []
     monkeypatch.setattr(train, "POLL_S", 0.01)
     monkeypatch.setattr(train, "shortage_of_workers", lambda config, share: problems.pop(0))
-    train._wait_for_room(RayConfig(), Resources(), told.append)
-    assert (problems, told) == ([], ["waiting for nodes: no room"])
+    train._wait_for_room(RayConfig(), Resources(), messages.append)
+    assert (problems, messages) == ([], ["waiting for nodes: no room"])
     monkeypatch.setattr(train, "shortage_of_workers", lambda config, share: "no room")
     with pytest.raises(ClusterError, match=r"after ray\.timeout_s = 1: no room"):
-        train._wait_for_room(RayConfig(timeout_s=1), Resources(), told.append)
+        train._wait_for_room(RayConfig(timeout_s=1), Resources(), messages.append)
 
 
-def test_a_store_or_a_peer_that_does_not_answer_is_no_mistake():
+def test_failed_connections_to_a_store_or_a_peer_count_as_lost_workers():
     from torch.distributed import DistNetworkError, DistStoreError
 
     for error in (
@@ -265,4 +277,4 @@ def test_a_store_or_a_peer_that_does_not_answer_is_no_mistake():
         ConnectionResetError("peer"),
         TimeoutError("s3"),
     ):
-        assert lost(wrapped(error))
+        assert lost(wrap(error))

@@ -1,4 +1,4 @@
-"""Extraction on Ray against a plain loop over the teachers."""
+"""Extraction and evaluation on Ray, compared with a plain loop over the teachers."""
 
 import pickle
 import re
@@ -33,8 +33,8 @@ from ka_ray.teachers import Teacher, load_teacher
 pytestmark = pytest.mark.ray
 
 
-def all_images(images: ImageSet) -> dict[str, np.ndarray]:
-    """Decode by a plain loop."""
+def decode_all(images: ImageSet) -> dict[str, np.ndarray]:
+    """Decode all images of a set without Ray."""
     parts = [
         part
         for chunk in images.source.chunks
@@ -43,26 +43,32 @@ def all_images(images: ImageSet) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def plan_of(config: Config) -> Plan:
+def build_plan(config: Config) -> Plan:
     return make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_config, tmp_path, pool):
+@pytest.mark.parametrize("actors_per_teacher", [1, 2])
+def test_stacked_features_and_scores_equal_those_of_a_plain_loop(
+    cluster, load_config, tmp_path, actors_per_teacher
+):
     config = load_config(
-        f"extract.actors_per_teacher={pool}",
-        f"placement.teachers={{gpu: {1 / pool}, cpu: 0.2}}",
+        f"extract.actors_per_teacher={actors_per_teacher}",
+        f"placement.teachers={{gpu: {1 / actors_per_teacher}, cpu: 0.2}}",
         "images.limit=150",
         "extract.batch_size=16",
     )
-    images, plan, counted = split_images(config)[0], plan_of(config), []
+    images, plan, counted = split_images(config)[0], build_plan(config), []
     work = Extraction(images, tmp_path / "features", 1_000_000)
-    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
+    read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
     summary = extract_features(
-        work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, counted.append
+        work,
+        config.teachers,
+        pools_of(config, standard_placement(config.placement)),
+        read_spec,
+        counted.append,
     )
     store = Store(tmp_path / "features")
-    expected = all_images(images)
+    expected = decode_all(images)
     assert summary["images"] == sum(counted) == len(store) == len(images.ids) == 135
     assert store.image_ids.tolist() == images.ids.tolist()
     rows = np.arange(len(store))
@@ -80,23 +86,24 @@ def test_stacked_features_and_scores_are_those_of_a_plain_loop(cluster, load_con
     scores = torch.cat([scores for _, scores in per_teacher], dim=1)
     np.testing.assert_allclose(stored["scores"], scores.numpy(), rtol=2e-3, atol=2e-3)
 
-    places = {name: [p for p in summary["placements"] if p["teacher"] == name] for name in ("low", "high")}
-    for (
-        place
-    ) in places.values():  # Ray Data starts before the whole pool is up: one actor can have done it all
-        assert 1 <= len({actor["pid"] for actor in place}) == len(place) <= pool
-    if pool == 1:  # each teacher has a logical GPU of its own, read from inside its actor
-        assert places["low"][0]["gpus"] != places["high"][0]["gpus"]
-        assert sorted(places["low"][0]["gpus"] + places["high"][0]["gpus"]) == [0, 1]
+    placements = {
+        name: [p for p in summary["placements"] if p["teacher"] == name] for name in ("low", "high")
+    }
+    # Ray Data starts before all actors of a pool have started, so one of them may have done all the work.
+    for actors in placements.values():
+        assert 1 <= len({actor["pid"] for actor in actors}) == len(actors) <= actors_per_teacher
+    if actors_per_teacher == 1:  # each teacher has its own logical GPU
+        assert placements["low"][0]["gpus"] != placements["high"][0]["gpus"]
+        assert sorted(placements["low"][0]["gpus"] + placements["high"][0]["gpus"]) == [0, 1]
 
 
-def averaged_over_views(teacher: Teacher, pixels: np.ndarray, step: int) -> np.ndarray:
-    """A teacher's scores, averaged over ten views: mirrored or not, and moved to each side or not."""
+def compute_average_over_views(teacher: Teacher, pixels: np.ndarray, step: int) -> np.ndarray:
+    """Average a teacher's scores over ten views: mirrored or not, not shifted or by ``step`` to a side."""
     parts = []
     for side in (pixels, pixels[..., ::-1]):
-        edged = np.pad(side, ((0, 0), (0, 0), (step, step), (step, step)), mode="edge")
+        padded = np.pad(side, ((0, 0), (0, 0), (step, step), (step, step)), mode="edge")
         for row, column in ((step, step), (0, step), (2 * step, step), (step, 0), (step, 2 * step)):
-            view = edged[:, :, row : row + 8, column : column + 8]
+            view = padded[:, :, row : row + 8, column : column + 8]
             parts.append(teacher.scores(torch.from_numpy(view.copy())).numpy())
     assert len(parts) == 10
     return np.mean(parts, axis=0)
@@ -105,16 +112,20 @@ def averaged_over_views(teacher: Teacher, pixels: np.ndarray, step: int) -> np.n
 VIEWS = "scores={views: [flip, shift], shift: 1}"
 
 
-def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
+def test_features_are_resized_to_those_of_the_student_and_scores_averaged_over_views(
     cluster, load_config, tmp_path
 ):
     config = load_config("teachers.1.preprocessing.size=16", "images.limit=60", VIEWS)
-    images, plan = split_images(config)[0], plan_of(config)
+    images, plan = split_images(config)[0], build_plan(config)
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
     work = Extraction(images, tmp_path / "features", 1_000_000)
-    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
+    read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
     extract_features(
-        work, config.teachers, pools_of(config, standard_placement(config.placement)), reading, lambda _: None
+        work,
+        config.teachers,
+        pools_of(config, standard_placement(config.placement)),
+        read_spec,
+        lambda _: None,
     )
     store = Store(tmp_path / "features")
     assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
@@ -125,11 +136,11 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
     features = [teacher.features(pixels, plan.paths[teacher.name])[0] for teacher in (low, high)]
     for tap, space in plan.spaces.items():
         assert features[1][tap].shape[2:] == (2 * space[0], 2 * space[1])
-        fitted = torch.cat([resize_features(feature[tap], space) for feature in features], dim=1).numpy()
+        resized = torch.cat([resize_features(feature[tap], space) for feature in features], dim=1).numpy()
         windows = features[1][tap].numpy().reshape(len(store), -1, space[0], 2, space[1], 2).mean((3, 5))
-        np.testing.assert_allclose(fitted[:, -windows.shape[1] :], windows, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(stored[tap], fitted, rtol=2e-3, atol=2e-3)
-    scores = [averaged_over_views(teacher, stored["image"], 1) for teacher in (low, high)]
+        np.testing.assert_allclose(resized[:, -windows.shape[1] :], windows, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stored[tap], resized, rtol=2e-3, atol=2e-3)
+    scores = [compute_average_over_views(teacher, stored["image"], 1) for teacher in (low, high)]
     np.testing.assert_allclose(stored["scores"], np.concatenate(scores, axis=1), rtol=2e-3, atol=2e-3)
     single_pass = np.concatenate([teacher.scores(pixels).numpy() for teacher in (low, high)], axis=1)
     assert np.abs(stored["scores"] - single_pass).max() > 0.02
@@ -137,6 +148,7 @@ def test_other_sizes_are_brought_to_the_students_and_scores_averaged_over_views(
 
 @pytest.fixture
 def folder_with_a_broken_file(tmp_path):
+    """A folder of six files, one of which is not an image."""
     for i in range(6):
         path = tmp_path / "photos" / ("cat" if i % 2 else "dog") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +171,7 @@ def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_wit
     ):
         extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=0)
     with pytest.raises(FileNotFoundError):
-        Store(tmp_path / "out")  # it never counts as finished
+        Store(tmp_path / "out")  # the folder does not count as finished
 
 
 def test_unreadable_images_within_the_limit_are_counted_and_named(
@@ -173,7 +185,7 @@ def test_unreadable_images_within_the_limit_are_counted_and_named(
 
 
 def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_config, tmp_path):
-    """Ray Data fuses stages with the same arguments: one task would read the images of a whole shard."""
+    """Ray Data fuses stages with equal arguments; then one task would read the images of a whole shard."""
     config = load_config("images.limit=60", "placement.teachers.cpu=0.25")
     images, pools = split_images(config)[0], pools_of(config, standard_placement(config.placement))
     monitor = beside_driver(PassMonitor, 0, 0)
@@ -190,7 +202,7 @@ def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_
         assert not any("->" in stage for stage in stages), stages
 
 
-def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str, Path]) -> Evaluation:
+def make_evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str, Path]) -> Evaluation:
     return Evaluation(
         images=images,
         label_sets=plan.label_sets,
@@ -202,46 +214,48 @@ def evaluation(config: Config, images: ImageSet, plan: Plan, students: dict[str,
 
 
 @pytest.mark.parametrize("actors", [1, 2])
-def test_any_number_of_evaluators_counts_what_a_plain_loop_counts(cluster, load_config, tmp_path, actors):
-    # Both logical GPUs go to the teachers: the student must not wait for a third.
+def test_any_number_of_evaluators_has_the_counts_of_a_plain_loop(cluster, load_config, tmp_path, actors):
+    # The teachers take both logical GPUs; the student must not wait for a third one.
     config = load_config(
         "images.limit=200",
         f"extract={{batch_size: 16, actors_per_teacher: {actors}}}",
         f"placement.teachers={{gpu: {1 / actors}, cpu: 0.2}}",
     )
-    images, plan = split_images(config)[0], plan_of(config)
+    images, plan = split_images(config)[0], build_plan(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)
-    work = evaluation(config, images, plan, {"student": tmp_path})
+    work = make_evaluation(config, images, plan, {"student": tmp_path})
     assert work.pools.evaluators(num_teachers=2) == (actors, Resources(cpu=0.2, gpu=0))
     by_student, summary = evaluate_images(work, lambda _: None)
     assert [*by_student] == ["student"]
     counts = by_student["student"]
     assert summary["images"] == counts.images == len(images.ids)
 
-    decoded = all_images(images)
+    decoded = decode_all(images)
     pixels = torch.from_numpy(decoded["image"])
     index = {name: i for i, name in enumerate(plan.spec.classes)}
     targets = np.array([index[label] for label in decoded["label"]])
-    own = [load_teacher(teacher).scores(pixels).numpy() for teacher in config.teachers]
+    teacher_scores = [load_teacher(teacher).scores(pixels).numpy() for teacher in config.teachers]
     with torch.inference_mode():
-        said = student.eval()(pixels).numpy()
-    ensemble = np.concatenate(own, axis=1)
+        student_scores = student.eval()(pixels).numpy()
+    ensemble = np.concatenate(teacher_scores, axis=1)
     accuracy = compute_accuracies(counts, ["low", "high"])
-    assert accuracy["union"] == pytest.approx((said.argmax(1) == targets).mean())
+    assert accuracy["union"] == pytest.approx((student_scores.argmax(1) == targets).mean())
     assert accuracy["ensemble"] == pytest.approx((ensemble.argmax(1) == targets).mean())
-    assert accuracy["agreement"] == pytest.approx((said.argmax(1) == ensemble.argmax(1)).mean())
-    for first, scores, name in ((0, own[0], "low"), (5, own[1], "high")):
-        mine = (targets >= first) & (targets < first + 5)
+    assert accuracy["agreement"] == pytest.approx((student_scores.argmax(1) == ensemble.argmax(1)).mean())
+    for first, scores, name in ((0, teacher_scores[0], "low"), (5, teacher_scores[1], "high")):
+        has_own_class = (targets >= first) & (targets < first + 5)
         pair = accuracy["per_teacher"][name]
-        assert pair["teacher"] == pytest.approx((scores[mine].argmax(1) == targets[mine] - first).mean())
-        among = said[mine][:, first : first + 5].argmax(1)
-        assert pair["student"] == pytest.approx((among == targets[mine] - first).mean())
+        assert pair["teacher"] == pytest.approx(
+            (scores[has_own_class].argmax(1) == targets[has_own_class] - first).mean()
+        )
+        predicted = student_scores[has_own_class][:, first : first + 5].argmax(1)
+        assert pair["student"] == pytest.approx((predicted == targets[has_own_class] - first).mean())
     columns = [list(range(5)), list(range(5, 10))]
-    same(counts, count_batch(targets, said, ensemble, own, columns))
+    assert_same_counts(counts, count_batch(targets, student_scores, ensemble, teacher_scores, columns))
 
 
-def same(found: Counts, expected: Counts) -> None:
+def assert_same_counts(found: Counts, expected: Counts) -> None:
     for field in fields(Counts):
         np.testing.assert_array_equal(
             getattr(found, field.name), getattr(expected, field.name), err_msg=field.name
@@ -249,35 +263,37 @@ def same(found: Counts, expected: Counts) -> None:
 
 
 @pytest.mark.slow
-def test_students_judged_in_one_pass_are_judged_as_each_alone(cluster, load_config, tmp_path):
+def test_students_evaluated_in_one_pass_have_the_same_counts_as_one_by_one(cluster, load_config, tmp_path):
     # Teacher `high` knows digit_0 in place of digit_5: the label sets overlap, and some labels are unknown.
     config = load_config("images.limit=80", "teachers.1.classes.0=digit_0", VIEWS)
-    images, plan = split_images(config)[0], plan_of(config)
+    images, plan = split_images(config)[0], build_plan(config)
     students = {}
     for rule in ("mean", "max", "conditional"):
         students[rule] = tmp_path / rule
         save_student(Student(replace(plan.spec, rule=rule)), students[rule])
     seen: list[int] = []
-    together, summary = evaluate_images(evaluation(config, images, plan, students), seen.append)
+    together, summary = evaluate_images(make_evaluation(config, images, plan, students), seen.append)
     assert [*together] == [*students]
     assert summary["images"] == sum(seen) == len(images.ids)
     for name in students:
-        alone, _ = evaluate_images(evaluation(config, images, plan, {name: students[name]}), lambda _: None)
-        same(together[name], alone[name])
+        alone, _ = evaluate_images(
+            make_evaluation(config, images, plan, {name: students[name]}), lambda _: None
+        )
+        assert_same_counts(together[name], alone[name])
     assert any((together[name].student != together["mean"].student).any() for name in ("max", "conditional"))
     assert any(
         (together[name].ensemble != together["mean"].ensemble).any() for name in ("max", "conditional")
     )
 
 
-def test_an_ensemble_is_counted_as_each_student_puts_it_together(load_config, tmp_path):
+def test_the_ensemble_is_counted_with_the_score_centering_of_each_student(load_config, tmp_path):
     config = load_config("images.limit=80")
-    images, plan = split_images(config)[0], plan_of(config)
+    images, plan = split_images(config)[0], build_plan(config)
     students = {}
     for name in ("raw", "centered"):
         students[name] = tmp_path / name
         save_student(Student(replace(plan.spec, center=name == "centered")), students[name])
-    judge = Evaluator(evaluation(config, images, plan, students), Resources())
+    evaluator = Evaluator(make_evaluation(config, images, plan, students), Resources())
     batch = {
         "image_id": np.arange(2),
         "image": np.zeros((2, 3, 8, 8), np.uint8),
@@ -286,30 +302,32 @@ def test_an_ensemble_is_counted_as_each_student_puts_it_together(load_config, tm
         "scores@low": np.tile(np.float32([10, 9, 9, 9, 9]), (2, 1)),
         "scores@high": np.tile(np.float32([0, -9, -9, -9, -9]), (2, 1)),
     }
-    (counts,) = map(pickle.loads, judge(batch)["counts"])
-    for name, said in {"raw": 0, "centered": 5}.items():
+    (counts,) = map(pickle.loads, evaluator(batch)["counts"])
+    for name, predicted in {"raw": 0, "centered": 5}.items():
         expected = np.zeros((10, 10), np.int64)
-        expected[[0, 5], said] = 1
+        expected[[0, 5], predicted] = 1
         np.testing.assert_array_equal(counts[name].ensemble, expected)
 
 
-def test_without_students_the_teachers_are_counted_alone_also_over_views(cluster, load_config):
+def test_without_students_only_the_teachers_are_counted_with_and_without_views(cluster, load_config):
     config = load_config("images.limit=80", VIEWS)
-    images, plan = split_images(config)[0], plan_of(config)
-    by_student, _ = evaluate_images(evaluation(config, images, plan, {}), lambda _: None)
+    images, plan = split_images(config)[0], build_plan(config)
+    by_student, _ = evaluate_images(make_evaluation(config, images, plan, {}), lambda _: None)
     assert [*by_student] == [TEACHERS_ONLY]
 
-    decoded = all_images(images)
+    decoded = decode_all(images)
     index = {name: i for i, name in enumerate(plan.spec.classes)}
     targets = np.array([index[label] for label in decoded["label"]])
     teachers = [load_teacher(teacher) for teacher in config.teachers]
-    own = [teacher.scores(torch.from_numpy(decoded["image"])).numpy() for teacher in teachers]
-    averaged = [averaged_over_views(teacher, decoded["image"], 1) for teacher in teachers]
+    teacher_scores = [teacher.scores(torch.from_numpy(decoded["image"])).numpy() for teacher in teachers]
+    averaged_scores = [compute_average_over_views(teacher, decoded["image"], 1) for teacher in teachers]
     columns = [list(range(5)), list(range(5, 10))]
-    ensemble, over_views = np.concatenate(own, axis=1), np.concatenate(averaged, axis=1)
-    same(by_student[TEACHERS_ONLY], count_batch(targets, None, ensemble, own, columns, over_views))
+    ensemble, over_views = np.concatenate(teacher_scores, axis=1), np.concatenate(averaged_scores, axis=1)
+    assert_same_counts(
+        by_student[TEACHERS_ONLY], count_batch(targets, None, ensemble, teacher_scores, columns, over_views)
+    )
 
 
-def test_ray_is_left_running_for_the_next_test(cluster):
+def test_ray_is_still_running_after_the_passes(cluster):
     assert ray.is_initialized()
     assert cluster.size == {"nodes": 1, "cpus": 2, "gpus": 2}

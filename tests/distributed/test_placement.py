@@ -1,4 +1,4 @@
-"""The shares that are chosen for a machine, against the arithmetic done by hand."""
+"""The resources per process that are chosen for a machine, compared with arithmetic done by hand."""
 
 import itertools
 from fractions import Fraction
@@ -27,7 +27,7 @@ def machine(cpus: float, gpus: int = 0) -> list[Host]:
 
 def fit(
     cpus: float,
-    number: int,
+    num_teachers: int,
     gpus: int = 0,
     workers: object = None,
     actors: int = 1,
@@ -35,45 +35,45 @@ def fit(
     **given,
 ) -> tuple[Placement, int]:
     extract = ExtractConfig(actors_per_teacher=actors, reducers=reducers)
-    load = Workload(number, extract, RayConfig(workers=workers))
+    load = Workload(num_teachers, extract, RayConfig(workers=workers))
     return fit_placement(PlacementConfig.model_validate(given), load, machine(cpus, gpus), gpus)
 
 
-def exactly(amount: float) -> Fraction:
-    """An amount as Ray counts it, in ten-thousandths; it must be one."""
-    parts = Fraction(amount).limit_denominator(10_000)
-    assert abs(float(parts) - amount) < 1e-9
-    assert (parts * 10_000).denominator == 1
-    return parts
+def to_fraction(amount: float) -> Fraction:
+    """Return an amount as a fraction; it must be a multiple of the smallest amount of Ray, 1 / 10,000."""
+    fraction = Fraction(amount).limit_denominator(10_000)
+    assert abs(float(fraction) - amount) < 1e-9
+    assert (fraction * 10_000).denominator == 1
+    return fraction
 
 
 @pytest.mark.parametrize(("cpus", "teachers"), list(itertools.product(CPUS, TEACHERS)))
 @pytest.mark.parametrize(("actors", "reducers"), [(1, 1), (3, 1), (1, 4)])
-def test_every_pass_fits_on_every_machine(cpus, teachers, actors, reducers):
+def test_the_chosen_resources_let_every_pass_fit(cpus, teachers, actors, reducers):
     placement, workers = fit(cpus, teachers, actors=actors, reducers=reducers)
-    teacher, decoding = exactly(placement.teachers.cpu), exactly(placement.decoding.cpu)
-    pools = teachers * actors * teacher
-    assert pools + 2 * decoding <= cpus  # extraction: one task decodes, one writes
-    assert pools + teacher + decoding <= cpus  # evaluation: one actor with the student
-    assert pools + reducers * teacher + decoding <= cpus  # summing
-    assert workers * exactly(placement.trainers.cpu) <= cpus
-    assert exactly(placement.trials.cpu) <= cpus
+    teacher, decoding = to_fraction(placement.teachers.cpu), to_fraction(placement.decoding.cpu)
+    teacher_cpus = teachers * actors * teacher
+    assert teacher_cpus + 2 * decoding <= cpus  # extraction: one task decodes, one writes
+    assert teacher_cpus + teacher + decoding <= cpus  # evaluation: one actor with the student
+    assert teacher_cpus + reducers * teacher + decoding <= cpus  # a pass that sums up moments
+    assert workers * to_fraction(placement.trainers.cpu) <= cpus
+    assert to_fraction(placement.trials.cpu) <= cpus
     assert min(teacher, decoding) > 0
     assert workers == min(2, cpus)
     assert (placement.trainers, placement.trials) == (STANDARD.trainers, STANDARD.trials)
 
-    at_once = teachers * actors + max(1, reducers)
-    needed = max(at_once * 0.5 + 0.25, teachers * actors * 0.5 + 2 * 0.25)
+    num_actors = teachers * actors + max(1, reducers)
+    needed = max(num_actors * 0.5 + 0.25, teachers * actors * 0.5 + 2 * 0.25)
     if needed <= cpus:
         assert placement == STANDARD
-    else:  # as large as they can be, to two digits, in the proportion of the standard shares
+    else:  # the standard amounts, reduced by a common factor and rounded down to two digits
         assert teacher == 2 * decoding
         assert 0.8 < needed * float(teacher) / 0.5 / cpus <= 1
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3])
 @pytest.mark.parametrize("teachers", [1, 20, 100])
-def test_any_number_of_teachers_fits_on_one_core_and_more(cpus, teachers):
+def test_any_number_of_teachers_fits_on_one_to_three_cpus(cpus, teachers):
     load = Workload(teachers, ExtractConfig(), RayConfig())
     placement, workers = fit_placement(PlacementConfig(), load, machine(cpus))
     demands = pass_demands(placement.teachers, placement.decoding, load)
@@ -89,14 +89,14 @@ def test_any_number_of_teachers_fits_on_one_core_and_more(cpus, teachers):
     [
         (1, None, (1, 1)),
         (2, None, (2, 1)),
-        (64, None, (2, 1)),  # no larger share than the standard one
-        (1, 2, (2, 0.5)),  # a number that the user set stays
+        (64, None, (2, 1)),  # never more than the standard amount
+        (1, 2, (2, 0.5)),  # the number set by the user is kept
         (2, 4, (4, 0.5)),
         (1, {"min": 2, "max": 8}, (2, 0.5)),
         (4, {"min": 2, "max": 8}, (2, 1)),
     ],
 )
-def test_training_workers_fit(cpus, given, expected):
+def test_the_number_and_cpus_of_training_workers_fit(cpus, given, expected):
     placement, workers = fit(cpus, 2, workers=given)
     assert (workers, placement.trainers.cpu, placement.trainers.gpu) == (*expected, 0)
 
@@ -114,17 +114,17 @@ def test_training_workers_fit(cpus, given, expected):
         (8, 2, 1, {"min": 4, "max": 8}, 4, 1),
     ],
 )
-def test_gpus_are_shared_where_there_are_fewer_than_teachers(
+def test_gpus_are_shared_if_there_are_fewer_than_teachers(
     gpus, teachers, teacher_gpu, given, workers, trainer_gpu
 ):
     placement, chosen = fit(16, teachers, gpus, workers=given)
     assert (placement.teachers.gpu, placement.decoding.gpu, placement.trials.gpu) == (teacher_gpu, 0, 0)
     assert (chosen, placement.trainers.gpu) == (workers, trainer_gpu)
-    # A fraction lies on one GPU: so many actors fit as whole numbers of them do on each.
+    # A process gets its fraction from a single GPU, so each GPU has room for a whole number of actors.
     assert teachers <= gpus * int(1 / placement.teachers.gpu)
 
 
-def test_what_the_user_set_stays_and_the_rest_makes_room():
+def test_resources_set_by_the_user_are_kept_and_the_others_reduced():
     placement, _ = fit(2, 3, teachers={"cpu": 0.45})
     assert (placement.teachers.cpu, placement.decoding.cpu) == (0.45, 0.2)
     placement, _ = fit(2, 3, decoding={"cpu": 0.5})
@@ -135,7 +135,7 @@ def test_what_the_user_set_stays_and_the_rest_makes_room():
     assert (placement.teachers.gpu, placement.trainers.gpu, workers) == (0, 0, 2)
 
 
-def test_shares_that_the_user_set_too_large_are_left_for_the_refusal():
+def test_resources_that_the_user_set_too_large_are_kept_and_reported_as_a_shortage():
     placement, _ = fit(2, 4, teachers={"cpu": 0.5})
     assert (placement.teachers.cpu, placement.decoding.cpu) == (0.5, STANDARD.decoding.cpu)
     problem = first_shortage(
@@ -148,7 +148,7 @@ def test_shares_that_the_user_set_too_large_are_left_for_the_refusal():
     assert fit(2, 2, trials={"cpu": 3})[0].trials.cpu == 3
 
 
-def test_on_several_nodes_only_the_share_shrinks_that_has_too_little_room():
+def test_on_several_nodes_only_resources_that_do_not_fit_are_reduced():
     hosts = [
         Host("small", {"CPU": 1}, {"group": "teachers"}),
         Host("large", {"CPU": 8}, {"group": "decoding"}),
@@ -161,15 +161,15 @@ def test_on_several_nodes_only_the_share_shrinks_that_has_too_little_room():
     assert placement.teachers == Resources(cpu=0.25, label={"group": "teachers"})
     assert placement.decoding == Resources(cpu=0.25, label={"group": "decoding"})
     assert (placement.trainers, workers) == (STANDARD.trainers, 2)
-    tight = [
+    hosts_short_of_decoding = [
         Host("large", {"CPU": 8}, {"group": "teachers"}),
         Host("small", {"CPU": 0.25}, {"group": "decoding"}),
     ]
-    placement, _ = fit_placement(config, load, tight)
+    placement, _ = fit_placement(config, load, hosts_short_of_decoding)
     assert (placement.teachers.cpu, placement.decoding.cpu) == (0.5, 0.125)
 
 
-def test_the_choice_is_told_in_one_line_unless_it_is_the_standard_one():
+def test_the_chosen_resources_are_described_in_one_line_unless_they_are_the_standard_ones():
     config, ray = PlacementConfig(), RayConfig()
     assert describe_choice(config, ray, *fit(4, 2)) is None
     assert describe_choice(config, ray, *fit(2, 3)) == (

@@ -1,4 +1,4 @@
-"""What we use of Ray that Ray does not promise to keep. Each test says what an upgrade broke if it fails."""
+"""Uses of Ray beyond its stable API. Each docstring says what breaks if an upgrade changes them."""
 
 import os
 import signal
@@ -25,38 +25,38 @@ from ka_ray.submission import client
 
 
 @pytest.mark.ray
-def test_ray_tells_which_nodes_an_autoscaler_may_add(cluster):
-    """cluster._grows asks for it. If it is gone, ask another way, or let users set `ray.autoscaling`."""
+def test_ray_reports_which_nodes_an_autoscaler_may_add(cluster):
+    """cluster._grows calls it. If it is removed, find another source, or add a config key for autoscaling."""
     assert not ray._private.state.state.get_max_resources_from_cluster_config()
     assert not cluster.grows
 
 
 @pytest.mark.parametrize("name", sorted(LOST_TRAINING))
-def test_errors_of_lost_training_workers_have_the_names_that_we_know_them_by(name):
-    """failures.LOST_TRAINING. If one is renamed, a run ends at a lost worker instead of starting others."""
+def test_errors_of_lost_training_workers_exist_in_ray_or_torch(name):
+    """failures.LOST_TRAINING. If one is renamed, a lost worker ends the run instead of being replaced."""
     assert any(hasattr(m, name) for m in (private_exceptions, public_exceptions, torch.distributed))
 
 
-def test_errors_of_training_name_the_errors_of_workers_and_controller():
+def test_training_errors_hold_the_errors_of_workers_and_controller():
     """failures._chain reads the attributes. If one is renamed, the user sees Ray's error, not the reason."""
     reason = ValueError("the reason")
     assert public_exceptions.WorkerGroupError("message", {0: reason}).worker_failures == {0: reason}
     assert public_exceptions.ControllerError(reason).controller_failure is reason
 
 
-def test_the_job_client_reads_the_variable_that_goes_before_ray_address():
+def test_the_job_client_reads_the_variable_that_overrides_ray_address():
     """submission.client sets it. If it is renamed, jobs go to RAY_ADDRESS instead of the given --address."""
     assert ray._private.ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE == client._ADDRESS_VARIABLE
 
 
-def test_ray_names_a_worker_that_it_killed_because_memory_ran_out():
-    """restarts.why_died compares it. If it is renamed, a message says less: not that memory ran out."""
+def test_ray_has_an_exit_type_for_workers_killed_for_lack_of_memory():
+    """restarts.why_died compares it. If it is renamed, messages no longer say that memory ran out."""
     assert OUT_OF_MEMORY in typing.get_args(TypeWorkerExitType)
 
 
 @pytest.mark.ray
-def test_ray_tells_why_a_worker_died(cluster):
-    """restarts.why_died reads the state API. If its answer changes, a message gives no reason, or guesses."""
+def test_ray_reports_why_a_worker_died(cluster):
+    """restarts.why_died reads the state API. If its answer changes, messages give no or a wrong reason."""
 
     @ray.remote(max_retries=0)
     def die(queue):
@@ -72,21 +72,21 @@ def test_ray_tells_why_a_worker_died(cluster):
     reason = why_died([entry["worker"]])
     assert reason != unknown
     assert "dashboard does not say" not in reason
-    assert "OOM" not in reason  # Ray lists it as a possible cause of every death
+    assert "OOM" not in reason  # which Ray lists as a possible cause for every dead worker
 
 
 @pytest.mark.ray
-def test_ray_data_takes_all_our_arguments_by_name(cluster):
-    """resources.remote_options. What is not named is one of the `ray_remote_args`, which go in Ray 2.64."""
+def test_ray_data_accepts_all_options_by_name(cluster):
+    """resources.remote_options. Options not passed by name are `ray_remote_args`, which Ray 2.64 removes."""
     options = remote_options(Resources(cpu=0.5, gpu=0, resources={"disk": 1}, label={"group": "x"}))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*ray_remote_args")
         rows = ray.data.range(1).map_batches(lambda batch: batch, compute=TaskPoolStrategy(size=1), **options)
-        rows.map_batches(Keep, batch_size=1, compute=ActorPoolStrategy(size=1), **options)
+        rows.map_batches(ReturnBatch, batch_size=1, compute=ActorPoolStrategy(size=1), **options)
     context = DataContext.get_current()
     assert {"enable_progress_bars", "print_on_execution_start"} <= set(vars(context))
 
 
-class Keep:
+class ReturnBatch:
     def __call__(self, batch):
         return batch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from process_settings import settings
+from process_settings import read_settings
 from ray.data import DataContext
 
 from ka_ray.config import RayConfig
@@ -24,8 +24,8 @@ def test_variables_that_are_set_are_kept_and_missing_ones_removed_again(monkeypa
     before = dict(os.environ)
     with environment_restored(lambda: set_missing({"KA_RAY_OURS": "default", "KA_RAY_MISSING": "default"})):
         assert (os.environ["KA_RAY_OURS"], os.environ["KA_RAY_MISSING"]) == ("user's", "default")
-        os.environ["KA_RAY_BLOCK"] = "of the block"
-    assert os.environ.pop("KA_RAY_BLOCK") == "of the block"
+        os.environ["KA_RAY_BLOCK"] = "set in the block"
+    assert os.environ.pop("KA_RAY_BLOCK") == "set in the block"
     assert dict(os.environ) == before
 
 
@@ -48,36 +48,36 @@ def test_settings_are_put_back_also_after_an_error():
     assert dict(os.environ) == before
 
 
-def test_a_connection_that_is_refused_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected this process
-    before = settings()
+def test_a_refused_connection_changes_no_settings(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected it
+    before = read_settings()
     with (
         pytest.raises(InputError, match="address of a cluster's job server"),
         connect(RayConfig(address="http://x:1")),
     ):
         pass
-    assert settings() == before
+    assert read_settings() == before
 
 
 @pytest.mark.ray
-def test_a_ray_that_was_connected_keeps_running_with_its_settings(cluster):
+def test_an_already_connected_ray_keeps_running_with_its_settings(cluster):
     context = DataContext.get_current()
     with attributes(context, enable_progress_bars=True):
-        before = settings()
+        before = read_settings()
         with suppress(ValueError), connect(RayConfig()) as connected:
             assert not context.enable_progress_bars
             assert connected.size == cluster.size
             raise ValueError
-        assert settings() == before
+        assert read_settings() == before
         assert connected.hosts == cluster.hosts
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("how", ["returns", "raises"])
-def test_a_ray_that_was_started_leaves_nothing_behind(how):
-    """In a process of its own, because this one is connected."""
+def test_settings_are_restored_after_a_ray_that_connect_has_started(how):
+    """In a separate process, because this one may already be connected."""
     script = Path(__file__).parent / "process_settings.py"
-    # Without what this process has from being connected.
+    # Without the variables that `connect` has set in this process.
     environment = {name: value for name, value in os.environ.items() if name not in LOCAL_RAY_VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     subprocess.run([sys.executable, str(script), how], check=True, timeout=300, env=environment)

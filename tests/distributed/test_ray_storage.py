@@ -1,4 +1,4 @@
-"""Where Ray keeps its own records: under a path as ever, under a URI through its fsspec file system."""
+"""Where Ray stores its own files: in a local folder, or under a URI through its fsspec file system."""
 
 import pickle
 
@@ -12,20 +12,20 @@ from ka_ray.storage.files import list_files, make_folder
 from ka_ray.storage.uris import to_path
 
 
-def test_a_path_stays_a_path(tmp_path):
+def test_a_local_folder_is_passed_on_as_a_path(tmp_path):
     assert storage_arguments(tmp_path) == {"storage_path": str(tmp_path)}
 
 
-def test_a_uri_is_written_through_its_own_file_system(s3):
-    given = pickle.loads(pickle.dumps(storage_arguments(to_path(f"{s3}/run/ray"))))
-    assert given["storage_path"] == f"{s3.removeprefix('s3://')}/run/ray"
-    with given["storage_filesystem"].open_output_stream(f"{given['storage_path']}/x") as stream:
+def test_a_uri_is_written_through_its_fsspec_file_system(s3):
+    options = pickle.loads(pickle.dumps(storage_arguments(to_path(f"{s3}/run/ray"))))
+    assert options["storage_path"] == f"{s3.removeprefix('s3://')}/run/ray"
+    with options["storage_filesystem"].open_output_stream(f"{options['storage_path']}/x") as stream:
         stream.write(b"content")
     assert to_path(f"{s3}/run/ray/x").read_bytes() == b"content"
 
 
 @pytest.mark.ray
-def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
+def test_records_of_ray_and_files_of_workers_are_written_at_a_uri(cluster, tmp_path):
     folder = to_path(f"file://{tmp_path}/run")
     make_folder(folder)
 
@@ -39,20 +39,21 @@ def test_workers_leave_their_records_and_files_at_a_uri(cluster, tmp_path):
         return {name.split("/")[1] for name in list_files(folder) if name.startswith("ray/")}
 
     assert train() == {"digits-1"}
-    assert train() == {"digits-1", "digits-2"}  # the name of an experiment with records would resume it
+    # A second experiment has a new name, because Ray would resume the one with records.
+    assert train() == {"digits-1", "digits-2"}
 
 
 @pytest.mark.ray
-def test_optuna_remembers_trials_at_a_uri(cluster, tmp_path, monkeypatch):
+def test_optuna_continues_its_journal_at_a_uri(cluster, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))
     folder, config = to_path(f"file://{tmp_path}/run"), TuneConfig(algorithm="optuna")
     make_folder(folder)
 
-    def run_point(point, device, tell, shared):
-        tell({"agreement": 0.5, "epochs": 0, "parameters": point["width.conv1"]})
+    def run_point(point, device, report, shared):
+        report({"agreement": 0.5, "epochs": 0, "parameters": point["width.conv1"]})
 
-    told, sizes = [], []
+    finished_points, journal_lines = [], []
     for _ in range(2):
         work = Search(
             config,
@@ -65,7 +66,8 @@ def test_optuna_remembers_trials_at_a_uri(cluster, tmp_path, monkeypatch):
             seed=0,
             folder=folder,
         )
-        assert search(work, run_point, None, lambda point, result: told.append(point)) == {}
-        sizes.append((folder / JOURNAL).read_text().count("\n"))
-    assert len(told) == 4
-    assert sizes[1] >= 2 * sizes[0] - 2  # the second search went on in the first one's journal
+        assert search(work, run_point, None, lambda point, result: finished_points.append(point)) == {}
+        journal_lines.append((folder / JOURNAL).read_text().count("\n"))
+    assert len(finished_points) == 4
+    # The second search has continued the journal of the first.
+    assert journal_lines[1] >= 2 * journal_lines[0] - 2

@@ -1,4 +1,4 @@
-"""Sums that Ray reduces, against a plain loop over the same images; their size stays the same."""
+"""Sums that Ray reduces equal those of a plain loop, and their size does not grow with the images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,22 +27,22 @@ pytestmark = pytest.mark.ray
 POSITIONS, SEED = 5, 7
 
 
-def meter_of(plan: Plan) -> Callable[..., LayerMomentsMeter]:
+def make_meter_factory(plan: Plan) -> Callable[..., LayerMomentsMeter]:
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
     return partial(LayerMomentsMeter, plan.spec, stacked, POSITIONS)
 
 
-def by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
+def reduce_by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
     images, _ = split_images(config)
     work = Extraction(images.with_ids(ids), config.output_dir, row_bytes=0)
-    reading = ReadSpec(plan.paths, plan.spaces, config.scores)
+    read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
     seen = []
     found = reduce_images(
         work,
         config.teachers,
         pools_of(config, standard_placement(config.placement)),
-        reading,
-        meter_of(plan),
+        read_spec,
+        make_meter_factory(plan),
         SEED,
         seen.append,
     )
@@ -50,11 +50,11 @@ def by_ray(config, plan: Plan, ids: Ids) -> tuple[NamedMoments, dict]:
     return found
 
 
-def by_a_plain_loop(config, plan: Plan, ids: Ids) -> NamedMoments:
+def sum_by_plain_loop(config, plan: Plan, ids: Ids) -> NamedMoments:
     images, _ = split_images(config)
-    teachers, added = (
+    teachers, meter = (
         [load_teacher(teacher) for teacher in config.teachers],
-        meter_of(plan)(),
+        make_meter_factory(plan)(),
     )
     for chunk in images.source.chunks:
         for block in read_chunk(images.config, images.source.read, chunk, ids, None, lambda *_: None):
@@ -65,13 +65,13 @@ def by_a_plain_loop(config, plan: Plan, ids: Ids) -> NamedMoments:
                 for tap in plan.shapes
             }
             batch |= {"image": pixels, SCORES: torch.cat([s for _, s in read], dim=1).half().float()}
-            added.add(
+            meter.add(
                 batch | {"draws": torch.from_numpy(draw_uniform(block["image_id"], SEED, NUM_SOLVER_DRAWS))}
             )
-    return added.total
+    return meter.total
 
 
-def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(cluster, load_config, tmp_path):
+def test_sums_equal_those_of_a_plain_loop_and_more_images_need_no_more_bytes(cluster, load_config, tmp_path):
     config = load_config(
         "images.limit=240",
         "extract={batch_size: 20, object_store_gib: 0.01}",
@@ -80,18 +80,19 @@ def test_sums_are_those_of_a_plain_loop_and_more_images_take_no_more_bytes(clust
     )
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     ids, sizes = split_images(config)[0].ids, []
-    for some, reducers in ((ids[: len(ids) // 4], 1), (ids, 2)):
+    for selected_ids, reducers in ((ids[: len(ids) // 4], 1), (ids, 2)):
         extract = config.extract.model_copy(update={"reducers": reducers})
-        sums, summary = by_ray(config.model_copy(update={"extract": extract}), plan, some)
+        sums, summary = reduce_by_ray(config.model_copy(update={"extract": extract}), plan, selected_ids)
         assert summary["reducers"] == reducers
         sizes.append(summary["bytes"])
-        expected = by_a_plain_loop(config, plan, some)
+        expected = sum_by_plain_loop(config, plan, selected_ids)
         assert sums.keys() == expected.keys()
         for name, part in expected.items():
             assert sums[name].count == part.count
             torch.testing.assert_close(sums[name].mean, part.mean, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(sums[name].scatter, part.scatter, atol=1e-3, rtol=1e-5)
     assert sizes[0] == sizes[1] > 0
+    # The limit of the object store reaches Ray Data.
     rows = run_teachers(
         ray.data.range(1),
         [],

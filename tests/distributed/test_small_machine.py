@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from one_core import POSITIONS, SEED
+from passes_on_one_cpu import POSITIONS, SEED
 from safetensors.torch import save_file
 
 from ka_ray.config import Config
@@ -37,12 +37,12 @@ pytestmark = pytest.mark.ray
 
 WIDTHS = (4, 6)
 TIMEOUT_S = 400
-"""Bounds a pass that waits for ever; on two idle cores it takes half a minute."""
+"""Maximum seconds of a pass, so that a hanging one fails; on two idle cores it takes half a minute."""
 
 
 @pytest.fixture
-def load_eight(config_tree, load_config, randomised, tmp_path):
-    """Load a run of eight teachers of two classes each."""
+def load_eight_teachers(config_tree, load_config, randomised, tmp_path):
+    """Return a function that loads the config of a run with eight teachers of two classes each."""
     teachers = []
     for i in range(8):
         checkpoint = tmp_path / f"teacher_{i}.safetensors"
@@ -55,8 +55,8 @@ def load_eight(config_tree, load_config, randomised, tmp_path):
     )
 
 
-def by_a_plain_loop(config: Config, plan: Plan) -> dict[str, Any]:
-    """Read all teachers without Ray: ``image``, ``image_id``, ``label``, stacked ``scores`` and taps."""
+def read_by_plain_loop(config: Config, plan: Plan) -> dict[str, Any]:
+    """Read without Ray: ``image``, ``image_id``, ``label``, stacked taps, and ``own`` scores per teacher."""
     images, _ = split_images(config)
     blocks = [
         block
@@ -70,34 +70,34 @@ def by_a_plain_loop(config: Config, plan: Plan) -> dict[str, Any]:
     return found | stacked | {"own": [scores for _, scores in read]}
 
 
-def test_eight_teachers_extract_on_two_cpus(cluster, load_eight, tmp_path):
-    config = load_eight()
+def test_eight_teachers_extract_on_two_cpus(cluster, load_eight_teachers, tmp_path):
+    config = load_eight_teachers()
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     resources, (images, _) = plan_resources(config, cluster), split_images(config)
     assert resources.notes[0] == "placement chosen to fit: teachers 0.21 CPU; decoding 0.105 CPU"
     work = Extraction(images, tmp_path / "features", 1000)
     read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
     extract_features(work, config.teachers, pools_of(config, resources.placement), read_spec, lambda _: None)
-    check_stored(tmp_path / "features", by_a_plain_loop(config, plan), plan)
+    assert_stored(tmp_path / "features", read_by_plain_loop(config, plan), plan)
 
 
-def check_stored(folder: Path, expected: dict[str, Any], plan: Plan) -> None:
+def assert_stored(folder: Path, expected: dict[str, Any], plan: Plan) -> None:
     store = Store(folder)
     stored = store.gather(["image_id", "image", SCORES, *plan.shapes], np.arange(len(store)))
     for key in ("image_id", "image"):
         np.testing.assert_array_equal(stored[key], expected[key])
-    close = {"rtol": 2e-3, "atol": 2e-3}  # they are kept in half precision
-    np.testing.assert_allclose(stored[SCORES], torch.cat(expected["own"], dim=1).numpy(), **close)
+    tolerance = {"rtol": 2e-3, "atol": 2e-3}  # the store has half precision
+    np.testing.assert_allclose(stored[SCORES], torch.cat(expected["own"], dim=1).numpy(), **tolerance)
     for tap in plan.shapes:
-        np.testing.assert_allclose(stored[tap], expected[tap].numpy(), **close)
+        np.testing.assert_allclose(stored[tap], expected[tap].numpy(), **tolerance)
 
 
-def on_one_core(config: Config, tree: dict[str, Any], tmp_path: Path, *passes: str) -> dict[str, Any]:
-    """Run passes on a Ray of one CPU, in a process of its own."""
-    path, result = tmp_path / "one_core.yaml", tmp_path / "result.pickle"
+def run_on_one_cpu(config: Config, tree: dict[str, Any], tmp_path: Path, *passes: str) -> dict[str, Any]:
+    """Run passes on a Ray with one CPU in a separate process, and return their results."""
+    path, result = tmp_path / "one_cpu.yaml", tmp_path / "result.pickle"
     given = {"images": {**tree["images"], "limit": 60}, "extract": {"batch_size": 16}, "ray": {"num_cpus": 1}}
     path.write_text(yaml.safe_dump(tree | given | {"output": str(config.output_dir)}))
-    program = [sys.executable, str(Path(__file__).parent / "one_core.py")]
+    program = [sys.executable, str(Path(__file__).parent / "passes_on_one_cpu.py")]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": paths}
     command = [*program, str(path), str(tmp_path / "student"), str(result), *passes]
@@ -109,7 +109,7 @@ def on_one_core(config: Config, tree: dict[str, Any], tmp_path: Path, *passes: s
     return found
 
 
-def check_counts(found: Counts, config: Config, plan: Plan, student: Student, read: dict[str, Any]) -> None:
+def assert_counts(found: Counts, config: Config, plan: Plan, student: Student, read: dict[str, Any]) -> None:
     index = {name: i for i, name in enumerate(plan.spec.classes)}
     label_sets = plan.label_sets
     with torch.inference_mode():
@@ -128,27 +128,27 @@ def check_counts(found: Counts, config: Config, plan: Plan, student: Student, re
         )
 
 
-def test_eight_teachers_and_a_student_are_evaluated_on_one_cpu(load_eight, config_tree, tmp_path):
-    config = load_eight()
+def test_eight_teachers_and_a_student_are_evaluated_on_one_cpu(load_eight_teachers, config_tree, tmp_path):
+    config = load_eight_teachers()
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
     student = Student(plan.spec)
     save_student(student, tmp_path / "student")
-    found = on_one_core(config, config_tree, tmp_path, "evaluation")
-    check_counts(found["evaluation"]["student"], config, plan, student, by_a_plain_loop(config, plan))
+    found = run_on_one_cpu(config, config_tree, tmp_path, "evaluation")
+    assert_counts(found["evaluation"]["student"], config, plan, student, read_by_plain_loop(config, plan))
 
 
-@pytest.mark.slow  # two more times, eight actors that import torch one after the other
-def test_eight_teachers_extract_and_are_summed_up_on_one_cpu(load_eight, config_tree, tmp_path):
-    config = load_eight()
+@pytest.mark.slow  # twice more, eight actors import torch one after another
+def test_eight_teachers_extract_and_are_summed_up_on_one_cpu(load_eight_teachers, config_tree, tmp_path):
+    config = load_eight_teachers()
     plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
-    found = on_one_core(config, config_tree, tmp_path, "extraction", "summing")
-    read = by_a_plain_loop(config, plan)
-    check_stored(config.output_dir, read, plan)
+    found = run_on_one_cpu(config, config_tree, tmp_path, "extraction", "summing")
+    read = read_by_plain_loop(config, plan)
+    assert_stored(config.output_dir, read, plan)
     meter = LayerMomentsMeter(plan.spec, {tap: shape[0] for tap, shape in plan.shapes.items()}, POSITIONS)
-    in_half = {tap: read[tap].half().float() for tap in plan.shapes}
+    half_precision = {tap: read[tap].half().float() for tap in plan.shapes}
     scores = torch.cat(read["own"], dim=1).half().float()
     draws = torch.from_numpy(draw_uniform(read["image_id"], SEED, NUM_SOLVER_DRAWS))
-    meter.add({"image": torch.tensor(read["image"]), SCORES: scores, "draws": draws, **in_half})
+    meter.add({"image": torch.tensor(read["image"]), SCORES: scores, "draws": draws, **half_precision})
     assert found["summing"].keys() == meter.total.keys()
     for name, part in meter.total.items():
         assert found["summing"][name].count == part.count

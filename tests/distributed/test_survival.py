@@ -1,4 +1,4 @@
-"""Passes over images while processes die: every row once, or an end after bounded tries."""
+"""Passes over images while processes are killed: each row exists once, or the pass fails after retries."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import ray
 import torch
-from mortal import Mortal, MortalReader
 from PIL import Image
+from self_killing import SelfKillingNetwork, SelfKillingReader
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
@@ -36,25 +36,26 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def deaths(tmp_path):
-    """Let teacher ``low`` die so many times."""
+def create_kills_folder(tmp_path):
+    """Return a function that creates the folder of :mod:`self_killing` for a number of kills."""
 
-    def of(count: int) -> Path:
-        folder = tmp_path / "deaths"
+    def create(count: int) -> Path:
+        folder = tmp_path / "kills"
         folder.mkdir()
         for i in range(count):
             (folder / str(i)).touch()
         return folder
 
-    return of
+    return create
 
 
-def mortal(config: TeacherConfig, lives: Path, tmp_path: Path) -> TeacherConfig:
-    network = Mortal(str(lives), len(config.classes))
-    checkpoint = tmp_path / "mortal.pt"
+def make_self_killing(config: TeacherConfig, kills_folder: Path, tmp_path: Path) -> TeacherConfig:
+    """Replace the network of a teacher by one that kills its process."""
+    network = SelfKillingNetwork(str(kills_folder), len(config.classes))
+    checkpoint = tmp_path / "self_killing.pt"
     torch.save(network.state_dict(), checkpoint)
-    arguments = {"lives": str(lives), "num_classes": len(config.classes)}
-    name = f"{Mortal.__module__}:{Mortal.__qualname__}"
+    arguments = {"kills_folder": str(kills_folder), "num_classes": len(config.classes)}
+    name = f"{SelfKillingNetwork.__module__}:{SelfKillingNetwork.__qualname__}"
     return config.model_copy(update={"network": name, "arguments": arguments, "checkpoint": checkpoint})
 
 
@@ -62,23 +63,26 @@ READ_NOTHING = ReadSpec({}, {}, ScoresConfig())
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_a_teacher_that_dies_is_started_again_and_no_row_is_lost_or_doubled(
-    cluster, load_config, tmp_path, deaths, count
+def test_a_killed_teacher_is_restarted_and_no_row_is_lost_or_doubled(
+    cluster, load_config, tmp_path, create_kills_folder, count
 ):
-    """Six deaths are more than an actor's restarts: the first pass fails, after rows were written."""
+    """Six kills are more than an actor's restarts: the first pass fails after it has written rows."""
     config = load_config("images.limit=150", "extract.batch_size=16")
     images = split_images(config)[0]
-    teachers = [mortal(config.teachers[0], deaths(count), tmp_path), config.teachers[1]]
+    teachers = [
+        make_self_killing(config.teachers[0], create_kills_folder(count), tmp_path),
+        config.teachers[1],
+    ]
     work = Extraction(images, tmp_path / "out", 4 * 1024**2)
     summary = extract_features(
         work, teachers, pools_of(config, standard_placement(config.placement)), READ_NOTHING, lambda _: None
     )
-    assert list((tmp_path / "deaths").iterdir()) == []
+    assert list((tmp_path / "kills").iterdir()) == []
     assert Store(tmp_path / "out").image_ids.tolist() == images.ids.tolist()
     assert (summary["images"], summary["duplicate_rows"]) == (len(images.ids), 0)
 
 
-def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, tmp_path):
+def test_complete_shards_of_an_unfinished_extraction_are_kept(cluster, load_config, tmp_path):
     config = load_config("images.limit=120", "extract.batch_size=8")
     images, folder, counted = split_images(config)[0], tmp_path / "out", []
     work = Extraction(images, folder, 8 * 1024**2)
@@ -89,10 +93,10 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
         READ_NOTHING,
         counted.append,
     )
-    whole = Store(folder).gather(["scores", "image"], np.arange(len(images.ids)))
+    complete = Store(folder).gather(["scores", "image"], np.arange(len(images.ids)))
     shards = sorted(folder.glob("*.arrow"))
     assert len(shards) > 5
-    (folder / "done.json").unlink()  # as if it had been killed
+    (folder / "done.json").unlink()  # as if the run had been killed before the end
     shards[0].unlink()
     shards[2].write_bytes(shards[2].read_bytes()[:-100])
     stamps = {shard: shard.stat().st_mtime_ns for shard in (shards[1], *shards[3:])}
@@ -104,16 +108,16 @@ def test_what_stands_of_an_attempt_is_not_extracted_again(cluster, load_config, 
         READ_NOTHING,
         counted.append,
     )
-    again = Store(folder)
-    assert again.image_ids.tolist() == images.ids.tolist()
+    resumed = Store(folder)
+    assert resumed.image_ids.tolist() == images.ids.tolist()
     assert summary["images"] == len(images.ids)
     assert 0 < summary["resumed"] < len(images.ids)
     assert {shard: shard.stat().st_mtime_ns for shard in stamps} == stamps
-    for name, column in again.gather(["scores", "image"], np.arange(len(images.ids))).items():
-        np.testing.assert_array_equal(column, whole[name])
+    for name, column in resumed.gather(["scores", "image"], np.arange(len(images.ids))).items():
+        np.testing.assert_array_equal(column, complete[name])
 
 
-def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load_config, tmp_path):
+def test_shards_are_not_reused_if_the_list_of_images_has_changed(cluster, load_config, tmp_path):
     for name in "bcde":
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -124,7 +128,7 @@ def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load
         source, out = open_source(config), tmp_path / "out"
         work = Extraction(ImageSet(config, source, np.arange(source.num_images)), out, 1000)
         extract_features(work, [], Pools(), READ_NOTHING, lambda _: None)
-        (out / "done.json").rename(tmp_path / "done.json")  # as if it had been killed
+        (out / "done.json").rename(tmp_path / "done.json")  # as if the run had been killed before the end
         store = recover_shards(out)
         mark_folder_finished(out, {SHARDS_KEY: store.shards})
         red = Store(out).gather(["image"], np.arange(len(store.ids)))["image"][:, 0, 0, 0]
@@ -136,12 +140,12 @@ def test_rows_of_images_that_are_listed_otherwise_now_are_not_used(cluster, load
     assert extract() == {0: ord("a"), 1: ord("b"), 2: ord("c"), 3: ord("d"), 4: ord("e")}
 
 
-def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
-    cluster, load_config, tmp_path, deaths
+def test_a_teacher_that_always_dies_ends_the_pass_with_the_key_to_lower(
+    cluster, load_config, tmp_path, create_kills_folder
 ):
     config = load_config("images.limit=60", "ray.max_failures=1")
-    images, lives = split_images(config)[0], deaths(1000)
-    teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
+    images, kills_folder = split_images(config)[0], create_kills_folder(1000)
+    teachers = [make_self_killing(config.teachers[0], kills_folder, tmp_path), config.teachers[1]]
     work = Extraction(images, tmp_path / "out", 1000)
     with pytest.raises(ClusterError, match=r"teacher low: its actor died .* lower extract.batch_size"):
         extract_features(
@@ -151,14 +155,16 @@ def test_a_teacher_that_always_dies_ends_the_run_and_says_what_to_lower(
             READ_NOTHING,
             lambda _: None,
         )
-    assert 1000 - len(list(lives.iterdir())) == 4  # two passes, in each an actor that is started twice
+    assert 1000 - len(list(kills_folder.iterdir())) == 4  # two passes, each with two starts of the actor
 
 
 @pytest.mark.parametrize("count", [3, 1000])
-def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tmp_path, deaths, count):
+def test_killed_reading_tasks_are_retried_a_limited_number_of_times(
+    cluster, load_config, tmp_path, create_kills_folder, count
+):
     config = load_config("images.limit=60", "ray.max_failures=1")
-    images, lives = split_images(config)[0], deaths(count)
-    source = replace(images.source, read=MortalReader(images.source.read, lives))
+    images, kills_folder = split_images(config)[0], create_kills_folder(count)
+    source = replace(images.source, read=SelfKillingReader(images.source.read, kills_folder))
     work = Extraction(replace(images, source=source), tmp_path / "out", 1000)
     if count > 4:
         with pytest.raises(
@@ -172,29 +178,29 @@ def test_reading_that_dies_is_repeated_but_not_for_ever(cluster, load_config, tm
             work, [], pools_of(config, standard_placement(config.placement)), READ_NOTHING, lambda _: None
         )
         assert summary["images"] == len(images.ids)
-        assert list(lives.iterdir()) == []
+        assert list(kills_folder.iterdir()) == []
 
 
-def test_the_error_names_what_ended_the_pass_though_another_task_died_too_often_after_it(cluster):
+def test_the_error_names_the_task_that_ended_the_pass_also_if_another_one_died_too_often(cluster):
     monitor = beside_driver(PassMonitor, 0, 1)
     for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
         for start in range(3):
             ray.get(monitor.count_start.remote(process, unit, f"{unit}, worker {start}"))
     for process, unit in ((READING, "task 1"), (WRITING, "task 2")):
-        told = explain(RestartsExhausted(f"{process.what} died too often ({unit})"), monitor)
-        assert str(told).startswith(f"{process.what} died 2 times (")
-        assert process.remedy in str(told)
+        user_error = explain(RestartsExhausted(f"{process.what} died too often ({unit})"), monitor)
+        assert str(user_error).startswith(f"{process.what} died 2 times (")
+        assert process.remedy in str(user_error)
     other = explain(RestartsExhausted("reading images: a task died too often (task 3)"), monitor)
     assert str(other).startswith("workers were lost again and again: reading images")
 
 
-def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
-    cluster, load_config, tmp_path, deaths
+def test_an_evaluation_with_killed_teachers_counts_every_image_once(
+    cluster, load_config, tmp_path, create_kills_folder
 ):
     config = load_config("images.limit=150", "extract.batch_size=16")
     images, plan = split_images(config)[0], make_plan(config, [build_teacher(t) for t in config.teachers])
-    lives = deaths(6)
-    teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
+    kills_folder = create_kills_folder(6)
+    teachers = [make_self_killing(config.teachers[0], kills_folder, tmp_path), config.teachers[1]]
     work = Evaluation(
         images,
         plan.label_sets,
@@ -203,25 +209,27 @@ def test_an_evaluation_outlives_dying_teachers_and_counts_every_image_once(
         pools=pools_of(config, standard_placement(config.placement)),
     )
     counts, summary = evaluate_images(work, lambda _: None)
-    assert list(lives.iterdir()) == []
+    assert list(kills_folder.iterdir()) == []
     assert summary["images"] == counts[TEACHERS_ONLY].images == len(images.ids)
 
 
-@pytest.mark.slow  # a reducer waits long for a stream whose teachers are gone
-def test_sums_outlive_dying_teachers_and_count_every_image_once(cluster, load_config, tmp_path, deaths):
+@pytest.mark.slow  # a reducer waits long for the features of killed teachers
+def test_sums_with_killed_teachers_count_every_image_once(
+    cluster, load_config, tmp_path, create_kills_folder
+):
     config = load_config("images.limit=150", "extract.batch_size=16")
-    images, lives = split_images(config)[0], deaths(6)
-    teachers = [mortal(config.teachers[0], lives, tmp_path), config.teachers[1]]
+    images, kills_folder = split_images(config)[0], create_kills_folder(6)
+    teachers = [make_self_killing(config.teachers[0], kills_folder, tmp_path), config.teachers[1]]
     scores = ReadSpec({t.name: {} for t in teachers}, {}, ScoresConfig())
     extraction = Extraction(images, tmp_path / "sums", 0)
     counted: list[int] = []
-    sums, told = reduce_images(extraction, teachers, Pools(), scores, ScoresMeter, 0, counted.append)
-    assert list(lives.iterdir()) == []
-    assert sums[SCORES].count == told["images"] == len(images.ids)
+    sums, summary = reduce_images(extraction, teachers, Pools(), scores, ScoresMeter, 0, counted.append)
+    assert list(kills_folder.iterdir()) == []
+    assert sums[SCORES].count == summary["images"] == len(images.ids)
 
 
 class ScoresMeter:
-    """Adds up scores alone."""
+    """Sums up only the moments of the scores."""
 
     def __init__(self, *, device: torch.device) -> None:
         self._meter = MomentsMeter(10, device)

@@ -1,6 +1,6 @@
-"""How a command of the documentation is tried: one rule for each kind of command.
+"""How commands of the documentation are tested: one rule for each kind of command.
 
-Commands are parsed by the program itself, and run as far as the function that would do the work.
+Each command is parsed by its own program. Those of ka_ray run until the function that would do the work.
 """
 
 import argparse
@@ -27,41 +27,42 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text()
 LOCAL_CLUSTER = REPOSITORY / "cluster" / "local.sh"
 
 
-class Reached(Exception):
-    """A command has reached the function that would do its work."""
+class WorkReached(Exception):
+    """Raised instead of the work of a command, once everything before it has succeeded."""
 
 
-def options_of(command):
+def find_options(command):
     """Return every option of a command and of the commands below it."""
     own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    return own.union(*(options_of(inner) for inner in getattr(command, "commands", {}).values()))
+    return own.union(*(find_options(inner) for inner in getattr(command, "commands", {}).values()))
 
 
 def run(*words, cwd=REPOSITORY, **environment):
     return subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
 
 
-ANSWERED = ("predict", "doctor", "--version", "--help")
-"""What is run to its end; everything else stops where the work would begin."""
+RUN_TO_THE_END = ("predict", "doctor", "--version", "--help")
+"""Commands that run to their end; all others stop where their work would begin."""
 
 
-def check_end(verb, call):
-    """Call the command line; a wrong option or bad input would end it with exit code 2."""
-    with pytest.raises(SystemExit if verb in ANSWERED else Reached) as ended:
+def assert_accepted(verb, call):
+    """Call a command, and check that it accepts its input: with bad input it exits with code 2."""
+    with pytest.raises(SystemExit if verb in RUN_TO_THE_END else WorkReached) as ended:
         call()
-    assert verb not in ANSWERED or ended.value.code == 0
+    assert verb not in RUN_TO_THE_END or ended.value.code == 0
 
 
 def run_ka_ray(words, monkeypatch):
     verb = words[1]
     if verb == "--install-completion":
-        assert verb in options_of(typer.main.get_command(cli.app))  # to run it would change the shell's files
+        # Running it would change files of the user's shell.
+        assert verb in find_options(typer.main.get_command(cli.app))
         return
-    check_end(verb, lambda: cli.main([one for word in words[1:] for one in expand(word)]))
+    assert_accepted(verb, lambda: cli.main([part for word in words[1:] for part in expand_wildcards(word)]))
 
 
-def expand(word):
-    """Expand wildcards as a shell does: a pattern that matches no file stays as it is."""
+def expand_wildcards(word):
+    """Expand wildcards as a shell does: a pattern that matches no file is kept."""
     found = sorted(map(str, Path().glob(word))) if "*" in word else []
     return found or [word]
 
@@ -69,7 +70,7 @@ def expand(word):
 def run_job_script(words, monkeypatch):
     monkeypatch.setattr(sys, "argv", list(words[1:]))
     path = REPOSITORY / words[1]
-    check_end(path.stem, lambda: runpy.run_path(str(path), run_name="__main__"))
+    assert_accepted(path.stem, lambda: runpy.run_path(str(path), run_name="__main__"))
 
 
 def parse_benchmark(words, monkeypatch):
@@ -79,16 +80,16 @@ def parse_benchmark(words, monkeypatch):
         compile(path.read_text(), path, "exec")
         assert words[2:] == (), f"{words[1]} takes no arguments"
         return
-    parse = argparse.ArgumentParser.parse_args
+    original = argparse.ArgumentParser.parse_args
 
     def stop(parser, *arguments):
-        parsed.append(parse(parser, *arguments))
-        raise Reached
+        parsed.append(original(parser, *arguments))
+        raise WorkReached
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", list(words[1:]))
     monkeypatch.syspath_prepend(path.parent)
-    with pytest.raises(Reached):
+    with pytest.raises(WorkReached):
         runpy.run_path(str(path), run_name="__main__")
     Config.load(parsed[0].config, parsed[0].overrides)
 
@@ -107,7 +108,7 @@ def parse_ray(words, monkeypatch):
 
     parameters = parse_click(ray_cli, words[1:])
     if "entrypoint" in parameters:
-        check(parameters["entrypoint"], monkeypatch)
+        run_rule(parameters["entrypoint"], monkeypatch)
 
 
 def parse_mlflow(words, monkeypatch):
@@ -126,22 +127,22 @@ def check_activate(words, monkeypatch):
 
 
 def check_pip(words, monkeypatch):
-    """Check that the extras exist that are installed from the checkout."""
+    """Check that the extras exist that the command installs."""
     [requirement] = words[2:]
     extras = re.fullmatch(r"\.\[([\w,]+)\]", requirement)[1]
     assert set(extras.split(",")) <= PYPROJECT["project"]["optional-dependencies"].keys()
 
 
 def check_local_cluster(words, monkeypatch):
-    """Let the script check its arguments; then it refuses a cluster folder that is a file."""
-    no_folder = str(REPOSITORY / "Makefile")
-    done = run("bash", str(LOCAL_CLUSTER), *words[1:], KA_RAY_CLUSTER_DIR=no_folder)
-    assert (done.returncode, no_folder in done.stderr) == (1, True), done.stderr
+    """Let the script check its arguments; then it fails, because the folder of the cluster is a file."""
+    file = str(REPOSITORY / "Makefile")
+    done = run("bash", str(LOCAL_CLUSTER), *words[1:], KA_RAY_CLUSTER_DIR=file)
+    assert (done.returncode, file in done.stderr) == (1, True), done.stderr
 
 
 def check_eval(words, monkeypatch):
     [inner] = re.fullmatch(r"\$\((.*)\)", words[1]).groups()
-    check(tuple(shlex.split(inner)), monkeypatch)
+    run_rule(tuple(shlex.split(inner)), monkeypatch)
 
 
 def check_export(words, monkeypatch):
@@ -167,10 +168,11 @@ RULES = {
     "export *": check_export,
     "pre-commit *": check_pre_commit,
 }
-"""What commands look like -> how they are tried."""
+"""Pattern of a command -> function that tests it."""
 
 
-def check(words, monkeypatch):
+def run_rule(words, monkeypatch):
+    """Test a command by the only rule that it matches."""
     rules = [rule for rule in RULES if fnmatch(" ".join(words), rule)]
-    assert len(rules) == 1, f"{rules} try {words}: a new kind of command needs a rule of its own"
+    assert len(rules) == 1, f"{words} must match one rule, but matches {rules}"
     RULES[rules[0]](tuple(words), monkeypatch)

@@ -1,10 +1,10 @@
-"""A folder in which the commands of the documentation find what they name."""
+"""A folder with all files that the commands of the documentation name."""
 
 import numpy as np
 import pytest
 import yaml
-from command_rules import Reached
-from doc_pages import PAGES, REPOSITORY, blocks
+from command_rules import WorkReached
+from doc_pages import PAGES, REPOSITORY, find_blocks
 from PIL import Image
 
 import ka_ray
@@ -17,8 +17,8 @@ from ka_ray.submission import submit as submitting
 
 def find_yaml(name):
     """Return the YAML block that describes the run of this name."""
-    found = {b.text for page in PAGES for b in blocks(page) if b.text.startswith(f"name: {name}\n")}
-    [text] = found  # every page shows the same one
+    found = {b.text for page in PAGES for b in find_blocks(page) if b.text.startswith(f"name: {name}\n")}
+    [text] = found  # all pages must show the same block
     return text
 
 
@@ -28,68 +28,68 @@ def save_image(path):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, make_spec):
-    """A checkout in which somebody has run the examples, with stand-ins for data, teachers and students."""
-    place = tmp_path / "ka_ray"
-    place.mkdir()
-    monkeypatch.chdir(place)
+def checkout(tmp_path, monkeypatch, make_spec):
+    """A folder like a checkout in which the examples have been run; data, teachers and students are fake."""
+    folder = tmp_path / "ka_ray"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    (place / "jobs").symlink_to(REPOSITORY / "jobs")
-    for folder in ("cifar10", "sign-digits/train", "sign-digits/test"):
-        (tmp_path / "shared" / "data" / folder).mkdir(parents=True)
+    (folder / "jobs").symlink_to(REPOSITORY / "jobs")
+    for name in ("cifar10", "sign-digits/train", "sign-digits/test"):
+        (tmp_path / "shared" / "data" / name).mkdir(parents=True)
     for name in "ab":
-        taught = place / f"runs/cifar10_teacher_{name}/{name}"
-        taught.mkdir(parents=True)
-        (taught / "teacher.safetensors").touch()
+        teacher_folder = folder / f"runs/cifar10_teacher_{name}/{name}"
+        teacher_folder.mkdir(parents=True)
+        (teacher_folder / "teacher.safetensors").touch()
     for name in ("dogs.safetensors", "birds.pt", "cats.safetensors"):
-        (place / name).touch()
+        (folder / name).touch()
     for name in ("dogs", "birds", "cats"):
-        (place / f"{name}.txt").write_text(f"{name}_1\n{name}_2\n")
-    save_image(place / "photos" / "some" / "1.jpg")
-    save_image(place / "photos" / "1.jpg")
-    save_image(place / "runs" / "demo" / "samples" / "0_digit_4.png")
+        (folder / f"{name}.txt").write_text(f"{name}_1\n{name}_2\n")
+    save_image(folder / "photos" / "some" / "1.jpg")
+    save_image(folder / "photos" / "1.jpg")
+    save_image(folder / "runs" / "demo" / "samples" / "0_digit_4.png")
     student = Student(make_spec("plain", {"conv1": 4}))
     for name in ("demo", "pets", "my_student"):
-        save_student(student, place / "runs" / name)
-    write_configs(place)
-    return place
+        save_student(student, folder / "runs" / name)
+    write_configs(folder)
+    return folder
 
 
-def write_configs(place):
-    """Write the configs that the pages name but that the repository does not hold."""
+def write_configs(folder):
+    """Write the configs that the pages name but that are not files of the repository."""
     pets = yaml.safe_load(find_yaml("pets"))
-    my_own = pets | {"name": "my_student", "images": pets["images"] | {"labelled": True}}
+    my_student = pets | {"name": "my_student", "images": pets["images"] | {"labelled": True}}
     cats = {"name": "cats", "network": "vgg11_bn", "checkpoint": "cats.safetensors", "classes": "cats.txt"}
     three = pets | {"teachers": [*pets["teachers"], cats], "codes": {"method": "incremental"}}
-    (place / "runs" / "two").mkdir()
+    (folder / "runs" / "two").mkdir()
     for name, tree in {
         "pets": pets,
-        "my": my_own,
+        "my": my_student,
         "three": three,
-        "runs/my_student/best": my_own,
+        "runs/my_student/best": my_student,
     }.items():
-        (place / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
 
 
 @pytest.fixture
-def stand_ins(workplace, monkeypatch):
-    """The folder of `workplace`, in which nothing is started that takes long."""
+def checkout_without_work(checkout, monkeypatch):
+    """The folder of `checkout`; functions that would take long raise `WorkReached` instead."""
 
     def stop(config, *rest):
         assert isinstance(config, Config | TeachConfig)
-        raise Reached
+        raise WorkReached
 
     def stop_comparison(config, methods, num_seeds, vary):
         for overrides in expand_variants(methods, vary).values():
             with_overrides(config, overrides)
-        raise Reached
+        raise WorkReached
 
     def stop_evaluation(folder, images):
-        raise Reached
+        raise WorkReached
 
     def stop_submission(address):
-        raise Reached  # from here on, a cluster is needed
+        raise WorkReached  # the next step needs a cluster
 
     for name in ("amalgamate", "search_widths", "measure_spectrum", "teach"):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
@@ -99,4 +99,4 @@ def stand_ins(workplace, monkeypatch):
     exists = files.exists
     monkeypatch.setattr("ka_ray.config.base.exists", lambda path: files.is_remote(path) or exists(path))
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:24001")  # as `cluster/local.sh env` sets it
-    return workplace
+    return checkout

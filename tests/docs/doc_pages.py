@@ -32,7 +32,7 @@ class Block:
     Attributes:
         page: The page that contains it.
         line: Line number of its first line of code.
-        language: What is written behind the opening fence.
+        language: The language named after the opening fence; may be empty.
         text: The code.
     """
 
@@ -51,7 +51,7 @@ class Command:
 
     Attributes:
         place: Page and line number.
-        words: The words that a shell would pass on, before it expands wildcards.
+        words: The command split into words as by a shell, with wildcards not expanded.
     """
 
     place: str
@@ -62,18 +62,18 @@ class Command:
 
 
 @cache
-def tokens(page: Path) -> list[Token]:
+def parse_tokens(page: Path) -> list[Token]:
     return PARSER.parse(page.read_text("utf-8"))
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    for token in tokens(page):
+def find_blocks(page: Path) -> Iterator[Block]:
+    for token in parse_tokens(page):
         if token.type in ("fence", "code_block"):
             assert token.map is not None
             yield Block(page, token.map[0] + 2, token.info.strip(), token.content)
 
 
-def commands(block: Block) -> Iterator[Command]:
+def find_commands(block: Block) -> Iterator[Command]:
     start, text = block.line, ""
     for number, line in enumerate(block.text.splitlines(), start=block.line):
         text += line
@@ -87,7 +87,7 @@ def commands(block: Block) -> Iterator[Command]:
 
 
 def inline_tokens(page: Path) -> Iterator[Token]:
-    for token in tokens(page):
+    for token in parse_tokens(page):
         yield from token.children or ()
 
 
@@ -95,20 +95,20 @@ def inline_code(page: Path) -> list[str]:
     return [token.content for token in inline_tokens(page) if token.type == "code_inline"]
 
 
-def links(page: Path) -> list[str]:
+def find_links(page: Path) -> list[str]:
     """Return the targets of all links and images of a page."""
     attributes = {"link_open": "href", "image": "src"}
     return [str(t.attrs[attributes[t.type]]) for t in inline_tokens(page) if t.type in attributes]
 
 
-def headings(page: Path) -> list[str]:
-    found = tokens(page)
+def find_headings(page: Path) -> list[str]:
+    found = parse_tokens(page)
     return [found[i + 1].content for i, token in enumerate(found) if token.type == "heading_open"]
 
 
-def anchors(page: Path) -> set[str]:
+def find_anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives the headings of a page."""
-    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page)]
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in find_headings(page)]
     seen: Counter[str] = Counter()
     found = set()
     for slug in slugs:

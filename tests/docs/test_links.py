@@ -1,4 +1,4 @@
-"""Every page can be found, asks one question, and points only to what exists."""
+"""Every page is linked and answers one question, and links, paths, keys and names in the pages exist."""
 
 import re
 
@@ -9,11 +9,11 @@ from doc_pages import (
     MARKDOWN,
     PAGES,
     REPOSITORY,
-    anchors,
-    headings,
+    find_anchors,
+    find_headings,
+    find_links,
     inline_code,
-    links,
-    tokens,
+    parse_tokens,
 )
 
 import ka_ray
@@ -33,15 +33,15 @@ every_page = pytest.mark.parametrize("page", MARKDOWN, ids=relative)
 
 
 @every_page
-def test_links_lead_to_files_and_headings_that_exist(page):
-    for link in links(page):
+def test_targets_of_links_exist(page):
+    for link in find_links(page):
         if link.startswith(("https://", "http://")):
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        assert target.exists(), f"{link}: there is no {target}"
-        assert target.is_relative_to(REPOSITORY), f"{link} leads out of the repository"
-        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+        assert target.exists(), f"{link}: {target} does not exist"
+        assert target.is_relative_to(REPOSITORY), f"{link} is outside of the repository"
+        assert not anchor or anchor in find_anchors(target), f"{link}: no such heading"
 
 
 @every_page
@@ -56,23 +56,23 @@ def test_names_of_the_python_api_in_the_text_exist(page):
     assert {match[1] for match in matches if match} <= set(ka_ray.__all__)
 
 
-def models_in(annotation):
-    """Yield every config section that a type may hold."""
+def find_sections(annotation):
+    """Yield every config section (pydantic model) in a type annotation."""
     if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
-        yield from models_in(argument)
+        yield from find_sections(argument)
 
 
 def key_exists(models, parts):
-    """Whether one of some config sections has a key, given as its parts."""
+    """Return whether one of some config sections has a key, given as a list of its parts."""
     if not parts:
         return True
     fields = [model.model_fields[parts[0]] for model in models if parts[0] in model.model_fields]
-    return any(key_exists(list(models_in(field.annotation)), parts[1:]) for field in fields)
+    return any(key_exists(list(find_sections(field.annotation)), parts[1:]) for field in fields)
 
 
-def test_a_key_that_does_not_exist_is_noticed():
+def test_key_exists_finds_nested_keys_and_rejects_unknown_ones():
     assert key_exists([Config], ["baselines", "distill", "learning_rate"])
     assert key_exists([Config], ["images", "label_column"])
     assert not key_exists([Config], ["joint", "epoch"])
@@ -85,21 +85,23 @@ def test_config_keys_in_the_text_exist(page):
     assert [".".join(key) for key in keys if not key_exists([Config], key)] == []
 
 
-def test_the_index_asks_the_question_of_every_page():
+def test_the_index_lists_the_question_of_every_page():
     pages = [page for page in DOCS if page != INDEX]
-    questions = {relative(page): headings(page)[0] for page in pages}
+    questions = {relative(page): find_headings(page)[0] for page in pages}
     assert {name: title for name, title in questions.items() if not title.endswith("?")} == {}
     rows = dict(re.findall(r"^\| (.*\?) \| \[.*\]\((.*)\) \|$", INDEX.read_text("utf-8"), re.MULTILINE))
     assert {f"docs/{file}": question for question, file in rows.items()} == questions
 
 
-def test_the_readme_leads_to_every_page_of_the_documentation():
-    assert {relative(page) for page in DOCS if page != INDEX} <= set(links(README))
+def test_the_readme_links_to_every_page_of_the_documentation():
+    assert {relative(page) for page in DOCS if page != INDEX} <= set(find_links(README))
 
 
 def test_the_readme_is_one_page_with_one_picture():
     assert len(README.read_text("utf-8").splitlines()) <= 100
-    pictures = [token for line in tokens(README) for token in line.children or () if token.type == "image"]
+    pictures = [
+        token for line in parse_tokens(README) for token in line.children or () if token.type == "image"
+    ]
     assert len(pictures) == 1
 
 

@@ -28,8 +28,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def head(tmp_path):
-    """A separate Ray head with a token and Ray's default for authentication, as in the README."""
+def ray_head(tmp_path):
+    """A separate Ray head with token authentication: its address, and environment variables for clients."""
     port, dashboard = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     # As in a shell where the virtual environment is activated.
@@ -52,8 +52,8 @@ def head(tmp_path):
     shutil.rmtree(f"/tmp/ka_ray_job_{port}", ignore_errors=True)
 
 
-def submit(head, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    address, environment = head
+def submit_with_ray(ray_head, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    address, environment = ray_head
     command = [
         RAY,
         "job",
@@ -71,19 +71,19 @@ def submit(head, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_digits_run_as_a_job_and_a_bad_config_fails_it(head, tmp_path):
+def test_the_digits_run_as_a_job_and_a_bad_config_or_token_fails_it(ray_head, tmp_path):
     arguments = ("jobs/amalgamate.py", "jobs/configs/digits.yaml", "--output")
-    done = submit(head, *arguments, str(tmp_path / "run"), "--set", "joint.epochs=5")
+    done = submit_with_ray(ray_head, *arguments, str(tmp_path / "run"), "--set", "joint.epochs=5")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert Report.load(tmp_path / "run").accuracy.union > 0.85
 
-    bad = submit(head, *arguments, str(tmp_path / "bad"), "--set", "joint.rate=5")
+    bad = submit_with_ray(ray_head, *arguments, str(tmp_path / "bad"), "--set", "joint.rate=5")
     assert bad.returncode != 0
     assert "joint.rate: unknown key" in bad.stdout + bad.stderr
 
-    address, environment = head
+    address, environment = ray_head
     for wrong_token in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submit((address, environment | wrong_token), "--version")
+        refused = submit_with_ray((address, environment | wrong_token), "--version")
         assert refused.returncode != 0, refused.stdout
 
 
@@ -125,29 +125,31 @@ def project(tmp_path):
     return folder
 
 
-def start_ka_ray(head, project: Path, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
-    address, environment = head
+def start_ka_ray_submit(
+    ray_head, project: Path, *arguments: str, **changed_variables: str
+) -> "subprocess.Popen[str]":
+    address, environment = ray_head
     command = [sys.executable, "-m", "ka_ray.cli", "submit", "--address", address, *arguments]
     python_path = {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         command,
         cwd=project,
-        env=environment | python_path | changes,
+        env=environment | python_path | changed_variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def ka_ray_submit(head, project: Path, *arguments: str, **changes: str) -> tuple[int, str]:
-    with start_ka_ray(head, project, *arguments, **changes) as process:
+def submit_with_ka_ray(ray_head, project: Path, *arguments: str, **changed_variables: str) -> tuple[int, str]:
+    with start_ka_ray_submit(ray_head, project, *arguments, **changed_variables) as process:
         out, _ = process.communicate(timeout=600)
         return process.returncode, out
 
 
-def test_ka_ray_submit_sends_ignored_files_and_exits_with_the_code_of_the_job(head, project, tmp_path):
+def test_ka_ray_submit_sends_ignored_files_and_exits_with_the_code_of_the_job(ray_head, project, tmp_path):
     output = tmp_path / "out"
-    code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
+    code, out = submit_with_ka_ray(ray_head, project, "small.yaml", "--output", str(output))
     assert code == 0, out
     for line in ("sent: runs/low/teacher.safetensors", "sent: module mine", "joint epoch=1/1", "SUCCEEDED"):
         assert line in out
@@ -155,35 +157,37 @@ def test_ka_ray_submit_sends_ignored_files_and_exits_with_the_code_of_the_job(he
     assert report.accuracy.images > 0
     assert (
         str(project) not in (output / "config.json").read_text()
-    )  # the job has read the files that were sent
+    )  # the job has used the files that were sent
 
-    # A changed file makes another package, with another folder on the cluster; the run still resumes.
+    # With a changed file, Ray unpacks the job in another folder on the cluster; the run still resumes.
     (project / "mine/nets.py").write_text((project / "mine/nets.py").read_text() + "# the same\n")
-    code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output))
+    code, out = submit_with_ka_ray(ray_head, project, "small.yaml", "--output", str(output))
     assert code == 0, out
     assert "epoch=" not in out
     [job_id] = re.findall(r"^job: (\S+)$", out, re.MULTILINE)
-    code, again = ka_ray_submit(head, project, "--follow", job_id)
-    assert (code, again.splitlines()[-3:]) == (0, out.splitlines()[-3:])
+    code, followed_output = submit_with_ka_ray(ray_head, project, "--follow", job_id)
+    assert (code, followed_output.splitlines()[-3:]) == (0, out.splitlines()[-3:])
 
-    # Errors that only the job can find become its exit code. If an error is found here, nothing is sent.
+    # Errors that only the job can find set its exit code. If an error is found before, no job is submitted.
     bad = ("small.yaml", "--output", str(tmp_path / "bad"), "--set")
-    code, out = ka_ray_submit(head, project, *bad, "taps.conv1.low=nowhere")
+    code, out = submit_with_ka_ray(ray_head, project, *bad, "taps.conv1.low=nowhere")
     assert (code, "error: taps.conv1: the network has no module" in out) == (2, True), out
-    code, out = ka_ray_submit(head, project, *bad, "joint.rate=5")
+    code, out = submit_with_ka_ray(ray_head, project, *bad, "joint.rate=5")
     assert (code, "job: " in out, "joint.rate: unknown key" in out) == (2, False, True), out
 
     for wrong_token in ({"RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
-        code, out = ka_ray_submit(head, project, "small.yaml", "--output", str(output), **wrong_token)
+        code, out = submit_with_ka_ray(
+            ray_head, project, "small.yaml", "--output", str(output), **wrong_token
+        )
         assert (code, out.count("\n")) == (2, 1), out
         assert "Set RAY_AUTH_MODE=token and the cluster's token" in out
         assert "f" * 32 not in out
 
 
-def test_a_job_that_is_stopped_from_outside_counts_as_failed(head, project, tmp_path):
-    address, environment = head
+def test_ka_ray_submit_fails_if_the_job_is_stopped(ray_head, project, tmp_path):
+    address, environment = ray_head
     arguments = ("small.yaml", "--output", str(tmp_path / "out"))
-    with start_ka_ray(head, project, *arguments) as process:
+    with start_ka_ray_submit(ray_head, project, *arguments) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)

@@ -1,4 +1,4 @@
-"""The digits with images, teachers and output on an S3 server: killed, resumed, and then used."""
+"""The digits run with images, teachers and output on an S3 server is killed, resumed, and then used."""
 
 import io
 import os
@@ -37,7 +37,7 @@ QUICK = {
 TEACHERS = {"low": range(5), "high": range(5, 10)}
 
 
-def put_images(uri: str) -> None:
+def upload_images(uri: str) -> None:
     """Write the digits as Parquet files with several row groups; every fifth image is for testing."""
     digits = load_digits()
     columns: dict[str, list] = {"image": [], "label": []}
@@ -58,42 +58,49 @@ def describe_images(uri: str, name: str) -> dict:
     return {"source": "parquet", "path": path, "label_column": "label", "size": 16}
 
 
-def put_teachers(uri: str, stored: Path) -> list[dict]:
-    """Train two teachers, with checkpoints on the server, and return the `teachers` section of a config."""
+def train_teachers_on_s3(uri: str, store_folder: Path) -> list[dict]:
+    """Train two teachers whose checkpoints are on the server; return the `teachers` section of a config.
+
+    Args:
+        uri: The bucket.
+        store_folder: Local folder for the decoded training images.
+    """
     images = load_images(describe_images(uri, "train"))
     opened = open_source(images)
-    create_shard_folder(stored)
+    create_shard_folder(store_folder)
     for chunk in opened.chunks:
-        for columns in read_chunk(images, opened.read, chunk, np.arange(opened.num_images), None, fail):
-            write_shard(stored, columns)
-    mark_folder_finished(stored, {})
-    trees = []
+        for columns in read_chunk(
+            images, opened.read, chunk, np.arange(opened.num_images), None, fail_on_unreadable
+        ):
+            write_shard(store_folder, columns)
+    mark_folder_finished(store_folder, {})
+    teachers = []
     for name, classes in TEACHERS.items():
         tree = {"name": name, "network": "plain", "arguments": {"widths": [16, 32]}}
         tree["classes"] = [f"digit_{i}" for i in classes]
         training = {"epochs": 8, "batch_size": 32}
         config = TeacherConfig.model_validate(tree | {"training": training})
         train_teacher(
-            config, stored, to_path(f"{uri}/teachers"), 0, torch.device("cpu"), lambda progress: None
+            config, store_folder, to_path(f"{uri}/teachers"), 0, torch.device("cpu"), lambda progress: None
         )
-        trees.append(tree | {"checkpoint": str(teacher_checkpoint_path(to_path(f"{uri}/teachers"), name))})
-    return trees
+        teachers.append(tree | {"checkpoint": str(teacher_checkpoint_path(to_path(f"{uri}/teachers"), name))})
+    return teachers
 
 
-def fail(image_id: int, name: str) -> None:
+def fail_on_unreadable(image_id: int, name: str) -> None:
     raise AssertionError(f"image {image_id} cannot be read: {name}")
 
 
 @pytest.fixture
 def config(s3, tmp_path) -> Path:
     """The config of a run whose images, teachers and output are on the server."""
-    put_images(s3)
+    upload_images(s3)
     tree = {
         "name": "digits",
         "output": f"{s3}/run",
         "images": describe_images(s3, "train"),
         "evaluation": {"images": describe_images(s3, "test")},
-        "teachers": put_teachers(s3, tmp_path / "stored"),
+        "teachers": train_teachers_on_s3(s3, tmp_path / "stored"),
         "ray": {"workers": 2},
         "tracking": {"backend": "none"},
     }
@@ -102,7 +109,7 @@ def config(s3, tmp_path) -> Path:
     return path
 
 
-def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+def start_ka_ray(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     """Start `ka-ray` with its own Ray, so that the workers have the environment of this test."""
     return subprocess.Popen(
         [sys.executable, "-m", "ka_ray.cli", *arguments],
@@ -116,22 +123,22 @@ def start(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 def test_a_run_on_s3_resumes_after_a_kill_and_can_be_used(s3, s3_requests, tmp_path, config):
     folder = to_path(f"{s3}/run")
-    first, ends = start("run", str(config), cwd=tmp_path), time.monotonic() + TIMEOUT_S
+    first, deadline = start_ka_ray("run", str(config), cwd=tmp_path), time.monotonic() + TIMEOUT_S
     while not (folder / "stages" / "codes.json").exists():
         assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < ends
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     written, read = s3_requests("PUT", ".arrow"), s3_requests("GET", ".arrow")
     assert written
 
-    second = start("run", str(config), cwd=tmp_path)
+    second = start_ka_ray("run", str(config), cwd=tmp_path)
     output = second.communicate(timeout=TIMEOUT_S)[0]
     assert second.returncode == 0, output
     assert "extract" not in output
     assert s3_requests("PUT", ".arrow") == written
-    # The workers of the second run use the local copies that those of the first have made.
+    # The workers of the second run use the local copies made by those of the first.
     assert s3_requests("GET", ".arrow") == read
 
     report = Report.load(f"{s3}/run")
@@ -144,14 +151,14 @@ def test_a_run_on_s3_resumes_after_a_kill_and_can_be_used(s3, s3_requests, tmp_p
     }
     assert not (tmp_path / "runs").exists()
 
-    picture = tmp_path / "four.png"
-    Image.fromarray(np.round(load_digits().images[4] * 255 / 16).astype(np.uint8)).save(picture)
-    to_path(f"{s3}/four.png").write_bytes(picture.read_bytes())
-    local, remote = ka_ray.predict(f"{s3}/run", [picture, f"{s3}/four.png"])
+    image_path = tmp_path / "four.png"
+    Image.fromarray(np.round(load_digits().images[4] * 255 / 16).astype(np.uint8)).save(image_path)
+    to_path(f"{s3}/four.png").write_bytes(image_path.read_bytes())
+    local, remote = ka_ray.predict(f"{s3}/run", [image_path, f"{s3}/four.png"])
     assert local.class_name == remote.class_name == "digit_4"
     assert remote.path == f"{s3}/four.png"
 
     test_images = ("--images", f"{s3}/images/test.parquet", "--set", "label_column=label")
-    evaluation = start("evaluate", f"{s3}/run", *test_images, cwd=tmp_path)
+    evaluation = start_ka_ray("evaluate", f"{s3}/run", *test_images, cwd=tmp_path)
     output = evaluation.communicate(timeout=TIMEOUT_S)[0]
     assert f"union {100 * report.accuracy.union:.1f} % on 359 labelled images" in output

@@ -1,4 +1,4 @@
-"""Teachers with residual blocks and overlapping label sets, on images that no teacher knows, end to end."""
+"""Runs with residual teachers, overlapping label sets and images of none of their classes, end to end."""
 
 import numpy as np
 import pytest
@@ -52,21 +52,22 @@ def describe_run(folder, network, taps):
 
 
 @pytest.mark.parametrize(
-    ("network", "taps", "kept"),
+    ("network", "taps", "kept_channels"),
     [
-        # A block of a ResNet ends in an activation, so both adapters are kept, as 1x1 convs with a bias.
+        # A block of a ResNet ends in an activation, into which an adapter cannot be folded: both are kept.
         ("resnet18", {"early": "layer1", "late": "layer3"}, {"early": 64, "late": 256}),
-        # features.2 ends in a conv with batch norm, which takes the adapter; features.8 in a shortcut.
+        # features.2 ends in a conv with batch norm, so its adapter is folded; features.8 ends in a shortcut.
         pytest.param(
             *("mobilenet_v3_small", {"early": "features.2", "late": "features.8"}, {"late": 48}),
-            marks=pytest.mark.slow,  # cutting and folding this network is also tested without Ray
+            marks=pytest.mark.slow,  # other tests cut and fold this network without Ray
         ),
     ],
 )
-def test_a_pair_becomes_one_student_of_the_same_network(tmp_path, network, taps, kept):
+def test_two_teachers_become_one_student_of_the_same_network(tmp_path, network, taps, kept_channels):
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(describe_run(tmp_path, network, taps)))
     report = ka_ray.amalgamate(ka_ray.Config.load(tmp_path / "pair.yaml"))
-    expected = {tap: channels**2 + channels for tap, channels in kept.items()}
+    # The number of parameters of a 1x1 conv with a bias.
+    expected = {tap: channels**2 + channels for tap, channels in kept_channels.items()}
     assert report.kept_adapters == expected
     assert report.classes == [f"digit_{i}" for i in (0, 1, 2, 3, 4, 5, 8, 9, 7, 6)]
     assert report.rule == "mean"

@@ -1,4 +1,4 @@
-"""What a later command reuses of an earlier one, on Ray: finished students, and auto-encoders."""
+"""Later commands reuse results of earlier ones: finished students, and auto-encoders (on Ray)."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +20,14 @@ QUICK = (
     "layers={epochs: 1, batch_size: 32}",
     "joint={epochs: 1, batch_size: 32}",
 )
-JOINING = ("digit_0", "cat")
+JOINING_CLASSES = ("digit_0", "cat")
 
 
 def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
 
 
-def test_more_seeds_and_methods_keep_the_finished_students(load_config, tmp_path):
+def test_comparing_more_seeds_and_methods_keeps_the_finished_students(load_config, tmp_path):
     config = load_config(*QUICK, f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
     pattern = "methods/*/*/**/*.safetensors"
     first = ka_ray.compare(config, ["direct", "distill"])
@@ -63,13 +63,13 @@ def test_more_seeds_and_methods_keep_the_finished_students(load_config, tmp_path
         assert runs[name].data.metrics["evaluate/union"] == second.row(method).union.values[int(seed)]
 
 
-def test_a_run_is_extended_twice(load_config, config_tree, tmp_path):
+def test_a_run_extended_twice_keeps_the_earlier_auto_encoders(load_config, config_tree, tmp_path):
     first = config_tree["teachers"][0]
     for seed, name in enumerate(("third", "fourth")):
         torch.manual_seed(seed)
         checkpoint = tmp_path / f"{name}.safetensors"
-        save_file(plain_conv_net(len(JOINING), first["arguments"]["widths"]).state_dict(), checkpoint)
-        joining = {"name": name, "classes": [*JOINING], "checkpoint": str(checkpoint)}
+        save_file(plain_conv_net(len(JOINING_CLASSES), first["arguments"]["widths"]).state_dict(), checkpoint)
+        joining = {"name": name, "classes": [*JOINING_CLASSES], "checkpoint": str(checkpoint)}
         config_tree["teachers"].append(first | joining)
     teachers, links = config_tree["teachers"], list[dict[str, torch.Tensor]]()
     for count in (2, 3, 4):

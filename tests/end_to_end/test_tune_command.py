@@ -26,7 +26,7 @@ SMALL = (
 
 
 def read_end_times(folder: Path) -> dict[str, int]:
-    """Return the key of every trial that has ended -> when, in nanoseconds."""
+    """Return a dict: key of a finished trial -> time of its end, in nanoseconds."""
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/trial.json")}
 
 
@@ -39,8 +39,8 @@ def measure_agreement(folder: Path, key: str) -> float:
     return float((predicted == rows["scores"].argmax(axis=1)).mean())
 
 
-def check(result: TuneResult, folder: Path) -> None:
-    """Check the trials, the front and the choice of a search against the files in its folder."""
+def assert_consistent(result: TuneResult, folder: Path) -> None:
+    """Check that trials, front and choice of a search are consistent with the files in its folder."""
     for trial in result.trials:
         assert trial.agreement == pytest.approx(measure_agreement(folder, trial.key), abs=1e-9)
         network = load_student(folder / "trials" / trial.key)
@@ -58,11 +58,11 @@ def test_a_search_resumes_and_writes_a_config_of_the_chosen_student(load_config,
     first = ka_ray.search_widths(config)
     assert len(first.trials) == len({trial.key for trial in first.trials}) == 3
     assert first.failed == {}
-    check(first, folder)
+    assert_consistent(first, folder)
     assert (folder / "figures" / "tune.png").exists()
     done = read_end_times(folder)
 
-    repeated = first.trials[1].key  # as if the driver had been killed before this trial ended
+    repeated = first.trials[1].key  # simulates a driver that was killed before this trial ended
     (folder / "trials" / repeated / "trial.json").unlink()
     extended = load_config(*SMALL, "tune.trials=4", f"output={tmp_path / 'out'}", "tracking.backend=mlflow")
     second = ka_ray.search_widths(extended)
@@ -70,7 +70,7 @@ def test_a_search_resumes_and_writes_a_config_of_the_chosen_student(load_config,
     assert {key for key in done if ended[key] == done[key]} == set(done) - {repeated}
     assert len(second.trials) == 4
     assert second.trial(repeated).agreement == first.trial(repeated).agreement
-    check(second, folder)
+    assert_consistent(second, folder)
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'ka_ray'")
@@ -101,7 +101,7 @@ def test_optuna_proposes_trials_with_joint_learning(load_config, tmp_path):
     )
     result = ka_ray.search_widths(config)
     assert 1 <= len(result.trials) <= 4  # optuna may propose a trial twice; it runs only once
-    check(result, config.output_dir)
+    assert_consistent(result, config.output_dir)
     assert {trial.learning_rate for trial in result.trials} <= {0.001, 0.003}
     assert all(trial.epochs in (1, 2) and trial.stopped == (trial.epochs == 1) for trial in result.trials)
     done = read_end_times(config.output_dir)

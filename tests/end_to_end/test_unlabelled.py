@@ -1,4 +1,4 @@
-"""The template in small: two torchvision teachers, fewer taps than layers, images without labels."""
+"""A small run like the template `folder.yaml`: torchvision teachers, two taps, images without labels."""
 
 import numpy as np
 import pytest

@@ -33,19 +33,19 @@ def sdist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """The wheel, built only from the sdist, as an installer does if there is no wheel."""
+    """The wheel, built from the unpacked sdist, as an installer does that finds no wheel."""
     source = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
         archive.extractall(source, filter="data")
     return build("wheel", source / RELEASE, tmp_path_factory.mktemp("wheel"))
 
 
-def contents(wheel: Path) -> dict[str, bytes]:
+def read_contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def tracked_files() -> list[str]:
+def list_tracked_files() -> list[str]:
     """Return the files in git's index that still exist in the checkout."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout: an unpacked sdist, for example")
@@ -57,29 +57,31 @@ def tracked_files() -> list[str]:
 def test_the_sdist_contains_every_tracked_file_that_is_not_hidden(sdist):
     with tarfile.open(sdist) as archive:
         packed = {member.name.removeprefix(f"{RELEASE}/") for member in archive if member.isfile()}
-    tracked = [name for name in tracked_files() if not name.startswith(".")]
+    tracked = [name for name in list_tracked_files() if not name.startswith(".")]
     assert {"LICENSE", "Makefile", "requirements.lock", "ka_ray/py.typed"} <= packed
     assert [name for name in tracked if name not in packed] == []
 
 
 def test_the_sdist_and_the_checkout_build_the_same_wheel(wheel, tmp_path):
-    assert contents(wheel) == contents(build("wheel", REPOSITORY, tmp_path))
+    assert read_contents(wheel) == read_contents(build("wheel", REPOSITORY, tmp_path))
 
 
 def test_the_wheel_contains_only_the_package_its_configs_and_its_license(wheel):
     package = REPOSITORY / "ka_ray"
-    code = {f"ka_ray/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    modules = {f"ka_ray/{path.relative_to(package)}" for path in package.rglob("*.py")}
     configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").glob("*.yaml")}
-    about = {f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
+    metadata_files = {
+        f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
+    }
     license_file = f"{RELEASE}.dist-info/licenses/LICENSE"
-    packed = contents(wheel)
+    packed = read_contents(wheel)
     assert "ka_ray/configs/digits.yaml" in configs
-    assert packed.keys() == code | configs | about | {license_file, "ka_ray/py.typed"}
+    assert packed.keys() == modules | configs | metadata_files | {license_file, "ka_ray/py.typed"}
     assert packed[license_file] == (REPOSITORY / "LICENSE").read_bytes()
 
 
 def test_the_metadata_names_version_and_license(wheel):
-    metadata = Parser().parsestr(contents(wheel)[f"{RELEASE}.dist-info/METADATA"].decode())
+    metadata = Parser().parsestr(read_contents(wheel)[f"{RELEASE}.dist-info/METADATA"].decode())
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"
@@ -88,8 +90,8 @@ def test_the_metadata_names_version_and_license(wheel):
 # The tests below install the wheel and what its metadata requires into a new environment, without extras.
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of this process without what could lead to the checkout or to a cluster."""
+def clean_environment() -> dict[str, str]:
+    """Return the environment of this process without variables that name the checkout or a cluster."""
     dropped = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"}
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
@@ -99,7 +101,7 @@ def run(*command: str | Path, cwd: Path) -> str:
     done = subprocess.run(
         [*map(str, command)],
         cwd=cwd,
-        env=environment(),
+        env=clean_environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -111,7 +113,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """The `bin` folder of a new environment with the versions of the lock file, which uv has in its cache."""
+    """The `bin` folder of a new environment with the wheel and the versions of the lock file."""
     folder = tmp_path_factory.mktemp("clean")
     uv = (sys.executable, "-m", "uv")
     run(*uv, "venv", "--python", sys.executable, "env", cwd=folder)
@@ -148,5 +150,5 @@ def test_the_demo_runs_from_the_wheel(installed, tmp_path):
     assert accuracy["labelled"] == 359
     assert accuracy["union"] >= 0.95 * accuracy["ensemble"]
     samples = sorted((folder / "samples").glob("*.png"))
-    named = run(installed / "ka-ray", "predict", folder, *samples, cwd=tmp_path).splitlines()
-    assert [line.split("\t")[0] for line in named] == [str(sample) for sample in samples]
+    lines = run(installed / "ka-ray", "predict", folder, *samples, cwd=tmp_path).splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(sample) for sample in samples]

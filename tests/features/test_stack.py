@@ -9,7 +9,8 @@ TAPS, TEACHERS = ["conv1", "fc"], ["low", "high", "third"]
 NUM_CLASSES = {"low": 2, "high": 5, "third": 3}
 
 
-def columns_of(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def make_columns(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Make random columns of four images; ``space`` has the spatial shape of each tap."""
     rng = np.random.default_rng(0)
     columns = {"image_id": np.arange(4), "label": np.array(list("abca"), dtype=object)}
     for tap in TAPS:
@@ -25,7 +26,7 @@ def columns_of(space: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("teachers", [TEACHERS, TEACHERS[::-1]])
 def test_channels_are_stacked_in_the_order_of_the_teachers(teachers):
-    columns = columns_of({"conv1": (2, 3), "fc": ()})
+    columns = make_columns({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, teachers)
     for tap in TAPS:
         for image in range(4):
@@ -39,7 +40,7 @@ def test_channels_are_stacked_in_the_order_of_the_teachers(teachers):
 @pytest.mark.parametrize("teachers", [TEACHERS, TEACHERS[::-1]])
 @pytest.mark.parametrize("score_column", [SCORES, TARGETS])
 def test_scores_are_stacked_in_the_order_of_the_teachers(teachers, score_column):
-    columns = columns_of({"conv1": (2, 3), "fc": ()})
+    columns = make_columns({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, teachers, scores=score_column)
     assert stacked[SCORES].dtype == np.float16
     for image in range(4):
@@ -52,7 +53,7 @@ def test_scores_are_stacked_in_the_order_of_the_teachers(teachers, score_column)
 
 
 def test_scores_are_stacked_by_default_and_targets_on_request():
-    columns = columns_of({"conv1": (), "fc": ()})
+    columns = make_columns({"conv1": (), "fc": ()})
     by_default, own, over_views = (
         stack_columns(columns, TAPS, TEACHERS, *options)[SCORES] for options in ((), (SCORES,), (TARGETS,))
     )
@@ -61,21 +62,21 @@ def test_scores_are_stacked_by_default_and_targets_on_request():
 
 
 def test_scores_are_stacked_without_any_tap():
-    stacked = stack_columns(columns_of({"conv1": (), "fc": ()}), [], TEACHERS)
+    stacked = stack_columns(make_columns({"conv1": (), "fc": ()}), [], TEACHERS)
     assert set(stacked) == {"image_id", "label", SCORES}
     assert stacked[SCORES].shape == (4, sum(NUM_CLASSES.values()))
 
 
-def test_other_columns_stay_and_teachers_columns_are_replaced():
-    columns = columns_of({"conv1": (2, 3), "fc": ()})
+def test_other_columns_are_kept_and_those_of_teachers_replaced():
+    columns = make_columns({"conv1": (2, 3), "fc": ()})
     stacked = stack_columns(columns, TAPS, TEACHERS)
     assert set(stacked) == {"image_id", "label", SCORES, *TAPS}
     assert stacked["label"] is columns["label"]
 
 
-def test_without_teachers_all_columns_stay():
+def test_without_teachers_all_columns_are_kept():
     columns = {
-        name: column for name, column in columns_of({"conv1": (), "fc": ()}).items() if "@" not in name
+        name: column for name, column in make_columns({"conv1": (), "fc": ()}).items() if "@" not in name
     }
     stacked = stack_columns(columns, [], [])
     assert stacked.keys() == columns.keys()
@@ -83,15 +84,15 @@ def test_without_teachers_all_columns_stay():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_feature_that_is_not_finite_is_refused_by_tap(value):
-    columns = columns_of({"conv1": (2, 3), "fc": ()})
+def test_a_feature_that_is_not_finite_is_refused_with_its_tap(value):
+    columns = make_columns({"conv1": (2, 3), "fc": ()})
     columns[feature_column("fc", "high")][2, 1] = value
     with pytest.raises(ValueError, match=r"tap fc: .*not finite"):
         stack_columns(columns, TAPS, TEACHERS)
 
 
 def test_a_value_too_large_for_half_precision_is_refused():
-    columns = columns_of({"conv1": (), "fc": ()})
+    columns = make_columns({"conv1": (), "fc": ()})
     with np.errstate(over="ignore"):
         columns[feature_column("conv1", "low")] = np.full((4, 2), 70_000.0).astype(np.float16)
     with pytest.raises(ValueError, match="tap conv1"):
@@ -102,7 +103,7 @@ def test_a_value_too_large_for_half_precision_is_refused():
 @pytest.mark.parametrize("score_column", [SCORES, TARGETS])
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_score_that_half_precision_cannot_hold_is_refused(value, score_column):
-    columns = columns_of({"conv1": (), "fc": ()})
+    columns = make_columns({"conv1": (), "fc": ()})
     columns[feature_column(score_column, "high")][3, 4] = value
     with pytest.raises(ValueError, match=r"scores: .*not finite"):
         stack_columns(columns, TAPS, TEACHERS, scores=score_column)

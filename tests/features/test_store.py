@@ -32,6 +32,7 @@ def columns() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def by_id(columns):
+    """The same rows, sorted by image id."""
     order = np.argsort(columns["image_id"])
     return {name: column[order] for name, column in columns.items()}
 
@@ -85,8 +86,8 @@ def test_every_position_is_drawn_equally_often(make_store):
     maps = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3).repeat(4, axis=0)
     store = make_store({"image_id": ids, "tap": maps}, shards=2)
     draws = np.random.default_rng(0).random((4, 3000), dtype=np.float32)
-    times = np.bincount(store.gather(["tap"], ids, draws)["tap"][:, 0].astype(int), minlength=6)
-    assert np.abs(times / 12_000 - 1 / 6).max() < 5 * np.sqrt(1 / 6 * 5 / 6 / 12_000)
+    counts = np.bincount(store.gather(["tap"], ids, draws)["tap"][:, 0].astype(int), minlength=6)
+    assert np.abs(counts / 12_000 - 1 / 6).max() < 5 * np.sqrt(1 / 6 * 5 / 6 / 12_000)
 
 
 def test_gathered_rows_are_copies(make_store, columns, by_id):
@@ -96,14 +97,14 @@ def test_gathered_rows_are_copies(make_store, columns, by_id):
     np.testing.assert_array_equal(store.gather(["vector"], np.arange(23))["vector"], by_id["vector"])
 
 
-def test_row_shapes_and_names(make_store, columns):
+def test_row_shapes_and_column_names_equal_those_written(make_store, columns):
     store = make_store(columns)
     assert store.row_shape("tap") == (5, 2, 3)
     assert store.row_shape("image_id") == ()
     assert set(store.column_names) == set(columns)
 
 
-def test_shards_are_memory_mapped(make_store):
+def test_opening_a_store_allocates_little_memory(make_store):
     big = {"image_id": np.arange(64), "tap": np.zeros((64, 4096), np.float32)}
     make_store(big, shards=2)
     before = pa.total_allocated_bytes()
@@ -134,16 +135,16 @@ def test_writing_a_shard_twice_changes_nothing(tmp_path, columns):
     assert len(Store(tmp_path / "store")) == 23
 
 
-def test_a_half_written_shard_does_not_exist(tmp_path, columns, monkeypatch):
+def test_a_shard_whose_writing_failed_is_removed(tmp_path, columns, monkeypatch):
     folder = tmp_path / "store"
     create_shard_folder(folder)
 
-    class Broken(pa.ipc.RecordBatchFileWriter):
+    class FailingWriter(pa.ipc.RecordBatchFileWriter):
         def write_table(self, table, max_chunksize=None):
             super().write_table(table.slice(0, 3), max_chunksize)
             raise OSError("disk full")
 
-    monkeypatch.setattr(store_module.pa.ipc, "new_file", Broken)
+    monkeypatch.setattr(store_module.pa.ipc, "new_file", FailingWriter)
     with pytest.raises(OSError, match="disk full"):
         write_shard(folder, columns)
     monkeypatch.undo()
@@ -153,11 +154,11 @@ def test_a_half_written_shard_does_not_exist(tmp_path, columns, monkeypatch):
     assert len(Store(folder)) == 23
 
 
-def test_shards_on_s3_are_fetched_once_and_mapped(s3, s3_requests, columns, by_id):
+def test_shards_on_s3_are_fetched_only_once(s3, s3_requests, columns, by_id):
     folder = to_path(f"{s3}/run/features")
     create_shard_folder(folder)
     write_shard(folder, columns)
-    create_shard_folder(folder)  # removes what an attempt left
+    create_shard_folder(folder)  # removes the shard of an earlier attempt
     parts = np.array_split(np.arange(23), 4)
     sizes = [write_shard(folder, {name: column[rows] for name, column in columns.items()}) for rows in parts]
     with pytest.raises(FileNotFoundError):
@@ -173,7 +174,7 @@ def test_shards_on_s3_are_fetched_once_and_mapped(s3, s3_requests, columns, by_i
     assert len(s3_requests("GET", ".arrow")) == 4
 
 
-def test_an_image_twice_is_refused(tmp_path, columns):
+def test_a_duplicate_image_id_is_refused(tmp_path, columns):
     folder = tmp_path / "store"
     create_shard_folder(folder)
     write_shard(folder, columns)
@@ -183,7 +184,7 @@ def test_an_image_twice_is_refused(tmp_path, columns):
         Store(folder)
 
 
-def test_an_image_in_two_folders_is_refused(make_store, tmp_path, columns):
+def test_an_image_id_in_two_folders_is_refused(make_store, tmp_path, columns):
     make_store(columns, folder="features")
     make_store({name: column[:1] for name, column in columns.items()}, shards=1, folder="images")
     with pytest.raises(ValueError, match="1 image ids twice"):

@@ -15,7 +15,7 @@ def network() -> nn.Sequential:
     ).eval()
 
 
-def hooks(network: nn.Module) -> int:
+def count_hooks(network: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in network.modules())
 
 
@@ -27,7 +27,7 @@ def test_features_are_the_outputs_of_the_modules(network):
     torch.testing.assert_close(taps.features["vector"], network(images))
 
 
-def test_features_survive_an_in_place_activation_behind_the_tap(network):
+def test_features_are_not_changed_by_an_in_place_activation_after_the_tap(network):
     images = torch.randn(5, 3, 4, 4)
     with Taps(network, {"tap": "1"}) as taps:
         network(images)
@@ -61,8 +61,8 @@ def test_features_have_no_gradient(network):
 
 def test_hooks_exist_only_inside_the_context(network):
     with Taps(network, {"a": "0", "b": "1"}) as taps:
-        assert hooks(network) == 2
-    assert hooks(network) == 0
+        assert count_hooks(network) == 2
+    assert count_hooks(network) == 0
     network(torch.randn(2, 3, 4, 4))
     assert taps.features == {}
 
@@ -70,16 +70,16 @@ def test_hooks_exist_only_inside_the_context(network):
 def test_hooks_are_removed_after_an_exception(network):
     with pytest.raises(RuntimeError), Taps(network, {"a": "0", "b": "4"}):
         network(torch.randn(2, 3, 9, 9))
-    assert hooks(network) == 0
+    assert count_hooks(network) == 0
 
 
 def test_creating_taps_registers_no_hooks(network):
     Taps(network, {"a": "0"})
-    assert hooks(network) == 0
+    assert count_hooks(network) == 0
 
 
 @pytest.mark.parametrize("path", ["features.norm3", "norm", "", "features.norm1.weight"])
-def test_an_unknown_path_is_refused_with_similar_ones(path):
+def test_an_unknown_path_is_refused_with_similar_paths_named(path):
     features = nn.Sequential()
     for i in (1, 2):
         features.add_module(f"norm{i}", nn.BatchNorm2d(2))

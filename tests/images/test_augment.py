@@ -1,4 +1,4 @@
-"""Views of images, compared with loops over pixels."""
+"""Augmented images, views of images, and mean scores over views, compared with loops over pixels."""
 
 import numpy as np
 import pytest
@@ -25,10 +25,10 @@ def augment_by_loop(images: np.ndarray, config: Augmentation, draws: np.ndarray)
 
 def shift_by_padding(images: np.ndarray, down: int, right: int) -> np.ndarray:
     """Shift by reading from an image whose border was repeated beforehand."""
-    reach = max(abs(down), abs(right), 1)
-    padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+    padding = max(abs(down), abs(right), 1)
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)), mode="edge")
     height, width = images.shape[2:]
-    return padded[:, :, reach + down : reach + down + height, reach + right : reach + right + width]
+    return padded[:, :, padding + down : padding + down + height, padding + right : padding + right + width]
 
 
 def random_images_and_draws(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,38 +86,39 @@ def test_each_image_is_shifted_by_its_own_offset():
 
 
 MIRRORED = np.s_[:, :, :, ::-1]
-MOVES = [(0, 0), (3, 0), (-3, 0), (0, 3), (0, -3)]
+SHIFTS = [(0, 0), (3, 0), (-3, 0), (0, 3), (0, -3)]
+"""Offsets (down, right) of the views of ``shift`` with a limit of 3 pixels."""
 
 
 @pytest.mark.parametrize(
-    ("names", "sides", "moves"),
+    ("names", "sides", "shifts"),
     [
-        ([], [False], MOVES[:1]),
-        (["flip"], [False, True], MOVES[:1]),
-        (["shift"], [False], MOVES),
-        (["flip", "shift"], [False, True], MOVES),
-        (["shift", "flip"], [False, True], MOVES),
+        ([], [False], SHIFTS[:1]),
+        (["flip"], [False, True], SHIFTS[:1]),
+        (["shift"], [False], SHIFTS),
+        (["flip", "shift"], [False, True], SHIFTS),
+        (["shift", "flip"], [False, True], SHIFTS),
     ],
     ids=lambda value: "+".join(map(str, value)) or "none",
 )
-def test_generate_views_yields_the_images_then_all_mirrored_and_shifted_ones(names, sides, moves):
+def test_generate_views_yields_the_images_then_all_mirrored_and_shifted_ones(names, sides, shifts):
     images, _ = random_images_and_draws()
     before = images.clone()
     found = list(generate_views(images, ScoresConfig(views=names, shift=3)))
-    assert len(found) == len(sides) * len(moves)
+    assert len(found) == len(sides) * len(shifts)
     expected = [
         shift_by_padding(images.numpy()[MIRRORED] if side else images.numpy(), *move)
         for side in sides
-        for move in moves
+        for move in shifts
     ]
-    for view, wanted in zip(found, expected, strict=True):
+    for view, expected_view in zip(found, expected, strict=True):
         assert view.dtype == torch.uint8
-        np.testing.assert_array_equal(view.numpy(), wanted)
+        np.testing.assert_array_equal(view.numpy(), expected_view)
     assert torch.equal(found[0], before)
     assert torch.equal(images, before)
 
 
-class Scorer:
+class RecordingScorer:
     """Computes scores that differ between views, and records the images that it was called with."""
 
     def __init__(self) -> None:
@@ -135,10 +136,12 @@ def test_score_views_is_the_mean_over_all_views(names, count):
     images, _ = random_images_and_draws()
     sides = [images.numpy(), images.numpy()[MIRRORED]] if "flip" in names else [images.numpy()]
     all_views = [
-        shift_by_padding(side, *move) for side in sides for move in (MOVES if "shift" in names else MOVES[:1])
+        shift_by_padding(side, *move)
+        for side in sides
+        for move in (SHIFTS if "shift" in names else SHIFTS[:1])
     ]
     expected = np.mean([np.stack([v[:, 0, 0, 0], v[:, 1, -1, -1] * 2.0], axis=1) for v in all_views], axis=0)
-    score = Scorer()
+    score = RecordingScorer()
     found = score_views(score, images, ScoresConfig(views=names, shift=3))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
     assert len(score.called_with) == count
@@ -148,11 +151,11 @@ def test_score_views_is_the_mean_over_all_views(names, count):
 def test_known_scores_are_not_computed_again(names, count):
     images, _ = random_images_and_draws()
     config = ScoresConfig(views=names, shift=3)
-    score = Scorer()
-    found = score_views(score, images, config, known=Scorer()(images))
+    score = RecordingScorer()
+    found = score_views(score, images, config, known=RecordingScorer()(images))
     assert len(score.called_with) == count
     assert not any(torch.equal(view, images) for view in score.called_with)
-    torch.testing.assert_close(found, score_views(Scorer(), images, config))
+    torch.testing.assert_close(found, score_views(RecordingScorer(), images, config))
 
 
 def test_known_scores_count_as_one_view_of_the_mean():

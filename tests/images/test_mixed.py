@@ -1,4 +1,4 @@
-"""Mixed sources: the images of the parts, one part after another, under new ids."""
+"""Mixed sources have the images of their parts, one part after another, with new ids."""
 
 import io
 import json
@@ -23,7 +23,7 @@ NUM_DIGITS = 359
 COLUMNS = ("image_id", "image", "label")
 
 
-def png(rng: np.random.Generator) -> bytes:
+def make_png(rng: np.random.Generator) -> bytes:
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -38,8 +38,8 @@ def part_configs(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
     for i, label in enumerate(["cat", "dog", "digit_3", "cat", "dog", "dog", "cat"]):
         path = tmp_path / "photos" / label / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(rng))
-    table = pa.table({"image": [png(rng) for _ in range(5)], "label": [1, 0, 1, 2, 0]})
+        path.write_bytes(make_png(rng))
+    table = pa.table({"image": [make_png(rng) for _ in range(5)], "label": [1, 0, 1, 2, 0]})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2)
     return {
         "digits": DIGITS,
@@ -53,7 +53,7 @@ def part_configs(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
     }
 
 
-def mix(*parts: dict[str, Any], **keys: Any) -> MixedImages:
+def make_mixture(*parts: dict[str, Any], **keys: Any) -> MixedImages:
     config = load_images({"source": "mixed", "size": SIZE, "parts": list(parts), **keys})
     assert isinstance(config, MixedImages)
     return config
@@ -101,11 +101,11 @@ LIMITS = [
 
 @pytest.fixture(params=LIMITS, ids=str)
 def mixture(request, part_configs) -> MixedImages:
-    return mix(*({**part, "limit": request.param.get(name)} for name, part in part_configs.items()))
+    return make_mixture(*({**part, "limit": request.param.get(name)} for name, part in part_configs.items()))
 
 
 class TestMixture:
-    """What every mixture must do, with and without limits of the parts."""
+    """Requirements for every mixture, with and without limits of its parts."""
 
     def test_images_are_those_of_the_parts_in_order(self, mixture):
         assert_same(read(mixture), expected_mixture(mixture))
@@ -126,30 +126,30 @@ class TestMixture:
         whole = expected_mixture(mixture)
         for chunk in open_source(mixture).chunks:
             for image_id in {chunk.first_id, chunk.first_id + chunk.num_images - 1}:
-                some = read(mixture, [image_id])
-                assert_same(some, {name: column[[image_id]] for name, column in whole.items()})
+                selected = read(mixture, [image_id])
+                assert_same(selected, {name: column[[image_id]] for name, column in whole.items()})
 
     def test_only_classes_selects_by_label(self, mixture):
         whole = expected_mixture(mixture)
         label = whole["label"][-1]
-        some = read(mixture, only=frozenset([label]))
-        np.testing.assert_array_equal(some["image_id"], np.flatnonzero(whole["label"] == label))
+        selected = read(mixture, only=frozenset([label]))
+        np.testing.assert_array_equal(selected["image_id"], np.flatnonzero(whole["label"] == label))
 
 
 def test_all_parts_have_the_size_and_resize_of_the_mixture(part_configs):
-    config = mix(*part_configs.values(), size=12, resize="crop", max_unreadable=2)
+    config = make_mixture(*part_configs.values(), size=12, resize="crop", max_unreadable=2)
     assert {(p.size, p.resize, p.max_unreadable) for p in config.parts} == {(12, "crop", 2)}
     assert read(config)["image"].shape == (NUM_DIGITS + 7 + 5, 3, 12, 12)
 
 
 def test_the_same_source_twice_is_two_parts(part_configs):
-    config = mix(part_configs["folder"], {**part_configs["folder"], "limit": 2})
+    config = make_mixture(part_configs["folder"], {**part_configs["folder"], "limit": 2})
     assert open_source(config).num_images == 9
     assert_same(read(config), expected_mixture(config))
 
 
 def test_a_label_that_two_parts_share_is_one_class(part_configs):
-    config = mix(part_configs["folder"], part_configs["parquet"], part_configs["digits"])
+    config = make_mixture(part_configs["folder"], part_configs["parquet"], part_configs["digits"])
     others = tuple(f"digit_{i}" for i in range(10) if i != 3)
     assert open_source(config).class_names == ("cat", "digit_3", "dog", "bird", "fish", *others)
     assert np.sum(read(config)["label"] == "cat") == 3 + 2
@@ -159,7 +159,7 @@ def test_a_label_that_two_parts_share_is_one_class(part_configs):
     ("name", "unlabelled"), [("folder", {"labelled": False}), ("parquet", {"label_column": None})]
 )
 def test_class_names_are_unknown_if_one_part_is_unlabelled(part_configs, name, unlabelled):
-    config = mix(part_configs["digits"], {**part_configs[name], **unlabelled})
+    config = make_mixture(part_configs["digits"], {**part_configs[name], **unlabelled})
     assert open_source(config).class_names is None
     assert set(read(config)["label"][NUM_DIGITS:]) == {""}
 
@@ -168,7 +168,7 @@ def test_an_unreadable_file_of_a_part_is_reported_with_its_id_in_the_mixture(par
     bad = tmp_path / "photos" / "dog" / "4.png"  # the sixth file: cat 0 3 6, digit_3 2, dog 1 4 5
     bad.write_bytes(b"no image")
     unreadable: list[tuple[int, str]] = []
-    config = mix(*(part_configs[name] for name in ("digits", "folder", "parquet")))
+    config = make_mixture(*(part_configs[name] for name in ("digits", "folder", "parquet")))
     columns = read(config, unreadable=unreadable)
     assert unreadable == [(NUM_DIGITS + 5, f"{bad} (not an image file)")]
     assert NUM_DIGITS + 5 not in columns["image_id"]
@@ -177,12 +177,12 @@ def test_an_unreadable_file_of_a_part_is_reported_with_its_id_in_the_mixture(par
 
 def test_errors_of_a_part_name_the_part(part_configs, tmp_path):
     with pytest.raises(InputError, match=r"^images\.parts\.1: images\.label_column: .*no column 'kind'"):
-        open_source(mix(DIGITS, {**part_configs["parquet"], "label_column": "kind"}))
+        open_source(make_mixture(DIGITS, {**part_configs["parquet"], "label_column": "kind"}))
     with pytest.raises(InputError, match=r"^images\.parts\.1: images\.classes: label 2 found"):
-        read(mix(DIGITS, {**part_configs["parquet"], "classes": ["bird", "cat"]}))
+        read(make_mixture(DIGITS, {**part_configs["parquet"], "classes": ["bird", "cat"]}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"^images\.parts\.0: images\.path .*empty: no image files"):
-        open_source(mix({"source": "folder", "path": str(tmp_path / "empty")}, DIGITS))
+        open_source(make_mixture({"source": "folder", "path": str(tmp_path / "empty")}, DIGITS))
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -191,25 +191,25 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"parts": [DIGITS, {"source": "mixed", "parts": [DIGITS, DIGITS]}]},
         "parts.1: Input tag 'mixed' ",
     ),
-    "no such source": ({"parts": [{"source": "webcam"}, DIGITS]}, "parts.0: Input tag 'webcam' "),
-    "no section": ({"parts": [DIGITS, 3]}, "parts.1: "),
-    "other size": (
+    "unknown source": ({"parts": [{"source": "webcam"}, DIGITS]}, "parts.0: Input tag 'webcam' "),
+    "a part that is not a section": ({"parts": [DIGITS, 3]}, "parts.1: "),
+    "a part with another size": (
         {"parts": [DIGITS, {**DIGITS, "size": 9}]},
         "parts.1: size = 9 differs from 6, the mixture's; set size only on the mixture",
     ),
-    "other resizing": (
+    "a part with another resize": (
         {"parts": [{**DIGITS, "resize": "squash"}, DIGITS]},
         "parts.0: resize = squash differs",
     ),
     "missing path": ({"parts": [DIGITS, {"source": "folder"}]}, "parts.1.path: Field required"),
-    "no such path": (
+    "a path that does not exist": (
         {"parts": [DIGITS, {"source": "folder", "path": "/nowhere"}]},
         "parts.1.path: /nowhere does not exist",
     ),
     "unknown key": ({"parts": [{**DIGITS, "colour": 3}, DIGITS]}, "parts.0.colour: unknown key"),
-    "bad limit": ({"parts": [{**DIGITS, "limit": 0}, DIGITS]}, "parts.0.limit: "),
-    "bad size": ({"size": 2, "parts": [DIGITS, {"source": "folder", "path": "/"}]}, "size: "),
-    "no size": ({"size": None, "parts": [DIGITS, {**DIGITS, "size": 9}]}, "size: "),
+    "limit of zero": ({"parts": [{**DIGITS, "limit": 0}, DIGITS]}, "parts.0.limit: "),
+    "size that is too small": ({"size": 2, "parts": [DIGITS, {"source": "folder", "path": "/"}]}, "size: "),
+    "size that is null": ({"size": None, "parts": [DIGITS, {**DIGITS, "size": 9}]}, "size: "),
 }
 
 
@@ -231,7 +231,7 @@ def test_a_mistake_in_a_run_config_is_named_by_its_full_key(config_tree, load_co
 def test_a_validated_source_can_be_a_part(part_configs):
     part = load_images({**part_configs["folder"], "size": SIZE, "limit": 3})
     config = MixedImages(source="mixed", size=SIZE, parts=(load_images(DIGITS), part))
-    assert config == mix(DIGITS, {**part_configs["folder"], "limit": 3})
+    assert config == make_mixture(DIGITS, {**part_configs["folder"], "limit": 3})
 
 
 def test_a_dumped_config_loads_again(mixture):
@@ -244,11 +244,11 @@ def test_a_dumped_config_loads_again(mixture):
 def test_a_run_on_a_mixture_is_split_by_its_limit_and_seed(config_tree, load_config, part_configs):
     config_tree["images"] = {"source": "mixed", "size": 8, "limit": 50, "parts": list(part_configs.values())}
     config_tree["evaluation"] = {"holdout": 0.2}
-    learned, judged = split_images(load_config())
-    assert (len(learned.ids), len(judged.ids)) == (40, 10)
-    ids = np.sort(np.concatenate([learned.ids, judged.ids]))
+    training_images, held_out_images = split_images(load_config())
+    assert (len(training_images.ids), len(held_out_images.ids)) == (40, 10)
+    ids = np.sort(np.concatenate([training_images.ids, held_out_images.ids]))
     np.testing.assert_array_equal(ids, sample_ids(NUM_DIGITS + 7 + 5, 50, seed=0))
-    whole = expected_mixture(learned.config)
-    for part in (learned, judged):
+    whole = expected_mixture(training_images.config)
+    for part in (training_images, held_out_images):
         assert_same(read(part.config, part.ids), {name: column[part.ids] for name, column in whole.items()})
-    assert split_images(load_config("seed=1"))[0].ids.tolist() != learned.ids.tolist()
+    assert split_images(load_config("seed=1"))[0].ids.tolist() != training_images.ids.tolist()

@@ -26,18 +26,18 @@ def random_pixels(count: int, height: int = SIZE, width: int = SIZE) -> np.ndarr
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def png(pixels: np.ndarray) -> bytes:
+def make_png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def refuse(image_id: int, name: str) -> None:
+def fail_on_unreadable(image_id: int, name: str) -> None:
     raise AssertionError(f"image {image_id} is unreadable: {name}")
 
 
 def read(
-    config: Any, ids: np.ndarray | None = None, only=None, on_unreadable=refuse
+    config: Any, ids: np.ndarray | None = None, only=None, on_unreadable=fail_on_unreadable
 ) -> dict[str, np.ndarray]:
     """Read a whole source, one chunk after another, into one set of columns."""
     source = open_source(config)
@@ -58,7 +58,7 @@ def folder(tmp_path):
     for name, image in zip(names, pixels, strict=True):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image))
+        path.write_bytes(make_png(image))
     (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")
     order = np.argsort(names)
     return FolderImages(source="folder", path=tmp_path / "photos", size=SIZE), pixels[order]
@@ -73,7 +73,7 @@ def write_parquet(path, contents: list[Any], labels: list[Any] | None = None) ->
 def parquet(tmp_path, request):
     """Two Parquet files of three images each, two to a row group."""
     pixels = random_pixels(6)
-    contents: list[Any] = [png(image) for image in pixels]
+    contents: list[Any] = [make_png(image) for image in pixels]
     if request.param == "struct":
         contents = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(contents)]
     write_parquet(tmp_path / "part-0.parquet", contents[:3], ["cat", "dog", "cat"])
@@ -82,7 +82,7 @@ def parquet(tmp_path, request):
     return config, pixels
 
 
-def on_s3(config: Any, s3: str) -> Any:
+def copy_to_s3(config: Any, s3: str) -> Any:
     """Copy a source's files to S3, and return the config of the copy."""
     local = config.path.parent if config.path.is_file() else config.path
     remote = to_path(f"{s3}/images")
@@ -96,17 +96,17 @@ def any_source(request):
     if request.param.endswith("on s3"):
         s3 = request.getfixturevalue("s3")
         if request.param.startswith("folder"):
-            return on_s3(request.getfixturevalue("folder")[0], s3)
-        return on_s3(_one_parquet(request.getfixturevalue("tmp_path")), s3)
+            return copy_to_s3(request.getfixturevalue("folder")[0], s3)
+        return copy_to_s3(make_parquet_source(request.getfixturevalue("tmp_path")), s3)
     if request.param == "parquet":
-        return _one_parquet(request.getfixturevalue("tmp_path"))
+        return make_parquet_source(request.getfixturevalue("tmp_path"))
     if request.param == "folder":
         return request.getfixturevalue("folder")[0]
     return DigitsImages(source="digits")
 
 
-def _one_parquet(tmp_path) -> ParquetImages:
-    write_parquet(tmp_path / "images.parquet", [png(image) for image in random_pixels(5)], list("abcab"))
+def make_parquet_source(tmp_path) -> ParquetImages:
+    write_parquet(tmp_path / "images.parquet", [make_png(image) for image in random_pixels(5)], list("abcab"))
     return ParquetImages(source="parquet", path=tmp_path / "images.parquet", size=SIZE, label_column="label")
 
 
@@ -115,16 +115,16 @@ def test_reading_a_row_group_on_s3_fetches_no_other(s3, tmp_path, monkeypatch):
     contents = [noise.bytes(100_000) for _ in range(16)]
     write_parquet(tmp_path / "noise.parquet", contents, list("ab" * 8))
     config = ParquetImages(source="parquet", path=tmp_path / "noise.parquet", size=SIZE, label_column="label")
-    source = open_source(on_s3(config, s3))
+    source = open_source(copy_to_s3(config, s3))
     assert [chunk.num_images for chunk in source.chunks] == [2] * 8
     fetched: list[int] = []
     fetch = s3fs.S3File._fetch_range
 
-    def counting(self: Any, start: int, end: int) -> bytes:
+    def fetch_and_count(self: Any, start: int, end: int) -> bytes:
         fetched.append(end - start)
         return fetch(self, start, end)
 
-    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counting)
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", fetch_and_count)
     images = list(source.read(source.chunks[5], {10, 11}.__contains__))
     assert [image.content for image in images] == contents[10:12]
     assert [image.label for image in images] == ["a", "b"]
@@ -133,7 +133,7 @@ def test_reading_a_row_group_on_s3_fetches_no_other(s3, tmp_path, monkeypatch):
 
 
 class TestEverySource:
-    """What every source must do."""
+    """Requirements for every source."""
 
     def test_ids_count_from_zero_and_are_the_same_in_every_run(self, any_source):
         first, again = read(any_source), read(any_source)
@@ -152,15 +152,15 @@ class TestEverySource:
     def test_wanted_ids_select_rows_of_the_whole(self, any_source):
         whole = read(any_source)
         ids = np.array([1, 2, 4])
-        some = read(any_source, ids)
+        selected = read(any_source, ids)
         for name, column in whole.items():
-            np.testing.assert_array_equal(some[name], column[ids])
+            np.testing.assert_array_equal(selected[name], column[ids])
 
     def test_only_classes_selects_by_label(self, any_source):
         whole = read(any_source)
         label = whole["label"][0]
-        some = read(any_source, only=frozenset([label]))
-        np.testing.assert_array_equal(some["image_id"], np.flatnonzero(whole["label"] == label))
+        selected = read(any_source, only=frozenset([label]))
+        np.testing.assert_array_equal(selected["image_id"], np.flatnonzero(whole["label"] == label))
 
     def test_small_batches_have_the_same_rows(self, any_source, monkeypatch):
         whole = read(any_source)
@@ -168,7 +168,7 @@ class TestEverySource:
         source = open_source(any_source)
         chunk = source.chunks[0]
         ids = np.arange(chunk.num_images)
-        batches = list(read_chunk(any_source, source.read, chunk, ids, None, refuse))
+        batches = list(read_chunk(any_source, source.read, chunk, ids, None, fail_on_unreadable))
         assert max(len(batch["image_id"]) for batch in batches) == min(2, chunk.num_images)
         np.testing.assert_array_equal(
             np.concatenate([batch["image"] for batch in batches]), whole["image"][: chunk.num_images]
@@ -197,7 +197,7 @@ def test_an_unlabelled_folder_has_no_labels(folder):
 
 def test_a_file_outside_of_class_folders_is_refused(folder):
     config = folder[0]
-    (config.path / "stray.png").write_bytes(png(random_pixels(1)[0]))
+    (config.path / "stray.png").write_bytes(make_png(random_pixels(1)[0]))
     with pytest.raises(InputError, match=r"stray\.png is not in a class folder.*labelled=false"):
         open_source(config)
     assert open_source(config.model_copy(update={"labelled": False})).num_images == 6
@@ -208,16 +208,16 @@ def test_a_folder_without_images_is_refused(tmp_path):
         open_source(FolderImages(source="folder", path=tmp_path, size=SIZE))
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", png(random_pixels(1)[0])[:-40]])
+@pytest.mark.parametrize("content", [b"", b"no image", make_png(random_pixels(1)[0])[:-40]])
 def test_an_unreadable_file_is_reported_by_name_and_skipped(folder, content):
     config = folder[0]
-    bad = config.path / "cat" / "m.png"
-    bad.write_bytes(content)
+    unreadable_path = config.path / "cat" / "m.png"
+    unreadable_path.write_bytes(content)
     reported: list[tuple[int, str]] = []
     columns = read(config, on_unreadable=lambda image_id, name: reported.append((image_id, name)))
     assert columns["image_id"].tolist() == [0, 2, 3, 4]
     assert [image_id for image_id, _ in reported] == [1]
-    assert str(bad) in reported[0][1]
+    assert str(unreadable_path) in reported[0][1]
 
 
 def test_a_file_deleted_after_listing_is_unreadable(folder):
@@ -233,14 +233,14 @@ def test_a_file_deleted_after_listing_is_unreadable(folder):
     assert reported == [0]
 
 
-def test_reading_stops_when_the_caller_raises(folder):
+def test_an_error_of_the_caller_for_an_unreadable_image_ends_the_reading(folder):
     config = folder[0]
     (config.path / "cat" / "m.png").write_bytes(b"")
     with pytest.raises(AssertionError, match=r"m\.png"):
         read(config)
 
 
-def test_parquet_is_read_in_row_order(parquet):
+def test_parquet_files_are_read_in_the_order_of_their_rows(parquet):
     config, pixels = parquet
     columns = read(config)
     np.testing.assert_array_equal(columns["image"], pixels.transpose(0, 3, 1, 2))
@@ -259,9 +259,9 @@ def test_parquet_reads_only_files_that_match_the_pattern(parquet):
     np.testing.assert_array_equal(read(config)["image"], pixels[3:].transpose(0, 3, 1, 2))
 
 
-def test_integer_labels_count_the_class_names(tmp_path):
+def test_integer_labels_are_indices_of_the_class_names(tmp_path):
     path = tmp_path / "images.parquet"
-    write_parquet(path, [png(image) for image in random_pixels(3)], [2, 0, 1])
+    write_parquet(path, [make_png(image) for image in random_pixels(3)], [2, 0, 1])
     config = ParquetImages(
         source="parquet", path=path, size=SIZE, label_column="label", classes=("red", "green", "blue")
     )
@@ -272,7 +272,7 @@ def test_integer_labels_count_the_class_names(tmp_path):
 @pytest.mark.parametrize("label", [2, -1])
 def test_an_integer_label_beyond_the_classes_is_refused(tmp_path, label):
     path = tmp_path / "images.parquet"
-    write_parquet(path, [png(image) for image in random_pixels(2)], [0, label])
+    write_parquet(path, [make_png(image) for image in random_pixels(2)], [0, label])
     config = ParquetImages(source="parquet", path=path, size=SIZE, label_column="label", classes=("a", "b"))
     with pytest.raises(InputError, match=rf"images\.classes: label {label} found, but only 2"):
         read(config)
@@ -306,7 +306,7 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path):
 
 def test_an_unreadable_row_is_reported_by_file_and_row(tmp_path):
     path = tmp_path / "images.parquet"
-    good = [png(image) for image in random_pixels(2)]
+    good = [make_png(image) for image in random_pixels(2)]
     write_parquet(path, [good[0], good[1], b"broken", None])
     reported: list[tuple[int, str]] = []
     config = ParquetImages(source="parquet", path=path, size=SIZE)
@@ -316,7 +316,7 @@ def test_an_unreadable_row_is_reported_by_file_and_row(tmp_path):
     assert all(str(path) in name and "row group 1" in name for _, name in reported)
 
 
-def test_digits_equal_those_of_scikit_learn():
+def test_the_digits_equal_those_of_scikit_learn():
     digits = load_digits()
     columns = read(DigitsImages(source="digits", split="all"))
     expected = np.round(digits.images * 255 / 16)
@@ -325,7 +325,7 @@ def test_digits_equal_those_of_scikit_learn():
     assert columns["label"].tolist() == [f"digit_{target}" for target in digits.target]
 
 
-def test_digit_splits_together_are_all_images():
+def test_the_test_split_is_every_fifth_digit_and_the_training_split_the_others():
     splits = {split: read(DigitsImages(source="digits", split=split)) for split in ("train", "test", "all")}
     labels = splits["all"]["label"]
     every_fifth = np.arange(len(labels)) % 5 == 4
@@ -334,14 +334,14 @@ def test_digit_splits_together_are_all_images():
     np.testing.assert_array_equal(splits["train"]["image"], splits["all"]["image"][~every_fifth])
 
 
-def test_crop_cuts_the_centre():
+def test_crop_keeps_the_centre_of_an_image():
     pixels = random_pixels(1, height=4, width=8)[0]
     np.testing.assert_array_equal(decode(pixels, 4, "crop"), pixels[:, 2:6].transpose(2, 0, 1))
     tall = pixels.transpose(1, 0, 2).copy()
     np.testing.assert_array_equal(decode(tall, 4, "crop"), tall[2:6].transpose(2, 0, 1))
 
 
-def test_squash_keeps_the_sides_of_an_image_and_crop_does_not():
+def test_squash_keeps_the_left_and_right_side_of_a_wide_image_and_crop_does_not():
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, 16:] = 255
     squashed, cropped = decode(pixels, 8, "squash"), decode(pixels, 8, "crop")
@@ -384,10 +384,10 @@ def test_sampled_ids_depend_only_on_the_seed():
     assert sample_ids(100, 10, 1).tolist() != sample_ids(100, 10, 2).tolist()
 
 
-def test_a_larger_limit_adds_to_a_smaller_one():
+def test_a_larger_limit_includes_the_ids_of_a_smaller_one():
     assert set(sample_ids(100, 10, 3)) < set(sample_ids(100, 20, 3))
 
 
 def test_every_id_is_sampled_equally_often():
-    times = np.bincount(np.concatenate([sample_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
-    assert np.abs(times / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)
+    counts = np.bincount(np.concatenate([sample_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
+    assert np.abs(counts / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)

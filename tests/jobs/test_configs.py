@@ -24,7 +24,7 @@ CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def job_folder(tmp_path, monkeypatch):
     """A folder in which every path that the configs name exists."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
@@ -38,7 +38,8 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def overrides(path: Path) -> list[str]:
+def path_overrides(path: Path) -> list[str]:
+    """Return overrides that replace the paths of images in a config by a folder that exists."""
     if path.stem == "cifar10_and_signs":
         parts = [f"{images}.parts.{i}" for images in ("images", "evaluation.images") for i in range(2)]
         return [f"{part}.path=data" for part in parts]
@@ -47,12 +48,12 @@ def overrides(path: Path) -> list[str]:
     return []
 
 
-def load(name: str) -> Config:
+def load_config_file(name: str) -> Config:
     path = JOBS / "configs" / f"{name}.yaml"
-    return Config.load(path, overrides(path))
+    return Config.load(path, path_overrides(path))
 
 
-def test_there_are_the_configs_that_the_readme_names():
+def test_the_configs_are_exactly_the_expected_ones():
     names = {path.name for path in CONFIGS}
     assert names == {
         "digits.yaml",
@@ -68,89 +69,89 @@ def test_there_are_the_configs_that_the_readme_names():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads(workplace, path):
+def test_every_config_loads(job_folder, path):
     kind = TeachConfig if "teacher" in path.stem else Config
-    config = kind.load(path, overrides(path))
-    assert config.output_dir == workplace / "runs" / config.name
+    config = kind.load(path, path_overrides(path))
+    assert config.output_dir == job_folder / "runs" / config.name
 
 
-def keys(section: type[BaseModel], inside: str = "") -> Iterator[str]:
-    """The dotted keys of a section and of the sections in it."""
+def iterate_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a section and of the sections in it."""
     for name, field in section.model_fields.items():
-        yield inside + name
+        yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{inside}{name}.")
+            yield from iterate_keys(field.annotation, f"{prefix}{name}.")
 
 
 def test_the_template_explains_every_key():
     text = (JOBS / "configs/folder.yaml").read_text()
-    missing = [key for key in keys(Config) if not re.search(rf"\b{key.rpartition('.')[2]}:\s", text)]
+    missing = [key for key in iterate_keys(Config) if not re.search(rf"\b{key.rpartition('.')[2]}:\s", text)]
     assert missing == []
     for section in ("codes", "layers", "joint"):
         block = text.split(f"\n{section}:\n")[1].split("\n\n")[0]
-        given = {key.split(".")[1] for key in keys(Config) if key.startswith(f"{section}.")}
-        assert {key for key in given if f"  {key}: " not in block} == set()
+        section_keys = {key.split(".")[1] for key in iterate_keys(Config) if key.startswith(f"{section}.")}
+        assert {key for key in section_keys if f"  {key}: " not in block} == set()
 
 
 EXAMPLES = {"taps", "teachers.checkpoint"}
-"""Keys of the template that have a default and all the same name things of the user's."""
+"""Keys that the template sets to an example although they have a default."""
 
 
-def values(
-    tree: dict[str, Any], section: type[BaseModel], inside: str = ""
+def iterate_given_values(
+    tree: dict[str, Any], section: type[BaseModel], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Every key that a config gives and that has a default: its dotted name, the value, the default."""
+    """Yield the dotted name, the value and the default of each key of a config that has a default."""
     for name, value in tree.items():
-        field, key = section.model_fields[name], inside + name
+        field, key = section.model_fields[name], prefix + name
         if key == "images":
-            yield from values(value, FolderImages, f"{key}.")
+            yield from iterate_given_values(value, FolderImages, f"{key}.")
         elif key == "teachers":
             for teacher in value:
-                yield from values(teacher, TeacherConfig, f"{key}.")
+                yield from iterate_given_values(teacher, TeacherConfig, f"{key}.")
         elif not field.is_required() and key not in EXAMPLES:
             default = field.get_default(call_default_factory=True)
             if isinstance(default, BaseModel) and isinstance(value, dict):
-                yield from values(value, type(default), f"{key}.")
+                yield from iterate_given_values(value, type(default), f"{key}.")
             else:
                 yield key, value, list(default) if isinstance(default, tuple) else default
 
 
-def test_every_default_is_the_templates():
+def test_the_template_shows_the_default_of_every_key():
     tree = yaml.safe_load((JOBS / "configs/folder.yaml").read_text())
-    found = list(values(tree, Config))
+    found = list(iterate_given_values(tree, Config))
     assert {key: (value, default) for key, value, default in found if value != default} == {}
-    # No key is passed over: the others hold keys, are required, or are examples; one is only explained.
-    compared, known = {key for key, _, _ in found}, set(keys(Config))
-    holding = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
-    assert known - compared - holding == {"name", "images", "teachers", "taps", "evaluation.images"}
+    # All other keys are sections, required, examples, or (`evaluation.images`) only explained in a comment.
+    compared, all_keys = {key for key, _, _ in found}, set(iterate_keys(Config))
+    sections = {key for key in all_keys if any(other.startswith(f"{key}.") for other in all_keys)}
+    assert all_keys - compared - sections == {"name", "images", "teachers", "taps", "evaluation.images"}
 
 
-def test_the_default_resize_changes_nothing_where_images_are_square():
-    """As are those of the digits, CIFAR-10 and the signs, whose configs do not say how to resize."""
+def test_crop_and_squash_give_the_same_for_square_images():
+    """The digits, CIFAR-10 and the signs are square, and their configs do not set `resize`."""
     for side, size in ((8, 16), (100, 64), (64, 64), (33, 224)):
         pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
         np.testing.assert_array_equal(decode(pixels, size, "crop"), decode(pixels, size, "squash"))
 
 
 @pytest.mark.parametrize("config", ["cifar10_halves", "cifar10_halves_exact"])
-def test_the_teachers_of_the_halves_are_those_that_the_teacher_configs_train(workplace, config):
-    halves = load(config)
+def test_the_halves_use_the_teachers_that_the_teacher_configs_train(job_folder, config):
+    halves = load_config_file(config)
     for name, teacher in zip("ab", halves.teachers, strict=True):
         path = JOBS / f"configs/cifar10_teacher_{name}.yaml"
-        taught = TeachConfig.load(path, overrides(path))
+        taught = TeachConfig.load(path, path_overrides(path))
         assert teacher.classes == taught.teacher.classes
         assert teacher.arguments == taught.teacher.arguments
         assert teacher.preprocessing == taught.teacher.preprocessing
         assert teacher.checkpoint == taught.output_dir / name / "teacher.safetensors"
 
 
-def test_the_exact_halves_are_the_same_task_and_no_larger_than_one_teacher(workplace):
-    halves, exact = load("cifar10_halves"), load("cifar10_halves_exact")
+def test_the_exact_halves_have_the_same_images_and_teachers_and_a_student_of_known_size(job_folder):
+    halves, exact = load_config_file("cifar10_halves"), load_config_file("cifar10_halves_exact")
     assert (exact.images, exact.teachers) == (halves.images, halves.teachers)
     paths = [JOBS / f"configs/cifar10_teacher_{name}.yaml" for name in "ab"]
-    untaught = [build_teacher(TeachConfig.load(path, overrides(path)).teacher) for path in paths]
+    teachers = [build_teacher(TeachConfig.load(path, path_overrides(path)).teacher) for path in paths]
     sizes = [
-        sum(p.numel() for p in Student(make_plan(c, untaught).spec).parameters()) for c in (exact, halves)
+        sum(p.numel() for p in Student(make_plan(c, teachers).spec).parameters()) for c in (exact, halves)
     ]
     assert sizes == [390_314, 390_986]
 
@@ -158,13 +159,13 @@ def test_the_exact_halves_are_the_same_task_and_no_larger_than_one_teacher(workp
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def plan_of(config: Config):
+def build_plan(config: Config):
     return make_plan(config, [build_teacher(teacher) for teacher in config.teachers])
 
 
-def test_five_teachers_of_two_classes_each_become_one_of_ten(workplace):
-    config = load("cifar10_five")
-    plan = plan_of(config)
+def test_five_teachers_of_two_classes_each_become_a_student_of_ten(job_folder):
+    config = load_config_file("cifar10_five")
+    plan = build_plan(config)
     assert [len(teacher.classes) for teacher in config.teachers] == [2] * 5
     assert plan.spec.classes == CIFAR10
     assert plan.label_sets.rule == "concatenate"
@@ -173,16 +174,16 @@ def test_five_teachers_of_two_classes_each_become_one_of_ten(workplace):
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "conditional"])
-def test_the_teachers_that_overlap_can_be_put_together_by_every_rule(workplace, rule):
+def test_the_overlapping_teachers_can_be_amalgamated_by_every_rule(job_folder, rule):
     path = JOBS / "configs/cifar10_overlap.yaml"
-    plan = plan_of(Config.load(path, [*overrides(path), f"scores.rule={rule}"]))
+    plan = build_plan(Config.load(path, [*path_overrides(path), f"scores.rule={rule}"]))
     assert plan.label_sets.overlap == {"deer": ("a", "b"), "dog": ("a", "b")}
     assert plan.spec.classes == CIFAR10
     assert plan.label_sets.num_scores == 12
 
 
-def test_photos_and_signs_meet_in_one_plain_student_of_32_pixels(workplace):
-    plan = plan_of(load("cifar10_and_signs"))
+def test_teachers_of_photos_and_signs_become_one_plain_student_for_32_pixels(job_folder):
+    plan = build_plan(load_config_file("cifar10_and_signs"))
     assert plan.spec.classes == (*CIFAR10, *(f"sign_{i}" for i in range(10)))
     assert plan.spec.paths == {"first": "conv1", "early": "conv2", "middle": "conv3", "late": "conv4"}
     assert plan.shapes == {
@@ -198,7 +199,7 @@ DIGITS = str(JOBS / "configs/digits.yaml")
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "words"),
+    ("script", "arguments", "message"),
     [
         ("amalgamate.py", ["missing.yaml"], "missing.yaml does not exist"),
         ("amalgamate.py", [DIGITS, "--extend", "nowhere"], "nowhere does not exist"),
@@ -215,7 +216,7 @@ DIGITS = str(JOBS / "configs/digits.yaml")
     ],
 )
 def test_job_scripts_refuse_bad_input_with_one_message(
-    workplace, monkeypatch, capsys, script, arguments, words
+    job_folder, monkeypatch, capsys, script, arguments, message
 ):
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -223,8 +224,8 @@ def test_job_scripts_refuse_bad_input_with_one_message(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert words in error
-    assert not (workplace / "runs" / "digits").exists()
+    assert message in error
+    assert not (job_folder / "runs" / "digits").exists()
 
 
 SCRIPTS = {
@@ -236,17 +237,17 @@ SCRIPTS = {
     "evaluate_student": ("evaluate", ["folder", "--images", "digits"]),
     "predict": ("predict", ["folder", "x.png"]),
 }
-"""Script -> the function of ka_ray that it calls, and arguments."""
+"""Script -> the function of ka_ray that it calls, and arguments for the script."""
 
 
-def test_every_script_is_tried_here():
+def test_this_file_tests_every_script():
     assert {path.stem for path in JOBS.glob("*.py")} == SCRIPTS.keys()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("error", "code"), [(FloatingPointError("loss is nan"), 2), (OSError("disk"), None)])
-def test_a_script_whose_run_fails_fails(workplace, monkeypatch, capsys, script, error, code):
-    """With one message and 2 where the user can mend it, else with Python's traceback and 1."""
+def test_a_script_fails_if_its_run_fails(job_folder, monkeypatch, capsys, script, error, code):
+    """Errors that the user can correct end it with one message and code 2, others with a traceback."""
 
     def fail(*arguments):
         raise error

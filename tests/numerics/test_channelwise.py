@@ -10,7 +10,7 @@ from ka_ray.numerics.memory_format import to_preferred_memory_format
 
 
 @pytest.mark.parametrize("space", [(4, 5), (1, 1), (7,)])
-def test_on_maps_it_equals_a_1x1_conv(space):
+def test_apply_channelwise_equals_a_1x1_conv_for_maps(space):
     linear = nn.Linear(3, 6).double()
     features = torch.randn(2, 3, *space, dtype=torch.float64)
     conv = functional.conv2d if len(space) == 2 else functional.conv1d
@@ -20,6 +20,6 @@ def test_on_maps_it_equals_a_1x1_conv(space):
     assert mapped.stride() == to_preferred_memory_format(mapped.contiguous()).stride()
 
 
-def test_on_vectors_it_equals_the_linear_layer():
+def test_apply_channelwise_equals_the_linear_layer_for_vectors():
     linear, vectors = nn.Linear(3, 6), torch.randn(4, 3)
     torch.testing.assert_close(apply_channelwise(linear, vectors), linear(vectors))
