@@ -1,86 +1,27 @@
-"""Load and save weights without unpickling any code."""
+"""Load a checkpoint into a network, and save the weights of a network."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from safetensors.torch import save_file
+from torch import nn
 
 from ka_ray.errors import InputError
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file
-
-NESTED_KEYS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts commonly keep the state dict in a larger checkpoint."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile add to each key of a state dict."""
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or, with weights-only loading, from a torch file.
-
-    If the state dict is nested under one of :data:`NESTED_KEYS`, it is taken from there. The :data:`PREFIXES`
-    are removed from its keys.
-
-    Args:
-        path: Checkpoint, local or remote. With the suffix ``.safetensors`` it is read as safetensors, with
-            any other suffix as a torch file.
-
-    Returns:
-        Name of each weight or buffer -> tensor, on the CPU.
-
-    Raises:
-        InputError: The file cannot be read, would need unpickling of code, or contains no state dict.
-    """
-    loaded = _read_file(path)
-    for key in NESTED_KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(map(_is_weight, loaded.items())):
-        raise InputError(
-            f"checkpoint {path} must contain a state dict (names -> tensors), at the top or under one of the "
-            f"keys {', '.join(NESTED_KEYS)}"
-        )
-    return _without_prefixes(dict(loaded))
-
-
-def _read_file(path: Path) -> Any:
-    """Read whatever a checkpoint file contains, without unpickling code."""
-    try:
-        # safetensors and torch read local files only, so a remote checkpoint is copied to this node first.
-        local = fetch_local_copy(path)
-        if path.suffix == ".safetensors":
-            return load_file(local)
-        return torch.load(local, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise InputError(f"checkpoint {path} cannot be read: {error}") from None
-    except Exception as error:
-        # Weights-only loading raises pickle.UnpicklingError for code, a damaged pickle nearly any exception.
-        raise InputError(
-            f"checkpoint {path} contains more than weights and is not unpickled, because that could run any "
-            "code. Save the network's state_dict(), or convert the file to safetensors "
-            f"({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from None
-
-
-def _is_weight(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers, in whatever order the wrappers were nested."""
-    for prefix in PREFIXES:
-        # A wrapper prefixes all keys. A prefix on only some of them is the name of a child module and stays.
-        if state and all(key.startswith(prefix) for key in state):
-            consume_prefix_in_state_dict_if_present(state, prefix)
-            return _without_prefixes(state)
-    return state
+from ka_ray.teachers.checkpoint_file import read_checkpoint
+from ka_ray.teachers.state_dict import (
+    EMA_KEYS,
+    WEIGHTS_KEYS,
+    FittedWeights,
+    FoundWeights,
+    describe_mismatch,
+    find_weights,
+    fit_weights,
+    shorten,
+)
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -110,40 +51,64 @@ def checkpoint_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_checkpoint(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint into a network. All keys and shapes must match.
+def load_checkpoint(network: nn.Module, path: Path, num_classes: int | None = None) -> str:
+    """Load a checkpoint into a network: every weight of the network must be in it.
 
     Args:
         network: Network to load into, in place.
-        path: Checkpoint, see :func:`read_state_dict`.
+        path: Checkpoint, see :func:`ka_ray.teachers.checkpoint_file.read_checkpoint`.
+        num_classes: The number of classes that the config names, for the error message; None if not known.
+
+    Returns:
+        What was done besides loading the file as it is, for the user: ``state_dict_ema, a moving average of
+        the weights; prefix 'module.' removed``. Empty if nothing was.
 
     Raises:
-        InputError: The file contains no state dict; or keys or shapes differ, or weights are not finite, and
-            the message lists them.
+        InputError: The file cannot be read or contains no state dict; or keys or shapes differ from the
+            network's, or weights are not finite, and the message lists them.
     """
-    state, expected = read_state_dict(path), network.state_dict()
-    shapes = [
-        f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    problems = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": sorted(shapes),
-    }
-    found = [f"{len(keys)} {problem}: {_shorten(keys)}" for problem, keys in problems.items() if keys]
-    if found:
-        raise InputError(
-            f"checkpoint {path} does not fit the network. Keys: {'; '.join(found)}. Check the teacher's "
-            "network, its arguments and the number of its classes"
-        )
+    content = read_checkpoint(path)
+    candidates = find_weights(content)
+    if not candidates:
+        raise InputError(_no_weights(path, content))
+    for weights in candidates:
+        try:
+            fitted = fit_weights(network, weights)
+        except InputError as error:
+            raise InputError(f"checkpoint {path}: {error}") from None
+        if fitted is not None:
+            _check_finite(path, fitted)
+            return _describe(weights, fitted)
+    # Of the raw weights, because a moving average can leave out what was not trained.
+    problem = describe_mismatch(network, candidates[-1], num_classes)
+    raise InputError(
+        f"checkpoint {path} does not fit the network: {problem}. Check the teacher's network, its arguments "
+        "and its classes"
+    )
+
+
+def _check_finite(path: Path, fitted: FittedWeights) -> None:
     # Training that diverged leaves NaN weights; without this check they would surface only much later.
-    broken = sorted(key for key, weight in state.items() if not weight.isfinite().all())
+    broken = sorted(key for key, weight in fitted.state.items() if not weight.isfinite().all())
     if broken:
-        raise InputError(f"checkpoint {path} contains weights that are NaN or infinite: {_shorten(broken)}")
-    network.load_state_dict(state)
+        raise InputError(f"checkpoint {path} contains weights that are NaN or infinite: {shorten(broken)}")
 
 
-def _shorten(keys: list[str]) -> str:
-    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+def _describe(weights: FoundWeights, fitted: FittedWeights) -> str:
+    where = weights.where + (", a moving average of the weights" if weights.is_ema else "")
+    left_out = f"left out: {shorten(list(fitted.left_out))}" if fitted.left_out else ""
+    return "; ".join(part for part in (where, fitted.change, left_out) if part)
+
+
+def _no_weights(path: Path, content: Any) -> str:
+    """Say what a file contains instead of a state dict."""
+    if isinstance(content, Mapping):
+        found = (
+            f"a dict with the keys {shorten([str(key) for key in content])}" if content else "an empty dict"
+        )
+    else:
+        found = f"a {type(content).__name__}"
+    return (
+        f"checkpoint {path} contains no state dict (names -> tensors), but {found}. A state dict is looked "
+        f"for at the top and under {', '.join((*WEIGHTS_KEYS, *EMA_KEYS))}"
+    )
