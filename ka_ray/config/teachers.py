@@ -51,6 +51,11 @@ class TeacherConfig(Section):
         min_length=2, description="In the order of the scores: a list, or a text file with one per line."
     )
     checkpoint: ExistingPath | None = Field(None, description=".safetensors, or .pt / .pth with a state dict")
+    output: str | int | None = Field(
+        None,
+        description="For a network that returns several outputs, which one is the scores: its name, or its "
+        "position from 0; null: the one named `logits`, or the only one with a score per class.",
+    )
     preprocessing: Preprocessing = Field(Preprocessing(), description="What the network was trained with.")
     training: TeachingConfig | None = Field(None, description="null: the weights come from `checkpoint`.")
 

@@ -51,7 +51,8 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
         InputError: Something in the config cannot work; the message names the key.
     """
     teachers = [build_teacher(teacher) for teacher in config.teachers]
-    plan, notes = make_plan(config, teachers), list[str | None]()
+    plan = make_plan(config, teachers)
+    notes: list[str | None] = [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
     for student in students:
         student_plan = plan if student is config else make_plan(student, teachers)
         notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]

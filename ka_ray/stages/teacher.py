@@ -21,6 +21,7 @@ from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.teachers.outputs import SelectScores
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
 
@@ -85,7 +86,9 @@ def train_teacher(
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
     # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
-    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network)
+    # In training, a network with auxiliary heads returns their scores, too; only the main ones are learned.
+    select_scores = SelectScores(len(teacher.classes), teacher.output)
+    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
     learner = ClassifierLearner(network_on_pixels, teacher.training.augment).to(device)
     batches = _labelled_batches(teacher, images, seed, device)
     settings = _fit_settings(teacher, path)
@@ -106,6 +109,7 @@ def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
         learning_rate=teacher.training.learning_rate,
         weight_decay=teacher.training.weight_decay,
         checkpoint=path.with_suffix(".epoch"),
+        unused_parameters=True,  # only the user knows what is in the network
     )
 
 

@@ -160,7 +160,7 @@ def _lightning_parts(state: Mapping[str, Tensor]) -> Iterator[FittedWeights]:
 
 
 def _shared_prefixes(keys: Iterable[str]) -> list[str]:
-    """Return the prefixes (each ends with a dot) that all keys share: none, one name, two names, and so on."""
+    """Return the prefixes (each ends with a dot) that all keys share: none, one name, two names ..."""
     prefixes, rests = [""], list(keys)
     while (
         all("." in rest for rest in rests) and len(heads := {rest.partition(".")[0] for rest in rests}) == 1

@@ -15,6 +15,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.taps import Taps
 from ka_ray.teachers.checkpoint import load_checkpoint
 from ka_ray.teachers.networks import build_network
+from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
 
 
@@ -27,12 +28,16 @@ class Teacher:
         classes: Class names in the order of the scores.
         network: Network from preprocessed images to scores.
         preprocess: Module that turns pixels into the network's input.
+        output: Name or position of the scores in the network's output; None: found by their shape.
+        note: What was done to load its checkpoint, for the user; empty if the file was loaded as it is.
     """
 
     name: str
     classes: tuple[str, ...]
     network: nn.Module
     preprocess: Preprocess
+    output: str | int | None = None
+    note: str = ""
 
     def to(self, device: torch.device) -> "Teacher":
         """Move network and preprocessing to a device, in place, and return this teacher."""
@@ -44,8 +49,7 @@ class Teacher:
         """Return the scores ``[B, K]`` of pixels ``[B, 3, H, W]`` in 0 ... 255, without gradients."""
         # Not inference_mode: joint learning uses these scores in a graph, which refuses inference tensors.
         with torch.no_grad():
-            scores: Tensor = self.network(self.preprocess(images))
-            return scores
+            return find_scores(self.network(self.preprocess(images)), len(self.classes), self.output)
 
     def features(self, images: Tensor, paths: Mapping[str, str]) -> tuple[dict[str, Tensor], Tensor]:
         """Return features and scores, computed in one forward pass.
@@ -58,8 +62,8 @@ class Teacher:
             Tap name -> features ``[B, C, *space]``, and the scores ``[B, K]``.
         """
         with torch.inference_mode(), Taps(self.network, paths) as taps:
-            scores = self.network(self.preprocess(images))
-        return taps.features, scores
+            output = self.network(self.preprocess(images))
+        return taps.features, find_scores(output, len(self.classes), self.output)
 
     def check_forward_pass(self, image_size: int, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         """Run the network on one black image, so that mistakes in the config show before the run starts.
@@ -78,27 +82,17 @@ class Teacher:
         device = self.preprocess.mean.device
         image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
         try:
-            features, scores = self.features(image, paths)
-        except InputError:
-            raise
+            features, _ = self.features(image, paths)
+        except InputError as error:
+            raise InputError(_named(self.name, error)) from None
         except Exception as error:  # networks refuse sizes with many exceptions (ViT: AssertionError)
             raise InputError(
                 f"teacher {self.name}: the network fails for an image of {image_size} x {image_size} pixels: "
                 f"{error}. Set `images.size` or the teacher's `preprocessing.size` to the size it was "
                 "trained with"
             ) from None
-        self._check_scores(scores)
         self._check_features(features, paths)
         return {tap: tuple(feature.shape[1:]) for tap, feature in features.items()}
-
-    def _check_scores(self, scores: object) -> None:
-        """Refuse a network whose output is not one score per class."""
-        if not isinstance(scores, Tensor) or scores.shape != (1, len(self.classes)):
-            output = tuple(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
-            raise InputError(
-                f"teacher {self.name}: `classes` names {len(self.classes)} classes, but the network outputs "
-                f"{output} per image; it must be one score per class"
-            )
 
     def _check_features(self, features: Mapping[str, Tensor], paths: Mapping[str, str]) -> None:
         """Refuse taps that were not reached, or whose output is not a feature map or vector."""
@@ -143,13 +137,19 @@ def build_teacher(config: TeacherConfig) -> Teacher:
         InputError: The network is unknown, the checkpoint does not fit, or the config has neither
             `checkpoint` nor `training`.
     """
-    network = build_network(config.network, config.arguments, len(config.classes))
+    network, note = build_network(config.network, config.arguments, len(config.classes)), ""
     if config.checkpoint is not None:
-        load_checkpoint(network, config.checkpoint)
+        note = load_checkpoint(network, config.checkpoint, len(config.classes))
     elif config.training is None:
         raise InputError(_missing_checkpoint(config))
     network.eval().requires_grad_(False)
-    return Teacher(config.name, config.classes, network, Preprocess(config.preprocessing).eval())
+    preprocess = Preprocess(config.preprocessing).eval()
+    return Teacher(config.name, config.classes, network, preprocess, config.output, note)
+
+
+def _named(name: str, error: InputError) -> str:
+    """Name the teacher in an error; an error about a tap names the tap instead."""
+    return str(error) if str(error).startswith("taps.") else f"teacher {name}: {error}"
 
 
 def _missing_checkpoint(config: TeacherConfig) -> str:

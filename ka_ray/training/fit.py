@@ -45,6 +45,8 @@ class FitSettings:
             one batch. None: train for ``epochs``.
         checkpoint: File that is written after each epoch but the last one; all ranks must reach it. If it
             exists, training resumes from it, with the same result as uninterrupted training. None: no file.
+        unused_parameters: Whether the losses may leave out some parameters, such as those of an auxiliary
+            head; several ranks then search for them in every step.
     """
 
     stage: str
@@ -54,6 +56,7 @@ class FitSettings:
     beta2: float = 0.999
     images: int | None = None
     checkpoint: Path | None = None
+    unused_parameters: bool = False
 
     def steps(self, batches: Batches) -> int:
         """Return the number of optimizer steps over all epochs."""
@@ -117,7 +120,9 @@ def fit(
     optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
     meter = _LossMeter(batches, settings, report)
     step = _resume(settings.checkpoint, learner, optimizer, meter)
-    model: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
+    model = learner
+    if world_size() > 1:
+        model = DistributedDataParallel(learner, find_unused_parameters=settings.unused_parameters)
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
