@@ -13,6 +13,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from ka_ray.config.class_names import ACCEPTED_FORMS, normalise, parse_names
 from ka_ray.config.job_paths import ClusterContext, is_absolute, is_on_cluster
 from ka_ray.storage.files import absolute, exists, is_path, read_text
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials, to_path
@@ -45,12 +46,12 @@ def _existing_or_on_cluster(value: Any, info: ValidationInfo) -> Path:
 
 
 def read_names(value: Any, info: ValidationInfo) -> Any:
-    """Read class names from a text file with one name per line; return a list unchanged.
+    """Read class names from a file; return a list unchanged.
 
     For a file on the cluster, return two placeholder names: only the job can read the file.
 
     Args:
-        value: The path of a text file, or a list of names.
+        value: The path of a file, see :func:`ka_ray.config.class_names.parse_names`, or a list of names.
         info: Its context is a :class:`ka_ray.config.job_paths.ClusterContext` if the config is sent to a
             cluster.
     """
@@ -59,12 +60,13 @@ def read_names(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         path = _existing(_absolute(value))
         if not path.is_file():
-            raise ValueError(f"{path} must be a text file with one class name per line")
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            raise ValueError(f"{path} must be a file: {ACCEPTED_FORMS}")
+        return parse_names(read_text(path), path)
     return value
 
 
 def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(normalise(name) for name in names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"class named twice: {', '.join(twice)}; every class name must be unique")
@@ -80,4 +82,4 @@ ExistingPath = Annotated[
 """A URI or a path that exists. If the config is sent to a cluster, absolute paths are checked only there."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
-"""Class names: a list, or a text file with one name per line. Every name is unique."""
+"""Class names: a list, or a file of them. Every name is unique; names are compared in Unicode's NFC."""

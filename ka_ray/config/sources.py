@@ -58,7 +58,7 @@ class ParquetImages(_Images):
         None, description="Column of class names, or of integers into `classes`; null: no labels."
     )
     classes: ClassNames | None = Field(
-        None, description="Class names of integer labels: a list, or a text file with one per line."
+        None, description="Class names of integer labels: a list, or a file: one name per line, or JSON."
     )
 
     @property

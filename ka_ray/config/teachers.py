@@ -48,7 +48,7 @@ class TeacherConfig(Section):
     network: str = Field(description="plain, a torchvision model name, or package.module:factory")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
     classes: ClassNames = Field(
-        min_length=2, description="In the order of the scores: a list, or a text file with one per line."
+        min_length=2, description="In the order of the scores: a list, or a file: one name per line, or JSON."
     )
     checkpoint: ExistingPath | None = Field(None, description=".safetensors, or .pt / .pth with a state dict")
     output: str | int | None = Field(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from ka_ray.config import FolderImages
+from ka_ray.config.class_names import normalise
 from ka_ray.errors import InputError
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.batch_read import read_files
@@ -46,7 +47,7 @@ def _class_of(name: str, config: FolderImages) -> str:
             f"images.path {config.path}: {name} is not in a class folder; move it into a folder that is "
             "named after its class, or set images.labelled=false"
         )
-    return class_name
+    return normalise(class_name)
 
 
 def read_folder(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
