@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
+from ka_ray.config.class_names import normalise
 from ka_ray.errors import InputError
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote, open_random_access
@@ -101,7 +102,7 @@ class ParquetReader:
         if value is None:
             return ""
         if isinstance(value, str):
-            return value
+            return normalise(value)
         if self.classes is None or not 0 <= value < len(self.classes):
             known = 0 if self.classes is None else len(self.classes)
             raise InputError(

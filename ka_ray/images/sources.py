@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ka_ray.config import JOB_FOLDERS, ImagesConfig
-from ka_ray.config.class_names import normalise
 from ka_ray.images.decode import decode
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -49,7 +48,7 @@ class EncodedImage:
         image_id: Its id in the source.
         name: Where it is, for messages, e.g. its path.
         content: The bytes of an image file, or RGB pixels ``[H, W, 3]`` uint8; empty bytes if unreadable.
-        label: Name of its class; empty if it has none.
+        label: Name of its class in Unicode's composed form (NFC); empty if it has none.
     """
 
     image_id: int
@@ -146,15 +145,14 @@ def read_chunk(
     wanted = frozenset(ids[np.searchsorted(ids, chunk.first_id) :][: chunk.num_images].tolist())
     rows: list[tuple[int, npt.NDArray[np.uint8], str]] = []
     for encoded in read(chunk, wanted.__contains__):
-        label = normalise(encoded.label)
-        if only_classes is not None and label not in only_classes:
+        if only_classes is not None and encoded.label not in only_classes:
             continue
         try:
             image = decode(encoded.content, config.size, config.resize)
         except Exception as error:  # decoders raise many types; each means that this image is unreadable
             on_unreadable(encoded.image_id, f"{encoded.name} ({error})")
             continue
-        rows.append((encoded.image_id, image, label))
+        rows.append((encoded.image_id, image, encoded.label))
         if len(rows) == batch_images:
             yield _to_columns(rows)
             rows = []

@@ -86,7 +86,6 @@ def train_teacher(
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
     # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
-    # In training, a network with auxiliary heads returns their scores, too; only the main ones are learned.
     select_scores = SelectScores(len(teacher.classes), teacher.output)
     network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
     learner = ClassifierLearner(network_on_pixels, teacher.training.augment).to(device)
@@ -97,8 +96,7 @@ def train_teacher(
         _save_teacher(network, history, path)
         # The state after the last saved epoch is only needed to resume.
         path.with_suffix(".epoch").unlink(missing_ok=True)
-    # The run loads the checkpoint as soon as this function returns on any rank.
-    wait_for_all()
+    wait_for_all()  # the run loads the checkpoint as soon as this function returns on any rank
 
 
 def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:

@@ -45,8 +45,7 @@ class FitSettings:
             one batch. None: train for ``epochs``.
         checkpoint: File that is written after each epoch but the last one; all ranks must reach it. If it
             exists, training resumes from it, with the same result as uninterrupted training. None: no file.
-        unused_parameters: Whether the losses may leave out some parameters, such as those of an auxiliary
-            head; several ranks then search for them in every step.
+        unused_parameters: Whether a step may leave out some parameters, such as those of an auxiliary head.
     """
 
     stage: str
@@ -126,8 +125,7 @@ def fit(
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
-        # Seeds dropout for this epoch, so that it is the same after a resume.
-        torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)
+        torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)  # dropout is the same after a resume
         for batch in islice(batches.epoch(epoch), meter.steps):
             _set_rate(optimizer, settings.learning_rate * learning_rate_factor(step, meter.total_steps))
             losses: dict[str, Tensor] = model(batch)

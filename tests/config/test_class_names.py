@@ -1,15 +1,18 @@
 """Class names: every form in which training scripts write them gives the same names, in the same order."""
 
+import io
 import json
 import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from ka_ray.config import FolderImages, TeacherConfig
+from ka_ray.config import FolderImages, ParquetImages, TeacherConfig
 from ka_ray.images import open_source, read_chunk
 
 NAMES = ("cat", "dog, hound", "caf\u00e9")
@@ -70,5 +73,16 @@ def test_folder_names_match_class_names_in_another_unicode_form(tmp_path, form):
     source = open_source(config)
     assert source.class_names == (NAMES[2],)
     only = frozenset(NAMES)
+    (columns,) = read_chunk(config, source.read, source.chunks[0], np.arange(1), only, pytest.fail)
+    assert columns["label"].tolist() == [NAMES[2]]
+
+
+def test_labels_of_parquet_match_class_names_in_another_unicode_form(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    table = pa.table({"image": [content.getvalue()], "label": [unicodedata.normalize("NFD", NAMES[2])]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = ParquetImages(source="parquet", path=tmp_path, size=8, label_column="label")
+    source, only = open_source(config), frozenset(NAMES)
     (columns,) = read_chunk(config, source.read, source.chunks[0], np.arange(1), only, pytest.fail)
     assert columns["label"].tolist() == [NAMES[2]]
