@@ -119,9 +119,7 @@ def fit(
     optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
     meter = _LossMeter(batches, settings, report)
     step = _resume(settings.checkpoint, learner, optimizer, meter)
-    model = learner
-    if world_size() > 1:
-        model = DistributedDataParallel(learner, find_unused_parameters=settings.unused_parameters)
+    model = learner if world_size() == 1 else _data_parallel(learner, settings)
     learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
@@ -158,6 +156,10 @@ def _resume(
             "nodes share, or to a URI"
         )
     return steps
+
+
+def _data_parallel(learner: nn.Module, settings: FitSettings) -> nn.Module:
+    return DistributedDataParallel(learner, find_unused_parameters=settings.unused_parameters)
 
 
 def _optimizer(learner: nn.Module, settings: FitSettings, fused: bool) -> torch.optim.AdamW:
