@@ -28,8 +28,8 @@ from ka_ray.stages import run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.student import Student
-from ka_ray.student.plan import make_plan
-from ka_ray.teachers import load_teacher
+from ka_ray.student.plan import Plan, make_plan
+from ka_ray.teachers import Teacher, load_teacher
 
 DIGITS = Path(__file__).parents[1] / "jobs" / "configs" / "digits.yaml"
 
@@ -82,8 +82,13 @@ def run_without_ray(folder: Path) -> float:
         columns[feature_column(SCORES, teacher.name)] = scores.numpy()
     store_columns(folder / FEATURES, stack_columns(columns, list(plan.shapes), list(plan.paths)))
     run_stages(StageInputs(config, plan, folder, folder, cpu, lambda _: None))
+    return _evaluate(folder, plan, teachers, test_columns)
 
-    # Evaluation, on the test images.
+
+def _evaluate(
+    folder: Path, plan: Plan, teachers: list[Teacher], test_columns: dict[str, np.ndarray]
+) -> float:
+    """Return the student's accuracy on all classes of the test images."""
     student = Student(plan.spec).eval()
     load_stage(folder, "joint", student)
     pixels = torch.from_numpy(test_columns["image"])

@@ -176,9 +176,14 @@ def make_spec() -> Callable[..., StudentSpec]:
             widths=widths,
             label_sets={"low": names[: classes // 2], "high": names[classes // 2 :]},
             rule=None,
-            image_size=image_size,
-            resize="squash",
-            preprocessing={"size": None, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
+            preprocessing={
+                "resize": "squash",
+                "size": image_size,
+                "crop": image_size,
+                "mean": [0.5, 0.4, 0.3],
+                "std": [0.2, 0.3, 0.4],
+            },
+            decoding={},
         )
 
     return make

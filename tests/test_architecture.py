@@ -25,8 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"errors", "storage", "config", "numerics"},
     "features": {"errors", "storage", "config", "numerics"},
     "amalgamation": {"errors", "storage", "config", "numerics"},
-    "teachers": {"errors", "storage", "config", "numerics", "features"},
-    "student": {"errors", "storage", "config", "numerics", "features", "amalgamation", "teachers"},
+    "teachers": {"errors", "storage", "config", "numerics", "images", "features"},
+    "student": {"errors", "storage", "config", "numerics", "images", "features", "amalgamation", "teachers"},
     "training": {"errors", "storage", "numerics", "features"},
 }
 """For each part of the package, the parts that it may import."""

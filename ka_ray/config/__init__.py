@@ -5,9 +5,11 @@ This package imports neither torch nor Ray.
 
 from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
+from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
+from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
 from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
 from ka_ray.config.stages import (
@@ -20,7 +22,7 @@ from ka_ray.config.stages import (
     ScoresConfig,
     TrainingConfig,
 )
-from ka_ray.config.teachers import Augmentation, Preprocessing, TeacherConfig, TeachingConfig
+from ka_ray.config.teachers import Augmentation, TeacherConfig, TeachingConfig
 from ka_ray.config.tune import TuneConfig
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "ClusterContext",
     "CodesConfig",
     "Config",
+    "Decoding",
     "DigitsImages",
     "EnergyWidths",
     "EvaluationConfig",

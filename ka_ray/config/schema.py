@@ -12,6 +12,7 @@ from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
+from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     CodesConfig,
@@ -21,7 +22,7 @@ from ka_ray.config.stages import (
     LikeTeacher,
     ScoresConfig,
 )
-from ka_ray.config.teachers import Preprocessing, TeacherConfig
+from ka_ray.config.teachers import TeacherConfig
 from ka_ray.config.tune import TuneConfig
 from ka_ray.storage.uris import refuse_credentials
 

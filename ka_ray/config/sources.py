@@ -5,14 +5,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ka_ray.config.base import ClassNames, ExistingPath, Section
+from ka_ray.config.decoding import Decoding
 
 
 class _Images(Section):
-    size: int = Field(ge=4, description="Height and width of the decoded image in pixels.")
+    size: int = Field(
+        ge=4, description="Height and width, in pixels, for networks whose preprocessing names no size."
+    )
     resize: Literal["squash", "crop"] = Field(
         "crop",
-        description="crop: scale the shorter side and cut out the centre; squash: scale both sides to size.",
+        description="For the same networks. crop: scale the shorter side and cut out the centre; squash: "
+        "scale both sides to size.",
     )
+    decoding: Decoding = Field(Decoding(), description="How image files become RGB pixels.")
     limit: int | None = Field(
         None, ge=1, description="Number of images to use, chosen at random by the seed; null: all."
     )
@@ -30,7 +35,9 @@ class DigitsImages(_Images):
     """scikit-learn's 1,797 scans of handwritten digits, 8x8; classes ``digit_0`` ... ``digit_9``."""
 
     source: Literal["digits"] = Field(description="The kind of source.")
-    size: int = Field(8, ge=4, description="Height and width of the decoded image in pixels.")
+    size: int = Field(
+        8, ge=4, description="Height and width, in pixels, for networks whose preprocessing names no size."
+    )
     split: Literal["train", "test", "all"] = Field("train", description="test: every fifth image.")
 
 
@@ -67,15 +74,22 @@ class ParquetImages(_Images):
         return self.label_column is not None
 
 
+SHARED_KEYS = ("size", "resize", "decoding", "max_unreadable")
+"""Keys that a part of a mixture has from the mixture."""
+
+
 def _inherit_from_mixture(part: Any, info: ValidationInfo) -> Any:
     """Copy the keys that all parts share with their mixture into a part, which may leave them out."""
     given = part.model_dump(exclude_unset=True) if isinstance(part, _Images) else part
     if not isinstance(given, dict):
         return given
     # Only the keys of the mixture that are valid: pydantic reports the others itself.
-    inherited = {key: info.data[key] for key in ("size", "resize", "max_unreadable") if key in info.data}
+    inherited = {key: info.data[key] for key in SHARED_KEYS if key in info.data}
     for key, value in inherited.items():
-        if key in given and given[key] != value:
+        if key not in given:
+            continue
+        own = type(value).model_validate(given[key]) if isinstance(value, Section) else given[key]
+        if own != value:
             raise ValueError(
                 f"{key} = {given[key]} differs from {value}, the mixture's; set {key} only on the mixture"
             )
@@ -106,7 +120,7 @@ class MixedImages(_Images):
 
     source: Literal["mixed"] = Field(description="The kind of source.")
     parts: Annotated[tuple[Part, ...], AfterValidator(_two_or_more)] = Field(
-        description="At least two sources; they share size, resize and max_unreadable of the mixture."
+        description="At least two sources; they share the mixture's size, resize, decoding, max_unreadable."
     )
 
     @property

@@ -5,18 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ka_ray.config.base import ClassNames, ExistingPath, Section
-
-
-class Preprocessing(Section):
-    """What a network does to an image in [0, 1] before its first layer."""
-
-    size: int | None = Field(None, ge=1, description="Resize to size x size (bilinear); null: as decoded.")
-    mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="Mean of the pixels in [0, 1], per channel; it is subtracted."
-    )
-    std: tuple[float, float, float] = Field(
-        (0.229, 0.224, 0.225), description="Standard deviation, per channel; the difference is divided by it."
-    )
+from ka_ray.config.preprocessing import Preprocessing
 
 
 class Augmentation(Section):
@@ -56,7 +45,9 @@ class TeacherConfig(Section):
         description="For a network that returns several outputs, which one is the scores: its name, or its "
         "position from 0; null: the one named `logits`, or the only one with a score per class.",
     )
-    preprocessing: Preprocessing = Field(Preprocessing(), description="What the network was trained with.")
+    preprocessing: Preprocessing = Field(
+        Preprocessing(), description="The images that the network was trained with."
+    )
     training: TeachingConfig | None = Field(None, description="null: the weights come from `checkpoint`.")
 
     @model_validator(mode="after")

@@ -48,6 +48,7 @@ class Evaluation:
         pools: The processes of the pass.
         scores: The views over which scores are averaged; the averages are counted in addition.
         only_classes: Keep only images with these labels; None keeps all.
+        teacher_columns: Teacher -> column with its images; the column ``image`` for those not named.
     """
 
     images: ImageSet
@@ -57,6 +58,7 @@ class Evaluation:
     pools: Pools = field(default_factory=Pools)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
+    teacher_columns: Mapping[str, str] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -189,7 +191,9 @@ def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    rows = run_teachers(rows, work.teachers, pools, ReadSpec({}, {}, work.scores), monitor)
+    rows = run_teachers(
+        rows, work.teachers, pools, ReadSpec({}, {}, work.scores, work.teacher_columns), monitor
+    )
     count, share = pools.evaluators(num_teachers)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])

@@ -139,5 +139,6 @@ def _write(
         max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size
     )
     scores = TARGETS if reading.scores.views else SCORES
-    write = ShardWriter(work.folder, taps, [teacher.name for teacher in teachers], monitor, scores)
+    names = [teacher.name for teacher in teachers]
+    write = ShardWriter(work.folder, taps, names, monitor, scores, reading.stored_images)
     return rows.map_batches(write, batch_size=rows_per_shard, **remote_options(pools.placement.decoding))

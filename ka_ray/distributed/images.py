@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,10 @@ import numpy.typing as npt
 import ray
 from ray.data import TaskPoolStrategy
 
-from ka_ray.config import ImagesConfig
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import READING, StartCount
 from ka_ray.errors import InputError
 from ka_ray.images import read_chunk
-from ka_ray.images.sources import SourceReader
 from ka_ray.images.split import ImageSet
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -41,7 +39,7 @@ def read_images(
         only_classes: Keep only images with these labels; None keeps all.
 
     Returns:
-        Rows of ``image_id``, ``image [3, H, W]`` uint8, ``label`` str ('' where there is none). Iterating
+        Rows of ``image_id``, a column ``[C, H, W]`` uint8 per view, ``label`` str ('' if none). Iterating
         raises InputError, naming the image, when more are unreadable than the config allows.
     """
     chunks = images.source.chunks
@@ -53,7 +51,9 @@ def read_images(
     rows = ray.data.from_items(
         [{"chunk": pickle.dumps(chunk)} for chunk in wanted], override_num_blocks=blocks
     )
-    reader = _ChunkReader(images.config, images.source.read, ray.put(images.ids), only_classes, monitor)
+    # The list of all chunks and all ids can be large, and would be sent with every task.
+    slim = replace(images, source=replace(images.source, chunks=[]), ids=images.ids[:0])
+    reader = _ChunkReader(slim, ray.put(images.ids), only_classes, monitor)
     return rows.map_batches(
         reader,
         batch_size=1,
@@ -68,8 +68,7 @@ def read_images(
 class _ChunkReader:
     """Decodes the wanted images of chunks, and reports to the monitor which of them yield no row."""
 
-    config: ImagesConfig
-    read: SourceReader
+    images: ImageSet
     all_ids: Any
     only_classes: frozenset[str] | None
     monitor: Any
@@ -81,8 +80,15 @@ class _ChunkReader:
             StartCount(self.monitor, READING, chunk.first_id).check()
             first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
             missing = set(ids[first:last].tolist())
+            images = self.images
             for columns in read_chunk(
-                self.config, self.read, chunk, ids, self.only_classes, self._on_unreadable
+                images.config,
+                images.source.read,
+                chunk,
+                ids,
+                self.only_classes,
+                self._on_unreadable,
+                images.views,
             ):
                 missing.difference_update(columns["image_id"].tolist())
                 yield columns
@@ -90,7 +96,7 @@ class _ChunkReader:
 
     def _on_unreadable(self, image_id: int, name: str) -> None:
         if ray.get(self.monitor.record_unreadable.remote(image_id, name)):
-            limit = self.config.max_unreadable
+            limit = self.images.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
 
 

@@ -28,6 +28,7 @@ class ShardWriter:
         monitor: The :class:`ka_ray.distributed.actors.PassMonitor` of the pass, which counts attempts.
         scores: Which score column of the teachers is stored: :data:`ka_ray.features.stack.SCORES`, or
             :data:`ka_ray.features.stack.TARGETS`, the scores averaged over views.
+        stored_images: Columns of images that are stored besides ``image``.
     """
 
     folder: Path
@@ -35,10 +36,13 @@ class ShardWriter:
     teachers: Sequence[str]
     monitor: Any
     scores: str = SCORES
+    stored_images: tuple[str, ...] = ()
 
     def __call__(self, batch: Columns) -> Columns:
         """Write a batch; return its ``images`` and ``bytes`` as one row."""
         # A repeated task writes the same batches again: the smallest id says which batch of the task it is.
         StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
-        written = write_shard(self.folder, stack_columns(batch, self.taps, self.teachers, self.scores))
+        written = write_shard(
+            self.folder, stack_columns(batch, self.taps, self.teachers, self.scores, self.stored_images)
+        )
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

@@ -5,7 +5,7 @@ Shapes: n images of a batch, C channels of one teacher at a tap, K_t classes of 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.features.resize import resize_features
 from ka_ray.features.stack import SCORES, TARGETS, feature_column
 from ka_ray.images.augment import score_views
+from ka_ray.images.views import IMAGE
 from ka_ray.teachers import load_teacher
 
 MIN_BLOCKS_IN_STORE = 16
@@ -39,11 +40,16 @@ class ReadSpec:
         paths: Teacher -> tap -> module path; without taps, only scores are read.
         spaces: Tap -> height and width to which the features of all teachers are resized.
         scores: The config's ``scores`` section; it says over which views of an image scores are averaged.
+        images: Teacher -> column with its images; the column ``image`` for teachers that are not named.
+        stored_images: Columns of images that are stored besides ``image``, because the teachers of training
+            workers or teachers in training need them.
     """
 
     paths: Mapping[str, Mapping[str, str]]
     spaces: Mapping[str, tuple[int, ...]]
     scores: ScoresConfig
+    images: Mapping[str, str] = field(default_factory=dict)
+    stored_images: tuple[str, ...] = ()
 
 
 class TeacherActor:
@@ -82,7 +88,8 @@ class TeacherActor:
         or flipped views of each image.
         """
         self._starts.check()
-        name, images = self._teacher.name, torch.tensor(batch["image"]).to(self._device)
+        name = self._teacher.name
+        images = torch.tensor(batch[self._reading.images.get(name, IMAGE)]).to(self._device)
         features, scores = self._teacher.features(images, self._paths)
         for tap, feature in features.items():
             fitted = resize_features(feature, self._reading.spaces[tap])
@@ -91,7 +98,9 @@ class TeacherActor:
             batch[feature_column(tap, name)] = contiguous.cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
         if self._reading.scores.views:
-            averaged = score_views(self._teacher.scores, images, self._reading.scores, scores)
+            # Shifts are in pixels of the student's images.
+            scale = images.shape[-1] / batch[IMAGE].shape[-1]
+            averaged = score_views(self._teacher.scores, images, self._reading.scores, scores, scale)
             batch[feature_column(TARGETS, name)] = averaged.float().cpu().numpy()
         return batch
 

@@ -32,7 +32,11 @@ def feature_column(tap: str, teacher: str) -> str:
 
 
 def stack_columns(
-    columns: dict[str, npt.NDArray[Any]], taps: Sequence[str], teachers: Sequence[str], scores: str = SCORES
+    columns: dict[str, npt.NDArray[Any]],
+    taps: Sequence[str],
+    teachers: Sequence[str],
+    scores: str = SCORES,
+    kept: Sequence[str] = (),
 ) -> dict[str, npt.NDArray[Any]]:
     """Replace the teachers' separate columns by stacked ones, per tap and for the scores.
 
@@ -42,6 +46,7 @@ def stack_columns(
         taps: Names of the taps to stack.
         teachers: Names of the teachers in stacking order. If empty, nothing is stacked.
         scores: Which of the teachers' score columns to stack: :data:`SCORES` or :data:`TARGETS`.
+        kept: Columns of teachers that are kept, such as their views of the images.
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``; and
@@ -53,7 +58,7 @@ def stack_columns(
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
-    stacked = {name: column for name, column in columns.items() if "@" not in name}
+    stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(np.float16)

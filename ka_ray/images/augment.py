@@ -15,7 +15,7 @@ NUM_VIEW_DRAWS = 3
 """Number of uniform random numbers that one image's random view needs."""
 
 
-def augment(images: Tensor, config: Augmentation, draws: Tensor) -> Tensor:
+def augment(images: Tensor, config: Augmentation, draws: Tensor, scale: float = 1.0) -> Tensor:
     """Mirror and shift images at random.
 
     Args:
@@ -23,6 +23,7 @@ def augment(images: Tensor, config: Augmentation, draws: Tensor) -> Tensor:
         config: Whether to mirror, and the largest shift in pixels.
         draws: Uniform random numbers in [0, 1), ``[B, 3]``: for mirroring, the vertical and the horizontal
             shift. The caller derives them from the images' ids, so that a resumed run repeats them.
+        scale: Factor of the shifts, for images of another size than those that `config` is meant for.
 
     Returns:
         Views, ``[B, 3, H, W]``. Pixels from outside of the image repeat its border.
@@ -31,7 +32,8 @@ def augment(images: Tensor, config: Augmentation, draws: Tensor) -> Tensor:
         images = torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
     if config.shift:
         # [0, 1) becomes one of the integers -shift ... shift, each equally likely.
-        images = shift(images, (draws[:, 1:] * (2 * config.shift + 1)).long() - config.shift)
+        offsets = (draws[:, 1:] * (2 * config.shift + 1)).long() - config.shift
+        images = shift(images, (offsets * scale).round().long())
     return images
 
 
@@ -54,7 +56,7 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
     return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def generate_views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
+def generate_views(images: Tensor, config: ScoresConfig, scale: float = 1.0) -> Iterator[Tensor]:
     """Yield the images themselves, then every configured view of them.
 
     There are 1, 2 (``flip``), 5 (``shift``) or 10 views (both: the mirrored images are shifted, too).
@@ -62,12 +64,13 @@ def generate_views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
     Args:
         images: Pixels, ``[B, 3, H, W]``.
         config: Which views to make, and by how many pixels to shift.
+        scale: Factor of the shift, for images of another size than those that `config` is meant for.
 
     Yields:
         One view of all images, ``[B, 3, H, W]``.
     """
     sides = [images, images.flip(-1)] if "flip" in config.views else [images]
-    step = config.shift if "shift" in config.views else 0
+    step = round(config.shift * scale) if "shift" in config.views else 0
     moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)] if step else [(0, 0)]
     for side in sides:
         for move in moves:
@@ -76,7 +79,11 @@ def generate_views(images: Tensor, config: ScoresConfig) -> Iterator[Tensor]:
 
 
 def score_views(
-    score: Callable[[Tensor], Tensor], images: Tensor, config: ScoresConfig, known: Tensor | None = None
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    config: ScoresConfig,
+    known: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Average scores over the views of :func:`generate_views`.
 
@@ -88,10 +95,12 @@ def score_views(
         config: Which views to make, and by how many pixels to shift.
         known: The scores of the images themselves, ``[B, K]``, if they were computed before; None to compute
             them here.
+        scale: Factor of the shift; see :func:`generate_views`.
 
     Returns:
         Mean scores, ``[B, K]``.
     """
     # The first view is the images themselves; it is skipped where its scores are known.
-    parts = [score(view) for view in islice(generate_views(images, config), 0 if known is None else 1, None)]
+    views = islice(generate_views(images, config, scale), 0 if known is None else 1, None)
+    parts = [score(view) for view in views]
     return torch.stack(parts if known is None else [known, *parts]).mean(dim=0)

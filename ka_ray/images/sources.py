@@ -3,17 +3,20 @@
 Shapes: n images of a chunk, H = W = size in pixels.
 """
 
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ka_ray.config import JOB_FOLDERS, ImagesConfig
-from ka_ray.images.decode import decode
+from ka_ray.config import JOB_FOLDERS, ImagesConfig, Preprocessing
+from ka_ray.images.decode import decode_image
+from ka_ray.images.views import IMAGE, View, make_view
 
 Columns = dict[str, npt.NDArray[Any]]
 """Column name -> values, one per image."""
@@ -125,45 +128,60 @@ def read_chunk(
     ids: npt.NDArray[np.int64],
     only_classes: frozenset[str] | None,
     on_unreadable: Callable[[int, str], None],
+    views: Mapping[str, View] | None = None,
 ) -> Iterator[Columns]:
     """Read and decode the wanted images of one chunk, in batches of bounded size.
 
     Args:
-        config: The config's ``images`` section, which says how large the decoded images are.
+        config: The config's ``images`` section, which says how files are decoded.
         read: The source's reader.
         chunk: The chunk to read.
         ids: Ids of all wanted images of the source, sorted.
         only_classes: Keep only images with these labels; None keeps all.
         on_unreadable: Called for each image that cannot be decoded, with its id and a text that contains its
             name and the reason; may raise to stop reading.
+        views: Column -> view of the decoded image; None: the column ``image``, as the config says.
 
     Yields:
-        ``image_id [n]`` int64, ``image [n, 3, H, W]`` uint8, ``label [n]`` str (empty if there is none).
+        ``image_id [n]`` int64, a column ``[n, C, H, W]`` uint8 per view, ``label [n]`` str (empty if none).
     """
-    batch_images = max(1, BATCH_BYTES // (3 * config.size**2))
+    views = views or {IMAGE: make_view(Preprocessing(), config)}
+    batch_images = max(1, BATCH_BYTES // sum(math.prod(view.shape) for view in views.values()))
+    rows = _decode_wanted(config, read, chunk, ids, only_classes, on_unreadable, list(views.values()))
+    while batch := list(islice(rows, batch_images)):
+        yield _to_columns(batch, list(views))
+
+
+_Row = tuple[int, list[npt.NDArray[np.uint8]], str]
+"""Id, views and label of one image."""
+
+
+def _decode_wanted(
+    config: ImagesConfig,
+    read: SourceReader,
+    chunk: Chunk,
+    ids: npt.NDArray[np.int64],
+    only_classes: frozenset[str] | None,
+    on_unreadable: Callable[[int, str], None],
+    views: Sequence[View],
+) -> Iterator[_Row]:
     # Only `num_images` ids can be in this chunk. The array of all ids may have millions: too many for a set.
     wanted = frozenset(ids[np.searchsorted(ids, chunk.first_id) :][: chunk.num_images].tolist())
-    rows: list[tuple[int, npt.NDArray[np.uint8], str]] = []
     for encoded in read(chunk, wanted.__contains__):
         if only_classes is not None and encoded.label not in only_classes:
             continue
         try:
-            image = decode(encoded.content, config.size, config.resize)
+            # Every view is made of the decoded original: resizing an image twice would blur it.
+            original = decode_image(encoded.content, config.decoding)
+            images = [view.apply(original) for view in views]
         except Exception as error:  # decoders raise many types; each means that this image is unreadable
             on_unreadable(encoded.image_id, f"{encoded.name} ({error})")
             continue
-        rows.append((encoded.image_id, image, encoded.label))
-        if len(rows) == batch_images:
-            yield _to_columns(rows)
-            rows = []
-    if rows:
-        yield _to_columns(rows)
+        yield encoded.image_id, images, encoded.label
 
 
-def _to_columns(rows: list[tuple[int, npt.NDArray[np.uint8], str]]) -> Columns:
+def _to_columns(rows: list[_Row], views: list[str]) -> Columns:
     image_ids, images, labels = zip(*rows, strict=True)
-    return {
-        "image_id": np.asarray(image_ids, dtype=np.int64),
-        "image": np.stack(images),
-        "label": np.asarray(labels, dtype=object),
-    }
+    stacked = {name: np.stack(column) for name, column in zip(views, zip(*images, strict=True), strict=True)}
+    ids = np.asarray(image_ids, dtype=np.int64)
+    return {"image_id": ids, **stacked, "label": np.asarray(labels, dtype=object)}

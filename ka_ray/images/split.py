@@ -1,6 +1,6 @@
 """Choose the images that students learn from, and those that they are evaluated on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ka_ray.config import Config, ImagesConfig, TeachConfig
 from ka_ray.errors import InputError
 from ka_ray.images import Ids, Source, open_source, sample_ids
+from ka_ray.images.views import View
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,17 @@ class ImageSet:
         config: The config of the source.
         source: The listed source.
         ids: The ids of the images, sorted, ``[N]`` int64.
+        views: Column -> view of the images that is read; None: the column ``image``, as the config says.
     """
 
     config: ImagesConfig
     source: Source
     ids: Ids
+    views: Mapping[str, View] | None = None
+
+    def with_views(self, views: Mapping[str, View]) -> "ImageSet":
+        """Return the same images with other columns: column -> view."""
+        return replace(self, views=views)
 
     def with_ids(self, ids: Ids) -> "ImageSet":
         """Return other images of the same source, by their sorted ids."""

@@ -9,6 +9,7 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
+from ka_ray.images.views import NetworkViews
 from ka_ray.reports.figures import draw_run_figures
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import Report
@@ -79,7 +80,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         name=config.name,
         classes=list(plan.spec.classes),
         accuracy=evaluated.accuracy,
-        size=_measure_sizes(config, run.folder),
+        size=_measure_sizes(config, run.plan.views, run.folder),
         method=config.baseline or config.codes.method,
         rule=label_sets.rule,
         centered=label_sets.center,
@@ -112,10 +113,11 @@ def _extension(config: Config, codes: CodesSummary) -> Extension | None:
     )
 
 
-def _measure_sizes(config: Config, folder: Path) -> NetworkSizes:
-    image = torch.zeros(1, 3, config.images.size, config.images.size)
+def _measure_sizes(config: Config, views: NetworkViews, folder: Path) -> NetworkSizes:
     per_teacher = {
-        teacher.name: measure_size(teacher.network, teacher.preprocess(image))
+        teacher.name: measure_size(
+            teacher.network, teacher.preprocess(torch.zeros(1, *views.teachers[teacher.name].shape))
+        )
         for teacher in map(load_teacher, config.teachers)
     }
     total = NetworkSize(
@@ -124,7 +126,9 @@ def _measure_sizes(config: Config, folder: Path) -> NetworkSizes:
         bytes=sum(size.bytes for size in per_teacher.values()),
     )
     return NetworkSizes(
-        student=measure_size(load_student(folder), image), teachers=total, per_teacher=per_teacher
+        student=measure_size(load_student(folder), torch.zeros(1, *views.student.shape)),
+        teachers=total,
+        per_teacher=per_teacher,
     )
 
 

@@ -56,7 +56,9 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     for student in students:
         student_plan = plan if student is config else make_plan(student, teachers)
         notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]
-    training_images, evaluation_images = split_images(config)
+    training_images, evaluation_images = (
+        images.with_views(plan.views.columns) for images in split_images(config)
+    )
     if students:
         check_batches(config, training_images)
     # Only students of this baseline learn from labels.

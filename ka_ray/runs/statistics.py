@@ -47,7 +47,7 @@ def measure_or_load_moments(
         create_shard_folder(folder)
         images, _ = split_for_features(run.training_images, config.extract.images, config.seed)
         work = Extraction(images, folder, row_bytes=0)
-        read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores)
+        read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores, run.plan.views.teacher_columns)
         with run.display.track_images("moments", len(images.ids)) as on_images:
             moments, summary = reduce_images(
                 work,

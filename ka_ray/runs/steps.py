@@ -33,7 +33,7 @@ from ka_ray.student.plan import Plan
 from ka_ray.training.fit import Progress, ProgressCallback
 
 
-def extract(run: Run, joint: bool = True) -> None:
+def extract(run: Run, students: Sequence[Config]) -> None:
     """Stream the training images through the teachers to disk.
 
     The features of ``extract.images`` images are stored; of the other images only the teachers' scores, from
@@ -41,7 +41,8 @@ def extract(run: Run, joint: bool = True) -> None:
 
     Args:
         run: The run.
-        joint: Whether joint learning follows; without it, the other images are left out.
+        students: The configs of the students that will learn from what is stored. If none of them learns
+            jointly, only images with features are stored.
 
     Raises:
         InputError: The disk has too little room.
@@ -49,10 +50,12 @@ def extract(run: Run, joint: bool = True) -> None:
     config, plan, scores = run.config, run.plan, run.config.scores
     limit = config.extract.images if config.baseline is None else 0
     kept, others = split_for_features(run.training_images, limit, config.seed)
-    features = ReadSpec(plan.paths, plan.spaces, scores)
-    parts = [(FEATURES, kept, plan.feature_bytes + plan.image_bytes, features)]
-    if joint:
-        parts.append((IMAGES, others, plan.image_bytes, ReadSpec({}, {}, scores)))
+    columns, stored = plan.views.teacher_columns, _stored_images(run, students)
+    image_bytes = plan.image_bytes(stored)
+    features = ReadSpec(plan.paths, plan.spaces, scores, columns, stored)
+    parts = [(FEATURES, kept, plan.feature_bytes + image_bytes, features)]
+    if any(student.joint.any_steps for student in students):
+        parts.append((IMAGES, others, image_bytes, ReadSpec({}, {}, scores, columns, stored)))
     parts = [part for part in parts if len(part[1].ids) and not is_stored(run.folder / part[0])]
     needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)
     check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])
@@ -61,6 +64,13 @@ def extract(run: Run, joint: bool = True) -> None:
         sizes = f"{format_bytes(row_bytes)} = {format_bytes(len(images.ids) * row_bytes)}"
         run.notify(f"extracting {what}: {len(images.ids)} images x {sizes} into {folder}")
         store_images(run, images, folder, row_bytes, config.teachers, read_spec)
+
+
+def _stored_images(run: Run, students: Sequence[Config]) -> tuple[str, ...]:
+    """Return the teachers' columns of images: stored if teachers score augmented images in joint learning."""
+    joint = [student.joint for student in students]
+    joint += [student.baselines.distill.apply_to(student.joint, 1) for student in students]
+    return run.plan.views.other_columns if any(section.augment.on for section in joint) else ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,7 @@ def evaluate_students(
         students=students,
         pools=pools_of(config, run.resources.placement),
         scores=config.scores,
+        teacher_columns=run.plan.views.teacher_columns,
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

@@ -1,7 +1,9 @@
 """The teachers of a run: train those that have no checkpoint, and notice checkpoints that have changed."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +12,9 @@ from ka_ray.config import TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES
 from ka_ray.images.split import ImageSet
+from ka_ray.images.views import IMAGE
 from ka_ray.runs.context import Run, RunContext
-from ka_ray.runs.execution import store_images, train_in_group
+from ka_ray.runs.execution import NO_TEACHERS, store_images, train_in_group
 from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
@@ -39,7 +42,7 @@ def teach_missing(run: Run) -> Run:
     }
     missing = [t for t in config.teachers if t.training is not None and not checkpoints[t.name].exists()]
     if missing:
-        train_teachers(run, missing, run.training_images, folder)
+        train_teachers(run, missing, run.training_images, folder, run.plan.views.teacher_columns)
     teachers = tuple(with_checkpoint(teacher, checkpoints[teacher.name]) for teacher in config.teachers)
     run = dataclasses.replace(run, config=config.model_copy(update={"teachers": teachers}))
     _check_unchanged(run)
@@ -47,7 +50,11 @@ def teach_missing(run: Run) -> Run:
 
 
 def train_teachers(
-    run: RunContext, teachers: Sequence[TeacherConfig], images: ImageSet, folder: Path
+    run: RunContext,
+    teachers: Sequence[TeacherConfig],
+    images: ImageSet,
+    folder: Path,
+    columns: Mapping[str, str],
 ) -> None:
     """Train teachers, one after the other, in one group of workers.
 
@@ -56,14 +63,18 @@ def train_teachers(
         teachers: The teachers to train, with their ``training`` sections.
         images: Labelled images.
         folder: Gets one folder per teacher, and the decoded images.
+        columns: Teacher -> the column of ``images`` that it sees.
     """
     seed, stored = run.config.seed, folder / IMAGES
     classes = frozenset(name for teacher in teachers for name in teacher.classes)
-    store_images(run, images, stored, row_bytes=3 * images.config.size**2, classes=classes)
+    views = images.views or {}
+    row_bytes = sum(math.prod(view.shape) for view in views.values())
+    read_spec = replace(NO_TEACHERS, stored_images=tuple(name for name in views if name != IMAGE))
+    store_images(run, images, stored, row_bytes, read_spec=read_spec, classes=classes)
 
     def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
         for teacher in teachers:
-            train_teacher(teacher, stored, folder, seed, device, report)
+            train_teacher(teacher, stored, folder, seed, device, report, columns[teacher.name])
 
     run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.workers_text}")
     train_in_group(run, train_loop_per_worker)

@@ -114,7 +114,7 @@ def run_point(
         return report(read_json(folder / "trial.json"))
     widths, ridge, rate = widths_of_point(point), point.get("ridge"), point.get("learning_rate")
     spec = replace(context.layer_moments.spec, widths=widths)
-    image = torch.zeros(1, 3, spec.image_size, spec.image_size)
+    image = torch.zeros(1, *spec.view.shape)
     size = measure_size(Student(spec).eval(), image)
     costs = {"parameters": size.parameters, "macs": size.macs}
     data = context.folder / DATA

@@ -16,6 +16,7 @@ from ka_ray.config import JointConfig, ScoresConfig
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
+from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, history_to_json, load_stage
 from ka_ray.stages.layers_learner import half_mse
@@ -50,13 +51,19 @@ class JointLearner(nn.Module):
         scores: Section `scores` of the config: the views over which the teachers' scores are averaged.
         teachers: Teachers that score the augmented images; required if :func:`needs_teacher_scores`. If
             empty, the stored scores are used.
+        columns: Teacher -> column with its images; the column ``image`` for teachers that are not named.
 
     Raises:
         ValueError: Teachers are required, but none are given.
     """
 
     def __init__(
-        self, student: Student, config: JointConfig, scores: ScoresConfig, teachers: Sequence[Teacher] = ()
+        self,
+        student: Student,
+        config: JointConfig,
+        scores: ScoresConfig,
+        teachers: Sequence[Teacher] = (),
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._scores_augmented = needs_teacher_scores(config, scores)
@@ -65,7 +72,7 @@ class JointLearner(nn.Module):
                 f"joint learning with {config.augment!r} needs the teachers to score the augmented images"
             )
         self.student = student
-        self.config, self._scores = config, scores
+        self.config, self._scores, self._columns = config, scores, columns or {}
         self._label_sets = student.spec.unified_label_sets
         # A plain list instead of a ModuleList: teachers are frozen, so DDP must not synchronise them, and
         # train() must not put them into training mode.
@@ -78,16 +85,14 @@ class JointLearner(nn.Module):
         """Return the loss of a batch as ``{"loss": scalar}``.
 
         Args:
-            batch: Column ``image [B, 3, H, W]``; with augmentation ``draws [B, 3]``, the random numbers that
+            batch: Column ``image [B, C, H, W]``, and another one per teacher that gets other images, if
+                teachers score augmented images; with augmentation ``draws [B, 3]``, the random numbers that
                 decide how each image is augmented; and all teachers' scores side by side,
                 ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
         """
-        images = batch["image"]
-        if self.config.augment.on:
-            images = augment(images, self.config.augment, batch["draws"])
+        images = self._augmented(batch, IMAGE)
         if self._scores_augmented:
-            targets = [score_views(teacher.scores, images, self._scores) for teacher in self._teachers]
-            teacher_scores = torch.cat(targets, dim=1)
+            teacher_scores = torch.cat([self._score(teacher, batch) for teacher in self._teachers], dim=1)
         else:
             teacher_scores = batch["scores"]
         # The rule `conditional` always compares by KL divergence; without `loss: kl` it is not softened.
@@ -95,6 +100,22 @@ class JointLearner(nn.Module):
         scores = self.student(images)
         loss = self._label_sets.loss(scores, teacher_scores, self._divergence, temperature=temperature)
         return {"loss": loss}
+
+    def _augmented(self, batch: Mapping[str, Tensor], column: str) -> Tensor:
+        """Return the images of the student or of a teacher, all augmented in the same way."""
+        if not self.config.augment.on:
+            return batch[column]
+        return augment(batch[column], self.config.augment, batch["draws"], self._scale(batch, column))
+
+    def _score(self, teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
+        column = self._columns.get(teacher.name, IMAGE)
+        images, scale = self._augmented(batch, column), self._scale(batch, column)
+        return score_views(teacher.scores, images, self._scores, scale=scale)
+
+    @staticmethod
+    def _scale(batch: Mapping[str, Tensor], column: str) -> float:
+        """Return the factor of shifts, which are in pixels of the student's images."""
+        return batch[column].shape[-1] / batch[IMAGE].shape[-1]
 
 
 RECALIBRATION_BATCHES = 20
@@ -146,9 +167,10 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
     teachers = []
     if needs_teacher_scores(config, inputs.config.scores):
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]
-    learner = JointLearner(student, config, inputs.config.scores, teachers)
-    columns = ["image"] if teachers else ["image", SCORES]
-    return learner, inputs.batches("joint", store, columns, num_draws=draws)
+    by_teacher = inputs.plan.views.teacher_columns
+    learner = JointLearner(student, config, inputs.config.scores, teachers, by_teacher)
+    columns = dict.fromkeys([IMAGE, *by_teacher.values()]) if teachers else [IMAGE, SCORES]
+    return learner, inputs.batches("joint", store, list(columns), num_draws=draws)
 
 
 def _recalibrate_batch_norms(inputs: StageInputs, student: Student) -> None:

@@ -17,6 +17,7 @@ from ka_ray.config import Augmentation, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import Store
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment
+from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.teachers import Preprocess, build_network
@@ -32,18 +33,19 @@ class ClassifierLearner(nn.Module):
     Args:
         network: Network from pixels in 0 ... 255 to scores.
         augmentation: Random changes that are applied to each image.
+        column: Column with the images.
     """
 
-    def __init__(self, network: nn.Module, augmentation: Augmentation) -> None:
+    def __init__(self, network: nn.Module, augmentation: Augmentation, column: str = IMAGE) -> None:
         super().__init__()
-        self.network, self.augmentation = network, augmentation
+        self.network, self.augmentation, self.column = network, augmentation, column
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the loss of a batch with ``image [B, 3, H, W]``, ``target [B]`` and ``draws [B, 3]``.
+        """Return the loss of a batch with images ``[B, C, H, W]``, ``target [B]`` and ``draws [B, 3]``.
 
         The draws are the random numbers in [0, 1) that decide the augmentation of each image.
         """
-        images = augment(batch["image"], self.augmentation, batch["draws"])
+        images = augment(batch[self.column], self.augmentation, batch["draws"])
         scores = self.network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
 
@@ -65,6 +67,7 @@ def train_teacher(
     seed: int,
     device: torch.device,
     report: ProgressCallback,
+    column: str = IMAGE,
 ) -> None:
     """Train one teacher, in one process or in a process group. If its checkpoint exists, do nothing.
 
@@ -75,6 +78,7 @@ def train_teacher(
         seed: Seed of the initial weights, of shuffling and of augmentation.
         device: Device to train on.
         report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
+        column: Column with the images as the teacher sees them.
 
     Raises:
         InputError: A class has no image.
@@ -85,11 +89,8 @@ def train_teacher(
     assert teacher.training is not None
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
-    # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
-    select_scores = SelectScores(len(teacher.classes), teacher.output)
-    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
-    learner = ClassifierLearner(network_on_pixels, teacher.training.augment).to(device)
-    batches = _labelled_batches(teacher, images, seed, device)
+    learner = _build_learner(network, teacher, column).to(device)
+    batches = _labelled_batches(teacher, images, seed, device, column)
     settings = _fit_settings(teacher, path)
     history = fit(learner, batches, settings, report)
     if rank() == 0:
@@ -97,6 +98,14 @@ def train_teacher(
         # The state after the last saved epoch is only needed to resume.
         path.with_suffix(".epoch").unlink(missing_ok=True)
     wait_for_all()  # the run loads the checkpoint as soon as this function returns on any rank
+
+
+def _build_learner(network: nn.Module, teacher: TeacherConfig, column: str) -> ClassifierLearner:
+    assert teacher.training is not None
+    # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
+    select_scores = SelectScores(len(teacher.classes), teacher.output)
+    network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
+    return ClassifierLearner(network_on_pixels, teacher.training.augment, column)
 
 
 def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
@@ -111,13 +120,15 @@ def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
     )
 
 
-def _labelled_batches(teacher: TeacherConfig, images: Path, seed: int, device: torch.device) -> Batches:
+def _labelled_batches(
+    teacher: TeacherConfig, images: Path, seed: int, device: torch.device, column: str
+) -> Batches:
     assert teacher.training is not None
     # Images of other classes get no target and are left out, so that several teachers can share one store.
     store, batch_size = Store(images), teacher.training.batch_size
     targets = class_targets(store, teacher.classes, f"teacher {teacher.name}")
     return Batches(
-        store, ["image"], batch_size, seed, num_draws=NUM_VIEW_DRAWS, device=device, targets=targets
+        store, [column], batch_size, seed, num_draws=NUM_VIEW_DRAWS, device=device, targets=targets
     )
 
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import Preprocessing
+from ka_ray.config import Decoding, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
+from ka_ray.images.views import View, view_of
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, read_json, write_json
 from ka_ray.storage.uris import to_path
@@ -44,9 +45,9 @@ class StudentSpec:
         label_sets: teacher -> its class names, in the order of its scores.
         rule: Rule that combines the teachers' scores, see :class:`ka_ray.amalgamation.LabelSets`; None
             chooses one by whether the label sets overlap.
-        image_size: Height and width, in pixels, of the decoded images that the student was learned from.
-        resize: How those images were made square: ``squash`` or ``crop``.
-        preprocessing: Dump of the :class:`ka_ray.config.Preprocessing` that the student applies to images.
+        preprocessing: Dump of the :class:`ka_ray.config.Preprocessing` of the student, resolved, so that it
+            says everything about the way from a decoded image to the student's input.
+        decoding: Dump of the :class:`ka_ray.config.Decoding` of the images that the student learned from.
         center: Whether each teacher's scores were centred before the rule.
     """
 
@@ -56,10 +57,24 @@ class StudentSpec:
     widths: Mapping[str, int]
     label_sets: Mapping[str, tuple[str, ...]]
     rule: str | None
-    image_size: int
-    resize: str
     preprocessing: Mapping[str, Any]
+    decoding: Mapping[str, Any]
     center: bool = False
+
+    @property
+    def view(self) -> View:
+        """The pixels that the student gets of an image."""
+        return view_of(Preprocessing.model_validate(dict(self.preprocessing)))
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, in pixels, of the images that the student gets."""
+        return self.view.crop
+
+    @property
+    def decoding_rules(self) -> Decoding:
+        """How image files become pixels for the student."""
+        return Decoding.model_validate(dict(self.decoding))
 
     @property
     def unified_label_sets(self) -> LabelSets:
@@ -123,7 +138,7 @@ class Student(nn.Module):
                 build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths
             )
         # Any image shows the shapes; in eval mode, because batch norm cannot train on one value per channel.
-        image = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
+        image = torch.zeros(1, *spec.view.shape, dtype=torch.uint8)
         with torch.no_grad():
             features = self.preprocess(image)
             for tap in list(stages):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ka_ray.amalgamation import METHODS, LabelSets
-from ka_ray.config import Config, EnergyWidths, LikeTeacher
+from ka_ray.config import Config, EnergyWidths, LikeTeacher, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES
+from ka_ray.images.views import IMAGE, NetworkViews, make_view, view_of
 from ka_ray.student import FAMILIES, Student, StudentSpec, find_family
 from ka_ray.student.tap_paths import resolve_student_paths, resolve_teacher_paths
 from ka_ray.teachers import Teacher
@@ -35,6 +36,7 @@ class Plan:
         spec: The student.
         kept_adapters: tap -> number of parameters of the 1x1 conv that the student keeps there, because no
             adapter can be folded there; other taps are left out.
+        views: The pixels that the student and each teacher get of an image.
     """
 
     label_sets: LabelSets
@@ -43,6 +45,7 @@ class Plan:
     spaces: Mapping[str, tuple[int, ...]]
     spec: StudentSpec
     kept_adapters: Mapping[str, int]
+    views: NetworkViews
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,10 +69,14 @@ class Plan:
         """Bytes on disk of one image's stacked features."""
         return FLOAT16_BYTES * sum(math.prod(shape) for shape in self.shapes.values())
 
-    @property
-    def image_bytes(self) -> int:
-        """Bytes on disk of one image, decoded, and all teachers' scores for it."""
-        return 3 * self.spec.image_size**2 + FLOAT16_BYTES * self.label_sets.num_scores
+    def image_bytes(self, columns: Sequence[str] = ()) -> int:
+        """Return the bytes on disk of one image, decoded, and all teachers' scores for it.
+
+        Args:
+            columns: Columns of teachers' images that are stored besides the student's.
+        """
+        pixels = sum(math.prod(self.views.columns[name].shape) for name in (IMAGE, *columns))
+        return pixels + FLOAT16_BYTES * self.label_sets.num_scores
 
 
 def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
@@ -87,8 +94,8 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     network, arguments = _student_network(config)
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)
-    found = {t.name: t.check_forward_pass(config.images.size, paths[t.name]) for t in teachers}
-    preprocessing = config.student.preprocessing or config.teachers[0].preprocessing
+    views = _make_views(config)
+    found = {t.name: t.check_forward_pass(views.teachers[t.name], paths[t.name]) for t in teachers}
     # A first student only shows the order of the taps and the shapes there.
     spec = StudentSpec(
         network=network,
@@ -98,9 +105,8 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         label_sets=dict(label_sets.by_teacher),
         rule=label_sets.rule,
         center=label_sets.center,
-        image_size=config.images.size,
-        resize=config.images.resize,
-        preprocessing=preprocessing.model_dump(mode="json"),
+        preprocessing=_student_preprocessing(config).model_dump(mode="json"),
+        decoding=config.images.decoding.model_dump(mode="json"),
     )
     student = Student(spec)
     taps = [tap for tap in student.stages if tap != SCORES]
@@ -111,7 +117,18 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     widths = {tap: student.shapes[tap][0] for tap in taps}
     _check_widths(config, widths, channels, found)
     spec = replace(spec, paths={tap: student_paths[tap] for tap in taps}, widths=widths)
-    return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters)
+    return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
+
+
+def _student_preprocessing(config: Config) -> Preprocessing:
+    """Return the student's preprocessing with everything set; by default it is that of the first teacher."""
+    preprocessing = config.student.preprocessing or config.teachers[0].preprocessing
+    return preprocessing.resolve(config.images.size, config.images.resize)
+
+
+def _make_views(config: Config) -> NetworkViews:
+    teachers = {t.name: make_view(t.preprocessing, config.images) for t in config.teachers}
+    return NetworkViews(view_of(_student_preprocessing(config)), teachers)
 
 
 def _student_network(config: Config) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ka_ray.config import TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.taps import Taps
+from ka_ray.images.views import View
 from ka_ray.teachers.checkpoint import load_checkpoint
 from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
@@ -65,11 +66,11 @@ class Teacher:
             output = self.network(self.preprocess(images))
         return taps.features, find_scores(output, len(self.classes), self.output)
 
-    def check_forward_pass(self, image_size: int, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    def check_forward_pass(self, view: View, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         """Run the network on one black image, so that mistakes in the config show before the run starts.
 
         Args:
-            image_size: Height and width of the run's decoded images in pixels.
+            view: The pixels that the teacher gets of an image.
             paths: Tap name -> dotted path of the module whose output is read.
 
         Returns:
@@ -80,14 +81,14 @@ class Teacher:
                 of this size, or the number of scores differs from the number of classes.
         """
         device = self.preprocess.mean.device
-        image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+        image = torch.zeros(1, *view.shape, dtype=torch.uint8, device=device)
         try:
             features, _ = self.features(image, paths)
         except InputError as error:
             raise InputError(_named(self.name, error)) from None
         except Exception as error:  # networks refuse sizes with many exceptions (ViT: AssertionError)
             raise InputError(
-                f"teacher {self.name}: the network fails for an image of {image_size} x {image_size} pixels: "
+                f"teacher {self.name}: the network fails for an image of {view.crop} x {view.crop} pixels: "
                 f"{error}. Set `images.size` or the teacher's `preprocessing.size` to the size it was "
                 "trained with"
             ) from None

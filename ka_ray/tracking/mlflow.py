@@ -217,15 +217,15 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
     An exported graph keeps the device that it was exported on, here the CPU. MLflow would load the model onto
     a GPU if there is one and then fail, so the model's own config says that it runs on the CPU.
     """
-    size, num_classes = student.spec.image_size, len(student.spec.classes)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size)).astype(np.float32)
+    shape, num_classes = student.spec.view.shape, len(student.spec.classes)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.float32)
     pixel_type = np.dtype(np.float32)
     mlflow.pytorch.save_model(
         copy.deepcopy(student).cpu().eval(),
         str(path),
         mlflow_model=model,
         signature=ModelSignature(
-            inputs=Schema([TensorSpec(pixel_type, (-1, 3, size, size))]),
+            inputs=Schema([TensorSpec(pixel_type, (-1, *shape))]),
             outputs=Schema([TensorSpec(pixel_type, (-1, num_classes))]),
         ),
         input_example=pixels,  # two images: from one, torch.export would fix the batch size to 1

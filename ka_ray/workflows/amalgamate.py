@@ -27,7 +27,7 @@ def amalgamate(config: Config) -> Report:
     # and trains missing teachers.
     with start_run(plan_run(config, students=[config])) as run:
         run = resolve_widths(run)  # measures widths that are given as a share of the variance
-        extract(run, joint=config.joint.any_steps)  # stores stacked features and scores on disk
+        extract(run, [config])  # stores stacked features and scores on disk
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run)
         return publish(run, evaluated)

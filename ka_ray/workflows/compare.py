@@ -73,7 +73,7 @@ def compare(
     variants = [with_overrides(config, change) for change in overrides.values()]
     with start_run(plan_run(config, students=variants), "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
-        extract(run, joint=any(variant.joint.any_steps for variant in variants))
+        extract(run, variants)
         method_runs = _method_runs(run, seeds, overrides)
         with _track_children(run, method_runs) as run:
             learn(run, [one.job for one in method_runs])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ka_ray.config import ImagesConfig
+from ka_ray.config import ImagesConfig, Preprocessing
 from ka_ray.images import open_source
-from ka_ray.images.decode import decode
+from ka_ray.images.decode import decode_image
+from ka_ray.images.views import make_view
 from ka_ray.storage.files import atomic_file, make_folder
 
 
@@ -22,11 +23,11 @@ def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Pat
     Returns:
         The paths of the files.
     """
-    source, paths = open_source(images), []
+    source, paths, view = open_source(images), list[Path](), make_view(Preprocessing(), images)
     make_folder(folder)
     for encoded in islice(source.read(source.chunks[0], lambda image_id: True), count):
         paths.append(folder / f"{encoded.image_id}_{encoded.label}.png")
-        pixels = decode(encoded.content, images.size, images.resize)
         with atomic_file(paths[-1]) as part:
+            pixels = view.apply(decode_image(encoded.content, images.decoding))
             Image.fromarray(pixels.transpose(1, 2, 0)).save(part, format="PNG")
     return paths

@@ -13,6 +13,7 @@ from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
 from ka_ray.images.split import ImageSet
+from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import Accuracy
 from ka_ray.storage.files import absolute
@@ -52,13 +53,14 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     ):
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures)
-        work = Evaluation(ImageSet(images, source, ids), student.spec.unified_label_sets, [], students, pools)
+        seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
+        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools)
         counts, _ = evaluate_images(work, on_images)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 
 def build_images_config(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
-    """Build the config of images for a finished student, decoded like the images that it learned from.
+    """Build the config of images for a finished student: files are decoded as those that it learned from.
 
     Args:
         folder: The output folder of a run.
@@ -72,7 +74,7 @@ def build_images_config(folder: str | Path, where: str, overrides: Sequence[str]
         InputError: The path does not exist, or a key cannot work.
     """
     spec, path = load_student(folder).spec, to_path(where)
-    tree: dict[str, Any] = {"size": spec.image_size, "resize": spec.resize, "source": "folder"}
+    tree: dict[str, Any] = {"size": spec.image_size, "decoding": dict(spec.decoding), "source": "folder"}
     if where == "digits":
         tree |= {"source": "digits", "split": "test"}
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ka_ray.errors import InputError
-from ka_ray.images.decode import decode
+from ka_ray.images.decode import decode_image
 from ka_ray.storage.files import read_bytes
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
@@ -45,8 +45,7 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     spec, predictions = student.spec, []
     for path in map(to_path, images):
         try:
-            # `resize` was read from JSON as a str, but `decode` takes a Literal.
-            pixels = decode(read_bytes(path), spec.image_size, "crop" if spec.resize == "crop" else "squash")
+            pixels = spec.view.apply(decode_image(read_bytes(path), spec.decoding_rules))
         except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
             raise InputError(f"image {path} cannot be read: {error}") from None
         with torch.inference_mode():

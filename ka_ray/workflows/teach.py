@@ -9,6 +9,7 @@ from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, split_images
+from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.output_folder import prepare_output_dir
@@ -48,13 +49,14 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     Raises:
         InputError: Something in the config cannot work.
     """
-    build_teacher(config.teacher).check_forward_pass(config.images.size, {})
-    training_images, evaluation_images = split_images(config)
+    view = make_view(config.teacher.preprocessing, config.images)
+    build_teacher(config.teacher).check_forward_pass(view, {})
+    training_images, evaluation_images = (images.with_views({IMAGE: view}) for images in split_images(config))
     folder = prepare_output_dir(config)
     checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
     with open_context(config, folder, config.name) as context:
         if not checkpoint.exists():
-            train_teachers(context, [config.teacher], training_images, folder)
+            train_teachers(context, [config.teacher], training_images, folder, {config.teacher.name: IMAGE})
         result = _evaluate(context, config, checkpoint, evaluation_images)
         if result.accuracy is not None:
             context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})

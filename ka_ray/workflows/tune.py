@@ -92,8 +92,10 @@ def _space_and_points(config: Config, plan: Plan) -> tuple[dict[str, Any], list[
 
 def _store_scores(run: Run, images: ImageSet, name: str) -> None:
     """Store images and the teachers' scores in a folder of the output folder."""
-    read_spec = ReadSpec({}, {}, run.config.scores)
-    store_images(run, images, run.folder / name, run.plan.image_bytes, run.config.teachers, read_spec)
+    stored = run.plan.views.other_columns if run.config.joint.augment.on else ()
+    read_spec = ReadSpec({}, {}, run.config.scores, run.plan.views.teacher_columns, stored)
+    row_bytes = run.plan.image_bytes(stored)
+    store_images(run, images, run.folder / name, row_bytes, run.config.teachers, read_spec)
 
 
 def _publish(
@@ -103,7 +105,7 @@ def _publish(
     config, folder, cost = run.config, run.folder, run.config.tune.cost
     if not trials:
         raise InputError(f"every trial failed: {next(iter(failed.values()))}")
-    image = torch.zeros(1, 3, config.images.size, config.images.size)
+    image = torch.zeros(1, *run.plan.views.student.shape)
     budget = config.tune.budget or getattr(measure_size(Student(run.plan.spec).eval(), image), cost)
     front = pareto_front(trials, cost)
     chosen = choose_trial(front, cost, budget)

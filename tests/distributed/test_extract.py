@@ -103,7 +103,7 @@ def compute_average_over_views(teacher: Teacher, pixels: np.ndarray, step: int) 
     for side in (pixels, pixels[..., ::-1]):
         padded = np.pad(side, ((0, 0), (0, 0), (step, step), (step, step)), mode="edge")
         for row, column in ((step, step), (0, step), (2 * step, step), (step, 0), (step, 2 * step)):
-            view = padded[:, :, row : row + 8, column : column + 8]
+            view = padded[:, :, row : row + pixels.shape[-2], column : column + pixels.shape[-1]]
             parts.append(teacher.scores(torch.from_numpy(view.copy())).numpy())
     assert len(parts) == 10
     return np.mean(parts, axis=0)
@@ -118,8 +118,11 @@ def test_features_are_resized_to_those_of_the_student_and_scores_averaged_over_v
     config = load_config("teachers.1.preprocessing.size=16", "images.limit=60", VIEWS)
     images, plan = split_images(config)[0], build_plan(config)
     assert plan.spaces == {"conv1": (8, 8), "conv2": (4, 4)}
-    work = Extraction(images, tmp_path / "features", 1_000_000)
-    read_spec = ReadSpec(plan.paths, plan.spaces, config.scores)
+    views = plan.views
+    work = Extraction(images.with_views(views.columns), tmp_path / "features", 1_000_000)
+    read_spec = ReadSpec(
+        plan.paths, plan.spaces, config.scores, views.teacher_columns, stored_images=views.other_columns
+    )
     extract_features(
         work,
         config.teachers,
@@ -128,21 +131,30 @@ def test_features_are_resized_to_those_of_the_student_and_scores_averaged_over_v
         lambda _: None,
     )
     store = Store(tmp_path / "features")
-    assert set(store.column_names) == {"image_id", "image", "label", "scores", "conv1", "conv2"}
-    stored = store.gather(["image", "scores", *plan.shapes], np.arange(len(store)))
+    columns = {"image_id", "image", "image@1", "label", "scores", "conv1", "conv2"}
+    assert set(store.column_names) == columns
+    stored = store.gather(["image", "image@1", "scores", *plan.shapes], np.arange(len(store)))
 
     low, high = map(load_teacher, config.teachers)
-    pixels = torch.from_numpy(stored["image"])
-    features = [teacher.features(pixels, plan.paths[teacher.name])[0] for teacher in (low, high)]
+    pixels = [torch.from_numpy(stored[name]) for name in ("image", "image@1")]
+    assert [images.shape[-1] for images in pixels] == [8, 16]
+    features = [
+        teacher.features(images, plan.paths[teacher.name])[0]
+        for teacher, images in zip((low, high), pixels, strict=True)
+    ]
     for tap, space in plan.spaces.items():
         assert features[1][tap].shape[2:] == (2 * space[0], 2 * space[1])
         resized = torch.cat([resize_features(feature[tap], space) for feature in features], dim=1).numpy()
         windows = features[1][tap].numpy().reshape(len(store), -1, space[0], 2, space[1], 2).mean((3, 5))
         np.testing.assert_allclose(resized[:, -windows.shape[1] :], windows, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stored[tap], resized, rtol=2e-3, atol=2e-3)
-    scores = [compute_average_over_views(teacher, stored["image"], 1) for teacher in (low, high)]
+    # One pixel of the student's images is two of the second teacher's.
+    scores = [
+        compute_average_over_views(low, stored["image"], 1),
+        compute_average_over_views(high, stored["image@1"], 2),
+    ]
     np.testing.assert_allclose(stored["scores"], np.concatenate(scores, axis=1), rtol=2e-3, atol=2e-3)
-    single_pass = np.concatenate([teacher.scores(pixels).numpy() for teacher in (low, high)], axis=1)
+    single_pass = np.concatenate([low.scores(pixels[0]).numpy(), high.scores(pixels[1]).numpy()], axis=1)
     assert np.abs(stored["scores"] - single_pass).max() > 0.02
 
 

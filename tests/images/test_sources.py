@@ -13,10 +13,11 @@ import s3fs
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ka_ray.config import DigitsImages, FolderImages, ParquetImages
+from ka_ray.config import Decoding, DigitsImages, FolderImages, ParquetImages, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, read_chunk, sample_ids, sources
-from ka_ray.images.decode import decode
+from ka_ray.images.decode import decode_image
+from ka_ray.images.views import make_view
 from ka_ray.storage.uris import to_path
 
 SIZE = 6
@@ -334,17 +335,23 @@ def test_the_test_split_is_every_fifth_digit_and_the_training_split_the_others()
     np.testing.assert_array_equal(splits["train"]["image"], splits["all"]["image"][~every_fifth])
 
 
+def make_square(content: bytes | np.ndarray, size: int, resize: str) -> np.ndarray:
+    """Decode and resize as a network does whose preprocessing leaves both to the images' config."""
+    config = FolderImages(source="folder", path="/", size=size, resize=resize)
+    return make_view(Preprocessing(), config).apply(decode_image(content, Decoding()))
+
+
 def test_crop_keeps_the_centre_of_an_image():
     pixels = random_pixels(1, height=4, width=8)[0]
-    np.testing.assert_array_equal(decode(pixels, 4, "crop"), pixels[:, 2:6].transpose(2, 0, 1))
+    np.testing.assert_array_equal(make_square(pixels, 4, "crop"), pixels[:, 2:6].transpose(2, 0, 1))
     tall = pixels.transpose(1, 0, 2).copy()
-    np.testing.assert_array_equal(decode(tall, 4, "crop"), tall[2:6].transpose(2, 0, 1))
+    np.testing.assert_array_equal(make_square(tall, 4, "crop"), tall[2:6].transpose(2, 0, 1))
 
 
 def test_squash_keeps_the_left_and_right_side_of_a_wide_image_and_crop_does_not():
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, 16:] = 255
-    squashed, cropped = decode(pixels, 8, "squash"), decode(pixels, 8, "crop")
+    squashed, cropped = make_square(pixels, 8, "squash"), make_square(pixels, 8, "crop")
     assert squashed[:, :, 0].max() == 0
     assert squashed[:, :, -1].min() == 255
     assert squashed.mean() / 255 == pytest.approx(1 / 3, abs=0.01)
@@ -355,14 +362,14 @@ def test_squash_keeps_the_left_and_right_side_of_a_wide_image_and_crop_does_not(
 @pytest.mark.parametrize(("height", "width"), [(5, 9), (9, 5), (3, 3), (100, 7)])
 def test_any_image_becomes_square(height, width, resize):
     pixels = np.full((height, width, 3), 77, np.uint8)
-    np.testing.assert_array_equal(decode(pixels, 4, resize), np.full((3, 4, 4), 77))
+    np.testing.assert_array_equal(make_square(pixels, 4, resize), np.full((3, 4, 4), 77))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_every_colour_mode_becomes_rgb(mode):
     file = io.BytesIO()
     Image.new("RGB", (SIZE, SIZE), (255, 255, 255)).convert(mode).save(file, "TIFF")
-    np.testing.assert_array_equal(decode(file.getvalue(), SIZE, "squash"), np.full((3, SIZE, SIZE), 255))
+    np.testing.assert_array_equal(make_square(file.getvalue(), SIZE, "squash"), np.full((3, SIZE, SIZE), 255))
 
 
 @pytest.mark.parametrize("limit", [1, 10, 99])

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel
 
 import ka_ray
-from ka_ray.config import Config, FolderImages, TeachConfig, TeacherConfig
-from ka_ray.images.decode import decode
+from ka_ray.config import Config, Decoding, FolderImages, TeachConfig, TeacherConfig
+from ka_ray.images.decode import decode_image
+from ka_ray.images.views import View
 from ka_ray.student import Student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
@@ -130,7 +131,9 @@ def test_crop_and_squash_give_the_same_for_square_images():
     """The digits, CIFAR-10 and the signs are square, and their configs do not set `resize`."""
     for side, size in ((8, 16), (100, 64), (64, 64), (33, 224)):
         pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        np.testing.assert_array_equal(decode(pixels, size, "crop"), decode(pixels, size, "squash"))
+        image = decode_image(pixels, Decoding())
+        crop, squash = View("shorter", size, size), View("squash", size, size)
+        np.testing.assert_array_equal(crop.apply(image), squash.apply(image))
 
 
 @pytest.mark.parametrize("config", ["cifar10_halves", "cifar10_halves_exact"])

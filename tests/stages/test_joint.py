@@ -101,6 +101,21 @@ def test_teachers_score_the_augmented_image_of_the_student(student, teachers, lo
     torch.testing.assert_close(computed, with_stored_scores({"image": views, "scores": target})["loss"])
 
 
+def test_a_teacher_with_larger_images_scores_them_flipped_and_shifted_like_the_students(student, teachers):
+    batch, augmentation = make_batch(), Augmentation(flip=True, shift=2)
+    large = batch["image"].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    config = JointConfig(augment=augmentation)
+    columns = {teachers[1].name: "image@1"}
+    learner = JointLearner(student, config, ONE_VIEW, teachers, columns)
+    computed = learner(batch | {"image@1": large})["loss"]
+    views = augment(batch["image"], augmentation, batch["draws"])
+    # Two pixels of the large image are one of the small image, so its view is the small view, enlarged.
+    large_views = views.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    target = torch.cat([teachers[0].scores(views), teachers[1].scores(large_views)], dim=1)
+    expected = ((student(views) - target) ** 2).mean() / 2
+    torch.testing.assert_close(computed, expected)
+
+
 @pytest.mark.parametrize(("views", "count"), [(("flip",), 2), (("shift",), 5), (("flip", "shift"), 10)])
 def test_targets_of_an_augmented_image_are_averaged_over_its_views(student, teachers, views, count):
     batch, config = make_batch(), ScoresConfig(views=views, shift=1)

@@ -136,7 +136,9 @@ def test_an_image_that_is_too_small_is_refused_when_the_student_is_built(make_sp
         InputError, match=rf"student\.network '{spec.network}': it fails on an image of 8 x 8 pixels: .*small"
     ):
         Student(spec)
-    assert Student(replace(spec, image_size=16))(make_images(16)).shape == (3, 4)
+    assert Student(replace(spec, preprocessing=dict(spec.preprocessing) | {"size": 16, "crop": 16}))(
+        make_images(16)
+    ).shape == (3, 4)
 
 
 @pytest.mark.parametrize("num_scores", [3, 5])

@@ -8,6 +8,7 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.errors import InputError
+from ka_ray.images.views import View
 from ka_ray.student import Student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_network, build_teacher, load_teacher
@@ -66,7 +67,7 @@ def test_the_planned_student_gets_the_first_teachers_preprocessing(load_config):
     config = load_config("teachers.0.preprocessing.mean=[0.1, 0.2, 0.3]", "images.resize=crop")
     spec = plan_of(config).spec
     assert spec.preprocessing["mean"] == [0.1, 0.2, 0.3]
-    assert (spec.image_size, spec.resize) == (8, "crop")
+    assert spec.view == View("shorter", 8, 8)
     other = load_config("student.preprocessing.mean=[0.5, 0.5, 0.5]")
     assert plan_of(other).spec.preprocessing["mean"] == [0.5, 0.5, 0.5]
 
@@ -100,7 +101,7 @@ def test_codes_can_be_as_wide_as_a_teachers_features(load_config, config_tree):
 def test_planned_bytes_per_image_are_those_of_float16_features_and_scores(load_config):
     plan = plan_of(load_config())
     assert plan.feature_bytes == 2 * (8 * 8 * 8 + 12 * 4 * 4)
-    assert plan.image_bytes == 3 * 8 * 8 + 2 * 10
+    assert plan.image_bytes() == 3 * 8 * 8 + 2 * 10
 
 
 CONFIG_ERRORS = {
@@ -162,7 +163,7 @@ def test_overlapping_label_sets_are_combined_by_the_mean(load_config):
 
 
 def test_the_image_bytes_include_both_teachers_scores_of_a_shared_class(load_config):
-    assert plan_of(load_config(SHARED_CLASS)).image_bytes == 3 * 8 * 8 + 2 * (5 + 5)
+    assert plan_of(load_config(SHARED_CLASS)).image_bytes() == 3 * 8 * 8 + 2 * (5 + 5)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "conditional"])
@@ -205,7 +206,7 @@ def test_features_of_any_size_are_resized_to_the_students(load_config, overrides
     assert plan.shapes == shapes
     assert plan.spaces == {tap: shape[1:] for tap, shape in shapes.items()}
     student = Student(plan.spec)
-    features = student.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    features = student.preprocess(torch.zeros(1, *plan.views.student.shape, dtype=torch.uint8))
     for tap, space in plan.spaces.items():
         features = student.stages[tap](features)
         assert features.shape[2:] == space

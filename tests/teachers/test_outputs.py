@@ -10,6 +10,7 @@ from torch import nn
 
 from ka_ray.config import TeacherConfig
 from ka_ray.errors import InputError
+from ka_ray.images.views import View
 from ka_ray.teachers.outputs import SelectScores, find_scores
 from ka_ray.teachers.preprocess import Preprocess
 from ka_ray.teachers.teacher import Teacher
@@ -103,4 +104,4 @@ def test_a_teacher_uses_the_named_part_and_reports_under_its_name():
     assert features.keys() == {"head"}
     teacher.output = None
     with pytest.raises(InputError, match=r"teacher birds: the network returns 0: .*set `output`"):
-        teacher.check_forward_pass(8, {})
+        teacher.check_forward_pass(View("squash", 8, 8), {})

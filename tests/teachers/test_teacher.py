@@ -1,19 +1,20 @@
 """Test scores and features of a teacher, and the check before a run."""
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.images.views import View
 from ka_ray.teachers import Preprocess, Teacher, load_teacher
 from ka_ray.teachers.plain import plain_conv_net
 
 PATHS = {"conv1": "norm1", "conv2": "norm2"}
+
+VIEW = View("squash", 8, 8)
 
 
 @pytest.fixture
@@ -37,22 +38,6 @@ def test_preprocessing_scales_and_normalises(teacher):
     torch.testing.assert_close(teacher.preprocess(images), normalise(images))
 
 
-def test_preprocessing_resizes_like_pillow():
-    preprocess = Preprocess(Preprocessing(size=4, mean=(0, 0, 0), std=(1, 1, 1)))
-    images = make_images(16)
-    for image, result in zip(images, preprocess(images), strict=True):
-        for channel, resized in zip(image, result, strict=True):
-            grey = Image.fromarray(channel.numpy().astype(np.float32) / 255)
-            expected = np.asarray(grey.resize((4, 4), Image.Resampling.BILINEAR))
-            np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_preprocessing_does_not_resample_an_image_of_its_size():
-    preprocess = Preprocess(Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
-    images = make_images(8)
-    assert torch.equal(preprocess(images), images / 255)
-
-
 def test_scores_are_those_of_the_network_without_gradients(teacher):
     images = make_images()
     scores = teacher.scores(images)
@@ -72,7 +57,7 @@ def test_features_are_the_outputs_of_the_batch_norms(teacher):
 
 
 def test_check_forward_pass_returns_the_shapes_of_one_image(teacher):
-    assert teacher.check_forward_pass(8, {**PATHS, "fc": "head"}) == {
+    assert teacher.check_forward_pass(VIEW, {**PATHS, "fc": "head"}) == {
         "conv1": (4, 8, 8),
         "conv2": (6, 4, 4),
         "fc": (3,),
@@ -170,7 +155,7 @@ def make_tiny_vit() -> nn.Module:
 )
 def test_check_forward_pass_refuses_unusable_teachers_and_taps(make, size, paths, message):
     with pytest.raises(InputError, match=message):
-        make_teacher(make()).check_forward_pass(size, paths)
+        make_teacher(make()).check_forward_pass(View("squash", size, size), paths)
 
 
 def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
@@ -180,7 +165,7 @@ def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
     assert teacher.classes == config.classes
     assert not any(module.training for module in teacher.network.modules())
     assert not any(p.requires_grad for p in teacher.network.parameters())
-    assert teacher.check_forward_pass(8, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
+    assert teacher.check_forward_pass(VIEW, PATHS) == {"conv1": (4, 8, 8), "conv2": (6, 4, 4)}
 
 
 def test_loading_a_teacher_twice_gives_the_same_scores(load_config):

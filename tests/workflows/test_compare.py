@@ -218,8 +218,8 @@ class FakeStages:
         monkeypatch.setattr(compare_module, "learn", self.learn)
         monkeypatch.setattr(compare_module, "evaluate_students", self.evaluate_students)
 
-    def extract(self, run, joint) -> None:
-        self.joint = joint
+    def extract(self, run, students) -> None:
+        self.joint = any(student.joint.any_steps for student in students)
         write_extraction_summaries(run.folder, features=100, images=56)
 
     def learn(self, run, student_jobs) -> None:
