@@ -62,7 +62,8 @@ def list_mixed(config: MixedImages) -> Source:
                 payload = PartChunk(number, chunk, chosen[start:end])
                 chunks.append(Chunk(first_id, len(payload.ids), payload))
                 first_id += len(payload.ids)
-    return Source(chunks, MixedReader(tuple(part.read for part in parts)), _merge_classes(parts))
+    note = "; ".join(part.note for part in parts if part.note)
+    return Source(chunks, MixedReader(tuple(part.read for part in parts)), _merge_classes(parts), note)
 
 
 def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:

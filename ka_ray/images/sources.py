@@ -68,11 +68,13 @@ class Source:
         chunks: All images, in the order of their ids.
         read: Reads the images of a chunk.
         class_names: The classes that the source lists; None if it does not know them before it is read.
+        note: What the user should know of the listing, such as files that were left out; empty if nothing.
     """
 
     chunks: list[Chunk]
     read: "SourceReader"
     class_names: tuple[str, ...] | None = field(default=None)
+    note: str = ""
 
     @property
     def num_images(self) -> int:

@@ -59,6 +59,7 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
+    notes += [images.source.note for images in (training_images, evaluation_images)]
     if students:
         check_batches(config, training_images)
     # Only students of this baseline learn from labels.

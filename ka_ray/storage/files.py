@@ -144,7 +144,7 @@ def _upload(part: Path, path: "UPath") -> None:
 
 
 def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
-    """List all files below a folder, in its subfolders, too.
+    """List all files below a folder, in its subfolders, too; links are followed.
 
     Args:
         folder: A local or remote folder.
@@ -165,9 +165,22 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
         fs, root = get_filesystem(folder)
         names = [name[len(root.rstrip("/")) + 1 :] for name in fs.find(root) if wanted(name)]
     else:
-        paths = (path for path in folder.rglob("*") if wanted(path.name) and path.is_file())
-        names = [path.relative_to(folder).as_posix() for path in paths]
+        names = [name for name in _walk(folder) if wanted(name)]
     return sorted(names, key=lambda name: name.split("/"))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a local folder, relative to it."""
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        # A link to a folder above would be followed for ever.
+        here = f"{os.path.realpath(parent)}/"
+        subfolders[:] = [
+            name for name in subfolders if not here.startswith(f"{os.path.realpath(f'{parent}/{name}')}/")
+        ]
+        for name in files:
+            path = Path(parent, name)
+            if path.is_file():  # not a broken link, a socket or the like
+                yield path.relative_to(folder).as_posix()
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
 
+INPUT_TRANSFORMERS = ("googlenet", "inception_v3")
+"""torchvision's networks that change their input if they are made with pretrained weights."""
+
 
 @dataclass
 class Teacher:
@@ -138,6 +141,7 @@ def build_teacher(config: TeacherConfig) -> Teacher:
         InputError: The network is unknown, the checkpoint does not fit, or the config has neither
             `checkpoint` nor `training`.
     """
+    _check_transform_input(config)
     network, note = build_network(config.network, config.arguments, len(config.classes)), ""
     if config.checkpoint is not None:
         note = load_checkpoint(network, config.checkpoint, len(config.classes))
@@ -146,6 +150,24 @@ def build_teacher(config: TeacherConfig) -> Teacher:
     network.eval().requires_grad_(False)
     preprocess = Preprocess(config.preprocessing).eval()
     return Teacher(config.name, config.classes, network, preprocess, config.output, note)
+
+
+def _check_transform_input(config: TeacherConfig) -> None:
+    """Ask for an argument that torchvision sets by itself when it loads pretrained weights.
+
+    With it, the network changes its input from one normalisation to another. A checkpoint does not tell
+    whether its network did so, and a wrong guess costs half of the accuracy without a word.
+    """
+    if (
+        config.network in INPUT_TRANSFORMERS
+        and "transform_input" not in config.arguments
+        and config.checkpoint
+    ):
+        raise InputError(
+            f"teachers.{config.name}.arguments.transform_input: is missing. torchvision's {config.network} "
+            "changes its input if it was made with pretrained weights; set true if the training of this "
+            "teacher began with such weights, and false if it began with random ones"
+        )
 
 
 def _named(name: str, error: InputError) -> str:

@@ -1,8 +1,10 @@
 """Every image source: ids, pixels, labels, selections, and reports of unreadable images."""
 
 import io
+import os
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -398,3 +400,70 @@ def test_a_larger_limit_includes_the_ids_of_a_smaller_one():
 def test_every_id_is_sampled_equally_often():
     counts = np.bincount(np.concatenate([sample_ids(20, 5, seed) for seed in range(2000)]), minlength=20)
     assert np.abs(counts / 2000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)
+
+
+def save_as(path: Path, form: str = "PNG") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path, form)
+
+
+def listed_names(source) -> list[str]:
+    return [Path(path).name for chunk in source.chunks for path, _ in chunk.payload]
+
+
+def test_images_are_found_by_suffix_or_content_and_other_files_are_named(tmp_path):
+    forms = {"a.jfif": "JPEG", "b.avif": "AVIF", "c": "PNG", "d.photo": "WEBP", "e.JPG": "JPEG", "f.x": "GIF"}
+    forms |= {"g": "BMP", "h": "TIFF", "i": "PPM", "j": "JPEG2000", "k": "AVIF"}
+    for name, form in forms.items():
+        save_as(tmp_path / "cat" / name, form)
+    for name in ("notes.txt", "more.txt", "labels.json", "README"):
+        (tmp_path / "cat" / name).write_text("P is for text, BUT no image")
+    for name in (".hidden.png", "Thumbs.db", ".cache/x.png", "__MACOSX/x.png"):
+        save_as(tmp_path / "cat" / name)
+    source = open_source(FolderImages(source="folder", path=tmp_path, size=8))
+    assert listed_names(source) == sorted(forms)
+    assert source.note == f"{tmp_path}: left out files that are no images: 1 .json, 2 .txt, 1 without suffix"
+    labels = [row for columns in read_all(source) for row in columns["label"].tolist()]
+    assert labels == ["cat"] * len(forms)
+
+
+def read_all(source) -> list[dict[str, np.ndarray]]:
+    """Read all chunks of a source of 8 x 8 images; fail if one is unreadable."""
+    config = FolderImages(source="folder", path="/", size=8)
+    return [
+        columns
+        for chunk in source.chunks
+        for columns in read_chunk(config, source.read, chunk, np.arange(source.num_images), None, pytest.fail)
+    ]
+
+
+def test_a_folder_of_images_only_has_no_note(tmp_path):
+    save_as(tmp_path / "cat" / "a.png")
+    assert open_source(FolderImages(source="folder", path=tmp_path, size=8)).note == ""
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    save_as(tmp_path / "elsewhere" / "a.png")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("cat", "kitten"):
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    save_as(folder / "dog" / "b.png")
+    (folder / "dog" / "back").symlink_to(folder)
+    (folder / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(FolderImages(source="folder", path=folder, size=8))
+    assert source.class_names == ("cat", "dog", "kitten")
+    assert listed_names(source) == ["a.png", "b.png", "a.png"]
+
+
+def test_names_in_another_encoding_are_listed_and_read(tmp_path):
+    save_as(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"))  # Latin-1
+    source = open_source(FolderImages(source="folder", path=tmp_path, size=8))
+    assert source.num_images == len(read_all(source)[0]["image_id"]) == 1
+    assert len(source.digest) == 64
+
+
+def test_the_message_about_a_folder_without_images_names_what_is_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(InputError, match=r"no image files; accepted: .*\.jfif.* left out .*: 1 \.txt"):
+        open_source(FolderImages(source="folder", path=tmp_path, size=8))

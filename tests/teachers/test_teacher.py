@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ka_ray.config import Preprocessing
+from ka_ray.config import Preprocessing, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.images.views import View
 from ka_ray.teachers import Preprocess, Teacher, load_teacher
@@ -188,3 +188,25 @@ def test_a_checkpoint_with_another_number_of_classes_is_refused(load_config):
         InputError, match=r"it has 5 classes, but the config names 2; keys: head\.bias, head\.weight"
     ):
         load_teacher(config)
+
+
+def test_googlenet_asks_whether_its_training_began_with_pretrained_weights(tmp_path):
+    arguments = {"aux_logits": False, "init_weights": False}
+    path = tmp_path / "google.pt"
+    source = torchvision.models.googlenet(weights=None, num_classes=3, transform_input=True, **arguments)
+    torch.save(source.state_dict(), path)
+    section = {
+        "name": "pets",
+        "network": "googlenet",
+        "classes": ["a", "b", "c"],
+        "checkpoint": str(path),
+        "arguments": arguments,
+    }
+    with pytest.raises(InputError, match=r"teachers\.pets\.arguments\.transform_input: is missing"):
+        load_teacher(TeacherConfig.model_validate(section))
+    section["arguments"] = arguments | {"transform_input": True}
+    teacher = load_teacher(TeacherConfig.model_validate(section))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = source.eval()(teacher.preprocess(images))
+    torch.testing.assert_close(teacher.scores(images), expected)
