@@ -1,6 +1,6 @@
 """The `teachers` section: network, weights, classes and preprocessing of each teacher."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,11 @@ class TeacherConfig(Section):
         None,
         description="For a network that returns several outputs, which one is the scores: its name, or its "
         "position from 0; null: the one named `logits`, or the only one with a score per class.",
+    )
+    final_activation: Literal["none", "softmax", "log_softmax", "sigmoid"] | None = Field(
+        None,
+        description="What the network ends in; it is undone, because teachers are compared by the scores "
+        "before it. null: nothing, but refused if a few images show the opposite; none: nothing, for sure.",
     )
     preprocessing: Preprocessing = Field(
         Preprocessing(), description="The images that the network was trained with."

@@ -7,7 +7,8 @@ import numpy as np
 
 from ka_ray.config import Config, ImagesConfig, TeachConfig
 from ka_ray.errors import InputError
-from ka_ray.images import Ids, Source, open_source, sample_ids
+from ka_ray.images import Ids, Source, open_source, read_chunk, sample_ids
+from ka_ray.images.sources import Columns
 from ka_ray.images.views import View
 
 
@@ -58,6 +59,36 @@ def split_images(config: Config | TeachConfig) -> tuple[ImageSet, ImageSet]:
 def _list_images(config: ImagesConfig, seed: int) -> ImageSet:
     source = open_source(config)
     return ImageSet(config, source, sample_ids(source.num_images, config.limit, seed))
+
+
+SAMPLED_CHUNKS = 4
+"""Number of chunks, spread over the source, that :func:`read_sample` reads from."""
+
+IMAGES_PER_CHUNK = 4
+"""Number of images that it reads from each of them."""
+
+
+def read_sample(images: ImageSet) -> Columns | None:
+    """Read a few images without Ray, to try the teachers on.
+
+    Args:
+        images: The images to choose from.
+
+    Returns:
+        Columns as :func:`ka_ray.images.sources.read_chunk` yields them; None if none of the few is readable.
+    """
+    chunks = images.source.chunks
+    numbers = np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS, dtype=int))
+    parts: list[Columns] = []
+    for chunk in (chunks[number] for number in numbers):
+        start, end = np.searchsorted(images.ids, [chunk.first_id, chunk.first_id + chunk.num_images])
+        ids = images.ids[start:end]
+        ids = ids[np.unique(np.linspace(0, len(ids) - 1, IMAGES_PER_CHUNK, dtype=int))] if len(ids) else ids
+        # Unreadable images are counted when all images are read.
+        parts += read_chunk(
+            images.config, images.source.read, chunk, ids, None, lambda *_: None, images.views
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
 
 
 def split_for_features(images: ImageSet, limit: int | None, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -4,17 +4,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from ka_ray.amalgamation.label_sets import describe_overlap
 from ka_ray.config import Config
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
-from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
+from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
 from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.student.plan import Plan, make_plan
-from ka_ray.teachers import build_teacher
+from ka_ray.teachers import Teacher, build_teacher
+from ka_ray.teachers.check import check_teacher
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
         images.with_views(plan.views.columns) for images in split_images(config)
     )
     notes += [images.source.note for images in (training_images, evaluation_images)]
+    notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         check_batches(config, training_images)
     # Only students of this baseline learn from labels.
@@ -69,6 +73,19 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     return RunPlan(
         config, plan, training_images, evaluation_images, tuple(dict.fromkeys(filter(None, notes)))
     )
+
+
+def _check_teachers(
+    config: Config, teachers: Sequence[Teacher], plan: Plan, images: ImageSet
+) -> Iterator[str]:
+    """Try the teachers that have weights on a few images; yield what the user should know of them."""
+    sample = read_sample(images)
+    if sample is None:
+        return
+    for section, teacher in zip(config.teachers, teachers, strict=True):
+        if section.checkpoint is not None:
+            pixels = torch.from_numpy(sample[plan.views.column(teacher.name)])
+            yield from check_teacher(teacher, pixels, sample["label"].tolist())
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def train_teacher(
 def _build_learner(network: nn.Module, teacher: TeacherConfig, column: str) -> ClassifierLearner:
     assert teacher.training is not None
     # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
-    select_scores = SelectScores(len(teacher.classes), teacher.output)
+    select_scores = SelectScores(len(teacher.classes), teacher.output, teacher.final_activation)
     network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
     return ClassifierLearner(network_on_pixels, teacher.training.augment, column)
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
+from ka_ray.teachers.activations import to_scores
 
 LOGITS = "logits"
 """Name of the scores in the outputs of transformers and of torchvision's networks with auxiliary heads."""
@@ -76,12 +77,13 @@ class SelectScores(nn.Module):
     Args:
         num_classes: K, the number of classes.
         key: Name or position of the scores in the output; None: found by their shape.
+        final_activation: What the network ends in, see :func:`ka_ray.teachers.activations.to_scores`.
     """
 
-    def __init__(self, num_classes: int, key: str | int | None) -> None:
+    def __init__(self, num_classes: int, key: str | int | None, final_activation: str | None = None) -> None:
         super().__init__()
-        self.num_classes, self.key = num_classes, key
+        self.num_classes, self.key, self.final_activation = num_classes, key, final_activation
 
     def forward(self, output: Any) -> Tensor:
         """Return the scores ``[B, K]`` in the output of a network."""
-        return find_scores(output, self.num_classes, self.key)
+        return to_scores(find_scores(output, self.num_classes, self.key), self.final_activation)

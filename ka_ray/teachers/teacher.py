@@ -6,6 +6,7 @@ width in positions (empty after a linear layer).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ka_ray.config import TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.taps import Taps
 from ka_ray.images.views import View
+from ka_ray.teachers.activations import to_scores
 from ka_ray.teachers.checkpoint import load_checkpoint
 from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
@@ -33,6 +35,7 @@ class Teacher:
         network: Network from preprocessed images to scores.
         preprocess: Module that turns pixels into the network's input.
         output: Name or position of the scores in the network's output; None: found by their shape.
+        final_activation: What the network ends in, see :func:`ka_ray.teachers.activations.to_scores`.
         note: What was done to load its checkpoint, for the user; empty if the file was loaded as it is.
     """
 
@@ -41,6 +44,7 @@ class Teacher:
     network: nn.Module
     preprocess: Preprocess
     output: str | int | None = None
+    final_activation: str | None = None
     note: str = ""
 
     def to(self, device: torch.device) -> "Teacher":
@@ -53,7 +57,7 @@ class Teacher:
         """Return the scores ``[B, K]`` of pixels ``[B, 3, H, W]`` in 0 ... 255, without gradients."""
         # Not inference_mode: joint learning uses these scores in a graph, which refuses inference tensors.
         with torch.no_grad():
-            return find_scores(self.network(self.preprocess(images)), len(self.classes), self.output)
+            return self._find_scores(self.network(self.preprocess(images)))
 
     def features(self, images: Tensor, paths: Mapping[str, str]) -> tuple[dict[str, Tensor], Tensor]:
         """Return features and scores, computed in one forward pass.
@@ -67,7 +71,11 @@ class Teacher:
         """
         with torch.inference_mode(), Taps(self.network, paths) as taps:
             output = self.network(self.preprocess(images))
-        return taps.features, find_scores(output, len(self.classes), self.output)
+            scores = self._find_scores(output)
+        return taps.features, scores
+
+    def _find_scores(self, output: Any) -> Tensor:
+        return to_scores(find_scores(output, len(self.classes), self.output), self.final_activation)
 
     def check_forward_pass(self, view: View, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         """Run the network on one black image, so that mistakes in the config show before the run starts.
@@ -149,7 +157,9 @@ def build_teacher(config: TeacherConfig) -> Teacher:
         raise InputError(_missing_checkpoint(config))
     network.eval().requires_grad_(False)
     preprocess = Preprocess(config.preprocessing).eval()
-    return Teacher(config.name, config.classes, network, preprocess, config.output, note)
+    return Teacher(
+        config.name, config.classes, network, preprocess, config.output, config.final_activation, note
+    )
 
 
 def _check_transform_input(config: TeacherConfig) -> None:

@@ -1,0 +1,119 @@
+"""Check on a few images that a teacher works, before hours are spent on it.
+
+Shapes: n images, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ka_ray.errors import InputError
+from ka_ray.teachers.activations import recognise_activation
+from ka_ray.teachers.outputs import find_scores
+from ka_ray.teachers.teacher import Teacher
+
+SAME_CLASS_SHARE = 0.95
+"""A teacher that predicts one class for a larger share of the images is reported."""
+
+SMALLEST_SAMPLE = 8
+"""With fewer images, one class for all of them means nothing."""
+
+CONSTANT = 1e-6
+"""Scores that vary less between images, relative to the largest score, are a constant."""
+
+REPEATABLE = 1e-3
+"""Two passes over the same images may differ by this share of the scores' standard deviation."""
+
+
+FEW = 4
+"""Number of images that are passed through the teacher alone, to compare their scores."""
+
+
+def check_teacher(teacher: Teacher, images: Tensor, labels: Sequence[str]) -> list[str]:
+    """Check a teacher's answers on a sample of the run's images.
+
+    Args:
+        teacher: The teacher with its weights.
+        images: The teacher's view of some images, ``[n, C, H, W]`` uint8.
+        labels: The class of each image; empty text if it has none.
+
+    Returns:
+        What the user should know: one line per finding; empty if nothing is odd.
+
+    Raises:
+        InputError: The scores are not finite, or the same for all images; or they are probabilities, and the
+            config does not say so.
+    """
+    with torch.inference_mode():
+        outputs = find_scores(
+            teacher.network(teacher.preprocess(images)), len(teacher.classes), teacher.output
+        )
+    if not outputs.isfinite().all():
+        raise InputError(f"teacher {teacher.name}: its scores are not finite; check its checkpoint and `std`")
+    differ = bool((images != images[:1]).any())
+    if differ and outputs.std(dim=0).max() <= CONSTANT * outputs.abs().max():
+        raise InputError(
+            f"teacher {teacher.name}: gives the same scores for all of {len(images)} images; check its "
+            "checkpoint and its preprocessing"
+        )
+    scores = teacher.scores(images)
+    notes = [
+        _find_activation(teacher, outputs),
+        _one_class(teacher, scores),
+        _accuracy(teacher, scores, labels),
+        _unstable(teacher, images, scores),
+    ]
+    return [f"teacher {teacher.name}: {note}" for note in notes if note]
+
+
+def _find_activation(teacher: Teacher, outputs: Tensor) -> str:
+    """Return a note if the outputs look like a sigmoid's; refuse a softmax's, which are recognised surely."""
+    found = recognise_activation(outputs)
+    if found is None or len(outputs) == 1 or teacher.final_activation is not None:
+        return ""
+    advice = f"set final_activation: {found}, or none if these are its scores"
+    if found == "sigmoid":  # small scores can lie in 0 ... 1 by chance
+        return f"its outputs all lie in 0 ... 1, as if the network ended in a sigmoid; {advice}"
+    raise InputError(
+        f"teacher {teacher.name}: its outputs look as if the network ended in {found}. Teachers are compared "
+        f"by their scores before it: {advice}"
+    )
+
+
+def _one_class(teacher: Teacher, scores: Tensor) -> str:
+    counts = scores.argmax(dim=1).bincount(minlength=len(teacher.classes))
+    share = float(counts.max() / len(scores))
+    if len(scores) < SMALLEST_SAMPLE or share <= SAME_CLASS_SHARE:
+        return ""
+    name = teacher.classes[int(counts.argmax())]
+    return (
+        f"predicts {name!r} for {100 * share:.0f} % of {len(scores)} images; if that is not what the images "
+        "show, check its checkpoint, its classes and its preprocessing"
+    )
+
+
+def _accuracy(teacher: Teacher, scores: Tensor, labels: Sequence[str]) -> str:
+    known = [i for i, label in enumerate(labels) if label in teacher.classes]
+    if len(known) < SMALLEST_SAMPLE:
+        return ""
+    best = scores.argmax(dim=1).tolist()
+    right = sum(teacher.classes[best[i]] == labels[i] for i in known)
+    by_chance = len(known) / len(teacher.classes)
+    if right > 1.5 * by_chance:
+        return ""
+    return (
+        f"is right for {right} of {len(known)} images of its own classes, hardly more than by chance; check "
+        "its checkpoint, the order of its classes and its preprocessing"
+    )
+
+
+def _unstable(teacher: Teacher, images: Tensor, scores: Tensor) -> str:
+    """Compare the scores with two passes over the first images alone."""
+    alone, again = (teacher.scores(images[:FEW]) for _ in range(2))
+    allowed = REPEATABLE * max(float(scores.std()), 1e-6)
+    if float((alone - again).abs().max()) > allowed:
+        return "gives other scores for the same images in every pass; dropout is active in its forward pass"
+    if float((scores[:FEW] - alone).abs().max()) > allowed:
+        return "an image's scores depend on the other images of the batch; a batch norm has no statistics"
+    return ""
