@@ -11,7 +11,8 @@ import ka_ray
 from ka_ray.student import load_student
 from ka_ray.teachers import build_network
 
-pytestmark = pytest.mark.ray
+# Other tests cut and fold these networks without Ray; test_own_pixels.py runs teachers of different pixels.
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CLASSES = {"low": [f"digit_{i}" for i in range(6)], "high": [f"digit_{i}" for i in (8, 9, 4, 7, 5, 6)]}
 QUICK = {"epochs": 1, "batch_size": 16}
@@ -57,10 +58,7 @@ def describe_run(folder, network, taps):
         # A block of a ResNet ends in an activation, into which an adapter cannot be folded: both are kept.
         ("resnet18", {"early": "layer1", "late": "layer3"}, {"early": 64, "late": 256}),
         # features.2 ends in a conv with batch norm, so its adapter is folded; features.8 ends in a shortcut.
-        pytest.param(
-            *("mobilenet_v3_small", {"early": "features.2", "late": "features.8"}, {"late": 48}),
-            marks=pytest.mark.slow,  # other tests cut and fold this network without Ray
-        ),
+        ("mobilenet_v3_small", {"early": "features.2", "late": "features.8"}, {"late": 48}),
     ],
 )
 def test_two_teachers_become_one_student_of_the_same_network(tmp_path, network, taps, kept_channels):
