@@ -88,7 +88,7 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _describe_foreign(content: bytes) -> str:
-    """Say what a file is that Pillow cannot open."""
+    """Return what a file is that Pillow cannot open, for the error message."""
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "a HEIC image, which this installation of Pillow cannot read; convert it to JPEG or PNG"

@@ -3,6 +3,7 @@
 Shapes: n images, K classes.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -99,8 +100,10 @@ def _accuracy(teacher: Teacher, scores: Tensor, labels: Sequence[str]) -> str:
         return ""
     best = scores.argmax(dim=1).tolist()
     right = sum(teacher.classes[best[i]] == labels[i] for i in known)
-    by_chance = len(known) / len(teacher.classes)
-    if right > 1.5 * by_chance:
+    # Guessing is right this often, with this standard deviation.
+    chance = 1 / len(teacher.classes)
+    by_chance, deviation = len(known) * chance, math.sqrt(len(known) * chance * (1 - chance))
+    if right > by_chance + deviation:
         return ""
     return (
         f"is right for {right} of {len(known)} images of its own classes, hardly more than by chance; check "

@@ -101,7 +101,7 @@ def _describe(weights: FoundWeights, fitted: FittedWeights) -> str:
 
 
 def _no_weights(path: Path, content: Any) -> str:
-    """Say what a file contains instead of a state dict."""
+    """Return the message about a file without a state dict: what it contains instead."""
     if isinstance(content, Mapping):
         found = (
             f"a dict with the keys {shorten([str(key) for key in content])}" if content else "an empty dict"

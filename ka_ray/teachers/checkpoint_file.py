@@ -124,7 +124,7 @@ def _refuse_programs(path: Path, local: Path) -> None:
 
 
 def _unpickling_error(path: Path, local: Path, error: Exception) -> InputError:
-    """Say which type a file contains that is not allowed, and what the user can do."""
+    """Return the error about a type that is not allowed: its name, and what the user can do."""
     unknown = _unknown_types(local) or re.findall(r"GLOBAL ([\w.]+)", str(error))
     if any(name.startswith("ultralytics.") for name in unknown):
         return _refusal(path, "ultralytics")

@@ -43,7 +43,7 @@ class Preprocess(nn.Module):
             Network input, ``[B, C, H, W]``, in the dtype of ``mean`` and in the memory format that is fastest
             on the device.
         """
-        pixels = images.flip(1) if self._bgr else images
+        pixels = (images.flip(1) if self._bgr else images).to(self.mean.dtype)
         # Divided, as torchvision does, where the factor is 1/255: multiplying would round differently.
-        scaled = pixels.to(self.mean.dtype) / 255 if self._rescale == 1 / 255 else pixels * self._rescale
+        scaled = pixels / 255 if self._rescale == 1 / 255 else pixels * self._rescale
         return to_preferred_memory_format((scaled - self.mean) / self.std)

@@ -142,6 +142,8 @@ def test_channel_order_and_rescale_reach_the_network():
     caffe = Preprocessing(channel_order="bgr", rescale=1, mean=[103.9, 116.8, 123.7], std=[1, 1, 1])
     expected = images[:, [2, 1, 0]].float() - torch.tensor([103.9, 116.8, 123.7]).view(1, 3, 1, 1)
     torch.testing.assert_close(Preprocess(caffe)(images), expected)
+    for preprocessing in (caffe, Preprocessing()):
+        assert Preprocess(preprocessing).to(torch.float64)(images).dtype == torch.float64
     half = Preprocessing(rescale=1 / 127.5, mean=[1, 1, 1], std=[1, 1, 1])
     torch.testing.assert_close(Preprocess(half)(images), images.float() / 127.5 - 1)
 

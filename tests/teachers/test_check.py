@@ -89,6 +89,16 @@ def test_a_teacher_that_looks_broken_is_named(network, message):
     assert any(message in note and note.startswith("teacher pets: ") for note in notes), notes
 
 
+@pytest.mark.parametrize(("mistakes", "is_named"), [(3, False), (7, False), (10, True)])
+def test_only_a_teacher_near_chance_is_named_for_its_accuracy(mistakes, is_named):
+    images, labels = make_images()
+    wrong = {"a": "b", "b": "c", "c": "a"}
+    # Guessing among three classes is right for 5.3 of 16 images, with a standard deviation of 1.9.
+    labels = [wrong[label] if i < mistakes else label for i, label in enumerate(labels)]
+    notes = check_teacher(make_teacher(Brightness()), images, labels)
+    assert any("hardly more than by chance" in note for note in notes) is is_named
+
+
 def test_batch_norms_without_statistics_are_noticed():
     network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), Brightness())
     notes = check_teacher(make_teacher(network), make_images()[0], NO_LABELS)
