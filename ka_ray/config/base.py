@@ -1,5 +1,6 @@
 """The base of every config section, and the field types that they share."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,27 @@ def _existing_or_on_cluster(value: Any, info: ValidationInfo) -> Path:
     return path if is_on_cluster(value, info.context) else _existing(path)
 
 
+_MODEL_NAME = re.compile(r"hf-hub:[\w.\-]+/[\w.\-]+(@[\w.\-]+)?|timm/[\w.\-]+|[a-z]\w*")
+"""Names of models: on Hugging Face's hub, of timm and of torchvision. A path with a suffix is none."""
+
+
+def _model_source(value: Any, info: ValidationInfo) -> str:
+    """Make the path of a model absolute; return the name of a model unchanged."""
+    if not is_path(value):
+        raise ValueError(f"must be a path, a URI or the name of a model, it is a {type(value).__name__}")
+    text = str(value).removeprefix("local-dir:")  # timm's prefix for a folder
+    is_name = _MODEL_NAME.fullmatch(text) is not None
+    if is_name and not exists(_absolute(text)):  # a file or folder of this name is preferred
+        return text
+    try:
+        return str(_existing_or_on_cluster(text, info))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; accepted are a file, a folder, a URI, hf-hub:ORGANISATION/MODEL, timm/MODEL, or the "
+            "name of a torchvision model"
+        ) from None
+
+
 def read_names(value: Any, info: ValidationInfo) -> Any:
     """Read class names from a file; return a list unchanged.
 
@@ -80,6 +102,9 @@ ExistingPath = Annotated[
     Path, PlainValidator(_existing_or_on_cluster), PlainSerializer(str, when_used="json")
 ]
 """A URI or a path that exists. If the config is sent to a cluster, absolute paths are checked only there."""
+
+ModelSource = Annotated[str, BeforeValidator(_model_source)]
+"""A file or folder that holds a model, as an absolute path or URI, or the name of a model."""
 
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
 """Class names: a list, or a file of them. Every name is unique; names are compared in Unicode's NFC."""

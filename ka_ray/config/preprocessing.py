@@ -60,7 +60,7 @@ class Preprocessing(Section):
     round_crop: Literal["half_even", "down"] = Field(
         "half_even",
         description="Where a crop begins if the margin is odd. half_even: as torchvision and timm do; "
-        "down: as Hugging Face does.",
+        "down: as Hugging Face does, which also rounds padding up.",
     )
     channel_order: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colour channels.")
     channels: Literal[1, 3] = Field(3, description="1: the network takes grey images.")

@@ -115,7 +115,9 @@ class View:
         padded = (max(width, self.crop), max(height, self.crop))
         if padded != image.size:
             canvas = Image.new(image.mode, padded, self.fill if self.channels == 3 else self.fill[0])
-            canvas.paste(image, ((padded[0] - width) // 2, (padded[1] - height) // 2))
+            # torchvision rounds the padding before an image down, Hugging Face rounds it up.
+            up = int(self.round_crop == "down")
+            canvas.paste(image, ((padded[0] - width + up) // 2, (padded[1] - height + up) // 2))
             image = canvas
         left, top = self._margin(padded[0]), self._margin(padded[1])
         return image.crop((left, top, left + self.crop, top + self.crop))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ka_ray.amalgamation.label_sets import describe_overlap
-from ka_ray.config import Config
+from ka_ray.config import Config, with_overrides
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
@@ -18,6 +18,7 @@ from ka_ray.runs.teachers import teach_missing
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher
+from ka_ray.teachers.sources.describe import describe_teacher
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class RunPlan:
     """What is known of a run before anything has started.
 
     Attributes:
-        config: The config of the run.
+        config: The config of the run; every teacher is described key by key.
+        students: The configs of the students that the training stages will learn.
         plan: The networks that will be built, and where features will be read.
         training_images: The images that students learn from.
         evaluation_images: The images that students are evaluated on.
@@ -33,19 +35,20 @@ class RunPlan:
     """
 
     config: Config
+    students: tuple[Config, ...]
     plan: Plan
     training_images: ImageSet
     evaluation_images: ImageSet
     notes: tuple[str, ...]
 
 
-def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
+def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     """Plan a run and check all that can be checked without a cluster; nothing is written.
 
     Args:
         config: The config of the run.
-        students: The configs of the students that the training stages will learn; empty if the command does
-            not run these stages.
+        students: For each student that the training stages will learn, the overrides of the config; empty if
+            the command does not run these stages.
 
     Returns:
         The plan of the run.
@@ -53,10 +56,13 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     Raises:
         InputError: Something in the config cannot work; the message names the key.
     """
+    config, descriptions = describe_teachers(config)
+    notes: list[str | None] = [*descriptions]
     teachers = [build_teacher(teacher) for teacher in config.teachers]
     plan = make_plan(config, teachers)
-    notes: list[str | None] = [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
-    for student in students:
+    notes += [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
+    student_configs = tuple(with_overrides(config, change) if change else config for change in students)
+    for student in student_configs:
         student_plan = plan if student is config else make_plan(student, teachers)
         notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]
     training_images, evaluation_images = (
@@ -67,12 +73,28 @@ def plan_run(config: Config, students: Sequence[Config] = ()) -> RunPlan:
     if students:
         check_batches(config, training_images)
     # Only students of this baseline learn from labels.
-    if any(student.baseline == "scratch" for student in students):
+    if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images)
     # Several students may cause the same note: it is kept once.
-    return RunPlan(
-        config, plan, training_images, evaluation_images, tuple(dict.fromkeys(filter(None, notes)))
-    )
+    unique_notes = tuple(dict.fromkeys(filter(None, notes)))
+    return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
+
+
+def describe_teachers(config: Config) -> tuple[Config, list[str]]:
+    """Find out what the config leaves open of its teachers.
+
+    Args:
+        config: The config of a run.
+
+    Returns:
+        The config with every teacher described key by key; and what was found, for the user.
+
+    Raises:
+        InputError: A source cannot be read, or does not say enough.
+    """
+    described = [describe_teacher(teacher) for teacher in config.teachers]
+    teachers = tuple(teacher for teacher, _ in described)
+    return config.model_copy(update={"teachers": teachers}), [note for _, note in described if note]
 
 
 def _check_teachers(

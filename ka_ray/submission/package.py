@@ -27,6 +27,9 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 EXTENSION_FILES = ("config.json", "stages/codes.*", "teachers/*/teacher.safetensors")
 """The files of a finished run that ``extend`` reads. Its features are not among them: often gigabytes."""
 
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
+"""The files of a model folder that is a teacher's ``from``; the output folder of a run has others, too."""
+
 
 @dataclass(frozen=True)
 class PackageEntry:
@@ -122,8 +125,10 @@ def collect_package(config: Path, tree: dict[str, Any], named: Sequence[str]) ->
     ]
     networks = list(_network_sections(tree))
     named = [*named, *(path for network in networks for path in _files_in_arguments(network))]
+    models = set(_model_folders(tree))
     for path in dict.fromkeys(named):  # each path once, in the order of the config
-        entries.append(_collect_path(path, only=EXTENSION_FILES if path == tree.get("extend") else None))
+        only = EXTENSION_FILES if path == tree.get("extend") else MODEL_FILES if path in models else None
+        entries.append(_collect_path(path, only))
     missing = []
     for module in dict.fromkeys(_factory_module(network) for network in networks):
         if module is None or module == PACKAGE_FOLDER.name:
@@ -153,7 +158,7 @@ def _collect_path(path: str, only: Sequence[str] | None) -> PackageEntry:
     files = {inside: source} if source.is_file() else _collect_files(source, inside, only)
     if not files:
         raise InputError(
-            f"extend: {path} holds none of the files of a finished run ({', '.join(EXTENSION_FILES)})"
+            f"{path} holds none of the files that are needed of it ({', '.join(only)})"
             if only
             else f"{path} holds no file that can be sent; hidden files and __pycache__ are not"
         )
@@ -179,6 +184,14 @@ def _collect_files(folder: Path, name: str, only: Sequence[str] | None = None) -
 def _is_left_out(name: str) -> bool:
     """Whether files and folders of this name are not sent; hidden ones may hold secrets."""
     return name == "__pycache__" or name.startswith(".")
+
+
+def _model_folders(tree: dict[str, Any]) -> Iterator[str]:
+    """Yield the folders of models that are teachers, as the config names them."""
+    for teacher in [*(tree.get("teachers") or []), tree.get("teacher")]:
+        source = teacher.get("from") if isinstance(teacher, dict) else teacher
+        if isinstance(source, str) and Path(source.removeprefix("local-dir:")).is_dir():
+            yield source.removeprefix("local-dir:")
 
 
 def _network_sections(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:

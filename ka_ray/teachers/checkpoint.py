@@ -22,6 +22,7 @@ from ka_ray.teachers.state_dict import (
     fit_weights,
     shorten,
 )
+from ka_ray.teachers.transformers_networks import is_transformers_network, load_by_transformers
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -79,6 +80,12 @@ def load_checkpoint(network: nn.Module, path: Path, num_classes: int | None = No
         if fitted is not None:
             _check_finite(path, fitted)
             return _describe(weights, fitted)
+    if is_transformers_network(network):
+        try:
+            load_by_transformers(network, candidates[0].state)
+        except InputError as error:
+            raise InputError(f"checkpoint {path}: {error}") from None
+        return "loaded by transformers"
     # Of the raw weights, because a moving average can leave out what was not trained.
     problem = describe_mismatch(network, candidates[-1], num_classes)
     raise InputError(

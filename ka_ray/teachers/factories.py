@@ -21,8 +21,8 @@ from ka_ray.errors import InputError
 NETWORK_PACKAGES = {"torchvision", "timm"}
 """Dependencies whose functions are allowed."""
 
-BUILT_IN_NETWORKS = "ka_ray.teachers.plain"
-"""The only module of this package whose functions are allowed."""
+BUILT_IN_NETWORKS = ("ka_ray.teachers.plain", "ka_ray.student.merged")
+"""The only modules of this package whose functions are allowed."""
 
 ROOT_PACKAGES = ("ka_ray", "torch", "ray", "mlflow")
 """Packages whose dependencies are forbidden. The last three are dependencies of the first one. They are named
@@ -63,7 +63,7 @@ def find_factory(network: str) -> Callable[..., Any]:
 def _check_allowed(network: str, module: str) -> None:
     package = module.partition(".")[0]
     forbidden = package in sys.stdlib_module_names or package in _dependency_packages()
-    if module != BUILT_IN_NETWORKS and forbidden:
+    if module not in BUILT_IN_NETWORKS and forbidden:
         raise InputError(
             f"network {network!r}: {module!r} is not an allowed source of networks. Name a function of "
             "torchvision, timm, a package of your own, or a module that is uploaded with the job; to load "

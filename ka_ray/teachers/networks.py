@@ -9,17 +9,30 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.teachers.factories import find_factory
 from ka_ray.teachers.plain import plain_conv_net
+from ka_ray.teachers.transformers_networks import build_transformers_network
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"plain": plain_conv_net}
+TIMM = "timm/"
+"""Prefix of the name of a timm model."""
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "plain": plain_conv_net,
+    "transformers": build_transformers_network,
+}
 """Networks of this package: name in the config -> function that builds the network."""
+
+STUDENT_NETWORK = "ka_ray.student.merged:build_merged_network"
+"""The factory of a student that is itself a teacher. This part of the package must not import that one."""
+
+FORBIDDEN_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of timm's builder that load files; the config's keys `checkpoint` and `from` do."""
 
 
 def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
     """Build a network with random weights.
 
     Args:
-        network: A key of :data:`NETWORKS`, a torchvision classifier such as ``vgg11_bn``, or
-            ``package.module:factory``.
+        network: A key of :data:`NETWORKS`, a torchvision classifier such as ``vgg11_bn``, ``timm/`` and the
+            name of a timm model, or ``package.module:factory``.
         arguments: Keyword arguments of the function that builds the network. A factory gets only these; the
             other networks get ``num_classes`` in addition.
         num_classes: Length of the score vector.
@@ -30,10 +43,15 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
     Raises:
         InputError: The name is unknown, the factory cannot be imported, or it raises an error.
     """
+    with_classes = {"num_classes": num_classes, **arguments}
+    if network == STUDENT_NETWORK:
+        return _call(network, find_factory(network), with_classes)
     if ":" in network:
         return _call(network, find_factory(network), dict(arguments))
     if network in NETWORKS:
-        return _call(network, NETWORKS[network], {"num_classes": num_classes, **arguments})
+        return _call(network, NETWORKS[network], with_classes)
+    if network.startswith(TIMM):
+        return _build_timm_network(network, with_classes)
     # Importing torchvision takes seconds, because it imports torch's compiler. So it is imported only here.
     import torchvision
 
@@ -42,10 +60,40 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
         near = difflib.get_close_matches(network, [*NETWORKS, *known], n=4, cutoff=0.4)
         raise InputError(
             f"network {network!r} is unknown. Similar names: {', '.join(near) or 'none'}. Accepted are "
-            f"{', '.join(NETWORKS)}, any torchvision classifier, or package.module:factory"
+            f"{', '.join(NETWORKS)}, any torchvision classifier, timm/MODEL, or package.module:factory"
         )
     builder = torchvision.models.get_model_builder(network)
-    return _call(network, builder, {"weights": None, "num_classes": num_classes, **arguments})
+    return _call(network, builder, {"weights": None, **with_classes})
+
+
+def _build_timm_network(network: str, arguments: dict[str, Any]) -> nn.Module:
+    timm = import_timm(f"network {network!r}")
+    name = network.removeprefix(TIMM)
+    if not timm.is_model(name.partition(".")[0]):  # what follows the dot names published weights
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
+        raise InputError(f"network {network!r}: timm has no such model. Similar: {', '.join(near) or 'none'}")
+    forbidden = sorted(arguments.keys() & set(FORBIDDEN_ARGUMENTS))
+    if forbidden:
+        raise InputError(
+            f"network {network!r}: the argument {forbidden[0]!r} loads weights; set `checkpoint` or `from`"
+        )
+    return _call(network, timm.create_model, {"model_name": name, **arguments})
+
+
+def import_timm(what: str) -> Any:
+    """Import timm, which is not a dependency.
+
+    Args:
+        what: What needs it, for the error message.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f"{what} needs timm; install ka_ray[timm]") from None
+    return timm
 
 
 def _call(network: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:

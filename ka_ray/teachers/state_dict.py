@@ -141,6 +141,29 @@ def _ways_to_fit(weights: FoundWeights, names: list[str]) -> Iterator[FittedWeig
         yield from _lightning_parts(state)
 
 
+def list_states(weights: FoundWeights) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the state dicts that a network could have, whose names are not known.
+
+    Args:
+        weights: The state dict of a checkpoint.
+
+    Yields:
+        The state dict without names of wrappers, with fewer and fewer of the prefixes that all keys share;
+        then that of each child of a LightningModule.
+    """
+    state = {key: value for key, value in weights.state.items() if key != AVERAGED_MODEL_COUNTER}
+    for prefix in _shared_prefixes(state)[::-1]:
+        yield {_without_wrappers(key, prefix): value for key, value in state.items()}
+    if weights.lightning:
+        children = dict.fromkeys(key.partition(".")[0] for key in state)
+        for child in children:
+            yield {
+                _without_wrappers(key, f"{child}."): value
+                for key, value in state.items()
+                if key.startswith(f"{child}.")
+            }
+
+
 def _lightning_parts(state: Mapping[str, Tensor]) -> Iterator[FittedWeights]:
     """Yield the weights of each child of a LightningModule: the network beside losses and metrics."""
     parts: dict[str, dict[str, Tensor]] = {}

@@ -23,11 +23,11 @@ def amalgamate(config: Config) -> Report:
     Raises:
         InputError: Something in the config cannot work; raised before the first image is read where possible.
     """
-    # Planning lists the images and checks the config. Starting prepares the output folder, opens the tracker
-    # and trains missing teachers.
-    with start_run(plan_run(config, students=[config])) as run:
+    # Planning finds out what the teachers are, lists the images and checks the config. Starting prepares the
+    # output folder, opens the tracker and trains missing teachers.
+    with start_run(plan_run(config, students=[()])) as run:
         run = resolve_widths(run)  # measures widths that are given as a share of the variance
-        extract(run, [config])  # stores stacked features and scores on disk
+        extract(run, [run.config])  # stores stacked features and scores on disk
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run)
         return publish(run, evaluated)

@@ -70,10 +70,10 @@ def compare(
     # Each method sets its own baseline, see expand_variants.
     config = config.model_copy(update={"baseline": None})
     overrides, seeds = expand_variants(methods, vary), range(config.seed, config.seed + num_seeds)
-    variants = [with_overrides(config, change) for change in overrides.values()]
-    with start_run(plan_run(config, students=variants), "_compare", COMPARE_RUN) as run:
+    planned = plan_run(config, students=list(overrides.values()))
+    with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
-        extract(run, variants)
+        extract(run, planned.students)
         method_runs = _method_runs(run, seeds, overrides)
         with _track_children(run, method_runs) as run:
             learn(run, [one.job for one in method_runs])

@@ -17,6 +17,7 @@ from ka_ray.runs.teachers import train_teachers, with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import write_json
 from ka_ray.teachers import build_teacher
+from ka_ray.teachers.sources.describe import describe_teacher
 
 
 class TaughtTeacher(BaseModel):
@@ -49,12 +50,15 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     Raises:
         InputError: Something in the config cannot work.
     """
+    teacher, note = describe_teacher(config.teacher)
+    config = config.model_copy(update={"teacher": teacher})
     view = make_view(config.teacher.preprocessing, config.images)
     build_teacher(config.teacher).check_forward_pass(view, {})
     training_images, evaluation_images = (images.with_views({IMAGE: view}) for images in split_images(config))
     folder = prepare_output_dir(config)
     checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
     with open_context(config, folder, config.name) as context:
+        context.notify(note)
         if not checkpoint.exists():
             train_teachers(context, [config.teacher], training_images, folder, {config.teacher.name: IMAGE})
         result = _evaluate(context, config, checkpoint, evaluation_images)

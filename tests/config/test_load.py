@@ -31,7 +31,7 @@ MISTAKES = {
         ["images.path: ", "/nowhere does not exist"],
     ),
     "duplicate class": (["teachers.0.classes=[a, b, a]"], ["teachers.0.classes: ", "class named twice: a"]),
-    "a single class": (["teachers.0.classes=[a]"], ["teachers.0.classes: ", "at least 2"]),
+    "a single class": (["teachers.0.classes=[a]"], ["teachers.0: ", "['a']; at least two"]),
     "missing file of class names": (
         ["teachers.0.classes=/nowhere.txt"],
         ["teachers.0.classes: ", "/nowhere.txt"],

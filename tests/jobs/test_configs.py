@@ -94,7 +94,7 @@ def test_the_template_explains_every_key():
         assert {key for key in section_keys if f"  {key}: " not in block} == set()
 
 
-EXAMPLES = {"taps", "teachers.checkpoint"}
+EXAMPLES = {"taps", "teachers.checkpoint", "teachers.network", "teachers.classes"}
 """Keys that the template sets to an example although they have a default."""
 
 
@@ -103,7 +103,8 @@ def iterate_given_values(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield the dotted name, the value and the default of each key of a config that has a default."""
     for name, value in tree.items():
-        field, key = section.model_fields[name], prefix + name
+        # `from` is a word of Python, so its field has another name.
+        field, key = section.model_fields["from_" if name == "from" else name], prefix + name
         if key == "images":
             yield from iterate_given_values(value, FolderImages, f"{key}.")
         elif key == "teachers":

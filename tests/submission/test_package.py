@@ -129,8 +129,21 @@ def test_only_the_needed_files_of_an_extended_run_are_sent(project):
         path.write_text("x")
     sent = zip_contents({"extend": "runs/two"}, ["runs/two"])
     assert without_ka_ray(sent) == {"run.yaml", *(path.as_posix() for path in needed)}
-    with pytest.raises(InputError, match=r"extend: other holds none of the files of a finished run \(config"):
+    with pytest.raises(InputError, match=r"other holds none of the files that are needed of it \(config"):
         collect_package(Path("run.yaml"), {"extend": "other"}, ["other"])
+
+
+def test_only_the_model_of_a_teacher_that_is_a_folder_is_sent(project):
+    for name in ("student.json", "student.safetensors", "report.md", "features/0.arrow"):
+        (project / "runs/merged" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "runs/merged" / name).write_text(name)
+    teachers = [{"from": "local-dir:runs/merged"}, "photos"]
+    names = zip_contents({"teachers": teachers}, ["runs/merged"])
+    assert without_ka_ray(names) == {
+        "run.yaml",
+        "runs/merged/student.json",
+        "runs/merged/student.safetensors",
+    }
 
 
 def test_the_same_content_gives_the_same_package(project):

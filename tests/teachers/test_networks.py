@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ka_ray.errors import InputError
 from ka_ray.teachers import NETWORKS, build_network
+from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.plain import plain_conv_net
 
 
@@ -63,7 +64,7 @@ def test_a_factory_gets_only_its_own_arguments():
         (
             "vgg11bn",
             {},
-            r"'vgg11bn' is unknown. Similar names: .*vgg11_bn.*Accepted are plain, any torchvision",
+            r"'vgg11bn' is unknown. Similar names: .*vgg11_bn.*Accepted are plain, .*any torchvision",
         ),
         ("zzzzzz", {}, r"'zzzzzz' is unknown. Similar names: none"),
         ("fcn_resnet50", {}, "unknown"),
@@ -83,6 +84,41 @@ def test_a_network_that_cannot_be_built_is_refused(network, arguments, message):
         build_network(network, arguments, num_classes=3)
 
 
+TINY = {
+    "transformers": {
+        "model_type": "resnet",
+        "depths": [1, 1, 1, 1],
+        "embedding_size": 8,
+        "hidden_sizes": [8] * 4,
+    }
+}
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_built_in_network_scores_images(network):
-    assert build_network(network, {}, 4)(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+    output = build_network(network, TINY.get(network, {}), 4)(torch.zeros(2, 3, 16, 16))
+    assert find_scores(output, 4).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "message"),
+    [
+        ("timm/resnet_18", {}, r"'timm/resnet_18': timm has no such model. Similar: .*resnet18"),
+        ("timm/resnet18", {"pretrained": True}, "the argument 'pretrained' loads weights"),
+        ("timm/resnet18", {"checkpoint_path": "a.pt"}, "the argument 'checkpoint_path' loads weights"),
+        ("transformers", {"model_type": "bert"}, "'bert' is no image classifier of transformers"),
+    ],
+)
+def test_libraries_build_only_untrained_image_classifiers(network, arguments, message):
+    with pytest.raises(InputError, match=message):
+        build_network(network, arguments, num_classes=3)
+
+
+def test_a_timm_name_builds_what_timm_builds():
+    import timm
+
+    torch.manual_seed(0)
+    network = build_network("timm/resnet18.a1_in1k", {"in_chans": 1}, num_classes=3)
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18", num_classes=3, in_chans=1)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), theirs.parameters(), strict=True))

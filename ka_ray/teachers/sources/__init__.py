@@ -1,0 +1,1 @@
+"""Find out what a teacher is from its source: a file, a folder, or the name of a published model."""

@@ -1,0 +1,169 @@
+"""Find out what a teacher is from its source: the network, its classes, its preprocessing and its weights."""
+
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from ka_ray.config import TeacherConfig
+from ka_ray.config.job_paths import is_absolute
+from ka_ray.errors import InputError
+from ka_ray.storage.uris import to_path
+from ka_ray.teachers.networks import TIMM, import_timm
+from ka_ray.teachers.sources.description import (
+    Description,
+    describe_preprocessing,
+    merge_preprocessing,
+    name_classes,
+)
+from ka_ray.teachers.sources.files import describe_file, timm_preprocessing
+from ka_ray.teachers.sources.folders import describe_folder, is_model_folder
+from ka_ray.teachers.sources.hubs import (
+    HUB,
+    fetch_hub_folder,
+    fetch_torchvision_weights,
+    find_torchvision_weights,
+)
+from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_torchvision
+
+TRANSFORMS_INPUT = ("googlenet", "inception_v3")
+"""torchvision's networks that change their input if they are made with published weights."""
+
+SHOWN_CLASSES = 4
+"""How many class names are shown to the user."""
+
+
+def describe_teacher(config: TeacherConfig) -> tuple[TeacherConfig, str]:
+    """Fill in what the config of a teacher leaves open, from its source.
+
+    Args:
+        config: The section of the teacher. Its keys override what is found.
+
+    Returns:
+        The section with network, classes, preprocessing and checkpoint; and what was found, for the user.
+        A section that describes its teacher by itself is returned unchanged, with an empty text.
+
+    Raises:
+        InputError: The source cannot be read or is of no known kind, or the classes are not found in it. The
+            message names the teacher and the key.
+    """
+    try:
+        found = _describe(config)
+        if found is None:
+            return config, ""
+        return _merge(config, found)
+    except InputError as error:
+        raise InputError(f"teachers.{config.name}.{error}") from None
+
+
+def _describe(config: TeacherConfig) -> Description | None:
+    """Return what the source says, or published weights, or a timm network's name; None if there is none."""
+    source, is_published = config.from_, config.checkpoint is None and config.training is None
+    if source is None:
+        if config.weights is not None:
+            return _describe_torchvision(config.network, config.weights, is_published)
+        if config.network.startswith(TIMM):
+            return Description(
+                kind="a network of timm",
+                network=config.network,
+                preprocessing=timm_preprocessing(config.network),
+                preprocessing_source="timm's data config of this model",
+            )
+        return None
+    if source.startswith(HUB):
+        return describe_folder(fetch_hub_folder(source))
+    if is_absolute(source):
+        path = to_path(source)
+        if path.is_dir():
+            return describe_folder(path)
+        if is_model_folder(path.parent) and path.name != "student.safetensors":
+            return describe_folder(path.parent, path)
+        return describe_file(path, config.network)
+    if source.startswith(TIMM):
+        return _describe_published_timm(source)
+    return _describe_torchvision(source, config.weights or "DEFAULT", is_published)
+
+
+def _describe_published_timm(source: str) -> Description:
+    """Describe published weights of timm, which are on Hugging Face's hub."""
+    timm = import_timm(f"from: {source}")
+    name = source.removeprefix(TIMM)
+    if not timm.is_model(name.partition(".")[0]) or not timm.is_model_pretrained(name):
+        raise InputError(
+            f"from: timm has no published weights {name!r}; timm.list_pretrained() has all names"
+        )
+    settings = timm.get_pretrained_cfg(name)
+    found = describe_folder(fetch_hub_folder(f"{HUB}{settings.hf_hub_id}"))
+    if found.classes:
+        return found
+    network = timm.create_model(name, pretrained=False)
+    subset = timm.data.infer_imagenet_subset(network)
+    info = timm.data.ImageNetInfo(subset) if subset else None
+    classes = [info.index_to_description(index) for index in range(info.num_classes())] if info else []
+    return replace(found, classes=name_classes(classes))
+
+
+def _describe_torchvision(network: str, name: str, is_published: bool) -> Description:
+    """Describe a torchvision model with the transform of published weights.
+
+    Args:
+        network: Name of the model.
+        name: Name of the weights.
+        is_published: Whether the published weights are the teacher's; else those of a checkpoint are.
+    """
+    arguments: dict[str, object] = {}
+    if network in TRANSFORMS_INPUT:  # as torchvision builds them for these weights
+        arguments = {"transform_input": True, "aux_logits": is_published, "init_weights": False}
+    weights = find_torchvision_weights(network, name)
+    return Description(
+        kind=f"torchvision's weights {name}",
+        network=network,
+        arguments=arguments,
+        classes=name_classes(weights.meta["categories"]),
+        preprocessing=preprocessing_of_torchvision(weights),
+        preprocessing_source=f"the transform of {name}",
+        checkpoint=fetch_torchvision_weights(weights) if is_published else None,
+    )
+
+
+def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, str]:
+    """Override what was found by the config's own keys, and describe the result."""
+    network = config.network or found.network
+    preprocessing = merge_preprocessing(found.preprocessing, config.preprocessing)
+    classes = config.classes or found.classes
+    if not classes:
+        known = "".join(f" ({note})" for note in found.notes)
+        raise InputError(
+            f"classes: {config.from_ or network} does not name them{known}; give a list in the order of the "
+            "scores, or a file"
+        )
+    try:
+        merged = TeacherConfig.model_validate(
+            {
+                **config.model_dump(),
+                "network": network,
+                "arguments": {**(found.arguments if network == found.network else {}), **config.arguments},
+                "classes": classes,
+                "checkpoint": config.checkpoint or found.checkpoint,
+                "preprocessing": preprocessing,
+            }
+        )
+    except ValidationError as error:
+        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    return merged, _describe_result(config, merged, found)
+
+
+def _describe_result(config: TeacherConfig, merged: TeacherConfig, found: Description) -> str:
+    names = list(merged.classes)
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    given, source = config.preprocessing.model_fields_set, found.preprocessing_source
+    if given:
+        source = " and ".join(filter(None, [source, "the config"]))
+    origin = f"from {source}" if source else "assumed: the source does not say it; compare with your training"
+    lines = [
+        f"teacher {merged.name}: {found.kind}" + (f", {config.from_}" if config.from_ else ""),
+        f"network: {merged.network}",
+        f"classes: {len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}",
+        f"pixels: {describe_preprocessing(merged.preprocessing)} ({origin})",
+        *found.notes,
+    ]
+    return "\n    ".join(lines)

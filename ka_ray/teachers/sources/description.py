@@ -1,0 +1,78 @@
+"""What the source of a teacher says of it: the network, its classes, its preprocessing and its weights."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ka_ray.config import Preprocessing
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was found out about a teacher. What its source does not say is empty.
+
+    Attributes:
+        kind: What the source is, for the user, such as ``a folder of timm``.
+        network: Name of the network as in the config.
+        arguments: Keyword arguments of the network.
+        classes: Names of the classes in the order of the scores.
+        preprocessing: Keys of :class:`ka_ray.config.Preprocessing`.
+        preprocessing_source: Where these keys come from, for the user.
+        checkpoint: The file with the weights.
+        notes: What else the user should know.
+    """
+
+    kind: str
+    network: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing_source: str = ""
+    checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+PLACEHOLDER = re.compile(r"LABEL_\d+")
+"""Names that transformers gives to classes without names."""
+
+
+def name_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes as a source lists them, each made unique; empty if they are placeholders.
+
+    ImageNet has two classes called `crane`, for example; the second becomes `crane (517)`, after its index.
+    """
+    if all(PLACEHOLDER.fullmatch(name) for name in names):
+        return ()
+    seen, unique = set[str](), list[str]()
+    for index, name in enumerate(names):
+        unique.append(f"{name} ({index})" if name in seen else name)
+        seen.add(name)
+    return tuple(unique)
+
+
+def merge_preprocessing(found: Mapping[str, Any], given: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of a source, overridden key by key by that of the config.
+
+    Args:
+        found: Keys that the source says.
+        given: The section of the config. If it names a preset, what was found is not used.
+    """
+    own = {key: getattr(given, key) for key in given.model_fields_set}
+    if own.get("preset") is not None:
+        return given
+    kept = dict(found)
+    if own.keys() & {"size", "crop_fraction"}:  # two ways to say the resized size
+        kept = {key: value for key, value in kept.items() if key not in ("size", "crop_fraction")}
+    return Preprocessing.model_validate({**kept, **own})
+
+
+def describe_preprocessing(preprocessing: Preprocessing) -> str:
+    """Return a preprocessing in words, for the user."""
+    crop, size = preprocessing.crop, preprocessing.size
+    resized = f"{size} pixels" if size else f"crop / {preprocessing.crop_fraction}" if crop else "images.size"
+    cut = f", crop {crop}" if crop else ""
+    mean, std = (" ".join(f"{value:.4g}" for value in key) for key in (preprocessing.mean, preprocessing.std))
+    resize = preprocessing.resize or "as images.resize says,"
+    return f"{resize} to {resized}{cut}, {preprocessing.interpolation}, mean {mean}, std {std}"

@@ -1,0 +1,95 @@
+"""Image classifiers of Hugging Face's transformers: built from their config, loaded by the library itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ka_ray.errors import InputError
+
+LABEL_KEYS = ("id2label", "label2id", "num_labels", "_num_labels")
+"""Keys of a model's config that name its classes; the number of scores replaces them."""
+
+OTHER_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "problem_type")
+"""Keys that do not describe the network."""
+
+
+def network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a model's ``config.json`` describes its network, without its classes."""
+    return {key: value for key, value in config.items() if key not in (*LABEL_KEYS, *OTHER_KEYS)}
+
+
+def build_transformers_network(
+    num_classes: int, model_type: str = "", architectures: Sequence[str] = (), **config: Any
+) -> nn.Module:
+    """Build an image classifier of transformers with random weights.
+
+    Args:
+        num_classes: Number of classes.
+        model_type: Type of the model, such as ``vit``.
+        architectures: Names of the library's classes for the model; the first image classifier is built.
+        **config: The other keys of its ``config.json``; those left out have the library's defaults.
+
+    Returns:
+        The network. It returns a structured output, whose scores are ``logits``.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: transformers has no such image classifier.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+    )
+
+    of_type = CLASSIFIERS.get(model_type)
+    if of_type is None:
+        known = ", ".join(sorted(CLASSIFIERS))
+        raise ValueError(f"{model_type!r} is no image classifier of transformers; there are {known}")
+    settings = transformers.AutoConfig.for_model(
+        model_type, **network_arguments(config), num_labels=num_classes
+    )
+    named = [name for name in architectures if name in ([of_type] if isinstance(of_type, str) else of_type)]
+    # A type can have several classifiers, such as DeiT with and without a distillation token.
+    by_type: Any = transformers.AutoModelForImageClassification.from_config
+    network: nn.Module = (getattr(transformers, named[0]) if named else by_type)(settings)
+    return network
+
+
+def is_transformers_network(network: nn.Module) -> bool:
+    """Whether a network is one of transformers, without importing the library."""
+    return type(network).__module__.startswith("transformers.")
+
+
+def load_by_transformers(network: Any, state: Mapping[str, Tensor]) -> None:
+    """Load weights into a network of transformers, in place, by the library's own loader.
+
+    The loader knows the names that weights had in earlier versions of the library.
+
+    Args:
+        network: The network.
+        state: Name of each weight -> tensor.
+
+    Raises:
+        InputError: A weight is missing, unexpected, or of another shape.
+    """
+    from transformers.utils import logging
+
+    hide_progress: Any = logging.disable_progress_bar
+    hide_progress()  # it would also appear in logs
+    loaded, details = type(network).from_pretrained(
+        None, config=network.config, state_dict=dict(state), output_loading_info=True
+    )
+    problems = {
+        kind: sorted(map(str, details[key]))
+        for kind, key in {
+            "missing": "missing_keys",
+            "unexpected": "unexpected_keys",
+            "of another shape": "mismatched_keys",
+        }.items()
+        if details[key]
+    }
+    if problems:
+        found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:6])}" for kind, keys in problems.items())
+        raise InputError(f"transformers cannot load it: {found}")
+    network.load_state_dict(loaded.state_dict())
