@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import Section
 from ka_ray.config.job_paths import ClusterContext, without_job_folder
+from ka_ray.config.module_folders import add_module_folders
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
@@ -50,6 +51,8 @@ def load(
 ) -> AnySection:
     """Read a YAML file, apply overrides and validate everything.
 
+    Modules beside the file can be imported afterwards: a network's factory may be in one.
+
     Args:
         kind: The class of the config.
         path: The YAML file.
@@ -61,6 +64,7 @@ def load(
         InputError: A key cannot work; the message lists every such key.
     """
     tree = read_tree(path, overrides)
+    add_module_folders(to_path(path))
     try:
         return kind.model_validate(tree, context=cluster)
     except ValidationError as error:

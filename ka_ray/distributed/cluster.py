@@ -13,6 +13,7 @@ from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 from ka_ray.config import RayConfig
+from ka_ray.config.module_folders import VARIABLE, module_folders
 from ka_ray.distributed.capacity import CPU, GPU, Host
 from ka_ray.distributed.process_state import (
     attributes,
@@ -114,7 +115,8 @@ def _init(config: RayConfig) -> None:
     # either, it starts a cluster on this machine. A cluster that is already there has its own settings.
     here = config.address is None and "RAY_ADDRESS" not in os.environ
     if here:
-        set_missing(LOCAL_RAY_VARIABLES)
+        # Factories in these folders are imported by the workers, too. A cluster has its own copies.
+        set_missing(LOCAL_RAY_VARIABLES | {VARIABLE: os.pathsep.join(module_folders())})
     try:
         ray.init(
             address=config.address,

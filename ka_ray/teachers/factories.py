@@ -16,6 +16,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from ka_ray.config.module_folders import make_modules_importable, module_folders
 from ka_ray.errors import InputError
 
 NETWORK_PACKAGES = {"torchvision", "timm"}
@@ -44,10 +45,15 @@ def find_factory(network: str) -> Callable[..., Any]:
     module_name, _, factory_name = network.partition(":")
     # Checked before the import, because importing a module already runs its code.
     _check_allowed(network, module_name)
+    make_modules_importable()
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise InputError(f"network {network!r}: cannot import {module_name!r}: {error}") from None
+        folders = "".join(f"{folder}, " for folder in module_folders())
+        raise InputError(
+            f"network {network!r}: cannot import {module_name!r}: {error}. Looked in {folders}and among "
+            "the installed packages"
+        ) from None
     factory: Any = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")

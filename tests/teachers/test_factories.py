@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.teachers import factories
 from ka_ray.teachers.factories import find_factory
@@ -35,6 +36,28 @@ def test_other_packages_are_refused_before_they_are_imported(monkeypatch, name):
     monkeypatch.setattr("ka_ray.teachers.factories.importlib.import_module", fail_if_imported)
     with pytest.raises(InputError, match="is not an allowed source of networks"):
         find_factory(name)
+
+
+def test_modules_beside_the_config_and_in_the_current_folder_are_found(tmp_path, monkeypatch):
+    here, beside = tmp_path / "here", tmp_path / "configs"
+    for folder, module in ((here, "module_of_current_folder"), (beside, "module_beside_config")):
+        folder.mkdir()
+        (folder / f"{module}.py").write_text("def network(): ...")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with pytest.raises(InputError, match="cannot import 'module_beside_config'"):
+        find_factory("module_beside_config:network")
+    (beside / "run.yaml").write_text("name: [")
+    with pytest.raises(InputError, match="is not YAML"):
+        Config.load("../configs/run.yaml")
+    (beside / "run.yaml").write_text("{}")
+    with pytest.raises(InputError, match="name: Field required"):
+        Config.load("../configs/run.yaml")
+    assert find_factory("module_beside_config:network").__name__ == "network"
+    assert find_factory("module_of_current_folder:network").__name__ == "network"
+    with pytest.raises(InputError, match=rf"Looked in .*{here}/../configs, {here}, and among the installed"):
+        find_factory("no_such_module:network")
+    assert sys.path[-2:] == [f"{here}/../configs", str(here)]  # behind the installed packages
 
 
 def test_factories_in_allowed_packages_and_in_modules_of_the_user_are_found(monkeypatch):
