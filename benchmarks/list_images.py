@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/list_images.py
 
 Makes 200,000 image files (hard links to a few), a CSV list of them, and tar shards with the same number of
-samples, in a temporary folder. Lists each of them in a process of its own. Prints, scaled to a million images:
-the seconds, the memory that the list keeps, and the peak of memory while it is made.
+samples, in a temporary folder. Lists each of them in a process of its own. Prints, scaled to a million
+images: the seconds, the memory that the list keeps, and the peak of memory while it is made.
 """
 
 import io

@@ -8,6 +8,7 @@ from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import ClusterContext, is_absolute
 
+LABELS = "Column of class names, or of integers into `classes`; null: no labels."
 INDEXED_NAMES = "Class names of integer labels: a list, or a file: one name per line, or JSON."
 
 
@@ -64,9 +65,7 @@ class ParquetImages(_Images):
     path: ExistingPath = Field(description="A file, or a folder of files.")
     files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
     image_column: str = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
-    label_column: str | None = Field(
-        None, description="Column of class names, or of integers into `classes`; null: no labels."
-    )
+    label_column: str | None = Field(None, description=LABELS)
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
 
     @property
@@ -83,9 +82,7 @@ class ListImages(_Images):
         description="The list: .csv or .tsv with a header, .parquet, or .txt with one path per line."
     )
     path_column: str = Field("path", description="Column of paths and URIs; not used for .txt.")
-    label_column: str | None = Field(
-        None, description="Column of class names, or of integers into `classes`; null: no labels."
-    )
+    label_column: str | None = Field(None, description=LABELS)
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
     root: ExistingPath | None = Field(
         None, description="Folder from which relative paths count; null: the folder of the list."
@@ -98,8 +95,8 @@ class ListImages(_Images):
         path = str(given.get("path", "/"))
         if isinstance(info.context, ClusterContext) and given.get("root") is None and not is_absolute(path):
             raise ValueError(
-                f"set root, too: the list {path} is sent with the job, and root is the folder of its relative "
-                "paths, which is sent as well; if all of its paths are absolute or URIs, set root to /"
+                f"set root, too: the list {path} is sent with the job, and so is root, the folder of its "
+                "relative paths; if all of its paths are absolute or URIs, set root to /"
             )
         return tree
 
@@ -139,8 +136,7 @@ class WebDatasetImages(_Images):
         None, description="Extension of the image, such as `jpg` or `jpg;png`; null: the only image."
     )
     label_key: str | None = Field(
-        None,
-        description="Extension of the label, such as `cls`, or `json.NAME`: an entry of the JSON; null: none.",
+        None, description="Extension of the label, such as `cls`, or `json.NAME`: an entry of it; null: none."
     )
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
 

@@ -82,7 +82,7 @@ def _find_images(folder: Path) -> tuple[list[str], str]:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122: pathlib takes four times as long
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  # pathlib takes four times as long
 
 
 def _is_hidden(name: str) -> bool:
@@ -104,7 +104,7 @@ def _class_of(name: str, config: FolderImages) -> str:
     class_name, inside_class_folder, _ = name.partition("/")
     if not inside_class_folder:
         raise InputError(
-            f"images.path {config.path}: {printable(name)} is not in a class folder; move it into a folder that is "
-            "named after its class, or set images.labelled=false"
+            f"images.path {config.path}: {printable(name)} is not in a class folder; move it into a folder "
+            "that is named after its class, or set images.labelled=false"
         )
     return to_label(class_name)
