@@ -183,7 +183,11 @@ def submit(
 def evaluate(
     folder: RunFolder,
     images: Annotated[
-        str, typer.Option(help="Folder with one folder per class, Parquet file or folder, or `digits`.")
+        str,
+        typer.Option(
+            help="Folder with one folder per class; Parquet file or folder of them; CSV or TSV list; tar "
+            "shard or folder of them; folder that save_to_disk has written; or `digits`."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

@@ -55,11 +55,12 @@ def text_to_label(text: str, classes: Sequence[str] | None) -> str:
     if not text or classes is None:
         return to_label(text)
     try:
-        return to_label(int(text), classes)
+        number = int(text)
     except ValueError:
         raise InputError(
             f"images.classes: label {text!r} is no integer; leave out images.classes if labels are names"
         ) from None
+    return to_label(number, classes)
 
 
 def read_cells(cells: Sequence[Any], folder: str) -> Iterator[bytes]:

@@ -58,11 +58,11 @@ def list_saved_dataset(config: DatasetsImages) -> Source:
             "images.classes to the list of class names that these labels are indices into"
         )
     reader = SavedDatasetReader(folder, image_column, label_column, classes, has_class_label)
-    dataset = reader.open()
     # The fingerprint changes with the rows, and is part of the source's digest.
-    fingerprint = json.loads(read_text(Path(folder, STATE))).get("_fingerprint")
-    starts = range(0, len(dataset), CHUNK_IMAGES)
-    chunks = [Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), (folder, fingerprint)) for i in starts]
+    fingerprint = str(json.loads(read_text(Path(folder, STATE))).get("_fingerprint"))
+    num_rows = len(reader.open(fingerprint))
+    starts = range(0, num_rows, CHUNK_IMAGES)
+    chunks = [Chunk(i, min(CHUNK_IMAGES, num_rows - i), (folder, fingerprint)) for i in starts]
     if not chunks:
         raise InputError(f"images.path: the dataset {folder} has no rows")
     return Source(chunks, reader, classes if label_column is not None else None)
@@ -74,8 +74,8 @@ def _find_dataset(config: DatasetsImages) -> Path:
     if is_remote(path):
         raise InputError(
             f"images.path: {path}: a dataset saved by save_to_disk is mapped into memory, which needs a "
-            "local folder; copy it to where every node reaches it, or write it with to_parquet and set source "
-            "to parquet"
+            "local folder; copy it to where every node reaches it, or write it with to_parquet and set "
+            "source to parquet"
         )
     if (path / SPLITS).is_file():
         splits = json.loads(read_text(path / SPLITS))["splits"]
@@ -143,14 +143,18 @@ class SavedDatasetReader:
     classes: tuple[str, ...] | None
     has_class_label: bool
 
-    def open(self) -> Any:
-        """Return the dataset with only the columns that are read; opened once per process."""
-        return _open_columns(self.folder, self.image_column, self.label_column)
+    def open(self, fingerprint: str) -> Any:
+        """Return the dataset with only the columns that are read; opened once per process.
+
+        Args:
+            fingerprint: The fingerprint of its rows; if it changes, the dataset is opened again.
+        """
+        return _open_columns(self.folder, fingerprint, self.image_column, self.label_column)
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted rows of a chunk."""
         ids = [i for i in range(chunk.first_id, chunk.first_id + chunk.num_images) if wanted(i)]
-        rows = self.open()[ids]  # column -> values
+        rows = self.open(chunk.payload[1])[ids]  # column -> values
         labels = rows[self.label_column] if self.label_column is not None else [None] * len(ids)
         contents = read_cells(rows[self.image_column], self.folder)
         for image_id, label, content in zip(ids, labels, contents, strict=True):
@@ -160,7 +164,7 @@ class SavedDatasetReader:
 
 
 @lru_cache(maxsize=8)
-def _open_columns(folder: str, image_column: str, label_column: str | None) -> Any:
+def _open_columns(folder: str, fingerprint: str, image_column: str, label_column: str | None) -> Any:
     import datasets
 
     columns = [image_column] if label_column is None else [image_column, label_column]

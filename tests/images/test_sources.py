@@ -496,3 +496,25 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     save_as(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png cannot be listed: Not a directory"):
         open_source(FolderImages(source="folder", path=tmp_path / "a.png", size=8))
+
+
+def test_cells_without_bytes_are_read_from_their_paths(tmp_path, s3):
+    contents = [make_png(image) for image in random_pixels(4)]
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for i in (1, 2):
+        (tmp_path / "set" / "images" / f"{i}.png").write_bytes(contents[i])
+    cells = [
+        {"bytes": contents[0], "path": "images/0.png"},
+        {"bytes": None, "path": "images/1.png"},
+        {"bytes": None, "path": str(tmp_path / "set" / "images" / "2.png")},
+        {"bytes": contents[3], "path": None},
+        {"bytes": None, "path": "images/gone.png"},
+        {"bytes": None, "path": None},
+    ]
+    write_parquet(tmp_path / "set" / "images.parquet", cells)
+    config = ParquetImages(source="parquet", path=tmp_path / "set" / "images.parquet", size=SIZE)
+    for kind in (config, copy_to_s3(config, s3)):
+        reported: list[int] = []
+        columns = read(kind, on_unreadable=lambda image_id, name, ids=reported: ids.append(image_id))
+        assert reported == [4, 5]
+        np.testing.assert_array_equal(columns["image"], random_pixels(4).transpose(0, 3, 1, 2))
