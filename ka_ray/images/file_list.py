@@ -7,7 +7,7 @@ image's id is its row in the list, so it is the same in every run.
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -70,7 +70,7 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str]]:
         table = _read_parquet(content, config) if suffix == ".parquet" else _read_csv(content, config)
     except pa.ArrowException as error:
         raise InputError(f"images.path: the list {config.path} cannot be read: {error}") from None
-    paths = [_decode(path) for path in table.column(0).to_pylist()]
+    paths = [_decode(path) for path in _values(table.column(0))]
     if config.label_column is None:
         return paths, [""] * len(paths)
     # CSV has no types: there, every label is text (here bytes), also an integer.
@@ -78,7 +78,7 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str]]:
         text_to_label(_decode(label), config.classes)
         if isinstance(label, bytes)
         else to_label(label, config.classes)
-        for label in table.column(1).to_pylist()
+        for label in _values(table.column(1))
     ]
 
 
@@ -122,6 +122,12 @@ def _check_columns(names: list[str], config: ListImages) -> list[str]:
                 f"images.{key}: the list {config.path} has {found} {column!r}; it has {names}{header}"
             )
     return [column for column in keys.values() if column is not None]
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """Yield the values of a column; chunk by chunk, because as Python objects they need more memory."""
+    for chunk in column.chunks:
+        yield from chunk.to_pylist()
 
 
 def _decode(value: Any) -> str:
