@@ -183,7 +183,7 @@ def submit(
 def evaluate(
     folder: RunFolder,
     images: Annotated[
-        str, typer.Option(help="Folder with one folder per class, Parquet file or folder, or `digits`.")
+        str, typer.Option(help="Folder with a folder per class, CSV, Parquet, tar, save_to_disk, `digits`.")
     ],
     overrides: Annotated[
         list[str] | None,

@@ -11,7 +11,18 @@ from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, 
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
-from ka_ray.config.sources import DigitsImages, FolderImages, ImagesConfig, MixedImages, ParquetImages
+from ka_ray.config.sources import (
+    DatasetsImages,
+    DigitsImages,
+    FolderImages,
+    ImagesConfig,
+    ListImages,
+    MixedImages,
+    ParquetImages,
+    PlainImages,
+    TorchvisionImages,
+    WebDatasetImages,
+)
 from ka_ray.config.stages import (
     CodesConfig,
     EnergyWidths,
@@ -33,6 +44,7 @@ __all__ = [
     "ClusterContext",
     "CodesConfig",
     "Config",
+    "DatasetsImages",
     "Decoding",
     "DigitsImages",
     "EnergyWidths",
@@ -43,9 +55,11 @@ __all__ = [
     "JointConfig",
     "LayersConfig",
     "LikeTeacher",
+    "ListImages",
     "MixedImages",
     "ParquetImages",
     "PlacementConfig",
+    "PlainImages",
     "Preprocessing",
     "RayConfig",
     "Resources",
@@ -56,9 +70,11 @@ __all__ = [
     "TeachConfig",
     "TeacherConfig",
     "TeachingConfig",
+    "TorchvisionImages",
     "TrackingConfig",
     "TrainingConfig",
     "TuneConfig",
+    "WebDatasetImages",
     "differing_keys",
     "flatten",
     "is_absolute",

@@ -2,10 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
+from ka_ray.config.job_paths import ClusterContext, is_absolute
+
+LABELS = "Column of class names, or of integers into `classes`; null: no labels."
+INDEXED_NAMES = "Class names of integer labels: a list, or a file: one name per line, or JSON."
 
 
 class _Images(Section):
@@ -60,12 +64,60 @@ class ParquetImages(_Images):
     source: Literal["parquet"] = Field(description="The kind of source.")
     path: ExistingPath = Field(description="A file, or a folder of files.")
     files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
-    image_column: str = Field("image", description="Encoded bytes, or a struct with a `bytes` field.")
+    image_column: str = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
+    label_column: str | None = Field(None, description=LABELS)
+    classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a column holds classes."""
+        return self.label_column is not None
+
+
+class ListImages(_Images):
+    """Image files whose paths are listed in a CSV, TSV, Parquet or text file."""
+
+    source: Literal["list"] = Field(description="The kind of source.")
+    path: ExistingPath = Field(
+        description="The list: .csv or .tsv with a header, .parquet, or .txt with one path per line."
+    )
+    path_column: str = Field("path", description="Column of paths and URIs; not used for .txt.")
+    label_column: str | None = Field(None, description=LABELS)
+    classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
+    root: ExistingPath | None = Field(
+        None, description="Folder from which relative paths count; null: the folder of the list."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_is_sent_with_a_job(cls, tree: Any, info: ValidationInfo) -> Any:
+        given = tree if isinstance(tree, dict) else {}
+        path = str(given.get("path", "/"))
+        if isinstance(info.context, ClusterContext) and given.get("root") is None and not is_absolute(path):
+            raise ValueError(
+                f"set root, too: the list {path} is sent with the job, and so is root, the folder of its "
+                "relative paths; if all of its paths are absolute or URIs, set root to /"
+            )
+        return tree
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a column holds classes."""
+        return self.label_column is not None
+
+
+class DatasetsImages(_Images):
+    """A dataset of Hugging Face's ``datasets`` that was saved by ``save_to_disk``."""
+
+    source: Literal["datasets"] = Field(description="The kind of source.")
+    path: ExistingPath = Field(description="The folder that save_to_disk has written.")
+    split: str | None = Field(None, description="Which split of a DatasetDict; null: a single Dataset.")
+    image_column: str | None = Field(None, description="Column of images; null: the only one.")
     label_column: str | None = Field(
-        None, description="Column of class names, or of integers into `classes`; null: no labels."
+        None, description="Column of ClassLabel, class names, or integers into `classes`; null: no labels."
     )
     classes: ClassNames | None = Field(
-        None, description="Class names of integer labels: a list, or a file: one name per line, or JSON."
+        None, description=f"{INDEXED_NAMES} null: those of the ClassLabel feature."
     )
 
     @property
@@ -73,6 +125,69 @@ class ParquetImages(_Images):
         """Whether a column holds classes."""
         return self.label_column is not None
 
+
+class WebDatasetImages(_Images):
+    """Tar shards as WebDataset reads them: files with the same name up to the first dot are one sample."""
+
+    source: Literal["webdataset"] = Field(description="The kind of source.")
+    path: ExistingPath = Field(description="A tar file, or a folder of them.")
+    files: str = Field("*.tar", description="Which files of the folder: a glob pattern.")
+    image_key: str | None = Field(
+        None, description="Extension of the image, such as `jpg` or `jpg;png`; null: the only image."
+    )
+    label_key: str | None = Field(
+        None, description="Extension of the label, such as `cls`, or `json.NAME`: an entry of it; null: none."
+    )
+    classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether samples have a label."""
+        return self.label_key is not None
+
+
+class TorchvisionImages(_Images):
+    """A dataset of ``torchvision.datasets`` whose files are on disk; nothing is downloaded."""
+
+    source: Literal["torchvision"] = Field(description="The kind of source.")
+    dataset: str = Field(description="Name of a class of torchvision.datasets, such as CIFAR10.")
+    root: ExistingPath | None = Field(None, description="The dataset's `root`: the folder with its files.")
+    arguments: dict[str, Any] = Field({}, description="Other keyword arguments, such as `train: false`.")
+    labelled: bool = Field(True, description="true: its targets are classes; false: they are not used.")
+    classes: ClassNames | None = Field(
+        None, description=f"{INDEXED_NAMES} null: those that the dataset names."
+    )
+
+    @field_validator("arguments")
+    @classmethod
+    def _only_describes_the_dataset(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        refused = sorted(REFUSED_ARGUMENTS & arguments.keys())
+        if refused:
+            raise ValueError(
+                f"{', '.join(refused)} cannot be set: root is a key of its own, files are never downloaded, "
+                "and images are transformed as each network's preprocessing says"
+            )
+        return arguments
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the targets are classes."""
+        return self.labelled
+
+
+REFUSED_ARGUMENTS = {"root", "download", "transform", "target_transform", "transforms", "loader"}
+"""Arguments of torchvision's datasets that a config may not set."""
+
+PlainImages = (
+    DigitsImages
+    | FolderImages
+    | ParquetImages
+    | ListImages
+    | DatasetsImages
+    | WebDatasetImages
+    | TorchvisionImages
+)
+"""The sources that a mixture may contain."""
 
 SHARED_KEYS = ("size", "resize", "decoding", "max_unreadable")
 """Keys that a part of a mixture has from the mixture."""
@@ -98,7 +213,7 @@ def _inherit_from_mixture(part: Any, info: ValidationInfo) -> Any:
 
 
 Part = Annotated[
-    DigitsImages | FolderImages | ParquetImages,
+    PlainImages,
     Field(discriminator="source"),
     BeforeValidator(_inherit_from_mixture),
 ]
@@ -129,6 +244,4 @@ class MixedImages(_Images):
         return all(part.has_labels for part in self.parts)
 
 
-ImagesConfig = Annotated[
-    DigitsImages | FolderImages | ParquetImages | MixedImages, Field(discriminator="source")
-]
+ImagesConfig = Annotated[PlainImages | MixedImages, Field(discriminator="source")]

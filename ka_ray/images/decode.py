@@ -27,11 +27,11 @@ PILLOW_MAX_PIXELS = 178_956_970
 _pillow_settings = threading.Lock()
 
 
-def decode_image(content: bytes | npt.NDArray[np.uint8], rules: Decoding) -> Image.Image:
+def decode_image(content: bytes | npt.NDArray[np.uint8] | Image.Image, rules: Decoding) -> Image.Image:
     """Decode one image file; of an animation, the first frame.
 
     Args:
-        content: The bytes of an image file, or RGB pixels ``[H, W, 3]``.
+        content: The bytes of an image file, RGB pixels ``[H, W, 3]``, or an image that is decoded already.
         rules: What to do with orientation, transparency, more than 8 bits, and damaged or huge files.
 
     Returns:
@@ -41,6 +41,8 @@ def decode_image(content: bytes | npt.NDArray[np.uint8], rules: Decoding) -> Ima
         Exception: The bytes are not an image, or one that the rules refuse. Pillow's decoders raise many
             types.
     """
+    if isinstance(content, Image.Image):
+        return _to_8_bits(content, rules)
     if not isinstance(content, bytes):
         return Image.fromarray(content)
     with _pillow(rules), _open(content) as image:

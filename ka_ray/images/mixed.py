@@ -7,17 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from ka_ray.config import DigitsImages, FolderImages, MixedImages, ParquetImages
+from ka_ray.config import (
+    DatasetsImages,
+    DigitsImages,
+    FolderImages,
+    ListImages,
+    MixedImages,
+    ParquetImages,
+    TorchvisionImages,
+    WebDatasetImages,
+)
 from ka_ray.errors import InputError
 from ka_ray.images.digits import list_digits
+from ka_ray.images.file_list import list_files_of_list
 from ka_ray.images.folder import list_folder
 from ka_ray.images.parquet import list_parquet
+from ka_ray.images.saved_datasets import list_saved_dataset
 from ka_ray.images.sources import Chunk, EncodedImage, Ids, Source, SourceReader, sample_ids
+from ka_ray.images.torchvision_datasets import list_torchvision
+from ka_ray.images.webdataset import list_webdataset
 
 PLAIN_SOURCES: dict[type[Any], Callable[[Any], Source]] = {
     DigitsImages: list_digits,
     FolderImages: list_folder,
     ParquetImages: list_parquet,
+    ListImages: list_files_of_list,
+    DatasetsImages: list_saved_dataset,
+    WebDatasetImages: list_webdataset,
+    TorchvisionImages: list_torchvision,
 }
 """Config section -> the function that lists its images, for the sources that can be parts of a mixture."""
 

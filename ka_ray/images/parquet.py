@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
-from ka_ray.config.class_names import normalise
 from ka_ray.errors import InputError
+from ka_ray.images.cells import read_cells, to_label
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote, open_random_access
 from ka_ray.storage.uris import to_path
@@ -83,32 +83,19 @@ class ParquetReader:
     classes: tuple[str, ...] | None
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
-        """Yield the wanted rows of one row group."""
+        """Yield the wanted rows of one row group; relative paths count from the folder of the file."""
         path, group = chunk.payload
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         # Every row is counted, also those that are not wanted: a row's id is its number in the source.
         image_id = chunk.first_id
         for batch in _read_row_group(path, group, columns):
-            contents = batch.column(0)
-            labels = batch.column(1) if self.label_column else None
-            for row in range(batch.num_rows):
-                if wanted(image_id):
-                    label = self._label(labels[row].as_py()) if labels is not None else ""
-                    name = f"{path}, row {image_id - chunk.first_id} of row group {group}"
-                    yield EncodedImage(image_id, name, _to_bytes(contents[row].as_py()), label)
-                image_id += 1
-
-    def _label(self, value: Any) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return normalise(value)
-        if self.classes is None or not 0 <= value < len(self.classes):
-            known = 0 if self.classes is None else len(self.classes)
-            raise InputError(
-                f"images.classes: label {value} found, but only {known} classes are named (counted from 0)"
-            )
-        return str(self.classes[value])
+            rows = [row for row in range(batch.num_rows) if wanted(image_id + row)]
+            contents = read_cells([batch.column(0)[row].as_py() for row in rows], path.rpartition("/")[0])
+            for row, content in zip(rows, contents, strict=True):
+                value = batch.column(1)[row].as_py() if self.label_column else None
+                name = f"{path}, row {image_id + row - chunk.first_id} of row group {group}"
+                yield EncodedImage(image_id + row, name, content, to_label(value, self.classes))
+            image_id += batch.num_rows
 
 
 def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
@@ -123,10 +110,3 @@ def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
         raise  # the file itself may be fine: the chunk is read again
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None
-
-
-def _to_bytes(value: Any) -> bytes:
-    """Return the encoded image of a cell, which may be a struct with a field ``bytes`` (Hugging Face)."""
-    content = value.get("bytes") if isinstance(value, dict) else value
-    # The decoder refuses empty content, so the image is counted as unreadable.
-    return content if isinstance(content, bytes) else b""

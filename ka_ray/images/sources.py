@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ka_ray.config import JOB_FOLDERS, ImagesConfig, Preprocessing
 from ka_ray.images.decode import decode_image
@@ -50,13 +51,14 @@ class EncodedImage:
     Attributes:
         image_id: Its id in the source.
         name: Where it is, for messages, e.g. its path.
-        content: The bytes of an image file, or RGB pixels ``[H, W, 3]`` uint8; empty bytes if unreadable.
+        content: The bytes of an image file, RGB pixels ``[H, W, 3]`` uint8, or a Pillow image; empty bytes if
+            unreadable.
         label: Name of its class in Unicode's composed form (NFC); empty if it has none.
     """
 
     image_id: int
     name: str
-    content: bytes | npt.NDArray[np.uint8]
+    content: bytes | npt.NDArray[np.uint8] | Image.Image
     label: str
 
 

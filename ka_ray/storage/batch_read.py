@@ -1,42 +1,85 @@
-"""Read many files of one file system; remote files are read with several requests at a time."""
+"""Read many files, or many ranges of one; remote files are read with several requests at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ka_ray.storage.files import MAX_PARALLEL_REQUESTS
 
 
 def read_files(names: Sequence[str], num_bytes: int | None = None) -> Iterator[bytes | OSError]:
-    """Read many files of one file system; remote files are read with several requests at a time.
+    """Read many files; remote files are read with several requests at a time.
 
     Args:
-        names: Local file names, or URIs that all have the same protocol.
+        names: Local file names, or URIs; protocols and hosts may differ.
         num_bytes: Read only so many bytes from the beginning of each file; None: all.
 
     Yields:
         For each name, in order: the file's content, or the error if the file cannot be read.
     """
     if not any("://" in name for name in names):
-        yield from (_read(lambda name: _read_local(name, num_bytes), name) for name in names)
+        yield from (_read(lambda name: _read_local(name, 0, num_bytes), name) for name in names)
         return
-    import fsspec
+    systems = {server: _open_filesystem(server) for server in {_server(name) for name in names} - {""}}
 
-    fs, _ = fsspec.core.url_to_fs(names[0], use_listings_cache=False)
+    def read(name: str) -> bytes:
+        if not _server(name):
+            return _read_local(name, 0, num_bytes)
+        content: bytes = systems[_server(name)].cat_file(name, end=num_bytes)
+        return content
+
     # fs.cat(..., on_error="return") would treat a name such as "photo [1].png" as a glob pattern and drop it.
     # fs.cat_ranges would return only when all files are read, but the caller decodes the first files while
     # the others are read. On file systems without asynchronous requests (sftp, smb), it reads one by one.
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
-        yield from pool.map(lambda name: _read(lambda n: fs.cat_file(n, end=num_bytes), name), names)
+        yield from pool.map(lambda name: _read(read, name), names)
 
 
-def _read_local(name: str, num_bytes: int | None) -> bytes:
+def read_ranges(name: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes | OSError]:
+    """Read many ranges of one file; of a remote file with several requests at a time.
+
+    Args:
+        name: A local file name, or a URI.
+        ranges: Position of the first byte and number of bytes, of each range.
+
+    Yields:
+        For each range, in order: its bytes (fewer if the file ends before), or the error if it cannot be
+        read.
+    """
+    if "://" not in name:
+        yield from (_read(lambda part: _read_local(name, *part), part) for part in ranges)
+        return
+    fs = _open_filesystem(name)
+
+    def read(part: tuple[int, int]) -> bytes:
+        start, num_bytes = part
+        content: bytes = fs.cat_file(name, start=start, end=start + num_bytes) if num_bytes else b""
+        return content
+
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
+        yield from pool.map(lambda part: _read(read, part), ranges)
+
+
+def _server(name: str) -> str:
+    """Return protocol and host (or bucket) of a URI, which choose its file system; empty for a local name."""
+    return "/".join(name.split("/", 3)[:3]) if "://" in name else ""
+
+
+def _open_filesystem(name: str) -> Any:
+    import fsspec
+
+    return fsspec.core.url_to_fs(name, use_listings_cache=False)[0]
+
+
+def _read_local(name: str, start: int, num_bytes: int | None) -> bytes:
     with Path(name).open("rb") as file:
+        file.seek(start)
         return file.read(-1 if num_bytes is None else num_bytes)
 
 
-def _read(read: Callable[[str], bytes], name: str) -> bytes | OSError:
+def _read(read: Callable[[Any], bytes], what: Any) -> bytes | OSError:
     try:
-        return read(name)
+        return read(what)
     except OSError as error:
         return error

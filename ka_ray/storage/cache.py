@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, cache_folder, get_filesystem, is_remote, list_files
+from ka_ray.storage.file_names import list_files
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, cache_folder, get_filesystem, is_remote
 
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 """The entries of fsspec's ``info`` that change with a file's content, by the names that file systems use.

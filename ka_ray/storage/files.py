@@ -8,9 +8,9 @@ pathlib lacks, and what an object store does differently. See :mod:`ka_ray.stora
 import json
 import os
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -141,46 +141,6 @@ def _upload(part: Path, path: "UPath") -> None:
     staged = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     path.fs.put_file(str(part), staged.path)
     path.fs.mv(staged.path, path.path)
-
-
-def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
-    """List all files below a folder, in its subfolders, too; links are followed.
-
-    Args:
-        folder: A local or remote folder.
-        suffixes: Lower-case suffixes such as ``.png``; other files are not listed. Empty: all files.
-
-    Returns:
-        Paths relative to the folder, sorted folder by folder (``a/z`` comes before ``a-b/c``).
-
-    Example:
-        >>> list_files(Path(__file__).parent, {".py"})[:2]
-        ['__init__.py', 'batch_read.py']
-    """
-
-    def wanted(name: str) -> bool:
-        return not suffixes or PurePosixPath(name).suffix.lower() in suffixes
-
-    if is_remote(folder):
-        fs, root = get_filesystem(folder)
-        names = [name[len(root.rstrip("/")) + 1 :] for name in fs.find(root) if wanted(name)]
-    else:
-        names = [name for name in _walk(folder) if wanted(name)]
-    return sorted(names, key=lambda name: name.split("/"))
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files below a local folder, relative to it."""
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
-        # A link to a folder above would be followed for ever.
-        here = f"{os.path.realpath(parent)}/"
-        subfolders[:] = [
-            name for name in subfolders if not here.startswith(f"{os.path.realpath(f'{parent}/{name}')}/")
-        ]
-        for name in files:
-            path = Path(parent, name)
-            if path.is_file():  # not a broken link, a socket or the like
-                yield path.relative_to(folder).as_posix()
 
 
 @contextmanager

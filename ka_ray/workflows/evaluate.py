@@ -12,6 +12,7 @@ from ka_ray.distributed.resource_plan import choose_resources
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
+from ka_ray.images.saved_datasets import SPLITS, STATE
 from ka_ray.images.split import ImageSet
 from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy
@@ -64,7 +65,7 @@ def build_images_config(folder: str | Path, where: str, overrides: Sequence[str]
 
     Args:
         folder: The output folder of a run.
-        where: ``digits``, the path of a Parquet file or of a folder of them, or a folder of image files.
+        where: ``digits``, or a path, which tells the kind of source: see :func:`guess_source`.
         overrides: Items ``key=value`` of the image source.
 
     Returns:
@@ -73,11 +74,28 @@ def build_images_config(folder: str | Path, where: str, overrides: Sequence[str]
     Raises:
         InputError: The path does not exist, or a key cannot work.
     """
-    spec, path = load_student(folder).spec, to_path(where)
-    tree: dict[str, Any] = {"size": spec.image_size, "decoding": dict(spec.decoding), "source": "folder"}
+    spec = load_student(folder).spec
+    tree: dict[str, Any] = {"size": spec.image_size, "decoding": dict(spec.decoding)}
     if where == "digits":
         tree |= {"source": "digits", "split": "test"}
     else:
-        is_parquet = path.suffix == ".parquet" or any(path.glob("*.parquet"))
-        tree |= {"path": where, "source": "parquet" if is_parquet else "folder"}
+        tree |= {"path": where, "source": guess_source(to_path(where))}
     return load_images(tree, overrides)
+
+
+def guess_source(path: Path) -> str:
+    """Return the kind of source that a path looks like; ``folder`` if nothing else.
+
+    Args:
+        path: A list of images (``.csv``, ``.tsv``), a Parquet file or a folder of them, a tar shard or a
+            folder of them, a folder that Hugging Face's ``save_to_disk`` has written, or one of image files.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return "list"
+    if suffix == ".parquet" or any(path.glob("*.parquet")):
+        return "parquet"
+    # A folder with subfolders, too, is more likely that of a dataset beside the tar file that it came in.
+    if suffix == ".tar" or (any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())):
+        return "webdataset"
+    return "datasets" if any((path / name).is_file() for name in (STATE, SPLITS)) else "folder"

@@ -8,7 +8,8 @@ from ka_ray.config import RayConfig, Resources, TuneConfig
 from ka_ray.distributed.ray_storage import storage_arguments
 from ka_ray.distributed.train import WorkerGroup, train_in_workers
 from ka_ray.distributed.trials import JOURNAL, Search, search
-from ka_ray.storage.files import list_files, make_folder
+from ka_ray.storage.file_names import list_files
+from ka_ray.storage.files import make_folder
 from ka_ray.storage.uris import to_path
 
 

@@ -23,7 +23,8 @@ from ka_ray.features.store import create_shard_folder, mark_folder_finished, wri
 from ka_ray.images import open_source, read_chunk
 from ka_ray.reports.report import Report
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
-from ka_ray.storage.files import atomic_file, list_files
+from ka_ray.storage.file_names import list_files
+from ka_ray.storage.files import atomic_file
 from ka_ray.storage.uris import to_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]

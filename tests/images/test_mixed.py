@@ -14,7 +14,7 @@ from PIL import Image
 from ka_ray.config import MixedImages, flatten
 from ka_ray.config.load import load_images
 from ka_ray.errors import InputError
-from ka_ray.images import digits, folder, open_source, read_chunk, sample_ids
+from ka_ray.images import digits, listed_files, open_source, read_chunk, sample_ids
 from ka_ray.images.split import split_images
 
 SIZE = 6
@@ -33,7 +33,7 @@ def make_png(rng: np.random.Generator) -> bytes:
 def part_configs(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
     """The config of a part of every type, each with several chunks: 359 digits, 7 files, 5 rows."""
     monkeypatch.setattr(digits, "CHUNK_IMAGES", 100)
-    monkeypatch.setattr(folder, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(listed_files, "CHUNK_IMAGES", 3)
     rng = np.random.default_rng(0)
     for i, label in enumerate(["cat", "dog", "digit_3", "cat", "dog", "dog", "cat"]):
         path = tmp_path / "photos" / label / f"{i}.png"

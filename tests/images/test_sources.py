@@ -467,3 +467,54 @@ def test_the_message_about_a_folder_without_images_names_what_is_there(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(InputError, match=r"no image files; accepted: .*\.jfif.* left out .*: 1 \.txt"):
         open_source(FolderImages(source="folder", path=tmp_path, size=8))
+
+
+def test_undecodable_names_of_classes_and_files_are_printable_everywhere(tmp_path):
+    name, label = os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"ch\xe2t")
+    save_as(tmp_path / label / name)
+    (tmp_path / label / os.fsdecode(b"x\xe9.png")).write_bytes(b"no image")
+    config = FolderImages(source="folder", path=tmp_path, size=8)
+    source = open_source(config)
+    reported: list[str] = []
+    columns = read(config, on_unreadable=lambda image_id, text: reported.append(text))
+    assert source.class_names == (r"ch\xe2t",) == tuple(pa.array(columns["label"]).to_pylist())
+    assert reported == [rf"{tmp_path}/ch\xe2t/x\xe9.png (not an image file)"]
+    assert pickle.loads(pickle.dumps(source.chunks)) == source.chunks
+    save_as(tmp_path / name)
+    with pytest.raises(InputError, match=r"caf\\xe9\.png is not in a class folder"):
+        open_source(config)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"closed cannot be listed: Permission denied"):
+        open_source(FolderImages(source="folder", path=tmp_path, size=8))
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    save_as(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png cannot be listed: Not a directory"):
+        open_source(FolderImages(source="folder", path=tmp_path / "a.png", size=8))
+
+
+def test_cells_without_bytes_are_read_from_their_paths(tmp_path, s3):
+    contents = [make_png(image) for image in random_pixels(4)]
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for i in (1, 2):
+        (tmp_path / "set" / "images" / f"{i}.png").write_bytes(contents[i])
+    cells = [
+        {"bytes": contents[0], "path": "images/0.png"},
+        {"bytes": None, "path": "images/1.png"},
+        {"bytes": None, "path": str(tmp_path / "set" / "images" / "2.png")},
+        {"bytes": contents[3], "path": None},
+        {"bytes": None, "path": "images/gone.png"},
+        {"bytes": None, "path": None},
+    ]
+    write_parquet(tmp_path / "set" / "images.parquet", cells)
+    config = ParquetImages(source="parquet", path=tmp_path / "set" / "images.parquet", size=SIZE)
+    for kind in (config, copy_to_s3(config, s3)):
+        reported: list[int] = []
+        columns = read(kind, on_unreadable=lambda image_id, name, ids=reported: ids.append(image_id))
+        assert reported == [4, 5]
+        np.testing.assert_array_equal(columns["image"], random_pixels(4).transpose(0, 3, 1, 2))

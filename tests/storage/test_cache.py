@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ka_ray.storage.cache import download_into, fetch_local_copies, fetch_local_copy
-from ka_ray.storage.files import list_files, make_folder, write_text
+from ka_ray.storage.file_names import list_files
+from ka_ray.storage.files import make_folder, write_text
 from ka_ray.storage.uris import to_path
 
 

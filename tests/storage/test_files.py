@@ -12,12 +12,12 @@ import pytest
 from ka_ray.errors import InputError
 from ka_ray.storage import files
 from ka_ray.storage.batch_read import read_files
+from ka_ray.storage.file_names import list_files
 from ka_ray.storage.files import (
     atomic_file,
     cache_folder,
     exists,
     is_remote,
-    list_files,
     make_folder,
     open_random_access,
     read_bytes,

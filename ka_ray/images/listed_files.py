@@ -1,0 +1,44 @@
+"""Image files whose paths and labels are listed: what the sources `folder` and `list` share."""
+
+from collections.abc import Callable, Iterator
+
+from ka_ray.images.cells import or_raise
+from ka_ray.images.sources import Chunk, EncodedImage
+from ka_ray.storage.batch_read import read_files
+from ka_ray.storage.file_names import printable
+
+CHUNK_IMAGES = 64
+"""Number of images per chunk: their encoded files are in memory at the same time."""
+
+
+def split_into_chunks(entries: list[tuple[str, str]]) -> list[Chunk]:
+    """Divide a list of image files into chunks.
+
+    Args:
+        entries: Path or URI, and label, of each image. Strings, not Path objects: they are small to send to
+            workers, and :attr:`ka_ray.images.Source.digest` hashes their repr.
+    """
+    parts = [entries[i : i + CHUNK_IMAGES] for i in range(0, len(entries), CHUNK_IMAGES)]
+    return [Chunk(number * CHUNK_IMAGES, len(part), part) for number, part in enumerate(parts)]
+
+
+def read_listed_files(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
+    """Yield the wanted files of a chunk; a file that cannot be opened has empty content.
+
+    Args:
+        chunk: A chunk of :func:`split_into_chunks`.
+        wanted: Whether to read the image with this id.
+
+    Raises:
+        ConnectionError: The network failed, not the file; the caller may try again.
+        TimeoutError: The network did not answer; the caller may try again.
+    """
+    chosen = [
+        (chunk.first_id + offset, path, label)
+        for offset, (path, label) in enumerate(chunk.payload)
+        if wanted(chunk.first_id + offset)
+    ]
+    contents = read_files([path for _, path, _ in chosen])
+    for (image_id, path, label), content in zip(chosen, contents, strict=True):
+        # The decoder refuses empty content, so the image is counted as unreadable under its name.
+        yield EncodedImage(image_id, printable(path), or_raise(content), label)
