@@ -17,7 +17,7 @@ from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
-from ka_ray.teachers.check import check_teacher
+from ka_ray.teachers.check import check_teacher, describe_answers
 from ka_ray.teachers.sources.describe import describe_teacher
 
 
@@ -100,14 +100,16 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
 def _check_teachers(
     config: Config, teachers: Sequence[Teacher], plan: Plan, images: ImageSet
 ) -> Iterator[str]:
-    """Try the teachers that have weights on a few images; yield what the user should know of them."""
+    """Try the teachers that have weights on a few images; yield how they answer, and what is odd."""
     sample = read_sample(images)
     if sample is None:
         return
     for section, teacher in zip(config.teachers, teachers, strict=True):
         if section.checkpoint is not None:
             pixels = torch.from_numpy(sample[plan.views.column(teacher.name)])
-            yield from check_teacher(teacher, pixels, sample["label"].tolist())
+            labels = sample["label"].tolist()
+            yield from check_teacher(teacher, pixels, labels, plan.paths[teacher.name])
+            yield describe_answers(teacher, pixels, labels)
 
 
 @contextmanager

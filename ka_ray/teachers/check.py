@@ -4,7 +4,7 @@ Shapes: n images, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,20 +31,30 @@ FEW = 4
 """Number of images that are passed through the teacher alone, to compare their scores."""
 
 
-def check_teacher(teacher: Teacher, images: Tensor, labels: Sequence[str]) -> list[str]:
-    """Check a teacher's answers on a sample of the run's images.
+SURE = 0.9
+"""A teacher is sure of an image if its most probable class has more than this probability."""
+
+DEAD_SHARE = 0.5
+"""A tap is reported if a larger share of its channels is the same for all images and positions."""
+
+
+def check_teacher(
+    teacher: Teacher, images: Tensor, labels: Sequence[str], paths: Mapping[str, str] | None = None
+) -> list[str]:
+    """Check a teacher's answers and features on a sample of the run's images.
 
     Args:
         teacher: The teacher with its weights.
         images: The teacher's view of some images, ``[n, C, H, W]`` uint8.
         labels: The class of each image; empty text if it has none.
+        paths: Tap -> module path of the features that are checked; None: none.
 
     Returns:
         What the user should know: one line per finding; empty if nothing is odd.
 
     Raises:
-        InputError: The scores are not finite, or the same for all images; or they are probabilities, and the
-            config does not say so.
+        InputError: Scores or features are not finite, or the same for all images; or the scores are
+            probabilities, and the config does not say so.
     """
     with torch.inference_mode():
         outputs = find_scores(
@@ -59,13 +69,52 @@ def check_teacher(teacher: Teacher, images: Tensor, labels: Sequence[str]) -> li
             "checkpoint and its preprocessing"
         )
     scores = teacher.scores(images)
+    features = teacher.features(images, paths)[0] if paths else {}
     notes = [
+        *(_check_feature(teacher.name, tap, feature, differ) for tap, feature in features.items()),
         _find_activation(teacher, outputs),
         _one_class(teacher, scores),
         _accuracy(teacher, scores, labels),
         _unstable(teacher, images, scores),
     ]
     return [f"teacher {teacher.name}: {note}" for note in notes if note]
+
+
+def describe_answers(teacher: Teacher, images: Tensor, labels: Sequence[str]) -> str:
+    """Return in a sentence how a teacher answers on a sample of the run's images.
+
+    Args:
+        teacher: The teacher with its weights.
+        images: The teacher's view of some images, ``[n, C, H, W]`` uint8.
+        labels: The class of each image; empty text if it has none.
+    """
+    probabilities, best = teacher.scores(images).softmax(dim=1).max(dim=1)
+    counts = best.bincount(minlength=len(teacher.classes))
+    known = [i for i, label in enumerate(labels) if label in teacher.classes]
+    right = sum(teacher.classes[int(best[i])] == labels[i] for i in known)
+    return (
+        f"teacher {teacher.name}, tried on {len(images)} images: surer than {SURE:.0%} of "
+        f"{int((probabilities > SURE).sum())}, most often {teacher.classes[int(counts.argmax())]!r} "
+        """Return a note if many channels of a tap are constant; refuse a tap without information."""
+        + (f", right for {right} of {len(known)} of its own classes" if known else "")
+    )
+
+
+def _check_feature(name: str, tap: str, feature: Tensor, images_differ: bool) -> str:
+    """Return a note if many channels of a tap are constant; refuse a tap without any information."""
+    if not feature.isfinite().all():
+        raise InputError(f"taps.{tap}: features of teacher {name} are not finite; check its checkpoint")
+    channels = feature.float().flatten(2) if feature.dim() > 2 else feature.float()[:, :, None]
+    varies = channels.amax(dim=(0, 2)) - channels.amin(dim=(0, 2)) > CONSTANT * channels.abs().max()
+    dead = int((~varies).sum())
+    if images_differ and dead == len(varies):
+        raise InputError(
+            f"taps.{tap}: features of teacher {name} are the same for all of {len(feature)} images; choose "
+            "another module"
+        )
+    if not images_differ or dead <= DEAD_SHARE * len(varies):
+        return ""
+    return f"{dead} of {len(varies)} channels at tap {tap} are the same for all of {len(feature)} images"
 
 
 def _find_activation(teacher: Teacher, outputs: Tensor) -> str:

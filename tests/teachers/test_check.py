@@ -9,7 +9,7 @@ from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.teachers import Preprocess, Teacher
 from ka_ray.teachers.activations import recognise_activation, to_scores
-from ka_ray.teachers.check import check_teacher
+from ka_ray.teachers.check import check_teacher, describe_answers
 from ka_ray.teachers.plain import plain_conv_net
 
 CLASSES = ("a", "b", "c")
@@ -97,6 +97,45 @@ def test_only_a_teacher_near_chance_is_named_for_its_accuracy(mistakes, is_named
     labels = [wrong[label] if i < mistakes else label for i, label in enumerate(labels)]
     notes = check_teacher(make_teacher(Brightness()), images, labels)
     assert any("hardly more than by chance" in note for note in notes) is is_named
+
+
+class Features(Brightness):
+    """A teacher with a tap: a linear map of the brightness to 4 channels."""
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__()
+        self.tap = nn.Linear(1, 4, bias=False)
+        self.tap.weight = nn.Parameter(torch.tensor(weights)[:, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.tap(images.mean((1, 2, 3))[:, None])
+        return super().forward(images)
+
+
+def check_tap(weights: list[float]) -> list[str]:
+    return check_teacher(make_teacher(Features(weights)), *make_images(), {"late": "tap"})
+
+
+def test_dead_features_are_named_or_refused():
+    assert check_tap([1.0, -2.0, 3.0, 0.5]) == []
+    assert check_tap([1.0, 0.0, 0.0, 0.0]) == [
+        "teacher pets: 3 of 4 channels at tap late are the same for all of 16 images"
+    ]
+    with pytest.raises(InputError, match=r"taps.late: features of teacher pets are the same for all of 16"):
+        check_tap([0.0, 0.0, 0.0, 0.0])
+    with pytest.raises(InputError, match=r"taps.late: features of teacher pets are not finite"):
+        check_tap([1.0, float("inf"), 0.0, 0.0])
+
+
+def test_the_answers_of_a_teacher_are_described():
+    images, labels = make_images()
+    known = describe_answers(make_teacher(Brightness()), images, [*labels[:8], *[""] * 8])
+    # Brightness has scores -1 and about -5 or -9: probabilities above .9.
+    assert known == (
+        "teacher pets, tried on 16 images: surer than 90% of 16, most often 'a' (6), right for 8 of 8 of its "
+        "own classes"
+    )
+    assert describe_answers(make_teacher(Brightness()), images, NO_LABELS).endswith("most often 'a' (6)")
 
 
 def test_batch_norms_without_statistics_are_noticed():

@@ -15,13 +15,19 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms as tv
 from mlflow import MlflowClient
+from PIL import ExifTags, Image, ImageOps
 
-from ka_ray.config import TrackingConfig
+from ka_ray import load_student, predict
+from ka_ray.config import Decoding, Preprocessing, TrackingConfig
 from ka_ray.errors import InputError
+from ka_ray.images.decode import decode_image
+from ka_ray.images.views import view_of
 from ka_ray.storage.files import write_text
 from ka_ray.storage.uris import to_path
 from ka_ray.student import Student, StudentSpec
+from ka_ray.student.network import save_student
 from ka_ray.tracking import TRACKERS, NullTracker, open_tracker, tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # from MLflow itself
@@ -145,7 +151,11 @@ def test_the_student_is_a_model_that_mlflow_loads_and_serves(
         expected = student.eval()(torch.tensor(pixels)).numpy()
     for images in (1, 5):
         np.testing.assert_allclose(model.predict(pixels[:images]), expected[:images], atol=1e-4)
-    assert model.metadata.metadata == {"classes": [f"class_{i}" for i in range(4)]}
+    assert model.metadata.metadata == {
+        "classes": [f"class_{i}" for i in range(4)],
+        "decoding": spec.decoding,
+        "preprocessing": spec.preprocessing,
+    }
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 8, 8)
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 4)
     assert model.metadata.flavors["python_function"]["config"]["device"] == "cpu"  # else it fails on GPUs
@@ -155,6 +165,53 @@ def test_the_student_is_a_model_that_mlflow_loads_and_serves(
         output.glob(f"mlartifacts/models/{model.metadata.model_id}/artifacts/requirements.txt")
     )
     assert torch_pin in requirements.read_text().split()
+
+
+def test_one_photo_has_the_same_scores_through_every_door(
+    output: Path, make_spec: Callable[..., StudentSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A phone's photo, by predict, by the MLflow model and by a plain torchvision transform."""
+    preprocessing = {
+        "resize": "shorter", "size": 20, "crop": 16, "interpolation": "bicubic", "channel_order": "bgr",
+        "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+    }  # fmt: skip
+    full = Preprocessing.model_validate(preprocessing).model_dump(mode="json")
+    decoding = Decoding(exif_orientation=True).model_dump(mode="json")
+    spec = make_spec("plain", {"conv1": 4, "conv2": 6}, widths=[4, 6])
+    student = Student(replace(spec, preprocessing=full, decoding=decoding)).eval()
+    save_student(student, tmp_path)
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (37, 61, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(tmp_path / "photo.png", exif=exif)
+
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "photo.png"))
+    steps = [
+        tv.Resize(20, tv.InterpolationMode.BICUBIC), tv.CenterCrop(16), tv.ToTensor(),
+        tv.Lambda(lambda pixels: pixels.flip(0)), tv.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+    ]  # fmt: skip
+    features = tv.Compose(steps)(upright)[None]
+    with torch.no_grad():
+        for stage in student.stages.values():
+            features = stage(features)
+    expected = features[0].numpy()
+
+    [prediction] = predict(tmp_path, [tmp_path / "photo.png"])
+    assert prediction.class_name == f"class_{expected.argmax()}"
+    assert prediction.probability == pytest.approx(float(features.softmax(dim=1).max()), abs=1e-5)
+
+    with open_tracker(CONFIG, "run", output, None) as tracker:
+        tracker.log_student(load_student(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tracker.tracking_uri))
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    model = mlflow.pyfunc.load_model(f"runs:/{tracker.run_id}/student")
+    monkeypatch.undo()
+    # What a server that has only the MLflow model does with the file.
+    rules = model.metadata.metadata
+    decoded = decode_image((tmp_path / "photo.png").read_bytes(), Decoding.model_validate(rules["decoding"]))
+    view = view_of(Preprocessing.model_validate(rules["preprocessing"]))
+    scores = model.predict(view.apply(decoded)[None].astype(np.float32))
+    np.testing.assert_allclose(scores[0], expected, atol=1e-5)
 
 
 def test_a_resumed_run_has_the_same_id_and_keeps_its_params(output: Path) -> None:
