@@ -15,15 +15,15 @@ from ka_ray.errors import InputError
 from ka_ray.features.layouts import Layout, parse_tap_path
 from ka_ray.features.taps import Taps
 
-TOKEN_PARAMETERS = {
-    *("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token"),
-    *("register_tokens", "reg_token"),
-}
-"""Names of the parameters that hold prefix tokens, in timm, torchvision and transformers."""
+CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}
+"""Names of the parameters that hold a class token, in timm, torchvision and transformers."""
+
+PREFIX_TOKENS = CLASS_TOKENS | {"dist_token", "distillation_token", "register_tokens", "reg_token"}
+"""Names of the parameters that hold any prefix tokens."""
 
 COMMON_PREFIXES = (0, 1, 2, 5)
-"""Numbers of prefix tokens that are tried if the network does not say its own: none, a class token, a class and a
-distillation token, a class and four register tokens."""
+"""Numbers of prefix tokens that are tried if the network does not say its own: none, a class token, a class
+and a distillation token, a class and four register tokens."""
 
 
 def resolve_tap_paths(network: nn.Module, paths: Mapping[str, str], inputs: Tensor) -> dict[str, str]:
@@ -72,8 +72,8 @@ def find_layout(
     what = f"taps.{tap}: {path!r} of the {type(network).__name__} outputs the shape {list(output.shape)}"
     if output.dim() not in (2, 3, 4) or len(output) != len(inputs):
         raise InputError(
-            f"{what} for {len(inputs)} image(s), but a tap needs a map [B, C, height, width], a vector [B, C] or "
-            "tokens [B, N, C]; choose another module"
+            f"{what} for {len(inputs)} image(s), but a tap needs a map [B, C, height, width], a vector "
+            "[B, C] or tokens [B, N, C]; choose another module"
         )
     if given is not None:
         _check_given(what, path, network, output, given)
@@ -101,8 +101,8 @@ def _check_given(what: str, path: str, network: nn.Module, output: Tensor, given
         raise InputError(
             f"{what}: {output.shape[1]} tokens without {given.prefix} prefix tokens are no square of patches"
         )
-    if given.kind == "cls" and _possible_prefixes(path, network, output.shape[1]) == [0]:
-        raise InputError(f"{what}: its tokens are a square of patches, so there is no class token")
+    if given.kind == "cls" and _lacks_class_token(path, network, output.shape[1]):
+        raise InputError(f"{what}, which include no class token; read its patch tokens: {path}")
 
 
 def _find_prefix(what: str, path: str, network: nn.Module, num_tokens: int) -> int:
@@ -125,15 +125,26 @@ def _possible_prefixes(path: str, network: nn.Module, num_tokens: int) -> list[i
 
 
 def _declared_prefix(network: nn.Module, path: str) -> int | None:
-    """Return how many prefix tokens the innermost module around a path says that it has; None if none says so."""
+    """Return the number of prefix tokens of the innermost module around a path that says it, or None."""
     for module in _modules_around(network, path):
         declared = getattr(module, "num_prefix_tokens", None)  # timm
         if isinstance(declared, int):
             return declared
-        tokens = [p for name, p in module.named_parameters() if name.split(".")[-1] in TOKEN_PARAMETERS]
-        if tokens:
+        if tokens := _parameters_named(module, PREFIX_TOKENS):
             return sum(token.numel() // token.shape[-1] for token in tokens)
     return None
+
+
+def _lacks_class_token(path: str, network: nn.Module, num_tokens: int) -> bool:
+    """Return whether there is surely no class token: only patches, or only other prefix tokens."""
+    if _possible_prefixes(path, network, num_tokens) == [0]:
+        return True
+    known = _declared_prefix(network, path) is not None
+    return known and not _parameters_named(network, CLASS_TOKENS)
+
+
+def _parameters_named(module: nn.Module, names: set[str]) -> list[nn.Parameter]:
+    return [value for name, value in module.named_parameters() if name.rpartition(".")[2] in names]
 
 
 def _modules_around(network: nn.Module, path: str) -> Iterator[nn.Module]:
@@ -186,10 +197,10 @@ def _channels_last_by_image_size(
     larger = inputs[:1].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     try:
         shape = _read_outputs(network, {"tap": path}, larger)["tap"].shape
-    except Exception:  # most transformers accept images of one size only, and refuse others with any exception
+    except Exception:  # most transformers refuse other sizes than their own, with various exceptions
         return None
     same = [i for i in (1, 2, 3) if shape[i] == output.shape[i]]
-    return {(1,): False, (3,): True}.get(tuple(same))
+    return None if same not in ([1], [3]) else same == [3]
 
 
 def _channels_last_as_declared(network: nn.Module, path: str) -> bool | None:

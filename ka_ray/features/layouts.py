@@ -1,8 +1,8 @@
 """How a module's output holds features, and how features become the output again.
 
-Networks keep their features as maps ``[B, C, height, width]``, as maps with the channels last (Swin), or as tokens
-``[B, N, C]``: prefix tokens (a class token, register tokens), then one token per patch, row by row (ViT). At a
-tap, all of them become maps or vectors.
+Networks keep their features as maps ``[B, C, height, width]``, as maps with the channels last (Swin), or as
+tokens ``[B, N, C]``: prefix tokens (a class token, register tokens), then one token per patch, row by row
+(ViT). At a tap, all of them become maps or vectors.
 
 Shapes: B images, C channels, N tokens of an image, P prefix tokens among them, ``*space`` height and width in
 positions (empty for a vector).
@@ -27,8 +27,8 @@ class Layout:
     """The layout of a module's output, and which part of it is the features.
 
     Attributes:
-        kind: ``plain``: the output is the features, ``[B, C, *space]``. ``nhwc``: a map with the channels last.
-            ``patches``: the patch tokens are a square map. ``cls``: the first token is a vector.
+        kind: ``plain``: the output is the features, ``[B, C, *space]``. ``nhwc``: a map with the channels
+            last. ``patches``: the patch tokens are a square map. ``cls``: the first token is a vector.
         prefix: P, the number of tokens in front of the patch tokens; only for ``patches``.
 
     Example:
@@ -65,8 +65,8 @@ class Layout:
             output: Output of the module: ``[B, C, *space]``, ``[B, height, width, C]`` or ``[B, N, C]``.
 
         Returns:
-            The features, ``[B, C, *space]``, and the tokens that are not part of them, ``[B, N', C]``; None if
-            there are none. Both may share the memory of the output.
+            The features, ``[B, C, *space]``, and the tokens that are not part of them, ``[B, N', C]``; None
+            if there are none. Both may share the memory of the output.
         """
         if self.kind == "plain":
             return output, None

@@ -23,8 +23,8 @@ class Taps:
 
     Args:
         network: Network to read from; any module.
-        paths: Tap name -> dotted path of the module whose output is read. A path that ends in a layout, such as
-            ``blocks.5:prefix=1``, gives features ``[B, C, *space]``; any other one gives the output as it is.
+        paths: Tap name -> dotted path of the module whose output is read. A path that ends in a layout, such
+            as ``blocks.5:prefix=1``, gives features ``[B, C, *space]``; any other gives the output as it is.
 
     Attributes:
         features: Tap name -> features of the latest forward pass, without gradient.
@@ -81,7 +81,7 @@ class Taps:
 
 
 def _first_tensor(output: Any) -> Tensor | None:
-    """Return a module's output if it is a tensor, or else the first of several values; None if that is none."""
+    """Return a module's output, or the first of several outputs; None if that is no tensor."""
     # The outputs of transformers are mappings, whose first value is the hidden state behind the last layer.
     values = list(output.values()) if isinstance(output, Mapping) else output
     first = values[0] if isinstance(values, list | tuple) and values else values

@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         label_sets: The teachers' label sets and the rule that combines their scores.
-        paths: teacher -> tap -> module path in the teacher, and how its output is read, as in ``blocks.5:cls``.
+        paths: teacher -> tap -> module path in the teacher, with the layout of its output: ``blocks.5:cls``.
         channels: tap -> number of channels of each teacher's features there, in the order of the teachers.
         spaces: tap -> height and width of the student's features there, empty for a vector. All teachers'
             features are resized to it.
