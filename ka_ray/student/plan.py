@@ -17,7 +17,7 @@ from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES
 from ka_ray.images.views import IMAGE, NetworkViews, make_view, view_of
 from ka_ray.student import FAMILIES, Student, StudentSpec, find_family
-from ka_ray.student.tap_paths import resolve_student_paths, resolve_teacher_paths
+from ka_ray.student.tap_paths import is_same_network, resolve_student_paths, resolve_teacher_paths
 from ka_ray.teachers import Teacher
 
 FLOAT16_BYTES = 2
@@ -137,7 +137,7 @@ def _student_network(config: Config) -> tuple[str, dict[str, Any]]:
     first = config.teachers[0]
     network = config.student.network or first.network
     arguments = dict(config.student.arguments)
-    if network == first.network:  # another network would not know the first teacher's arguments
+    if is_same_network(first, network, arguments):  # another would not know the first teacher's arguments
         inherited = dict(first.arguments)
         if network in FAMILIES:
             # A family leaves out some arguments of the network that it is named after.

@@ -20,9 +20,9 @@ _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itr
 def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """Trace a network in eval mode, down to modules without children and modules of torch.nn.
 
-    Arguments of ``forward`` that have a default are fixed to it. A module inside the network that torch.fx cannot
-    trace, such as a transformer block that depends on the size of its input, is one step of the graph; the
-    network cannot be cut inside of it.
+    Arguments of ``forward`` that have a default are fixed to it. A module inside the network that torch.fx
+    cannot trace, such as a transformer block that depends on the size of its input, is one step of the graph;
+    the network cannot be cut inside of it.
 
     Returns:
         The graph, and module path -> node with the output of the module's last call; None if the module
@@ -39,14 +39,16 @@ def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
             tracer = _Tracer(opaque)
             try:
                 return tracer.trace(network, defaults or None), tracer.results
-            except Exception as error:  # user code can raise anything when it gets a proxy instead of a tensor
+            except (
+                Exception
+            ) as error:  # user code can raise anything when it gets a proxy instead of a tensor
                 if tracer.failed is not None:  # try again without looking into this module
                     opaque.add(tracer.failed)
                     continue
                 reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
                 raise InputError(
-                    f"student.network: torch.fx cannot trace it ({reason}); its forward must take one tensor, "
-                    "and may not depend on the values in the image (no `if` or `for` over them)"
+                    f"student.network: torch.fx cannot trace it ({reason}); its forward must take one "
+                    "tensor, and may not depend on the values in the image (no `if` or `for` over them)"
                 ) from None
 
 

@@ -1,4 +1,4 @@
-"""Test that taps read the same features as the networks' own functions, and that unclear layouts are refused."""
+"""Test that taps read the features that networks name themselves, and that unclear layouts are refused."""
 
 from collections.abc import Callable
 from typing import Any

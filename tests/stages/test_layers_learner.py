@@ -93,7 +93,6 @@ STUDENTS = {
             "num_classes": 4,
         },
         16,
-        # The second tap is a linear layer of a map with the channels last, into which an adapter is folded.
         {"a": "layers.0", "b": "layers.1.downsample.reduction"},
     ),
 }
@@ -306,7 +305,7 @@ def test_with_perfect_codes_every_stage_computes_what_it_computes_in_the_student
         outputs[tap] = learner.student.layouts[tap].split(expected[tap])[0]
         monkeypatch.setattr(encoder, "encode", lambda features: features)
     pairs = learner.estimates_and_targets({"image": images, "scores": torch.zeros(3, 4)} | outputs)
-    for tap, (estimate, target) in list(pairs.items())[:-1]:
+    for estimate, target in list(pairs.values())[:-1]:
         torch.testing.assert_close(estimate, target, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pairs["scores"][0], learner.student(images), rtol=1e-4, atol=1e-4)
 
