@@ -81,6 +81,8 @@ class Layout:
     def join(self, features: Tensor, rest: Tensor | None) -> Tensor:
         """Build a module's output from features and other tokens: the inverse of :meth:`split`.
 
+        Tokens are contiguous in memory, because networks use ``view`` on them.
+
         Args:
             features: Features, ``[B, C, *space]``.
             rest: The other tokens, ``[B, N', C]``; None if :attr:`has_rest` is false.
@@ -88,12 +90,12 @@ class Layout:
         if self.kind == "plain":
             return features
         if self.kind == "nhwc":
-            return features.movedim(1, -1)
+            return features.movedim(1, -1).contiguous()
         if self.kind == "cls":
             assert rest is not None
             return torch.cat([features[:, None], rest], dim=1)
         patches = features.flatten(2).transpose(1, 2)
-        return patches if rest is None else torch.cat([rest, patches], dim=1)
+        return patches.contiguous() if rest is None else torch.cat([rest, patches], dim=1)
 
 
 def parse_tap_path(tap: str, path: str) -> tuple[str, Layout | None]:

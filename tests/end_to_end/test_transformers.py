@@ -14,7 +14,7 @@ import ka_ray
 from ka_ray.teachers import build_network
 
 # Other tests plan, cut and train these networks without Ray.
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
 TIMM = "timm:create_model"
 VIT = {"model_name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
@@ -28,7 +28,7 @@ NETWORKS = {
     "plain": ("plain", {"widths": [16, 32]}, "norm1", "norm2"),
 }
 RUNS = {
-    "transformers teach a resnet": (["vit", "swin", "convnext"], "plain"),
+    "transformers teach a conv network": (["vit", "swin", "convnext"], "plain"),
     "convs teach a vit": (["resnet", "plain"], "vit"),
     "convs teach a swin": (["resnet", "plain"], "swin"),
     "convs teach a convnext": (["resnet", "plain"], "convnext"),

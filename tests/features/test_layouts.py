@@ -24,7 +24,9 @@ def test_join_is_the_inverse_of_split(name):
     assert features.shape == features_shape
     assert (None if rest is None else rest.shape) == rest_shape
     assert layout.has_rest == (rest is not None)
-    assert torch.equal(layout.join(features, rest), output)
+    joined = layout.join(features.contiguous(), rest)
+    assert torch.equal(joined, output)
+    assert joined.is_contiguous()
 
 
 def test_patch_tokens_become_a_map_row_by_row():
