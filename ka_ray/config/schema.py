@@ -133,7 +133,8 @@ class Config(_Run):
     teachers: tuple[TeacherConfig, ...] = Field(description="At least two teachers.")
     taps: dict[TapName, TapPath] | None = Field(
         None,
-        description="tap: module path, or {teacher: module path, ..., student: module path}; "
+        description="tap: module path, or {teacher: module path, ..., student: module path}; a path may say "
+        "how the output is read (blocks.5:cls: the class token); "
         "null: every layer of the student's network, which must then be one of our families, such as plain.",
     )
     student: StudentConfig = Field(StudentConfig(), description="The network of the student.")

@@ -21,8 +21,14 @@ def measure_size(network: torch.nn.Module, image: torch.Tensor) -> NetworkSize:
         >>> measure_size(torch.nn.Linear(4, 2), torch.zeros(1, 4)).macs
         8
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+    # In evaluation mode, torch's attention is one fused operation, which the counter does not know.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     parameters = list(network.parameters())
     return NetworkSize(
         parameters=sum(p.numel() for p in parameters),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import Amalgamation
 from ka_ray.config import LayersConfig
+from ka_ray.features.layouts import Layout
 from ka_ray.features.stack import SCORES
 from ka_ray.numerics.conjugate_gradient import DEFAULT_RIDGE, solve_iteratively
 from ka_ray.numerics.moments import Moments, MomentsMeter
@@ -169,7 +170,12 @@ class LayerSolver:
                     return
             # A stage that cannot be solved still has random weights, so the code replaces its output.
             solved = self.config.inputs == "student" and tap in self._solvable
-            features = stage(features) if solved else self._target(tap, batch)
+            if solved:
+                features = stage(features)
+            elif tap != SCORES:
+                layout, code = self.student.layouts[tap], self._target(tap, batch)
+                # No solvable stage follows a tap with tokens that have no code, see :func:`_solvable_layers`.
+                features = code if layout.has_rest else layout.join(code, None)
 
     def _target(self, tap: str, batch: Mapping[str, Tensor]) -> Tensor:
         if tap == SCORES:
@@ -210,8 +216,15 @@ def describe_gram_sizes(student: Student, config: LayersConfig) -> str | None:
 
 def _solvable_layers(student: Student) -> dict[str, tuple[ConvOrLinear, Norm | None]]:
     """Return, per tap, the layer that is linear in its weights, and the batch norm behind it if any."""
-    found = {tap: find_solvable_layer(stage) for tap, stage in student.stages.items()}
-    return {tap: layer_and_norm for tap, layer_and_norm in found.items() if layer_and_norm is not None}
+    found, after_rest = {}, False
+    for tap, stage in student.stages.items():
+        layout = student.layouts.get(tap, Layout())
+        # Left out are layers of tokens and of maps with the channels last, and stages whose input includes
+        # tokens without a code: these tokens come from a stage that is trained later.
+        if not after_rest and not layout.channels_last and (layer := find_solvable_layer(stage)):
+            found[tap] = layer
+        after_rest = layout.has_rest
+    return found
 
 
 def _over_ranks(groups: list[MomentsMeter]) -> list[Moments]:

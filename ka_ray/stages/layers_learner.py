@@ -23,9 +23,9 @@ class LayerwiseLearner(nn.Module):
 
     Layer l computes ``code_hat[l] = layer_l(pool(act(adapter[l-1](code[l-1]))))``, with the loss
     ``1/2 ||code_hat[l] - code[l]||^2``. Its input is the code of tap l-1 instead of the student's own
-    features; the first layer's input is the image. So no gradient crosses a tap, and one backward pass of the
-    summed losses trains all layers independently of each other. The target of the last layer is the teachers'
-    scores, merged by the rule of the label sets.
+    features (but see :meth:`_adapt` for class tokens); the first layer's input is the image. So no gradient
+    crosses a tap, and one backward pass of the summed losses trains all layers independently of each other.
+    The target of the last layer is the teachers' scores, merged by the rule of the label sets.
 
     Args:
         student: Student whose stages are trained in place. Each stage is the part between two taps.
@@ -68,19 +68,38 @@ class LayerwiseLearner(nn.Module):
             teachers' scores ``[B, sum of K_t]``).
         """
         pairs = {}
-        features = self.student.preprocess(batch["image"])
+        stage_input = self.student.preprocess(batch["image"])
         for tap, stage in self.student.stages.items():
-            stage_input = features
             if tap == SCORES:
-                # Not merged here, because the rule `conditional` compares with each teacher's own scores.
-                target = batch[SCORES]
-            else:
-                with torch.no_grad():
-                    target = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
-                features = self.adapters[tap](target)
-            if tap in self.trained_taps:
-                pairs[tap] = (stage(stage_input), target)
+                if tap in self.trained_taps:
+                    # Not merged here, because the rule `conditional` compares with each teacher's own scores.
+                    pairs[tap] = (stage(stage_input), batch[SCORES])
+                continue
+            with torch.no_grad():
+                target = cast(Amalgamation, self.encoders[tap]).encode(batch[tap])
+            layout, rest = self.student.layouts[tap], None
+            if tap in self.trained_taps or layout.has_rest:
+                estimate, rest = layout.split(stage(stage_input))
+                if tap in self.trained_taps:
+                    pairs[tap] = (estimate, target)
+            stage_input = self._adapt(tap, target, rest)
         return pairs
+
+    def _adapt(self, tap: str, code: Tensor, rest: Tensor | None) -> Tensor:
+        """Return the input of the stage after a tap: the adapted code, in the layout of the network itself.
+
+        Tokens that are not among the features, such as a class token, have no code. They are the student's
+        own, without a gradient, so that none crosses the tap. The adapter acts on them, too, because it is
+        folded into layers that compute all tokens.
+
+        Args:
+            tap: Name of the tap.
+            code: Code of the tap, ``[B, C, *space]``.
+            rest: The other tokens in the output of the stage before, ``[B, N', C]``; None if there are none.
+        """
+        adapter = cast(Adapter, self.adapters[tap])
+        adapted_rest = None if rest is None else adapter.linear(rest.detach())
+        return self.student.layouts[tap].join(adapter(code), adapted_rest)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss of each trained stage, averaged over all values of its output."""

@@ -35,15 +35,18 @@ class Adapter(nn.Module):
         return apply_channelwise(self.linear, code)
 
 
-def build_identity_layer(shape: Sequence[int]) -> nn.Conv2d | nn.Linear:
+def build_identity_layer(shape: Sequence[int], channels_last: bool = False) -> nn.Conv2d | nn.Linear:
     """Build a layer, initialised as the identity, for the end of a stage into which no adapter can be folded.
 
     Args:
         shape: Shape of one image's features at the end of the stage, ``(C, *space)``: maps get a 1x1 conv,
             vectors a linear layer.
+        channels_last: Whether the stage's output has its channels last, as tokens have. Then it gets a linear
+            layer.
     """
     channels = shape[0]
-    layer = nn.Linear(channels, channels) if len(shape) == 1 else nn.Conv2d(channels, channels, 1)
+    linear = channels_last or len(shape) == 1
+    layer = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(channels).view_as(layer.weight))
         layer.bias.zero_()  # type: ignore[union-attr]  # both are built with a bias

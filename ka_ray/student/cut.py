@@ -5,6 +5,7 @@ The network can be cut at a value if everything after it is computed from this o
 In training, the stages differ from the network in two ways. Their dropout and stochastic depth modules drop
 nothing, because the targets are soft scores. And where a ``forward`` depends on ``self.training`` (functional
 dropout, for example), the stages always behave as in eval mode, because the network is traced in eval mode.
+Functional dropout stays only inside of modules that torch.fx cannot trace, which are called as they are.
 
 Shapes: B images, K classes.
 """

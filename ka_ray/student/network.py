@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Decoding, Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.features.find_layout import find_layout
+from ka_ray.features.layouts import Layout, parse_tap_path
 from ka_ray.features.stack import SCORES
 from ka_ray.images.views import View, view_of
 from ka_ray.storage.cache import fetch_local_copy
@@ -38,8 +40,8 @@ class StudentSpec:
         network: Name of a family (a key of :data:`ka_ray.student.families.FAMILIES`) or of a torchvision
             model, or the import path of a factory.
         arguments: Arguments of the network's builder.
-        paths: tap -> layer of the family, or module path of the network; in order from the image to the
-            scores.
+        paths: tap -> layer of the family, or module path of the network, with or without the layout of its
+            output; in order from the image to the scores.
         widths: tap -> number of channels of its code. In a family, layers without a tap keep the family's
             width; any other network keeps its own widths everywhere.
         label_sets: teacher -> its class names, in the order of its scores.
@@ -104,6 +106,9 @@ class Student(nn.Module):
 
     Attributes:
         spec: As given.
+        paths: The paths of the spec with the layout of every tap, such as ``blocks.5:prefix=1``.
+        layouts: tap -> layout of the stage's output. A stage gets and returns what the network's own modules
+            do, also tokens; :class:`ka_ray.features.layouts.Layout` says what of it is the features.
         shapes: tap -> shape of one image's features, ``(C, *space)``.
         kept_adapters: tap -> number of parameters of the 1x1 conv that was added there.
         stages: tap -> stage, in order.
@@ -117,6 +122,8 @@ class Student(nn.Module):
         super().__init__()
         self.spec = spec
         self.preprocess = Preprocess(Preprocessing.model_validate(dict(spec.preprocessing)))
+        self.paths = dict(spec.paths)
+        self.layouts: dict[str, Layout] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.kept_adapters: dict[str, int] = {}
         self.stages = self._build_stages()
@@ -131,29 +138,38 @@ class Student(nn.Module):
         """Build the stages, and run an image through them to learn the shapes at the taps."""
         spec = self.spec
         if spec.network in FAMILIES:
+            network = None
             family = find_family(spec.network, dict(spec.arguments))
             stages = build_family_stages(family, spec.paths, spec.widths, len(spec.classes))
         else:
-            stages = cut_into_stages(
-                build_network(spec.network, spec.arguments, len(spec.classes)), spec.paths
-            )
-        # Any image shows the shapes; in eval mode, because batch norm cannot train on one value per channel.
+            network = build_network(spec.network, spec.arguments, len(spec.classes))
+            module_paths = {tap: parse_tap_path(tap, path)[0] for tap, path in spec.paths.items()}
+            stages = cut_into_stages(network, module_paths)
+            network.eval()  # in training mode, batch norm refuses one value per channel
+        # Any image shows the shapes.
         image = torch.zeros(1, *spec.view.shape, dtype=torch.uint8)
         with torch.no_grad():
-            features = self.preprocess(image)
+            features = inputs = self.preprocess(image)
             for tap in list(stages):
                 features = self._run(stages[tap].eval(), features)
-                self.shapes[tap] = tuple(features.shape[1:])
-                if features.dim() not in (2, 4):
-                    raise InputError(
-                        f"taps.{tap}: the student's features have the shape {list(features.shape)} there; "
-                        "only [B, C] and [B, C, height, width] are supported"
-                    )
-                if tap != SCORES and not can_fold(stages[tap]):  # no adapter follows the scores
-                    layer = build_identity_layer(self.shapes[tap])
+                if tap == SCORES:
+                    self.shapes[SCORES] = tuple(features.shape[1:])
+                    continue
+                layout = Layout() if network is None else self._find_layout(network, tap, features, inputs)
+                self.layouts[tap] = layout
+                self.shapes[tap] = tuple(layout.split(features)[0].shape[1:])
+                if not can_fold(stages[tap]):
+                    layer = build_identity_layer(self.shapes[tap], layout.channels_last)
                     self.kept_adapters[tap] = sum(p.numel() for p in layer.parameters())
                     stages[tap] = nn.Sequential(OrderedDict(network=stages[tap], adapter=layer))
         return stages.train()
+
+    def _find_layout(self, network: nn.Module, tap: str, output: Tensor, inputs: Tensor) -> Layout:
+        """Find the layout of a stage's output, and make it explicit in the tap's path."""
+        path, given = parse_tap_path(tap, self.spec.paths[tap])
+        layout = find_layout(network, tap, path, output, inputs, given)
+        self.paths[tap] = self.spec.paths[tap] if given is not None else path + layout.rule
+        return layout
 
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
         """Run a stage; if it fails, raise an InputError that names the network and the image size."""

@@ -17,7 +17,7 @@ from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES
 from ka_ray.images.views import IMAGE, NetworkViews, make_view, view_of
 from ka_ray.student import FAMILIES, Student, StudentSpec, find_family
-from ka_ray.student.tap_paths import resolve_student_paths, resolve_teacher_paths
+from ka_ray.student.tap_paths import is_same_network, resolve_student_paths, resolve_teacher_paths
 from ka_ray.teachers import Teacher
 
 FLOAT16_BYTES = 2
@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         label_sets: The teachers' label sets and the rule that combines their scores.
-        paths: teacher -> tap -> module path in the teacher.
+        paths: teacher -> tap -> module path in the teacher, with the layout of its output: ``blocks.5:cls``.
         channels: tap -> number of channels of each teacher's features there, in the order of the teachers.
         spaces: tap -> height and width of the student's features there, empty for a vector. All teachers'
             features are resized to it.
@@ -95,6 +95,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)
     views = _make_views(config)
+    paths = {t.name: t.resolve_paths(views.teachers[t.name], paths[t.name]) for t in teachers}
     found = {t.name: t.check_forward_pass(views.teachers[t.name], paths[t.name]) for t in teachers}
     # A first student only shows the order of the taps and the shapes there.
     spec = StudentSpec(
@@ -116,7 +117,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         check_resizable(tap, teacher.name, found[teacher.name][tap], spaces[tap])
     widths = {tap: student.shapes[tap][0] for tap in taps}
     _check_widths(config, widths, channels, found)
-    spec = replace(spec, paths={tap: student_paths[tap] for tap in taps}, widths=widths)
+    spec = replace(spec, paths={tap: student.paths[tap] for tap in taps}, widths=widths)
     return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
 
 
@@ -136,7 +137,7 @@ def _student_network(config: Config) -> tuple[str, dict[str, Any]]:
     first = config.teachers[0]
     network = config.student.network or first.network
     arguments = dict(config.student.arguments)
-    if network == first.network:  # another network would not know the first teacher's arguments
+    if is_same_network(first, network, arguments):  # another would not know the first teacher's arguments
         inherited = dict(first.arguments)
         if network in FAMILIES:
             # A family leaves out some arguments of the network that it is named after.

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from ka_ray.config import STUDENT, Config
+from ka_ray.config import STUDENT, Config, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES, TARGETS
-from ka_ray.student import FAMILIES, Family, find_family, find_valid_taps
+from ka_ray.student import FAMILIES, find_family, find_valid_taps
 from ka_ray.teachers import build_network
 
 RESERVED = {"image_id", "image", "label", "draws", "target", TARGETS}
@@ -40,7 +40,7 @@ def resolve_student_paths(
         if tap in RESERVED or hasattr(nn.ModuleDict, tap):
             raise InputError(f"taps.{tap}: a tap cannot have this name; choose another one")
     if network in FAMILIES:
-        return _family_paths(config, network, find_family(network, arguments))
+        return _family_paths(config, network, arguments)
     try:
         valid = find_valid_taps(build_network(network, arguments, num_classes))
     except InputError as error:  # it does not say which of the config's networks is meant
@@ -50,7 +50,7 @@ def resolve_student_paths(
             f"taps: name them; the student {network!r} can be cut at: {', '.join(valid[:MAX_LISTED])}"
             + (f" and {len(valid) - MAX_LISTED} more" if len(valid) > MAX_LISTED else "")
         )
-    paths = {tap: _student_path(config, tap, network) for tap in config.taps}
+    paths = {tap: _student_path(config, tap, network, arguments) for tap in config.taps}
     missing = [tap for tap, path in paths.items() if path is None]
     if missing:
         raise InputError(
@@ -60,8 +60,9 @@ def resolve_student_paths(
     return {tap: path for tap, path in paths.items() if path is not None}
 
 
-def _family_paths(config: Config, network: str, family: Family) -> dict[str, str]:
+def _family_paths(config: Config, network: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     """Find the layer of the family for each tap: by the tap's name, the layer's name or its module path."""
+    family = find_family(network, dict(arguments))
     module_paths = {layer.name: layer.module_path for layer in family[:-1]}  # the last one gives the scores
     if config.taps is None:
         return {name: name for name in module_paths}
@@ -69,7 +70,11 @@ def _family_paths(config: Config, network: str, family: Family) -> dict[str, str
     for tap, path in config.taps.items():
         # `conv1: norm1` taps the student's layer conv1, whatever the path means in the teachers.
         explicit = isinstance(path, dict) and STUDENT in path
-        layer = tap if tap in module_paths and not explicit else _student_path(config, tap, network) or ""
+        layer = (
+            tap
+            if tap in module_paths and not explicit
+            else _student_path(config, tap, network, arguments) or ""
+        )
         layers[tap] = layer_at.get(layer, layer)
     unknown = {tap: layer for tap, layer in layers.items() if layer not in module_paths or tap == SCORES}
     if unknown or len(set(layers.values())) < len(layers) or not layers:
@@ -80,14 +85,27 @@ def _family_paths(config: Config, network: str, family: Family) -> dict[str, str
     return layers
 
 
-def _student_path(config: Config, tap: str, network: str) -> str | None:
+def _student_path(config: Config, tap: str, network: str, arguments: Mapping[str, Any]) -> str | None:
     """Return a tap's path in the student: as given, or as in the first teacher with the same network."""
     assert config.taps is not None
     path = config.taps[tap]
-    teacher = next((teacher.name for teacher in config.teachers if teacher.network == network), None)
+    teacher = next((t.name for t in config.teachers if is_same_network(t, network, arguments)), None)
     if isinstance(path, str):  # one path for all teachers
         return path if teacher is not None else None
     return path.get(STUDENT, path[teacher] if teacher is not None else None)
+
+
+def is_same_network(teacher: TeacherConfig, network: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a teacher's network is of the same architecture as the student's.
+
+    Args:
+        teacher: Section of the teacher in the config.
+        network: The student's network.
+        arguments: The student's arguments; a factory such as ``timm:create_model`` builds the architecture
+            that they call ``model_name``. Without this name, they count as those of the teacher.
+    """
+    own = teacher.arguments.get("model_name")
+    return teacher.network == network and arguments.get("model_name", own) == own
 
 
 def resolve_teacher_paths(

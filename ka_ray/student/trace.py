@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,9 @@ _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itr
 def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """Trace a network in eval mode, down to modules without children and modules of torch.nn.
 
-    Arguments of ``forward`` that have a default are fixed to it.
+    Arguments of ``forward`` that have a default are fixed to it. A module inside the network that torch.fx
+    cannot trace, such as a transformer block that depends on the size of its input, is one step of the graph;
+    the network cannot be cut inside of it.
 
     Returns:
         The graph, and module path -> node with the output of the module's last call; None if the module
@@ -29,34 +31,56 @@ def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     Raises:
         InputError: torch.fx cannot trace the network.
     """
-    tracer = _Tracer()
     arguments = inspect.signature(network.forward).parameters.values()
     defaults = {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
+    opaque = set[nn.Module]()
     with eval_mode(network):
-        try:
-            return tracer.trace(network, defaults or None), tracer.results
-        except Exception as error:  # user code can raise anything when it gets a proxy instead of a tensor
-            reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
-            raise InputError(
-                f"student.network: torch.fx cannot trace it ({reason}); its forward must take one tensor, "
-                "and may not depend on the values in the image (no `if` or `for` over them)"
-            ) from None
+        while True:
+            tracer = _Tracer(opaque)
+            try:
+                return tracer.trace(network, defaults or None), tracer.results
+            except (
+                Exception
+            ) as error:  # user code can raise anything when it gets a proxy instead of a tensor
+                if tracer.failed is not None:  # try again without looking into this module
+                    opaque.add(tracer.failed)
+                    continue
+                reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
+                raise InputError(
+                    f"student.network: torch.fx cannot trace it ({reason}); its forward must take one "
+                    "tensor, and may not depend on the values in the image (no `if` or `for` over them)"
+                ) from None
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that stops at modules without children and records what every module returned."""
+    """A tracer that stops at modules without children and records what every module returned.
 
-    def __init__(self) -> None:
+    Args:
+        opaque: Further modules to stop at.
+
+    Attributes:
+        results: Module path -> node with the output of the module's last call; None if it is no tensor.
+        failed: The innermost module that could not be traced; None if there is none inside the network.
+    """
+
+    def __init__(self, opaque: Collection[nn.Module]) -> None:
         super().__init__()
         self.results: dict[str, Any] = {}
+        self.failed: nn.Module | None = None
+        self._opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, fx.GraphModule):  # a part that ka_ray cut out of a network: trace what is inside
             return False
-        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
+        return m in self._opaque or not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = super().call_module(m, forward, args, kwargs)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None and not self.is_leaf_module(m, self.path_of_module(m)):
+                self.failed = m
+            raise
         self.results[self.path_of_module(m)] = result.node if isinstance(result, fx.Proxy) else None
         return result
 
@@ -90,7 +114,8 @@ def is_in_place(root: nn.Module, node: fx.Node) -> bool:
         node: A node of the graph.
     """
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+        # A module that is one step of the graph may hold an in-place activation that gets the module's input.
+        return any(getattr(m, "inplace", False) for m in root.get_submodule(str(node.target)).modules())
     if not node.op.startswith("call"):
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
@@ -201,6 +201,7 @@ def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
 
 
 def _is_unpacked(node: fx.Node) -> bool:
-    """Return whether a value seems to be a tuple or a dict: one of its items is read by an int or str key."""
-    users = [user for user in node.users if user.target is operator.getitem]
-    return any(isinstance(user.args[1], int | str) for user in users)
+    """Return whether a value is no tensor: an item is read by an int or str key, or a field by its name."""
+    items = [user.args[1] for user in node.users if user.target is operator.getitem]
+    fields = [str(user.args[1]) for user in node.users if user.target is getattr]
+    return any(isinstance(key, int | str) for key in items) or any(not hasattr(Tensor, f) for f in fields)

@@ -95,7 +95,6 @@ def describe_answers(teacher: Teacher, images: Tensor, labels: Sequence[str]) ->
     return (
         f"teacher {teacher.name}, tried on {len(images)} images: surer than {SURE:.0%} of "
         f"{int((probabilities > SURE).sum())}, most often {teacher.classes[int(counts.argmax())]!r} "
-        """Return a note if many channels of a tap are constant; refuse a tap without information."""
         + (f", right for {right} of {len(known)} of its own classes" if known else "")
     )
 

@@ -4,15 +4,16 @@ Shapes: B images, H and W in pixels, K classes of the teacher, C channels of a t
 width in positions (empty after a linear layer).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ka_ray.config import TeacherConfig
 from ka_ray.errors import InputError
+from ka_ray.features.find_layout import resolve_tap_paths
 from ka_ray.features.taps import Taps
 from ka_ray.images.views import View
 from ka_ray.teachers.activations import to_scores
@@ -20,6 +21,8 @@ from ka_ray.teachers.checkpoint import load_checkpoint
 from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
+
+Result = TypeVar("Result")
 
 INPUT_TRANSFORMERS = ("googlenet", "inception_v3")
 """torchvision's networks that change their input if they are made with pretrained weights."""
@@ -64,7 +67,7 @@ class Teacher:
 
         Args:
             images: Pixels in 0 ... 255, ``[B, 3, H, W]``.
-            paths: Tap name -> dotted path of the module whose output is read.
+            paths: Tap name -> path of the tap, as :meth:`resolve_paths` returns it.
 
         Returns:
             Tap name -> features ``[B, C, *space]``, and the scores ``[B, K]``.
@@ -76,6 +79,21 @@ class Teacher:
 
     def _find_scores(self, output: Any) -> Tensor:
         return to_scores(find_scores(output, len(self.classes), self.output), self.final_activation)
+
+    def resolve_paths(self, view: View, paths: Mapping[str, str]) -> dict[str, str]:
+        """Return the taps with the layout of their modules' outputs, see :func:`resolve_tap_paths`.
+
+        Args:
+            view: The pixels that the teacher gets of an image.
+            paths: Tap name -> path of the tap in the config.
+
+        Raises:
+            InputError: A tap does not exist, the layout of its output is not clear, or the network fails.
+        """
+        # Two images, because a module whose output does not depend on the image would show with two only.
+        return self._try_images(
+            view, lambda images: resolve_tap_paths(self.network, paths, self.preprocess(images)), 2
+        )
 
     def check_forward_pass(self, view: View, paths: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         """Run the network on one black image, so that mistakes in the config show before the run starts.
@@ -91,10 +109,17 @@ class Teacher:
             InputError: A tap does not exist or is not a feature map or vector, the network fails for images
                 of this size, or the number of scores differs from the number of classes.
         """
+        features, _ = self._try_images(view, lambda images: self.features(images, paths), 1)
+        self._check_features(features, paths)
+        return {tap: tuple(feature.shape[1:]) for tap, feature in features.items()}
+
+    def _try_images(self, view: View, run: Callable[[Tensor], Result], count: int) -> Result:
+        """Run the network on black images; if it fails, raise an InputError that names the teacher."""
         device = self.preprocess.mean.device
-        image = torch.zeros(1, *view.shape, dtype=torch.uint8, device=device)
+        images = torch.zeros(count, *view.shape, dtype=torch.uint8, device=device)
         try:
-            features, _ = self.features(image, paths)
+            with torch.inference_mode():
+                return run(images)
         except InputError as error:
             raise InputError(_named(self.name, error)) from None
         except Exception as error:  # networks refuse sizes with many exceptions (ViT: AssertionError)
@@ -103,8 +128,6 @@ class Teacher:
                 f"{error}. Set `images.size` or the teacher's `preprocessing.size` to the size it was "
                 "trained with"
             ) from None
-        self._check_features(features, paths)
-        return {tap: tuple(feature.shape[1:]) for tap, feature in features.items()}
 
     def _check_features(self, features: Mapping[str, Tensor], paths: Mapping[str, str]) -> None:
         """Refuse taps that were not reached, or whose output is not a feature map or vector."""

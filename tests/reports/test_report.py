@@ -284,3 +284,12 @@ def test_measure_size_equals_sizes_computed_by_hand() -> None:
     batch_norm_buffers = 4 * 2 * 5 + 8  # bytes of the running mean and variance, and of the step count
     assert size.bytes == 4 * size.parameters + batch_norm_buffers
     assert measure_size(network.half(), torch.zeros(1, 3, 8, 6).half()).bytes < size.bytes
+
+
+def test_measure_size_counts_attention_that_torch_computes_in_one_operation() -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    tokens, width = 5, 8
+    attention = tokens * width * 3 * width + 2 * tokens * tokens * width + tokens * width * width
+    macs = measure_size(layer, torch.zeros(1, tokens, width)).macs
+    assert macs == attention + 2 * tokens * width * 16
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from ka_ray.features.resize import resize_features
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.student.plan import make_plan
@@ -36,7 +37,9 @@ def make_inputs(load_config, make_store, tmp_path):
         columns = {"image_id": np.arange(NUM_IMAGES), "image": pixels}
         read = [teacher.features(torch.from_numpy(pixels), plan.paths[teacher.name]) for teacher in teachers]
         for tap in plan.shapes:
-            stacked = torch.cat([features[tap] for features, _ in read], dim=1)
+            stacked = torch.cat(
+                [resize_features(features[tap], plan.spaces[tap]) for features, _ in read], dim=1
+            )
             columns[tap] = stacked.half().numpy()
         columns["scores"] = torch.cat([scores for _, scores in read], dim=1).half().numpy()
         make_store({name: column[:num_features] for name, column in columns.items()}, folder=FEATURES)

@@ -37,6 +37,16 @@ class StudentCase:
 
 
 PLAIN_CONV_NET = "ka_ray.teachers.plain:plain_conv_net"
+TIMM = "timm:create_model"
+VIT = {
+    "model_name": "vit_tiny_patch16_224",
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 12,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 4,
+}
 STUDENTS = {
     "convs": StudentCase("plain", {"conv1": 5, "conv2": 7, "conv3": 4}, {"widths": [4, 6, 8]}, 12),
     "convs, some without a tap": StudentCase("plain", {"conv2": 7}, {"widths": [4, 6, 8]}, 12),
@@ -57,7 +67,36 @@ STUDENTS = {
         12,
         {"a": "pool1", "b": "flatten"},
     ),
+    "vit with a class token": StudentCase(
+        TIMM, {"a": 12, "b": 12}, VIT, 16, {"a": "blocks.0", "b": "blocks.1"}
+    ),
+    "vit, cut at a class token": StudentCase(
+        TIMM, {"a": 12, "b": 12}, VIT, 16, {"a": "blocks.0", "b": "blocks.1:cls"}
+    ),
+    "vit without a class token": StudentCase(
+        TIMM,
+        {"a": 12, "b": 12},
+        {**VIT, "class_token": False, "global_pool": "avg"},
+        16,
+        {"a": "blocks.0", "b": "norm"},
+    ),
+    "swin": StudentCase(
+        TIMM,
+        {"a": 6, "b": 12},
+        {
+            "model_name": "swin_tiny_patch4_window7_224",
+            "window_size": 2,
+            "img_size": 16,
+            "embed_dim": 6,
+            "depths": [1, 1],
+            "num_heads": [1, 1],
+            "num_classes": 4,
+        },
+        16,
+        {"a": "layers.0", "b": "layers.1.downsample.reduction"},
+    ),
 }
+TOKEN_STUDENTS = [name for name, case in STUDENTS.items() if case.network == TIMM]
 
 
 @pytest.fixture
@@ -97,7 +136,9 @@ def run_in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
     for tap, stage in learner.student.stages.items():
         features = stage(features)
         if tap in learner.adapters:
-            features = learner.adapters[tap](features)
+            # An adapter acts on all tokens, also on those that have no code.
+            adapter, channels_last = learner.adapters[tap], learner.student.layouts[tap].channels_last
+            features = adapter.linear(features) if channels_last else adapter(features)
         outputs[tap] = features
     return outputs
 
@@ -105,13 +146,10 @@ def run_in_turn(learner: LayerwiseLearner, images: Tensor) -> dict[str, Tensor]:
 def make_batch(learner: LayerwiseLearner, count: int = 3) -> dict[str, Tensor]:
     """Return images, scores and random stacked features of the right shapes."""
     images = make_images(learner, count)
-    with torch.no_grad():
-        outputs = run_in_turn(learner, images)
     label_sets = LabelSets(learner.student.spec.label_sets, learner.student.spec.rule)
-    del outputs["scores"]
     batch = {"image": images, "scores": torch.randn(count, label_sets.num_scores)}
-    for tap, output in outputs.items():
-        batch[tap] = torch.randn(count, sum(learner.encoders[tap].spans), *output.shape[2:])
+    for tap, shape in learner.student.shapes.items():
+        batch[tap] = torch.randn(count, sum(learner.encoders[tap].spans), *shape[1:])
     return batch
 
 
@@ -236,7 +274,7 @@ def test_the_loss_of_a_tap_has_gradients_only_for_its_stage_and_the_adapter_befo
     assert reached == expected
 
 
-@pytest.mark.parametrize("name", ["cut, with batch norms", "cut, with kept adapters"])
+@pytest.mark.parametrize("name", ["cut, with batch norms", "cut, with kept adapters", *TOKEN_STUDENTS])
 def test_in_a_cut_network_the_loss_of_a_tap_has_gradients_only_for_its_stage_and_the_adapter_before(
     make_learner, name
 ):
@@ -250,6 +288,26 @@ def test_in_a_cut_network_the_loss_of_a_tap_has_gradients_only_for_its_stage_and
     assert reached == {"b", "adapters"}
     assert learner.adapters["a"].linear.weight.grad.abs().max() > 0
     assert learner.adapters["b"].linear.weight.grad is None
+
+
+@pytest.mark.parametrize("name", TOKEN_STUDENTS)
+@torch.no_grad()
+def test_with_perfect_codes_every_stage_computes_what_it_computes_in_the_student(
+    make_learner, name, monkeypatch
+):
+    learner = make_learner(name).eval()
+    images, outputs = make_images(learner), {}
+    for adapter in learner.adapters.values():  # so that the student itself has the codes
+        adapter.linear.weight.copy_(torch.eye(len(adapter.linear.weight)))
+        adapter.linear.bias.zero_()
+    expected = run_in_turn(learner, images)
+    for tap, encoder in learner.encoders.items():
+        outputs[tap] = learner.student.layouts[tap].split(expected[tap])[0]
+        monkeypatch.setattr(encoder, "encode", lambda features: features)
+    pairs = learner.estimates_and_targets({"image": images, "scores": torch.zeros(3, 4)} | outputs)
+    for estimate, target in list(pairs.values())[:-1]:
+        torch.testing.assert_close(estimate, target, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pairs["scores"][0], learner.student(images), rtol=1e-4, atol=1e-4)
 
 
 OVERLAPPING_LABEL_SETS = {"low": ("a", "b", "c"), "high": ("d", "c")}
@@ -303,14 +361,17 @@ def test_the_relative_error_of_the_rule_conditional_ignores_a_constant_added_to_
     assert before == pytest.approx(error.item(), rel=1e-4)
 
 
-def test_all_parameters_except_those_of_the_encoders_get_gradients(make_learner):
-    learner = make_learner()
+@pytest.mark.parametrize("name", ["convs", *TOKEN_STUDENTS])
+def test_all_parameters_except_those_of_the_encoders_get_gradients(make_learner, name):
+    learner = make_learner(name)
     torch.stack(list(learner(make_batch(learner)).values())).sum().backward()
     for name, parameter in learner.named_parameters():
         assert (parameter.grad is None) == name.startswith("encoders."), name
 
 
-@pytest.mark.parametrize("name", ["convs", "convs and linear layers", "cut, with batch norms"])
+@pytest.mark.parametrize(
+    "name", ["convs", "convs and linear layers", "cut, with batch norms", *TOKEN_STUDENTS]
+)
 def test_the_relative_error_covers_all_batches(make_learner, name):
     learner = make_learner(name).eval()
     batches = [make_batch(learner, count) for count in (4, 3, 5)]

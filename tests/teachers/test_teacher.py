@@ -132,7 +132,7 @@ def make_tiny_vit() -> nn.Module:
             lambda: SelectableOutput(""),
             8,
             {"pair": "attention"},
-            r"taps\.pair: the module outputs a tuple, but a tap needs a single tensor",
+            r"taps\.pair: .*outputs the shape \[64, 1, 3\], but a tap needs a map",
         ),
         (
             lambda: SelectableOutput(""),
@@ -149,13 +149,26 @@ def make_tiny_vit() -> nn.Module:
         "image too small",
         "image of another size (assertion)",
         "tap that is neither a map nor a vector",
-        "tap that returns a tuple",
+        "tap that returns a tuple of images and positions in the wrong order",
         "tap at a module that is never called",
     ],
 )
 def test_check_forward_pass_refuses_unusable_teachers_and_taps(make, size, paths, message):
     with pytest.raises(InputError, match=message):
         make_teacher(make()).check_forward_pass(View("squash", size, size), paths)
+
+
+def test_tokens_become_maps_and_vectors():
+    teacher = make_teacher(make_tiny_vit())
+    view = View("squash", 16, 16)
+    paths = teacher.resolve_paths(view, {"map": "encoder.ln", "cls": "encoder.ln:cls", "stem": "conv_proj"})
+    assert paths == {"map": "encoder.ln:prefix=1", "cls": "encoder.ln:cls", "stem": "conv_proj"}
+    assert teacher.check_forward_pass(view, paths) == {"map": (4, 4, 4), "cls": (4,), "stem": (4, 4, 4)}
+
+
+def test_resolve_paths_names_the_teacher_whose_network_fails():
+    with pytest.raises(InputError, match="teacher odd: the network fails for an image of 8 x 8 pixels"):
+        make_teacher(make_tiny_vit()).resolve_paths(VIEW, {"map": "encoder.ln"})
 
 
 def test_a_loaded_teacher_is_frozen_and_in_eval_mode(load_config):
