@@ -74,6 +74,11 @@ class StudentSpec:
         return self.view.crop
 
     @property
+    def input_rules(self) -> dict[str, dict[str, Any]]:
+        """How an image file becomes the student's input: `decoding` and `preprocessing`, as in a config."""
+        return {"decoding": dict(self.decoding), "preprocessing": dict(self.preprocessing)}
+
+    @property
     def decoding_rules(self) -> Decoding:
         """How image files become pixels for the student."""
         return Decoding.model_validate(dict(self.decoding))

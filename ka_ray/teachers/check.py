@@ -92,10 +92,11 @@ def describe_answers(teacher: Teacher, images: Tensor, labels: Sequence[str]) ->
     counts = best.bincount(minlength=len(teacher.classes))
     known = [i for i, label in enumerate(labels) if label in teacher.classes]
     right = sum(teacher.classes[int(best[i])] == labels[i] for i in known)
+    of_own_classes = f", right for {right} of {len(known)} of its own classes" if known else ""
     return (
         f"teacher {teacher.name}, tried on {len(images)} images: surer than {SURE:.0%} of "
         f"{int((probabilities > SURE).sum())}, most often {teacher.classes[int(counts.argmax())]!r} "
-        + (f", right for {right} of {len(known)} of its own classes" if known else "")
+        f"({int(counts.max())}){of_own_classes}"
     )
 
 

@@ -147,12 +147,7 @@ class MlflowTracker(Tracker):
                     run_id=self._run_id,
                     model_uuid=logged.model_id,
                     model_id=logged.model_id,
-                    metadata={
-                        "classes": list(student.spec.classes),
-                        # How an image file becomes the model's input; the graph begins with its pixels.
-                        "decoding": dict(student.spec.decoding),
-                        "preprocessing": dict(student.spec.preprocessing),
-                    },
+                    metadata={"classes": list(student.spec.classes), **student.spec.input_rules},
                 )
                 _save_model(student, Path(folder) / MODEL_NAME, model)
                 self._client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL_NAME))
