@@ -42,8 +42,10 @@ def checkout(tmp_path, monkeypatch, make_spec):
         teacher_folder = folder / f"runs/cifar10_teacher_{name}/{name}"
         teacher_folder.mkdir(parents=True)
         (teacher_folder / "teacher.safetensors").touch()
-    for name in ("dogs.safetensors", "birds.pt", "cats.safetensors"):
+    for name in ("dogs.safetensors", "birds.pt", "birds.ckpt", "cats.safetensors"):
         (folder / name).touch()
+    (folder / "hf" / "dogs").mkdir(parents=True)
+    (folder / "hf" / "dogs" / "config.json").write_text("{}")
     for name in ("dogs", "birds", "cats"):
         (folder / f"{name}.txt").write_text(f"{name}_1\n{name}_2\n")
     save_image(folder / "photos" / "some" / "1.jpg")
