@@ -74,7 +74,7 @@ def run_job_script(words, monkeypatch):
 
 
 def parse_benchmark(words, monkeypatch):
-    """Run a benchmark until it has parsed its arguments; load the config that it names."""
+    """Run a benchmark until it has parsed its arguments; load the config that it names, if any."""
     path, parsed = REPOSITORY / words[1], []
     if "argparse" not in path.read_text():
         compile(path.read_text(), path, "exec")
@@ -91,7 +91,8 @@ def parse_benchmark(words, monkeypatch):
     monkeypatch.syspath_prepend(path.parent)
     with pytest.raises(WorkReached):
         runpy.run_path(str(path), run_name="__main__")
-    Config.load(parsed[0].config, parsed[0].overrides)
+    if hasattr(parsed[0], "config"):
+        Config.load(parsed[0].config, parsed[0].overrides)
 
 
 def parse_click(command, words):
