@@ -1,5 +1,6 @@
 """Set up a run, for all commands that merge teachers: check the config, connect, train missing teachers."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,11 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
     Raises:
         InputError: A source cannot be read, or does not say enough.
     """
-    described = [describe_teacher(teacher) for teacher in config.teachers]
+    described = []
+    for teacher in config.teachers:
+        if teacher.from_ is not None:  # recognising a network can take some seconds
+            print(f"teacher {teacher.name}: finding out what {teacher.from_} is", file=sys.stderr, flush=True)
+        described.append(describe_teacher(teacher))
     teachers = tuple(teacher for teacher, _ in described)
     return config.model_copy(update={"teachers": teachers}), [note for _, note in described if note]
 

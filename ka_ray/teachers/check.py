@@ -6,6 +6,7 @@ Shapes: n images, K classes.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +77,7 @@ def check_teacher(
         _one_class(teacher, scores),
         _accuracy(teacher, scores, labels),
         _unstable(teacher, images, scores),
+        _other_normalisation(teacher),
     ]
     return [f"teacher {teacher.name}: {note}" for note in notes if note]
 
@@ -158,6 +160,20 @@ def _accuracy(teacher: Teacher, scores: Tensor, labels: Sequence[str]) -> str:
         f"is right for {right} of {len(known)} images of its own classes, hardly more than by chance; check "
         "its checkpoint, the order of its classes and its preprocessing"
     )
+
+
+def _other_normalisation(teacher: Teacher) -> str:
+    """Compare the mean and standard deviation with those that a network of timm carries with it."""
+    carried = getattr(teacher.network, "pretrained_cfg", None) or {}
+    preprocess = teacher.preprocess
+    for key, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        known, given = carried.get(key), values.flatten().tolist()
+        if known and not np.allclose(known, given, atol=1e-3):
+            return (
+                f"preprocessing.{key} is {[round(value, 4) for value in given]}, but timm's data config of its "
+                f"network says {list(known)}, which fits if it was fine-tuned from timm's weights"
+            )
+    return ""
 
 
 def _unstable(teacher: Teacher, images: Tensor, scores: Tensor) -> str:

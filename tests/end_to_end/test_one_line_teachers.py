@@ -69,6 +69,15 @@ taps:
 student: {network: plain, arguments: {widths: [8, 16]}, preprocessing: {size: 32}}
 """
 
+QUICK = """\
+student: {network: plain, arguments: {widths: [8, 16]}, preprocessing: {size: 32}}
+codes: {epochs: 1, batch_size: 8}
+layers: {epochs: 1, batch_size: 8}
+joint: {epochs: 1, batch_size: 8}
+ray: {workers: 1}
+tracking: {backend: none}
+"""
+
 THREE = """\
 name: three
 images: {source: folder, path: photos, labelled: false, size: 64}
@@ -83,12 +92,6 @@ teachers:
 taps:
   early: {pets: blocks.1, birds: features.4, cifar: layer1, student: conv1}
   late: {pets: blocks.4, birds: features.12, cifar: layer2, student: conv2}
-student: {network: plain, arguments: {widths: [8, 16]}, preprocessing: {size: 32}}
-codes: {epochs: 1, batch_size: 8}
-layers: {epochs: 1, batch_size: 8}
-joint: {epochs: 1, batch_size: 8}
-ray: {workers: 1}
-tracking: {backend: none}
 """
 
 MERGED = """\
@@ -98,12 +101,6 @@ teachers: [runs/three, hf/more]
 taps:
   early: {three: stages.early, more: blocks.1, student: conv1}
   late: {three: stages.late, more: blocks.4, student: conv2}
-student: {network: plain, arguments: {widths: [8, 16]}, preprocessing: {size: 32}}
-codes: {epochs: 1, batch_size: 8}
-layers: {epochs: 1, batch_size: 8}
-joint: {epochs: 1, batch_size: 8}
-ray: {workers: 1}
-tracking: {backend: none}
 """
 
 
@@ -141,7 +138,7 @@ def test_what_people_have_is_merged_and_merged_again(tmp_path, monkeypatch):
     shutil.move(
         tmp_path / "my_resnet.py", tmp_path / "configs"
     )  # beside the config, not in the current folder
-    (tmp_path / "configs" / "three.yaml").write_text(THREE)
+    (tmp_path / "configs" / "three.yaml").write_text(THREE + QUICK)
     printed = ka_ray_command("run", "configs/three.yaml", cwd=tmp_path)
     for line in ("teacher pets: a model of timm", "checkpoint: state_dict; prefix 'module.' removed"):
         assert line in printed
@@ -177,7 +174,7 @@ def test_what_people_have_is_merged_and_merged_again(tmp_path, monkeypatch):
     more = timm.create_model("mobilenetv3_small_050", num_classes=2)
     labels = {"label_names": ["ant", "bee"]}
     save_for_hf(more, str(tmp_path / "hf" / "more"), model_config=labels, safe_serialization=True)
-    (tmp_path / "again.yaml").write_text(MERGED)
+    (tmp_path / "again.yaml").write_text(MERGED + QUICK)
     printed = ka_ray_command("run", "again.yaml", cwd=tmp_path)
     assert "teacher three: a student of ka_ray" in printed
     assert ka_ray.load_student(tmp_path / "runs" / "again").spec.classes == (

@@ -127,6 +127,18 @@ def test_dead_features_are_named_or_refused():
         check_tap([1.0, float("inf"), 0.0, 0.0])
 
 
+@pytest.mark.parametrize(("mean", "is_named"), [([0.5, 0.5, 0.5], False), ([0.485, 0.456, 0.406], True)])
+def test_another_normalisation_than_timms_is_named(mean, is_named):
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=3).eval()  # its weights want .5 and .5
+    preprocess = Preprocess(Preprocessing(mean=mean, std=[0.5, 0.5, 0.5])).eval()
+    teacher = Teacher("pets", CLASSES, network, preprocess)
+    notes = [note for note in check_teacher(teacher, *make_images()) if "data config" in note]
+    assert len(notes) == is_named
+    assert all("preprocessing.mean is [0.485, 0.456, 0.406]" in note for note in notes)
+
+
 def test_the_answers_of_a_teacher_are_described():
     images, labels = make_images()
     known = describe_answers(make_teacher(Brightness()), images, [*labels[:8], *[""] * 8])

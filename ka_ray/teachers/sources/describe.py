@@ -61,7 +61,7 @@ def _describe(config: TeacherConfig) -> Description | None:
     if source is None:
         if config.weights is not None:
             return _describe_torchvision(config.network, config.weights, is_published)
-        if config.network.startswith(TIMM):
+        if config.network.startswith(TIMM):  # a factory may return one, too: see teachers/check.py
             return Description(
                 kind="a network of timm",
                 network=config.network,
