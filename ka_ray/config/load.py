@@ -81,7 +81,8 @@ def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
     Raises:
         InputError: A key cannot work; the message lists every such key.
     """
-    tree = config.model_dump(mode="json")
+    # Only what was given: what is left open of a teacher is found out later, and must stay open.
+    tree = config.model_dump(mode="json", exclude_unset=True)
     for override in overrides:
         _apply(tree, override)
     try:

@@ -170,8 +170,8 @@ def _other_normalisation(teacher: Teacher) -> str:
         known, given = carried.get(key), values.flatten().tolist()
         if known and not np.allclose(known, given, atol=1e-3):
             return (
-                f"preprocessing.{key} is {[round(value, 4) for value in given]}, but timm's data config of its "
-                f"network says {list(known)}, which fits if it was fine-tuned from timm's weights"
+                f"preprocessing.{key} is {[round(value, 4) for value in given]}, but timm's data config of "
+                f"its network says {list(known)}, which fits if it was fine-tuned from timm's weights"
             )
     return ""
 

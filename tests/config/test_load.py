@@ -262,6 +262,13 @@ def test_no_overrides_return_an_equal_config(load_config):
     assert with_overrides(config, []) == config
 
 
+def test_overrides_leave_open_what_was_left_open(load_config):
+    changed = with_overrides(load_config(), ["seed=3", "teachers.0.preprocessing.size=8"])
+    assert changed.seed == 3
+    assert "size" in changed.teachers[0].preprocessing.model_fields_set
+    assert "interpolation" not in changed.teachers[0].preprocessing.model_fields_set
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected_parts"),
     [

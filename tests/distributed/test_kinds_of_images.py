@@ -17,7 +17,7 @@ from ka_ray.images.split import ImageSet
 sys.path.append(str(Path(__file__).parents[1] / "images"))
 from source_makers import MAKERS, load, read, write_pictures
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_mixture_of_all_kinds_gives_the_same_rows_as_a_plain_loop(cluster, tmp_path):

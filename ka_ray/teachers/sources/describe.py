@@ -128,7 +128,6 @@ def _describe_torchvision(network: str, name: str, is_published: bool) -> Descri
 def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, str]:
     """Override what was found by the config's own keys, and describe the result."""
     network = config.network or found.network
-    preprocessing = merge_preprocessing(found.preprocessing, config.preprocessing)
     classes = config.classes or found.classes
     if not classes:
         known = "".join(f" ({note})" for note in found.notes)
@@ -144,11 +143,13 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
                 "arguments": {**(found.arguments if network == found.network else {}), **config.arguments},
                 "classes": classes,
                 "checkpoint": config.checkpoint or found.checkpoint,
-                "preprocessing": preprocessing,
+                "preprocessing": merge_preprocessing(found.preprocessing, config.preprocessing),
             }
         )
     except ValidationError as error:
-        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        problem = error.errors()[0]
+        key = "preprocessing." if error.title == "Preprocessing" else ""
+        raise InputError(key + problem["msg"].removeprefix("Value error, ")) from None
     return merged, _describe_result(config, merged, found)
 
 

@@ -183,7 +183,7 @@ def check_equal(
 
     Args:
         found: Keys of :class:`ka_ray.config.Preprocessing`.
-        transform: Maps an RGB image to the network's input ``[C, H, W]``.
+        transform: Maps an RGB image, or a grey one, to the network's input ``[C, H, W]``.
         name: What the transform is, for the error message.
 
     Raises:
@@ -195,7 +195,7 @@ def check_equal(
         if preprocessing.resize == "none":
             width = height = view.size
         pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels)
+        image = Image.fromarray(pixels).convert("L" if preprocessing.channels == 1 else "RGB")
         ours = normalise(torch.from_numpy(view.apply(image))[None])[0].numpy()
         theirs = transform(image)
         allowed = TOLERANCE * max(1.0, float(np.abs(theirs).max()))

@@ -112,6 +112,18 @@ def test_every_key_can_be_overridden(timm_folder, tmp_path):
     assert describe({"from": str(folder), "preprocessing": {"size": 250}}).preprocessing.crop_fraction is None
 
 
+def test_a_grey_network_of_timm_gets_grey_images(tmp_path):
+    network = timm.create_model("mobilenetv3_small_050", num_classes=3, in_chans=1)
+    labels = {"label_names": NAMES}
+    save_for_hf(network, str(tmp_path), model_config=labels, safe_serialization=True)
+    config = describe(str(tmp_path))
+    assert config.preprocessing.channels == 1
+    saved = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    transform = create_transform(**resolve_data_config({}, pretrained_cfg=saved), is_training=False)
+    expected = scores_by(network, transform(image_of_noise().convert("L")))
+    assert_same(scores_of(config, image_of_noise()), expected)
+
+
 def test_a_described_teacher_describes_itself(timm_folder):
     """Runs keep the described config, and load it again when they resume."""
     config = describe(str(timm_folder[0]))
