@@ -55,6 +55,8 @@ def _model_source(value: Any, info: ValidationInfo) -> str:
     if not is_path(value):
         raise ValueError(f"must be a path, a URI or the name of a model, it is a {type(value).__name__}")
     text = str(value).removeprefix("local-dir:")  # timm's prefix for a folder
+    if not text:
+        raise ValueError("is empty")
     is_name = _MODEL_NAME.fullmatch(text) is not None
     if is_name and not exists(_absolute(text)):  # a file or folder of this name is preferred
         return text

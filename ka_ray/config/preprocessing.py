@@ -51,7 +51,11 @@ class Preprocessing(Section):
         None, ge=1, description="Cut crop x crop pixels out of the centre; null: size x size."
     )
     crop_fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the resized image that the crop keeps; null: size says it."
+        None,
+        gt=0,
+        le=2,
+        description="Side of the crop as a share of the resized side, at most 1 unless the image shall be "
+        "padded; null: size says it.",
     )
     interpolation: Interpolation = Field("bilinear", description="How resizing computes pixels.")
     antialias: bool = Field(
@@ -81,6 +85,10 @@ class Preprocessing(Section):
         # What the user says of the resized size replaces what the preset says of it, by whichever key.
         if given.keys() & {"size", "crop_fraction"}:
             preset = {key: value for key, value in preset.items() if key not in ("size", "crop_fraction")}
+        # A larger crop than the size that was given would frame small images in black.
+        size, crop = given.get("size"), preset.get("crop")
+        if isinstance(size, int) and crop is not None and crop > size:
+            del preset["crop"]
         return {**preset, **given}
 
     @model_validator(mode="after")

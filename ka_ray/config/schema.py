@@ -161,7 +161,9 @@ class Config(_Run):
         if len(names) < 2:
             raise ValueError(f"teachers: at least two are needed, given: {names}")
         if len(set(names)) < len(names) or STUDENT in names:
-            raise ValueError(f"teachers: names must be unique and none {STUDENT!r}, they are {names}")
+            raise ValueError(
+                f"teachers: names must be unique and none {STUDENT!r}, they are {names}; `name` gives another"
+            )
         if isinstance(self.codes.widths, LikeTeacher) and self.codes.widths.like not in names:
             raise ValueError(f"codes.widths.like: no teacher {self.codes.widths.like!r}; there are {names}")
         for tap, paths in (self.taps or {}).items():

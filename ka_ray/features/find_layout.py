@@ -107,6 +107,10 @@ def _check_given(what: str, path: str, network: nn.Module, output: Tensor, given
 
 def _find_prefix(what: str, path: str, network: nn.Module, num_tokens: int) -> int:
     """Return the number of prefix tokens, if all other tokens form a square for one number only."""
+    if any(hasattr(module, "reroll") for module in _modules_around(network, path)):
+        raise InputError(
+            f"{what}, but the tokens of a {type(network).__name__} are not in rows; choose another module"
+        )
     possible = _possible_prefixes(path, network, num_tokens)
     if len(possible) != 1:
         options = " or ".join(f"{path}:prefix={number}" for number in possible or ("NUMBER",))
@@ -121,7 +125,24 @@ def _possible_prefixes(path: str, network: nn.Module, num_tokens: int) -> list[i
     declared = _declared_prefix(network, path)
     # A module in front of the one that adds the prefix tokens has none, whatever the network declares.
     candidates = COMMON_PREFIXES if declared is None else sorted({0, declared})
-    return [number for number in candidates if _is_square(num_tokens - number)]
+    grids = list(_patch_grids(network))
+    return [
+        number
+        for number in candidates
+        if _is_square(num_tokens - number) and (not grids or num_tokens - number in grids)
+    ]
+
+
+def _patch_grids(network: nn.Module) -> Iterator[int]:
+    """Yield the numbers of patches that a network of timm can have: its first grid, halved per stage."""
+    for module in network.modules():
+        grid = getattr(module, "grid_size", None)
+        if isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) for side in grid):
+            height, width = grid
+            while height > 0 and width > 0:
+                yield height * width
+                height, width = height // 2, width // 2
+            return
 
 
 def _declared_prefix(network: nn.Module, path: str) -> int | None:

@@ -74,6 +74,10 @@ def list_webdataset(config: WebDatasetImages) -> Source:
             f"images.image_key: no sample of {config.path} has an image "
             f"{config.image_key or ''}; its members end in {', '.join(sorted(other)) or 'nothing'}"
         )
+    if config.label_key is not None and not any(
+        sample[2][1] for chunk in chunks for sample in chunk.payload[1]
+    ):
+        raise InputError(f"images.label_key: no sample of {config.path} has a member {config.label_key!r}")
     note = f"{config.path}: left out {without_image} samples without an image" if without_image else ""
     names = config.classes if config.label_key is not None else None
     return Source(chunks, WebDatasetReader(config.label_key, config.classes), names, note)

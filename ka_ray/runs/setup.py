@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ka_ray.amalgamation.label_sets import describe_overlap
-from ka_ray.config import Config, with_overrides
+from ka_ray.config import Config, Decoding, with_overrides
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
@@ -19,6 +19,7 @@ from ka_ray.runs.teachers import teach_missing
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher, describe_answers
+from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.sources.describe import describe_teacher
 
 
@@ -99,7 +100,15 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
             print(f"teacher {teacher.name}: finding out what {teacher.from_} is", file=sys.stderr, flush=True)
         described.append(describe_teacher(teacher))
     teachers = tuple(teacher for teacher, _ in described)
-    return config.model_copy(update={"teachers": teachers}), [note for _, note in described if note]
+    notes = [note for _, note in described if note]
+    for teacher in teachers:
+        own = teacher.arguments.get("decoding") if teacher.network == STUDENT_NETWORK else None
+        if own is not None and Decoding.model_validate(own) != config.images.decoding:
+            notes.append(
+                f"teacher {teacher.name}: learned from images that were decoded by other rules, {own}; set "
+                "images.decoding to them, unless this run's images need others"
+            )
+    return config.model_copy(update={"teachers": teachers}), notes
 
 
 def _check_teachers(

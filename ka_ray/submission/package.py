@@ -9,13 +9,20 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ka_ray.config.module_folders import module_folders
 from ka_ray.errors import InputError
 from ka_ray.storage.files import format_bytes
+from ka_ray.submission.named_files import (
+    factory_module,
+    files_in_arguments,
+    model_folders,
+    network_sections,
+)
 
 MAX_UPLOAD_BYTES = 100 * 1024**2
 """The size at which Ray 2.60's job server refuses a request (``DASHBOARD_CLIENT_MAX_SIZE``). It is less than
@@ -123,14 +130,14 @@ def collect_package(config: Path, tree: dict[str, Any], named: Sequence[str]) ->
         PackageEntry(PACKAGE_FOLDER.name, _collect_files(PACKAGE_FOLDER, PACKAGE_FOLDER.name)),
         PackageEntry(str(config), {config_name: config}),
     ]
-    networks = list(_network_sections(tree))
-    named = [*named, *(path for network in networks for path in _files_in_arguments(network))]
-    models = set(_model_folders(tree))
-    for path in dict.fromkeys(named):  # each path once, in the order of the config
+    networks = list(network_sections(tree))
+    named = [*named, *(path for network in networks for path in files_in_arguments(network))]
+    models = [path for path in model_folders(tree) if not Path(path).is_absolute()]
+    for path in dict.fromkeys([*named, *models]):  # each path once, in the order of the config
         only = EXTENSION_FILES if path == tree.get("extend") else MODEL_FILES if path in models else None
         entries.append(_collect_path(path, only))
     missing = []
-    for module in dict.fromkeys(_factory_module(network) for network in networks):
+    for module in dict.fromkeys(factory_module(network) for network in networks):
         if module is None or module == PACKAGE_FOLDER.name:
             continue
         files = _find_module(module)
@@ -186,37 +193,6 @@ def _is_left_out(name: str) -> bool:
     return name == "__pycache__" or name.startswith(".")
 
 
-def _model_folders(tree: dict[str, Any]) -> Iterator[str]:
-    """Yield the folders of models that are teachers, as the config names them."""
-    for teacher in [*(tree.get("teachers") or []), tree.get("teacher")]:
-        source = teacher.get("from") if isinstance(teacher, dict) else teacher
-        if isinstance(source, str) and Path(source.removeprefix("local-dir:")).is_dir():
-            yield source.removeprefix("local-dir:")
-
-
-def _network_sections(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the sections of a config that describe a network."""
-    for section in [*(tree.get("teachers") or []), tree.get("teacher"), tree.get("student")]:
-        if isinstance(section, dict):
-            yield section
-
-
-def _files_in_arguments(network: dict[str, Any]) -> Iterator[str]:
-    """Yield the arguments of a network's factory that are relative paths of files here.
-
-    A folder is not sent: any text, e.g. ``relu``, may happen to be the name of one.
-    """
-    for value in (network.get("arguments") or {}).values():
-        if isinstance(value, str) and not Path(value).is_absolute() and Path(value).is_file():
-            yield value
-
-
-def _factory_module(network: dict[str, Any]) -> str | None:
-    """Return the top-level module of a factory ``package.module:factory``; None if a network has none."""
-    name = network.get("network")
-    return name.partition(":")[0].partition(".")[0] if isinstance(name, str) and ":" in name else None
-
-
 def _find_module(name: str) -> dict[str, Path] | None:
     """Return the files of a module below the current folder by their paths in the job's working directory.
 
@@ -227,7 +203,8 @@ def _find_module(name: str) -> dict[str, Path] | None:
         Its files; empty if it is an installed package, None if it does not exist here.
     """
     # The module is found, but not imported: it may need packages that only the cluster has.
-    spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
+    folders = [str(Path.cwd()), *module_folders(), *sys.path]
+    spec = importlib.machinery.PathFinder.find_spec(name, folders)
     if spec is None:
         return None
     location = (

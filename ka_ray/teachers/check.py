@@ -58,9 +58,8 @@ def check_teacher(
             probabilities, and the config does not say so.
     """
     with torch.inference_mode():
-        outputs = find_scores(
-            teacher.network(teacher.preprocess(images)), len(teacher.classes), teacher.output
-        )
+        output = teacher.network(teacher.preprocess(images))
+        outputs = find_scores(output, len(teacher.classes), teacher.output)
     if not outputs.isfinite().all():
         raise InputError(f"teacher {teacher.name}: its scores are not finite; check its checkpoint and `std`")
     differ = bool((images != images[:1]).any())
@@ -71,8 +70,8 @@ def check_teacher(
         )
     scores = teacher.scores(images)
     features = teacher.features(images, paths)[0] if paths else {}
-    notes = [
-        *(_check_feature(teacher.name, tap, feature, differ) for tap, feature in features.items()),
+    notes = [_check_feature(teacher.name, tap, feature, differ) for tap, feature in features.items()]
+    notes += [
         _find_activation(teacher, outputs),
         _one_class(teacher, scores),
         _accuracy(teacher, scores, labels),
@@ -165,13 +164,12 @@ def _accuracy(teacher: Teacher, scores: Tensor, labels: Sequence[str]) -> str:
 def _other_normalisation(teacher: Teacher) -> str:
     """Compare the mean and standard deviation with those that a network of timm carries with it."""
     carried = getattr(teacher.network, "pretrained_cfg", None) or {}
-    preprocess = teacher.preprocess
-    for key, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-        known, given = carried.get(key), values.flatten().tolist()
-        if known and not np.allclose(known, given, atol=1e-3):
+    for key, given in zip(("mean", "std"), teacher.preprocess.rgb_statistics, strict=True):
+        known = carried.get(key)
+        if known and len(known) == len(given) and not np.allclose(known, given, atol=1e-3):
             return (
-                f"preprocessing.{key} is {[round(value, 4) for value in given]}, but timm's data config of "
-                f"its network says {list(known)}, which fits if it was fine-tuned from timm's weights"
+                f"preprocessing.{key} is {[round(value, 4) for value in given]} of white, but timm's data "
+                f"config of its network says {list(known)}: right if it was fine-tuned from timm's weights"
             )
     return ""
 

@@ -72,20 +72,18 @@ def load_checkpoint(network: nn.Module, path: Path, num_classes: int | None = No
     candidates = find_weights(content)
     if not candidates:
         raise InputError(_no_weights(path, content))
-    for weights in candidates:
-        try:
+    try:
+        for weights in candidates:
             fitted = fit_weights(network, weights)
-        except InputError as error:
-            raise InputError(f"checkpoint {path}: {error}") from None
-        if fitted is not None:
-            _check_finite(path, fitted)
-            return _describe(weights, fitted)
-    if is_transformers_network(network):
-        try:
+            if fitted is not None:
+                _check_finite(fitted)
+                skipped = [other.where for other in candidates if other.is_ema and not weights.is_ema]
+                return _describe(weights, fitted, skipped)
+        if is_transformers_network(network):
             load_by_transformers(network, candidates[0].state)
-        except InputError as error:
-            raise InputError(f"checkpoint {path}: {error}") from None
-        return "loaded by transformers"
+            return "loaded by transformers"
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     # Of the raw weights, because a moving average can leave out what was not trained.
     problem = describe_mismatch(network, candidates[-1], num_classes)
     raise InputError(
@@ -94,17 +92,26 @@ def load_checkpoint(network: nn.Module, path: Path, num_classes: int | None = No
     )
 
 
-def _check_finite(path: Path, fitted: FittedWeights) -> None:
+def _check_finite(fitted: FittedWeights) -> None:
     # Training that diverged leaves NaN weights; without this check they would surface only much later.
     broken = sorted(key for key, weight in fitted.state.items() if not weight.isfinite().all())
     if broken:
-        raise InputError(f"checkpoint {path} contains weights that are NaN or infinite: {shorten(broken)}")
+        raise InputError(f"contains weights that are NaN or infinite: {shorten(broken)}")
 
 
-def _describe(weights: FoundWeights, fitted: FittedWeights) -> str:
-    where = weights.where + (", a moving average of the weights" if weights.is_ema else "")
+def _describe(weights: FoundWeights, fitted: FittedWeights, skipped: list[str]) -> str:
+    """Return what was done to load a checkpoint.
+
+    Args:
+        weights: The state dict that was loaded.
+        fitted: How its keys were changed.
+        skipped: Where the file has moving averages that do not fit the network.
+    """
+    is_ema = weights.is_ema or fitted.change.startswith("prefix 'ema")
+    where = weights.where + (", a moving average of the weights" if is_ema else "")
+    unused = f"the moving average under {', '.join(skipped)} does not fit and is not used" if skipped else ""
     left_out = f"left out: {shorten(list(fitted.left_out))}" if fitted.left_out else ""
-    return "; ".join(part for part in (where, fitted.change, left_out) if part)
+    return "; ".join(part for part in (where, fitted.change, left_out, unused) if part)
 
 
 def _no_weights(path: Path, content: Any) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
@@ -23,8 +24,15 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 STUDENT_NETWORK = "ka_ray.student.merged:build_merged_network"
 """The factory of a student that is itself a teacher. This part of the package must not import that one."""
 
-FORBIDDEN_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
-"""Arguments of timm's builder that load files; the config's keys `checkpoint` and `from` do."""
+FORBIDDEN_ARGUMENTS = (
+    "model_name",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
+"""Arguments of timm's builder that name another network or load files; `network` and `checkpoint` do."""
 
 
 def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -68,16 +76,29 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
 
 def _build_timm_network(network: str, arguments: dict[str, Any]) -> nn.Module:
     timm = import_timm(f"network {network!r}")
-    name = network.removeprefix(TIMM)
-    if not timm.is_model(name.partition(".")[0]):  # what follows the dot names published weights
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
-        raise InputError(f"network {network!r}: timm has no such model. Similar: {', '.join(near) or 'none'}")
+    check_timm_name(network)
     forbidden = sorted(arguments.keys() & set(FORBIDDEN_ARGUMENTS))
     if forbidden:
         raise InputError(
-            f"network {network!r}: the argument {forbidden[0]!r} loads weights; set `checkpoint` or `from`"
+            f"network {network!r}: the argument {forbidden[0]!r} is not allowed; set `network`, and `from` "
+            "or `checkpoint` for weights"
         )
-    return _call(network, timm.create_model, {"model_name": name, **arguments})
+    return _call(network, timm.create_model, {"model_name": network.removeprefix(TIMM), **arguments})
+
+
+def check_timm_name(network: str) -> None:
+    """Check that timm has a model of a name.
+
+    Args:
+        network: ``timm/`` and the name of the model, with or without that of published weights.
+
+    Raises:
+        InputError: timm is not installed, or has no such model; the message has similar names.
+    """
+    timm, name = import_timm(f"network {network!r}"), network.removeprefix(TIMM).partition(".")[0]
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
+        raise InputError(f"network {network!r}: timm has no such model. Similar: {', '.join(near) or 'none'}")
 
 
 def import_timm(what: str) -> Any:
@@ -100,7 +121,10 @@ def _call(network: str, factory: Callable[..., Any], arguments: dict[str, Any]) 
     try:
         built = factory(**arguments)
     except Exception as error:  # any error of the constructor means that these arguments do not work
-        raise InputError(f"network {network!r} cannot be built with arguments {arguments}: {error}") from None
+        raise InputError(
+            f"network {network!r} cannot be built with arguments {shorten(repr(arguments), 300)}: "
+            f"{shorten(str(error), 600)}"
+        ) from None
     if not isinstance(built, nn.Module):
         raise InputError(
             f"network {network!r} must return a torch.nn.Module, but it returned {type(built).__name__}"

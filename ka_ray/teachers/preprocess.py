@@ -33,6 +33,13 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def rgb_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel as shares of white, in the order red, green, blue."""
+        white = 255 * self._rescale
+        mean, std = ((values.flatten() / white).tolist() for values in (self.mean, self.std))
+        return (mean[::-1], std[::-1]) if self._bgr else (mean, std)
+
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels in 0 ... 255 to the network's input.
 

@@ -12,6 +12,9 @@ from ka_ray.errors import InputError
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "ema")
 """Keys under which training scripts keep an exponential moving average (EMA) of the weights."""
 
+NESTED_EMA_KEYS = ("shadow", "shadow_params")
+"""Keys under which classes for moving averages keep their weights."""
+
 WEIGHTS_KEYS = (
     "state_dict",
     "model_state_dict",
@@ -68,7 +71,8 @@ def _search(content: Any, path: tuple[str, ...], lightning: bool) -> Iterator[Fo
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         yield FoundWeights(content, ".".join(path), bool(set(path) & set(EMA_KEYS)), lightning)
         return
-    for key in (*EMA_KEYS, *WEIGHTS_KEYS):
+    inside = NESTED_EMA_KEYS if set(path) & set(EMA_KEYS) else ()
+    for key in (*EMA_KEYS, *inside, *WEIGHTS_KEYS):
         yield from _search(content.get(key), (*path, key), lightning)
 
 

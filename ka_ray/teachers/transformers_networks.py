@@ -10,8 +10,22 @@ from ka_ray.errors import InputError
 LABEL_KEYS = ("id2label", "label2id", "num_labels", "_num_labels")
 """Keys of a model's config that name its classes; the number of scores replaces them."""
 
-OTHER_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "problem_type")
-"""Keys that do not describe the network."""
+OTHER_KEYS = (
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "problem_type",
+    # These name code: on the hub, or of other packages.
+    "auto_map",
+    "custom_pipelines",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "quantization_config",
+)
+"""Keys that do not describe the network, or that could make the library fetch and run code."""
 
 
 def network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +48,13 @@ def build_transformers_network(
         The network. It returns a structured output, whose scores are ``logits``.
 
     Raises:
-        ImportError: transformers is not installed.
+        InputError: transformers is not installed.
         ValueError: transformers has no such image classifier.
     """
-    import transformers
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("network transformers needs the package transformers; install ka_ray[hf]") from None
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
     )
@@ -75,21 +92,35 @@ def load_by_transformers(network: Any, state: Mapping[str, Tensor]) -> None:
     """
     from transformers.utils import logging
 
-    hide_progress: Any = logging.disable_progress_bar
-    hide_progress()  # it would also appear in logs
-    loaded, details = type(network).from_pretrained(
-        None, config=network.config, state_dict=dict(state), output_loading_info=True
-    )
-    problems = {
-        kind: sorted(map(str, details[key]))
-        for kind, key in {
-            "missing": "missing_keys",
-            "unexpected": "unexpected_keys",
-            "of another shape": "mismatched_keys",
-        }.items()
-        if details[key]
+    messages: Any = logging  # its functions have no types
+    verbosity = messages.get_verbosity()
+    # A report of many lines, in colour, and a progress bar would stand in front of the message.
+    messages.set_verbosity(messages.CRITICAL)
+    messages.disable_progress_bar()
+    try:
+        loaded, details = type(network).from_pretrained(
+            None,
+            config=network.config,
+            state_dict=dict(state),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below
+        )
+    finally:
+        messages.set_verbosity(verbosity)
+    _refuse_mismatches(details, network.config.num_labels)
+    network.load_state_dict(loaded.state_dict())
+
+
+def _refuse_mismatches(details: Mapping[str, Any], num_classes: int) -> None:
+    kinds = {
+        "missing": "missing_keys",
+        "unexpected": "unexpected_keys",
+        "of another shape (file, network)": "mismatched_keys",
     }
+    problems = {kind: sorted(map(str, details[key])) for kind, key in kinds.items() if details[key]}
     if problems:
         found = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:6])}" for kind, keys in problems.items())
-        raise InputError(f"transformers cannot load it: {found}")
-    network.load_state_dict(loaded.state_dict())
+        raise InputError(
+            f"transformers cannot load it: {found}. If only the classifier has another shape, the number of "
+            f"classes differs from the {num_classes} that are named"
+        )

@@ -92,7 +92,7 @@ def test_weights_that_are_nan_are_named(write_config, config_tree, tmp_path):
     weights[name].view(-1)[0] = math.nan
     save_file(weights, checkpoint)
     message = read_error(start_run(write_config(), tmp_path / "out"))
-    assert f"checkpoint {checkpoint} contains weights that are NaN or infinite: {name}" in message
+    assert f"checkpoint {checkpoint}: contains weights that are NaN or infinite: {name}" in message
 
 
 def test_a_truncated_checkpoint_is_named(write_config, config_tree, tmp_path):

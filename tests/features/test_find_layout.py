@@ -219,3 +219,16 @@ def test_the_config_can_say_the_layout(rule):
     assert resolve(Outputs(to_nhwc, 8, fixed_size=True), f"tap{rule}") == f"tap{rule}"
     assert resolve(Outputs(to_tokens(3)), "tap:prefix=3") == "tap:prefix=3"
     assert resolve(Outputs(to_tokens(3)), "tap:cls") == "tap:cls"
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "message"),
+    [
+        ("hiera_tiny_224", "blocks.0", "the tokens of a Hiera are not in rows"),
+        ("mixer_s32_224", "blocks.0.mlp_tokens", "no usual number of prefix tokens"),
+    ],
+)
+def test_tokens_that_are_no_map_in_rows_are_refused(model, path, message):
+    network = timm.create_model(model, num_classes=2).eval()
+    with pytest.raises(InputError, match=message):
+        resolve_tap_paths(network, {"tap": path}, torch.zeros(1, 3, 224, 224))

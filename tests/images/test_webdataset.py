@@ -58,6 +58,11 @@ def test_an_image_is_chosen_by_its_extension(pictures, tmp_path):
         open_source(shard(tmp_path / "a.tar", members, image_key="webp"))
 
 
+def test_labels_that_no_sample_has_are_refused(pictures, tmp_path):
+    with pytest.raises(InputError, match=r"images.label_key: no sample of .*a.tar has a member 'cls'"):
+        open_source(shard(tmp_path / "a.tar", [("1.png", pictures.contents[0])], label_key="cls"))
+
+
 @pytest.mark.parametrize(
     ("members", "keys", "expected"),
     [
@@ -67,7 +72,6 @@ def test_an_image_is_chosen_by_its_extension(pictures, tmp_path):
         ([("1.json", to_json({"a": {"b": 1}}))], {"label_key": "json.a.b", "classes": list(CLASSES)}, "dog"),
         ([("1.json", to_json({"class": None}))], {"label_key": "json.class"}, ""),
         ([("1.json", to_json({}))], {"label_key": "json.class"}, ""),
-        ([], {"label_key": "cls"}, ""),
         ([("1.cls", b"2")], {}, ""),
     ],
 )

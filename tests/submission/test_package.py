@@ -9,6 +9,7 @@ import pytest
 
 import ka_ray
 from ka_ray import errors
+from ka_ray.config.module_folders import add_module_folders
 from ka_ray.errors import InputError
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.output_folder import CONFIG
@@ -104,6 +105,14 @@ def test_modules_of_factories_are_sent_unless_they_are_installed(project):
     assert collect_package(Path("run.yaml"), tree, []).missing == ["no_such_package"]
 
 
+def test_a_module_beside_the_config_is_sent(project):
+    (project / "configs").mkdir()
+    (project / "configs/my_nets.py").write_text("def small(): ...")
+    add_module_folders(project / "configs/run.yaml")
+    names = zip_contents({"teachers": [{"network": "my_nets:small"}]})
+    assert without_ka_ray(names) == {"run.yaml", "my_nets.py"}
+
+
 def test_a_module_in_a_subfolder_is_sent_to_the_top_of_the_jobs_folder(project, monkeypatch):
     (project / "src").mkdir()
     (project / "src/mine.py").write_text("mine")
@@ -137,13 +146,12 @@ def test_only_the_model_of_a_teacher_that_is_a_folder_is_sent(project):
     for name in ("student.json", "student.safetensors", "report.md", "features/0.arrow"):
         (project / "runs/merged" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "runs/merged" / name).write_text(name)
-    teachers = [{"from": "local-dir:runs/merged"}, "photos"]
-    names = zip_contents({"teachers": teachers}, ["runs/merged"])
-    assert without_ka_ray(names) == {
-        "run.yaml",
-        "runs/merged/student.json",
-        "runs/merged/student.safetensors",
-    }
+    merged = {"run.yaml", "runs/merged/student.json", "runs/merged/student.safetensors"}
+    teachers = [{"from": "local-dir:runs/merged"}, {"from": str(project / "other")}, "timm/resnet18"]
+    assert without_ka_ray(zip_contents({"teachers": teachers}, ["runs/merged"])) == merged
+    # Of a single file, the folder's description is needed, too.
+    teachers = ["runs/merged/student.safetensors"]
+    assert without_ka_ray(zip_contents({"teachers": teachers}, teachers)) == merged
 
 
 def test_the_same_content_gives_the_same_package(project):

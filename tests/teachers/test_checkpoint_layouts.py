@@ -78,7 +78,15 @@ def test_a_moving_average_is_preferred_and_named(tmp_path, trained, randomised, 
 def test_raw_weights_are_taken_if_the_moving_average_does_not_fit(tmp_path, trained):
     content = {"model": trained.state_dict(), "model_ema": {"other": torch.zeros(1)}}
     loaded = network()
-    assert load_checkpoint(loaded, save(content, tmp_path)) == "model"
+    note = "model; the moving average under model_ema does not fit and is not used"
+    assert load_checkpoint(loaded, save(content, tmp_path)) == note
+    assert_same_scores(loaded, trained)
+
+
+def test_a_moving_average_is_found_where_its_class_keeps_it(tmp_path, trained):
+    content = {"model": network().state_dict(), "ema": {"decay": 0.99, "shadow": trained.state_dict()}}
+    loaded = network()
+    assert load_checkpoint(loaded, save(content, tmp_path)) == "ema.shadow, a moving average of the weights"
     assert_same_scores(loaded, trained)
 
 

@@ -104,8 +104,9 @@ def test_every_built_in_network_scores_images(network):
     ("network", "arguments", "message"),
     [
         ("timm/resnet_18", {}, r"'timm/resnet_18': timm has no such model. Similar: .*resnet18"),
-        ("timm/resnet18", {"pretrained": True}, "the argument 'pretrained' loads weights"),
-        ("timm/resnet18", {"checkpoint_path": "a.pt"}, "the argument 'checkpoint_path' loads weights"),
+        ("timm/resnet18", {"pretrained": True}, "the argument 'pretrained' is not allowed"),
+        ("timm/resnet18", {"checkpoint_path": "a.pt"}, "the argument 'checkpoint_path' is not allowed"),
+        ("timm/resnet18", {"model_name": "resnet34"}, "the argument 'model_name' is not allowed"),
         ("transformers", {"model_type": "bert"}, "'bert' is no image classifier of transformers"),
     ],
 )

@@ -1,6 +1,7 @@
 """Find out what a teacher is from its source: the network, its classes, its preprocessing and its weights."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -12,13 +13,15 @@ from ka_ray.teachers.networks import TIMM, import_timm
 from ka_ray.teachers.sources.description import (
     Description,
     describe_preprocessing,
+    express,
     merge_preprocessing,
     name_classes,
 )
 from ka_ray.teachers.sources.files import describe_file, timm_preprocessing
-from ka_ray.teachers.sources.folders import describe_folder, is_model_folder
+from ka_ray.teachers.sources.folders import STUDENT, STUDENT_WEIGHTS, describe_folder, is_model_folder
 from ka_ray.teachers.sources.hubs import (
     HUB,
+    check_torchvision_name,
     fetch_hub_folder,
     fetch_torchvision_weights,
     find_torchvision_weights,
@@ -27,6 +30,9 @@ from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_torch
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """torchvision's networks that change their input if they are made with published weights."""
+
+SAY_THE_SIZE = {"preset", "resize", "size", "crop"}
+"""Keys of a preprocessing, one of which is needed if the source's own cannot be used."""
 
 SHOWN_CLASSES = 4
 """How many class names are shown to the user."""
@@ -48,11 +54,12 @@ def describe_teacher(config: TeacherConfig) -> tuple[TeacherConfig, str]:
     """
     try:
         found = _describe(config)
-        if found is None:
-            return config, ""
-        return _merge(config, found)
+        return (config, "") if found is None else _merge(config, found)
     except InputError as error:
-        raise InputError(f"teachers.{config.name}.{error}") from None
+        problem = str(error)
+    except Exception as error:  # a damaged or unusual file: many types
+        problem = f"from: {config.from_} is not understood ({type(error).__name__}: {str(error)[:200]})"
+    raise InputError(f"teachers.{config.name}: {problem}")
 
 
 def _describe(config: TeacherConfig) -> Description | None:
@@ -62,25 +69,40 @@ def _describe(config: TeacherConfig) -> Description | None:
         if config.weights is not None:
             return _describe_torchvision(config.network, config.weights, is_published)
         if config.network.startswith(TIMM):  # a factory may return one, too: see teachers/check.py
-            return Description(
-                kind="a network of timm",
-                network=config.network,
-                preprocessing=timm_preprocessing(config.network),
-                preprocessing_source="timm's data config of this model",
-            )
+            pixels = express(lambda: timm_preprocessing(config.network), "timm's data config of this model")
+            return Description(kind="a network of timm", network=config.network, **pixels)
         return None
+    if is_absolute(source):
+        return _describe_path(config, to_path(source))
+    if config.weights is not None and (source.startswith((HUB, TIMM))):
+        raise InputError(f"weights: {source} has its own; `weights` names weights of a torchvision model")
     if source.startswith(HUB):
         return describe_folder(fetch_hub_folder(source))
-    if is_absolute(source):
-        path = to_path(source)
-        if path.is_dir():
-            return describe_folder(path)
-        if is_model_folder(path.parent) and path.name != "student.safetensors":
-            return describe_folder(path.parent, path)
-        return describe_file(path, config.network)
     if source.startswith(TIMM):
         return _describe_published_timm(source)
+    check_torchvision_name(source)
     return _describe_torchvision(source, config.weights or "DEFAULT", is_published)
+
+
+def _describe_path(config: TeacherConfig, path: Path) -> Description:
+    """Describe a file or folder; `weights` of the config says its preprocessing."""
+    if path.is_dir():
+        found = describe_folder(path, trusted=str(config.arguments.get("network", "")))
+    elif path.name in (STUDENT, STUDENT_WEIGHTS):
+        found = describe_folder(path.parent, trusted=str(config.arguments.get("network", "")))
+    elif is_model_folder(path.parent):
+        found = describe_folder(path.parent, path)
+    else:
+        found = describe_file(path, config.network)
+    if config.weights is None:
+        return found
+    weights = _describe_torchvision(config.network or found.network, config.weights, is_published=False)
+    return replace(
+        found,
+        preprocessing=weights.preprocessing,
+        preprocessing_source=weights.preprocessing_source,
+        arguments={**weights.arguments, **found.arguments},
+    )
 
 
 def _describe_published_timm(source: str) -> Description:
@@ -135,12 +157,15 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
             f"classes: {config.from_ or network} does not name them{known}; give a list in the order of the "
             "scores, or a file"
         )
+    if found.preprocessing_problem and not config.preprocessing.model_fields_set & SAY_THE_SIZE:
+        raise InputError(f"preprocessing: {found.preprocessing_problem}; give it in the config")
+    same_network = network.partition(".")[0] == found.network.partition(".")[0]  # timm/MODEL.WEIGHTS
     try:
         merged = TeacherConfig.model_validate(
             {
                 **config.model_dump(),
                 "network": network,
-                "arguments": {**(found.arguments if network == found.network else {}), **config.arguments},
+                "arguments": {**(found.arguments if same_network else {}), **config.arguments},
                 "classes": classes,
                 "checkpoint": config.checkpoint or found.checkpoint,
                 "preprocessing": merge_preprocessing(found.preprocessing, config.preprocessing),
@@ -148,8 +173,10 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        key = "preprocessing." if error.title == "Preprocessing" else ""
-        raise InputError(key + problem["msg"].removeprefix("Value error, ")) from None
+        key = "preprocessing" if error.title == "Preprocessing" else ".".join(map(str, problem["loc"]))
+        raise InputError(
+            f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        ) from None
     return merged, _describe_result(config, merged, found)
 
 

@@ -1,12 +1,14 @@
 """What the source of a teacher says of it: the network, its classes, its preprocessing and its weights."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ka_ray.config import Preprocessing
+from ka_ray.config.class_names import order_names
+from ka_ray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Description:
         classes: Names of the classes in the order of the scores.
         preprocessing: Keys of :class:`ka_ray.config.Preprocessing`.
         preprocessing_source: Where these keys come from, for the user.
+        preprocessing_problem: Why the source's preprocessing cannot be used; empty if it can.
         checkpoint: The file with the weights.
         notes: What else the user should know.
     """
@@ -30,6 +33,7 @@ class Description:
     classes: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     preprocessing_source: str = ""
+    preprocessing_problem: str = ""
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -52,6 +56,37 @@ def name_classes(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(unique)
 
 
+def read_class_names(names: Any) -> tuple[str, ...]:
+    """Return class names as :func:`name_classes` does; empty if the source's form is not understood.
+
+    Args:
+        names: A list of names, or a mapping of index -> name or name -> index.
+    """
+    try:
+        return name_classes(order_names(names))
+    except ValueError:  # gaps in the indices, numbers instead of names: the user has to give them
+        return ()
+
+
+def express(describe: Callable[[], Mapping[str, Any]], source: str) -> dict[str, Any]:
+    """Express a library's preprocessing, or say why it cannot be; it is needed only if the user gives none.
+
+    Args:
+        describe: Returns keys of :class:`ka_ray.config.Preprocessing`.
+        source: Where they come from, for the user.
+
+    Returns:
+        The fields `preprocessing` and `preprocessing_source`, or `preprocessing_problem`, of a description.
+    """
+    try:
+        return {"preprocessing": describe(), "preprocessing_source": source}
+    except InputError as error:
+        return {"preprocessing_problem": str(error)}
+    except Exception as error:  # values that make no sense: many types
+        problem = f"{source} cannot be understood ({type(error).__name__}: {str(error)[:200]})"
+        return {"preprocessing_problem": problem}
+
+
 def merge_preprocessing(found: Mapping[str, Any], given: Preprocessing) -> Preprocessing:
     """Return the preprocessing of a source, overridden key by key by that of the config.
 
@@ -65,6 +100,9 @@ def merge_preprocessing(found: Mapping[str, Any], given: Preprocessing) -> Prepr
     kept = dict(found)
     if own.keys() & {"size", "crop_fraction"}:  # two ways to say the resized size
         kept = {key: value for key, value in kept.items() if key not in ("size", "crop_fraction")}
+    # A larger crop than the size that was given would frame small images in black.
+    if own.get("size") is not None and "crop" not in own and (kept.get("crop") or 0) > own["size"]:
+        del kept["crop"]
     return Preprocessing.model_validate({**kept, **own})
 
 

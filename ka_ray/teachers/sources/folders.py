@@ -1,15 +1,14 @@
 """Describe a teacher that is a folder: of timm, of transformers, or of a finished run of this package."""
 
-import tempfile
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config.class_names import order_names
 from ka_ray.errors import InputError
-from ka_ray.storage.files import exists, read_json, read_text
+from ka_ray.storage.files import exists, read_text
 from ka_ray.teachers.networks import STUDENT_NETWORK, TIMM, import_timm
-from ka_ray.teachers.sources.description import Description, name_classes
+from ka_ray.teachers.sources.description import Description, express, read_class_names
 from ka_ray.teachers.sources.hubs import CONFIG, PREPROCESSOR, WEIGHT_FILES
 from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_timm, preprocessing_of_transformers
 from ka_ray.teachers.transformers_networks import network_arguments
@@ -19,37 +18,56 @@ STUDENT, STUDENT_WEIGHTS = "student.json", "student.safetensors"
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Return whether a folder has the files of a student, or the config of timm or transformers."""
-    return exists(folder / STUDENT) or exists(folder / CONFIG)
+    """Return whether a folder has a config of timm or transformers; users' own files are also called so."""
+    if not exists(folder / CONFIG):
+        return False
+    try:
+        return bool({"architecture", "model_type"} & read_object(folder / CONFIG).keys())
+    except InputError:
+        return False
 
 
-def describe_folder(folder: Path, checkpoint: Path | None = None) -> Description:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: The file is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, OSError) as error:
+        raise InputError(f"from: {path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"from: {path} must hold a JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def describe_folder(folder: Path, checkpoint: Path | None = None, trusted: str = "") -> Description:
     """Describe the model in a folder.
 
     Args:
         folder: The folder, local or remote.
         checkpoint: The file with the weights; None: found in the folder.
+        trusted: The network factory that the user allows a student's folder to name; empty: none.
 
     Raises:
         InputError: The folder is of no known kind, or has no weights.
     """
-    if exists(folder / STUDENT):
-        return _describe_student(folder)
-    if not exists(folder / CONFIG):
+    if checkpoint is None and exists(folder / STUDENT):
+        return _describe_student(folder, trusted)
+    if not is_model_folder(folder):
+        if exists(folder / CONFIG):
+            read_object(folder / CONFIG)  # raises if it is damaged
         raise InputError(
-            f"from: {folder} holds neither {STUDENT} (the output folder of a run) nor {CONFIG} (a model that "
-            "timm or transformers saved); give the file with the weights"
+            f"from: {folder} holds neither {STUDENT} (the output folder of a run) nor a {CONFIG} with "
+            "`architecture` (a model of timm) or `model_type` (transformers); give the file with the "
+            "weights, and its network"
         )
-    config = read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     weights = checkpoint or _find_weights(folder)
     if "architecture" in config:
         return describe_timm(config, weights)
-    if "model_type" in config:
-        return _describe_transformers(config, folder, weights)
-    raise InputError(
-        f"from: {folder / CONFIG} has neither `architecture` (timm) nor `model_type` (transformers); give "
-        "the file with the weights, and its network"
-    )
+    return _describe_transformers(config, folder, weights)
 
 
 def _find_weights(folder: Path) -> Path:
@@ -61,9 +79,16 @@ def _find_weights(folder: Path) -> Path:
     raise InputError(f"from: {folder} has a {CONFIG}, but no weights: {' or '.join(WEIGHT_FILES)}")
 
 
-def _describe_student(folder: Path) -> Description:
-    content = read_json(folder / STUDENT)
+def _describe_student(folder: Path, trusted: str) -> Description:
+    content = read_object(folder / STUDENT)
     spec = {key: value for key, value in content.items() if key != "classes"}
+    network = str(spec.get("network"))
+    # A factory is code, and the folder may come from somebody else.
+    if ":" in network and network not in (STUDENT_NETWORK, trusted):
+        raise InputError(
+            f"from: the student in {folder} is built by the function {network!r}. If you trust it, name it "
+            f"in the config: arguments: {{network: {network!r}}}"
+        )
     return Description(
         kind="a student of ka_ray",
         network=STUDENT_NETWORK,
@@ -86,17 +111,20 @@ def describe_timm(config: Mapping[str, Any], checkpoint: Path) -> Description:
         InputError: timm is not installed, or its transform cannot be expressed.
     """
     timm = import_timm(f"from: {checkpoint.parent}")
-    settings = config.get("pretrained_cfg", config)
-    labels = config.get("label_names") or settings.get("label_names") or config.get("id2label") or []
-    arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
+    settings = config.get("pretrained_cfg") or config
+    labels = config.get("label_names") or settings.get("label_names") or config.get("labels")
+    labels = labels or config.get("id2label") or []
+    given = config.get("model_args") or {}
+    arguments = {key: value for key, value in given.items() if key != "num_classes"}
     return Description(
         kind="a model of timm",
         network=f"{TIMM}{config['architecture']}",
         arguments=arguments,
-        classes=name_classes(order_names(labels)),
-        preprocessing=preprocessing_of_timm(timm.data.resolve_data_config({}, pretrained_cfg=settings)),
-        preprocessing_source=CONFIG,
+        classes=read_class_names(labels),
         checkpoint=checkpoint,
+        **express(
+            lambda: preprocessing_of_timm(timm.data.resolve_data_config({}, pretrained_cfg=settings)), CONFIG
+        ),
     )
 
 
@@ -105,18 +133,15 @@ def _describe_transformers(config: Mapping[str, Any], folder: Path, checkpoint: 
         import transformers  # noqa: F401
     except ImportError:
         raise InputError(f"from: {folder} needs transformers; install ka_ray[hf]") from None
-    found, source = {}, ""
+    found: dict[str, Any] = {}
     if exists(folder / PREPROCESSOR):
-        # The library reads local folders only.
-        with tempfile.TemporaryDirectory() as local:
-            (Path(local) / PREPROCESSOR).write_text(read_text(folder / PREPROCESSOR))
-            found, source = preprocessing_of_transformers(Path(local)), PREPROCESSOR
+        settings = read_object(folder / PREPROCESSOR)
+        found = express(lambda: preprocessing_of_transformers(settings), PREPROCESSOR)
     return Description(
         kind="a model of transformers",
         network="transformers",
         arguments=network_arguments(config),
-        classes=name_classes(order_names(config.get("id2label", []))),
-        preprocessing=found,
-        preprocessing_source=source,
+        classes=read_class_names(config.get("id2label", [])),
         checkpoint=checkpoint,
+        **found,
     )

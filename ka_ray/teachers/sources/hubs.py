@@ -4,6 +4,7 @@ Both libraries keep what they download in a cache of their own (``HF_HOME``, ``T
 there without the network. On several machines these folders must be shared, or the files be given by path.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def fetch_hub_folder(source: str) -> Path:
         if found.name in WEIGHT_FILES:
             break
     return folder
+
+
+def check_torchvision_name(source: str) -> None:
+    """Check that a source that is no path is the name of a torchvision model.
+
+    Raises:
+        InputError: It is not; the message has similar names.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if source not in known:
+        near = ", ".join(difflib.get_close_matches(source, known, n=4)) or "none"
+        raise InputError(
+            f"from: {source!r} is no file or folder in {Path.cwd()}, and no torchvision model (similar: "
+            f"{near})"
+        )
 
 
 def find_torchvision_weights(network: str, name: str) -> Any:

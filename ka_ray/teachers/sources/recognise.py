@@ -5,8 +5,8 @@ and timm, which are built without memory for their weights. Several architecture
 but compute something else, such as EfficientNet with and without TensorFlow's padding: the user is asked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -42,20 +42,25 @@ class Architecture:
         num_classes: Number of classes of the checkpoint.
         arguments: Keyword arguments of the network.
         equals: Other names whose networks compute the same.
+        others: Names of networks that the weights fit, too, but that were not named or are never published.
     """
 
     network: str
     num_classes: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
     equals: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
-def recognise_architecture(weights: Sequence[FoundWeights], hints: Sequence[str] = ()) -> Architecture | None:
+def recognise_architecture(
+    weights: Sequence[FoundWeights], hints: Collection[str] = ()
+) -> Architecture | None:
     """Find the network of torchvision or timm that the weights of a checkpoint fit.
 
     Args:
         weights: The state dicts of a checkpoint, best first.
-        hints: Texts that stand beside the weights; if a fitting network has one of these names, it is chosen.
+        hints: Names of architectures that stand beside the weights; a fitting network of such a name is
+            chosen.
 
     Returns:
         The network; of several that compute the same, the first, torchvision's before timm's. Networks of
@@ -70,7 +75,10 @@ def recognise_architecture(weights: Sequence[FoundWeights], hints: Sequence[str]
             named = [one for one in fitting if {one.network, one.network.removeprefix(TIMM)} & set(hints)]
             published = [one for one in fitting if _is_published(one.network)]
             if fitting:
-                return _choose(named or published or fitting, FoundWeights(state))
+                chosen = _choose(named or published or fitting, FoundWeights(state))
+                known = {chosen.network, *chosen.equals}
+                others = tuple(one.network for one in fitting if one.network not in known)
+                return replace(chosen, others=others)
     return None
 
 
@@ -167,6 +175,8 @@ def _compare(expected: Shapes, shapes: Shapes) -> int | None:
 
 def _choose(fitting: list[Architecture], weights: FoundWeights) -> Architecture:
     """Return the first of several architectures if all compute the same."""
+    if not all(value.isfinite().all() for value in weights.state.values()):
+        raise InputError("its weights are NaN or infinite")
     first, others = fitting[0], fitting[1:]
     if not others:
         return first

@@ -60,14 +60,20 @@ def find_class_names(content: Any) -> tuple[list[str], str] | None:
     return None
 
 
-def find_texts(content: Any) -> list[str]:
-    """Return the short texts among the settings of a checkpoint; one may name its architecture."""
-    return [
-        value
-        for details in list_details(content)
-        for value in details.values()
-        if isinstance(value, str) and 0 < len(value) < 80
-    ]
+ARCHITECTURE_KEYS = ("arch", "architecture", "model", "model_name", "network", "backbone", "encoder", "net")
+"""Keys under which training scripts keep the name of the architecture."""
+
+
+def find_architecture_names(content: Any) -> dict[str, str]:
+    """Return names that settings in a checkpoint give its architecture: name -> its key."""
+    found = dict[str, str]()
+    for details in list_details(content):
+        for key in ARCHITECTURE_KEYS:
+            value = details.get(key)
+            if isinstance(value, str):
+                # timm writes `MODEL.WEIGHTS`, and some scripts `timm/MODEL`.
+                found[value.removeprefix("timm/").partition(".")[0]] = key
+    return found
 
 
 def find_timm_arguments(content: Any) -> dict[str, Any]:

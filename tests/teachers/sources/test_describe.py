@@ -170,7 +170,7 @@ def test_names_that_transformers_makes_up_are_no_classes(tmp_path):
     transformers.ResNetForImageClassification(
         transformers.ResNetConfig(depths=[1, 1, 1, 1], embedding_size=8, hidden_sizes=[8] * 4, num_labels=3)
     ).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"\.classes: .* does not name them"):
+    with pytest.raises(InputError, match=r": classes: .* does not name them"):
         describe(str(tmp_path))
 
 
@@ -194,19 +194,29 @@ def test_a_student_is_a_teacher(tmp_path):
     assert_same(scores_of(config, image_of_noise()), scores_by(student, pixels))
 
 
+VIT = {"model_type": "vit"}
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds neither student.json .* nor config.json"),
-        ({"config.json": {}}, "no weights: model.safetensors or pytorch_model.bin"),
-        ({"config.json": {}, "model.safetensors": {}}, r"neither `architecture` .* nor `model_type`"),
-        ({"config.json": {}, "model.safetensors.index.json": {}}, "split into several files"),
+        ({}, r"holds neither student.json .* nor a config.json"),
+        ({"config.json": VIT}, "no weights: model.safetensors or pytorch_model.bin"),
+        (
+            {"config.json": {}, "model.safetensors": {}},
+            r"nor a config.json with `archi.* `model_type`",
+        ),
+        ({"config.json": VIT, "model.safetensors.index.json": {}}, "split into several files"),
+        ({"config.json": "{"}, "config.json is not JSON"),
+        ({"config.json": []}, "must hold a JSON object, it holds a list"),
+        ({"student.json": "{"}, "student.json is not JSON"),
+        ({"student.json": {"classes": ["a", "b"]}}, r"is not understood \(KeyError: 'preprocessing'\)"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(tmp_path, files, message):
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(InputError, match=rf"teachers\.\w+\.from: .*{message}"):
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=rf"teachers\.\w+: .*{message}"):
         describe(str(tmp_path))
 
 
@@ -255,7 +265,7 @@ def test_names_of_classes_are_found_in_a_checkpoint(tmp_path, key, value):
 
 def test_a_checkpoint_without_names_is_asked_for_them_with_their_number(tmp_path):
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "pets.pt")
-    message = r"teachers.pets.classes: .*pets.pt does not name them .*it has 3 classes.*; give a list"
+    message = r"teachers.pets: classes: .*pets.pt does not name them .*it has 3 classes.*; give a list"
     with pytest.raises(InputError, match=message):
         describe(str(tmp_path / "pets.pt"))
 
@@ -292,7 +302,7 @@ def test_the_arguments_of_torchvision_s_training_script_say_network_and_pixels(t
 
 def test_a_file_of_an_unknown_network_is_refused(tmp_path):
     torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "own.pt")
-    with pytest.raises(InputError, match=r"teachers.own.from: .*name the teacher's `network`"):
+    with pytest.raises(InputError, match=r"teachers.own: from: .*name the teacher's `network`"):
         describe(str(tmp_path / "own.pt"))
 
 
@@ -397,11 +407,11 @@ def test_published_weights_of_timm_are_a_teacher(hub_cache, tmp_path, source):
     [
         ("hf-hub:someone/absent", r"from: hf-hub:someone/absent cannot be fetched"),
         ("timm/resnet_18", r"from: timm has no published weights 'resnet_18'"),
-        ("resnet_18", r"network: 'resnet_18' is not a torchvision model"),
+        ("resnet_18", r"from: 'resnet_18' is no file or folder in .*similar: .*resnet18"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused(hub_cache, source, message):
-    with pytest.raises(InputError, match=rf"teachers\.\w+\.{message}"):
+    with pytest.raises(InputError, match=rf"teachers\.\w+: {message}"):
         describe(source)
 
 

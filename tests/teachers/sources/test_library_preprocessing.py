@@ -97,11 +97,10 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_images_equal_those_of_transformers(kind, tmp_path):
+def test_images_equal_those_of_transformers(kind):
     name, settings = PROCESSORS[kind]
     processor = getattr(transformers, f"{name}ImageProcessorPil")(**settings)
-    processor.save_pretrained(tmp_path)
-    found = preprocessing_of_transformers(tmp_path)
+    found = preprocessing_of_transformers(processor.to_dict())
     for image in images():
         if found["resize"] == "none" and image.size != (301, 301):
             continue
@@ -109,10 +108,25 @@ def test_images_equal_those_of_transformers(kind, tmp_path):
         np.testing.assert_allclose(through_ours(found, image), theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_a_processor_that_cannot_be_expressed_is_refused(tmp_path):
-    transformers.PerceiverImageProcessorPil().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"PerceiverImageProcessorPil .* cannot express .*give `pre"):
-        preprocessing_of_transformers(tmp_path)
+VIT = {"image_processor_type": "ViTImageProcessor"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (transformers.PerceiverImageProcessorPil().to_dict(), "PerceiverImageProcessorPil .* cannot express"),
+        ({"image_processor_type": "NoSuchProcessor"}, "image processor NoSuchProcessor in preprocessor_conf"),
+        ({**VIT, "size": None}, "image processor ViTImageProcessor"),
+        ({**VIT, "resample": 99}, "image processor ViTImageProcessor"),
+        ({**VIT, "image_mean": "x"}, "image processor ViTImageProcessor"),
+        ({**VIT, "size": {"height": 64, "width": 96}}, "must be square"),
+        ({"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "a--b.X"}}, "image processor X"),
+        ({}, "image processor None"),
+    ],
+)
+def test_a_processor_that_cannot_be_used_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        preprocessing_of_transformers(settings)
 
 
 def test_a_timm_size_that_is_not_square_is_refused():
