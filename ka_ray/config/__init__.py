@@ -10,7 +10,7 @@ from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, wi
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
-from ka_ray.config.schema import STUDENT, Config, EvaluationConfig, StudentConfig, TeachConfig, TrackingConfig
+from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
 from ka_ray.config.sources import (
     DatasetsImages,
     DigitsImages,
@@ -33,6 +33,7 @@ from ka_ray.config.stages import (
     ScoresConfig,
     TrainingConfig,
 )
+from ka_ray.config.student import STUDENT, StartConfig, StudentConfig
 from ka_ray.config.teachers import Augmentation, TeacherConfig, TeachingConfig
 from ka_ray.config.tune import TuneConfig
 
@@ -66,6 +67,7 @@ __all__ = [
     "ResourcesConfig",
     "ScoresConfig",
     "ScratchConfig",
+    "StartConfig",
     "StudentConfig",
     "TeachConfig",
     "TeacherConfig",

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section
 from ka_ray.config.baselines import BaselinesConfig
@@ -12,7 +12,6 @@ from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
-from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     CodesConfig,
@@ -22,12 +21,10 @@ from ka_ray.config.stages import (
     LikeTeacher,
     ScoresConfig,
 )
+from ka_ray.config.student import STUDENT, StartConfig, StudentConfig, TapName, TapPath
 from ka_ray.config.teachers import TeacherConfig
 from ka_ray.config.tune import TuneConfig
 from ka_ray.storage.uris import refuse_credentials
-
-STUDENT = "student"
-"""The name of the student in `taps`, beside those of the teachers."""
 
 
 class EvaluationConfig(Section):
@@ -44,26 +41,6 @@ class EvaluationConfig(Section):
         description="Also evaluate the student after every joint epoch, for a learning curve. The result of "
         "the run is always the student of the last epoch, even if an earlier one was better.",
     )
-
-
-TapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
-TapPath = Annotated[
-    Annotated[str, Tag("path")] | Annotated[dict[str, str], Tag("paths")],
-    # Choose the alternative by type, so that an error names only what is wrong with that one.
-    Discriminator(lambda v: "paths" if isinstance(v, dict) else "path"),
-]
-"""Where a tap is: one module path for all networks, or one per teacher and, if needed, for the student."""
-
-
-class StudentConfig(Section):
-    """The one network over all classes."""
-
-    network: str | None = Field(
-        None,
-        description="plain, a torchvision model name, or package.module:factory; null: the first teacher's.",
-    )
-    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
-    preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
 
 
 class TrackingConfig(Section):
@@ -172,6 +149,20 @@ class Config(_Run):
                     f"taps.{tap}: names {sorted(paths)}, "
                     f"needs every teacher of {names} and may name {STUDENT!r}"
                 )
+        return self
+
+    @property
+    def learns_layers(self) -> bool:
+        """Whether codes and layers are learned, for which the teachers' features are stored."""
+        return self.baseline is None and self.student.start == "random"
+
+    @model_validator(mode="after")
+    def _start_is_known(self) -> "Config":
+        start, names = self.student.start, [teacher.name for teacher in self.teachers]
+        if isinstance(start, StartConfig) and start.teacher is not None and start.teacher not in names:
+            raise ValueError(f"student.start.teacher: no teacher {start.teacher!r}; there are {names}")
+        if self.extend is not None and start != "random":
+            raise ValueError("extend: reuses auto-encoders, which only a student with start: random has")
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,11 @@ class TeachingConfig(Section):
     learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
     augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
+    start: ExistingPath | None = Field(
+        None,
+        description="A checkpoint that training starts from, such as that of a pretrained network: weights "
+        "that fit are taken, and the last layer is new. null: random weights.",
+    )
 
 
 class TeacherConfig(Section):

@@ -168,7 +168,7 @@ def check_batches(config: Config, images: ImageSet) -> None:
     kept = min(total, config.extract.images or total)
     for key, num_images in {"codes": kept, "layers": kept, "joint": total}.items():
         size = getattr(config, key).batch_size
-        is_used = config.joint.any_steps if key == "joint" else config.baseline is None
+        is_used = config.joint.any_steps if key == "joint" else config.learns_layers
         if is_used and size > num_images:
             raise InputError(
                 f"{key}.batch_size: {size} is larger than the {num_images} images that it learns from"

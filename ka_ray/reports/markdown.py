@@ -20,6 +20,7 @@ def report_to_markdown(report: ReportContent) -> str:
         f"# {report.name}: {len(report.classes)} classes, {num_teachers} teachers, one student",
         _method_section(report),
         _accuracy_section(report.accuracy),
+        _start_section(report),
         _curve_section(report),
         _size_section(report),
         _codes_section(report),
@@ -71,6 +72,19 @@ def _accuracy_section(accuracy: Accuracy) -> str:
     if accuracy.per_teacher:
         notes.append("On the classes of one teacher, only the scores of these classes are compared.")
     return f"## Accuracy\n\n{table}\n\n{' '.join([*notes, agreement])}"
+
+
+def _start_section(report: ReportContent) -> str:
+    start = report.start
+    if start is None:
+        return ""
+    rows = [
+        ("before any step", _format_share(start.accuracy.union), _format_share(start.accuracy.agreement)),
+        ("finished", _format_share(report.accuracy.union), _format_share(report.accuracy.agreement)),
+    ]
+    table = format_table(("student", "accuracy on all classes", "agreement with the ensemble"), rows)
+    random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
+    return f"## Start\n\nThe student started from: {start.source}.{random}\n\n{table}"
 
 
 def _curve_section(report: ReportContent) -> str:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-StageName = Literal["teach", "extract", "codes", "layers", "joint", "evaluate"]
+StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
 
 
@@ -127,6 +127,17 @@ class CurvePoint(ReportSection):
     """Accuracies of the student at this point."""
 
 
+class StartQuality(ReportSection):
+    """The student as it started from given weights, before any step."""
+
+    source: str
+    """Where the weights came from: ``average``, ``teacher NAME`` or ``checkpoint FILE``."""
+    random: list[str]
+    """Names of the weights that were not found there and were random."""
+    accuracy: Accuracy
+    """Accuracies of the student before any step."""
+
+
 class ClusterResources(ReportSection):
     """The resources of the Ray cluster when the run started."""
 
@@ -169,8 +180,8 @@ class ReportContent(ReportSection):
     """Name of the run, from the config."""
     classes: list[str]
     """Classes of the student, in the order of its scores."""
-    method: Literal["direct", "incremental", "common_features", "distill", "scratch"]
-    """How the student was made: the method of the codes, or the baseline."""
+    method: Literal["direct", "incremental", "common_features", "distill", "scratch", "start"]
+    """How the student was made: the method of the codes, or the baseline, or ``start`` and joint learning."""
     rule: Literal["concatenate", "mean", "max", "conditional"]
     """How the scores of the teachers are combined."""
     centered: bool
@@ -179,6 +190,8 @@ class ReportContent(ReportSection):
     """Class that several teachers know -> the names of these teachers."""
     accuracy: Accuracy
     """Accuracies of the finished student."""
+    start: StartQuality | None
+    """The student before any step; None if its weights were random."""
     curve: list[CurvePoint]
     """The student after every epoch of joint learning; empty unless ``evaluation.each_epoch`` is set."""
     size: NetworkSizes

@@ -93,11 +93,13 @@ class EvaluationSummary(PassSummary):
 
     Attributes:
         accuracy: Accuracies and agreement of the student.
+        start: The same before any step; None if its weights were random.
         confusion: Number of images per true class (rows) and class that the student predicts (columns).
         curve: Metrics of the student after each epoch of joint learning; empty if the students of the epochs
             were not kept.
     """
 
     accuracy: Accuracy
+    start: Accuracy | None = None
     confusion: list[list[int]]
     curve: list[CurvePoint]

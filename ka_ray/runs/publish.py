@@ -1,5 +1,6 @@
 """The last step of a run: write its report and figures, and log them to MLflow."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ka_ray.config import Config
+from ka_ray.config import Config, StartConfig
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.images.views import NetworkViews
 from ka_ray.reports.figures import draw_run_figures
@@ -22,12 +23,13 @@ from ka_ray.reports.sections import (
     NetworkSizes,
     StageName,
     StageSpeed,
+    StartQuality,
 )
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.runs.context import Run
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
-from ka_ray.stages.summaries import SUMMARIES, CodesSummary, LayersSummary, StageSummary
+from ka_ray.stages.summaries import SUMMARIES, CodesSummary, LayersSummary, StageSummary, StartSummary
 from ka_ray.student import load_student
 from ka_ray.teachers import load_teacher
 
@@ -81,7 +83,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         classes=list(plan.spec.classes),
         accuracy=evaluated.accuracy,
         size=_measure_sizes(config, run.plan.views, run.folder),
-        method=config.baseline or config.codes.method,
+        method=config.baseline or (config.codes.method if config.learns_layers else "start"),
         rule=label_sets.rule,
         centered=label_sets.center,
         overlap={name: list(teachers) for name, teachers in label_sets.overlap.items()},
@@ -89,6 +91,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         codes=codes.taps if isinstance(codes, CodesSummary) else {},
         extension=_extension(config, codes) if isinstance(codes, CodesSummary) else None,
         layers=layers.taps if isinstance(layers, LayersSummary) else {},
+        start=_describe_start(config, stages, evaluated),
         curve=evaluated.curve,
         stages=_compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
@@ -96,6 +99,18 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
         mlflow=MlflowRun(tracking_uri=run.tracker.tracking_uri, run_id=run.tracker.run_id),
     )
+
+
+def _describe_start(
+    config: Config, stages: Mapping[StageName, StageSummary], evaluated: EvaluationSummary
+) -> StartQuality | None:
+    summary, source = stages.get("start"), config.student.start
+    if evaluated.start is None or not isinstance(summary, StartSummary):
+        return None
+    named = source if isinstance(source, str) else f"teacher {source.teacher}"
+    if isinstance(source, StartConfig) and source.checkpoint is not None:
+        named = f"checkpoint {source.checkpoint}"
+    return StartQuality(source=named, random=summary.random, accuracy=evaluated.start)
 
 
 def _extension(config: Config, codes: CodesSummary) -> Extension | None:

@@ -16,6 +16,7 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
+from ka_ray.stages.start import describe_start
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher, describe_answers
@@ -67,6 +68,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     for student in student_configs:
         student_plan = plan if student is config else make_plan(student, teachers)
         notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]
+        notes.append(describe_start(student, student_plan.spec, teachers))
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )

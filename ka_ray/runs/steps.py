@@ -25,6 +25,7 @@ from ka_ray.runs.output_folder import check_disk
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
+from ka_ray.stages.start import start_student_folder
 from ka_ray.stages.summaries import StageSummary
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
@@ -48,7 +49,7 @@ def extract(run: Run, students: Sequence[Config]) -> None:
         InputError: The disk has too little room.
     """
     config, plan, scores = run.config, run.plan, run.config.scores
-    limit = config.extract.images if config.baseline is None else 0
+    limit = config.extract.images if any(student.learns_layers for student in students) else 0
     kept, others = split_for_features(run.training_images, limit, config.seed)
     columns, stored = plan.views.teacher_columns, _stored_images(run, students)
     image_bytes = plan.image_bytes(stored)
@@ -197,6 +198,8 @@ def evaluate_student(run: Run) -> EvaluationSummary:
             epoch_students_folder(run.folder).glob("*/student.json"), key=lambda p: int(p.parent.name)
         )
         students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
+        if "start" in list_stages(run.config):
+            students["start"] = start_student_folder(run.folder)
         counts, summary = evaluate_students(run, plan.label_sets, students)
         names = list(plan.label_sets.by_teacher)
         history = StageSummary.load(stage_summary_path(run.folder, "joint")).history
@@ -206,6 +209,7 @@ def evaluate_student(run: Run) -> EvaluationSummary:
         ]
         EvaluationSummary(
             accuracy=measure_accuracy(counts["student"], names),
+            start=measure_accuracy(counts["start"], names) if "start" in counts else None,
             confusion=counts["student"].student.tolist(),
             curve=curve,
             **summary,

@@ -14,7 +14,7 @@ BASELINES = ("distill", "scratch")
 COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
 
-VARIABLE_KEYS = ("scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
+VARIABLE_KEYS = ("student.start", "scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
 """Keys that may be varied, or their prefixes; not those of `extract`: all variants share one extraction."""
 
 
@@ -85,5 +85,7 @@ def _is_used(overrides: Sequence[str], key: str) -> bool:
     baseline = overrides[0].removeprefix("baseline=")
     if baseline in BASELINES:
         # A baseline trains on as many images as the amalgamated student, which depends on `layers.epochs`.
-        return key.startswith(("scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
+        return key.startswith(
+            ("student.start", "scores.", "joint.", "layers.epochs", f"baselines.{baseline}.")
+        )
     return not key.startswith("baselines.")

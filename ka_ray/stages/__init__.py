@@ -1,4 +1,4 @@
-"""The training stages of a run: codes, layers and joint learning, in this order, in one group of workers.
+"""The training stages of a run: its start or codes and layers, then joint learning, in one group of workers.
 
 Each stage writes ``stages/<stage>.safetensors`` and, at the end, ``stages/<stage>.json``. A stage whose JSON
 file exists is finished and not repeated. This module does not import Ray. Called in one process, a stage is
@@ -19,6 +19,7 @@ from ka_ray.stages.codes import learn_codes
 from ka_ray.stages.inputs import StageInputs, save_stage, stage_summary_path
 from ka_ray.stages.joint import learn_jointly
 from ka_ray.stages.layers import learn_layers
+from ka_ray.stages.start import make_start
 
 
 def run_stages(inputs: StageInputs) -> None:
@@ -39,6 +40,7 @@ def run_stages(inputs: StageInputs) -> None:
 
 
 STAGES: dict[StageName, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]]] = {
+    "start": make_start,
     "codes": learn_codes,
     "layers": learn_layers,
     "joint": learn_jointly,
@@ -47,5 +49,10 @@ STAGES: dict[StageName, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]
 
 
 def list_stages(config: Config) -> tuple[StageName, ...]:
-    """Return the names of a run's stages in order. A baseline trains its student in a single stage."""
-    return tuple(STAGES) if config.baseline is None else ("joint",)
+    """Return the names of a run's stages in order.
+
+    A student that starts from weights, and a baseline, learn jointly at once.
+    """
+    if config.learns_layers:
+        return ("codes", "layers", "joint")
+    return ("joint",) if config.student.start == "random" else ("start", "joint")

@@ -123,15 +123,17 @@ RECALIBRATION_BATCHES = 20
 
 
 def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
-    """Train the student end to end, starting from its trained layers or, as a baseline, from random weights.
+    """Train the student end to end, from its trained layers, its start or, as a baseline, random weights.
 
     Returns:
         The student, and the stage's summary with one record per epoch.
     """
     student = Student(inputs.plan.spec)
-    if inputs.config.baseline is None:
+    if inputs.config.learns_layers:
         load_stage(inputs.folder, "layers", student)
         _recalibrate_batch_norms(inputs, student.to(inputs.device))
+    elif inputs.config.student.start != "random":
+        load_stage(inputs.folder, "start", student)
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
     learner, batches = build_joint_learner(inputs, student)

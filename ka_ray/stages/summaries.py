@@ -84,7 +84,18 @@ class LayersSummary(StageSummary):
     taps: dict[str, LayerQuality]
 
 
+class StartSummary(StageSummary):
+    """Summary of the stage `start`.
+
+    Attributes:
+        random: Names of the weights that the start does not have, and that are random.
+    """
+
+    random: list[str]
+
+
 SUMMARIES: dict[StageName, type[StageSummary]] = {
+    "start": StartSummary,
     "codes": CodesSummary,
     "layers": LayersSummary,
     "joint": StageSummary,

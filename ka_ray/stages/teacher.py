@@ -21,7 +21,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.teachers import Preprocess, build_network
-from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.teachers.checkpoint import load_fitting_weights, save_weights
 from ka_ray.teachers.outputs import SelectScores
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
@@ -89,6 +89,8 @@ def train_teacher(
     assert teacher.training is not None
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
+    if teacher.training.start is not None:
+        load_fitting_weights(network, teacher.training.start)
     learner = _build_learner(network, teacher, column).to(device)
     batches = _labelled_batches(teacher, images, seed, device, column)
     settings = _fit_settings(teacher, path)

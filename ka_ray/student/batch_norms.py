@@ -3,7 +3,7 @@
 Shapes: C channels.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,3 +102,46 @@ def _collect_input_sums(norms: list[Norm]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def measure_batch_norms(
+    network: nn.Module,
+    names: Collection[str],
+    batches: Iterable[Tensor],
+    merge: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> None:
+    """Measure the running statistics of batch norms again, with the weights as they are.
+
+    Unlike :func:`recalibrate_batch_norms`, this changes the output: the mean of several networks' statistics
+    does not fit the mean of their weights. As in training, these batch norms use the statistics of their
+    batch meanwhile.
+
+    Args:
+        network: Any module; in eval mode apart from these batch norms, and set back afterwards.
+        names: Paths of the batch norms.
+        batches: Inputs of the network.
+        merge: Adds a float64 vector up over all ranks, so that all ranks get the same statistics. It is
+            called once on each rank, also on a rank without batches.
+    """
+    norms = [m for name, m in network.named_modules() if name in names and isinstance(m, Norm)]
+    momenta, count = [norm.momentum for norm in norms], 0
+    if not norms:
+        return
+    with eval_mode(network):
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        for batch in batches:
+            network(batch)
+            count += 1
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    kept = [tensor for tensor in statistics if tensor is not None]
+    flat = torch.cat([copy_to_float64(tensor) for tensor in kept])
+    weighted = merge(torch.cat([flat.new_tensor([count]), count * flat]))
+    means = (weighted[1:] / weighted[0]).split([len(tensor) for tensor in kept])
+    for tensor, mean in zip(kept, means, strict=True):
+        tensor.copy_(mean)

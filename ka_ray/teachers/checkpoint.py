@@ -20,6 +20,7 @@ from ka_ray.teachers.state_dict import (
     describe_mismatch,
     find_weights,
     fit_weights,
+    list_states,
     shorten,
 )
 from ka_ray.teachers.transformers_networks import is_transformers_network, load_by_transformers
@@ -90,6 +91,36 @@ def load_checkpoint(network: nn.Module, path: Path, num_classes: int | None = No
         f"checkpoint {path} does not fit the network: {problem}. Check the teacher's network, its arguments "
         "and its classes"
     )
+
+
+def load_fitting_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
+    """Load those weights of a checkpoint that fit a network by name and shape, as fine-tuning does.
+
+    Args:
+        network: Network to load into, in place.
+        path: Checkpoint, see :func:`ka_ray.teachers.checkpoint_file.read_checkpoint`.
+
+    Returns:
+        Names of the network's weights that the checkpoint does not have, such as those of another last layer.
+
+    Raises:
+        InputError: The file cannot be read, or not even half of the network's weights are in it.
+    """
+    expected = network.state_dict()
+    shapes = {key: value.shape for key, value in expected.items()}
+    states = [state for weights in find_weights(read_checkpoint(path)) for state in list_states(weights)]
+    fitting = [
+        {key: value for key, value in state.items() if shapes.get(key) == value.shape} for state in states
+    ]
+    best = max(fitting, key=len, default={})
+    missing = tuple(key for key in expected if key not in best)
+    if 2 * len(best) < len(expected):
+        raise InputError(
+            f"checkpoint {path} has {len(best)} of the network's {len(expected)} weights; it lacks "
+            f"{shorten(list(missing))}"
+        )
+    network.load_state_dict({**expected, **best})
+    return missing
 
 
 def _check_finite(fitted: FittedWeights) -> None:

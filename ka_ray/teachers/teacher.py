@@ -17,7 +17,7 @@ from ka_ray.features.find_layout import resolve_tap_paths
 from ka_ray.features.taps import Taps
 from ka_ray.images.views import View
 from ka_ray.teachers.activations import to_scores
-from ka_ray.teachers.checkpoint import load_checkpoint
+from ka_ray.teachers.checkpoint import load_checkpoint, load_fitting_weights
 from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
@@ -178,6 +178,9 @@ def build_teacher(config: TeacherConfig) -> Teacher:
         note = load_checkpoint(network, config.checkpoint, len(config.classes))
     elif config.training is None:
         raise InputError(_missing_checkpoint(config))
+    elif config.training.start is not None:
+        new = load_fitting_weights(network, config.training.start)
+        note = f"trained from {config.training.start}; new are {', '.join(new) or 'no weights'}"
     network.eval().requires_grad_(False)
     preprocess = Preprocess(config.preprocessing).eval()
     return Teacher(

@@ -52,6 +52,8 @@ def search_widths(config: Config) -> TuneResult:
     """
     if isinstance(config.codes.widths, EnergyWidths):
         raise InputError("codes.widths.energy: a search starts from widths; give them as TAP: channels")
+    if config.student.start != "random":
+        raise InputError("student.start: a search computes its students from codes; set it to random")
     planned = _hold_out_for_trials(plan_run(config))
     plan, stacked = planned.plan, {tap: shape[0] for tap, shape in planned.plan.shapes.items()}
     whole = build_full_width_student(plan.spec, stacked).spec

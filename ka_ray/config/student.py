@@ -1,0 +1,53 @@
+"""The `student` section, and where its features are read: the taps."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ka_ray.config.base import ExistingPath, Section
+from ka_ray.config.preprocessing import Preprocessing
+
+STUDENT = "student"
+"""The name of the student in `taps`, beside those of the teachers."""
+
+
+TapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
+TapPath = Annotated[
+    Annotated[str, Tag("path")] | Annotated[dict[str, str], Tag("paths")],
+    # Choose the alternative by type, so that an error names only what is wrong with that one.
+    Discriminator(lambda v: "paths" if isinstance(v, dict) else "path"),
+]
+"""Where a tap is: one module path for all networks, or one per teacher and, if needed, for the student."""
+
+
+class StartConfig(Section):
+    """Start the student from the weights of one network; give one of the two keys."""
+
+    teacher: str | None = Field(None, description="Name of a teacher.")
+    checkpoint: ExistingPath | None = Field(None, description="A checkpoint of the student's network.")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "StartConfig":
+        if (self.teacher is None) == (self.checkpoint is None):
+            raise ValueError("give either `teacher` or `checkpoint`")
+        return self
+
+
+class StudentConfig(Section):
+    """The one network over all classes."""
+
+    network: str | None = Field(
+        None,
+        description="plain, a torchvision model name, or package.module:factory; null: the first teacher's.",
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
+    preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
+    start: Annotated[
+        Annotated[Literal["random", "average"], Tag("name")] | Annotated[StartConfig, Tag("source")],
+        Discriminator(lambda given: "name" if isinstance(given, str) else "source"),
+    ] = Field(
+        "random",
+        description="Weights that it starts from: random, which codes and layers are then learned for; "
+        "average, the mean of the teachers' weights; {teacher: NAME}; or {checkpoint: FILE}. Behind a start "
+        "that is not random, only joint learning follows.",
+    )

@@ -1,0 +1,148 @@
+"""Start a student from its teachers' weights, or from a checkpoint, instead of from random ones.
+
+A network that was fine-tuned on a few thousand photos cannot be learned again from random weights on as many.
+Networks that were fine-tuned from one network are close to each other, and so is the mean of their weights.
+
+Shapes: K classes of the student, K_t classes of teacher t.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ka_ray.amalgamation import LabelSets
+from ka_ray.errors import InputError
+from ka_ray.student.network import StudentSpec
+from ka_ray.teachers import Teacher, build_network
+
+Weights = Mapping[str, Tensor]
+"""Name of each weight or buffer of a network -> tensor."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a student starts from, in its network before it is cut.
+
+    Attributes:
+        network: The network, of K classes, in eval mode.
+        random: Names of the weights that were found nowhere and stay random.
+        mixed_norms: Paths of the batch norms whose statistics are a mean of different ones. They fit no
+            network, and have to be measured again.
+    """
+
+    network: nn.Module
+    random: tuple[str, ...]
+    mixed_norms: frozenset[str] = frozenset()
+
+
+def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[Teacher]) -> Start:
+    """Build the student's network with given weights and with the teachers' heads side by side.
+
+    Args:
+        spec: The student.
+        trunk: Weights of networks; the student gets their mean. A weight that one of them lacks, or that has
+            another shape than the student's, stays random.
+        teachers: The teachers, whose heads become the rows of the student's head: for a class that several
+            of them know, the mean of their rows. With centred scores, each head is centred first.
+
+    Raises:
+        InputError: No weight in front of the head fits the student.
+    """
+    network = build_network(spec.network, spec.arguments, len(spec.classes))
+    axes, expected = find_head(spec), network.state_dict()
+    state, random = dict(expected), list[str]()
+    for key, tensor in expected.items():
+        if key in axes:
+            rows = _side_by_side(key, axes[key], tensor, teachers, spec.unified_label_sets)
+            state[key], found = tensor if rows is None else rows, rows is not None
+        else:
+            found = all(key in weights and weights[key].shape == tensor.shape for weights in trunk)
+            if found:
+                state[key] = _mean([weights[key] for weights in trunk])
+        if not found:
+            random.append(key)
+    if set(random) >= expected.keys() - axes.keys():
+        raise InputError(
+            f"student.start: no weight before the head fits the student's network {spec.network!r}"
+        )
+    network.load_state_dict(state)
+    return Start(network.eval(), tuple(random), frozenset(_mixed_norms(trunk)))
+
+
+def _mixed_norms(trunk: Sequence[Weights]) -> Iterator[str]:
+    """Yield the paths of the batch norms whose statistics differ between networks."""
+    for key, first in trunk[0].items():
+        path, _, name = key.rpartition(".")
+        if name in ("running_mean", "running_var") and not all(
+            key in weights and torch.equal(weights[key], first) for weights in trunk
+        ):
+            yield path
+
+
+def find_head(spec: StudentSpec) -> dict[str, int]:
+    """Return the weights whose shape depends on the number of classes: name -> the axis of the classes.
+
+    A factory that is not told the number of classes has none.
+    """
+    sizes = (len(spec.classes), len(spec.classes) + 1)
+    networks = (build_network(spec.network, spec.arguments, size) for size in sizes)
+    here, larger = ({key: value.shape for key, value in n.state_dict().items()} for n in networks)
+    return {
+        key: next(axis for axis, (a, b) in enumerate(zip(shape, larger[key], strict=True)) if a != b)
+        for key, shape in here.items()
+        if shape != larger[key]
+    }
+
+
+def _side_by_side(
+    key: str, axis: int, expected: Tensor, teachers: Sequence[Teacher], label_sets: LabelSets
+) -> Tensor | None:
+    """Return a weight of the head whose rows are the teachers'; None if a class has a row in none of them."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in label_sets.classes}
+    for teacher in teachers:
+        weight = teacher.network.state_dict().get(key)
+        wanted = [len(teacher.classes) if i == axis else size for i, size in enumerate(expected.shape)]
+        if weight is None or list(weight.shape) != wanted:
+            continue
+        if label_sets.center:
+            weight = weight - weight.mean(dim=axis, keepdim=True)
+        for index, name in enumerate(teacher.classes):
+            rows[name].append(weight.select(axis, index))
+    if not all(rows.values()):
+        return None
+    return torch.stack([_mean(found) for found in rows.values()], dim=axis)
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the mean of weights in their dtype; of integers, such as counters, the first."""
+    first = tensors[0]
+    if not first.is_floating_point():
+        return first
+    return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0).to(first.dtype)
+
+
+def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> float:
+    """Return how far apart the weights of networks are, relative to their norm.
+
+    Weights of networks that were trained from different seeds are as far apart as random vectors, by a factor
+    of about 1.4. Fine-tuned from one network, they are much closer.
+
+    Args:
+        networks: Networks of the same architecture.
+        head: Weights that are left out; see :func:`find_head`.
+
+    Returns:
+        The largest distance of a network to the first one, divided by the norm of the first one.
+    """
+    kernels = [
+        torch.cat([
+            value.flatten().double()
+            for key, value in network.named_parameters()
+            if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
+        ])
+        for network in networks
+    ]  # fmt: skip
+    first = kernels[0]
+    return max(float((other - first).norm() / first.norm()) for other in kernels[1:])
