@@ -55,7 +55,8 @@ def extract(run: Run, students: Sequence[Config]) -> None:
     image_bytes = plan.image_bytes(stored)
     features = ReadSpec(plan.paths, plan.spaces, scores, columns, stored)
     parts = [(FEATURES, kept, plan.feature_bytes + image_bytes, features)]
-    if any(student.joint.any_steps for student in students):
+    # A start measures its batch norms on images, also if nothing is learned behind it.
+    if any(student.joint.any_steps or student.student.start != "random" for student in students):
         parts.append((IMAGES, others, image_bytes, ReadSpec({}, {}, scores, columns, stored)))
     parts = [part for part in parts if len(part[1].ids) and not is_stored(run.folder / part[0])]
     needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)

@@ -45,6 +45,7 @@ def make_content(labelled: bool = True) -> dict[str, Any]:
         "centered": False,
         "overlap": {},
         "accuracy": make_accuracies(labelled),
+        "start": None,
         "curve": [],
         "size": {"student": SIZE, "teachers": SIZE, "per_teacher": {"low": SIZE, "high": SIZE}},
         "kept_adapters": {},
@@ -77,7 +78,8 @@ def required_keys(name: str) -> set[str]:
 
 def test_the_schema_requires_every_key() -> None:
     assert required_keys("Report") == {
-        *("name", "classes", "method", "rule", "centered", "overlap", "accuracy", "curve", "size"),
+        *("name", "classes", "method", "rule", "centered", "overlap", "accuracy", "start", "curve"),
+        "size",
         *(
             "kept_adapters",
             "codes",
@@ -114,7 +116,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 58
+    assert len(described) == 62
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -238,6 +240,16 @@ def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble_of_the_
     assert "| 1,000 | 0.250 | 0.312 | 0.250 |" in text  # 0.25 / 0.8, the ensemble of the finished run
     assert "| 25,000 | 0.750 | 0.938 | 0.750 |" in text
     assert text.index("| 1,000 |") < text.index("| 25,000 |") < text.index("## Size")
+
+
+def test_the_student_before_any_step_is_compared_with_the_finished_one() -> None:
+    accuracy = make_accuracies(union=0.5)
+    start = {"source": "teacher low", "random": ["fc.weight"], "accuracy": accuracy}
+    text = make_markdown(method="start", start=start)
+    assert "The student started from: teacher low. Random at its start were: fc.weight." in text
+    assert "| before any step | 0.500 | 0.500 |" in text
+    assert "| finished | 1.000 | 1.000 |" in text
+    assert "## Start" not in make_markdown()
 
 
 def test_the_curve_without_labels_has_only_agreement() -> None:
