@@ -20,7 +20,7 @@ from ka_ray.distributed.train import ReportForwarder, WorkerGroup, train_in_work
 from ka_ray.errors import ClusterError, InputError
 from ka_ray.features.store import FEATURES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.numerics.ranks import rank, wait_for_all
-from ka_ray.stages import STAGES, run_stages
+from ka_ray.stages import run_stages
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
@@ -99,7 +99,7 @@ def run_on_ray(runs: list[StageInputs], workers: int) -> list[Progress]:
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{stage}.{name}": tensor
-        for stage in STAGES
+        for stage in ("codes", "layers", "joint")
         for name, tensor in load_file(stage_summary_path(folder, stage).with_suffix(".safetensors")).items()
     }
 
