@@ -72,7 +72,7 @@ def find_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -
     """
     source = config.student.start
     if source == "average":
-        _check_same_network(config, spec, teachers)
+        _check_same_network(spec, teachers)
         return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
     assert isinstance(source, StartConfig)
     if source.teacher is not None:
@@ -90,9 +90,9 @@ def _read_states(path: Path) -> list[Weights]:
     return list(found)
 
 
-def _check_same_network(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
+def _check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
     """Check that every teacher has the student's weights, apart from those of the classes."""
-    head, first = find_head(spec), teachers[0].network.state_dict()
+    head, first = find_head(spec, teachers), teachers[0].network.state_dict()
     for teacher in teachers[1:]:
         state = teacher.network.state_dict()
         differing = [key for key in first.keys() | state.keys() if key not in head and (
@@ -128,7 +128,7 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
     trained = all(teacher.checkpoint is not None for teacher in config.teachers)
     if config.student.start != "average" or not trained:
         return note
-    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec))
+    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
     note += f"; the teachers' weights are {distance:.2f} of their norm apart"
     if distance > FAR:
         note += (

@@ -39,7 +39,7 @@ def build_merged_network(num_classes: int, **spec: Any) -> nn.Module:
         num_classes: Number of classes. If it differs from the student's, only the last layer differs.
         **spec: The fields of :class:`ka_ray.student.network.StudentSpec`, as ``student.json`` has them.
     """
-    return MergedNetwork(with_num_classes(StudentSpec(**_with_tuples(spec)), num_classes))
+    return MergedNetwork(_with_num_classes(StudentSpec(**_with_tuples(spec)), num_classes))
 
 
 def _with_tuples(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,13 +47,8 @@ def _with_tuples(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "label_sets": {name: tuple(names) for name, names in spec["label_sets"].items()}}
 
 
-def with_num_classes(spec: StudentSpec, num_classes: int) -> StudentSpec:
-    """Return a spec with as many classes as given; other names stand for them if the number changes.
-
-    Args:
-        spec: The spec of a student.
-        num_classes: Number of classes of the result.
-    """
+def _with_num_classes(spec: StudentSpec, num_classes: int) -> StudentSpec:
+    """Return a spec with as many classes as given; other names stand for them if the number changes."""
     if len(spec.classes) == num_classes:
         return spec
     names = tuple(f"class {number}" for number in range(num_classes))

@@ -51,7 +51,7 @@ def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[
         InputError: No weight in front of the head fits the student.
     """
     network = build_network(spec.network, spec.arguments, len(spec.classes))
-    axes, expected = find_head(spec), network.state_dict()
+    axes, expected = find_head(spec, teachers), network.state_dict()
     state, random = dict(expected), list[str]()
     for key, tensor in expected.items():
         if key in axes:
@@ -81,19 +81,43 @@ def _mixed_norms(trunk: Sequence[Weights]) -> Iterator[str]:
             yield path
 
 
-def find_head(spec: StudentSpec) -> dict[str, int]:
+def find_head(spec: StudentSpec, teachers: Sequence[Teacher]) -> dict[str, int]:
     """Return the weights whose shape depends on the number of classes: name -> the axis of the classes.
 
-    A factory that is not told the number of classes has none.
+    Args:
+        spec: The student.
+        teachers: The teachers. A factory is not told the number of classes, so its head is what differs
+            between the student and a teacher with another number.
+
+    Raises:
+        InputError: The head of a factory's network cannot be found, and the classes have another order.
     """
-    sizes = (len(spec.classes), len(spec.classes) + 1)
-    networks = (build_network(spec.network, spec.arguments, size) for size in sizes)
-    here, larger = ({key: value.shape for key, value in n.state_dict().items()} for n in networks)
-    return {
-        key: next(axis for axis, (a, b) in enumerate(zip(shape, larger[key], strict=True)) if a != b)
+    here = _shapes(build_network(spec.network, spec.arguments, len(spec.classes)))
+    larger = _shapes(build_network(spec.network, spec.arguments, len(spec.classes) + 1))
+    head = _differing_axes(here, larger)
+    if head or not teachers:
+        return head
+    others = [teacher for teacher in teachers if len(teacher.classes) != len(spec.classes)]
+    if not others and any(teacher.classes != spec.classes for teacher in teachers):
+        raise InputError(
+            f"student.start: which weights of {spec.network!r} belong to classes is not known, and the "
+            "teachers list their classes in different orders"
+        )
+    return _differing_axes(here, _shapes(others[0].network)) if others else {}
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
+def _differing_axes(here: Mapping[str, torch.Size], there: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Return the weights that differ in the size of one axis, and this axis."""
+    axes = {
+        key: [axis for axis, (a, b) in enumerate(zip(shape, there[key], strict=True)) if a != b]
         for key, shape in here.items()
-        if shape != larger[key]
+        if key in there and len(there[key]) == len(shape)
     }
+    return {key: differing[0] for key, differing in axes.items() if len(differing) == 1}
 
 
 def _side_by_side(

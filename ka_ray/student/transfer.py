@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ka_ray.errors import InputError
 from ka_ray.student.families import FAMILIES
@@ -64,11 +65,16 @@ def _fold_chain(network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(module, nn.BatchNorm2d):
             continue
         weight, bias = module.weight, module.bias
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
         if isinstance(following, nn.BatchNorm2d):
             assert following.running_mean is not None
             assert following.running_var is not None
-            gain = following.weight / (following.running_var + following.eps).sqrt()
-            weight = weight * gain.view(-1, *[1] * (weight.dim() - 1))
-            bias = following.bias + gain * (bias - following.running_mean)
-        yield weight, bias
+            weight, bias = fuse_conv_bn_weights(
+                weight,
+                bias,
+                following.running_mean,
+                following.running_var,
+                following.eps,
+                following.weight,
+                following.bias,
+            )
+        yield weight, weight.new_zeros(len(weight)) if bias is None else bias

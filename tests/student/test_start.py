@@ -131,8 +131,8 @@ def test_two_heads_on_one_trunk_give_the_ensemble_exactly(randomised):
 
 
 def test_the_head_is_found_by_another_number_of_classes():
-    assert find_head(PLAIN) == {"head.weight": 0, "head.bias": 0}
-    assert find_head(make_spec("squeezenet1_1", {})) == {"classifier.1.weight": 0, "classifier.1.bias": 0}
+    assert find_head(PLAIN, []) == {"head.weight": 0, "head.bias": 0}
+    assert find_head(make_spec("squeezenet1_1", {}), []) == {"classifier.1.weight": 0, "classifier.1.bias": 0}
 
 
 def test_the_distance_of_weights_is_relative_to_their_norm():
@@ -175,3 +175,31 @@ def test_ranks_measure_the_statistics_of_all_batches(randomised):
 def test_a_model_of_timm_and_its_fine_tuned_copies_average_to_themselves():
     network = timm.create_model("mobilenetv3_small_050", num_classes=3)
     assert weight_distance([network, network], {}) == 0
+
+
+FACTORY = "ka_ray.teachers.plain:plain_conv_net"
+
+
+def make_factory_teachers(label_sets, randomised) -> list[Teacher]:
+    teachers, preprocess = [], Preprocess(Preprocessing.model_validate(PIXELS))
+    for name, names in label_sets.items():
+        network = randomised(build_network(FACTORY, {"num_classes": len(names), **SMALL}, 0))
+        teachers.append(Teacher(name, names, network, preprocess))
+    return teachers
+
+
+def test_the_head_of_a_factory_is_what_differs_from_a_teacher_with_other_classes(randomised):
+    teachers = make_factory_teachers(CLASSES, randomised)
+    spec = make_spec(FACTORY, {"first": "norm1"}, {"num_classes": 4, **SMALL})
+    start = build_start(spec, states(teachers), teachers)
+    assert start.random == ()
+    expected = states(teachers)[0]["head.weight"][0]
+    torch.testing.assert_close(start.network.state_dict()["head.weight"][0], expected)
+
+
+def test_a_factory_whose_head_is_not_known_is_not_averaged_over_mixed_classes(randomised):
+    label_sets = {"low": ("a", "b"), "high": ("b", "a")}
+    teachers = make_factory_teachers(label_sets, randomised)
+    spec = make_spec(FACTORY, {"first": "norm1"}, {"num_classes": 2, **SMALL}, label_sets=label_sets)
+    with pytest.raises(InputError, match="list their classes in different orders"):
+        build_start(spec, states(teachers), teachers)

@@ -9,7 +9,7 @@ from ka_ray.config import TeacherConfig
 from ka_ray.config.job_paths import is_absolute
 from ka_ray.errors import InputError
 from ka_ray.storage.uris import to_path
-from ka_ray.teachers.networks import TIMM, import_timm
+from ka_ray.teachers.networks import TIMM, check_timm_name, import_timm
 from ka_ray.teachers.sources.description import (
     Description,
     describe_preprocessing,
@@ -69,6 +69,7 @@ def _describe(config: TeacherConfig) -> Description | None:
         if config.weights is not None:
             return _describe_torchvision(config.network, config.weights, is_published)
         if config.network.startswith(TIMM):  # a factory may return one, too: see teachers/check.py
+            check_timm_name(config.network)
             pixels = express(lambda: timm_preprocessing(config.network), "timm's data config of this model")
             return Description(kind="a network of timm", network=config.network, **pixels)
         return None

@@ -86,6 +86,8 @@ NAMED_BY_SCRIPT = "network as the arguments of the training script in the file n
 def _find_preprocessing(content: Any, network: _FoundNetwork) -> dict[str, Any]:
     """Return the fields of a description that :func:`express` returns; none if nothing says them."""
     by_timm, by_torchvision = find_timm_arguments(content), find_torchvision_arguments(content)
+    if network.name.startswith(TIMM):
+        check_timm_name(network.name)
     if by_timm and network.name.startswith(TIMM):
         source = "the arguments of timm's training script"
         return express(lambda: timm_preprocessing(network.name, by_timm), source)
@@ -139,7 +141,6 @@ def timm_preprocessing(network: str, arguments: dict[str, Any] | None = None) ->
         InputError: timm is not installed, or its transform cannot be expressed.
     """
     timm = import_timm(f"network {network!r}")
-    check_timm_name(network)
     config = timm.models.get_pretrained_cfg(network.removeprefix(TIMM), allow_unregistered=True)
     settings = timm.data.resolve_data_config(
         arguments or {}, pretrained_cfg=config.to_dict() if config else {}

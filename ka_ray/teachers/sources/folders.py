@@ -82,9 +82,12 @@ def _find_weights(folder: Path) -> Path:
 def _describe_student(folder: Path, trusted: str) -> Description:
     content = read_object(folder / STUDENT)
     spec = {key: value for key, value in content.items() if key != "classes"}
-    network = str(spec.get("network"))
+    inner = spec
+    while inner.get("network") == STUDENT_NETWORK:  # a student of students holds the others' descriptions
+        inner = inner["arguments"]
+    network = str(inner.get("network"))
     # A factory is code, and the folder may come from somebody else.
-    if ":" in network and network not in (STUDENT_NETWORK, trusted):
+    if ":" in network and (network != trusted or inner is not spec):
         raise InputError(
             f"from: the student in {folder} is built by the function {network!r}. If you trust it, name it "
             f"in the config: arguments: {{network: {network!r}}}"

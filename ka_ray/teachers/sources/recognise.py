@@ -55,7 +55,7 @@ class Architecture:
 def recognise_architecture(
     weights: Sequence[FoundWeights], hints: Collection[str] = ()
 ) -> Architecture | None:
-    """Find the network of torchvision or timm that the weights of a checkpoint fit.
+    """Find the torchvision or timm network whose weights a checkpoint holds.
 
     Args:
         weights: The state dicts of a checkpoint, best first.

@@ -15,6 +15,7 @@ from ka_ray.images.views import view_of
 from ka_ray.student import Student
 from ka_ray.student.network import save_student
 from ka_ray.teachers import build_network, load_teacher
+from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.sources.describe import describe_teacher
 from ka_ray.teachers.transformers_networks import network_arguments
 
@@ -49,6 +50,22 @@ def test_the_factory_of_a_students_folder_needs_consent(student_folder):
     trusted = {"network": "pip._internal.cli.main:main"}
     config = describe({"from": str(student_folder), "arguments": trusted})
     assert config.arguments["network"] == trusted["network"]
+
+
+def test_a_factory_inside_a_student_of_students_is_refused(student_folder):
+    inner = json.loads((student_folder / "student.json").read_text())
+    inner |= {"network": "pip._internal.cli.main:main", "arguments": {}}
+    change_json(student_folder / "student.json", network=STUDENT_NETWORK, arguments=inner)
+    for arguments in ({}, {"network": "pip._internal.cli.main:main"}):
+        with pytest.raises(InputError, match=r"built by the function 'pip._internal"):
+            describe({"from": str(student_folder), "arguments": arguments})
+
+
+@pytest.mark.parametrize("given", [{"training": {"epochs": 1}}, {"preprocessing": {"size": 32}}])
+def test_an_unknown_network_of_timm_is_said_to_be_unknown(given):
+    network = {"name": "a", "network": "timm/resnet19", "classes": NAMES}
+    with pytest.raises(InputError, match=r"teachers\.a: network 'timm/resnet19': timm has no such model"):
+        describe({**network, **given})
 
 
 def test_settings_that_make_transformers_fetch_code_are_left_out():
@@ -131,12 +148,16 @@ def test_names_of_classes_in_another_form_are_asked_for_and_can_be_given(tmp_pat
     assert list(describe({"from": str(tmp_path), "classes": NAMES}).classes) == NAMES
 
 
-def test_pixels_that_cannot_be_expressed_can_be_given(tmp_path):
+def save_transformers_network(folder) -> None:
     settings = transformers.ResNetConfig(
         depths=[1] * 4, embedding_size=8, hidden_sizes=[8] * 4, id2label=dict(enumerate(NAMES)),
         label2id={name: i for i, name in enumerate(NAMES)},
     )  # fmt: skip
-    transformers.ResNetForImageClassification(settings).save_pretrained(tmp_path)
+    transformers.ResNetForImageClassification(settings).save_pretrained(folder)
+
+
+def test_pixels_that_cannot_be_expressed_can_be_given(tmp_path):
+    save_transformers_network(tmp_path)
     transformers.PerceiverImageProcessorPil().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"preprocessing: .*Perceiver.* cannot express.*; give it"):
         describe(str(tmp_path))
@@ -145,11 +166,7 @@ def test_pixels_that_cannot_be_expressed_can_be_given(tmp_path):
 
 
 def test_another_number_of_names_than_scores_is_said(tmp_path):
-    settings = transformers.ResNetConfig(
-        depths=[1] * 4, embedding_size=8, hidden_sizes=[8] * 4, id2label=dict(enumerate(NAMES)),
-        label2id={name: i for i, name in enumerate(NAMES)},
-    )  # fmt: skip
-    transformers.ResNetForImageClassification(settings).save_pretrained(tmp_path)
+    save_transformers_network(tmp_path)
     config = describe({"from": str(tmp_path), "classes": [*NAMES, "bee"]})
     with pytest.raises(InputError, match="the number of classes differs from the 4 that are named"):
         load_teacher(config)
