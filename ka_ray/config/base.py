@@ -1,8 +1,9 @@
 """The base of every config section, and the field types that they share."""
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,35 @@ class Section(BaseModel):
     """A config section: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def drop_nulls(given: Any, keys: Collection[str]) -> Any:
+    """Return a section without the keys that are null, so that they count as not given.
+
+    Args:
+        given: The section as it was read; anything but a mapping is returned as it is.
+        keys: Keys whose value is chosen by the config if they are not given.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    return {key: value for key, value in given.items() if key not in keys or value is not None}
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def with_defaults(section: AnySection, defaults: Mapping[str, Any]) -> AnySection:
+    """Return a section whose keys that were not given have other defaults.
+
+    They still count as not given, so that the choice is made again if the config is changed.
+
+    Args:
+        section: A validated section.
+        defaults: Key -> default.
+    """
+    changed = section.model_copy()
+    changed.__dict__.update({k: v for k, v in defaults.items() if k not in section.model_fields_set})
+    return changed
 
 
 def _absolute(value: Any, info: ValidationInfo | None = None) -> Path:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ka_ray.config.base import AbsolutePath, ExistingPath, Section
+from ka_ray.config.base import AbsolutePath, ExistingPath, Section, with_defaults
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
@@ -14,6 +14,7 @@ from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
+    BEHIND_START,
     CodesConfig,
     ExtractConfig,
     JointConfig,
@@ -133,6 +134,16 @@ class Config(_Run):
     tune: TuneConfig = Field(TuneConfig(), description="What `ka-ray tune` tries.")
 
     @model_validator(mode="after")
+    def _choose_defaults(self) -> "Config":
+        """Choose the start, and how to learn behind it, where the config does not say it."""
+        asks_for_layers = self.extend is not None or {"codes", "layers"} & self.model_fields_set
+        start = "random" if asks_for_layers or self.baseline is not None else "auto"
+        self.__dict__["student"] = with_defaults(self.student, {"start": start})
+        if self.student.start != "random":
+            self.__dict__["joint"] = with_defaults(self.joint, BEHIND_START)
+        return self
+
+    @model_validator(mode="after")
     def _names_are_consistent(self) -> "Config":
         names = [teacher.name for teacher in self.teachers]
         if len(names) < 2:
@@ -154,14 +165,14 @@ class Config(_Run):
     @property
     def learns_layers(self) -> bool:
         """Whether codes and layers are learned, for which the teachers' features are stored."""
-        return self.baseline is None and self.student.start == "random"
+        return self.baseline is None and (self.student.start == "random" or self.layers.behind_start)
 
     @model_validator(mode="after")
     def _start_is_known(self) -> "Config":
         start, names = self.student.start, [teacher.name for teacher in self.teachers]
         if isinstance(start, StartConfig) and start.teacher is not None and start.teacher not in names:
             raise ValueError(f"student.start.teacher: no teacher {start.teacher!r}; there are {names}")
-        if self.extend is not None and start != "random":
+        if self.extend is not None and start != "random":  # by default, it is random with `extend`
             raise ValueError("extend: reuses auto-encoders, which only a student with start: random has")
         return self
 
@@ -169,7 +180,7 @@ class Config(_Run):
     def _has_what_it_learns_from(self) -> "Config":
         if self.baseline == "scratch" and not self.images.has_labels:
             raise ValueError("images: have no labels, and the baseline `scratch` learns from nothing else")
-        if self.baseline is not None and not self.joint.any_steps:
+        if self.baseline is not None and self.student.start == "random" and not self.joint.any_steps:
             raise ValueError(
                 f"joint.epochs: 0, and the baseline {self.baseline!r} learns from nothing else; "
                 "give epochs, or joint.images"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ka_ray.config.base import ExistingPath, Section
+from ka_ray.config.base import ExistingPath, Section, drop_nulls
 from ka_ray.config.preprocessing import Preprocessing
 
 STUDENT = "student"
@@ -33,6 +33,14 @@ class StartConfig(Section):
         return self
 
 
+Start = Annotated[
+    Annotated[Literal["auto", "random", "average", "exact"], Tag("name")]
+    | Annotated[StartConfig, Tag("source")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "source"),
+]
+"""Where the student's weights come from before anything is learned."""
+
+
 class StudentConfig(Section):
     """The one network over all classes."""
 
@@ -42,12 +50,21 @@ class StudentConfig(Section):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
-    start: Annotated[
-        Annotated[Literal["random", "average"], Tag("name")] | Annotated[StartConfig, Tag("source")],
-        Discriminator(lambda given: "name" if isinstance(given, str) else "source"),
-    ] = Field(
-        "random",
-        description="Weights that it starts from: random, which codes and layers are then learned for; "
-        "average, the mean of the teachers' weights; {teacher: NAME}; or {checkpoint: FILE}. Behind a start "
-        "that is not random, only joint learning follows.",
+    start: Start = Field(
+        "auto",
+        description="Weights that it starts from: auto, the start that agrees best with the teachers on "
+        "held-out images; average, the mean of the teachers' weights; exact, computed layer by layer; "
+        "{teacher: NAME}; {checkpoint: FILE}; or random. null: auto, or random if the config has "
+        "`codes`, `layers`, `extend` or `baseline`.",
     )
+    head: Literal["teachers", "ridge"] | None = Field(
+        None,
+        description="The last layer of the start. teachers: the rows of the teachers' last layers; ridge: "
+        "computed by ridge regression to the teachers' scores; null: the better one on held-out images.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, given: Any) -> Any:
+        """Leave the choice of the start to the config, which depends on its other sections."""
+        return drop_nulls(given, ("start",))

@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
+from ka_ray.reports.choices import HeldOutQuality
 from ka_ray.reports.sections import Accuracy, ReportContent, StageName
+from ka_ray.reports.warnings import describe_choice
 
 NO_LABELS_NOTE = (
     "The images have no labels, so accuracy cannot be measured. Only the agreement of the student with the "
@@ -17,10 +19,12 @@ def report_to_markdown(report: ReportContent) -> str:
     """Return the report of a run as Markdown. Sections for which the run has no content are left out."""
     num_teachers = len(report.accuracy.per_teacher)
     sections = [
+        "\n".join(f"> **Warning:** {warning}" for warning in report.warnings),
         f"# {report.name}: {len(report.classes)} classes, {num_teachers} teachers, one student",
         _method_section(report),
         _accuracy_section(report.accuracy),
         _start_section(report),
+        _choice_section(report),
         _curve_section(report),
         _size_section(report),
         _codes_section(report),
@@ -84,7 +88,27 @@ def _start_section(report: ReportContent) -> str:
     ]
     table = format_table(("student", "accuracy on all classes", "agreement with the ensemble"), rows)
     random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
-    return f"## Start\n\nThe student started from: {start.source}.{random}\n\n{table}"
+    parts = [f"The student started from: {start.source}.{random}", table]
+    if len(start.candidates) > 1:
+        judged = [(c.name, *_format_quality(c), f"{c.seconds:.1f}") for c in start.candidates]
+        images = start.candidates[0].images
+        parts.append(f"Judged without labels, on {images:,} held-out training images:")
+        parts.append(format_table(("start", "agreement", "KL divergence", "seconds"), judged))
+    parts += [f"- {name} does not apply: {reason}" for name, reason in start.skipped.items()]
+    return "## Start\n\n" + "\n\n".join(parts)
+
+
+def _choice_section(report: ReportContent) -> str:
+    choice = report.choice
+    if choice is None:
+        return ""
+    rows = [(name, *_format_quality(quality)) for name, quality in choice.qualities.items()]
+    table = format_table(("student", "agreement", "KL divergence"), rows)
+    return f"## Which student is kept\n\n{describe_choice(choice.best, choice.qualities)}\n\n{table}"
+
+
+def _format_quality(quality: HeldOutQuality) -> tuple[str, str]:
+    return f"{quality.agreement:.3f}", f"{quality.divergence:.3f}"
 
 
 def _curve_section(report: ReportContent) -> str:

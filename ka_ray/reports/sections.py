@@ -2,18 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
-
-
-class ReportSection(BaseModel):
-    """A part of a report. It is immutable, and it refuses unknown keys."""
-
-    # extra="forbid": a misspelt key must not be read as if the right one were missing.
-    # use_attribute_docstrings: the string below a field becomes its description in the JSON schema.
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class AccuracyPair(ReportSection):
@@ -39,6 +31,9 @@ class Accuracy(ReportSection):
     """Same as ``ensemble``, with scores averaged over several views per image; None without such views."""
     agreement: float | None
     """Share of the images for which student and ensemble predict the same class; None without teachers."""
+    constant_agreement: float | None
+    """Share of the images for which the ensemble predicts its most frequent class: the agreement of a student
+    that always gives this answer; None without teachers."""
     per_teacher: dict[str, AccuracyPair]
     """Name of a teacher -> the accuracies on the images of its classes."""
     images: int
@@ -131,9 +126,13 @@ class StartQuality(ReportSection):
     """The student as it started from given weights, before any step."""
 
     source: str
-    """Where the weights came from: ``average``, ``teacher NAME`` or ``checkpoint FILE``."""
+    """Where the weights came from, such as ``average``, ``teacher NAME`` or ``checkpoint FILE``."""
     random: list[str]
     """Names of the weights that were not found there and were random."""
+    candidates: list[StartCandidate]
+    """The starts that were built and judged; the one with the highest agreement was chosen."""
+    skipped: dict[str, str]
+    """Name of a start that does not apply to these networks -> why."""
     accuracy: Accuracy
     """Accuracies of the student before any step."""
 
@@ -192,6 +191,10 @@ class ReportContent(ReportSection):
     """Accuracies of the finished student."""
     start: StartQuality | None
     """The student before any step; None if its weights were random."""
+    choice: StudentChoice | None
+    """Which student was kept; None if it is always that of the last epoch."""
+    warnings: list[str]
+    """What went wrong without an error, and what to change."""
     curve: list[CurvePoint]
     """The student after every epoch of joint learning; empty unless ``evaluation.each_epoch`` is set."""
     size: NetworkSizes

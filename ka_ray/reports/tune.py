@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ka_ray.reports.choices import ReportSection
 from ka_ray.reports.markdown import format_table
-from ka_ray.reports.sections import ReportSection
 from ka_ray.storage.files import write_json, write_text
 
 

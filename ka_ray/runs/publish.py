@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ka_ray.config import Config, StartConfig
+from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.images.views import NetworkViews
 from ka_ray.reports.figures import draw_run_figures
@@ -26,10 +26,18 @@ from ka_ray.reports.sections import (
     StartQuality,
 )
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
+from ka_ray.reports.warnings import list_warnings
 from ka_ray.runs.context import Run
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
-from ka_ray.stages.summaries import SUMMARIES, CodesSummary, LayersSummary, StageSummary, StartSummary
+from ka_ray.stages.summaries import (
+    SUMMARIES,
+    CodesSummary,
+    JointSummary,
+    LayersSummary,
+    StageSummary,
+    StartSummary,
+)
 from ka_ray.student import load_student
 from ka_ray.teachers import load_teacher
 
@@ -67,6 +75,8 @@ def publish(run: Run, evaluated: EvaluationSummary) -> Report:
     # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
     confusion = np.array(evaluated.confusion) if report.accuracy.union is not None else None
     draw_run_figures(report.model_dump(), histories, confusion, folder / "figures")
+    run.notify(*report.warnings)
+    tracker.log_warnings(report.warnings)
     tracker.log_metrics(_all_metrics(report))
     for name in ("report.json", "report.md", "figures"):
         tracker.log_artifact(folder / name)
@@ -77,7 +87,7 @@ def publish(run: Run, evaluated: EvaluationSummary) -> Report:
 def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
     config, plan, label_sets = run.config, run.plan, run.plan.label_sets
     stages, extraction = stage_summaries(config, run.folder), extraction_summaries(run.folder)
-    codes, layers = stages.get("codes"), stages.get("layers")
+    codes, layers, joint = stages.get("codes"), stages.get("layers"), stages.get("joint")
     return Report(
         name=config.name,
         classes=list(plan.spec.classes),
@@ -91,7 +101,14 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         codes=codes.taps if isinstance(codes, CodesSummary) else {},
         extension=_extension(config, codes) if isinstance(codes, CodesSummary) else None,
         layers=layers.taps if isinstance(layers, LayersSummary) else {},
-        start=_describe_start(config, stages, evaluated),
+        start=_describe_start(stages, evaluated),
+        choice=joint.choice if isinstance(joint, JointSummary) else None,
+        warnings=list_warnings(
+            evaluated.accuracy,
+            layers.taps if isinstance(layers, LayersSummary) else {},
+            {stage: [sum(r.losses.values()) for r in one.history] for stage, one in stages.items()},
+            config.student.start == "random",
+        ),
         curve=evaluated.curve,
         stages=_compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
@@ -102,15 +119,18 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
 
 
 def _describe_start(
-    config: Config, stages: Mapping[StageName, StageSummary], evaluated: EvaluationSummary
+    stages: Mapping[StageName, StageSummary], evaluated: EvaluationSummary
 ) -> StartQuality | None:
-    summary, source = stages.get("start"), config.student.start
+    summary = stages.get("start")
     if evaluated.start is None or not isinstance(summary, StartSummary):
         return None
-    named = source if isinstance(source, str) else f"teacher {source.teacher}"
-    if isinstance(source, StartConfig) and source.checkpoint is not None:
-        named = f"checkpoint {source.checkpoint}"
-    return StartQuality(source=named, random=summary.random, accuracy=evaluated.start)
+    return StartQuality(
+        source=summary.chosen,
+        random=summary.random,
+        candidates=summary.candidates,
+        skipped=summary.skipped,
+        accuracy=evaluated.start,
+    )
 
 
 def _extension(config: Config, codes: CodesSummary) -> Extension | None:

@@ -26,7 +26,7 @@ from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.stages.start import start_student_folder
-from ka_ray.stages.summaries import StageSummary
+from ka_ray.stages.summaries import JointSummary
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
 from ka_ray.student.from_moments import unsupported_reason
@@ -203,7 +203,7 @@ def evaluate_student(run: Run) -> EvaluationSummary:
             students["start"] = start_student_folder(run.folder)
         counts, summary = evaluate_students(run, plan.label_sets, students)
         names = list(plan.label_sets.by_teacher)
-        history = StageSummary.load(stage_summary_path(run.folder, "joint")).history
+        history = JointSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [
             CurvePoint(images=record.images, accuracy=measure_accuracy(counts[epoch.parent.name], names))
             for record, epoch in zip(history, epochs, strict=False)  # without `each_epoch`, none was kept

@@ -7,15 +7,35 @@ from typing import Any
 import yaml
 
 from ka_ray.amalgamation import METHODS
+from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
 
 BASELINES = ("distill", "scratch")
-COMPARED = (*METHODS, *BASELINES, ENSEMBLE)
+PARTS = {
+    "start": ["baseline=distill", "joint.epochs=0"],
+    "start+layers": ["baseline=null", "layers.behind_start=true", "joint.epochs=0"],
+    "start+joint": ["baseline=distill"],
+    "start+layers+joint": ["baseline=null", "layers.behind_start=true"],
+}
+"""Parts of a run from the config's start -> their overrides; what is left out is not learned."""
+
+COMPARED = (*METHODS, *PARTS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
 
 VARIABLE_KEYS = ("student.start", "scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
 """Keys that may be varied, or their prefixes; not those of `extract`: all variants share one extraction."""
+
+
+def default_methods(config: Config) -> list[str]:
+    """Return what is compared if the user does not say it: the parts of the run, or the run and a baseline.
+
+    Args:
+        config: Config of the run.
+    """
+    if config.student.start == "random":
+        return ["direct", "distill"]
+    return [part for part in PARTS if config.learns_layers or "layers" not in part]
 
 
 def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -56,8 +76,10 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
 
 def _method_overrides(method: str) -> list[str]:
     """Return the overrides that select a method; :func:`_is_used` reads the first one."""
+    if method in PARTS:
+        return PARTS[method]
     if method in METHODS:
-        return [f"codes.method={method}", "baseline=null"]
+        return [f"codes.method={method}", "baseline=null", "layers.behind_start=true"]
     return [f"baseline={method}", "extend=null"]  # a baseline has no auto-encoders to extend
 
 

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.amalgamation.label_sets import softened_kl
-from ka_ray.config import JointConfig, ScoresConfig
+from ka_ray.config import Config, JointConfig, ScoresConfig
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
+from ka_ray.stages.held_out import held_out_batches, joint_rows
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, history_to_json, load_stage
+from ka_ray.stages.kept import KeptStudent
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
 from ka_ray.student import Student, save_student
@@ -118,6 +120,21 @@ class JointLearner(nn.Module):
         return batch[column].shape[-1] / batch[IMAGE].shape[-1]
 
 
+START = "start"
+"""Name of the student before joint learning, among those that one is kept of."""
+
+
+def chooses_student(config: Config) -> bool:
+    """Return whether the best student is kept, for which some images are held out from joint learning.
+
+    The baseline from labels keeps its last student: agreement with the teachers is not what it learns.
+
+    Args:
+        config: Config of the run.
+    """
+    return config.joint.keep == "best" and config.baseline != "scratch"
+
+
 RECALIBRATION_BATCHES = 20
 """Number of batches from which the student's batch norm statistics are measured before joint learning."""
 
@@ -138,14 +155,22 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         return student, {"history": []}
     learner, batches = build_joint_learner(inputs, student)
     epochs = epoch_students_folder(inputs.folder)
+    kept = KeptStudent(inputs.folder, held_out_batches(inputs)) if chooses_student(inputs.config) else None
+    if kept is not None and not kept.best:
+        kept.offer(START, student.to(inputs.device))
 
     def report(progress: Progress) -> None:
         if progress.epoch_ended and rank() == 0 and inputs.config.evaluation.each_epoch:
             save_student(student, epochs / f"{progress.epoch:03d}")
+        if progress.epoch_ended and kept is not None:
+            kept.offer(f"epoch {progress.epoch}", student)
         inputs.report(progress)
 
     history = fit(learner.to(inputs.device), batches, inputs.settings("joint"), report)
-    return student, {"history": history_to_json(history)}
+    if kept is not None:
+        kept.load_best(student)
+    choice = None if kept is None else kept.to_json()
+    return student, {"history": history_to_json(history), "choice": choice}
 
 
 def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
@@ -161,6 +186,7 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
     """
     # Joint learning needs no features, so it uses the images without stored features, too.
     config, store = inputs.config.joint, inputs.store(FEATURES, IMAGES)
+    rows = joint_rows(inputs) if chooses_student(inputs.config) else None
     draws = NUM_VIEW_DRAWS if config.augment.on else 0
     if inputs.config.baseline == "scratch":
         targets = class_targets(store, student.spec.classes, "baseline scratch")
@@ -172,7 +198,7 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
     by_teacher = inputs.plan.views.teacher_columns
     learner = JointLearner(student, config, inputs.config.scores, teachers, by_teacher)
     columns = dict.fromkeys([IMAGE, *by_teacher.values()]) if teachers else [IMAGE, SCORES]
-    return learner, inputs.batches("joint", store, list(columns), num_draws=draws)
+    return learner, inputs.batches("joint", store, list(columns), num_draws=draws, rows=rows)
 
 
 def _recalibrate_batch_norms(inputs: StageInputs, student: Student) -> None:

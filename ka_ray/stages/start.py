@@ -1,31 +1,38 @@
-"""The stage `start`: give the student the weights that it starts from.
+"""The stage `start`: build the starts of the student, and keep the one that agrees best with its teachers.
 
-The batch norms of averaged weights measure their statistics on images, for which no labels are needed.
+No labels are needed: batch norms and heads are measured on images, and starts are judged on held-out images
+by the stored scores of the teachers.
 """
 
-from collections.abc import Sequence
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ka_ray.config import Config, StartConfig
+from ka_ray.config import Config
 from ka_ray.errors import InputError
+from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
+from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
+from ka_ray.stages.held_out import Quality, held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
+from ka_ray.stages.start_sources import build_applicable, check_same_network, list_sources
 from ka_ray.student import Student, StudentSpec, save_student
 from ka_ray.student.batch_norms import measure_batch_norms
-from ka_ray.student.start import Start, Weights, build_start, find_head, weight_distance
+from ka_ray.student.ridge_head import find_linear_head, fit_ridge_head
+from ka_ray.student.start import Start, find_head, weight_distance
 from ka_ray.student.transfer import transfer_weights
 from ka_ray.teachers import Teacher, load_teacher
-from ka_ray.teachers.checkpoint_file import read_checkpoint
-from ka_ray.teachers.state_dict import find_weights, list_states
 
-MAX_BATCHES = 100
-"""Number of batches from which batch norm statistics are measured."""
+MAX_BATCHES = 60
+"""Number of batches from which batch norm statistics and ridge heads are measured."""
 
 FAR = 1.0
 """Networks whose weights are further apart, relative to their norm, do not come from one network."""
@@ -39,71 +46,94 @@ def start_student_folder(folder: Path) -> Path:
     return stage_summary_path(folder, "start").with_suffix("")
 
 
+@dataclass
+class _Candidate:
+    """A start with its head, and how well it fits the teachers' scores."""
+
+    name: str
+    network: nn.Module
+    random: tuple[str, ...]
+    quality: Quality
+    seconds: float
+
+
 def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the student's start, measure its batch norms, and move its weights into the student.
+    """Build every start that the config asks for, and move the best one into the student.
 
     Returns:
-        The student, and the stage's summary.
+        The student, and the stage's summary, which lists all starts.
+
+    Raises:
+        InputError: No start applies.
     """
     config, spec = inputs.config, inputs.plan.spec
     teachers = [load_teacher(teacher) for teacher in config.teachers]
-    start = find_start(config, spec, teachers)
-    student, network = Student(spec).to(inputs.device).eval(), start.network.to(inputs.device)
-    batches = inputs.batches("joint", inputs.store(FEATURES, IMAGES), ["image"])
-    images = (student.preprocess(batch["image"]) for batch in islice(batches.epoch(0), MAX_BATCHES))
-    measure_batch_norms(network, start.mixed_norms, images, sum_over_ranks)
-    transfer_weights(network.eval(), student)
-    _check_transfer(network, student, next(iter(batches.epoch(0)))["image"])
+    sources = list_sources(config, spec, teachers)
+    starts, skipped = build_applicable(sources, strict=len(sources) == 1)
+    judge = _Judge(inputs, find_head(spec, teachers))
+    candidates = [c for name, start in starts.items() for c in judge.candidates(name, start)]
+    if not candidates:
+        raise InputError(f"student.start: no start applies: {'; '.join(skipped.values())}")
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        best = candidate if candidate.quality.is_better_than(best.quality) else best
+    student = judge.student
+    transfer_weights(best.network, student)
+    _check_transfer(best.network, student, judge.example)
     if rank() == 0:
         save_student(student, start_student_folder(inputs.folder))
-    return student, {"history": [], "random": list(start.random)}
+    listed = [{"name": c.name, "seconds": c.seconds, **c.quality.to_json()} for c in candidates]
+    chosen = {"chosen": best.name, "random": list(best.random)}
+    return student, {"history": [], "candidates": listed, "skipped": skipped, **chosen}
 
 
-def find_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
-    """Build the start that a config names, before its batch norms are measured.
+class _Judge:
+    """Measures what a start leaves open on images, and judges it on others.
 
     Args:
-        config: Config of the run.
-        spec: The student.
-        teachers: The teachers with their weights.
-
-    Raises:
-        InputError: The teachers' networks differ and cannot be averaged, or no weight fits the student.
+        inputs: Inputs of the stage.
+        head: Weights of the network's head; see :func:`ka_ray.student.start.find_head`.
     """
-    source = config.student.start
-    if source == "average":
-        _check_same_network(spec, teachers)
-        return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
-    assert isinstance(source, StartConfig)
-    if source.teacher is not None:
-        teacher = next(teacher for teacher in teachers if teacher.name == source.teacher)
-        return build_start(spec, [teacher.network.state_dict()], teachers)
-    assert source.checkpoint is not None
-    starts = [build_start(spec, [weights], teachers) for weights in _read_states(source.checkpoint)]
-    return min(starts, key=lambda start: len(start.random))
 
+    def __init__(self, inputs: StageInputs, head: dict[str, int]) -> None:
+        self.student = Student(inputs.plan.spec).to(inputs.device).eval()
+        self._head, self._rule = head, inputs.config.student.head
+        self._device, self._label_sets = inputs.device, inputs.plan.label_sets
+        store, rows = inputs.store(FEATURES, IMAGES), joint_rows(inputs)
+        self._batches = inputs.batches("joint", store, [IMAGE, SCORES], rows=rows)
+        self._held_out = held_out_batches(inputs)
 
-def _read_states(path: Path) -> list[Weights]:
-    found = [state for weights in find_weights(read_checkpoint(path)) for state in list_states(weights)]
-    if not found:
-        raise InputError(f"student.start.checkpoint: {path} contains no state dict")
-    return list(found)
+    @property
+    def example(self) -> Tensor:
+        """Some images, as the student gets them."""
+        return next(iter(self._batches.epoch(0)))[IMAGE]
 
+    def candidates(self, name: str, start: Start) -> Iterator[_Candidate]:
+        """Yield a start with the teachers' heads and with a computed head, whichever the config allows."""
+        began = time.perf_counter()
+        network = start.network.to(self._device)
+        measure_batch_norms(network, start.mixed_norms, (i for i, _ in self._measured()), sum_over_ranks)
+        path = find_linear_head(network, self._head)
+        if self._rule != "ridge":
+            yield self._judged(name, network, start.random, began)
+        elif path is None:
+            raise InputError("student.head: ridge needs a network whose scores come from one linear layer")
+        if self._rule != "teachers" and path is not None:
+            began, network = time.perf_counter(), copy.deepcopy(network)
+            fit_ridge_head(network, path, self._measured())
+            random = tuple(key for key in start.random if key not in self._head)
+            yield self._judged(f"{name}, ridge head", network, random, began)
 
-def _check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
-    """Check that every teacher has the student's weights, apart from those of the classes."""
-    head, first = find_head(spec, teachers), teachers[0].network.state_dict()
-    for teacher in teachers[1:]:
-        state = teacher.network.state_dict()
-        differing = [key for key in first.keys() | state.keys() if key not in head and (
-            key not in first or key not in state or first[key].shape != state[key].shape
-        )]  # fmt: skip
-        if differing:
-            raise InputError(
-                f"student.start: average needs teachers of one architecture, but {teachers[0].name} and "
-                f"{teacher.name} differ in {len(differing)} weights, such as {min(differing)}; start from "
-                f"{{teacher: {teachers[0].name}}} or from random"
-            )
+    def _measured(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield preprocessed images and the amalgamated scores, of the same images for every start."""
+        for batch in islice(self._batches.epoch(0), MAX_BATCHES):
+            yield self.student.preprocess(batch[IMAGE]), self._label_sets.amalgamate(batch[SCORES])
+
+    def _judged(self, name: str, network: nn.Module, random: tuple[str, ...], began: float) -> _Candidate:
+        # The student also folds and unpacks what its network gives.
+        transfer_weights(network.eval(), self.student)
+        quality = measure_quality(self.student, self._held_out, self._label_sets)
+        return _Candidate(name, network, random, quality, time.perf_counter() - began)
 
 
 def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> str | None:
@@ -115,34 +145,48 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
         teachers: The teachers; random weights stand for those that are yet to be trained.
 
     Raises:
-        InputError: The start cannot be built.
+        InputError: No start can be built.
     """
     if config.student.start == "random":
         return None
-    start = find_start(config, spec, teachers)
-    transfer_weights(start.network, Student(spec).eval())
-    total, shown = len(start.network.state_dict()), ", ".join(start.random[:4])
-    note = f"student: {total - len(start.random)} of {total} weights come from its start"
-    if start.random:
-        note += f"; random are {shown}" + (" and others" if len(start.random) > 4 else "")
-    trained = all(teacher.checkpoint is not None for teacher in config.teachers)
-    if config.student.start != "average" or not trained:
-        return note
-    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
-    note += f"; the teachers' weights are {distance:.2f} of their norm apart"
-    if distance > FAR:
-        note += (
-            ", as if they did not come from one network: their mean is probably useless. Compare "
-            "student.start: random"
+    sources = list_sources(config, spec, teachers)
+    starts, skipped = build_applicable(sources, strict=len(sources) == 1)
+    if not starts:
+        raise InputError(
+            f"student.start: no start applies to the student's network {spec.network!r} "
+            f"({'; '.join(skipped.values())}); set it to random, and name `taps` to learn layer by layer"
         )
+    for start in starts.values():
+        transfer_weights(start.network, Student(spec).eval())
+    notes = [_describe_weights(name, start) for name, start in starts.items()]
+    trained = all(teacher.checkpoint is not None for teacher in config.teachers)
+    if "average" in starts and trained:
+        notes.append(_describe_distance(spec, teachers))
+    return "student: " + "; ".join(notes)
+
+
+def _describe_weights(name: str, start: Start) -> str:
+    total, shown = len(start.network.state_dict()), ", ".join(start.random[:4])
+    note = f"start {name}: {total - len(start.random)} of {total} weights"
+    if start.random:
+        note += f", random are {shown}" + (" and others" if len(start.random) > 4 else "")
     return note
 
 
-def _check_transfer(network: nn.Module, student: Student, images: torch.Tensor) -> None:
+def _describe_distance(spec: StudentSpec, teachers: Sequence[Teacher]) -> str:
+    check_same_network(spec, teachers)
+    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
+    note = f"the teachers' weights are {distance:.2f} of their norm apart"
+    if distance > FAR:
+        note += ", as if they did not come from one network: their mean is probably useless"
+    return note
+
+
+def _check_transfer(network: nn.Module, student: Student, images: Tensor) -> None:
     """Check that cutting and folding have not changed the network."""
     with torch.no_grad():
         expected, found = network(student.preprocess(images)), student(images)
-    if not isinstance(expected, torch.Tensor):
+    if not isinstance(expected, Tensor):
         return  # a network of several outputs, which the student unpacks
     if (expected - found).abs().max() > TRANSFER_TOLERANCE * expected.abs().max():
         raise RuntimeError("the student computes other scores than the network that it was cut from")

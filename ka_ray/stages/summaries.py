@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from ka_ray.reports.choices import StartCandidate, StudentChoice
 from ka_ray.reports.sections import CodeQuality, LayerQuality, StageName
 from ka_ray.reports.summaries import Summary
 from ka_ray.training.fit import Progress
@@ -88,16 +89,32 @@ class StartSummary(StageSummary):
     """Summary of the stage `start`.
 
     Attributes:
-        random: Names of the weights that the start does not have, and that are random.
+        candidates: The starts that were built and judged.
+        skipped: Name of a start that does not apply -> why.
+        chosen: Name of the best one, from which the student starts.
+        random: Names of the weights that it does not have, and that are random.
     """
 
+    candidates: list[StartCandidate]
+    skipped: dict[str, str]
+    chosen: str
     random: list[str]
+
+
+class JointSummary(StageSummary):
+    """Summary of the stage `joint`.
+
+    Attributes:
+        choice: The choice between the start and the epochs; None if the last epoch is always kept.
+    """
+
+    choice: StudentChoice | None = None
 
 
 SUMMARIES: dict[StageName, type[StageSummary]] = {
     "start": StartSummary,
     "codes": CodesSummary,
     "layers": LayersSummary,
-    "joint": StageSummary,
+    "joint": JointSummary,
 }
 """Name of each stage -> type of its summary."""

@@ -30,7 +30,8 @@ def resolve_student_paths(
         num_classes: Number of classes of all teachers together, which is the size of the student's output.
 
     Returns:
-        tap -> layer of the family or module path of the network, in the order of the config.
+        tap -> layer of the family or module path of the network, in the order of the config; empty if the
+        config names none and no features are needed.
 
     Raises:
         InputError: A tap's name cannot be used, taps or paths are missing, or the network cannot be built.
@@ -45,6 +46,8 @@ def resolve_student_paths(
         valid = find_valid_taps(build_network(network, arguments, num_classes))
     except InputError as error:  # it does not say which of the config's networks is meant
         raise InputError(f"student.network: {error}") from None
+    if not config.taps and not config.learns_layers:
+        return {}
     if not config.taps:
         raise InputError(
             f"taps: name them; the student {network!r} can be cut at: {', '.join(valid[:MAX_LISTED])}"
@@ -65,7 +68,8 @@ def _family_paths(config: Config, network: str, arguments: Mapping[str, Any]) ->
     family = find_family(network, dict(arguments))
     module_paths = {layer.name: layer.module_path for layer in family[:-1]}  # the last one gives the scores
     if config.taps is None:
-        return {name: name for name in module_paths}
+        others = any(teacher.network != network for teacher in config.teachers)
+        return {} if others and not config.learns_layers else {name: name for name in module_paths}
     layer_at, layers = {path: name for name, path in module_paths.items()}, {}
     for tap, path in config.taps.items():
         # `conv1: norm1` taps the student's layer conv1, whatever the path means in the teachers.
@@ -126,6 +130,8 @@ def resolve_teacher_paths(
         InputError: The config names no taps, and a teacher's network differs from the student's.
     """
     names = [teacher.name for teacher in config.teachers]
+    if not student_paths:
+        return {name: {} for name in names}
     if config.taps is None:
         others = [t.name for t in config.teachers if t.network != network]
         if others:

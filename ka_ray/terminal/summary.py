@@ -37,6 +37,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         images: Image files for the suggested ``ka-ray predict`` command.
     """
     from rich.console import Console  # here, so that other commands start without loading rich
+    from rich.markup import escape
     from rich.table import Table
 
     console, accuracy = Console(soft_wrap=True), report.accuracy
@@ -55,6 +56,10 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     ]
     for key, teachers, student in sizes:
         table.add_row(key, f"{teachers:,}", f"{student:,}")
+    for warning in report.warnings:
+        console.print(f"[bold red]warning:[/] {escape(warning)}")
+    if report.start is not None:
+        console.print(f"start:   {escape(report.start.source)}")
     console.print(table)
     if accuracy.union is None:
         console.print("The images have no labels, so only the agreement could be measured.")

@@ -1,7 +1,7 @@
 """The interface of experiment trackers, and the choice of the server or database that tracks a run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +83,13 @@ class Tracker(Protocol):
         Args:
             metrics: Values by name; a name is ``stage/quantity``, e.g. ``joint/loss``.
             step: The step, counted in epochs from 1; 0 for metrics that are measured only once.
+        """
+
+    def log_warnings(self, warnings: Sequence[str]) -> None:
+        """Mark the run with what went wrong without an error, so that it is seen in the list of runs.
+
+        Args:
+            warnings: Sentences for the user; empty: the run is not marked.
         """
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:

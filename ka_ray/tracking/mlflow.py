@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -121,6 +121,11 @@ class MlflowTracker(Tracker):
         values = [Metric(_entity_key(key), float(value), now, step) for key, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=values)
 
+    def log_warnings(self, warnings: Sequence[str]) -> None:
+        """Set the tag ``warning`` if there is any."""
+        if warnings:
+            self._client.set_tag(self._run_id, "warning", " ".join(warnings)[:MAX_VALUE_CHARS])
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file, or of a folder under its own name.
 
@@ -212,11 +217,7 @@ def _entity_key(key: str) -> str:
 
 
 def _save_model(student: Student, path: Path, model: Model) -> None:
-    """Write the student as an MLflow model folder.
-
-    An exported graph keeps the device that it was exported on, here the CPU. MLflow would load the model onto
-    a GPU if there is one and then fail, so the model's own config says that it runs on the CPU.
-    """
+    """Write the student as an MLflow model folder."""
     shape, num_classes = student.spec.view.shape, len(student.spec.classes)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.float32)
     pixel_type = np.dtype(np.float32)
@@ -233,7 +234,8 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
         metadata=model.metadata,
         serialization_format="pt2",
     )
-    # save_model has no argument for the device, so the written config is changed.
+    # An exported graph keeps its device, here the CPU. MLflow would load it onto a GPU if there is one, and
+    # fail. save_model has no argument for the device, so the written config is changed.
     model.flavors["python_function"]["config"]["device"] = "cpu"
     model.save(str(path / "MLmodel"))
 
@@ -241,8 +243,7 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
 @contextmanager
 def _without_info_logs() -> Iterator[None]:
     """Hide MLflow's log messages below warnings; creating a database alone prints dozens of them."""
-    logger = logging.getLogger("mlflow")
-    level = logger.level
+    logger, level = logging.getLogger("mlflow"), logging.getLogger("mlflow").level
     logger.setLevel(max(level, logging.WARNING))
     try:
         yield

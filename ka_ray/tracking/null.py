@@ -1,6 +1,6 @@
 """The tracker that keeps nothing, so that callers need not ask whether there is a tracker."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,13 @@ class NullTracker(Tracker):
         Args:
             metrics: Ignored.
             step: Ignored.
+        """
+
+    def log_warnings(self, warnings: Sequence[str]) -> None:
+        """Do nothing.
+
+        Args:
+            warnings: Ignored.
         """
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:

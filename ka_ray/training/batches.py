@@ -15,6 +15,35 @@ from ka_ray.features.store import Store
 from ka_ray.numerics.memory_format import to_preferred_memory_format
 from ka_ray.numerics.ranks import rank, world_size
 
+HELD_OUT_SHARE = 0.1
+"""Share of the stored images that is held out from training, to choose between students without labels."""
+
+MAX_HELD_OUT = 1000
+"""Maximum number of images that are held out: with so many, agreement is known to about 0.015."""
+
+
+def hold_out_rows(num_rows: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Choose rows of a store at random that are held out from training.
+
+    Args:
+        num_rows: Number of rows of the store.
+        seed: Seed of the run.
+
+    Returns:
+        The numbers of the rows to train on and of those that are held out, both sorted.
+
+    Raises:
+        InputError: There are too few rows to hold any out.
+    """
+    num_held_out = min(MAX_HELD_OUT, round(HELD_OUT_SHARE * num_rows))
+    if num_held_out < 1:
+        raise InputError(
+            f"images: {num_rows} are too few to hold some out and choose between students on them; at least "
+            f"{round(1 / HELD_OUT_SHARE)} are needed, or student.start: random"
+        )
+    order = np.random.default_rng([seed, num_rows]).permutation(num_rows)
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
 
 class Batches:
     """Epochs of batches whose order and random numbers depend only on seed, epoch and step.
@@ -34,7 +63,8 @@ class Batches:
         positions_per_image: How many random positions of each map to read, P, as ``[b P, S]``; 0: whole maps.
         device: Device to move the batches to.
         targets: Class index per row of the store, ``[N]``, to be added as ``target [b]``. Rows with -1 are
-            left out. None: no such column, and all rows are read.
+            left out. None: no such column, and no row is left out.
+        rows: Numbers of the rows to read, ``[n]``; None: all.
 
     Attributes:
         rows: Row numbers of the store that are read, ``[n]``.
@@ -53,8 +83,11 @@ class Batches:
         positions_per_image: int = 0,
         device: torch.device | str = "cpu",
         targets: npt.NDArray[np.int64] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self.rows = np.arange(len(store)) if targets is None else np.flatnonzero(targets >= 0)
+        self.rows = np.arange(len(store)) if rows is None else rows
+        if targets is not None:
+            self.rows = self.rows[targets[self.rows] >= 0]
         self.targets = targets
         if batch_size > len(self.rows):
             raise InputError(

@@ -1,6 +1,7 @@
 """`ka-ray compare`: compare methods on the same teachers, seeds, images and number of images processed."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summa
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
-from ka_ray.runs.variants import expand_variants
+from ka_ray.runs.variants import PARTS, default_methods, expand_variants
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
@@ -45,7 +46,7 @@ class MethodRun:
 
 
 def compare(
-    config: Config, methods: Sequence[str], num_seeds: int = 1, vary: Sequence[str] = ()
+    config: Config, methods: Sequence[str] = (), num_seeds: int = 1, vary: Sequence[str] = ()
 ) -> Comparison:
     """Learn a student by every method and seed, and evaluate all of them in one pass over the images.
 
@@ -55,7 +56,8 @@ def compare(
 
     Args:
         config: The config of the run; its ``baselines`` section says how the baselines are learned.
-        methods: Names from :data:`ka_ray.runs.variants.COMPARED`.
+        methods: Names from :data:`ka_ray.runs.variants.COMPARED`; empty: the parts of the run, if its
+            student starts from weights, otherwise ``direct`` and ``distill``.
         num_seeds: Number of seeds per method: the seed of the config and those that follow it.
         vary: Items ``dotted.key=value,value,...``; every method is run with each of the values.
 
@@ -67,9 +69,11 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    # Each method sets its own baseline, see expand_variants.
-    config = config.model_copy(update={"baseline": None})
-    overrides, seeds = expand_variants(methods, vary), range(config.seed, config.seed + num_seeds)
+    # Each method sets its own baseline, see expand_variants. All of them have the same start.
+    start = config.model_dump(mode="json", include={"student": {"start"}})["student"]["start"]
+    config = with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
+    overrides = expand_variants(methods or default_methods(config), vary)
+    seeds = range(config.seed, config.seed + num_seeds)
     planned = plan_run(config, students=list(overrides.values()))
     with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
@@ -89,7 +93,7 @@ def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequenc
         plan = make_plan(with_overrides(run.config, change), teachers)
         for seed in seeds:
             config = with_overrides(run.config, [*change, f"seed={seed}", "evaluation.each_epoch=false"])
-            if config.baseline is not None:
+            if config.baseline is not None and label.split()[0] not in PARTS:
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
             method_runs.append(MethodRun(label, StudentJob(f"{label} seed {seed}", config, plan, folder)))

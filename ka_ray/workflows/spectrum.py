@@ -1,6 +1,6 @@
 """`ka-ray spectrum`: measure how much variance codes of every width can keep, before any code is learned."""
 
-from ka_ray.config import Config
+from ka_ray.config import Config, with_overrides
 from ka_ray.reports.figures import draw_spectrum
 from ka_ray.reports.spectrum import Spectrum
 from ka_ray.runs.setup import plan_run, start_run
@@ -24,6 +24,8 @@ def measure_spectrum(config: Config) -> Spectrum:
     Raises:
         InputError: Something in the config cannot work.
     """
+    # Codes are what a student that starts from random weights learns.
+    config = with_overrides(config, ["student.start=random", "baseline=null"])
     with start_run(plan_run(config), "_spectrum", SPECTRUM_RUN) as run:
         spectrum = measure_spectrum_of_taps(run)
         spectrum.save(run.folder)

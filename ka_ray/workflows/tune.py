@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from ka_ray.amalgamation import METHODS
-from ka_ray.config import Config, EnergyWidths, without_job_folder
+from ka_ray.config import Config, EnergyWidths, with_overrides, without_job_folder
 from ka_ray.distributed.resource_plan import check_trial_fits
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
@@ -52,6 +52,8 @@ def search_widths(config: Config) -> TuneResult:
     """
     if isinstance(config.codes.widths, EnergyWidths):
         raise InputError("codes.widths.energy: a search starts from widths; give them as TAP: channels")
+    if "start" not in config.student.model_fields_set:
+        config = with_overrides(config, ["student.start=random"])
     if config.student.start != "random":
         raise InputError("student.start: a search computes its students from codes; set it to random")
     planned = _hold_out_for_trials(plan_run(config))

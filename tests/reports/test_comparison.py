@@ -28,6 +28,7 @@ def counts_of(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         "student": student,
         "ensemble": np.array([[8, 2], [0, 0]]),
         "over_views": no_images,
+        "predicted": np.array([8, 2]),
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),

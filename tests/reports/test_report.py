@@ -46,6 +46,8 @@ def make_content(labelled: bool = True) -> dict[str, Any]:
         "overlap": {},
         "accuracy": make_accuracies(labelled),
         "start": None,
+        "choice": None,
+        "warnings": [],
         "curve": [],
         "size": {"student": SIZE, "teachers": SIZE, "per_teacher": {"low": SIZE, "high": SIZE}},
         "kept_adapters": {},
@@ -79,6 +81,7 @@ def required_keys(name: str) -> set[str]:
 def test_the_schema_requires_every_key() -> None:
     assert required_keys("Report") == {
         *("name", "classes", "method", "rule", "centered", "overlap", "accuracy", "start", "curve"),
+        *("choice", "warnings"),
         "size",
         *(
             "kept_adapters",
@@ -93,7 +96,7 @@ def test_the_schema_requires_every_key() -> None:
         ),
     }
     assert required_keys("Accuracy") == {
-        *("union", "ensemble", "ensemble_over_views", "agreement"),
+        *("union", "ensemble", "ensemble_over_views", "agreement", "constant_agreement"),
         *("per_teacher", "images", "labelled"),
     }
     assert required_keys("CurvePoint") == {"images", "accuracy"}
@@ -116,7 +119,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 62
+    assert len(described) == 77
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -244,12 +247,41 @@ def test_the_curve_compares_the_student_of_every_epoch_with_the_ensemble_of_the_
 
 def test_the_student_before_any_step_is_compared_with_the_finished_one() -> None:
     accuracy = make_accuracies(union=0.5)
-    start = {"source": "teacher low", "random": ["fc.weight"], "accuracy": accuracy}
+    start = {
+        "source": "teacher low",
+        "random": ["fc.weight"],
+        "accuracy": accuracy,
+        "candidates": [
+            {"name": "average", "agreement": 0.25, "divergence": 1.5, "images": 500, "seconds": 3.0},
+            {"name": "teacher low", "agreement": 0.5, "divergence": 2.5, "images": 500, "seconds": 1.0},
+        ],
+        "skipped": {"exact": "the networks differ"},
+    }
     text = make_markdown(method="start", start=start)
+    assert "| average | 0.250 | 1.500 | 3.0 |\n| teacher low | 0.500 | 2.500 | 1.0 |" in text
+    assert "Judged without labels, on 500 held-out training images" in text
+    assert "- exact does not apply: the networks differ" in text
     assert "The student started from: teacher low. Random at its start were: fc.weight." in text
     assert "| before any step | 0.500 | 0.500 |" in text
     assert "| finished | 1.000 | 1.000 |" in text
     assert "## Start" not in make_markdown()
+
+
+def test_the_student_that_is_kept_is_listed_with_the_others() -> None:
+    qualities = {
+        "start": {"agreement": 0.75, "divergence": 0.5, "images": 40},
+        "epoch 1": {"agreement": 0.5, "divergence": 0.25, "images": 40},
+    }
+    text = make_markdown(choice={"best": "start", "qualities": qualities})
+    assert "Kept is the student of: start. Its agreement on 40 held-out images is 0.750." in text
+    assert "| epoch 1 | 0.500 | 0.250 |" in text
+    assert "## Which student is kept" not in make_markdown()
+
+
+def test_a_warning_is_the_first_line() -> None:
+    text = make_markdown(warnings=["The student has learned nothing.", "The loss did not fall."])
+    assert text.startswith("> **Warning:** The student has learned nothing.\n> **Warning:** The loss")
+    assert make_markdown().startswith("# run: 4 classes")
 
 
 def test_the_curve_without_labels_has_only_agreement() -> None:

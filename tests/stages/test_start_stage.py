@@ -1,7 +1,9 @@
 """Test the stage `start`: the student begins as the mean of its teachers or as one of them, then learns."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,8 +12,10 @@ from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
 from ka_ray.stages import list_stages, run_stages
+from ka_ray.stages.held_out import held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.start import describe_start, start_student_folder
+from ka_ray.stages.start_sources import build_applicable, list_sources
 from ka_ray.student import Student, load_student
 from ka_ray.student.start import build_start
 from ka_ray.teachers import build_network, load_teacher
@@ -22,7 +26,7 @@ def weights_of(inputs, stage):
 
 
 def test_the_average_is_where_joint_learning_begins(make_inputs):
-    inputs = make_inputs("student.start=average", "joint.epochs=0")
+    inputs = make_inputs("student.start=average", "student.head=teachers", "joint.epochs=0")
     run_stages(inputs)
     assert list_stages(inputs.config) == ("start", "joint")
     start, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
@@ -36,7 +40,9 @@ def test_the_average_is_where_joint_learning_begins(make_inputs):
     mean = build_start(inputs.plan.spec, states, teachers).network
     # As torch's own loop would measure the batch norms (torch.optim.swa_utils.update_bn), in the same order.
     preprocess = Student(inputs.plan.spec).preprocess
-    batches = list(inputs.batches("joint", inputs.store(FEATURES), ["image"]).epoch(0))
+    batches = list(
+        inputs.batches("joint", inputs.store(FEATURES), ["image"], rows=joint_rows(inputs)).epoch(0)
+    )
     torch.optim.swa_utils.update_bn([preprocess(batch["image"]) for batch in batches], mean)
     pixels = batches[0]["image"]
     with torch.no_grad():
@@ -68,7 +74,7 @@ def describe(inputs):
 
 def test_teachers_of_different_origin_are_noticed(make_inputs):
     note = describe(make_inputs("student.start=average"))
-    assert "weights come from its start" in note
+    assert "start average: 14 of 14 weights" in note
     assert "their mean is probably useless" in note
 
 
@@ -94,7 +100,7 @@ def test_teachers_of_two_architectures_are_not_averaged(make_inputs):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["student.start=best"], "student.start.*'random' or 'average'"),
+        (["student.start=best"], "student.start.*'random', 'average' or 'exact'"),
         (["student.start={teacher: owl}"], "student.start.teacher: no teacher 'owl'; there are"),
         (["student.start={}"], "give either `teacher` or `checkpoint`"),
         (["student.start={checkpoint: /nowhere.pt}"], "/nowhere.pt does not exist"),
@@ -104,3 +110,85 @@ def test_a_start_that_does_not_exist_is_refused(load_config, overrides, message)
     with pytest.raises(InputError, match=message):
         load_config(*overrides)
     assert isinstance(load_config(), Config)
+
+
+def summary_of(inputs, stage):
+    return json.loads(stage_summary_path(inputs.folder, stage).read_text())
+
+
+def test_auto_keeps_the_start_that_agrees_best_on_held_out_images(make_inputs):
+    inputs = make_inputs("student.start=auto", "joint.epochs=0")
+    run_stages(inputs)
+    summary = summary_of(inputs, "start")
+    judged = {candidate["name"]: candidate for candidate in summary["candidates"]}
+    assert {"average", "teacher low", "teacher low, ridge head", "teacher high, ridge head"} <= judged.keys()
+    best = max(judged.values(), key=lambda c: (c["agreement"], -c["divergence"]))
+    assert summary["chosen"] == best["name"]
+    assert best["agreement"] > judged["average"]["agreement"]
+
+    # Agreement and divergence by a plain loop over the rows that training leaves out.
+    learned, held_out = joint_rows(inputs).tolist(), held_out_batches(inputs).rows.tolist()
+    assert sorted([*learned, *held_out]) == list(range(len(inputs.store(FEATURES))))
+    store = inputs.store(FEATURES).gather(["image", "scores"], np.array(held_out))
+    student = load_student(start_student_folder(inputs.folder))
+    with torch.no_grad():
+        scores = student(torch.from_numpy(store["image"])).double()
+    target = torch.from_numpy(store["scores"]).double()
+    assert best["agreement"] == pytest.approx((scores.argmax(1) == target.argmax(1)).double().mean().item())
+    p, q = target.softmax(1), scores.softmax(1)
+    assert best["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-3)
+    assert best["images"] == len(held_out)
+
+
+def test_auto_skips_what_does_not_apply_and_says_why(make_inputs):
+    inputs = make_inputs("student.start=auto")
+    teachers = [load_teacher(teacher) for teacher in inputs.config.teachers]
+    teachers[1].network = build_network("plain", {"widths": [4, 6, 8]}, 5)
+    sources = list_sources(inputs.config, inputs.plan.spec, teachers)
+    starts, skipped = build_applicable(sources, strict=False)
+    assert "teacher low" in starts
+    assert "average needs teachers of one architecture" in skipped["average"]
+
+
+def test_joint_learning_keeps_the_best_student_and_learns_from_the_other_images(make_inputs):
+    inputs = make_inputs("student.start={teacher: high}", "joint.epochs=3", "joint.learning_rate=0.01")
+    run_stages(inputs)
+    summary = summary_of(inputs, "joint")
+    qualities = summary["choice"]["qualities"]
+    assert list(qualities) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+    best = max(qualities, key=lambda name: (qualities[name]["agreement"], -qualities[name]["divergence"]))
+    assert summary["choice"]["best"] == best
+    student = Student(inputs.plan.spec)
+    student.load_state_dict(weights_of(inputs, "joint"))
+    found = measure_quality(student.eval(), held_out_batches(inputs), inputs.plan.label_sets)
+    assert found.to_json() == qualities[best]
+    learned = len(joint_rows(inputs)) // 32 * 32
+    assert summary["history"][-1]["images"] == 3 * learned
+    assert not list((inputs.folder / "stages").glob("*.epoch"))
+
+
+def test_joint_learning_that_only_harms_keeps_the_start(make_inputs):
+    inputs = make_inputs("student.start=auto", "joint.epochs=1", "joint.learning_rate=10")
+    run_stages(inputs)
+    assert summary_of(inputs, "joint")["choice"]["best"] == "start"
+    start, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
+    assert all(torch.equal(start[key], joint[key]) for key in start)
+
+
+def test_an_interrupted_stage_keeps_the_best_student_so_far(make_inputs):
+    whole = make_inputs("student.start={teacher: high}", "joint.epochs=3", "joint.learning_rate=0.01")
+    run_stages(whole)
+    expected, choice = weights_of(whole, "joint"), summary_of(whole, "joint")["choice"]
+    for path in (whole.folder / "stages").glob("joint*"):
+        path.unlink()
+
+    def stop(progress):
+        if progress.stage == "joint" and progress.epoch == 2 and progress.epoch_ended:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(dataclasses.replace(whole, report=stop))
+    assert len(list((whole.folder / "stages").glob("joint*.epoch"))) == 2
+    run_stages(whole)
+    assert summary_of(whole, "joint")["choice"] == choice
+    assert all(torch.equal(expected[key], value) for key, value in weights_of(whole, "joint").items())

@@ -45,6 +45,7 @@ def make_counts(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         "student": student,
         "ensemble": np.array([[8, 2], [0, 0]]),
         "over_views": no_images,
+        "predicted": np.array([8, 2]),
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),
@@ -54,9 +55,9 @@ def make_counts(num_correct: int, images: int = 10, **changes: Any) -> Counts:
 
 def test_methods_and_baselines_are_overrides_of_the_config():
     assert expand_variants(["direct", "incremental", "common_features", "distill", "scratch"]) == {
-        "direct": ["codes.method=direct", "baseline=null"],
-        "incremental": ["codes.method=incremental", "baseline=null"],
-        "common_features": ["codes.method=common_features", "baseline=null"],
+        "direct": ["codes.method=direct", "baseline=null", "layers.behind_start=true"],
+        "incremental": ["codes.method=incremental", "baseline=null", "layers.behind_start=true"],
+        "common_features": ["codes.method=common_features", "baseline=null", "layers.behind_start=true"],
         "distill": ["baseline=distill", "extend=null"],  # a baseline has no auto-encoders to reuse
         "scratch": ["baseline=scratch", "extend=null"],
     }

@@ -1,0 +1,101 @@
+"""What went wrong in a run without an error: students and layers that learned nothing, or too little."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ka_ray.reports.choices import HeldOutQuality
+from ka_ray.reports.sections import Accuracy, LayerQuality, StageName
+
+NOTHING_LEARNED = 0.9
+"""Relative error of a layer from which on it has learned nothing: a constant output has an error of 1."""
+
+FAR_UNDER = 0.9
+"""Share of the ensemble's accuracy under which a student's accuracy is far from what it could be."""
+
+LOW_AGREEMENT = 0.5
+"""Agreement under which a student without labelled images is probably bad."""
+
+
+def list_warnings(
+    accuracy: Accuracy,
+    layers: Mapping[str, LayerQuality],
+    losses: Mapping[StageName, Sequence[float]],
+    starts_random: bool,
+) -> list[str]:
+    """Say which results of a run are bad, and what to change; empty if none is.
+
+    Args:
+        accuracy: Accuracies of the student.
+        layers: Tap, or ``scores`` -> the layer that leads there.
+        losses: Stage -> its loss after every epoch.
+        starts_random: Whether the student started from random weights.
+    """
+    advice = _advice(starts_random)
+    return [
+        *_student_warnings(accuracy, advice),
+        *_layer_warnings(layers),
+        *_loss_warnings(losses),
+    ]
+
+
+def _advice(starts_random: bool) -> str:
+    if starts_random:
+        return "Start from the teachers' weights (student.start: auto), or give more images or joint.epochs"
+    return (
+        "Give more images, or images like those that the teachers learned from; try scores.center: true, or "
+        "other joint.epochs and joint.learning_rate"
+    )
+
+
+def _student_warnings(accuracy: Accuracy, advice: str) -> Iterator[str]:
+    agreement, constant = accuracy.agreement, accuracy.constant_agreement
+    if agreement is not None and constant is not None and agreement <= constant:
+        yield (
+            f"The student has learned nothing: it agrees with its teachers on {agreement:.3f} of the images, "
+            f"and a student that always gives the same answer would on {constant:.3f}. {advice}."
+        )
+    elif accuracy.union is not None and accuracy.ensemble and accuracy.union < FAR_UNDER * accuracy.ensemble:
+        yield (
+            f"The student's accuracy, {accuracy.union:.3f}, is far under that of its teachers together, "
+            f"{accuracy.ensemble:.3f}. {advice}."
+        )
+    elif accuracy.union is None and agreement is not None and agreement < LOW_AGREEMENT:
+        yield f"The student agrees with its teachers on only {agreement:.3f} of the images. {advice}."
+
+
+def _layer_warnings(layers: Mapping[str, LayerQuality]) -> Iterator[str]:
+    bad = [tap for tap, layer in layers.items() if layer.relative_error >= NOTHING_LEARNED]
+    if bad:
+        shown = ", ".join(f"{tap} ({layers[tap].relative_error:.2f})" for tap in bad)
+        yield (
+            f"Layers that have learned nothing, with their relative errors: {shown}. More taps make each of "
+            "them easier; layers.solver: least_squares needs no learning rate; a start from the teachers' "
+            "weights needs no layers."
+        )
+
+
+def _loss_warnings(losses: Mapping[StageName, Sequence[float]]) -> Iterator[str]:
+    for stage, values in losses.items():
+        if len(values) > 1 and values[-1] >= values[0]:
+            yield (
+                f"The loss of {stage} did not fall: {values[0]:.4g} in the first epoch, {values[-1]:.4g} in "
+                f"the last one. Lower {stage}.learning_rate."
+            )
+
+
+def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:
+    """Say which student joint learning keeps, and why.
+
+    Args:
+        best: Name of the student that is kept.
+        qualities: Name of each student -> its quality on held-out images.
+
+    Example:
+        >>> quality = HeldOutQuality(agreement=0.8, divergence=0.3, images=100)
+        >>> describe_choice("start", {"start": quality})
+        'Kept is the student of: start. Its agreement on 100 held-out images is 0.800.'
+    """
+    quality = qualities[best]
+    return (
+        f"Kept is the student of: {best}. Its agreement on {quality.images:,} held-out images is "
+        f"{quality.agreement:.3f}."
+    )

@@ -1,0 +1,83 @@
+"""Choose without labels which student of joint learning is kept: its start, or the student of an epoch.
+
+Joint learning can lose what a start had, so each is judged on held-out images.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ka_ray.numerics.ranks import rank, wait_for_all
+from ka_ray.stages.held_out import Quality, measure_quality
+from ka_ray.stages.inputs import stage_summary_path
+from ka_ray.storage.cache import fetch_local_copy
+from ka_ray.storage.files import atomic_file, make_folder
+from ka_ray.student import Student
+from ka_ray.training.batches import Batches
+
+CHOICE = "choice"
+"""Key of the file's metadata with the qualities, as JSON."""
+
+
+class KeptStudent:
+    """The best student so far, in a file, so that a resumed stage does not lose it.
+
+    All ranks make the same calls; only rank 0 writes.
+
+    Args:
+        folder: Output folder of the run.
+        held_out: Images to judge students on, with the stored scores of the teachers.
+
+    Attributes:
+        qualities: Name of each student that was offered -> its quality.
+        best: Name of the best one; empty before any was offered.
+    """
+
+    def __init__(self, folder: Path, held_out: Batches) -> None:
+        # `save_stage` removes the stage's files with this suffix.
+        self._path = stage_summary_path(folder, "joint").with_name("joint_kept.epoch")
+        self._held_out = held_out
+        self.qualities: dict[str, Quality] = {}
+        self.best = ""
+        self._state: dict[str, Tensor] = {}
+        if self._path.exists():
+            with safe_open(fetch_local_copy(self._path), framework="pt") as file:
+                choice = json.loads(file.metadata()[CHOICE])
+                self._state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.best = choice["best"]
+            self.qualities = {name: Quality(**fields) for name, fields in choice["qualities"].items()}
+        wait_for_all()  # before rank 0 writes the file again
+
+    def offer(self, name: str, student: Student) -> None:
+        """Judge a student, and keep it if it is better than all others so far.
+
+        Args:
+            name: Name of the student in the report. The same name again replaces its quality: a resumed
+                stage repeats an epoch.
+            student: The student; its mode does not change.
+        """
+        training = student.training
+        quality = measure_quality(student.eval(), self._held_out, student.spec.unified_label_sets)
+        student.train(training)
+        self.qualities[name] = quality
+        is_best = self.best in ("", name) or quality.is_better_than(self.qualities[self.best])
+        if is_best:
+            self.best = name
+            # Copies: training goes on in place.
+            self._state = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+        if rank() == 0:
+            make_folder(self._path.parent)
+            with atomic_file(self._path) as part:
+                save_file(self._state, part, metadata={CHOICE: json.dumps(self.to_json())})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as a JSON object: the name of the best, and the qualities of all."""
+        return {"best": self.best, "qualities": {n: q.to_json() for n, q in self.qualities.items()}}
+
+    def load_best(self, student: Student) -> None:
+        """Load the best student's weights, in place."""
+        student.load_state_dict(self._state)

@@ -1,0 +1,51 @@
+"""Test what a report warns of: results that are bad without an error."""
+
+import re
+from typing import Any
+
+import pytest
+
+from ka_ray.reports.sections import Accuracy, LayerQuality
+from ka_ray.reports.warnings import list_warnings
+
+GOOD: dict[str, Any] = {
+    "union": 0.7,
+    "ensemble": 0.72,
+    "ensemble_over_views": None,
+    "agreement": 0.8,
+    "constant_agreement": 0.2,
+    "per_teacher": {},
+    "images": 100,
+    "labelled": 100,
+}
+
+
+def warnings_of(
+    layers: Any = None, losses: Any = None, starts_random: bool = True, **changes: Any
+) -> list[str]:
+    accuracy = Accuracy.model_validate(GOOD | changes)
+    qualities = {tap: LayerQuality(relative_error=error, ridge=None) for tap, error in (layers or {}).items()}
+    return list_warnings(accuracy, qualities, losses or {}, starts_random)
+
+
+def test_a_good_run_has_no_warning() -> None:
+    assert warnings_of({"conv1": 0.2}, {"joint": [2.0, 1.0]}) == []
+    assert warnings_of(union=None, ensemble=None, labelled=0) == []
+    assert warnings_of(agreement=None, constant_agreement=None, ensemble=None) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agreement": 0.2}, "learned nothing: it agrees with its teachers on 0.200 .* would on 0.200"),
+        ({"union": 0.187, "ensemble": 0.717}, "accuracy, 0.187, is far under .* 0.717. Start from the teach"),
+        ({"union": None, "ensemble": None, "agreement": 0.4}, "agrees with its teachers on only 0.400"),
+        ({"layers": {"conv1": 0.3, "conv2": 0.97}}, r"Layers that have learned nothing.*: conv2 \(0.97\)"),
+        ({"losses": {"joint": [1.0, 1.2]}}, "loss of joint did not fall: 1 .* 1.2 .* joint.learning_rate"),
+        ({"union": 0.5, "starts_random": False}, "far under .* Give more images, or images like those"),
+    ],
+)
+def test_a_bad_result_is_said_with_what_to_change(changes: dict[str, Any], message: str) -> None:
+    found = warnings_of(**changes)
+    assert len(found) == 1
+    assert re.search(message, found[0]), found[0]
