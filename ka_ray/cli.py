@@ -97,7 +97,7 @@ def compare(
     from ka_ray import compare as compare_methods
 
     loaded = Config.load(config, with_output(overrides, output))
-    result = compare_methods(loaded, methods.split(",") if methods else [], seeds, vary or [])
+    result = compare_methods(loaded, [] if methods is None else methods.split(","), seeds, vary or [])
     typer.echo(result.to_markdown())
     typer.echo(f"table:   {loaded.output_dir / 'compare.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'compare.png'}")

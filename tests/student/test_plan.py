@@ -115,7 +115,7 @@ CONFIG_ERRORS = {
         ["taps", "'conv9'", "'plain'", "'conv1'", "'conv2'"],
     ),
     "tap at the scores": (["taps={scores: head}"], ["taps", "'scores'"]),
-    "no taps": (["taps={}"], ["taps"]),
+    "no taps": (["taps={}", "student.start=random"], ["taps"]),
     "width too large": (["codes.widths.conv1=9"], ["codes.widths.conv1: 9", "1 ... 8"]),
     "width of a missing tap": (["codes.widths.conv3=4"], ["codes.widths", "'conv3'", "'conv1'", "'conv2'"]),
     "unknown network": (
@@ -138,7 +138,10 @@ CONFIG_ERRORS = {
         ["student.network=alexnet", "student.arguments.widths=[1]", "taps={conv1: norm1}"],
         ["student.arguments", "'alexnet'", "widths"],
     ),
-    "teachers of another family": (["student.network=alexnet"], ["taps: name them", "'low'", "'high'"]),
+    "teachers of another family": (
+        ["student.network=alexnet", "student.start=random"],
+        ["taps: name them", "'low'", "'high'"],
+    ),
 }
 
 
@@ -325,9 +328,11 @@ def test_a_map_can_be_paired_with_a_vector_of_the_student():
     assert plan.shapes == {"last": (1024, 1, 1)}
 
 
+LAYERWISE: dict[str, Any] = {"student": {"start": "random"}}
+
 NETWORK_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "no taps": (RESNETS, {}, ["taps: name them", "'resnet18'", "conv1", "layer1.0", "layer4", "1 more"]),
-    "empty taps": (RESNETS, {"taps": {}}, ["taps: name them", "'resnet18'", "layer1"]),
+    "no taps": (RESNETS, LAYERWISE, ["taps: name them", "'resnet18'", "conv1", "layer1.0", "layer4", "1 more"]),
+    "empty taps": (RESNETS, {"taps": {}} | LAYERWISE, ["taps: name them", "'resnet18'", "layer1"]),
     "inside a residual block": (
         RESNETS,
         {"taps": {"early": "layer1.0.bn1"}},
@@ -366,7 +371,7 @@ NETWORK_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         },
         ["taps.early.student: is missing", "'resnet34'"],
     ),
-    "teachers of different networks": (PLAIN_AND_RESNET, {}, ["taps: name them", "['signs']", "'plain'"]),
+    "teachers of different networks": (PLAIN_AND_RESNET, LAYERWISE, ["taps: name them", "['signs']", "'plain'"]),
     "a vector for a map": (
         PLAIN_AND_RESNET,
         {"taps": {"conv1": {"photos": "norm1", "signs": "fc"}}},

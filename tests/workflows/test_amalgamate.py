@@ -19,7 +19,7 @@ from ka_ray.config import TeachConfig
         ),
         (["scores.rule=conditional"], "scores.rule is 'conditional'"),
         (["scores.rule=concatenate", "teachers.1.classes.0=digit_1"], "teachers share classes: 'digit_1'"),
-        (["student.network=resnet18"], "taps: name them; the student 'resnet18' can be cut at"),
+        (["student.network=resnet18"], "student.start: no start applies to the student's network 'resnet18'"),
     ],
 )
 def test_a_run_that_cannot_be_planned_leaves_no_output_folder(load_config, tmp_path, overrides, message):
@@ -42,7 +42,7 @@ def test_a_run_that_cannot_be_extended_leaves_no_output_folder(load_config, tmp_
     ("methods", "vary", "message"),
     [
         (["direct", "best"], [], "--methods: best; there are direct, incremental"),
-        ([], [], "--methods: none given"),
+        ([""], [], "--methods: none given"),
         (["direct"], ["codes.widths.conv1=4,99"], "codes.widths.conv1: 99 must lie in 1 ... 8"),
         (["direct"], ["scores.rule=mean,conditional"], "scores.rule is 'conditional'"),
         (["distill"], ["joint.loss=mse,hinge"], "joint.loss: "),

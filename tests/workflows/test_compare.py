@@ -84,7 +84,7 @@ def test_every_method_is_combined_with_every_varied_value():
 @pytest.mark.parametrize(
     ("methods", "vary", "message_parts"),
     [
-        ([], [], ["--methods: none given", "direct, incremental, common_features, distill, scratch"]),
+        ([], [], ["--methods: none given", "direct, incremental, common_features, start, start+layers"]),
         ([""], [], ["--methods: none given"]),
         (["direct", "best", "worst"], [], ["--methods: best, worst; there are direct", "ensemble"]),
         (["direct"], ["scores.rule"], ["--vary 'scores.rule'", "key=value,value"]),
