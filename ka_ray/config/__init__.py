@@ -8,6 +8,7 @@ from ka_ray.config.cluster import RayConfig
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
+from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
@@ -58,6 +59,7 @@ __all__ = [
     "LikeTeacher",
     "ListImages",
     "MixedImages",
+    "NetworkTrainingConfig",
     "ParquetImages",
     "PlacementConfig",
     "PlainImages",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from ka_ray.config.base import Section
+from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.teachers import Augmentation
 
 
@@ -191,7 +192,7 @@ class LayersConfig(TrainingConfig):
         return self
 
 
-class JointConfig(TrainingConfig):
+class JointConfig(NetworkTrainingConfig, TrainingConfig):
     """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
 
     epochs: int = Field(
