@@ -26,8 +26,13 @@ def find_blocks(network: nn.Module) -> list[list[str]]:
         >>> find_blocks(network)
         [['0.weight', '0.bias', '1.weight', '1.bias'], ['3.weight', '3.bias']]
     """
-    blocks = list[list[str]]()
-    for names in _blocks(network, ""):
+    blocks, prefix = list[list[str]](), ""
+    root = network
+    while len(inner := _trainable_children(root)) == 1 and not _own_parameters(root):
+        ((name, root),) = inner.items()  # a wrapper
+        prefix += f"{name}."
+    # A sequence of a backbone and a head is no sequence of blocks.
+    for names in _blocks(root, prefix, _is_sequence_of_blocks(root, at_least=2)):
         # A norm belongs to the layer before it, as in its initial scale.
         only_vectors = all(network.get_parameter(name).ndim <= 1 for name in names)
         if only_vectors and blocks:
@@ -37,22 +42,24 @@ def find_blocks(network: nn.Module) -> list[list[str]]:
     return blocks
 
 
-def _blocks(module: nn.Module, prefix: str) -> list[list[str]]:
+def _blocks(module: nn.Module, prefix: str, is_sequence: bool) -> list[list[str]]:
     """Return the parameters of each block of a module, whose names begin with the prefix."""
-    own = [prefix + name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
-    children = _trainable_children(module)
-    if not children:
-        return [own] if own else []
-    is_sequence = _is_sequence_of_blocks(module)
+    own = [prefix + name for name in _own_parameters(module)]
     blocks = list[list[str]]()
-    for name, child in children.items():
+    for name, child in _trainable_children(module).items():
         path = f"{prefix}{name}."
         if is_sequence and not _has_blocks(child):
             blocks.append([path + inner for inner, p in child.named_parameters() if p.requires_grad])
         else:
-            blocks += _blocks(child, path)
+            blocks += _blocks(child, path, _is_sequence_of_blocks(child))
+    if not own:
+        return blocks
     # Parameters of a network itself, such as the embeddings of positions, are those of its input.
-    return [own + blocks[0], *blocks[1:]]
+    return [own + blocks[0], *blocks[1:]] if blocks else [own]
+
+
+def _own_parameters(module: nn.Module) -> list[str]:
+    return [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
 
 
 def _trainable_children(module: nn.Module) -> dict[str, nn.Module]:
@@ -67,7 +74,7 @@ def _has_blocks(module: nn.Module) -> bool:
     return any(_is_sequence_of_blocks(inner) for inner in module.modules())
 
 
-def _is_sequence_of_blocks(module: nn.Module) -> bool:
+def _is_sequence_of_blocks(module: nn.Module, at_least: int = 1) -> bool:
     """Return whether a module's children are numbered, and at least half of them have named children.
 
     Half, because sequences can begin and end with single layers. Convolutions and norms that are numbered
@@ -78,4 +85,4 @@ def _is_sequence_of_blocks(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleDict) or not all(name[-1].isdigit() for name in children):
         return False
     named = [any(not name.isdigit() for name in _trainable_children(child)) for child in children.values()]
-    return bool(named) and sum(named) >= len(named) / 2
+    return sum(named) >= max(at_least, len(named) / 2)

@@ -78,7 +78,9 @@ def explain_compile_errors(stage: str) -> Iterator[None]:
         packages = {".".join(cls.__module__.split(".")[:2]) for cls in type(error).__mro__}
         if packages.isdisjoint({"torch._dynamo", "torch._inductor"}):
             raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        # The first line may only say which part of the compiler failed.
+        reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
         raise InputError(
-            f"stage {stage}, compile: torch.compile cannot compile the network ({reason}); set compile: false"
+            f"stage {stage}, compile: torch.compile cannot compile the network ({reason or error!r}); set "
+            "compile: false"
         ) from error
