@@ -7,7 +7,9 @@ from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
+from ka_ray.config.joint import JointConfig
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
+from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
@@ -27,7 +29,6 @@ from ka_ray.config.stages import (
     CodesConfig,
     EnergyWidths,
     ExtractConfig,
-    JointConfig,
     LayersConfig,
     LikeTeacher,
     ScoresConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "LikeTeacher",
     "ListImages",
     "MixedImages",
+    "NetworkTrainingConfig",
     "ParquetImages",
     "PlacementConfig",
     "PlainImages",

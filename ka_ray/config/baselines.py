@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ka_ray.config.base import Section
-from ka_ray.config.stages import JointConfig
+from ka_ray.config.joint import JointConfig
 from ka_ray.config.teachers import Augmentation
 
 

@@ -10,14 +10,13 @@ from ka_ray.config.base import AbsolutePath, ExistingPath, Section, with_default
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
+from ka_ray.config.joint import BEHIND_START, JointConfig
 from ka_ray.config.load import load
 from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
-    BEHIND_START,
     CodesConfig,
     ExtractConfig,
-    JointConfig,
     LayersConfig,
     LikeTeacher,
     ScoresConfig,

@@ -1,11 +1,10 @@
-"""The sections of the stages of a run: extraction, scores, codes, layers, joint learning."""
+"""The sections of the stages of a run before joint learning: extraction, scores, codes, layers."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from ka_ray.config.base import Section, drop_nulls
-from ka_ray.config.teachers import Augmentation
+from ka_ray.config.base import Section
 
 
 class ExtractConfig(Section):
@@ -195,60 +194,3 @@ class LayersConfig(TrainingConfig):
                 "inputs: with solver sgd all layers learn at once from codes; set solver: least_squares"
             )
         return self
-
-
-BEHIND_START = {"epochs": 3, "batch_size": 32, "learning_rate": 3e-4, "loss": "kl", "keep": "best"}
-"""Defaults of joint learning behind a start: a few careful steps, which do not destroy what the start has."""
-
-
-class JointConfig(TrainingConfig):
-    """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
-
-    epochs: int = Field(
-        10,
-        ge=0,
-        description="Number of passes over the images; 0: no joint learning. null: 10, or 3 behind a start.",
-    )
-    batch_size: int = Field(
-        64,
-        ge=1,
-        description="Images per step, over all workers together; null: 64, or 32 behind a start.",
-    )
-    learning_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="Peak of the one-cycle schedule; null: 0.001, or 0.0003 behind a start.",
-    )
-    beta2: float = Field(
-        0.999, ge=0, lt=1, description="Decay rate of Adam's running mean of squared gradients."
-    )
-    loss: Literal["mse", "kl"] = Field(
-        "mse",
-        description="Loss between scores; `scores.rule: conditional` always uses kl. null: mse, or kl behind "
-        "a start.",
-    )
-    keep: Literal["best", "last"] = Field(
-        "last",
-        description="best: of the start and the epochs, keep the student that agrees best with the teachers "
-        "on held-out images; last: the student of the last epoch. null: last, or best behind a start.",
-    )
-    temperature: float = Field(
-        2.0, gt=0, description="Temperature of both distributions in `kl`; unused by `mse`."
-    )
-    augment: Augmentation = Field(
-        Augmentation(), description="Augmentation; the teachers score the same view as the student."
-    )
-    images: int | None = Field(
-        None, ge=1, description="Stop after this many images instead of after `epochs`; null: use `epochs`."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_unset(cls, given: Any) -> Any:
-        """Leave these choices to the config: they depend on where the student starts."""
-        return drop_nulls(given, BEHIND_START)
-
-    @property
-    def any_steps(self) -> bool:
-        """Whether there is joint learning at all."""
-        return self.epochs > 0 or self.images is not None

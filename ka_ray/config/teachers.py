@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from ka_ray.config.base import ClassNames, ExistingPath, ModelSource, Section
+from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.storage.files import is_path
 
@@ -30,13 +31,15 @@ class Augmentation(Section):
         return self.flip or self.shift > 0
 
 
-class TeachingConfig(Section):
+class TeachingConfig(NetworkTrainingConfig):
     """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle learning rate)."""
 
     epochs: int = Field(10, ge=1, description="Number of passes over the images.")
     batch_size: int = Field(128, ge=1, description="Images per step, over all workers together.")
     learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="Weight decay of AdamW, for all parameters, also biases and norms."
+    )
     augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
     start: ExistingPath | None = Field(
         None,

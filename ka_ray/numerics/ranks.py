@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rank() -> int:
@@ -21,6 +21,18 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         values = values.clone()  # all_reduce works in place
         dist.all_reduce(values)
     return values
+
+
+def copy_buffers_from_rank_zero(module: nn.Module) -> None:
+    """Replace a module's buffers on all ranks by those of rank 0, in place.
+
+    Each rank updates running statistics with its own images.
+    """
+    if world_size() > 1:
+        for buffer in module.buffers():
+            contiguous = buffer.contiguous()
+            dist.broadcast(contiguous, src=0)
+            buffer.copy_(contiguous)
 
 
 def on_any_rank(flag: bool) -> bool:

@@ -1,7 +1,7 @@
 """Inputs that all training stages share, and the files that a stage writes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ka_ray.config import Config, TrainingConfig
+from ka_ray.config import Config, NetworkTrainingConfig, TrainingConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.student.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.training.averaging import Network, WeightAverage
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import FitSettings, Progress, ProgressCallback
+from ka_ray.training.fit import Progress, ProgressCallback
+from ka_ray.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class StageInputs:
     def settings(self, stage: str) -> FitSettings:
         """Return the settings of the training loop from a stage's section of the config."""
         section: TrainingConfig = getattr(self.config, stage)
-        return FitSettings(
+        settings = FitSettings(
             stage,
             section.epochs,
             section.learning_rate,
@@ -70,6 +72,33 @@ class StageInputs:
             images=self.config.joint.images if stage == "joint" else None,
             checkpoint=epoch_checkpoint_path(self.folder, stage),
         )
+        if not isinstance(section, NetworkTrainingConfig):
+            return settings
+        return replace(settings, **network_settings(section), decay_biases=False)
+
+
+def network_settings(section: NetworkTrainingConfig) -> dict[str, Any]:
+    """Return the settings of the training loop that are shared by joint learning and training of teachers.
+
+    Args:
+        section: Section `joint` of the config, or `training` of a teacher.
+
+    Returns:
+        Keyword arguments of :class:`ka_ray.training.settings.FitSettings`.
+    """
+    # The moving average and the compiler are no settings of the loop: it gets an average and a learner.
+    keys = NetworkTrainingConfig.model_fields.keys() - {"ema", "compile"}
+    return {key: getattr(section, key) for key in keys}
+
+
+def build_average(network: Network, section: NetworkTrainingConfig) -> WeightAverage[Network] | None:
+    """Return a moving average of a network's weights, if the config asks for one.
+
+    Args:
+        network: Network that will be trained, on the device of the training.
+        section: Section `joint` of the config, or `training` of a teacher.
+    """
+    return None if section.ema is None else WeightAverage(network, section.ema)
 
 
 def stage_summary_path(folder: Path, stage: str) -> Path:

@@ -19,8 +19,14 @@ from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.held_out import held_out_batches, joint_rows
-from ka_ray.stages.inputs import StageInputs, epoch_students_folder, history_to_json, load_stage
-from ka_ray.stages.kept import KeptStudent
+from ka_ray.stages.inputs import (
+    StageInputs,
+    build_average,
+    epoch_students_folder,
+    history_to_json,
+    load_stage,
+)
+from ka_ray.stages.kept import START, KeptStudent
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
 from ka_ray.student import Student, save_student
@@ -28,6 +34,7 @@ from ka_ray.student.batch_norms import recalibrate_batch_norms
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
+from ka_ray.training.network_call import NetworkCall
 
 
 def needs_teacher_scores(config: JointConfig, scores: ScoresConfig) -> bool:
@@ -74,6 +81,7 @@ class JointLearner(nn.Module):
                 f"joint learning with {config.augment!r} needs the teachers to score the augmented images"
             )
         self.student = student
+        self._call_student = NetworkCall(student, config.amp, config.compile)
         self.config, self._scores, self._columns = config, scores, columns or {}
         self._label_sets = student.spec.unified_label_sets
         # A plain list instead of a ModuleList: teachers are frozen, so DDP must not synchronise them, and
@@ -99,7 +107,7 @@ class JointLearner(nn.Module):
             teacher_scores = batch["scores"]
         # The rule `conditional` always compares by KL divergence; without `loss: kl` it is not softened.
         temperature = self.config.temperature if self.config.loss == "kl" else 1.0
-        scores = self.student(images)
+        scores = self._call_student(images)
         loss = self._label_sets.loss(scores, teacher_scores, self._divergence, temperature=temperature)
         return {"loss": loss}
 
@@ -118,10 +126,6 @@ class JointLearner(nn.Module):
     def _scale(batch: Mapping[str, Tensor], column: str) -> float:
         """Return the factor of shifts, which are in pixels of the student's images."""
         return batch[column].shape[-1] / batch[IMAGE].shape[-1]
-
-
-START = "start"
-"""Name of the student before joint learning, among those that one is kept of."""
 
 
 def chooses_student(config: Config) -> bool:
@@ -154,23 +158,26 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
     learner, batches = build_joint_learner(inputs, student)
+    learner.to(inputs.device)
+    average = build_average(student, inputs.config.joint)
+    result = student if average is None else average.module
     epochs = epoch_students_folder(inputs.folder)
     kept = KeptStudent(inputs.folder, held_out_batches(inputs)) if chooses_student(inputs.config) else None
     if kept is not None and not kept.best:
-        kept.offer(START, student.to(inputs.device))
+        kept.offer(START, student)
 
     def report(progress: Progress) -> None:
         if progress.epoch_ended and rank() == 0 and inputs.config.evaluation.each_epoch:
-            save_student(student, epochs / f"{progress.epoch:03d}")
+            save_student(result, epochs / f"{progress.epoch:03d}")
         if progress.epoch_ended and kept is not None:
-            kept.offer(f"epoch {progress.epoch}", student)
+            kept.offer_epoch(progress.epoch, student, None if average is None else average.module)
         inputs.report(progress)
 
-    history = fit(learner.to(inputs.device), batches, inputs.settings("joint"), report)
+    history = fit(learner, batches, inputs.settings("joint"), report, average)
     if kept is not None:
-        kept.load_best(student)
+        kept.load_best(result)
     choice = None if kept is None else kept.to_json()
-    return student, {"history": history_to_json(history), "choice": choice}
+    return result, {"history": history_to_json(history), "choice": choice}
 
 
 def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Module, Batches]:
@@ -191,7 +198,7 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
     if inputs.config.baseline == "scratch":
         targets = class_targets(store, student.spec.classes, "baseline scratch")
         batches = inputs.batches("joint", store, ["image"], num_draws=NUM_VIEW_DRAWS, targets=targets)
-        return ClassifierLearner(student, config.augment), batches
+        return ClassifierLearner(student, config.augment, config=config), batches
     teachers = []
     if needs_teacher_scores(config, inputs.config.scores):
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]

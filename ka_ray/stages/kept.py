@@ -19,6 +19,9 @@ from ka_ray.storage.files import atomic_file, make_folder
 from ka_ray.student import Student
 from ka_ray.training.batches import Batches
 
+START = "start"
+"""Name of the student before joint learning."""
+
 CHOICE = "choice"
 """Key of the file's metadata with the qualities, as JSON."""
 
@@ -73,6 +76,18 @@ class KeptStudent:
             make_folder(self._path.parent)
             with atomic_file(self._path) as part:
                 save_file(self._state, part, metadata={CHOICE: json.dumps(self.to_json())})
+
+    def offer_epoch(self, epoch: int, student: Student, averaged: Student | None) -> None:
+        """Judge the student of an epoch, and the moving average of its weights.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            student: The trained student.
+            averaged: The student with the averaged weights; None if there is none.
+        """
+        self.offer(f"epoch {epoch}", student)
+        if averaged is not None:
+            self.offer(f"epoch {epoch}, averaged", averaged)
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as a JSON object: the name of the best, and the qualities of all."""

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ka_ray.config import Augmentation, TeacherConfig
+from ka_ray.config import Augmentation, NetworkTrainingConfig, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import Store
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment
 from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
+from ka_ray.stages.inputs import build_average, network_settings
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.teachers import Preprocess, build_network
 from ka_ray.teachers.checkpoint import load_fitting_weights, save_weights
 from ka_ray.teachers.outputs import SelectScores
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import FitSettings, Progress, ProgressCallback, fit
+from ka_ray.training.fit import Progress, ProgressCallback, fit
+from ka_ray.training.network_call import NetworkCall
+from ka_ray.training.settings import FitSettings
 
 
 class ClassifierLearner(nn.Module):
@@ -34,11 +37,20 @@ class ClassifierLearner(nn.Module):
         network: Network from pixels in 0 ... 255 to scores.
         augmentation: Random changes that are applied to each image.
         column: Column with the images.
+        config: Whether the network is compiled and runs in mixed precision.
     """
 
-    def __init__(self, network: nn.Module, augmentation: Augmentation, column: str = IMAGE) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        augmentation: Augmentation,
+        column: str = IMAGE,
+        config: NetworkTrainingConfig | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.augmentation, self.column = network, augmentation, column
+        config = config or NetworkTrainingConfig()
+        self._call_network = NetworkCall(network, config.amp, config.compile)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss of a batch with images ``[B, C, H, W]``, ``target [B]`` and ``draws [B, 3]``.
@@ -46,7 +58,7 @@ class ClassifierLearner(nn.Module):
         The draws are the random numbers in [0, 1) that decide the augmentation of each image.
         """
         images = augment(batch[self.column], self.augmentation, batch["draws"])
-        scores = self.network(images)
+        scores = self._call_network(images)
         return {"loss": functional.cross_entropy(scores, batch["target"])}
 
 
@@ -87,27 +99,35 @@ def train_teacher(
     if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
-    torch.manual_seed(seed)
-    network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
-    if teacher.training.start is not None:
-        load_fitting_weights(network, teacher.training.start)
+    network = _build_network(teacher, seed)
     learner = _build_learner(network, teacher, column).to(device)
     batches = _labelled_batches(teacher, images, seed, device, column)
     settings = _fit_settings(teacher, path)
-    history = fit(learner, batches, settings, report)
+    average = build_average(network, teacher.training)
+    history = fit(learner, batches, settings, report, average)
     if rank() == 0:
-        _save_teacher(network, history, path)
+        _save_teacher(network if average is None else average.module, history, path)
         # The state after the last saved epoch is only needed to resume.
         path.with_suffix(".epoch").unlink(missing_ok=True)
     wait_for_all()  # the run loads the checkpoint as soon as this function returns on any rank
 
 
-def _build_learner(network: nn.Module, teacher: TeacherConfig, column: str) -> ClassifierLearner:
+def _build_network(teacher: TeacherConfig, seed: int) -> nn.Module:
     assert teacher.training is not None
+    torch.manual_seed(seed)
+    network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
+    if teacher.training.start is not None:
+        load_fitting_weights(network, teacher.training.start)
+    return network
+
+
+def _build_learner(network: nn.Module, teacher: TeacherConfig, column: str) -> ClassifierLearner:
+    training = teacher.training
+    assert training is not None
     # Augmentation works on pixels, so preprocessing is part of the trained module. It has no weights.
     select_scores = SelectScores(len(teacher.classes), teacher.output, teacher.final_activation)
     network_on_pixels = nn.Sequential(Preprocess(teacher.preprocessing), network, select_scores)
-    return ClassifierLearner(network_on_pixels, teacher.training.augment, column)
+    return ClassifierLearner(network_on_pixels, training.augment, column, training)
 
 
 def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
@@ -116,9 +136,9 @@ def _fit_settings(teacher: TeacherConfig, path: Path) -> FitSettings:
         stage=f"teach_{teacher.name}",
         epochs=teacher.training.epochs,
         learning_rate=teacher.training.learning_rate,
-        weight_decay=teacher.training.weight_decay,
         checkpoint=path.with_suffix(".epoch"),
         unused_parameters=True,  # only the user knows what is in the network
+        **network_settings(teacher.training),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import Store
 from ka_ray.numerics.ridge import RIDGES
-from ka_ray.stages.inputs import StageInputs
+from ka_ray.stages.inputs import StageInputs, build_average
 from ka_ray.stages.joint import build_joint_learner
 from ka_ray.student import Student, save_student
 from ka_ray.student.from_moments import LayerMoments
@@ -68,7 +68,7 @@ def run_trial(
     batch_size = inputs.config.extract.batch_size
     held_out_batches = Batches(Store(held_out), ["image", SCORES], batch_size, 0, device=inputs.device)
 
-    def save_and_report(epochs: int) -> None:
+    def save_and_report(student: Student, epochs: int) -> None:
         # Saved before it is reported, so that a reported student exists even if this worker dies right after.
         save_student(student, trial.folder)
         agreement = measure_agreement(student, held_out_batches)
@@ -76,24 +76,27 @@ def run_trial(
         report_agreement({"agreement": agreement, "epochs": epochs, "seconds": seconds})
 
     if trial.learning_rate is None:
-        save_and_report(0)
+        save_and_report(student, 0)
     else:
         _train_jointly(inputs, student, trial.learning_rate, save_and_report)
 
 
 def _train_jointly(
-    inputs: StageInputs, student: Student, learning_rate: float, after_epoch: Callable[[int], None]
+    inputs: StageInputs, student: Student, learning_rate: float, after_epoch: Callable[[Student, int], None]
 ) -> None:
     """Train a student with the run's joint learning, but at the trial's learning rate."""
 
     def report(progress: Progress) -> None:
         if progress.epoch_ended:
-            after_epoch(progress.epoch)
+            after_epoch(result, progress.epoch)
 
     learner, batches = build_joint_learner(inputs, student)
+    learner.to(inputs.device)
+    average = build_average(student, inputs.config.joint)
+    result = student if average is None else average.module
     # Without a checkpoint, because trials are short: a trial that is lost starts again.
     settings = replace(inputs.settings("joint"), learning_rate=learning_rate, checkpoint=None)
-    fit(learner.to(inputs.device), batches, settings, report)
+    fit(learner, batches, settings, report, average)
 
 
 @torch.inference_mode()

@@ -27,11 +27,11 @@ def resolve_student_paths(
         config: Config of the run.
         network: The student's network.
         arguments: Keyword arguments with which the network is built.
-        num_classes: Number of classes of all teachers together, which is the size of the student's output.
+        num_classes: Number of classes of all teachers together.
 
     Returns:
-        tap -> layer of the family or module path of the network, in the order of the config; empty if the
-        config names none and no features are needed.
+        tap -> layer of the family or module path, in the order of the config; empty if it names none and no
+        features are needed.
 
     Raises:
         InputError: A tap's name cannot be used, taps or paths are missing, or the network cannot be built.
@@ -49,10 +49,9 @@ def resolve_student_paths(
     if not config.taps and not config.learns_layers:
         return {}
     if not config.taps:
-        raise InputError(
-            f"taps: name them; the student {network!r} can be cut at: {', '.join(valid[:MAX_LISTED])}"
-            + (f" and {len(valid) - MAX_LISTED} more" if len(valid) > MAX_LISTED else "")
-        )
+        shown = ", ".join(valid[:MAX_LISTED])
+        more = f" and {len(valid) - MAX_LISTED} more" if len(valid) > MAX_LISTED else ""
+        raise InputError(f"taps: name them; the student {network!r} can be cut at: {shown}{more}")
     paths = {tap: _student_path(config, tap, network, arguments) for tap in config.taps}
     missing = [tap for tap, path in paths.items() if path is None]
     if missing:

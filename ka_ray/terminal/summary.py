@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ka_ray.reports.report import Report
@@ -50,12 +50,10 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
     table.add_row("student and ensemble agree", "", format_percent(accuracy.agreement))
-    sizes: list[tuple[str, Any, Any]] = [
-        (key, getattr(report.size.teachers, key), getattr(report.size.student, key))
-        for key in ("parameters", "macs", "bytes")
-    ]
-    for key, teachers, student in sizes:
-        table.add_row(key, f"{teachers:,}", f"{student:,}")
+    for key in ("parameters", "macs", "bytes"):
+        table.add_row(
+            key, *(f"{getattr(size, key):,}" for size in (report.size.teachers, report.size.student))
+        )
     for warning in report.warnings:
         console.print(f"[bold red]warning:[/] {escape(warning)}")
     if report.start is not None:
@@ -66,12 +64,11 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     console.print(f"report:  {folder / 'report.md'}")
     for figure in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure:  {figure}")
-    tracking_uri = report.mlflow.tracking_uri
-    if tracking_uri is not None and tracking_uri.startswith(("http://", "https://")):
-        console.print(f"browse:  {tracking_uri}")
-    elif tracking_uri is not None:  # a database, which a browser shows only through a local server
-        uri = shlex.quote(tracking_uri)
-        console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {uri}")
+    uri = report.mlflow.tracking_uri
+    if uri is not None and uri.startswith(("http://", "https://")):
+        console.print(f"browse:  {uri}")
+    elif uri is not None:  # a database, which a browser shows only through a local server
+        console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
     console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
 
 

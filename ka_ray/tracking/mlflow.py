@@ -234,8 +234,7 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
         metadata=model.metadata,
         serialization_format="pt2",
     )
-    # An exported graph keeps its device, here the CPU. MLflow would load it onto a GPU if there is one, and
-    # fail. save_model has no argument for the device, so the written config is changed.
+    # The exported graph stays on the CPU, but MLflow would load it onto a GPU, and fail, without this.
     model.flavors["python_function"]["config"]["device"] = "cpu"
     model.save(str(path / "MLmodel"))
 

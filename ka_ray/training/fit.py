@@ -13,55 +13,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ka_ray.errors import InputError
-from ka_ray.numerics.ranks import rank, sum_over_ranks, world_size
+from ka_ray.numerics.ranks import copy_buffers_from_rank_zero, rank, sum_over_ranks, world_size
+from ka_ray.training.averaging import WeightAverage
 from ka_ray.training.batches import Batches
-from ka_ray.training.checkpoint import load_training_state, save_training_state
+from ka_ray.training.checkpoint import Stateful, load_training_state, save_training_state
+from ka_ray.training.network_call import check_precision, explain_compile_errors
+from ka_ray.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from ka_ray.training.settings import FitSettings
 
 REPORT_INTERVAL_S = 2.0
 """Seconds between two progress reports within an epoch."""
 
-WARMUP_FRACTION = 0.1
-"""Fraction of all steps during which the learning rate rises to its peak."""
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Modules that `batch_norms: frozen` keeps in eval mode."""
 
 EPOCH_SEED_STRIDE = 1_000_003
 """The seed of an epoch is ``run seed * this + epoch``. A large prime keeps the seeds of two runs apart."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """Settings of the training loop.
-
-    The optimizer is AdamW (Loshchilov and Hutter, ICLR 2019). The learning rate rises linearly to its peak
-    and then falls along a cosine.
-
-    Attributes:
-        stage: Name of the stage, for progress reports and error messages.
-        epochs: Number of epochs; ignored if ``images`` is set.
-        learning_rate: Peak of the learning rate.
-        weight_decay: Decoupled weight decay of AdamW. Each step shrinks the weights by the factor
-            ``1 - learning rate * weight_decay``.
-        beta2: Decay rate of AdamW's running mean of squared gradients, in [0, 1).
-        images: Number of images to train on, counting repeats, rounded down to whole batches, but at least
-            one batch. None: train for ``epochs``.
-        checkpoint: File that is written after each epoch but the last one; all ranks must reach it. If it
-            exists, training resumes from it, with the same result as uninterrupted training. None: no file.
-        unused_parameters: Whether a step may leave out some parameters, such as those of an auxiliary head.
-    """
-
-    stage: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    beta2: float = 0.999
-    images: int | None = None
-    checkpoint: Path | None = None
-    unused_parameters: bool = False
-
-    def steps(self, batches: Batches) -> int:
-        """Return the number of optimizer steps over all epochs."""
-        if self.images is None:
-            return self.epochs * batches.steps_per_epoch
-        return max(1, self.images // batches.batch_size)
 
 
 @dataclass(frozen=True)
@@ -100,94 +67,124 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def fit(
-    learner: nn.Module, batches: Batches, settings: FitSettings, report: ProgressCallback
+    learner: nn.Module,
+    batches: Batches,
+    settings: FitSettings,
+    report: ProgressCallback,
+    average: WeightAverage[Any] | None = None,
 ) -> list[Progress]:
     """Minimise the sum of a learner's losses, in place.
+
+    At the end of an epoch, when ``report`` is called, learner and average are the same on all ranks.
 
     Args:
         learner: Module that maps a batch to named scalar losses, each a mean over the batch's images.
         batches: Batches to train on. A step of several ranks equals one of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
         report: Called by every rank at the end of each epoch, and in between, every two seconds, by rank 0.
+            If training resumes, it is not called for earlier epochs, and may be called again for the last.
+        average: Moving average of the trained network, updated after each step. None: no average.
 
     Returns:
         One record per epoch, the same on all ranks.
 
     Raises:
         FloatingPointError: A loss is not finite.
+        InputError: The device cannot train in the precision, or torch.compile fails.
     """
-    optimizer = _optimizer(learner, settings, fused=batches.device.type == "cuda")
-    meter = _LossMeter(batches, settings, report)
-    step = _resume(settings.checkpoint, learner, optimizer, meter)
+    check_precision(settings.stage, settings.amp, batches.device)
+    steps, meter = _Steps(learner, batches, settings, average), _LossMeter(batches, settings, report)
+    _resume(settings.checkpoint, learner, steps, meter)
     model = learner if world_size() == 1 else _data_parallel(learner, settings)
-    learner.train()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
+        _set_training_mode(learner, settings)
         torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)  # dropout is the same after a resume
         for batch in islice(batches.epoch(epoch), meter.steps):
-            _set_rate(optimizer, settings.learning_rate * learning_rate_factor(step, meter.total_steps))
-            losses: dict[str, Tensor] = model(batch)
-            optimizer.zero_grad(set_to_none=True)
-            # DDP averages gradients over ranks, so the loss of a rank with more images gets a larger weight.
-            (torch.stack(list(losses.values())).sum() * batches.loss_weight).backward()
-            optimizer.step()
-            step += 1
-            meter.add(losses)
+            meter.add(steps.take(model, batch))
+        steps.synchronise()
         meter.end_epoch()
         if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
-            save_training_state(settings.checkpoint, learner, optimizer, step, meter.history)
+            save_training_state(settings.checkpoint, steps.parts, steps.taken, meter.history)
     learner.eval()
     return meter.history
 
 
-def _resume(
-    checkpoint: Path | None, learner: nn.Module, optimizer: torch.optim.Optimizer, meter: "_LossMeter"
-) -> int:
-    """Restore the state after the last saved epoch, if one exists, and return the number of steps taken."""
-    steps, records = 0, list[dict[str, Any]]()
+class _Steps:
+    """Takes optimizer steps, and has everything that a checkpoint must hold."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        batches: Batches,
+        settings: FitSettings,
+        average: WeightAverage[Any] | None,
+    ) -> None:
+        on_gpu = batches.device.type == "cuda"
+        self._learner, self._settings, self._average = learner, settings, average
+        self._loss_weight, self._total_steps = batches.loss_weight, settings.steps(batches)
+        self._optimizer = build_optimizer(learner, settings, fused=on_gpu)
+        self._scaler = torch.amp.GradScaler(batches.device.type, enabled=settings.amp == "fp16")
+        self.taken = 0
+        self.parts: dict[str, Stateful] = {"learner": learner, "optimizer": self._optimizer}
+        self.parts |= {} if average is None else {"average": average}
+        self.parts |= {"scaler": self._scaler} if self._scaler.is_enabled() else {}
+
+    def take(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take a step, and return the losses before it. The model is the learner, or its DDP."""
+        settings = self._settings
+        factor = learning_rate_factor(self.taken, self._total_steps, settings.warmup)
+        set_learning_rate(self._optimizer, settings.learning_rate * factor)
+        with explain_compile_errors(settings.stage):
+            losses: dict[str, Tensor] = model(batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            # DDP averages gradients over ranks, so the loss of a rank with more images gets a larger weight.
+            loss = torch.stack(list(losses.values())).sum() * self._loss_weight
+            self._scaler.scale(loss).backward()
+        if settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            # DDP has averaged the gradients by now, so all ranks find the norm of the global batch.
+            nn.utils.clip_grad_norm_(self._learner.parameters(), settings.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update()
+        self.taken += 1
+        return losses
+
+    def synchronise(self) -> None:
+        """Make buffers, such as running statistics, equal on all ranks. DDP does so only before a step."""
+        copy_buffers_from_rank_zero(self._learner)
+        if self._average is not None:
+            copy_buffers_from_rank_zero(self._average.module)
+
+
+def _resume(checkpoint: Path | None, learner: nn.Module, steps: _Steps, meter: "_LossMeter") -> None:
+    """Restore the state after the last saved epoch, if one exists."""
+    records = list[dict[str, Any]]()
     if checkpoint is not None and checkpoint.exists():
-        steps, records = load_training_state(checkpoint, learner, optimizer)
+        steps.taken, records = load_training_state(checkpoint, steps.parts)
     meter.resume([Progress(**record) for record in records])
     # Ranks that resume from different epochs would wait for each other forever.
-    total = sum_over_ranks(torch.tensor([float(steps)], device=next(learner.parameters()).device))
-    if int(total) != steps * world_size():
+    total = sum_over_ranks(torch.tensor([float(steps.taken)], device=next(learner.parameters()).device))
+    if int(total) != steps.taken * world_size():
         raise InputError(
             f"checkpoint {checkpoint}: the workers see different files; set `output` to a folder that all "
             "nodes share, or to a URI"
         )
-    return steps
 
 
 def _data_parallel(learner: nn.Module, settings: FitSettings) -> nn.Module:
     return DistributedDataParallel(learner, find_unused_parameters=settings.unused_parameters)
 
 
-def _optimizer(learner: nn.Module, settings: FitSettings, fused: bool) -> torch.optim.AdamW:
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    rate, decay, betas = settings.learning_rate, settings.weight_decay, (0.9, settings.beta2)
-    return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay, fused=fused)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def learning_rate_factor(step: int, total_steps: int) -> float:
-    """Return the learning rate of a step as a fraction of its peak: linear warm-up, then a half cosine.
-
-    Args:
-        step: Number of the step, from 0.
-        total_steps: Number of steps over all epochs.
-
-    Example:
-        >>> [round(learning_rate_factor(step, 20), 2) for step in (0, 1, 2, 11, 19)]
-        [0.5, 1.0, 1.0, 0.5, 0.01]
-    """
-    warmup_steps = max(1, round(WARMUP_FRACTION * total_steps))
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+def _set_training_mode(learner: nn.Module, settings: FitSettings) -> None:
+    """Set the learner to training mode, in each epoch: a callback may have evaluated it in between."""
+    learner.train()
+    if settings.batch_norms == "frozen":
+        for module in learner.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
 
 
 class _LossMeter:

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 import ka_ray
-from ka_ray.config import Config, Decoding, FolderImages, TeachConfig, TeacherConfig
-from ka_ray.config.stages import BEHIND_START
+from ka_ray.config import Config, Decoding, FolderImages, TeachConfig, TeacherConfig, TeachingConfig
+from ka_ray.config.joint import BEHIND_START
 from ka_ray.images.decode import decode_image
 from ka_ray.images.views import View
 from ka_ray.student import Student
@@ -130,6 +130,16 @@ def test_the_template_shows_the_default_of_every_key():
     compared, all_keys = {key for key, _, _ in found}, set(iterate_keys(Config))
     sections = {key for key in all_keys if any(other.startswith(f"{key}.") for other in all_keys)}
     assert all_keys - compared - sections == {"name", "images", "teachers", "taps", "evaluation.images"}
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_teacher_configs_show_every_option_of_training_with_its_default(name):
+    tree = yaml.safe_load((JOBS / f"configs/cifar10_teacher_{name}.yaml").read_text())
+    training = tree["teacher"]["training"]
+    assert training.keys() == TeachingConfig.model_fields.keys()
+    chosen = {"epochs", "batch_size", "learning_rate", "augment"}
+    defaults = {key: TeachingConfig.model_fields[key].default for key in training.keys() - chosen}
+    assert {key: training[key] for key in defaults} == defaults
 
 
 def test_crop_and_squash_give_the_same_for_square_images():

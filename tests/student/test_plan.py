@@ -331,7 +331,11 @@ def test_a_map_can_be_paired_with_a_vector_of_the_student():
 LAYERWISE: dict[str, Any] = {"student": {"start": "random"}}
 
 NETWORK_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "no taps": (RESNETS, LAYERWISE, ["taps: name them", "'resnet18'", "conv1", "layer1.0", "layer4", "1 more"]),
+    "no taps": (
+        RESNETS,
+        LAYERWISE,
+        ["taps: name them", "'resnet18'", "conv1", "layer1.0", "layer4", "1 more"],
+    ),
     "empty taps": (RESNETS, {"taps": {}} | LAYERWISE, ["taps: name them", "'resnet18'", "layer1"]),
     "inside a residual block": (
         RESNETS,
@@ -371,7 +375,11 @@ NETWORK_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         },
         ["taps.early.student: is missing", "'resnet34'"],
     ),
-    "teachers of different networks": (PLAIN_AND_RESNET, LAYERWISE, ["taps: name them", "['signs']", "'plain'"]),
+    "teachers of different networks": (
+        PLAIN_AND_RESNET,
+        LAYERWISE,
+        ["taps: name them", "['signs']", "'plain'"],
+    ),
     "a vector for a map": (
         PLAIN_AND_RESNET,
         {"taps": {"conv1": {"photos": "norm1", "signs": "fc"}}},
