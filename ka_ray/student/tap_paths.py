@@ -36,10 +36,7 @@ def resolve_student_paths(
     Raises:
         InputError: A tap's name cannot be used, taps or paths are missing, or the network cannot be built.
     """
-    # A tap is a column of the stored features and a child of a ModuleDict, whose methods have names, too.
-    for tap in config.taps or ():
-        if tap in RESERVED or hasattr(nn.ModuleDict, tap):
-            raise InputError(f"taps.{tap}: a tap cannot have this name; choose another one")
+    _check_names(config)
     if network in FAMILIES:
         return _family_paths(config, network, arguments)
     try:
@@ -60,6 +57,13 @@ def resolve_student_paths(
             "taken from, so name the student's own path"
         )
     return {tap: path for tap, path in paths.items() if path is not None}
+
+
+def _check_names(config: Config) -> None:
+    # A tap is a column of the stored features and a child of a ModuleDict, whose methods have names, too.
+    for tap in config.taps or ():
+        if tap in RESERVED or hasattr(nn.ModuleDict, tap):
+            raise InputError(f"taps.{tap}: a tap cannot have this name; choose another one")
 
 
 def _family_paths(config: Config, network: str, arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -44,9 +44,8 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row(
-        "all classes (teachers: ensemble)", format_percent(accuracy.ensemble), format_percent(accuracy.union)
-    )
+    union, ensemble = format_percent(accuracy.union), format_percent(accuracy.ensemble)
+    table.add_row("all classes (teachers: ensemble)", ensemble, union)
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
     table.add_row("student and ensemble agree", "", format_percent(accuracy.agreement))
@@ -62,8 +61,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     if accuracy.union is None:
         console.print("The images have no labels, so only the agreement could be measured.")
     console.print(f"report:  {folder / 'report.md'}")
-    for figure in sorted((folder / "figures").glob("*.png")):
-        console.print(f"figure:  {figure}")
+    console.print(*(f"figure:  {f}\n" for f in sorted((folder / "figures").glob("*.png"))), sep="", end="")
     uri = report.mlflow.tracking_uri
     if uri is not None and uri.startswith(("http://", "https://")):
         console.print(f"browse:  {uri}")
