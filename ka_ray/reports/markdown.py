@@ -153,7 +153,9 @@ def _codes_section(report: ReportContent) -> str:
     for tap, layer in report.layers.items():
         # Only least squares has a ridge.
         solver = "gradient steps" if layer.ridge is None else f"least squares, ridge {layer.ridge:g}"
-        cells[tap][3:] = f"{layer.relative_error:.3g}", solver
+        solver = "put back: the start's" if layer.put_back else solver
+        before = "" if layer.error_before is None else f" (start: {layer.error_before:.3g})"
+        cells[tap][3:] = f"{layer.relative_error:.3g}{before}", solver
     rows = [(tap, *row) for tap, row in cells.items()]
     header = ("tap", "channels kept", "error of the code", "lowest possible error", "error of the layer")
     note = (

@@ -102,6 +102,13 @@ class LayerQuality(ReportSection):
     """
     ridge: float | None
     """Ridge of the least-squares solution; None if the layer was trained by gradient steps."""
+    error_before: float | None
+    """``relative_error`` of the start's layer; None if the layer began with random weights.
+
+    Behind a start, both errors are measured on held-out images.
+    """
+    put_back: bool
+    """Whether the layer ended worse than it began, so that the start's layer was put back."""
 
 
 class StageSpeed(ReportSection):

@@ -51,8 +51,8 @@ STAGES: dict[StageName, Callable[[StageInputs], tuple[nn.Module, dict[str, Any]]
 def list_stages(config: Config) -> tuple[StageName, ...]:
     """Return the names of a run's stages in order.
 
-    A student that starts from weights, and a baseline, learn jointly at once.
+    A baseline learns jointly at once, and so does, by default, a student that starts from weights.
     """
-    if config.learns_layers:
-        return ("codes", "layers", "joint")
-    return ("joint",) if config.student.start == "random" else ("start", "joint")
+    start: tuple[StageName, ...] = () if config.student.start == "random" else ("start",)
+    layers: tuple[StageName, ...] = ("codes", "layers") if config.learns_layers else ()
+    return (*start, *layers, "joint")

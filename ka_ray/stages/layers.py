@@ -4,38 +4,65 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
-from ka_ray.numerics.ranks import sum_over_ranks
-from ka_ray.numerics.relative_error import relative_error
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.layer_solver import LayerSolver
+from ka_ray.stages.layers_behind_start import LayerComparison, express_codes, measure_errors
 from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters
 from ka_ray.student import Student
+from ka_ray.training.batches import Batches, hold_out_rows
 from ka_ray.training.fit import Progress, fit
 
 
 def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """Train or solve each layer of the student, then fold the adapters.
 
+    Behind a start that is not random, some images are held out, on which layers that end worse than they
+    began are put back.
+
     Returns:
         The folded student, and the stage's summary with each layer's error.
     """
-    plan, config = inputs.plan, inputs.config.layers
-    encoders = build_amalgamations(inputs.config.codes.method, plan.channels, plan.spec.widths)
+    plan, config, store = inputs.plan, inputs.config, inputs.store(FEATURES)
+    encoders = build_amalgamations(config.codes.method, plan.channels, plan.spec.widths)
     load_stage(inputs.folder, "codes", encoders)
-    learner = LayerwiseLearner(Student(plan.spec), encoders).to(inputs.device)
-    store = inputs.store(FEATURES)
-    batches = inputs.batches("layers", store, ["image", SCORES, *encoders])
-    taps, history = dict[str, dict[str, float | None]](), list[Progress]()
+    student, comparison, rows = Student(plan.spec), None, None
+    columns = ["image", SCORES, *encoders]
+    if config.student.start == "random":
+        learner = LayerwiseLearner(student, encoders).to(inputs.device)
+    else:
+        load_stage(inputs.folder, "start", student)
+        student, encoders = student.to(inputs.device), encoders.to(inputs.device)
+        rows, held_out = hold_out_rows(len(store), config.seed)
+        drawn = inputs.batches("layers", store, columns, num_draws=NUM_SOLVER_DRAWS, rows=rows)
+        encoders = express_codes(student, encoders, drawn, config.layers.positions_per_image)
+        learner = LayerwiseLearner(student, encoders).to(inputs.device)
+        size = min(config.layers.batch_size, len(held_out))
+        judged = Batches(store, columns, size, config.seed, device=inputs.device, rows=held_out)
+        comparison = LayerComparison(learner, judged)
+    taps, history = _learn(inputs, learner, inputs.batches("layers", store, columns, rows=rows))
+    if comparison is None:
+        taps = {tap: {"error_before": None, "put_back": False, **taps[tap]} for tap in learner.student.stages}
+    else:
+        taps = {tap: taps[tap] | found for tap, found in comparison.put_back_worse().items()}
+    return fold_adapters(learner), {"taps": taps, "history": history_to_json(history)}
+
+
+def _learn(
+    inputs: StageInputs, learner: LayerwiseLearner, batches: Batches
+) -> tuple[dict[str, dict[str, Any]], list[Progress]]:
+    """Learn the layers by the solver of the config; return tap -> error and ridge, and the history."""
+    config, taps, history = inputs.config.layers, dict[str, dict[str, Any]](), list[Progress]()
     if config.solver == "least_squares":
-        make_batches = partial(inputs.batches, "layers", store, num_draws=NUM_SOLVER_DRAWS)
-        solver = LayerSolver(learner.student, encoders, config, make_batches, inputs.report)
+        make_batches = partial(
+            inputs.batches, "layers", batches.store, num_draws=NUM_SOLVER_DRAWS, rows=batches.rows
+        )
+        solver = LayerSolver(learner.student, learner.encoders, config, make_batches, inputs.report)
         solutions, history = solver.solve()
         taps = {tap: {"relative_error": s.relative_error, "ridge": s.ridge} for tap, s in solutions.items()}
         learner.exclude_stages(solutions)
@@ -47,11 +74,6 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         history += [replace(record, images=record.images + solver_images) for record in fitted]
         # The losses of the last epoch are means over changing weights, so one more pass measures the errors
         # of the final weights.
-        sums: dict[str, torch.Tensor] = {}
-        for batch in batches.single_pass():
-            for tap, part in learner.error_sums(batch).items():
-                sums[tap] = sums[tap] + part if tap in sums else part
-        errors = {tap: relative_error(sum_over_ranks(total)) for tap, total in sums.items()}
+        errors = measure_errors(learner, batches, learner.trained_taps)
         taps |= {tap: {"relative_error": error, "ridge": None} for tap, error in errors.items()}
-    in_order = {tap: taps[tap] for tap in learner.student.stages}
-    return fold_adapters(learner), {"taps": in_order, "history": history_to_json(history)}
+    return taps, history

@@ -54,8 +54,8 @@ def make_content(labelled: bool = True) -> dict[str, Any]:
         "codes": {"conv1": {"width": 4, "stacked": 8, "relative_error": 0.25, "optimal_relative_error": 0.2}},
         "extension": None,
         "layers": {
-            "conv1": {"relative_error": 0.125, "ridge": None},
-            "scores": {"relative_error": 0.5, "ridge": 1e-4},
+            "conv1": {"relative_error": 0.125, "ridge": None, "error_before": 0.5, "put_back": False},
+            "scores": {"relative_error": 0.5, "ridge": 1e-4, "error_before": None, "put_back": False},
         },
         "stages": {
             "joint": {"seconds": 1.5, "images_per_s": 10.0},
@@ -105,7 +105,7 @@ def test_the_schema_requires_every_key() -> None:
     assert required_keys("NetworkSizes") == {"student", "teachers", "per_teacher"}
     assert required_keys("NetworkSize") == {"parameters", "macs", "bytes"}
     assert required_keys("CodeQuality") == {"width", "stacked", "relative_error", "optimal_relative_error"}
-    assert required_keys("LayerQuality") == {"relative_error", "ridge"}
+    assert required_keys("LayerQuality") == {"relative_error", "ridge", "error_before", "put_back"}
     assert required_keys("StageSpeed") == {"seconds", "images_per_s"}
     assert required_keys("ClusterResources") == {"nodes", "cpus", "gpus"}
     assert required_keys("ActorPlacement") == {"teacher", "node", "gpus", "device", "pid"}
@@ -119,7 +119,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 77
+    assert len(described) == 79
     assert [key for key, has_description in described.items() if not has_description] == []
 
 

@@ -24,7 +24,10 @@ def warnings_of(
     layers: Any = None, losses: Any = None, starts_random: bool = True, **changes: Any
 ) -> list[str]:
     accuracy = Accuracy.model_validate(GOOD | changes)
-    qualities = {tap: LayerQuality(relative_error=error, ridge=None) for tap, error in (layers or {}).items()}
+    qualities = {
+        tap: LayerQuality(relative_error=error, ridge=None, error_before=None, put_back=False)
+        for tap, error in (layers or {}).items()
+    }
     return list_warnings(accuracy, qualities, losses or {}, starts_random)
 
 
