@@ -3,10 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ka_ray.reports.choices import HeldOutQuality
-from ka_ray.reports.sections import Accuracy, LayerQuality, StageName
+from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality, StageName
 
 NOTHING_LEARNED = 0.9
 """Relative error of a layer from which on it has learned nothing: a constant output has an error of 1."""
+
+UNTRAINED = 1.5
+"""A code with an error of so many times the lowest possible one is not trained."""
+
+NEGLIGIBLE = 0.05
+"""Relative error of a code up to which there is nothing to warn of."""
 
 FAR_UNDER = 0.9
 """Share of the ensemble's accuracy under which a student's accuracy is far from what it could be."""
@@ -17,6 +23,7 @@ LOW_AGREEMENT = 0.5
 
 def list_warnings(
     accuracy: Accuracy,
+    codes: Mapping[str, CodeQuality],
     layers: Mapping[str, LayerQuality],
     losses: Mapping[StageName, Sequence[float]],
     starts_random: bool,
@@ -25,6 +32,7 @@ def list_warnings(
 
     Args:
         accuracy: Accuracies of the student.
+        codes: Tap -> its code.
         layers: Tap, or ``scores`` -> the layer that leads there.
         losses: Stage -> its loss after every epoch.
         starts_random: Whether the student started from random weights.
@@ -32,6 +40,7 @@ def list_warnings(
     advice = _advice(starts_random)
     return [
         *_student_warnings(accuracy, advice),
+        *_code_warnings(codes),
         *_layer_warnings(layers),
         *_loss_warnings(losses),
     ]
@@ -60,6 +69,19 @@ def _student_warnings(accuracy: Accuracy, advice: str) -> Iterator[str]:
         )
     elif accuracy.union is None and agreement is not None and agreement < LOW_AGREEMENT:
         yield f"The student agrees with its teachers on only {agreement:.3f} of the images. {advice}."
+
+
+def _code_warnings(codes: Mapping[str, CodeQuality]) -> Iterator[str]:
+    bad = [
+        f"{tap} ({code.relative_error:.2f} of {code.optimal_relative_error:.2f} possible)"
+        for tap, code in codes.items()
+        if code.relative_error > max(UNTRAINED * code.optimal_relative_error, NEGLIGIBLE)
+    ]
+    if bad:
+        yield (
+            f"Codes that are far from the best possible ones, by their relative errors: {', '.join(bad)}. "
+            "codes.solver: exact computes the best ones; with sgd, give more codes.epochs."
+        )
 
 
 def _layer_warnings(layers: Mapping[str, LayerQuality]) -> Iterator[str]:

@@ -105,6 +105,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         choice=joint.choice if isinstance(joint, JointSummary) else None,
         warnings=list_warnings(
             evaluated.accuracy,
+            codes.taps if isinstance(codes, CodesSummary) and config.codes.basis == "principal" else {},
             layers.taps if isinstance(layers, LayersSummary) else {},
             {stage: [sum(r.losses.values()) for r in one.history] for stage, one in stages.items()},
             config.student.start == "random",

@@ -162,7 +162,7 @@ def test_markdown_has_every_section_of_a_labelled_run() -> None:
     assert "The teachers' scores are combined by `concatenate`." in text
     assert NO_LABELS_NOTE not in text
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
-    assert "| conv1 | 4 of 8 | 0.25 | 0.2 | 0.125 | gradient steps |" in text
+    assert "| conv1 | 4 of 8 | 0.25 | 0.2 | 0.125 (start: 0.5) | gradient steps |" in text
     assert "| scores | - | - | - | 0.5 | least squares, ridge 0.0001 |" in text
     assert "| scores | - | - | - | 0.5 |" in text
     assert text.index("| extract | 12.2 | 3 |") < text.index("| joint | 1.5 | 10 |")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ka_ray.reports.sections import Accuracy, LayerQuality
+from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality
 from ka_ray.reports.warnings import list_warnings
 
 GOOD: dict[str, Any] = {
@@ -21,18 +21,26 @@ GOOD: dict[str, Any] = {
 
 
 def warnings_of(
-    layers: Any = None, losses: Any = None, starts_random: bool = True, **changes: Any
+    codes: Any = None,
+    layers: Any = None,
+    losses: Any = None,
+    starts_random: bool = True,
+    **changes: Any,
 ) -> list[str]:
     accuracy = Accuracy.model_validate(GOOD | changes)
     qualities = {
         tap: LayerQuality(relative_error=error, ridge=None, error_before=None, put_back=False)
         for tap, error in (layers or {}).items()
     }
-    return list_warnings(accuracy, qualities, losses or {}, starts_random)
+    code_qualities = {
+        tap: CodeQuality(width=2, stacked=4, relative_error=error, optimal_relative_error=least)
+        for tap, (error, least) in (codes or {}).items()
+    }
+    return list_warnings(accuracy, code_qualities, qualities, losses or {}, starts_random)
 
 
 def test_a_good_run_has_no_warning() -> None:
-    assert warnings_of({"conv1": 0.2}, {"joint": [2.0, 1.0]}) == []
+    assert warnings_of({"conv1": (0.04, 0.01)}, {"conv1": 0.2}, {"joint": [2.0, 1.0]}) == []
     assert warnings_of(union=None, ensemble=None, labelled=0) == []
     assert warnings_of(agreement=None, constant_agreement=None, ensemble=None) == []
 
@@ -44,6 +52,7 @@ def test_a_good_run_has_no_warning() -> None:
         ({"union": 0.187, "ensemble": 0.717}, "accuracy, 0.187, is far under .* 0.717. Start from the teach"),
         ({"union": None, "ensemble": None, "agreement": 0.4}, "agrees with its teachers on only 0.400"),
         ({"layers": {"conv1": 0.3, "conv2": 0.97}}, r"Layers that have learned nothing.*: conv2 \(0.97\)"),
+        ({"codes": {"conv1": (0.5, 0.2), "conv2": (0.21, 0.2)}}, r"far from .*: conv1 \(0.50 of 0.20 possib"),
         ({"losses": {"joint": [1.0, 1.2]}}, "loss of joint did not fall: 1 .* 1.2 .* joint.learning_rate"),
         ({"union": 0.5, "starts_random": False}, "far under .* Give more images, or images like those"),
     ],
