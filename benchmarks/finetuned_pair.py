@@ -9,7 +9,11 @@ teachers of its own. The ImageNet weights are those of the package efficientnet-
 have to install for it.
 """
 
+import argparse
 import importlib.resources
+import json
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,9 @@ import pyarrow.parquet
 import timm
 import torch
 
+from ka_ray import Config, amalgamate, compare
 from ka_ray.config import TeachConfig
+from ka_ray.config.joint import BEHIND_START
 from ka_ray.workflows.teach import teach
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -29,7 +35,6 @@ PAIRS = {
     "animals_and_signs": {"animals": ANIMALS, "signs": SIGNS},
 }
 SIZE = 96
-STARTS = ("random", "average", "exact", "{teacher: FIRST}", "{teacher: SECOND}", "auto")
 
 
 def save_imagenet_weights(path: Path) -> None:
@@ -92,3 +97,125 @@ def train_teachers(pair: str, seed: int, images: dict[str, Any], weights: Path, 
         print(f"teacher {name}, seed {seed}: {taught.accuracy:.3f}", flush=True)
         sections.append(teacher | {"checkpoint": taught.checkpoint})
     return sections
+
+
+def merge_alone(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Merge the teachers with a config that names images and teachers alone; return figures of its report."""
+    began = time.perf_counter()
+    report = amalgamate(Config.model_validate(config | {"output": str(folder)}))
+    seconds = time.perf_counter() - began
+    assert report.start is not None
+    return {
+        "seconds": seconds,
+        "start": report.start.source,
+        "kept": report.choice.best if report.choice else None,
+        "candidates": [candidate.model_dump() for candidate in report.start.candidates],
+        "accuracy": report.accuracy.model_dump(),
+        "before": report.start.accuracy.model_dump(),
+    }
+
+
+def compare_starts(config: dict[str, Any], starts: str, folder: Path) -> dict[str, Any]:
+    """Learn a student from every start, without a step and with joint learning, and from random weights."""
+    rows: dict[str, Any] = {}
+    for name, methods, values in (
+        ("starts", ["start", "start+joint"], starts),
+        ("random", ["start+joint"], "random"),
+    ):
+        # The same joint learning for all: without this, another one is the default behind random weights.
+        joint = {"joint": {**BEHIND_START, "keep": "best"}}
+        run = Config.model_validate(config | joint | {"output": str(folder / name)})
+        result = compare(run, methods, 1, [f"student.start={values}"])
+        rows |= {row.label: row.model_dump() for row in result.rows}
+    return rows
+
+
+def measure(pair: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train the teachers of a seed, merge them, and return the figures, also kept in the output folder."""
+    folder = arguments.output / pair / f"seed_{seed}"
+    images = describe_images(pair, arguments.data, arguments.output / pair)
+    teachers = train_teachers(pair, seed, images, arguments.output / "imagenet.pt", folder / "teachers")
+    config = {"name": pair, "seed": seed, "teachers": teachers, "tracking": {"backend": "none"}, **images}
+    figures: dict[str, Any] = {}
+    starts = arguments.starts.replace("FIRST", next(iter(PAIRS[pair])))
+    for name, work in (
+        ("alone", lambda: merge_alone(config, folder / "alone")),
+        ("starts", lambda: compare_starts(config, starts, folder / "compared")),
+    ):
+        path = folder / f"{name}.json"
+        if not path.exists() and (name == "alone" or arguments.starts):
+            path.write_text(json.dumps(work(), indent=1))
+        figures |= {name: json.loads(path.read_text())} if path.exists() else {}
+    return figures
+
+
+def format_figures(pair: str, seeds: list[dict[str, Any]]) -> str:
+    """Return the figures of all seeds as a Markdown table, and beside the accuracies their ratios."""
+    lines = [
+        f"## {pair}",
+        "",
+        "| student | accuracy | x ensemble | parts, x teacher | seconds |",
+        "|---|--:|--:|--:|--:|",
+    ]
+
+    def add(label: str, accuracies: list[dict[str, Any]], seconds: list[float]) -> None:
+        unions = [one["union"] for one in accuracies]
+        ratios = [one["union"] / one["ensemble"] for one in accuracies]
+        parts = [
+            pair["student"] / pair["teacher"] for one in accuracies for pair in one["per_teacher"].values()
+        ]
+        lines.append(
+            f"| {label} | {format_values(unions)} | {format_values(ratios)} | {min(parts):.3f} to "
+            f"{max(parts):.3f} | {statistics.fmean(seconds):.0f} |"
+        )
+
+    alone = [figures["alone"] for figures in seeds]
+    lines.append(f"| ensemble | {format_values([one['accuracy']['ensemble'] for one in alone])} | 1 | 1 | |")
+    add("images and teachers alone", [one["accuracy"] for one in alone], [one["seconds"] for one in alone])
+    add("the same without a step", [one["before"] for one in alone], [0.0])
+    for label in seeds[0].get("starts", {}):
+        rows = [figures["starts"][label] for figures in seeds if label in figures.get("starts", {})]
+        if label.startswith("ensemble"):
+            continue
+        add(label, [to_accuracy(row, one["accuracy"]) for row, one in zip(rows, alone, strict=False)],
+            [row["seconds"]["values"][0] for row in rows])  # fmt: skip
+    chosen = ", ".join(f"{one['start']} ({one['kept']})" for one in alone)
+    return "\n".join([*lines, "", f"Chosen without labels, and kept: {chosen}."])
+
+
+def to_accuracy(row: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a comparison like the accuracies of a report, beside the same teachers."""
+    parts = {
+        name: {"student": values["values"][0], "teacher": alone["per_teacher"][name]["teacher"]}
+        for name, values in row["per_teacher"].items()
+    }
+    return {"union": row["union"]["values"][0], "ensemble": alone["ensemble"], "per_teacher": parts}
+
+
+def format_values(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
+def main() -> None:
+    """Measure all seeds of the pairs, and print a table for each pair."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pair", choices=PAIRS, action="append", help="by default both")
+    parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--starts", default="average,exact,{teacher: FIRST}", help="to compare; empty: none")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments.output, arguments.data = arguments.output.resolve(), arguments.data.resolve()
+    if not (arguments.output / "imagenet.pt").exists():
+        save_imagenet_weights(arguments.output / "imagenet.pt")
+    for pair in arguments.pair or list(PAIRS):
+        (arguments.output / pair).mkdir(exist_ok=True)
+        if pair == "animals_and_signs" and not (arguments.output / pair / "test.parquet").exists():
+            save_animals(arguments.data, arguments.output / pair)
+        print(format_figures(pair, [measure(pair, seed, arguments) for seed in range(arguments.seeds)]))
+
+
+if __name__ == "__main__":
+    main()
