@@ -75,14 +75,12 @@ def fit(
 ) -> list[Progress]:
     """Minimise the sum of a learner's losses, in place.
 
-    At the end of an epoch, when ``report`` is called, learner and average are the same on all ranks.
-
     Args:
         learner: Module that maps a batch to named scalar losses, each a mean over the batch's images.
         batches: Batches to train on. A step of several ranks equals one of one process with the global batch.
         settings: Number of epochs and settings of the optimizer.
-        report: Called by every rank at the end of each epoch, and in between, every two seconds, by rank 0.
-            If training resumes, it is not called for earlier epochs, and may be called again for the last.
+        report: Called by every rank at the end of each epoch, when learner and average are the same on all
+            ranks, and in between, every two seconds, by rank 0. A resumed run may repeat the last epoch's.
         average: Moving average of the trained network, updated after each step. None: no average.
 
     Returns:
