@@ -38,6 +38,12 @@ def small_convnext() -> nn.Module:
     return torchvision.models.ConvNeXt(blocks, num_classes=7)
 
 
+def small_vgg() -> nn.Module:
+    features = torchvision.models.vgg.make_layers([8, "M", 16, "M"], batch_norm=True)
+    head = (nn.Linear(16 * 16, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 7))
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(4), nn.Flatten(), *head)
+
+
 def small_dense_net() -> nn.Module:
     return torchvision.models.DenseNet(4, (2, 3), 8, num_classes=7)
 
@@ -55,6 +61,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm_lite": (lambda: timm_model("tf_efficientnet_lite0"), 32),
     "timm_convnext": (lambda: timm_model("convnext_atto"), 32),
     "convnext": (small_convnext, 32),
+    "vgg": (small_vgg, 32),
     "densenet": (small_dense_net, 32),
     "vit": (small_vit, 32),
     "timm_vit": (small_timm_vit, 32),
