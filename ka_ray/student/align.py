@@ -24,7 +24,12 @@ MAX_POSITIONS = 196
 """Number of positions of an image that are compared at most; adjacent ones tell nearly the same."""
 
 # Correlations do not change when channels are only moved, scaled or shifted.
-_COPIES = {"batch_norm", "layer_scale", "identity", "dropout"} | SHAPE_RULES.keys() - {"mean", "sum"}
+_COPIES = {"batch_norm", "layer_scale", "identity", "dropout"} | SHAPE_RULES.keys() - {
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+}
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class ChannelGraph(fx.Interpreter):
             name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
             name = name.rstrip("_")
         shapes = _find_shapes(result)
-        if name == "getitem" and isinstance(self.values.get(n.all_input_nodes[0]), tuple):
+        if name == "getitem" and isinstance(args[0], tuple) and n.args[0] in self.values:
             self.values[n] = args[0][args[1]]
         elif shapes is None:  # a number, such as one of a shape, or a check
             if name not in _READ_SHAPE:
@@ -103,7 +103,9 @@ class ChannelGraph(fx.Interpreter):
         """Return the labelled result of a call; what it gets is fixed if there is no rule for it."""
         inputs, rule = list(self._inputs(n)), _RULES.get(name)
         axes: Any = None
-        if inputs and rule is not None and _takes(rule, (self.labels, shapes, *args), kwargs):
+        # A number may come first in arithmetic; nothing else that is no tensor can.
+        known = bool(args) and isinstance(args[0], Value | list | tuple | int | float)
+        if known and inputs and rule is not None and _takes(rule, (self.labels, shapes, *args), kwargs):
             axes = rule(self.labels, shapes, *args, **kwargs)
             self.rules[n] = name
         else:
@@ -111,7 +113,7 @@ class ChannelGraph(fx.Interpreter):
             if n.op == "call_module":
                 self._fix_weights(self.fetch_attr(str(n.target)))
         is_weight = n.op != "call_module" and all(value.is_weight for value in inputs)
-        if isinstance(shapes[0], int) or not shapes:
+        if not shapes or isinstance(shapes[0], int):
             return Value(shapes, axes or (None,) * len(shapes), is_weight)
         each = axes or [shape and (None,) * len(shape) for shape in shapes]
         return tuple(

@@ -1,4 +1,4 @@
-"""What operations that only move entries do to the order of channels.
+"""What operations that move entries, or take means of them, do to the order of channels.
 
 :mod:`ka_ray.student.channel_rules` says what a rule gets and returns.
 """
@@ -21,6 +21,11 @@ def _mean(
         for axis, label in enumerate(x.axes)
         if keepdim or axis not in reduced
     )
+
+
+def _extreme(labels: ChannelLabels, shape: Shape, x: Value, dim: Any = None, keepdim: bool = False) -> Axes:
+    labels.add_operation(x.axes, "max_pool")
+    return _mean(labels, shape, x, dim, keepdim)
 
 
 def _reshape(labels: ChannelLabels, shape: Shape, x: Value, *_: Any, **__: Any) -> Axes:
@@ -173,6 +178,7 @@ def _get_item(labels: ChannelLabels, shape: Shape, x: Value, index: Any) -> Axes
 
 SHAPE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("mean", "sum"), _mean),
+    **dict.fromkeys(("amax", "amin"), _extreme),
     **dict.fromkeys(("reshape", "view", "flatten", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("expand", "expand_as"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),

@@ -224,6 +224,27 @@ def test_channels_that_are_divided_and_joined_keep_their_own_orders():
     assert found["first.weight", 0, 3] == found["second.weight", 1, 0] == 5
 
 
+class Scaled(nn.Module):
+    """Divides scores by a learned temperature, and reads weights without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(6, 3, 1, 1)), nn.Parameter(torch.randn(6, 1, 1))
+        self.log_temperature, self.head = nn.Parameter(torch.randn(())), nn.Linear(6, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = 1 - functional.conv2d(images, self.weight) * self.shift
+        return self.head(features.amax((2, 3)) + features.mean((2, 3))) / self.log_temperature.exp()
+
+
+def test_weights_that_are_read_without_a_module_are_found():
+    network = random_network(Scaled)
+    before = {
+        (p.name, p.axis) for g in find_channel_groups(network, random_images(4)).groups for p in g.weights
+    }
+    assert {("weight", 0), ("shift", 0), ("head.weight", 1)} < before
+
+
 def test_tied_weights_are_permuted_together():
     network = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Flatten()
