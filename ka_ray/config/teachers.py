@@ -38,6 +38,9 @@ class TeachingConfig(Section):
     learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
     augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
+    seed: int | None = Field(
+        None, description="Seed of its first weights, of shuffling and of views; null: that of the run."
+    )
     start: ExistingPath | None = Field(
         None,
         description="A checkpoint that training starts from, such as that of a pretrained network: weights "

@@ -75,7 +75,7 @@ def train_teacher(
         teacher: Section of the teacher in the config, with a ``training`` section.
         images: Folder of a finished store with the columns ``image`` and ``label``.
         folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
-        seed: Seed of the initial weights, of shuffling and of augmentation.
+        seed: Seed of the initial weights, of shuffling and of augmentation, unless the teacher has its own.
         device: Device to train on.
         report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
         column: Column with the images as the teacher sees them.
@@ -87,6 +87,7 @@ def train_teacher(
     if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
+    seed = seed if teacher.training.seed is None else teacher.training.seed
     torch.manual_seed(seed)
     network = build_network(teacher.network, teacher.arguments, len(teacher.classes))
     if teacher.training.start is not None:
