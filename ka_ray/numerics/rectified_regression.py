@@ -3,7 +3,7 @@
 Shapes: n samples, G groups, D inputs and T outputs of a group.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.ridge import LayerSolution
+from ka_ray.numerics.samples import LayerSamples, Merge
 
 
 @dataclass(frozen=True)
@@ -34,54 +35,52 @@ class Clamp:
 
 def refine_solution(
     solution: LayerSolution,
-    inputs: Tensor,
-    targets: Tensor,
-    moments: list[Moments],
+    samples: LayerSamples,
+    others: Tensor,
+    moments: Sequence[Moments],
     clamp: Clamp,
     steps: int,
-    merge: Callable[[Tensor], Tensor],
+    merge: Merge,
 ) -> LayerSolution:
     """Improve a least-squares solution by what the activation behind the layer makes irrelevant.
 
     Least squares fits negative outputs, too, although a ReLU removes them. Each step replaces the targets
-    outside of the range by the estimates where those lie outside, too, and solves again: the convex loss
-    ``||residual||^2`` falls in each step (majorisation; Zhang et al., "Accelerating Very Deep Convolutional
-    Networks", TPAMI 2016, solve the same problem). Momentum after Nesterov saves steps.
+    outside of the range by the estimates where those lie outside, too, and solves again, so that the convex
+    loss ``||residual||^2`` falls (majorisation, as in Zhang et al., "Accelerating Very Deep Convolutional
+    Networks", TPAMI 2016). Momentum after Nesterov saves steps.
 
     Args:
         solution: The least-squares solution.
-        inputs: `[n, G, D]`.
-        targets: `[n, G, T]`.
-        moments: For each group the moments of inputs and targets that the solution was computed from, over
-            all ranks.
+        samples: This rank's samples.
+        others: `[n, G, T]`, what is added to the layer's output before the activation.
+        moments: For each group the moments of all ranks' samples.
         clamp: Range of the activation.
         steps: Number of steps.
         merge: Adds a float64 tensor up over all ranks.
     """
-    size = inputs.shape[2]
-    factors, means, penalties = list[Tensor](), list[Tensor](), list[Tensor]()
-    for part in moments:
-        gram = part.covariance[:size, :size]
-        penalty = solution.ridge * gram.diagonal().mean().clamp_min(1e-300)
-        factors.append(torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype)))
-        means.append(part.mean[:size])
-        penalties.append(penalty)
-    factor, mean, penalty = torch.stack(factors), torch.stack(means), torch.stack(penalties)[:, None, None]
-    centred = inputs - mean.to(inputs.dtype)
+    inputs, targets = samples.inputs, samples.targets + others
+    size, dtype, count = inputs.shape[2], inputs.dtype, moments[0].count
+    gram = torch.stack([part.covariance[:size, :size] for part in moments])
+    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)[:, None, None]
+    factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
+    mean = torch.stack([part.mean[:size] for part in moments])
+    centred = (inputs - mean.to(dtype)).transpose(0, 1)
     # The bias belongs to centred inputs, which makes it independent of the weight.
-    weight, bias = solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0]
-    before_weight, before_bias = weight, bias
+    now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
+    before = now
     for step in range(steps):
-        momentum = step / (step + 3)
-        ahead_weight = weight + momentum * (weight - before_weight)
-        ahead_bias = bias + momentum * (bias - before_bias)
-        estimate = torch.einsum("ngd,gtd->ngt", centred, ahead_weight.to(inputs.dtype))
-        estimate += ahead_bias.to(inputs.dtype)
+        ahead = now + step / (step + 3) * (now - before)
+        weight, bias = ahead[..., :-1], ahead[..., -1]
+        estimate = (centred @ weight.transpose(1, 2).to(dtype)).transpose(0, 1) + bias.to(dtype) + others
         residual = clamp.residual(estimate, targets)
-        cross = torch.einsum("ngd,ngt->gdt", centred, residual).double()
-        sums = merge(torch.cat([cross.flatten(), residual.sum(dim=0).double().flatten()])) / moments[0].count
-        cross, shift = sums[: cross.numel()].view_as(cross), sums[cross.numel() :].view_as(bias)
-        change = torch.cholesky_solve(cross - penalty * ahead_weight.transpose(1, 2), factor)
-        before_weight, before_bias = weight, bias
-        weight, bias = ahead_weight + change.transpose(1, 2), ahead_bias + shift
-    return replace(solution, weight=weight, bias=bias - (weight @ mean[..., None])[..., 0])
+        cross = (centred.transpose(1, 2) @ residual.transpose(0, 1)).double()  # [G, D, T]
+        sums = merge(_with_bias(cross.transpose(1, 2), residual.sum(dim=0).double())) / count
+        change = torch.cholesky_solve(sums[..., :-1].transpose(1, 2) - penalty * weight.transpose(1, 2), factor)
+        before, now = now, ahead + _with_bias(change.transpose(1, 2), sums[..., -1])
+    weight = now[..., :-1]
+    return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])
+
+
+def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """Put weights `[G, T, D]` and biases `[G, T]` side by side."""
+    return torch.cat([weight, bias[..., None]], dim=2)

@@ -1,245 +1,221 @@
-"""Solve a student in closed form: no gradient step and no labels, for networks with residual connections."""
+"""Solve a student in closed form, with neither gradient steps nor labels, also through residual connections.
+
+The teachers side by side are one network with block-diagonal layers, and the student is that network made
+narrower. All networks are computed node by node for all images. Where a layer, or a sum of layers, ends, the
+student's layer is the least-squares map from the student's own features to the code of the stacked teachers'
+features. So it makes up for errors before it; where it is added to a stream, also for those of the stream.
+
+Shapes: B images of a batch, P sampled positions, n = B P samples of all batches, G groups of a layer, D inputs
+and T outputs of one group.
+"""
 
 import copy
-import math
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.config.student import STUDENT
 from ka_ray.errors import InputError
-from ka_ray.numerics.channel_selection import LayerInputStats
-from ka_ray.numerics.positions import sample_positions
-from ka_ray.numerics.rectified_regression import Clamp, refine_solution
+from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
-from ka_ray.numerics.samples import LayerSamples, Merge, merged_moments
-from ka_ray.student.channel_codes import ChannelCode, choice_of_channels, choose_code
-from ka_ray.student.linear_layers import apply_solution, extract_patches
+from ka_ray.numerics.samples import Merge
+from ka_ray.student.activation_range import find_clamp
+from ka_ray.student.code_choice import choose_codes
+from ka_ray.student.linear_layers import apply_solution
 from ka_ray.student.lockstep import Lockstep
-from ka_ray.student.solvable_sums import (SolvableLayer, SolvableSum, find_solvable_sums, get_module, value_users)
-from ka_ray.student.tied_prototype import find_groups
-from ka_ray.student.trace import trace_network
+from ka_ray.student.solvable_sums import SolvableSum
+from ka_ray.student.stacked_networks import StackedNetworks
+from ka_ray.student.sum_samples import SampleLimits, SumSampler, SumSamples
 from ka_ray.teachers import Teacher
 
-import os
-BUDGET = int(float(os.environ.get("BUDGET", 40e6)))
-REFINE = int(os.environ.get("REFINE", 20))
-STAT_IMAGES = int(os.environ.get("STAT_IMAGES", 1000))
-CHOICE = os.environ.get("CHOICE", "readers")
-HELD_EVERY = 10
+
+@dataclass(frozen=True)
+class BlockSolverSettings:
+    """How a student is solved.
+
+    Attributes:
+        memory_gib: The values of all networks take at most this much memory, in GiB; more images are left out.
+        choice_images: Number of images on which the codes are chosen.
+        samples: Number of samples that each layer is solved from.
+        ridges: Candidates for the ridge, in units of the mean variance of an input.
+        refinements: Steps of :func:`ka_ray.numerics.rectified_regression.refine_solution`; 0: none.
+    """
+
+    memory_gib: float = 3.0
+    choice_images: int = 1000
+    samples: SampleLimits = SampleLimits()
+    ridges: Sequence[float] = RIDGES
+    refinements: int = 20
 
 
 @dataclass(frozen=True)
 class LayerError:
-    name: str
-    error: float
+    """How well a layer, or the layers of one sum, was solved.
+
+    Attributes:
+        layers: Paths of the layers.
+        relative_error: Squared error of the output relative to its variance, on held-out images.
+        ridge: The ridge that was chosen on them.
+        seconds: Seconds since the start of the solver.
+    """
+
+    layers: tuple[str, ...]
+    relative_error: float
     ridge: float
     seconds: float
 
 
-def solve_student(network, preprocess, teachers, label_sets, batches, merge=lambda x: x, report=lambda e: None):
-    solver = BlockSolver(network, preprocess, teachers, label_sets, batches, merge, report)
-    return solver.run()
+ReportLayer = Callable[[LayerError, int, int], None]
+"""Called with each solved sum, its number from 1, and the number of sums."""
 
 
-class BlockSolver:
-    def __init__(self, network, preprocess, teachers, label_sets, batches, merge, report):
-        self.student = copy.deepcopy(network).eval()
-        self.teachers, self.label_sets, self.merge, self.report = teachers, label_sets, merge, report
-        self.graph, _ = trace_network(self.student)
-        self.output = next(n for n in self.graph.nodes if n.op == "output").args[0]
-        self.sums = find_solvable_sums(self.student, self.graph)
-        self.deferred = {n: s.root for s in self.sums.values() for n in s.inner}
-        self.nets = [t.network.eval() for t in teachers] + [self.student]
-        pre = [t.preprocess for t in teachers] + [preprocess]
-        names = [t.name for t in teachers] + ["student"]
-        self.inputs = [[p(b[n]) for p, n in zip(pre, names)] for b in batches]
-        self.groups, self.of, self.shapes = find_groups(self.student, self.graph, self.inputs[0][-1][:1])
-        self.T = len(teachers)
-        self.t0 = time.perf_counter()
+def solve_student(
+    network: nn.Module,
+    preprocess: nn.Module,
+    teachers: Sequence[Teacher],
+    label_sets: LabelSets,
+    batches: Iterable[Mapping[str, Tensor]],
+    merge: Merge = lambda sums: sums,
+    report: ReportLayer = lambda *_: None,
+    settings: BlockSolverSettings = BlockSolverSettings(),
+) -> tuple[nn.Module, list[LayerError]]:
+    """Solve all weights of a student's network from unlabelled images.
 
-    def run(self):
-        with torch.no_grad():
-            self.codes = self.choose_codes()
-            return self.student, self.solve_pass()
+    Args:
+        network: The student's network before it is cut; it stays unchanged, and its weights do not matter.
+        preprocess: Turns the student's pixels into the input of its network.
+        teachers: The teachers, of the student's architecture apart from the head.
+        label_sets: The teachers' classes and the rule that combines their scores.
+        batches: This rank's images: name of a teacher, or "student" -> its pixels `[B, C, H, W]`. Batches
+            are read until the memory is full.
+        merge: Adds a float64 tensor up over all ranks. All ranks call it equally often.
+        report: Called after each solved layer.
+        settings: How to solve.
 
-    # ---- statistics and codes
-    def choose_codes(self):
-        inputs, n = [], 0
-        for b in self.inputs:
-            inputs.append([x for x in b[:-1]])
-            n += len(b[0])
-            if n >= STAT_IMAGES: break
-        stats = {}
-        layers = {l.output: l for s in self.sums.values() for l in s.layers}
-        at = {n: l.output for l in layers.values() for n in l.output.all_input_nodes if l.norm_path}
-        lock = Lockstep(self.nets[:-1], self.graph, inputs, at)
-        for node in self.graph.nodes:
-            if node.op == "output": break
-            if node.op != "placeholder": lock.compute(node, slice(None))
-            if node in layers:
-                l = layers[node]
-                gid, rep = self.of[l.source]
-                if not self.groups[gid].fixed and getattr(l.layer(self.student), "groups", 1) == 1:
-                    stats.setdefault(gid, []).append((l, node, *self.reader_stats(lock, l)))
-            # keep source alive: computed_at not needed since layer output follows
-            lock.forget_after(node)
-        codes = {}
-        order = sorted((g for g in range(len(self.groups)) if not self.groups[g].fixed), key=lambda g: (-self.num_writers(g), -g))
-        for gid in order:
-            if gid not in stats: raise InputError(f"group {gid} has no reader")
-            codes[gid] = self.choose(gid, stats[gid], codes)
-        return codes
+    Returns:
+        The network in eval mode, and the errors of its layers in the order in which they were solved.
 
-    def num_writers(self, gid):
-        return 1 if sum(self.of[l.output][0] == gid and getattr(l.layer(self.student), "groups", 1) == 1 for s in self.sums.values() for l in s.layers) > 1 else 0
+    Raises:
+        InputError: The architectures differ or are not supported, or there are too few images.
+    """
+    student = copy.deepcopy(network).eval().requires_grad_(False)
+    modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
+    with torch.no_grad():
+        reader = iter(batches)
+        first = next(reader)
+        networks = StackedNetworks(
+            student, {t.name: t.network for t in teachers}, preprocess(first[STUDENT][:4])
+        )
+        limit = int(settings.memory_gib * 1024**3 / networks.bytes_per_image)
+        inputs = list(_limit_images(itertools.chain([first], reader), modules, limit))
+        return student, _BlockSolver(networks, label_sets, merge, settings).solve(inputs, report)
 
-    def choose(self, gid, readers, codes):
-        g = self.groups[gid]
-        S = sum(t_width for t_width in [g.width] * self.T)
-        listed = []
-        if CHOICE.startswith("teacher") and self.num_writers(gid):
-            k = int(CHOICE[-1])
-            return choice_of_channels(range(k * g.width, (k + 1) * g.width), S)
-        for l, node, cov, cross, var in readers:
-            target = self.of[node][0]
-            if target in codes:
-                w = codes[target].weight
-                cross = cross @ w.T
-                tv = (w @ var @ w.T).trace()
-            else: tv = var.trace()
-            listed.append(LayerInputStats(cov, cross / tv.clamp_min(1e-300).sqrt(), len(cov) // S))
-        return choose_code(listed, g.width, g.linear)
 
-    def reader_stats(self, lock, l):
-        layer = l.layer(self.student)
-        shape = self.shapes[l.output]
-        avail = math.prod(shape[2:])
-        D = layer.weight[0].numel() * self.T; Tn = len(layer.weight) * self.T
-        n_img = sum(len(lock.value(l.source, b, 0)) for b in range(len(lock)))
-        per = max(1, min(avail, int(min(BUDGET / (D + Tn), max(10000, 15 * D)) / n_img)))
-        rows = []
-        gen = torch.Generator().manual_seed(0)
-        for b in range(len(lock)):
-            x = lock.stacked(l.source, b, self.T); y = lock.stacked(l.output, b, self.T)
-            pos = sample_positions(torch.rand(len(x), generator=gen), avail, per)
-            rows.append(torch.cat([extract_patches(layer, x, pos), pick(y, pos, 1)], dim=3).flatten(0, 1))
-        [m] = merged_moments(torch.cat(rows), self.merge)
-        c = m.covariance
-        return c[:D, :D], c[:D, D:], c[D:, D:]
+def _limit_images(
+    batches: Iterator[Mapping[str, Tensor]], preprocess: Mapping[str, nn.Module], limit: int
+) -> Iterator[list[Tensor]]:
+    """Yield each batch as the inputs of the networks, until there are as many images as the limit says."""
+    for batch in batches:
+        yield [module(batch[name][:limit]) for name, module in preprocess.items()]
+        limit -= len(batch[STUDENT])
+        if limit <= 0:
+            return
 
-    # ---- solving
-    def solve_pass(self):
-        lock = Lockstep(self.nets, self.graph, self.inputs, self.deferred)
-        errors = []
-        for node in self.graph.nodes:
-            if node.op == "output": break
+
+class _BlockSolver:
+    """Solver of all layers of a student.
+
+    Args:
+        networks: The teachers and the student, whose weights are set in place.
+        label_sets: Combine the teachers' scores.
+        merge: Adds a float64 tensor up over all ranks.
+        settings: How to solve.
+    """
+
+    def __init__(
+        self,
+        networks: StackedNetworks,
+        label_sets: LabelSets,
+        merge: Merge,
+        settings: BlockSolverSettings,
+    ) -> None:
+        self._networks, self._label_sets = networks, label_sets
+        self._merge, self._settings = merge, settings
+        self._began = time.perf_counter()
+
+    def solve(self, inputs: Sequence[list[Tensor]], report: ReportLayer) -> list[LayerError]:
+        """Solve all layers in the order of the graph."""
+        networks, errors = self._networks, list[LayerError]()
+        chosen_on = _first_images(inputs, self._settings.choice_images)
+        codes = choose_codes(networks, chosen_on, self._merge)
+        self._sampler = SumSampler(networks, codes, self._label_sets, self._settings.samples)
+        values, teachers = networks.start(inputs), slice(networks.num_teachers)
+        student = slice(networks.num_teachers, None)
+        for node in networks.graph.nodes:
+            if node.op == "output":
+                break
             if node.op != "placeholder":
-                lock.compute(node, slice(0, self.T))
-                if node in self.sums:
-                    s = self.sums[node]
-                    errors.append(self.solve_sum(lock, s))
-                    self.report(errors[-1])
-                    for inner in [n for n in self.graph.nodes if n in s.inner] + [node]:
-                        lock.compute(inner, slice(self.T, None))
-                elif node not in self.deferred:
-                    lock.compute(node, slice(self.T, None))
-            lock.forget_after(node)
+                values.compute(node, teachers)
+            if total := networks.sums.get(node):
+                errors.append(self._solve_sum(values, total, len(errors)))
+                report(errors[-1], len(errors), len(networks.sums))
+                for inner in total.in_order:
+                    values.compute(inner, student)
+            elif node.op != "placeholder" and node not in networks.computed_at:
+                values.compute(node, student)
+            values.forget_after(node)
         return errors
 
-    def target(self, lock, s, b):
-        stacked = lock.stacked(s.root, b, self.T)
-        if s.root is self.output:
-            y = self.label_sets.amalgamate(stacked)
-        else:
-            y = self.codes[self.of[s.root][0]].encode(stacked.movedim(1, -1)).movedim(-1, 1)
-        for o in s.others:
-            y = y - lock.value(o, b)
-        return y
+    def _solve_sum(self, values: Lockstep, total: SolvableSum, number: int) -> LayerError:
+        """Solve the layers of a sum, and write the solution into the student."""
+        found = self._sampler.sample(values, total, seed=number)
+        samples = found.layers
+        fitted_on, judged_on = (samples.moments(held, self._merge) for held in (False, True))
+        solution = solve(fitted_on, judged_on, samples.num_outputs, self._settings.ridges)
+        moments = [a.merge(b) for a, b in zip(fitted_on, judged_on, strict=True)]
+        clamp = find_clamp(self._networks.student, total.root)
+        if clamp is not None and self._settings.refinements:
+            solution = refine_solution(
+                solution, samples, found.others, moments, clamp, self._settings.refinements, self._merge
+            )
+        self._apply(solution, total, moments)
+        return LayerError(
+            tuple(layer.path for layer in total.layers),
+            solution.relative_error,
+            solution.ridge,
+            time.perf_counter() - self._began,
+        )
 
-    def solve_sum(self, lock, s):
-        layers = [l.layer(self.student) for l in s.layers]
-        G = max(getattr(l, "groups", 1) for l in layers)
-        assert G == 1 or len(layers) == 1, "sum with grouped"
-        Tn = len(layers[0].weight) // G
-        D = sum(l.weight[0].numel() for l in layers)
-        avail = math.prod(self.shapes[s.root][2:])
-        n_img = sum(len(lock.value(s.root, b, 0)) for b in range(len(lock)))
-        per = max(1, min(avail, int(min(BUDGET / (D + Tn) / G, max(20000, 40 * D)) / n_img)))
-        rows, held, off = [], [], []
-        gen = torch.Generator().manual_seed(0)
-        i = 0
-        clamp = self.clamp_after(s.root)
-        for b in range(len(lock)):
-            y = self.target(lock, s, b)
-            pos = sample_positions(torch.rand(len(y), generator=gen), avail, per)
-            x = [extract_patches(m, lock.value(l.source, b), pos) for l, m in zip(s.layers, layers)]
-            rows.append(torch.cat([*x, pick(y, pos, G)], dim=3).flatten(0, 1))
-            h = (torch.arange(i, i + len(y)) % HELD_EVERY == 0)[:, None].expand(-1, pos.shape[1]).flatten()
-            i += len(y); held.append(h)
-            if clamp is not None:
-                o = torch.stack([lock.value(o, b) for o in s.others]).sum(0) if s.others else torch.zeros_like(y)
-                off.append(pick(o, pos, G).flatten(0, 1))
-        samples = LayerSamples(torch.cat(rows), torch.cat(held), Tn)
-        fit, judge = samples.moments(False, self.merge), samples.moments(True, self.merge)
-        sol = solve(fit, judge, Tn, RIDGES)
-        ms = [a.merge(b) for a, b in zip(fit, judge)]
-        err = sol.relative_error
-        if clamp is not None and REFINE:
-            offset = torch.cat(off)
-            before = self.clamped_error(samples, offset, sol, clamp)
-            sol = refine_solution(sol, samples.inputs, samples.targets, ms, OffsetClamp(clamp, offset), REFINE, self.merge)
-            after = self.clamped_error(samples, offset, sol, clamp)
-            self.last = (before, after)
-        else: self.last = None
-        self.apply(sol, s, layers, ms)
-        name = "+".join(l.path for l in s.layers)
-        e = LayerError(name, err, sol.ridge, time.perf_counter() - self.t0)
-        if os.environ.get("VERBOSE"): print(f"{name:40s} err {err:.3f} ridge {sol.ridge:g} clamp {self.last} n {len(samples.joint)} D {D} per {per} {e.seconds:.0f}s", flush=True)
-        return e
-
-    def clamped_error(self, samples, offset, sol, clamp):
-        m = samples.held_out
-        x, y, o = samples.inputs[m], samples.targets[m], offset[m]
-        est = torch.einsum("ngd,gtd->ngt", x, sol.weight.float()) + sol.bias.float()
-        a = (est + o).clamp(clamp.low, clamp.high); t = (y + o).clamp(clamp.low, clamp.high)
-        return float((a - t).square().sum() / (t - t.mean(0)).square().sum().clamp_min(1e-30))
-
-    def clamp_after(self, node):
-        kinds = set()
-        for u in value_users(node):
-            while True:
-                m = get_module(self.student, u)
-                if isinstance(m, nn.Identity): u = value_users(u)[0]; continue
-                break
-            if isinstance(m, nn.ReLU6) : kinds.add((0.0, 6.0))
-            elif isinstance(m, nn.ReLU) or u.target in (torch.relu, nn.functional.relu, "relu", "relu_"): kinds.add((0.0, float("inf")))
-            else: kinds.add(None)
-        return Clamp(*kinds.pop()) if len(kinds) == 1 and None not in kinds else None
-
-    def apply(self, sol, s, layers, ms):
-        start = 0
-        for i, (l, m) in enumerate(zip(s.layers, layers)):
-            d = m.weight[0].numel()
-            w = sol.weight[:, :, start:start + d]
-            # variance of this layer's own output
-            mean = torch.stack([w[g] @ ms[g].mean[start:start + d] for g in range(len(ms))])
-            var = torch.stack([((w[g] @ ms[g].covariance[start:start + d, start:start + d]) * w[g]).sum(1) for g in range(len(ms))])
-            bias = sol.bias if i == 0 else torch.zeros_like(sol.bias)
-            apply_solution(LayerSolution(w, bias, mean + bias, var, sol.ridge, 0.0), m, l.norm(self.student))
-            start += d
+    def _apply(self, solution: LayerSolution, total: SolvableSum, moments: Sequence[Moments]) -> None:
+        """Write the solution of several layers side by side into each of them; the first gets the bias."""
+        start, bias = 0, solution.bias
+        for layer in total.layers:
+            module = layer.layer(self._networks.student)
+            stop = start + module.weight[0].numel()
+            weight = solution.weight[:, :, start:stop]
+            outputs = [
+                part.slice_channels(start, stop).apply_affine(own_weight, own_bias)
+                for part, own_weight, own_bias in zip(moments, weight, bias, strict=True)
+            ]
+            mean = torch.stack([output.mean for output in outputs])
+            variance = torch.stack([output.covariance.diagonal() for output in outputs])
+            own = LayerSolution(weight, bias, mean, variance, solution.ridge, solution.relative_error)
+            apply_solution(own, module, layer.norm(self._networks.student))
+            start, bias = stop, torch.zeros_like(bias)
 
 
-class OffsetClamp:
-    def __init__(self, clamp, offset): self.clamp, self.offset = clamp, offset
-    def residual(self, est, target): return self.clamp.residual(est + self.offset, target + self.offset)
-
-
-def pick(value, positions, groups):
-    flat = value.flatten(2).transpose(1, 2) if value.dim() > 2 else value[:, None]
-    if value.dim() > 2:
-        flat = flat[torch.arange(len(flat))[:, None], positions]
-    return flat.unflatten(2, (groups, -1))
+def _first_images(inputs: Sequence[list[Tensor]], limit: int) -> list[list[Tensor]]:
+    """Return the first batches, with at most as many images as the limit says."""
+    found = list[list[Tensor]]()
+    for batch in inputs:
+        found.append([pixels[:limit] for pixels in batch])
+        limit -= len(batch[0])
+        if limit <= 0:
+            break
+    return found

@@ -23,15 +23,19 @@ def extract_patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | N
 
     Args:
         layer: A conv of any kernel size, stride, padding, dilation and groups, or a linear layer.
-        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
-        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions. Ignored for
-            a linear layer.
+        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`; of a linear layer also
+            `[B, *space, C_in]`.
+        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions. Ignored if
+            there is only one.
 
     Returns:
         `[B, P, G, D]`.
     """
     if isinstance(layer, nn.Linear):
-        return features[:, None, None]
+        flat = features.flatten(1, -2) if features.dim() > 2 else features[:, None]
+        if positions is not None and flat.shape[1] > 1:
+            flat = flat[torch.arange(len(flat), device=flat.device)[:, None], positions]
+        return flat[:, :, None]
     padded, (height, width) = _pad(layer, features), layer.kernel_size
     space = [
         (size - dilation * (kernel - 1) - 1) // stride + 1

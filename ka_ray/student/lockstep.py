@@ -5,6 +5,8 @@ Shapes: B images of a batch.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
 from typing import Any
 
 import torch
@@ -67,27 +69,44 @@ def last_users(graph: fx.Graph, computed_at: Mapping[fx.Node, fx.Node]) -> dict[
     return last
 
 
-def measure_live_bytes(
-    network: nn.Module, graph: fx.Graph, dead_after: Mapping[fx.Node, list[fx.Node]], image: Tensor
-) -> int:
-    """Return the largest number of bytes that the values of one image take at the same time.
+@dataclass(frozen=True)
+class ValueSizes:
+    """Sizes of the values of a network for one image.
+
+    Attributes:
+        shapes: Node -> shape of its value, if that is a tensor.
+        live_bytes: The largest number of bytes that values take at the same time.
+    """
+
+    shapes: dict[fx.Node, torch.Size]
+    live_bytes: int
+
+
+@torch.no_grad()
+def measure_values(
+    network: nn.Module, graph: fx.Graph, computed_at: Mapping[fx.Node, fx.Node], image: Tensor
+) -> ValueSizes:
+    """Compute a network on one image, and measure its values.
 
     Args:
         network: The network.
         graph: Its graph.
-        dead_after: Result of :func:`last_users`.
+        computed_at: See :func:`last_users`.
         image: Input of the network, `[1, C, H, W]`.
     """
-    values: dict[fx.Node, Any] = {}
-    largest = 0
+    dead_after, values = last_users(graph, computed_at), dict[fx.Node, Any]()
+    shapes, largest = dict[fx.Node, torch.Size](), 0
     for node in graph.nodes:
         if node.op == "output":
             break
         values[node] = image if node.op == "placeholder" else compute_node(network, node, values)
-        largest = max(largest, sum(map(_bytes, values.values())))
+        if isinstance(values[node], Tensor):
+            shapes[node] = values[node].shape
+        if node.op != "get_attr":  # weights are shared by all images
+            largest = max(largest, sum(_bytes(v) for n, v in values.items() if n.op != "get_attr"))
         for dead in dead_after.get(node, ()):
             values.pop(dead, None)
-    return largest
+    return ValueSizes(shapes, largest)
 
 
 def _bytes(value: Any) -> int:
@@ -118,11 +137,17 @@ class Lockstep:
         self._values: list[list[dict[fx.Node, Any]]] = [
             [{image: pixels} for pixels in batch] for batch in inputs
         ]
+        self._num_images = sum(len(batch[0]) for batch in inputs)
         self._dead_after = last_users(graph, computed_at)
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._values)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of all batches."""
+        return self._num_images
 
     def compute(self, node: fx.Node, networks: slice) -> None:
         """Compute a node for some of the networks, for all batches."""
@@ -142,6 +167,6 @@ class Lockstep:
         value: Tensor = self._values[batch][network][node]
         return value
 
-    def stacked(self, node: fx.Node, batch: int, teachers: int) -> Tensor:
-        """Return the values of the first networks for one batch, concatenated over channels."""
-        return torch.cat([values[node] for values in self._values[batch][:teachers]], dim=1)
+    def values(self, node: fx.Node, batch: int, networks: slice) -> list[Tensor]:
+        """Return the values of some networks for one batch."""
+        return [values[node] for values in self._values[batch][networks]]

@@ -57,13 +57,19 @@ class SolvableSum:
         root: Node of the sum; the output of the only layer if nothing is added to it.
         layers: The layers, in the order of the graph.
         others: The other summands.
-        inner: Nodes that are computed on the way to the root, which nothing else uses.
+        inner: Nodes that are computed on the way to the root, which nothing else uses, in the order of the
+            graph.
     """
 
     root: fx.Node
     layers: tuple[SolvableLayer, ...]
     others: tuple[fx.Node, ...]
-    inner: frozenset[fx.Node]
+    inner: tuple[fx.Node, ...]
+
+    @property
+    def in_order(self) -> tuple[fx.Node, ...]:
+        """The nodes to compute once the layers are solved."""
+        return (*self.inner, self.root)
 
 
 def find_solvable_sums(network: nn.Module, graph: fx.Graph) -> dict[fx.Node, SolvableSum]:
@@ -85,7 +91,7 @@ def find_solvable_sums(network: nn.Module, graph: fx.Graph) -> dict[fx.Node, Sol
         total = _find_summands(network, node, layers)
         if total.layers:
             found.append(total)
-            inside |= total.inner
+            inside.update(total.inner)
     return {total.root: total for total in reversed(found)}
 
 
@@ -107,7 +113,7 @@ def _find_summands(
                     queue.append(argument)
                 else:
                     others += [argument] * node.args.count(argument)
-        elif changes_nothing(network, node) and len(value_users(node.all_input_nodes[0])) == 1:
+        elif passes_on(network, node) and len(value_users(node.all_input_nodes[0])) == 1:
             inner.add(node)
             queue.append(node.all_input_nodes[0])
         else:
@@ -118,7 +124,8 @@ def _find_summands(
         if inner.intersection(node.all_input_nodes):
             inner.add(node)
     own.sort(key=lambda layer: order[layer.output])
-    return SolvableSum(root, tuple(own), tuple(others), frozenset(inner - {root}))
+    inside = sorted(inner - {root}, key=order.__getitem__)
+    return SolvableSum(root, tuple(own), tuple(others), tuple(inside))
 
 
 def _between(layer: SolvableLayer) -> Iterator[fx.Node]:
@@ -139,8 +146,10 @@ def _find_layers(network: nn.Module, graph: fx.Graph) -> Iterator[SolvableLayer]
 
 def is_solvable(module: nn.Module | None) -> bool:
     """Return whether the output of a module is linear in its weights, and the module is of a known kind."""
-    # Exact types, because a subclass may compute something else from the same weights.
-    return type(module) in (nn.Conv2d, nn.Linear) or is_conv_same(module)
+    # Other subclasses may compute something else from the same weights. timm's `Linear` differs in its
+    # dtypes only.
+    plain = isinstance(module, nn.Conv2d | nn.Linear) and type(module).__name__ in ("Conv2d", "Linear")
+    return plain or is_conv_same(module)
 
 
 def find_norm_path(network: nn.Module, node: fx.Node) -> str | None:
@@ -166,7 +175,7 @@ def get_module(network: nn.Module, node: fx.Node) -> nn.Module | None:
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def changes_nothing(network: nn.Module, node: fx.Node) -> bool:
+def passes_on(network: nn.Module, node: fx.Node) -> bool:
     """Return whether a node passes its input on in eval mode."""
     module = get_module(network, node)
     return module is not None and (
