@@ -41,6 +41,9 @@ class TeachingConfig(NetworkTrainingConfig):
         5e-4, ge=0, description="Weight decay of AdamW, for all parameters, also biases and norms."
     )
     augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
+    seed: int | None = Field(
+        None, description="Seed of its first weights, of shuffling and of views; null: that of the run."
+    )
     start: ExistingPath | None = Field(
         None,
         description="A checkpoint that training starts from, such as that of a pretrained network: weights "

@@ -52,32 +52,77 @@ def order_channels(stats: LayerInputStats, count: int) -> tuple[int, ...]:
     Returns:
         Channel numbers, the most informative first.
     """
-    # Both matrices hold what the channels chosen so far leave unexplained.
-    inputs = stats.covariance.to(torch.float64, copy=True)
-    targets = inputs if stats.targets is None else stats.targets.to(torch.float64, copy=True)
-    values, channels = stats.num_values, len(inputs) // stats.num_values
-    floor = DEAD_VARIANCE_SHARE * inputs.diagonal().max().clamp_min(1e-300)  # above 0 for constant inputs
+    return order_shared_channels([stats], count)
+
+
+def order_shared_channels(
+    readers: Sequence[LayerInputStats], count: int, steps: int | None = None
+) -> tuple[int, ...]:
+    """Order channels that several layers read, as :func:`order_channels` does for one layer.
+
+    Args:
+        readers: Statistics of the same S channels, one per layer; each with its own number of values.
+        count: Number of channels to return, at most S.
+        steps: Number of steps in which the channels are chosen, as many in each; None: one channel per step.
+            Of channels that tell the same, one step can choose several.
+
+    Returns:
+        Channel numbers, the most informative first.
+    """
+    left = [_Unexplained(stats) for stats in readers]
+    per_step = 1 if steps is None else -(-count // steps)
     chosen: list[int] = []
-    for _ in range(count):
-        blocks = inputs.unflatten(0, (channels, values)).unflatten(2, (channels, values))
-        variances, directions = torch.linalg.eigh(blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
-        alive = variances > floor
-        scales = torch.where(alive, variances.clamp_min(floor).rsqrt(), 0.0)
-        whiten = directions * scales[:, None]  # [S, k, k]: columns without variance are zero
-        # Regression on whitened inputs explains the sum of their squared covariances with the targets.
-        gain = (whiten.transpose(1, 2) @ targets.unflatten(0, (channels, values))).square().sum(dim=(1, 2))
-        # Channels without variance come last, but before those that are already chosen.
-        gain = torch.where(alive.any(dim=1), gain, -1.0)
+    while len(chosen) < count:
+        gain = torch.stack([reader.gains() for reader in left]).sum(dim=0)
         gain[chosen] = -torch.inf
-        best = int(gain.argmax())
-        chosen.append(best)
-        # Subtract what the chosen channel explains (the Schur complement of its block).
-        rows = slice(best * values, (best + 1) * values)
-        explained = whiten[best].T @ inputs[rows]
-        if targets is not inputs:
-            targets.addmm_(explained.T, whiten[best].T @ targets[rows], alpha=-1)
-        inputs.addmm_(explained.T, explained, alpha=-1)
+        best = gain.topk(min(per_step, count - len(chosen))).indices.tolist()
+        chosen += best
+        for reader in left:
+            reader.explain(best)
     return tuple(chosen)
+
+
+class _Unexplained:
+    """What the channels chosen so far leave unexplained of a layer's inputs and targets.
+
+    Args:
+        stats: Statistics of all channels.
+    """
+
+    def __init__(self, stats: LayerInputStats) -> None:
+        self.inputs = stats.covariance.to(torch.float64, copy=True)
+        own = stats.targets is None
+        self.targets = self.inputs if own else stats.targets.to(torch.float64, copy=True)  # type: ignore[union-attr]
+        self.values, self.channels = stats.num_values, len(self.inputs) // stats.num_values
+        # Above 0 also for constant inputs.
+        self.floor = DEAD_VARIANCE_SHARE * self.inputs.diagonal().max().clamp_min(1e-300)
+
+    def gains(self) -> Tensor:
+        """Return how much of the targets' variance each channel would explain, `[S]`; -1 for dead ones."""
+        shape = (self.channels, self.values)
+        blocks = self.inputs.unflatten(0, shape).unflatten(2, shape).diagonal(dim1=0, dim2=2)
+        whiten, alive = self._whiten(blocks.permute(2, 0, 1))
+        # Regression on whitened inputs explains the sum of their squared covariances with the targets.
+        gain = (whiten.transpose(1, 2) @ self.targets.unflatten(0, shape)).square().sum(dim=(1, 2))
+        # Channels without variance come last, but before those that are already chosen.
+        return torch.where(alive.any(dim=1), gain, -1.0)
+
+    def explain(self, chosen: Sequence[int]) -> None:
+        """Subtract what channels explain: the Schur complement of their block."""
+        first = torch.as_tensor(chosen, device=self.inputs.device)[:, None] * self.values
+        rows = (first + torch.arange(self.values, device=first.device)).flatten()
+        whiten, _ = self._whiten(self.inputs[rows[:, None], rows][None])
+        explained = whiten[0].T @ self.inputs[rows]
+        if self.targets is not self.inputs:
+            self.targets.addmm_(explained.T, whiten[0].T @ self.targets[rows], alpha=-1)
+        self.inputs.addmm_(explained.T, explained, alpha=-1)
+
+    def _whiten(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps that whiten values with these covariances, and which directions have variance."""
+        variances, directions = torch.linalg.eigh(blocks)
+        alive = variances > self.floor
+        scales = torch.where(alive, variances.clamp_min(self.floor).rsqrt(), 0.0)
+        return directions * scales[:, None], alive  # columns without variance are zero
 
 
 def choose_channels(stats: LayerInputStats, count: int) -> tuple[int, ...]:

@@ -69,42 +69,55 @@ def solve(
             "layers.solver least_squares: there are too few images to hold some out for choosing the ridge; "
             "give more images"
         )
-    errors = []  # one per ridge, over all groups: a layer has a single ridge
-    for ridge in ridges:
-        fitted = [_ridge_regression(part, num_outputs, ridge) for part in learned_from]
-        errors.append(_relative_error(held_out, fitted))
+    fitted_on, judged_on = _stack(learned_from), _stack(held_out)
+    # One error per ridge, over all groups: a layer has a single ridge.
+    errors = [
+        _relative_error(*judged_on, *_ridge_regression(*fitted_on, num_outputs, ridge)) for ridge in ridges
+    ]
     best = min(range(len(ridges)), key=errors.__getitem__)
     # The held-out images were only needed for the choice, so the final solution uses them as well.
     both = [first.merge(second) for first, second in zip(learned_from, held_out, strict=True)]
-    groups = []
-    for moments in both:
-        weight, bias = _ridge_regression(moments, num_outputs, ridges[best])
-        output = moments.slice_channels(0, weight.shape[1]).apply_affine(weight, bias)
-        groups.append((weight, bias, output.mean, output.covariance.diagonal()))
-    weights, biases, means, variances = (torch.stack(tensors) for tensors in zip(*groups, strict=True))
-    return LayerSolution(weights, biases, means, variances, ridges[best], errors[best])
+    mean, covariance = _stack(both)
+    weight, bias = _ridge_regression(mean, covariance, num_outputs, ridges[best])
+    size = weight.shape[2]
+    variance = (weight @ covariance[:, :size, :size] * weight).sum(dim=2)
+    outputs = _matvec(weight, mean[:, :size]) + bias
+    return LayerSolution(weight, bias, outputs, variance, ridges[best], errors[best])
 
 
-def _ridge_regression(moments: Moments, num_outputs: int, ridge: float) -> tuple[Tensor, Tensor]:
+def _stack(groups: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+    """Return means `[G, D + T]` and covariances `[G, D + T, D + T]`: one operation then serves all groups."""
+    return torch.stack([part.mean for part in groups]), torch.stack([part.covariance for part in groups])
+
+
+def _matvec(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Multiply each group's matrix by its vector."""
+    return (matrices @ vectors[..., None])[..., 0]
+
+
+def _ridge_regression(
+    mean: Tensor, covariance: Tensor, num_outputs: int, ridge: float
+) -> tuple[Tensor, Tensor]:
     """Minimise ``E||W x + b - y||^2 + ridge * mean variance * ||W||^2``; the bias is not penalised."""
-    size = len(moments.mean) - num_outputs
-    gram, cross = moments.covariance[:size, :size], moments.covariance[:size, size:]
+    size = mean.shape[1] - num_outputs
+    gram, cross = covariance[:, :size, :size], covariance[:, :size, size:]
     # If all inputs are constant, their variance is 0 and the ridge term still has to be positive.
-    variance = gram.diagonal().mean().clamp_min(1e-300)
+    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     # The ridge makes the matrix positive definite, so Cholesky works even if inputs are linearly dependent.
-    factor = torch.linalg.cholesky(gram + ridge * variance * identity)
-    weight = torch.cholesky_solve(cross, factor).T
-    return weight, moments.mean[size:] - weight @ moments.mean[:size]
+    factor = torch.linalg.cholesky(gram + ridge * variance[:, None, None] * identity)
+    weight = torch.cholesky_solve(cross, factor).transpose(1, 2)
+    return weight, mean[:, size:] - _matvec(weight, mean[:, :size])
 
 
-def _relative_error(groups: Sequence[Moments], fitted: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _relative_error(mean: Tensor, covariance: Tensor, weight: Tensor, bias: Tensor) -> float:
     """Compute the relative error of all groups together from their joint moments of inputs and targets."""
-    error = variance = 0.0
-    for moments, (weight, bias) in zip(groups, fitted, strict=True):
-        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        # The residual W x + b - y is an affine map of the joint vector (x, y).
-        residual = torch.cat([weight, -identity], dim=1)
-        error += float(moments.expected_squared_norm(residual, bias))
-        variance += float(moments.covariance[weight.shape[1] :, weight.shape[1] :].trace())
-    return error / max(variance, 1e-300)
+    size = weight.shape[2]
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device).expand(
+        len(weight), -1, -1
+    )
+    # The residual W x + b - y is an affine map of the joint vector (x, y).
+    residual = torch.cat([weight, -identity], dim=2)
+    error = (residual @ covariance * residual).sum() + (_matvec(residual, mean) + bias).square().sum()
+    variance = covariance[:, size:, size:].diagonal(dim1=1, dim2=2).sum()
+    return float(error) / max(float(variance), 1e-300)

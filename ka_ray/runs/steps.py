@@ -69,7 +69,10 @@ def extract(run: Run, students: Sequence[Config]) -> None:
 
 
 def _stored_images(run: Run, students: Sequence[Config]) -> tuple[str, ...]:
-    """Return the teachers' columns of images: stored if teachers score augmented images in joint learning."""
+    """Return the teachers' columns of images: stored if teachers see images again in the training workers."""
+    # Some starts are measured on the teachers' own features.
+    if any(student.student.start in ("auto", "average", "exact") for student in students):
+        return run.plan.views.other_columns
     joint = [student.joint for student in students]
     joint += [student.baselines.distill.apply_to(student.joint, 1) for student in students]
     return run.plan.views.other_columns if any(section.augment.on for section in joint) else ()

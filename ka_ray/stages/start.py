@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ka_ray.config import Config
+from ka_ray.config import STUDENT, Config
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
@@ -23,19 +23,17 @@ from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.held_out import Quality, held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
-from ka_ray.stages.start_sources import build_applicable, check_same_network, list_sources
+from ka_ray.stages.start_list import SAME_ORIGIN, list_sources
+from ka_ray.stages.start_sources import Source, check_same_network
 from ka_ray.student import Student, StudentSpec, save_student
 from ka_ray.student.batch_norms import measure_batch_norms
 from ka_ray.student.ridge_head import find_linear_head, fit_ridge_head
-from ka_ray.student.start import Start, find_head, weight_distance
+from ka_ray.student.start import find_head, weight_distance
 from ka_ray.student.transfer import transfer_weights
 from ka_ray.teachers import Teacher, load_teacher
 
 MAX_BATCHES = 60
 """Number of batches from which batch norm statistics and ridge heads are measured."""
-
-FAR = 1.0
-"""Networks whose weights are further apart, relative to their norm, do not come from one network."""
 
 TRANSFER_TOLERANCE = 1e-3
 """The student's scores may differ by this share of the largest one from those of the network that is cut."""
@@ -68,12 +66,15 @@ def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """
     config, spec = inputs.config, inputs.plan.spec
     teachers = [load_teacher(teacher) for teacher in config.teachers]
-    sources = list_sources(config, spec, teachers)
-    starts, skipped = build_applicable(sources, strict=len(sources) == 1)
-    judge = _Judge(inputs, find_head(spec, teachers))
-    candidates = [c for name, start in starts.items() for c in judge.candidates(name, start)]
+    judge = _Judge(inputs, teachers)
+    candidates, skipped = list[_Candidate](), dict[str, str]()
+    for name, source in list_sources(config, spec, teachers).items():
+        try:
+            candidates += judge.candidates(name, source)
+        except InputError as error:
+            skipped[name] = str(error)
     if not candidates:
-        raise InputError(f"student.start: no start applies: {'; '.join(skipped.values())}")
+        raise InputError("; ".join(skipped.values()))
     best = candidates[0]
     for candidate in candidates[1:]:
         best = candidate if candidate.quality.is_better_than(best.quality) else best
@@ -92,15 +93,17 @@ class _Judge:
 
     Args:
         inputs: Inputs of the stage.
-        head: Weights of the network's head; see :func:`ka_ray.student.start.find_head`.
+        teachers: The teachers with their weights.
     """
 
-    def __init__(self, inputs: StageInputs, head: dict[str, int]) -> None:
+    def __init__(self, inputs: StageInputs, teachers: Sequence[Teacher]) -> None:
         self.student = Student(inputs.plan.spec).to(inputs.device).eval()
-        self._head, self._rule = head, inputs.config.student.head
+        self._head, self._rule = find_head(inputs.plan.spec, teachers), inputs.config.student.head
         self._device, self._label_sets = inputs.device, inputs.plan.label_sets
         store, rows = inputs.store(FEATURES, IMAGES), joint_rows(inputs)
-        self._batches = inputs.batches("joint", store, [IMAGE, SCORES], rows=rows)
+        self._columns = {STUDENT: IMAGE} | {t.name: inputs.plan.views.column(t.name) for t in teachers}
+        columns = list(dict.fromkeys([IMAGE, SCORES, *self._columns.values()]))
+        self._batches = inputs.batches("joint", store, columns, rows=rows)
         self._held_out = held_out_batches(inputs)
 
     @property
@@ -108,9 +111,10 @@ class _Judge:
         """Some images, as the student gets them."""
         return next(iter(self._batches.epoch(0)))[IMAGE]
 
-    def candidates(self, name: str, start: Start) -> Iterator[_Candidate]:
+    def candidates(self, name: str, source: Source) -> Iterator[_Candidate]:
         """Yield a start with the teachers' heads and with a computed head, whichever the config allows."""
         began = time.perf_counter()
+        start = source.build(self._read_images)
         network = start.network.to(self._device)
         measure_batch_norms(network, start.mixed_norms, (i for i, _ in self._measured()), sum_over_ranks)
         path = find_linear_head(network, self._head)
@@ -123,6 +127,11 @@ class _Judge:
             fit_ridge_head(network, path, self._measured())
             random = tuple(key for key in start.random if key not in self._head)
             yield self._judged(f"{name}, ridge head", network, random, began)
+
+    def _read_images(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the pixels that each network gets of the images."""
+        for batch in self._batches.epoch(0):
+            yield {name: batch[column] for name, column in self._columns.items()}
 
     def _measured(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield preprocessed images and the amalgamated scores, of the same images for every start."""
@@ -149,36 +158,28 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
     """
     if config.student.start == "random":
         return None
-    sources = list_sources(config, spec, teachers)
-    starts, skipped = build_applicable(sources, strict=len(sources) == 1)
-    if not starts:
+    notes, skipped = dict[str, str](), dict[str, str]()
+    for name, source in list_sources(config, spec, teachers).items():
+        try:
+            notes[name] = f"start {name}: {source.check()}"
+        except InputError as error:
+            skipped[name] = str(error)
+    if not notes:
         raise InputError(
             f"student.start: no start applies to the student's network {spec.network!r} "
             f"({'; '.join(skipped.values())}); set it to random, and name `taps` to learn layer by layer"
         )
-    for start in starts.values():
-        transfer_weights(start.network, Student(spec).eval())
-    notes = [_describe_weights(name, start) for name, start in starts.items()]
     trained = all(teacher.checkpoint is not None for teacher in config.teachers)
-    if "average" in starts and trained:
-        notes.append(_describe_distance(spec, teachers))
-    return "student: " + "; ".join(notes)
-
-
-def _describe_weights(name: str, start: Start) -> str:
-    total, shown = len(start.network.state_dict()), ", ".join(start.random[:4])
-    note = f"start {name}: {total - len(start.random)} of {total} weights"
-    if start.random:
-        note += f", random are {shown}" + (" and others" if len(start.random) > 4 else "")
-    return note
+    distance = [_describe_distance(spec, teachers)] if "average" in notes and trained else []
+    return "student: " + "; ".join([*notes.values(), *distance])
 
 
 def _describe_distance(spec: StudentSpec, teachers: Sequence[Teacher]) -> str:
     check_same_network(spec, teachers)
     distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
     note = f"the teachers' weights are {distance:.2f} of their norm apart"
-    if distance > FAR:
-        note += ", as if they did not come from one network: their mean is probably useless"
+    if distance > SAME_ORIGIN:
+        note += ", as if they did not come from one network: their mean as they are is probably useless"
     return note
 
 

@@ -1,65 +1,162 @@
-"""What a student can start from: the starts that a config names, or all that apply."""
+"""The kinds of starts of a student: from weights, from aligned networks, and solved layer by layer."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
 
-from ka_ray.config import Config, StartConfig
+import torch
+from torch import Tensor
+
 from ka_ray.errors import InputError
-from ka_ray.student import StudentSpec
-from ka_ray.student.start import Start, Weights, build_start, find_head
-from ka_ray.teachers import Teacher
-from ka_ray.teachers.checkpoint_file import read_checkpoint
-from ka_ray.teachers.state_dict import find_weights, list_states
+from ka_ray.numerics.ranks import sum_over_ranks
+from ka_ray.student import Student, StudentSpec
+from ka_ray.student.align import align_channels
+from ka_ray.student.block_solver import solve_student
+from ka_ray.student.channel_groups import find_channel_groups
+from ka_ray.student.start import Start, build_start, find_head
+from ka_ray.student.transfer import transfer_weights
+from ka_ray.teachers import Teacher, build_network
 
-RANDOM = "random"
-AVERAGE = "average"
+ALIGNMENT_BATCHES = 20
+"""Number of batches on which channels are matched."""
+
+MAX_LISTED = 4
+"""Number of random weights that a note names."""
+
+ReadImages = Callable[[], Iterator[Mapping[str, Tensor]]]
+"""Returns this rank's images: name of a teacher, or "student" -> its pixels `[B, C, H, W]`."""
 
 
-def list_sources(
-    config: Config, spec: StudentSpec, teachers: Sequence[Teacher]
-) -> Mapping[str, Callable[[], Start]]:
-    """List the starts that a config asks for.
+class Source(Protocol):
+    """Something that a student can start from."""
 
-    Args:
-        config: Config of the run; its start is not random.
+    def check(self) -> str:
+        """Check that the start applies to these networks, and say what it consists of.
+
+        Raises:
+            InputError: It does not apply; the message says why.
+        """
+
+    def build(self, read_images: ReadImages) -> Start:
+        """Build the start, before its batch norms are measured.
+
+        Args:
+            read_images: Gives images to measure on, on which no start is judged.
+
+        Raises:
+            InputError: It does not apply.
+        """
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """A start that needs no images, only the weights of networks.
+
+    Attributes:
+        spec: The student.
+        make: Builds the start.
+    """
+
+    spec: StudentSpec
+    make: Callable[[], Start]
+
+    def check(self) -> str:
+        """Build the start, and move it into a student."""
+        start = self.make()
+        transfer_weights(start.network, Student(self.spec).eval())
+        total, shown = len(start.network.state_dict()), ", ".join(start.random[:MAX_LISTED])
+        note = f"{total - len(start.random)} of {total} weights"
+        if start.random:
+            note += f", random are {shown}" + (" and others" if len(start.random) > MAX_LISTED else "")
+        return note
+
+    def build(self, read_images: ReadImages) -> Start:
+        """Build the start.
+
+        Args:
+            read_images: Not used.
+        """
+        return self.make()
+
+
+@dataclass(frozen=True)
+class AlignedAverage:
+    """The mean of networks of different origin, whose channels are brought into one order first.
+
+    Attributes:
         spec: The student.
         teachers: The teachers with their weights.
-
-    Returns:
-        Name of each start -> function that builds it, before its batch norms are measured. The function
-        raises an InputError if the start does not apply to these networks.
     """
-    source = config.student.start
-    if isinstance(source, StartConfig) and source.checkpoint is not None:
-        return {
-            f"checkpoint {source.checkpoint}": partial(_from_checkpoint, source.checkpoint, spec, teachers)
-        }
-    per_teacher = {
-        f"teacher {teacher.name}": partial(build_start, spec, [teacher.network.state_dict()], teachers)
-        for teacher in teachers
-    }
-    if isinstance(source, StartConfig):
-        name = f"teacher {source.teacher}"
-        return {name: per_teacher[name]}
-    average = {AVERAGE: partial(_average, spec, teachers)}
-    return average if source == AVERAGE else average | per_teacher
+
+    spec: StudentSpec
+    teachers: Sequence[Teacher]
+
+    def check(self) -> str:
+        """Check that the networks are of one architecture whose channels can be permuted."""
+        check_same_network(self.spec, self.teachers)
+        groups = find_channel_groups(self.teachers[0].network, self._example()).groups
+        return f"{sum(not group.fixed for group in groups)} groups of channels are matched"
+
+    def build(self, read_images: ReadImages) -> Start:
+        """Match the channels of each network with those of the first one, and average them.
+
+        Args:
+            read_images: Gives images on which channels are compared.
+        """
+        check_same_network(self.spec, self.teachers)
+        first, *others = self.teachers
+        groups, aligned = find_channel_groups(first.network, self._example()), [first]
+        for other in others:
+            pairs = (
+                (first.preprocess(batch[first.name]), other.preprocess(batch[other.name]))
+                for batch in islice(read_images(), ALIGNMENT_BATCHES)
+            )
+            found = align_channels(first.network, other.network, groups, pairs, sum_over_ranks)
+            network = copy.deepcopy(other.network)
+            network.load_state_dict(found.state)
+            aligned.append(replace(other, network=network))
+        return build_start(self.spec, [teacher.network.state_dict() for teacher in aligned], aligned)
+
+    def _example(self) -> Tensor:
+        preprocess = self.teachers[0].preprocess
+        black = torch.zeros(2, *self.spec.view.shape, dtype=torch.uint8, device=preprocess.mean.device)
+        images: Tensor = preprocess(black)
+        return images
 
 
-def _average(spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
-    check_same_network(spec, teachers)
-    return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
+@dataclass(frozen=True)
+class ExactSource:
+    """The student that is solved layer by layer from the teachers' features.
 
+    Attributes:
+        spec: The student.
+        teachers: The teachers with their weights.
+    """
 
-def _from_checkpoint(path: Path, spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
-    """Build the start from the state dict of a checkpoint that fits best."""
-    found: list[Weights] = [
-        s for weights in find_weights(read_checkpoint(path)) for s in list_states(weights)
-    ]
-    if not found:
-        raise InputError(f"student.start.checkpoint: {path} contains no state dict")
-    starts = [build_start(spec, [weights], teachers) for weights in found]
-    return min(starts, key=lambda start: len(start.random))
+    spec: StudentSpec
+    teachers: Sequence[Teacher]
+
+    def check(self) -> str:
+        """Check that the networks are of one architecture that the solver knows."""
+        check_same_network(self.spec, self.teachers)
+        return "computed layer by layer"
+
+    def build(self, read_images: ReadImages) -> Start:
+        """Solve the student.
+
+        Args:
+            read_images: Gives the images that it is solved on.
+        """
+        check_same_network(self.spec, self.teachers)
+        spec, device = self.spec, self.teachers[0].preprocess.mean.device
+        network = build_network(spec.network, spec.arguments, len(spec.classes)).to(device)
+        preprocess = Student(spec).preprocess.to(device)
+        solved, _ = solve_student(
+            network, preprocess, self.teachers, spec.unified_label_sets, read_images(), sum_over_ranks
+        )
+        return Start(solved, ())
 
 
 def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
@@ -84,29 +181,3 @@ def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
                 f"{teacher.name} differ in {len(differing)} weights, such as {min(differing)}; start from "
                 f"{{teacher: {teachers[0].name}}} or from random"
             )
-
-
-def build_applicable(
-    sources: Mapping[str, Callable[[], Start]], strict: bool
-) -> tuple[dict[str, Start], dict[str, str]]:
-    """Build starts, and say which of them do not apply.
-
-    Args:
-        sources: Result of :func:`list_sources`.
-        strict: Whether a start that does not apply is an error, because the config names it.
-
-    Returns:
-        Name -> start, and name -> why it does not apply.
-
-    Raises:
-        InputError: A start does not apply, and ``strict`` is set.
-    """
-    starts, skipped = dict[str, Start](), dict[str, str]()
-    for name, build in sources.items():
-        try:
-            starts[name] = build()
-        except InputError as error:
-            if strict:
-                raise
-            skipped[name] = str(error)
-    return starts, skipped

@@ -87,7 +87,7 @@ def train_teacher(
         teacher: Section of the teacher in the config, with a ``training`` section.
         images: Folder of a finished store with the columns ``image`` and ``label``.
         folder: Folder in which ``<name>/teacher.safetensors`` and ``<name>/teacher.json`` are written.
-        seed: Seed of the initial weights, of shuffling and of augmentation.
+        seed: Seed of the initial weights, of shuffling and of augmentation, unless the teacher has its own.
         device: Device to train on.
         report: Called with progress reports; see :func:`ka_ray.training.fit.fit`.
         column: Column with the images as the teacher sees them.
@@ -99,6 +99,7 @@ def train_teacher(
     if on_any_rank(path.exists()):
         return
     assert teacher.training is not None
+    seed = seed if teacher.training.seed is None else teacher.training.seed
     network = _build_network(teacher, seed)
     learner = _build_learner(network, teacher, column).to(device)
     batches = _labelled_batches(teacher, images, seed, device, column)

@@ -23,15 +23,19 @@ def extract_patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | N
 
     Args:
         layer: A conv of any kernel size, stride, padding, dilation and groups, or a linear layer.
-        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`.
-        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions. Ignored for
-            a linear layer.
+        features: Input of the layer, `[B, C_in, height, width]` or `[B, C_in]`; of a linear layer also
+            `[B, *space, C_in]`.
+        positions: `[B, P]`, output positions per image, numbered row by row; None: all positions. Ignored if
+            there is only one.
 
     Returns:
         `[B, P, G, D]`.
     """
     if isinstance(layer, nn.Linear):
-        return features[:, None, None]
+        flat = features.flatten(1, -2) if features.dim() > 2 else features[:, None]
+        if positions is not None and flat.shape[1] > 1:
+            flat = flat[torch.arange(len(flat), device=flat.device)[:, None], positions]
+        return flat[:, :, None]
     padded, (height, width) = _pad(layer, features), layer.kernel_size
     space = [
         (size - dilation * (kernel - 1) - 1) // stride + 1
@@ -57,15 +61,26 @@ def extract_patches(layer: ConvOrLinear, features: Tensor, positions: Tensor | N
 def _pad(layer: nn.Conv2d, features: Tensor) -> Tensor:
     """Pad features as the conv pads them itself."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return functional.pad(features, _padding_per_side(layer), mode=mode)
+    return functional.pad(features, _padding_per_side(layer, features.shape[2:]), mode=mode)
 
 
-def _padding_per_side(layer: nn.Conv2d) -> list[int]:
+def is_conv_same(module: nn.Module | None) -> bool:
+    """Return whether a module is timm's conv that pads as TensorFlow does, depending on the input's size."""
+    # By name, because timm may not be installed.
+    return isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame"
+
+
+def _padding_per_side(layer: nn.Conv2d, size: torch.Size) -> list[int]:
     """Return the padding of a conv on the left, right, top and bottom, as ``functional.pad`` takes it."""
     sides: list[int] = []
     # `functional.pad` starts with the last dimension, the width.
     for axis in (1, 0):
-        if layer.padding == "same":
+        if is_conv_same(layer):
+            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            outputs = -(-size[axis] // layer.stride[axis])
+            total = max((outputs - 1) * layer.stride[axis] + reach - size[axis], 0)
+            sides += [total // 2, total - total // 2]
+        elif layer.padding == "same":
             total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
             sides += [total // 2, total - total // 2]  # torch puts an odd one to the right and to the bottom
         elif isinstance(layer.padding, str):  # "valid"

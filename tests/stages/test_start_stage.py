@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
-from ka_ray.stages import list_stages, run_stages
+from ka_ray.stages import list_stages, run_stages, start
 from ka_ray.stages.held_out import held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.start import describe_start, start_student_folder
-from ka_ray.stages.start_sources import build_applicable, list_sources
+from ka_ray.stages.start_list import list_sources
 from ka_ray.student import Student, load_student
 from ka_ray.student.start import build_start
 from ka_ray.teachers import build_network, load_teacher
@@ -29,11 +29,11 @@ def test_the_average_is_where_joint_learning_begins(make_inputs):
     inputs = make_inputs("student.start=average", "student.head=teachers", "joint.epochs=0")
     run_stages(inputs)
     assert list_stages(inputs.config) == ("start", "joint")
-    start, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
-    assert start.keys() == joint.keys()
-    assert all(torch.equal(start[key], joint[key]) for key in start)
+    began, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
+    assert began.keys() == joint.keys()
+    assert all(torch.equal(began[key], joint[key]) for key in began)
     saved = load_student(start_student_folder(inputs.folder)).state_dict()
-    assert all(torch.equal(saved[key], start[key]) for key in start)
+    assert all(torch.equal(saved[key], began[key]) for key in began)
 
     teachers = [load_teacher(teacher) for teacher in inputs.config.teachers]
     states = [teacher.network.state_dict() for teacher in teachers]
@@ -56,8 +56,8 @@ def test_joint_learning_goes_on_from_the_start(make_inputs):
     run_stages(inputs)
     history = json.loads(stage_summary_path(inputs.folder, "joint").read_text())["history"]
     assert history[-1]["losses"]["loss"] < history[0]["losses"]["loss"]
-    start, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
-    assert not torch.equal(start["stages.conv1.0.weight"], joint["stages.conv1.0.weight"])
+    began, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
+    assert not torch.equal(began["stages.conv1.0.weight"], joint["stages.conv1.0.weight"])
 
 
 def test_a_baseline_has_the_same_start(make_inputs):
@@ -75,7 +75,7 @@ def describe(inputs):
 def test_teachers_of_different_origin_are_noticed(make_inputs):
     note = describe(make_inputs("student.start=average"))
     assert "start average: 14 of 14 weights" in note
-    assert "their mean is probably useless" in note
+    assert "their mean as they are is probably useless" in note
 
 
 def test_a_checkpoint_that_fits_in_part_is_said(make_inputs, tmp_path):
@@ -140,14 +140,27 @@ def test_auto_keeps_the_start_that_agrees_best_on_held_out_images(make_inputs):
     assert best["images"] == len(held_out)
 
 
-def test_auto_skips_what_does_not_apply_and_says_why(make_inputs):
+def test_auto_skips_what_does_not_apply_and_says_why(make_inputs, monkeypatch):
+    inputs = make_inputs("student.start=auto", "joint.epochs=0")
+    teachers = {t.name: load_teacher(t) for t in inputs.config.teachers}
+    teachers["high"].network = build_network("plain", {"widths": [4, 6, 8]}, 5).eval()
+    monkeypatch.setattr(start, "load_teacher", lambda section: teachers[section.name])
+    run_stages(inputs)
+    summary = summary_of(inputs, "start")
+    assert {candidate["name"] for candidate in summary["candidates"]} >= {"teacher low"}
+    assert "average needs teachers of one architecture" in summary["skipped"]["average"]
+
+
+def test_teachers_of_one_origin_are_neither_aligned_nor_solved(make_inputs):
     inputs = make_inputs("student.start=auto")
     teachers = [load_teacher(teacher) for teacher in inputs.config.teachers]
-    teachers[1].network = build_network("plain", {"widths": [4, 6, 8]}, 5)
-    sources = list_sources(inputs.config, inputs.plan.spec, teachers)
-    starts, skipped = build_applicable(sources, strict=False)
-    assert "teacher low" in starts
-    assert "average needs teachers of one architecture" in skipped["average"]
+    names = ["average", "average, aligned", "exact", "teacher low", "teacher high"]
+    assert list(list_sources(inputs.config, inputs.plan.spec, teachers)) == names
+    state = teachers[0].network.state_dict()
+    own = {key: state[key] + 0.01 if key.startswith("conv") else value
+           for key, value in teachers[1].network.state_dict().items()}  # fmt: skip
+    teachers[1].network.load_state_dict(own)
+    assert list(list_sources(inputs.config, inputs.plan.spec, teachers)) == [names[0], *names[3:]]
 
 
 def test_joint_learning_keeps_the_best_student_and_learns_from_the_other_images(make_inputs):
@@ -171,8 +184,8 @@ def test_joint_learning_that_only_harms_keeps_the_start(make_inputs):
     inputs = make_inputs("student.start=auto", "joint.epochs=1", "joint.learning_rate=10")
     run_stages(inputs)
     assert summary_of(inputs, "joint")["choice"]["best"] == "start"
-    start, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
-    assert all(torch.equal(start[key], joint[key]) for key in start)
+    began, joint = weights_of(inputs, "start"), weights_of(inputs, "joint")
+    assert all(torch.equal(began[key], joint[key]) for key in began)
 
 
 def test_an_interrupted_stage_keeps_the_best_student_so_far(make_inputs):

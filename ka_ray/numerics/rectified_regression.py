@@ -1,0 +1,88 @@
+"""Fit a linear layer whose output passes through a ReLU: only what the ReLU lets through has to be right.
+
+Shapes: n samples, G groups, D inputs and T outputs of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.ridge import LayerSolution
+from ka_ray.numerics.samples import LayerSamples, Merge
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """The range that an activation passes on unchanged: values outside become its ends.
+
+    Attributes:
+        low: Lower end; minus infinity: none.
+        high: Upper end; 6 for ReLU6.
+    """
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    def residual(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Return target - estimate, but 0 where both lie on the same side outside of the range."""
+        below = (target <= self.low) & (estimate <= self.low)
+        above = (target >= self.high) & (estimate >= self.high)
+        return (target.clamp(self.low, self.high) - estimate).masked_fill(below | above, 0.0)
+
+
+def refine_solution(
+    solution: LayerSolution,
+    samples: LayerSamples,
+    others: Tensor,
+    moments: Sequence[Moments],
+    clamp: Clamp,
+    steps: int,
+    merge: Merge,
+) -> LayerSolution:
+    """Improve a least-squares solution by what the activation behind the layer makes irrelevant.
+
+    Least squares fits negative outputs, too, although a ReLU removes them. Each step replaces the targets
+    outside of the range by the estimates where those lie outside, too, and solves again, so that the convex
+    loss ``||residual||^2`` falls (majorisation, as in Zhang et al., "Accelerating Very Deep Convolutional
+    Networks", TPAMI 2016). Momentum after Nesterov saves steps.
+
+    Args:
+        solution: The least-squares solution.
+        samples: This rank's samples.
+        others: `[n, G, T]`, what is added to the layer's output before the activation.
+        moments: For each group the moments of all ranks' samples.
+        clamp: Range of the activation.
+        steps: Number of steps.
+        merge: Adds a float64 tensor up over all ranks.
+    """
+    inputs, targets = samples.inputs, samples.targets + others
+    size, dtype, count = inputs.shape[2], inputs.dtype, moments[0].count
+    gram = torch.stack([part.covariance[:size, :size] for part in moments])
+    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)[:, None, None]
+    factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
+    mean = torch.stack([part.mean[:size] for part in moments])
+    centred = (inputs - mean.to(dtype)).transpose(0, 1)
+    # The bias belongs to centred inputs, which makes it independent of the weight.
+    now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
+    before = now
+    for step in range(steps):
+        ahead = now + step / (step + 3) * (now - before)
+        weight, bias = ahead[..., :-1], ahead[..., -1]
+        estimate = (centred @ weight.transpose(1, 2).to(dtype)).transpose(0, 1) + bias.to(dtype) + others
+        residual = clamp.residual(estimate, targets)
+        cross = (centred.transpose(1, 2) @ residual.transpose(0, 1)).double()  # [G, D, T]
+        sums = merge(_with_bias(cross.transpose(1, 2), residual.sum(dim=0).double())) / count
+        change = torch.cholesky_solve(
+            sums[..., :-1].transpose(1, 2) - penalty * weight.transpose(1, 2), factor
+        )
+        before, now = now, ahead + _with_bias(change.transpose(1, 2), sums[..., -1])
+    weight = now[..., :-1]
+    return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])
+
+
+def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """Put weights `[G, T, D]` and biases `[G, T]` side by side."""
+    return torch.cat([weight, bias[..., None]], dim=2)

@@ -1,0 +1,65 @@
+"""Samples of a layer's inputs and targets, and their moments over all ranks.
+
+Shapes: n samples, G groups of a layer, D inputs and T outputs of one group.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ka_ray.numerics.moments import Moments
+
+Merge = Callable[[Tensor], Tensor]
+"""Adds a float64 tensor up over all ranks."""
+
+CHUNK_ROWS = 4096
+"""Rows that are converted to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """Samples of a least-squares problem.
+
+    Attributes:
+        joint: `[n, G, D + T]`, inputs beside targets.
+        held_out: `[n]`, whether the sample's image is held out.
+        num_outputs: T.
+    """
+
+    joint: Tensor
+    held_out: Tensor
+    num_outputs: int
+
+    @property
+    def inputs(self) -> Tensor:
+        """`[n, G, D]`."""
+        return self.joint[..., : -self.num_outputs]
+
+    @property
+    def targets(self) -> Tensor:
+        """`[n, G, T]`."""
+        return self.joint[..., -self.num_outputs :]
+
+    def moments(self, held_out: bool, merge: Merge) -> list[Moments]:
+        """Return the moments of the images that are held out, or of the others, for each group."""
+        return merged_moments(self.joint[self.held_out == held_out], merge)
+
+
+def merged_moments(rows: Tensor, merge: Merge) -> list[Moments]:
+    """Return the moments of samples over all ranks.
+
+    Args:
+        rows: `[n, G, N]`, this rank's samples.
+        merge: Adds up over all ranks; it is called twice.
+    """
+    count, shape = rows.new_tensor([len(rows)], dtype=torch.float64), rows.shape[1:]
+    sums = merge(torch.cat([count, rows.sum(dim=0, dtype=torch.float64).flatten()]))
+    mean = (sums[1:] / sums[0].clamp_min(1)).view(shape)
+    scatter = mean.new_zeros(shape[0], shape[1], shape[1])
+    for chunk in rows.split(max(1, CHUNK_ROWS // shape[0]) if shape[0] > 1 else CHUNK_ROWS):
+        centred = (chunk.to(torch.float64) - mean).transpose(0, 1)
+        scatter.baddbmm_(centred.transpose(1, 2), centred)
+    scatter = merge(scatter)
+    return [Moments(int(sums[0]), mean[g], scatter[g]) for g in range(shape[0])]

@@ -1,0 +1,84 @@
+"""List the starts that a config asks for: the one that it names, or all that may apply."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from ka_ray.config import Config, StartConfig
+from ka_ray.errors import InputError
+from ka_ray.stages.start_sources import (
+    AlignedAverage,
+    ExactSource,
+    Source,
+    WeightsSource,
+    check_same_network,
+)
+from ka_ray.student import StudentSpec
+from ka_ray.student.start import Start, Weights, build_start, find_head, weight_distance
+from ka_ray.teachers import Teacher
+from ka_ray.teachers.checkpoint_file import read_checkpoint
+from ka_ray.teachers.state_dict import find_weights, list_states
+
+SAME_ORIGIN = 0.5
+"""Networks whose weights are closer to each other, relative to their norm, were fine-tuned from one network.
+
+Networks that were trained from different seeds are about 1.4 apart, fine-tuned ones about 0.1.
+"""
+
+
+def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Mapping[str, Source]:
+    """List the starts that a config asks for.
+
+    Args:
+        config: Config of the run; its start is not random.
+        spec: The student.
+        teachers: The teachers with their weights.
+
+    Returns:
+        Name of each start -> its source.
+    """
+    source, sources = config.student.start, dict[str, Source]()
+    if isinstance(source, StartConfig) and source.checkpoint is not None:
+        make = partial(_from_checkpoint, source.checkpoint, spec, teachers)
+        return {f"checkpoint {source.checkpoint}": WeightsSource(spec, make)}
+    if source in ("auto", "average"):
+        sources["average"] = WeightsSource(spec, partial(_average, spec, teachers))
+        if not is_same_origin(spec, teachers):
+            sources["average, aligned"] = AlignedAverage(spec, teachers)
+    if source == "exact" or (source == "auto" and not is_same_origin(spec, teachers)):
+        sources["exact"] = ExactSource(spec, teachers)
+    for teacher in teachers:
+        if source == "auto" or (isinstance(source, StartConfig) and source.teacher == teacher.name):
+            make = partial(build_start, spec, [teacher.network.state_dict()], teachers)
+            sources[f"teacher {teacher.name}"] = WeightsSource(spec, make)
+    return sources
+
+
+def is_same_origin(spec: StudentSpec, teachers: Sequence[Teacher]) -> bool:
+    """Return whether the teachers were fine-tuned from one network, judged by the distance of their weights.
+
+    Args:
+        spec: The student.
+        teachers: The teachers with their weights.
+    """
+    try:
+        check_same_network(spec, teachers)
+    except InputError:
+        return False
+    head = find_head(spec, teachers)
+    return weight_distance([teacher.network for teacher in teachers], head) < SAME_ORIGIN
+
+
+def _average(spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
+    check_same_network(spec, teachers)
+    return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
+
+
+def _from_checkpoint(path: Path, spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
+    """Build the start from the state dict of a checkpoint that fits best."""
+    tensors = find_weights(read_checkpoint(path))
+    found: list[Weights] = [state for weights in tensors for state in list_states(weights)]
+    if not found:
+        raise InputError(f"student.start.checkpoint: {path} contains no state dict")
+    starts = [build_start(spec, [weights], teachers) for weights in found]
+    return min(starts, key=lambda start: len(start.random))

@@ -1,0 +1,77 @@
+"""Choose what the student keeps of the stacked channels of each group: some channels, or a principal subspace.
+
+Shapes: S stacked channels of a group, C channels that the student keeps, k values of one channel that one
+output value of a layer sees, T outputs of a layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ka_ray.numerics.channel_selection import LayerInputStats, order_shared_channels
+
+
+@dataclass(frozen=True)
+class ChannelCode:
+    """A linear code of stacked channels.
+
+    Attributes:
+        weight: `[C, S]`, float64; a row of a choice of channels has a single one.
+        kept: The chosen channels; None for a principal code.
+    """
+
+    weight: Tensor
+    kept: tuple[int, ...] | None = None
+
+    def encode(self, stacked: Tensor) -> Tensor:
+        """Return the code `[..., C]` of stacked features `[..., S]`."""
+        if self.kept is not None:
+            return stacked[..., list(self.kept)]
+        return stacked @ self.weight.T.to(stacked.dtype)
+
+
+def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:
+    """Return the code that consists of some of S stacked channels."""
+    return ChannelCode(torch.eye(stacked, dtype=torch.float64)[list(kept)], tuple(kept))
+
+
+MAX_SINGLE_STEPS = 256
+"""More channels than these are chosen in this many steps, several channels in each."""
+
+
+def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bool) -> ChannelCode:
+    """Choose the code from which the layers that read a group can be predicted best.
+
+    Args:
+        readers: Statistics of the layers that read the group; their targets in units of their size.
+        channels: C.
+        principal: Whether any linear code will do, because nothing non-linear acts on the channels.
+    """
+    first = readers[0]
+    stacked = len(first.covariance) // first.num_values
+    if not principal:
+        # Channels in ascending order, so that those of one teacher stay in their order.
+        order = order_shared_channels(readers, channels, min(channels, MAX_SINGLE_STEPS))
+        return choice_of_channels(sorted(order), stacked)
+    return ChannelCode(_principal_code(readers, channels))
+
+
+def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor:
+    """Return the best linear code, by reduced-rank regression of the layers' outputs on the channels."""
+    covariance, explained = 0.0, 0.0
+    for stats in readers:
+        assert stats.targets is not None
+        values = stats.num_values
+        for value in range(values):
+            rows = slice(value, None, values)
+            covariance = covariance + stats.covariance[rows, rows] / (values * len(readers))
+            explained = explained + stats.targets[rows] @ stats.targets[rows].T
+    assert isinstance(covariance, Tensor)
+    variances, directions = torch.linalg.eigh(covariance)
+    scales = torch.where(variances > 1e-9 * variances.max(), variances.clamp_min(1e-300).rsqrt(), 0.0)
+    whiten = directions * scales
+    values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
+    leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()
+    return (whiten @ leading).T

@@ -1,0 +1,147 @@
+"""Choose the code of every group of channels, from one pass of the teachers over some images.
+
+Shapes: S stacked channels, D inputs and T outputs of a layer of the stacked teachers, n samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ka_ray.errors import InputError
+from ka_ray.numerics.channel_selection import LayerInputStats
+from ka_ray.numerics.positions import sample_positions
+from ka_ray.numerics.samples import Merge, merged_moments
+from ka_ray.student.channel_codes import ChannelCode, choose_code
+from ka_ray.student.linear_layers import extract_patches
+from ka_ray.student.lockstep import Lockstep
+from ka_ray.student.solvable_sums import SolvableLayer
+from ka_ray.student.stacked_networks import StackedNetworks, sample_values
+
+SAMPLES_PER_INPUT = 15
+"""Number of samples per input of a layer that its statistics are measured on."""
+
+MIN_SAMPLES = 10_000
+"""The statistics of a layer with few inputs are measured on this many samples."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Statistics of a layer that reads a group, for all stacked channels.
+
+    Attributes:
+        target: Index of the group of the layer's outputs.
+        inputs: `[D, D]`, covariance of its inputs.
+        cross: `[D, T]`, covariance of its inputs with its outputs.
+        outputs: `[T, T]`, covariance of its outputs.
+    """
+
+    target: int
+    inputs: Tensor
+    cross: Tensor
+    outputs: Tensor
+
+    def towards(self, code: ChannelCode | None, stacked: int) -> LayerInputStats:
+        """Return the statistics with the coded outputs as targets, in units of their size.
+
+        Args:
+            code: Code of the outputs; None: all outputs are targets.
+            stacked: S of the group that is read.
+        """
+        cross, variance = self.cross, self.outputs.trace()
+        if code is not None:
+            cross = cross @ code.weight.T
+            variance = (code.weight @ self.outputs * code.weight).sum()
+        values = len(self.inputs) // stacked
+        return LayerInputStats(self.inputs, cross / variance.clamp_min(1e-300).sqrt(), values)
+
+
+def choose_codes(
+    networks: StackedNetworks, inputs: Sequence[Sequence[Tensor]], merge: Merge
+) -> dict[int, ChannelCode]:
+    """Choose the code of every group whose channels are not fixed.
+
+    Args:
+        networks: The teachers and the student.
+        inputs: For each batch, the input of each network, `[B, C, H, W]`.
+        merge: Adds a float64 tensor up over all ranks.
+
+    Returns:
+        Index of a group -> its code, the same on all ranks.
+
+    Raises:
+        InputError: No layer reads a group.
+    """
+    readers = measure_readers(networks, inputs, merge)
+    codes: dict[int, ChannelCode] = {}
+    # A stream, which several layers add to, is chosen before the channels inside of its blocks, and what is
+    # computed later before what leads to it: then it is known what of their targets the student keeps.
+    for index in sorted(readers, key=lambda index: (not is_stream(networks, index), -index)):
+        group = networks.groups[index]
+        stacked = group.width * networks.num_teachers
+        stats = [reader.towards(codes.get(reader.target), stacked) for reader in readers[index]]
+        # A depthwise conv maps each channel to itself, so its channels cannot be mixed.
+        principal = group.is_linear and "depthwise" not in group.operations
+        codes[index] = choose_code(stats, group.width, principal)
+    written = {networks.group_index(root) for root in networks.sums if root is not networks.output}
+    if unread := sorted(written - codes.keys()):
+        group = networks.groups[unread[0]]
+        reason = "have a fixed order" if group.fixed else "are read by no layer"
+        raise InputError(
+            f"student.start exact: the channels of {group.values[0].name!r} in the student's network "
+            f"{reason}; such networks are not supported"
+        )
+    return codes
+
+
+def is_stream(networks: StackedNetworks, index: int) -> bool:
+    """Return whether several layers add to, or multiply, the values of a group."""
+    writers = [layer for layer in networks.layers if not networks.is_tied(layer)]
+    return sum(networks.group_index(layer.output) == index for layer in writers) > 1
+
+
+def measure_readers(
+    networks: StackedNetworks, inputs: Sequence[Sequence[Tensor]], merge: Merge
+) -> dict[int, list[Reader]]:
+    """Measure the statistics of all layers: index of a group that is not fixed -> the layers that read it."""
+    layers = {layer.output: layer for layer in networks.layers if not networks.is_tied(layer)}
+    values, readers = networks.start(inputs, teachers_only=True), dict[int, list[Reader]]()
+    for node in networks.graph.nodes:
+        if node.op == "output":
+            break
+        if node.op != "placeholder":
+            values.compute(node, slice(None))
+        if node in layers and not networks.group(layers[node].source).fixed:
+            source = networks.group_index(layers[node].source)
+            readers.setdefault(source, []).append(_measure_reader(networks, values, layers[node], merge))
+        values.forget_after(node)
+    return readers
+
+
+def _measure_reader(
+    networks: StackedNetworks, values: Lockstep, layer: SolvableLayer, merge: Merge
+) -> Reader:
+    """Measure the statistics of one layer of the stacked teachers."""
+    module, target = layer.layer(networks.student), networks.group_index(layer.output)
+    num_inputs = module.weight[0].numel() * networks.num_teachers
+    available = networks.num_positions(layer.output)
+    wanted = max(MIN_SAMPLES, SAMPLES_PER_INPUT * num_inputs) // max(1, values.num_images)
+    generator, rows = torch.Generator().manual_seed(0), list[Tensor]()
+    for batch in range(len(values)):
+        stacked, outputs = (
+            torch.cat(values.values(node, batch, slice(networks.num_teachers)), dim=networks.axis(node))
+            for node in (layer.source, layer.output)
+        )
+        positions = sample_positions(torch.rand(len(stacked), generator=generator), available, max(1, wanted))
+        features = extract_patches(module, stacked, positions)[:, :, 0]
+        targets = sample_values(outputs, networks.axis(layer.output), positions)
+        rows.append(torch.cat([features, targets], dim=2).flatten(0, 1))
+    [moments] = merged_moments(torch.cat(rows)[:, None], merge)
+    covariance = moments.covariance
+    return Reader(
+        target,
+        covariance[:num_inputs, :num_inputs],
+        covariance[:num_inputs, num_inputs:],
+        covariance[num_inputs:, num_inputs:],
+    )

@@ -1,0 +1,171 @@
+"""Compute a network's values node by node for all images, and keep those that later nodes need.
+
+Shapes: B images of a batch.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def compute_node(network: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Compute the value of a node, without overwriting any other value.
+
+    Args:
+        network: The network that the node's graph belongs to, or another one of the same architecture.
+        node: A node that calls something, or reads a parameter.
+        values: Values of the nodes that it uses.
+    """
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda used: values[used])
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(network)
+    if node.op == "call_module":
+        return _call_module(network.get_submodule(str(node.target)), args, kwargs)
+    if kwargs.get("inplace"):
+        kwargs = {**kwargs, "inplace": False}
+    if node.op == "call_method":
+        name = str(node.target)
+        in_place = name.endswith("_") and not name.endswith("__")
+        return getattr(args[0], name.rstrip("_") if in_place else name)(*args[1:], **kwargs)
+    assert callable(node.target)
+    return _OUT_OF_PLACE.get(node.target, node.target)(*args, **kwargs)
+
+
+def _call_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # A module that is one step of the graph may hold an in-place activation that overwrites its input.
+    if any(getattr(part, "inplace", False) for part in module.modules()):
+        args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+    return module(*args, **kwargs)
+
+
+def last_users(graph: fx.Graph, computed_at: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Return which values nothing needs any more once a node is computed.
+
+    Args:
+        graph: The graph.
+        computed_at: Node -> the later node with which it is computed, for nodes that are deferred.
+
+    Returns:
+        Node -> the values that it is the last to use.
+    """
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    at = {node: computed_at.get(node, node) for node in graph.nodes}
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        users = [at[node], *(at[user] for user in node.users)]
+        last.setdefault(max(users, key=position.__getitem__), []).append(node)
+    return last
+
+
+@dataclass(frozen=True)
+class ValueSizes:
+    """Sizes of the values of a network for one image.
+
+    Attributes:
+        shapes: Node -> shape of its value, if that is a tensor.
+        live_bytes: The largest number of bytes that values take at the same time.
+    """
+
+    shapes: dict[fx.Node, torch.Size]
+    live_bytes: int
+
+
+@torch.no_grad()
+def measure_values(
+    network: nn.Module, graph: fx.Graph, computed_at: Mapping[fx.Node, fx.Node], image: Tensor
+) -> ValueSizes:
+    """Compute a network on one image, and measure its values.
+
+    Args:
+        network: The network.
+        graph: Its graph.
+        computed_at: See :func:`last_users`.
+        image: Input of the network, `[1, C, H, W]`.
+    """
+    dead_after, values = last_users(graph, computed_at), dict[fx.Node, Any]()
+    shapes, largest = dict[fx.Node, torch.Size](), 0
+    for node in graph.nodes:
+        if node.op == "output":
+            break
+        values[node] = image if node.op == "placeholder" else compute_node(network, node, values)
+        if isinstance(values[node], Tensor):
+            shapes[node] = values[node].shape
+        if node.op != "get_attr":  # weights are shared by all images
+            largest = max(largest, sum(_bytes(v) for n, v in values.items() if n.op != "get_attr"))
+        for dead in dead_after.get(node, ()):
+            values.pop(dead, None)
+    return ValueSizes(shapes, largest)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
+
+
+class Lockstep:
+    """Values of several networks of one architecture for all batches, computed node after node.
+
+    Args:
+        networks: The networks; the last one is the student, unless only teachers are run.
+        graph: The graph of all of them.
+        inputs: For each batch, one input per network, `[B, C, H, W]`.
+        computed_at: Node -> the later node with which the student's value is computed.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        graph: fx.Graph,
+        inputs: Sequence[Sequence[Tensor]],
+        computed_at: Mapping[fx.Node, fx.Node],
+    ) -> None:
+        self.networks = networks
+        image = next(node for node in graph.nodes if node.op == "placeholder")
+        self._values: list[list[dict[fx.Node, Any]]] = [
+            [{image: pixels} for pixels in batch] for batch in inputs
+        ]
+        self._num_images = sum(len(batch[0]) for batch in inputs)
+        self._dead_after = last_users(graph, computed_at)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._values)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of all batches."""
+        return self._num_images
+
+    def compute(self, node: fx.Node, networks: slice) -> None:
+        """Compute a node for some of the networks, for all batches."""
+        for batch in self._values:
+            for network, values in list(zip(self.networks, batch, strict=True))[networks]:
+                values[node] = compute_node(network, node, values)
+
+    def forget_after(self, node: fx.Node) -> None:
+        """Drop all values that nothing needs once a node is computed."""
+        for batch in self._values:
+            for values in batch:
+                for dead in self._dead_after.get(node, ()):
+                    values.pop(dead, None)
+
+    def value(self, node: fx.Node, batch: int, network: int = -1) -> Tensor:
+        """Return a value of one network for one batch."""
+        value: Tensor = self._values[batch][network][node]
+        return value
+
+    def values(self, node: fx.Node, batch: int, networks: slice) -> list[Tensor]:
+        """Return the values of some networks for one batch."""
+        return [values[node] for values in self._values[batch][networks]]

@@ -1,0 +1,153 @@
+"""The teachers side by side and the student, as networks of one architecture with one graph.
+
+Shapes: B images of a batch, P sampled positions, C channels of a value, S stacked channels of all teachers.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from ka_ray.errors import InputError
+from ka_ray.student.channel_groups import ChannelGroup, find_channel_groups
+from ka_ray.student.lockstep import Lockstep, measure_values
+from ka_ray.student.solvable_sums import SolvableLayer, find_solvable_sums
+
+
+class StackedNetworks:
+    """The graph of the student and of its teachers, and what of it can be solved.
+
+    Args:
+        student: The student's network, in eval mode.
+        teachers: Name of a teacher -> its network, in eval mode.
+        images: Input of the student's network, `[B, C, H, W]`, two or more.
+
+    Attributes:
+        networks: The teachers' networks, then the student's.
+        student: The student's network.
+        graph: The graph of all of them.
+        groups: The groups of channels that are chosen together.
+        sums: Node -> the sum of layers that is solved there, in the order of the graph.
+        output: Node of the scores.
+
+    Raises:
+        InputError: The networks cannot be traced, are of different architectures, or have weights that least
+            squares cannot solve.
+    """
+
+    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module], images: Tensor) -> None:
+        self.student, self.networks = student, [*teachers.values(), student]
+        found = find_channel_groups(student, images)
+        self.graph, self.groups = found.graph, found.groups
+        self.output: fx.Node = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        self.sums = find_solvable_sums(student, self.graph)
+        # Node -> the node at which it is solved, and not before.
+        self.computed_at = {node: total.root for total in self.sums.values() for node in total.inner}
+        self._groups_of = found.of_node
+        self._axes = {place.name: place.axis for group in self.groups for place in group.values}
+        sizes = measure_values(student, self.graph, self.computed_at, images[:1])
+        self._shapes = sizes.shapes
+        self.bytes_per_image = sizes.live_bytes * len(self.networks)
+        self._check(teachers)
+
+    @property
+    def num_teachers(self) -> int:
+        """Number of teachers."""
+        return len(self.networks) - 1
+
+    @property
+    def layers(self) -> list[SolvableLayer]:
+        """All layers that are solved, in the order of the graph."""
+        return [layer for total in self.sums.values() for layer in total.layers]
+
+    def start(self, inputs: Sequence[Sequence[Tensor]], teachers_only: bool = False) -> Lockstep:
+        """Return the networks' values for some images, of which nothing is computed yet.
+
+        Args:
+            inputs: For each batch, the input of each network, `[B, C, H, W]`.
+            teachers_only: Whether the student's values are left out.
+        """
+        if not teachers_only:
+            return Lockstep(self.networks, self.graph, inputs, self.computed_at)
+        # Inputs of a layer have to be there when its output, behind the batch norm, is known.
+        normed = [layer for layer in self.layers if layer.norm_path is not None]
+        until = {layer.output.all_input_nodes[0]: layer.output for layer in normed}
+        return Lockstep(self.networks[:-1], self.graph, [batch[:-1] for batch in inputs], until)
+
+    def group_index(self, node: fx.Node) -> int:
+        """Return the index of the group that the channels of a value are in."""
+        found = self._groups_of.get(node.name, ())
+        if len(found) != 1:
+            raise InputError(
+                f"student.start exact: the value {node.name!r} of the student's network has channels of "
+                f"{len(found)} groups; concatenated channels are not supported"
+            )
+        return found[0]
+
+    def group(self, node: fx.Node) -> ChannelGroup:
+        """Return the group that the channels of a value are in."""
+        return self.groups[self.group_index(node)]
+
+    def axis(self, node: fx.Node) -> int:
+        """Return the axis of a value's channels."""
+        return self._axes[node.name]
+
+    def num_positions(self, node: fx.Node) -> int:
+        """Return the number of positions of a value: 1 for a vector."""
+        shape = self._shapes[node]
+        return math.prod(shape[1:]) // shape[self.axis(node)]
+
+    def is_tied(self, layer: SolvableLayer) -> bool:
+        """Return whether a layer maps each channel to itself: a depthwise conv."""
+        return getattr(layer.layer(self.student), "groups", 1) > 1
+
+    def _check(self, teachers: Mapping[str, nn.Module]) -> None:
+        """Refuse networks whose weights are not those of layers that can be solved, or of other shapes."""
+        solved, head = set[str](), set[str]()
+        for root, total in self.sums.items():
+            for layer in total.layers:
+                for path in (layer.path, layer.norm_path):
+                    if path is not None:
+                        (head if root is self.output else solved).add(path)
+        for name, _ in self.student.named_parameters():
+            if name.rpartition(".")[0] not in solved | head:
+                raise InputError(
+                    f"student.start exact: least squares cannot solve the weight {name!r} of the student's "
+                    "network; supported are conv and linear layers, and batch norms behind them"
+                )
+        if not head:
+            raise InputError("student.start exact: the scores are not the output of a conv or linear layer")
+        for path in solved:
+            module = self.student.get_submodule(path)
+            for name, network in teachers.items():
+                _check_same(name, path, module, dict(network.named_modules()).get(path))
+
+
+def _check_same(teacher: str, path: str, module: nn.Module, other: nn.Module | None) -> None:
+    shapes = _shapes(module.state_dict().items())
+    if other is None or type(other) is not type(module) or _shapes(other.state_dict().items()) != shapes:
+        raise InputError(
+            f"student.start exact: teacher {teacher} has another architecture than the student: its module "
+            f"{path!r} is {other}, and not {module}"
+        )
+
+
+def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors}
+
+
+def sample_values(value: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Return the channels of a value at some positions.
+
+    Args:
+        value: `[B, ...]`, with the channels on one of its axes.
+        axis: That axis.
+        positions: `[B, P]`, numbered as the other axes are, the last one fastest.
+
+    Returns:
+        `[B, P, C]`.
+    """
+    flat = value.movedim(axis, -1)
+    flat = flat[:, None] if flat.dim() == 2 else flat.flatten(1, -2)
+    return flat[torch.arange(len(flat), device=flat.device)[:, None], positions]
