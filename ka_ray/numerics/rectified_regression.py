@@ -61,7 +61,7 @@ def refine_solution(
     inputs, targets = samples.inputs, samples.targets + others
     size, dtype, count = inputs.shape[2], inputs.dtype, moments[0].count
     gram = torch.stack([part.covariance[:size, :size] for part in moments])
-    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)[:, None, None]
+    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
     mean = torch.stack([part.mean[:size] for part in moments])
     centred = (inputs - mean.to(dtype)).transpose(0, 1)
@@ -75,7 +75,9 @@ def refine_solution(
         residual = clamp.residual(estimate, targets)
         cross = (centred.transpose(1, 2) @ residual.transpose(0, 1)).double()  # [G, D, T]
         sums = merge(_with_bias(cross.transpose(1, 2), residual.sum(dim=0).double())) / count
-        change = torch.cholesky_solve(sums[..., :-1].transpose(1, 2) - penalty * weight.transpose(1, 2), factor)
+        change = torch.cholesky_solve(
+            sums[..., :-1].transpose(1, 2) - penalty * weight.transpose(1, 2), factor
+        )
         before, now = now, ahead + _with_bias(change.transpose(1, 2), sums[..., -1])
     weight = now[..., :-1]
     return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])

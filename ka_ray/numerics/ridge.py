@@ -102,7 +102,7 @@ def _ridge_regression(
     size = mean.shape[1] - num_outputs
     gram, cross = covariance[:, :size, :size], covariance[:, :size, size:]
     # If all inputs are constant, their variance is 0 and the ridge term still has to be positive.
-    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)
+    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     # The ridge makes the matrix positive definite, so Cholesky works even if inputs are linearly dependent.
     factor = torch.linalg.cholesky(gram + ridge * variance[:, None, None] * identity)
@@ -113,7 +113,9 @@ def _ridge_regression(
 def _relative_error(mean: Tensor, covariance: Tensor, weight: Tensor, bias: Tensor) -> float:
     """Compute the relative error of all groups together from their joint moments of inputs and targets."""
     size = weight.shape[2]
-    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device).expand(len(weight), -1, -1)
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device).expand(
+        len(weight), -1, -1
+    )
     # The residual W x + b - y is an affine map of the joint vector (x, y).
     residual = torch.cat([weight, -identity], dim=2)
     error = (residual @ covariance * residual).sum() + (_matvec(residual, mean) + bias).square().sum()

@@ -6,7 +6,6 @@ Shapes: B images of a batch.
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch

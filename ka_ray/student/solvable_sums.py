@@ -95,9 +95,7 @@ def find_solvable_sums(network: nn.Module, graph: fx.Graph) -> dict[fx.Node, Sol
     return {total.root: total for total in reversed(found)}
 
 
-def _find_summands(
-    network: nn.Module, root: fx.Node, layers: dict[fx.Node, SolvableLayer]
-) -> SolvableSum:
+def _find_summands(network: nn.Module, root: fx.Node, layers: dict[fx.Node, SolvableLayer]) -> SolvableSum:
     """Walk back from a sum through additions whose result nothing else uses."""
     own, others, inner, queue = list[SolvableLayer](), list[fx.Node](), set[fx.Node](), [root]
     while queue:
