@@ -15,8 +15,8 @@ WIDTHS = (16, 32, 64)
 class BasicBlock(nn.Module):
     """Two 3x3 convs with batch norms, added to a shortcut.
 
-    Where the block halves the map or widens it, the shortcut is a 1x1 conv with batch norm. He's parameter-free
-    shortcut would pad with zeros, which fixes the order of the channels.
+    Where the block halves the map or widens it, the shortcut is a 1x1 conv with batch norm (He's
+    option B). His option A pads with zeros, which fixes the order of the channels.
 
     Args:
         channels_in: Channels of the input.

@@ -37,7 +37,7 @@ def describe_run(images: Path, output: Path) -> dict[str, Any]:
     training = {
         "epochs": 8,
         "batch_size": 128,
-        "learning_rate": 0.01,
+        "learning_rate": 0.005,
         "weight_decay": 0.05,
         "augment": {"flip": True, "shift": 4},
     }

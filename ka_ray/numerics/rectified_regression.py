@@ -61,7 +61,7 @@ def refine_solution(
     inputs, targets = samples.inputs, samples.targets + others
     size, dtype, count = inputs.shape[2], inputs.dtype, moments[0].count
     gram = torch.stack([part.covariance[:size, :size] for part in moments])
-    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)[:, None, None]
+    penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
     mean = torch.stack([part.mean[:size] for part in moments])
     centred = (inputs - mean.to(dtype)).transpose(0, 1)

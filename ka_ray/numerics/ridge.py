@@ -102,7 +102,7 @@ def _ridge_regression(
     size = mean.shape[1] - num_outputs
     gram, cross = covariance[:, :size, :size], covariance[:, :size, size:]
     # If all inputs are constant, their variance is 0 and the ridge term still has to be positive.
-    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-300)
+    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     # The ridge makes the matrix positive definite, so Cholesky works even if inputs are linearly dependent.
     factor = torch.linalg.cholesky(gram + ridge * variance[:, None, None] * identity)

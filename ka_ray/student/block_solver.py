@@ -5,15 +5,14 @@ narrower. All networks are computed node by node for all images. Where a layer, 
 student's layer is the least-squares map from the student's own features to the code of the stacked teachers'
 features. So it makes up for errors before it; where it is added to a stream, also for those of the stream.
 
-Shapes: B images of a batch, P sampled positions, n = B P samples of all batches, G groups of a layer, D inputs
-and T outputs of one group.
+Shapes: B images of a batch, C channels, H and W in pixels.
 """
 
 import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ class BlockSolverSettings:
     """How a student is solved.
 
     Attributes:
-        memory_gib: The values of all networks take at most this much memory, in GiB; more images are left out.
+        memory_gib: Largest size of the values of all networks, in GiB; images beyond it are left out.
         choice_images: Number of images on which the codes are chosen.
         samples: Number of samples that each layer is solved from.
         ridges: Candidates for the ridge, in units of the mean variance of an input.
@@ -48,7 +47,7 @@ class BlockSolverSettings:
 
     memory_gib: float = 3.0
     choice_images: int = 1000
-    samples: SampleLimits = SampleLimits()
+    samples: SampleLimits = field(default_factory=SampleLimits)
     ridges: Sequence[float] = RIDGES
     refinements: int = 20
 

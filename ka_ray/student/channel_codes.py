@@ -1,4 +1,4 @@
-"""Choose what the student keeps of the stacked channels of each group: some channels, or a principal subspace.
+"""Choose what the student keeps of a group's stacked channels: some of them, or a principal subspace.
 
 Shapes: S stacked channels of a group, C channels that the student keeps, k values of one channel that one
 output value of a layer sees, T outputs of a layer.
