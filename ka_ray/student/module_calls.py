@@ -20,13 +20,19 @@ _POOLS: dict[Any, str] = {
     nn.Flatten: "flatten",
 }
 _LAYER_SCALES = {"LayerScale": -1, "LayerScale2d": 1}
-# By name, because torchvision and timm have classes of their own.
+"""Classes of timm, by name, because timm may not be installed -> the axis of the channels."""
+
+_KNOWN_TENSORS = {
+    *("weight", "bias", "gamma", "running_mean", "running_var", "num_batches_tracked"),
+    *("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"),
+}
+"""Weights and buffers that the functions get."""
 
 
 def find_function(module: nn.Module, args: tuple[Any, ...], label: Callable[[Any], Any]) -> Arguments:
     """Return the function that a module calls, with all arguments.
 
-    A subclass is taken for its base class.
+    A subclass is taken for its base class, unless it has further weights.
 
     Args:
         module: The module.
@@ -36,6 +42,8 @@ def find_function(module: nn.Module, args: tuple[Any, ...], label: Callable[[Any
     Returns:
         The lower-case name of the class, and the arguments as they are, if the function is not known.
     """
+    if not {name for name, _ in (*module.named_parameters(), *module.named_buffers())} <= _KNOWN_TENSORS:
+        return "", args
     kind, weight = type(module).__name__, getattr(module, "weight", None)
     affine = (label(weight), label(getattr(module, "bias", None)))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -38,6 +38,11 @@ def small_convnext() -> nn.Module:
     return torchvision.models.ConvNeXt(blocks, num_classes=7)
 
 
+def small_bottleneck() -> nn.Module:
+    block = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(block, [1, 2, 1, 1], num_classes=7)
+
+
 def small_vgg() -> nn.Module:
     features = torchvision.models.vgg.make_layers([8, "M", 16, "M"], batch_norm=True)
     head = (nn.Linear(16 * 16, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 7))
@@ -50,16 +55,17 @@ def small_dense_net() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), 32),
-    "bottleneck": (lambda: torchvision.models.resnet50(num_classes=7), 32),
-    "timm_resnet": (lambda: timm_model("resnet26"), 32),
+    "bottleneck": (small_bottleneck, 32),
+    "timm_resnet": (lambda: timm_model("test_resnet"), 32),
     "timm_se_resnet": (lambda: timm_model("legacy_seresnet18"), 32),
     "cifar_resnet20": (resnet20, 32),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=7), 32),
     "mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=7), 32),
     "efficientnet": (lambda: torchvision.models.efficientnet_b0(num_classes=7), 32),
-    "timm_efficientnet": (lambda: timm_model("efficientnet_b0"), 32),
+    "timm_efficientnet": (lambda: timm_model("test_efficientnet"), 32),
     "timm_lite": (lambda: timm_model("tf_efficientnet_lite0"), 32),
-    "timm_convnext": (lambda: timm_model("convnext_atto"), 32),
+    "timm_nfnet": (lambda: timm_model("test_nfnet"), 32),
+    "timm_convnext": (lambda: timm_model("test_convnext"), 32),
     "convnext": (small_convnext, 32),
     "vgg": (small_vgg, 32),
     "densenet": (small_dense_net, 32),
