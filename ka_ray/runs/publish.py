@@ -189,14 +189,21 @@ def _all_metrics(report: Report) -> dict[str, float]:
     for tap, code in report.codes.items():
         metrics |= {f"codes/relative_error_{tap}": code.relative_error}
         metrics |= {f"codes/optimal_relative_error_{tap}": code.optimal_relative_error}
+    if report.start is not None:
+        metrics |= final_metrics(report.start.accuracy, "start")
     metrics |= {f"layers/relative_error_{tap}": layer.relative_error for tap, layer in report.layers.items()}
     return metrics | {f"{stage}/seconds": speed.seconds for stage, speed in report.stages.items()}
 
 
-def final_metrics(accuracy: Accuracy) -> dict[str, float]:
-    """Return the measured accuracies as MLflow metrics: name of the metric -> value."""
+def final_metrics(accuracy: Accuracy, stage: str = "evaluate") -> dict[str, float]:
+    """Return the measured accuracies as MLflow metrics: name of the metric -> value.
+
+    Args:
+        accuracy: Accuracies of a student.
+        stage: First part of the names.
+    """
     keys = ("union", "ensemble", "ensemble_over_views", "agreement")
-    metrics = {f"evaluate/{key}": getattr(accuracy, key) for key in keys}
+    metrics = {f"{stage}/{key}": getattr(accuracy, key) for key in keys}
     for name, pair in accuracy.per_teacher.items():
-        metrics |= {f"evaluate/teacher_{name}": pair.teacher, f"evaluate/student_{name}": pair.student}
+        metrics |= {f"{stage}/teacher_{name}": pair.teacher, f"{stage}/student_{name}": pair.student}
     return {name: value for name, value in metrics.items() if value is not None}

@@ -31,6 +31,7 @@ from ka_ray.student.ridge_head import find_linear_head, fit_ridge_head
 from ka_ray.student.start import find_head, weight_distance
 from ka_ray.student.transfer import transfer_weights
 from ka_ray.teachers import Teacher, load_teacher
+from ka_ray.training.fit import Progress
 
 MAX_BATCHES = 60
 """Number of batches from which batch norm statistics and ridge heads are measured."""
@@ -66,13 +67,15 @@ def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     """
     config, spec = inputs.config, inputs.plan.spec
     teachers = [load_teacher(teacher) for teacher in config.teachers]
-    judge = _Judge(inputs, teachers)
+    judge, sources = _Judge(inputs, teachers), list_sources(config, spec, teachers)
     candidates, skipped = list[_Candidate](), dict[str, str]()
-    for name, source in list_sources(config, spec, teachers).items():
+    for number, (name, source) in enumerate(sources.items(), start=1):
         try:
             candidates += judge.candidates(name, source)
         except InputError as error:
             skipped[name] = str(error)
+        best_so_far = max((c.quality.agreement for c in candidates), default=0.0)
+        judge.report("start", number, len(sources), {"agreement": best_so_far})
     if not candidates:
         raise InputError("; ".join(skipped.values()))
     best = candidates[0]
@@ -99,6 +102,7 @@ class _Judge:
     def __init__(self, inputs: StageInputs, teachers: Sequence[Teacher]) -> None:
         self.student = Student(inputs.plan.spec).to(inputs.device).eval()
         self._head, self._rule = find_head(inputs.plan.spec, teachers), inputs.config.student.head
+        self._began, self._report = time.perf_counter(), inputs.report
         self._device, self._label_sets = inputs.device, inputs.plan.label_sets
         store, rows = inputs.store(FEATURES, IMAGES), joint_rows(inputs)
         self._columns = {STUDENT: IMAGE} | {t.name: inputs.plan.views.column(t.name) for t in teachers}
@@ -114,7 +118,7 @@ class _Judge:
     def candidates(self, name: str, source: Source) -> Iterator[_Candidate]:
         """Yield a start with the teachers' heads and with a computed head, whichever the config allows."""
         began = time.perf_counter()
-        start = source.build(self._read_images)
+        start = source.build(self._read_images, self.report)
         network = start.network.to(self._device)
         measure_batch_norms(network, start.mixed_norms, (i for i, _ in self._measured()), sum_over_ranks)
         path = find_linear_head(network, self._head)
@@ -127,6 +131,21 @@ class _Judge:
             fit_ridge_head(network, path, self._measured())
             random = tuple(key for key in start.random if key not in self._head)
             yield self._judged(f"{name}, ridge head", network, random, began)
+
+    def report(self, what: str, number: int, total: int, losses: dict[str, float]) -> None:
+        """Report that some of several steps are done; each of them counts as an epoch of one step."""
+        self._report(
+            Progress(
+                stage=what,
+                epoch=number,
+                epochs=total,
+                step=1,
+                steps=1,
+                images=self._held_out.batch_size,
+                seconds=time.perf_counter() - self._began,
+                losses=losses,
+            )
+        )
 
     def _read_images(self) -> Iterator[dict[str, Tensor]]:
         """Yield the pixels that each network gets of the images."""

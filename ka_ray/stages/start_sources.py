@@ -13,7 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.student import Student, StudentSpec
 from ka_ray.student.align import align_channels
-from ka_ray.student.block_solver import solve_student
+from ka_ray.student.block_solver import LayerError, solve_student
 from ka_ray.student.channel_groups import find_channel_groups
 from ka_ray.student.start import Start, build_start, find_head
 from ka_ray.student.transfer import transfer_weights
@@ -28,6 +28,9 @@ MAX_LISTED = 4
 ReadImages = Callable[[], Iterator[Mapping[str, Tensor]]]
 """Returns this rank's images: name of a teacher, or "student" -> its pixels `[B, C, H, W]`."""
 
+ReportStep = Callable[[str, int, int, dict[str, float]], None]
+"""Reports progress: what is done, the number of finished steps, that of all steps, and named values."""
+
 
 class Source(Protocol):
     """Something that a student can start from."""
@@ -39,11 +42,12 @@ class Source(Protocol):
             InputError: It does not apply; the message says why.
         """
 
-    def build(self, read_images: ReadImages) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
         """Build the start, before its batch norms are measured.
 
         Args:
             read_images: Gives images to measure on, on which no start is judged.
+            report: Called with progress by a start that takes long.
 
         Raises:
             InputError: It does not apply.
@@ -72,11 +76,12 @@ class WeightsSource:
             note += f", random are {shown}" + (" and others" if len(start.random) > MAX_LISTED else "")
         return note
 
-    def build(self, read_images: ReadImages) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
         """Build the start.
 
         Args:
             read_images: Not used.
+            report: Not used.
         """
         return self.make()
 
@@ -99,11 +104,12 @@ class AlignedAverage:
         groups = find_channel_groups(self.teachers[0].network, self._example()).groups
         return f"{sum(not group.fixed for group in groups)} groups of channels are matched"
 
-    def build(self, read_images: ReadImages) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
         """Match the channels of each network with those of the first one, and average them.
 
         Args:
             read_images: Gives images on which channels are compared.
+            report: Not used.
         """
         check_same_network(self.spec, self.teachers)
         first, *others = self.teachers
@@ -143,18 +149,24 @@ class ExactSource:
         check_same_network(self.spec, self.teachers)
         return "computed layer by layer"
 
-    def build(self, read_images: ReadImages) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
         """Solve the student.
 
         Args:
             read_images: Gives the images that it is solved on.
+            report: Called after each solved layer.
         """
         check_same_network(self.spec, self.teachers)
         spec, device = self.spec, self.teachers[0].preprocess.mean.device
         network = build_network(spec.network, spec.arguments, len(spec.classes)).to(device)
         preprocess = Student(spec).preprocess.to(device)
+
+        def report_layer(error: LayerError, number: int, total: int) -> None:
+            report("start exact", number, total, {"error": error.relative_error})
+
+        label_sets, images = spec.unified_label_sets, read_images()
         solved, _ = solve_student(
-            network, preprocess, self.teachers, spec.unified_label_sets, read_images(), sum_over_ranks
+            network, preprocess, self.teachers, label_sets, images, sum_over_ranks, report_layer
         )
         return Start(solved, ())
 
