@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from ka_ray.config.base import Section
+from ka_ray.config.base import Section, drop_nulls
 
 
 class ExtractConfig(Section):
@@ -117,9 +117,9 @@ class CodesConfig(TrainingConfig):
         "and one more for each further teacher; common_features: a space that all teachers share.",
     )
     solver: Literal["sgd", "exact"] = Field(
-        "sgd",
+        "exact",
         description="exact: computed from sums over one pass over the images, without epochs or "
-        "learning rate.",
+        "learning rate. null: exact, or sgd for common_features, which has no closed form.",
     )
     basis: Literal["principal", "channels"] = Field(
         "principal",
@@ -140,8 +140,15 @@ class CodesConfig(TrainingConfig):
     )
     learning_rate: float = Field(2e-2, gt=0, description="Peak of the one-cycle schedule.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, given: Any) -> Any:
+        return drop_nulls(given, ("solver",))
+
     @model_validator(mode="after")
     def _can_be_computed(self) -> "CodesConfig":
+        if "solver" not in self.model_fields_set and self.method == "common_features":
+            self.__dict__["solver"] = "sgd"  # it stays unset, so that another method has its own default
         if self.basis == "channels" and self.solver != "exact":
             raise ValueError("basis: channels are chosen, not trained; set solver: exact")
         if self.method == "common_features" and self.solver == "exact":

@@ -21,6 +21,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = REPOSITORY / "jobs" / "configs" / "digits.yaml"
+LAYERWISE = (
+    "codes={solver: sgd, epochs: 30}",
+    "layers={epochs: 20, batch_size: 32, learning_rate: 0.01}",
+    "joint={epochs: 20, batch_size: 32, learning_rate: 0.002}",
+)
+"""With these sections the student starts from random weights and learns layer by layer."""
+
 TIMEOUT_S = 600
 
 
@@ -45,7 +52,8 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 def run(tmp_path_factory):
     """Run the digits, kill the driver with SIGKILL during the layer stage, and run the same command again."""
     folder = tmp_path_factory.mktemp("digits") / "run"
-    arguments = ("run", str(DIGITS), "--output", str(folder))
+    overrides = [word for override in LAYERWISE for word in ("--set", override)]
+    arguments = ("run", str(DIGITS), "--output", str(folder), *overrides)
     first = start_ka_ray(*arguments)
     wait_for(folder / "stages" / "codes.json", first)
     first.send_signal(signal.SIGKILL)
@@ -114,7 +122,7 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
 
 def test_a_changed_config_is_refused_with_the_changed_keys(run):
     folder, _, _ = run
-    config = Config.load(DIGITS, [f"output={folder}", "joint.epochs=3", "ray.workers=1"])
+    config = Config.load(DIGITS, [f"output={folder}", *LAYERWISE, "joint.epochs=3", "ray.workers=1"])
     with pytest.raises(ka_ray.InputError) as error:
         ka_ray.amalgamate(config)
     assert "joint.epochs: 20 there, 3 now" in str(error.value)

@@ -12,7 +12,13 @@ from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 
 NUM_IMAGES = 256
-FEW_EPOCHS = ("codes.epochs=3", "layers.epochs=2", "joint.epochs=3", "joint.batch_size=32")
+FEW_EPOCHS = (
+    "codes.solver=sgd",
+    "codes.epochs=3",
+    "layers.epochs=2",
+    "joint.epochs=3",
+    "joint.batch_size=32",
+)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_without_joint_epochs_the_student_keeps_the_weights_of_the_stage_layers(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["codes.basis=channels"], "set solver: exact"),
+        (["codes.basis=channels", "codes.solver=sgd"], "set solver: exact"),
         (["codes={method: common_features, solver: exact}"], "common_features has no closed form"),
         (["layers.inputs=student"], "set solver: least_squares"),
     ],
