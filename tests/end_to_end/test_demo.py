@@ -1,4 +1,4 @@
-"""The demo, a config that names images and teachers alone: from every start that applies to the best student."""
+"""The demo, a config that names images and teachers alone: it finds the best start of the student."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_the_demo_finds_its_start_and_is_as_good_as_its_teachers_together(tmp_pa
     assert report.warnings == []
     assert report.start is not None
     assert report.choice is not None
-    # The teachers were trained from different weights: their mean is useless, and the run finds a better start.
+    # The teachers were trained from different weights: their mean is useless, and another start is found.
     judged = {candidate.name: candidate for candidate in report.start.candidates}
     assert judged.keys() >= {"average", "average, aligned", "exact", "teacher low, ridge head"}
     assert judged[report.start.source].agreement > judged["average"].agreement + 0.1

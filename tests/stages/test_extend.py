@@ -29,7 +29,7 @@ NUM_IMAGES, BATCH, EPOCHS, CHANNELS = 48, 16, 2, {"conv1": 4, "conv2": 6}
 ADDED_TEACHERS = {"third": ["digit_1", "digit_3"], "fourth": ["cat", "dog", "digit_9"]}
 """Classes of more teachers. Some are classes of the first two teachers, too."""
 FEW_EPOCHS = (
-    f"codes={{method: incremental, epochs: {EPOCHS}, batch_size: {BATCH}}}",
+    f"codes={{solver: sgd, method: incremental, epochs: {EPOCHS}, batch_size: {BATCH}}}",
     f"layers.batch_size={BATCH}",
     f"joint.batch_size={BATCH}",
 )
