@@ -16,7 +16,7 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
-from ka_ray.stages.start import describe_start
+from ka_ray.stages.describe_start import describe_start
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher, describe_answers

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ka_ray.config import STUDENT, Config
+from ka_ray.config import STUDENT
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
@@ -23,12 +23,12 @@ from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.held_out import Quality, held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
-from ka_ray.stages.start_list import SAME_ORIGIN, list_sources
-from ka_ray.stages.start_sources import Source, check_same_network
-from ka_ray.student import Student, StudentSpec, save_student
+from ka_ray.stages.start_list import list_sources
+from ka_ray.stages.start_sources import Source
+from ka_ray.student import Student, save_student
 from ka_ray.student.batch_norms import measure_batch_norms
 from ka_ray.student.ridge_head import find_linear_head, fit_ridge_head
-from ka_ray.student.start import find_head, weight_distance
+from ka_ray.student.start import find_head
 from ka_ray.student.transfer import transfer_weights
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.training.fit import Progress
@@ -162,44 +162,6 @@ class _Judge:
         transfer_weights(network.eval(), self.student)
         quality = measure_quality(self.student, self._held_out, self._label_sets)
         return _Candidate(name, network, random, quality, time.perf_counter() - began)
-
-
-def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> str | None:
-    """Check before a run that its start can be built, and describe it for the user.
-
-    Args:
-        config: Config of the run; all of its teachers have checkpoints, or are trained in the run.
-        spec: The student.
-        teachers: The teachers; random weights stand for those that are yet to be trained.
-
-    Raises:
-        InputError: No start can be built.
-    """
-    if config.student.start == "random":
-        return None
-    notes, skipped = dict[str, str](), dict[str, str]()
-    for name, source in list_sources(config, spec, teachers).items():
-        try:
-            notes[name] = f"start {name}: {source.check()}"
-        except InputError as error:
-            skipped[name] = str(error)
-    if not notes:
-        raise InputError(
-            f"student.start: no start applies to the student's network {spec.network!r} "
-            f"({'; '.join(skipped.values())}); set it to random, and name `taps` to learn layer by layer"
-        )
-    trained = all(teacher.checkpoint is not None for teacher in config.teachers)
-    distance = [_describe_distance(spec, teachers)] if "average" in notes and trained else []
-    return "student: " + "; ".join([*notes.values(), *distance])
-
-
-def _describe_distance(spec: StudentSpec, teachers: Sequence[Teacher]) -> str:
-    check_same_network(spec, teachers)
-    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
-    note = f"the teachers' weights are {distance:.2f} of their norm apart"
-    if distance > SAME_ORIGIN:
-        note += ", as if they did not come from one network: their mean as they are is probably useless"
-    return note
 
 
 def _check_transfer(network: nn.Module, student: Student, images: Tensor) -> None:

@@ -162,7 +162,7 @@ def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> f
     """
     kernels = [
         torch.cat([
-            value.flatten().double()
+            value.detach().flatten().double()
             for key, value in network.named_parameters()
             if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
         ])

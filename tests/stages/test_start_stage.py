@@ -12,9 +12,10 @@ from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
 from ka_ray.stages import list_stages, run_stages, start
+from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.held_out import held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import stage_summary_path
-from ka_ray.stages.start import describe_start, start_student_folder
+from ka_ray.stages.start import start_student_folder
 from ka_ray.stages.start_list import list_sources
 from ka_ray.student import Student, load_student
 from ka_ray.student.start import build_start
@@ -205,3 +206,11 @@ def test_an_interrupted_stage_keeps_the_best_student_so_far(make_inputs):
     run_stages(whole)
     assert summary_of(whole, "joint")["choice"] == choice
     assert all(torch.equal(expected[key], value) for key, value in weights_of(whole, "joint").items())
+
+
+def test_other_pixels_and_unused_sections_are_said(make_inputs):
+    assert "another preprocessing" not in describe(make_inputs("student.start=auto"))
+    note = describe(make_inputs("student.start=auto", "teachers.1.preprocessing.mean=[0.5,0.5,0.5]"))
+    assert "the weights of high were trained with another preprocessing" in note
+    assert "codes, layers are not used: layers.behind_start is false" in note
+    assert "not used" not in describe(make_inputs("student.start=auto", "layers.behind_start=true"))

@@ -1,0 +1,63 @@
+"""Describe the start of a student for the user, before a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ka_ray.config import Config
+from ka_ray.errors import InputError
+from ka_ray.stages.start_list import SAME_ORIGIN, list_sources
+from ka_ray.stages.start_sources import check_same_network
+from ka_ray.student import StudentSpec
+from ka_ray.student.start import find_head, weight_distance
+from ka_ray.teachers import Teacher
+
+
+def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> str | None:
+    """Check before a run that its start can be built, and describe it for the user.
+
+    Args:
+        config: Config of the run; all of its teachers have checkpoints, or are trained in the run.
+        spec: The student.
+        teachers: The teachers; random weights stand for those that are yet to be trained.
+
+    Raises:
+        InputError: No start can be built.
+    """
+    if config.student.start == "random":
+        return None
+    notes, skipped = dict[str, str](), dict[str, str]()
+    for name, source in list_sources(config, spec, teachers).items():
+        try:
+            notes[name] = f"start {name}: {source.check()}"
+        except InputError as error:
+            skipped[name] = str(error)
+    if not notes:
+        raise InputError(
+            f"student.start: no start applies to the student's network {spec.network!r} "
+            f"({'; '.join(skipped.values())}); set it to random, and name `taps` to learn layer by layer"
+        )
+    lines = list(notes.values())
+    if "average" in notes and all(teacher.checkpoint is not None for teacher in config.teachers):
+        lines.append(_describe_distance(spec, teachers))
+    others = [name for name, own in _preprocessing_of(config).items() if own != dict(spec.preprocessing)]
+    if others:
+        lines.append(f"the weights of {', '.join(others)} were trained with another preprocessing")
+    unused = [key for key in ("taps", "codes", "layers") if key in config.model_fields_set]
+    if unused and not config.learns_layers and config.baseline is None:
+        lines.append(f"{', '.join(unused)} are not used: layers.behind_start is false")
+    return "student: " + "; ".join(lines)
+
+
+def _preprocessing_of(config: Config) -> dict[str, dict[str, Any]]:
+    """Return teacher -> its preprocessing with everything set, as a student's spec has it."""
+    size, resize = config.images.size, config.images.resize
+    return {t.name: t.preprocessing.resolve(size, resize).model_dump(mode="json") for t in config.teachers}
+
+
+def _describe_distance(spec: StudentSpec, teachers: Sequence[Teacher]) -> str:
+    check_same_network(spec, teachers)
+    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
+    note = f"the teachers' weights are {distance:.2f} of their norm apart"
+    if distance > SAME_ORIGIN:
+        note += ", as if they did not come from one network: their mean as they are is probably useless"
+    return note
