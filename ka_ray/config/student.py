@@ -52,7 +52,7 @@ class StudentConfig(Section):
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
     start: Start = Field(
         "auto",
-        description="Weights that it starts from: auto, the start that agrees best with the teachers on "
+        description="Weights that it starts from: auto, the start that follows the teachers best on "
         "held-out images; average, the mean of the teachers' weights; exact, computed layer by layer; "
         "{teacher: NAME}; {checkpoint: FILE}; or random. null: auto, or random if the config has "
         "`codes`, `layers`, `extend` or `baseline`.",

@@ -93,7 +93,7 @@ def _start_section(report: ReportContent) -> str:
         judged = [(c.name, *_format_quality(c), f"{c.seconds:.1f}") for c in start.candidates]
         images = start.candidates[0].images
         parts.append(f"Judged without labels, on {images:,} held-out training images:")
-        parts.append(format_table(("start", "agreement", "KL divergence", "seconds"), judged))
+        parts.append(format_table(("start", *QUALITY_HEADER, "seconds"), judged))
     parts += [f"- {name} does not apply: {reason}" for name, reason in start.skipped.items()]
     return "## Start\n\n" + "\n\n".join(parts)
 
@@ -103,12 +103,17 @@ def _choice_section(report: ReportContent) -> str:
     if choice is None:
         return ""
     rows = [(name, *_format_quality(quality)) for name, quality in choice.qualities.items()]
-    table = format_table(("student", "agreement", "KL divergence"), rows)
+    table = format_table(("student", *QUALITY_HEADER), rows)
     return f"## Which student is kept\n\n{describe_choice(choice.best, choice.qualities)}\n\n{table}"
 
 
-def _format_quality(quality: HeldOutQuality) -> tuple[str, str]:
-    return f"{quality.agreement:.3f}", f"{quality.divergence:.3f}"
+QUALITY_HEADER = ("divergence from the teacher followed worst", "agreement", "divergence from the ensemble")
+
+
+def _format_quality(quality: HeldOutQuality) -> tuple[str, ...]:
+    return tuple(
+        f"{value:.3f}" for value in (quality.worst_divergence, quality.agreement, quality.divergence)
+    )
 
 
 def _curve_section(report: ReportContent) -> str:

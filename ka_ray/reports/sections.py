@@ -137,7 +137,7 @@ class StartQuality(ReportSection):
     random: list[str]
     """Names of the weights that were not found there and were random."""
     candidates: list[StartCandidate]
-    """The starts that were built and judged; the one with the highest agreement was chosen."""
+    """The starts that were built and judged; the one with the smallest ``worst_divergence`` was chosen."""
     skipped: dict[str, str]
     """Name of a start that does not apply to these networks -> why."""
     accuracy: Accuracy

@@ -112,12 +112,12 @@ def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:
         qualities: Name of each student -> its quality on held-out images.
 
     Example:
-        >>> quality = HeldOutQuality(agreement=0.8, divergence=0.3, images=100)
+        >>> quality = HeldOutQuality(agreement=0.8, divergence=0.3, worst_divergence=0.2, images=100)
         >>> describe_choice("start", {"start": quality})
-        'Kept is the student of: start. Its agreement on 100 held-out images is 0.800.'
+        'Kept is the student of: start. On 100 held-out images it follows each teacher to within 0.200 nats.'
     """
     quality = qualities[best]
     return (
-        f"Kept is the student of: {best}. Its agreement on {quality.images:,} held-out images is "
-        f"{quality.agreement:.3f}."
+        f"Kept is the student of: {best}. On {quality.images:,} held-out images it follows each teacher to "
+        f"within {quality.worst_divergence:.3f} nats."
     )

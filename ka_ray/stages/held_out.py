@@ -1,6 +1,10 @@
 """Judge students without labels, on stored images that they did not learn from.
 
-Shapes: B images, K classes of the student.
+The ensemble is no fair judge: where one teacher's scores are higher for all images, it follows that teacher,
+and a student that forgets the others agrees with it. So a student is judged by the teacher that it follows
+worst, each teacher among its own classes, where its scores need no common scale with those of others.
+
+Shapes: B images, K classes of the student, T teachers, K_t classes of teacher t.
 """
 
 from collections.abc import Callable
@@ -30,16 +34,19 @@ class Quality:
     Attributes:
         agreement: Share of the images for which student and ensemble predict the same class.
         divergence: Mean KL divergence of the student's distribution over the classes from the ensemble's.
+        worst_divergence: Mean KL divergence from the teacher's distribution over its own classes, for the
+            teacher for which it is the largest.
         images: Number of images.
     """
 
     agreement: float
     divergence: float
+    worst_divergence: float
     images: int
 
     def is_better_than(self, other: "Quality") -> bool:
-        """Return whether agreement is higher; if it is the same, whether the divergence is smaller."""
-        return (self.agreement, -self.divergence) > (other.agreement, -other.divergence)
+        """Return whether the worst followed teacher is followed better; if equally, agreement decides."""
+        return (-self.worst_divergence, self.agreement) > (-other.worst_divergence, other.agreement)
 
     def to_json(self) -> dict[str, Any]:
         """Return the quality as a JSON object."""
@@ -78,12 +85,18 @@ def measure_quality(
         held_out: The images, with the stored scores of the teachers.
         label_sets: How the teachers' scores are combined.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=held_out.device)
+    sums = torch.zeros(3 + len(label_sets.by_teacher), dtype=torch.float64, device=held_out.device)
     divergence = partial(softened_kl, temperature=1.0)
     for batch in held_out.single_pass():
-        scores, teacher_scores = compute_scores(batch[IMAGE]).float(), batch[SCORES]
+        scores, teacher_scores = compute_scores(batch[IMAGE]).float(), batch[SCORES].float()
         same = scores.argmax(dim=1) == label_sets.amalgamate(teacher_scores).argmax(dim=1)
-        loss = label_sets.loss(scores, teacher_scores, divergence)
-        sums += torch.stack([same.sum(), loss * len(scores), loss.new_tensor(len(scores))]).double()
-    agreeing, total, images = sum_over_ranks(sums).tolist()
-    return Quality(agreeing / images, total / images, int(images))
+        losses = [label_sets.loss(scores, teacher_scores, divergence)]
+        losses += [
+            divergence(scores[:, label_sets.columns(teacher)], own)
+            for teacher, own in zip(label_sets.by_teacher, label_sets.split(teacher_scores), strict=True)
+        ]
+        # Means over the batch become sums, which batches and ranks add up.
+        parts = [same.float().mean(), scores.new_ones(()), *losses]
+        sums += len(scores) * torch.stack(parts).double()
+    agreeing, images, total, *per_teacher = sum_over_ranks(sums).tolist()
+    return Quality(agreeing / images, total / images, max(per_teacher) / images, int(images))

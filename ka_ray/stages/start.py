@@ -1,4 +1,4 @@
-"""The stage `start`: build the starts of the student, and keep the one that agrees best with its teachers.
+"""The stage `start`: build the starts of the student, and keep the one that follows its teachers best.
 
 No labels are needed: batch norms and heads are measured on images, and starts are judged on held-out images
 by the stored scores of the teachers.

@@ -119,7 +119,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 79
+    assert len(described) == 81
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -252,13 +252,17 @@ def test_the_student_before_any_step_is_compared_with_the_finished_one() -> None
         "random": ["fc.weight"],
         "accuracy": accuracy,
         "candidates": [
-            {"name": "average", "agreement": 0.25, "divergence": 1.5, "images": 500, "seconds": 3.0},
-            {"name": "teacher low", "agreement": 0.5, "divergence": 2.5, "images": 500, "seconds": 1.0},
+            {"name": name, "worst_divergence": worst, "agreement": agreement, "divergence": total}
+            | {"images": 500, "seconds": seconds}
+            for name, worst, agreement, total, seconds in (
+                ("average", 2.0, 0.25, 1.5, 3.0),
+                ("teacher low", 1.0, 0.5, 2.5, 1.0),
+            )
         ],
         "skipped": {"exact": "the networks differ"},
     }
     text = make_markdown(method="start", start=start)
-    assert "| average | 0.250 | 1.500 | 3.0 |\n| teacher low | 0.500 | 2.500 | 1.0 |" in text
+    assert "| average | 2.000 | 0.250 | 1.500 | 3.0 |\n| teacher low | 1.000 | 0.500 | 2.500 | 1.0 |" in text
     assert "Judged without labels, on 500 held-out training images" in text
     assert "- exact does not apply: the networks differ" in text
     assert "The student started from: teacher low. Random at its start were: fc.weight." in text
@@ -269,12 +273,15 @@ def test_the_student_before_any_step_is_compared_with_the_finished_one() -> None
 
 def test_the_student_that_is_kept_is_listed_with_the_others() -> None:
     qualities = {
-        "start": {"agreement": 0.75, "divergence": 0.5, "images": 40},
-        "epoch 1": {"agreement": 0.5, "divergence": 0.25, "images": 40},
+        "start": {"agreement": 0.75, "divergence": 0.5, "worst_divergence": 0.125, "images": 40},
+        "epoch 1": {"agreement": 0.5, "divergence": 0.25, "worst_divergence": 0.5, "images": 40},
     }
     text = make_markdown(choice={"best": "start", "qualities": qualities})
-    assert "Kept is the student of: start. Its agreement on 40 held-out images is 0.750." in text
-    assert "| epoch 1 | 0.500 | 0.250 |" in text
+    assert (
+        "Kept is the student of: start. On 40 held-out images it follows each teacher to within 0.125 nats."
+        in text
+    )
+    assert "| epoch 1 | 0.500 | 0.500 | 0.250 |" in text
     assert "## Which student is kept" not in make_markdown()
 
 
