@@ -9,6 +9,7 @@ used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ import numpy as np
 import torch
 
 from ka_ray import Config
-from ka_ray.features.store import create_shard_folder, mark_folder_finished, write_shard
+from ka_ray.amalgamation import LabelSets
+from ka_ray.config.student import STUDENT
+from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.images import read_chunk
 from ka_ray.images.split import ImageSet, split_images
+from ka_ray.runs.teachers import with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
+from ka_ray.student.block_solver import LayerError, solve_student
+from ka_ray.teachers import build_network, load_teacher
 from ka_ray.training.fit import Progress
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,7 +41,7 @@ def describe_run(images: Path, output: Path) -> dict[str, Any]:
         "size": 32,
     }
     training = {
-        "epochs": 8,
+        "epochs": 6,
         "batch_size": 128,
         "learning_rate": 0.005,
         "weight_decay": 0.05,
@@ -98,15 +104,61 @@ def train_teachers(config: Config) -> None:
                   f"loss {progress.losses['loss']:.3f}", flush=True)  # fmt: skip
 
     for teacher in config.teachers:
-        with torch.autocast("cpu", torch.bfloat16):  # half the time of float32
+        # Half the time of float32. A cache would keep the weights of the first step.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             train_teacher(teacher, images, config.output_dir, config.seed, torch.device("cpu"), report)
         print(f"teacher {teacher.name}: {teacher_checkpoint_path(config.output_dir, teacher.name)}")
+
+
+def read_pixels(folder: Path, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read stored images and the indices of their classes; with a limit, only so many, chosen at random."""
+    store = Store(folder)
+    rows = np.random.default_rng(0).permutation(len(store))[:limit]
+    columns = store.gather(["image", "label"], rows)
+    labels = [CLASSES.index(label) for label in columns["label"]]
+    return torch.from_numpy(columns["image"]), torch.tensor(labels)
+
+
+@torch.no_grad()
+def solve_and_judge(config: Config, num_images: int) -> None:
+    """Solve the student from unlabelled training images, and print accuracies on the test images."""
+    folder, testing = config.output_dir, split_images(config)[1]
+    teachers = [
+        load_teacher(with_checkpoint(teacher, teacher_checkpoint_path(folder, teacher.name)))
+        for teacher in config.teachers
+    ]
+    label_sets = LabelSets({teacher.name: teacher.classes for teacher in teachers})
+    pixels, _ = read_pixels(folder / "train_images", num_images)
+    names = [*label_sets.by_teacher, STUDENT]
+    batches = [dict.fromkeys(names, part) for part in pixels.split(250)]
+    network = build_network(config.student.network, config.student.arguments, len(CLASSES))
+    began, preprocess = time.perf_counter(), teachers[0].preprocess
+    student, errors = solve_student(network, preprocess, teachers, label_sets, batches, report=print_error)
+    print(f"{len(errors)} layers from {num_images} images in {time.perf_counter() - began:.0f} s")
+    pixels, labels = read_pixels(store_images(folder / "test_images", testing))
+    correct = {"ensemble": 0, "student": 0}
+    for part, wanted in zip(pixels.split(500), labels.split(500), strict=True):
+        ensemble = label_sets.amalgamate(torch.cat([teacher.scores(part) for teacher in teachers], dim=1))
+        for name, scores in (("ensemble", ensemble), ("student", student(preprocess(part)))):
+            correct[name] += int((scores.argmax(dim=1) == wanted).sum())
+    accuracy = {name: count / len(labels) for name, count in correct.items()}
+    ratio = accuracy["student"] / accuracy["ensemble"]
+    print(f"ensemble {accuracy['ensemble']:.4f}, student {accuracy['student']:.4f}, ratio {ratio:.3f}")
+
+
+def print_error(error: LayerError, number: int, total: int) -> None:
+    """Print how well a layer was solved."""
+    print(f"{number:>2} of {total} {' + '.join(error.layers):<36} {error.relative_error:.3f}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/resnet_pair"))
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--num-images", type=int, default=5000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
     arguments = parser.parse_args()
-    train_teachers(Config.model_validate(describe_run(arguments.images, arguments.output)))
+    config = Config.model_validate(describe_run(arguments.images, arguments.output))
+    train_teachers(config)
+    if not arguments.teachers_only:
+        solve_and_judge(config, arguments.num_images)

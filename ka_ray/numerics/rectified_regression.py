@@ -64,7 +64,7 @@ def refine_solution(
     penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
     mean = torch.stack([part.mean[:size] for part in moments])
-    centred = (inputs - mean.to(dtype)).transpose(0, 1)
+    centred = (inputs - mean.to(dtype)).transpose(0, 1).contiguous()
     # The bias belongs to centred inputs, which makes it independent of the weight.
     now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
     before = now

@@ -60,15 +60,16 @@ def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bo
 
 def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor:
     """Return the best linear code, by reduced-rank regression of the layers' outputs on the channels."""
-    covariance, explained = 0.0, 0.0
+    stacked = len(readers[0].covariance) // readers[0].num_values
+    covariance = readers[0].covariance.new_zeros(stacked, stacked)
+    explained = torch.zeros_like(covariance)
     for stats in readers:
         assert stats.targets is not None
-        values = stats.num_values
-        for value in range(values):
-            rows = slice(value, None, values)
-            covariance = covariance + stats.covariance[rows, rows] / (values * len(readers))
-            explained = explained + stats.targets[rows] @ stats.targets[rows].T
-    assert isinstance(covariance, Tensor)
+        # The values of a kernel count alike, as if the layer had read each of them by itself.
+        for value in range(stats.num_values):
+            rows = slice(value, None, stats.num_values)
+            covariance += stats.covariance[rows, rows] / (stats.num_values * len(readers))
+            explained += stats.targets[rows] @ stats.targets[rows].T
     variances, directions = torch.linalg.eigh(covariance)
     scales = torch.where(variances > 1e-9 * variances.max(), variances.clamp_min(1e-300).rsqrt(), 0.0)
     whiten = directions * scales

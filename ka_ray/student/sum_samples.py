@@ -34,8 +34,8 @@ class SampleLimits:
         values: Largest number of values, inputs and targets, of all samples.
     """
 
-    per_input: int = 40
-    minimum: int = 20_000
+    per_input: int = 100
+    minimum: int = 4000
     values: float = 1e8
 
     def count(self, num_inputs: int, row: int) -> int:
