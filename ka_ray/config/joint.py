@@ -9,8 +9,8 @@ from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.stages import TrainingConfig
 from ka_ray.config.teachers import Augmentation
 
-BEHIND_START = {"epochs": 3, "batch_size": 32, "learning_rate": 3e-4, "loss": "kl", "keep": "best"}
-"""Defaults of joint learning behind a start: a few careful steps, which do not destroy what the start has."""
+BEHIND_START = {"epochs": 3, "batch_size": 32, "loss": "kl", "keep": "best"}
+"""Defaults of joint learning behind a start: a few epochs, of which the best one is kept."""
 
 
 class JointConfig(NetworkTrainingConfig, TrainingConfig):
@@ -25,11 +25,6 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
         64,
         ge=1,
         description="Images per step, over all workers together; null: 64, or 32 behind a start.",
-    )
-    learning_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="Peak of the one-cycle schedule; null: 0.001, or 0.0003 behind a start.",
     )
     beta2: float = Field(
         0.999, ge=0, lt=1, description="Decay rate of Adam's running mean of squared gradients."
