@@ -37,7 +37,7 @@ def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:
     return ChannelCode(torch.eye(stacked, dtype=torch.float64)[list(kept)], tuple(kept))
 
 
-MAX_SINGLE_STEPS = 256
+MAX_SINGLE_STEPS = 64
 """More channels than these are chosen in this many steps, several channels in each."""
 
 
