@@ -94,8 +94,7 @@ def train_teacher(
         load_fitting_weights(network, teacher.training.start)
     learner = _build_learner(network, teacher, column).to(device)
     batches = _labelled_batches(teacher, images, seed, device, column)
-    settings = _fit_settings(teacher, path)
-    history = fit(learner, batches, settings, report)
+    history = fit(learner, batches, _fit_settings(teacher, path), report)
     if rank() == 0:
         _save_teacher(network, history, path)
         # The state after the last saved epoch is only needed to resume.

@@ -108,16 +108,11 @@ def solve_student(
     student = copy.deepcopy(network).eval().requires_grad_(False)
     modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
     with torch.no_grad():
-        reader = iter(batches)
-        first = next(reader)
-        networks = StackedNetworks(
-            student, {t.name: t.network for t in teachers}, preprocess(first[STUDENT][:4])
-        )
-        inputs = (
-            [module(batch[name]) for name, module in modules.items()]
-            for batch in itertools.chain([first], reader)
-        )
-        return student, _BlockSolver(networks, label_sets, merge, settings).solve(inputs, report)
+        inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
+        first = next(inputs)
+        networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])
+        solver = _BlockSolver(networks, label_sets, merge, settings)
+        return student, solver.solve(itertools.chain([first], inputs), report)
 
 
 class _BlockSolver:

@@ -75,4 +75,5 @@ def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor
     whiten = directions * scales
     values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
     leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()
-    return (whiten @ leading).T
+    code: Tensor = (whiten @ leading).T
+    return code

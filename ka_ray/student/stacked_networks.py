@@ -63,7 +63,8 @@ class StackedNetworks:
     @property
     def first_node(self) -> fx.Node:
         """The first node that is computed from the image."""
-        return next(node for node in self.graph.nodes if node.op != "placeholder")
+        node: fx.Node = next(node for node in self.graph.nodes if node.op != "placeholder")
+        return node
 
     def start(self) -> Lockstep:
         """Return the values of all networks, without any image yet."""
