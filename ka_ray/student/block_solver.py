@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config.student import STUDENT
+from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
@@ -109,7 +110,9 @@ def solve_student(
     modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
     with torch.no_grad():
         inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
-        first = next(inputs)
+        first = next(inputs, None)
+        if first is None:
+            raise InputError("student.start exact: a worker got no images; give more images")
         networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])
         solver = _BlockSolver(networks, label_sets, merge, settings)
         return student, solver.solve(itertools.chain([first], inputs), report)

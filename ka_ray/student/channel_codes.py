@@ -29,7 +29,7 @@ class ChannelCode:
         """Return the code `[..., C]` of stacked features `[..., S]`."""
         if self.kept is not None:
             return stacked[..., list(self.kept)]
-        return stacked @ self.weight.T.to(stacked.dtype)
+        return stacked @ self.weight.T.to(stacked)
 
 
 def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:

@@ -47,9 +47,10 @@ class Reader:
         """
         inputs, cross, variance = self.moments.inputs, self.moments.cross, self.moments.outputs
         if code is not None:
-            cross = cross @ code.weight.T
+            weight = code.weight.to(cross)
+            cross = cross @ weight.T
             # As if outputs were independent; it only weighs this layer against the others.
-            variance = code.weight.square() @ variance
+            variance = weight.square() @ variance
         scale = variance.sum().clamp_min(1e-300).sqrt()
         return LayerInputStats(inputs, cross / scale, len(inputs) // stacked)
 
@@ -93,9 +94,11 @@ def choose_codes(
 
 
 def is_stream(networks: StackedNetworks, index: int) -> bool:
-    """Return whether several layers add to, or multiply, the values of a group."""
-    writers = [layer for layer in networks.layers if not networks.is_tied(layer)]
-    return sum(networks.group_index(layer.output) == index for layer in writers) > 1
+    """Return whether something is added to the values of a group, as in the stream of a residual network."""
+    return any(
+        networks.group_index(root) == index and len(total.layers) + len(total.others) > 1
+        for root, total in networks.sums.items()
+    )
 
 
 def measure_readers(

@@ -272,6 +272,11 @@ def test_only_as_many_images_are_read_as_the_settings_say(randomised):
     assert read == [0, 1, 2]
 
 
+def test_no_images_are_refused(randomised):
+    with pytest.raises(InputError, match="a worker got no images"):
+        solve(make_twins(build_chain, randomised), build_chain(5), [])
+
+
 def test_images_that_do_not_fit_into_the_memory_join_where_maps_are_smaller(randomised, monkeypatch):
     teachers, counts = make_twins(build_resnet, randomised), list[int]()
     original = SumSampler.sample
