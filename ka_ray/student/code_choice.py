@@ -25,6 +25,10 @@ SAMPLES_PER_INPUT = 6
 MIN_SAMPLES = 8000
 """The statistics of a layer with few inputs are measured on this many samples."""
 
+MAX_INPUTS = 3000
+"""Of layers with more inputs, the statistics are those of the mean over the kernel: a 3x3 conv that reads
+1024 stacked channels has 9216 inputs, whose covariance takes 680 MB."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -126,7 +130,10 @@ def _measure_reader(
 ) -> Reader:
     """Measure the statistics of one layer of the stacked teachers."""
     module, target = layer.layer(networks.student), networks.group_index(layer.output)
+    kernel = module.weight[0, 0].numel()
     num_inputs = module.weight[0].numel() * networks.num_teachers
+    is_mean = kernel > 1 and num_inputs > MAX_INPUTS
+    num_inputs = num_inputs // kernel if is_mean else num_inputs
     available = networks.num_positions(layer.output)
     wanted = max(MIN_SAMPLES, SAMPLES_PER_INPUT * num_inputs) // max(1, values.num_images)
     generator, inputs, outputs = torch.Generator().manual_seed(0), list[Tensor](), list[Tensor]()
@@ -139,6 +146,7 @@ def _measure_reader(
             torch.rand(len(features), generator=generator), available, max(1, wanted)
         )
         positions = positions.to(features.device)
-        inputs.append(extract_patches(module, features, positions)[:, :, 0].flatten(0, 1))
+        patches = extract_patches(module, features, positions)[:, :, 0].flatten(0, 1)
+        inputs.append(patches.unflatten(1, (-1, kernel)).mean(dim=2) if is_mean else patches)
         outputs.append(sample_values(results, networks.axis(layer.output), positions).flatten(0, 1))
     return Reader(target, merged_cross_moments(torch.cat(inputs), torch.cat(outputs), merge))

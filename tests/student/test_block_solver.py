@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.student import code_choice
 from ka_ray.student.block_solver import BlockSolverSettings, LayerError, solve_student
 from ka_ray.student.sum_samples import SampleLimits, SumSampler
 from ka_ray.teachers import Preprocess, Teacher, build_network
@@ -270,6 +271,13 @@ def test_only_as_many_images_are_read_as_the_settings_say(randomised):
 
     solve(teachers, build_chain(5), batches(), settings=BlockSolverSettings(images=120))
     assert read == [0, 1, 2]
+
+
+def test_channels_of_wide_layers_are_chosen_by_the_mean_over_the_kernel(randomised, monkeypatch):
+    monkeypatch.setattr(code_choice, "MAX_INPUTS", 10)
+    teachers = make_twins(build_resnet, randomised)
+    student, _ = solve(teachers, build_resnet(5), make_batches(make_images(200)))
+    assert relative_error(student, teachers, make_images(40, seed=1)) < 1e-4
 
 
 def test_no_images_are_refused(randomised):
