@@ -155,7 +155,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/resnet_pair"))
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--num-images", type=int, default=5000, help="images that the student is solved from")
+    parser.add_argument("--num-images", type=int, default=2000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
     arguments = parser.parse_args()
     config = Config.model_validate(describe_run(arguments.images, arguments.output))

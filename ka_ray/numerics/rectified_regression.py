@@ -44,10 +44,9 @@ def refine_solution(
 ) -> LayerSolution:
     """Improve a least-squares solution by what the activation behind the layer makes irrelevant.
 
-    Least squares fits negative outputs, too, although a ReLU removes them. Each step replaces the targets
-    outside of the range by the estimates where those lie outside, too, and solves again, so that the convex
-    loss ``||residual||^2`` falls (majorisation, as in Zhang et al., "Accelerating Very Deep Convolutional
-    Networks", TPAMI 2016). Momentum after Nesterov saves steps.
+    Each step replaces targets outside of the range by the estimates where those lie outside, too, and solves
+    again, so that the convex loss ``||residual||^2`` falls (after Zhang et al., "Accelerating Very Deep
+    Convolutional Networks", TPAMI 2016). Momentum after Nesterov saves steps.
 
     Args:
         solution: The least-squares solution.
@@ -58,29 +57,31 @@ def refine_solution(
         steps: Number of steps.
         merge: Adds a float64 tensor up over all ranks.
     """
-    inputs, targets = samples.inputs, samples.targets + others
-    size, dtype, count = inputs.shape[2], inputs.dtype, moments[0].count
+    size, count = samples.inputs.shape[2], moments[0].count
     gram = torch.stack([part.covariance[:size, :size] for part in moments])
+    mean = torch.stack([part.mean[:size] for part in moments])
     penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
-    mean = torch.stack([part.mean[:size] for part in moments])
-    centred = (inputs - mean.to(dtype)).transpose(0, 1).contiguous()
+    centred = (samples.inputs - mean.to(samples.inputs.dtype)).transpose(0, 1).contiguous()
     # The bias belongs to centred inputs, which makes it independent of the weight.
-    now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
-    before = now
+    before = now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
     for step in range(steps):
         ahead = now + step / (step + 3) * (now - before)
-        weight, bias = ahead[..., :-1], ahead[..., -1]
-        estimate = (centred @ weight.transpose(1, 2).to(dtype)).transpose(0, 1) + bias.to(dtype) + others
-        residual = clamp.residual(estimate, targets)
-        cross = (centred.transpose(1, 2) @ residual.transpose(0, 1)).double()  # [G, D, T]
-        sums = merge(_with_bias(cross.transpose(1, 2), residual.sum(dim=0).double())) / count
-        change = torch.cholesky_solve(
-            sums[..., :-1].transpose(1, 2) - penalty * weight.transpose(1, 2), factor
-        )
-        before, now = now, ahead + _with_bias(change.transpose(1, 2), sums[..., -1])
+        sums = merge(_residual_sums(ahead, centred, samples.targets, others, clamp)) / count
+        gradient = sums[..., :-1] - penalty * ahead[..., :-1]
+        change = torch.cholesky_solve(gradient.transpose(1, 2), factor).transpose(1, 2)
+        before, now = now, ahead + _with_bias(change, sums[..., -1])
     weight = now[..., :-1]
     return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])
+
+
+def _residual_sums(ahead: Tensor, centred: Tensor, targets: Tensor, others: Tensor, clamp: Clamp) -> Tensor:
+    """Return the sums of residuals times inputs, and of residuals, over samples: `[G, T, D + 1]`, float64."""
+    weight, bias = ahead[..., :-1].to(centred.dtype), ahead[..., -1].to(centred.dtype)
+    estimate = (centred @ weight.transpose(1, 2)).transpose(0, 1) + bias + others
+    residual = clamp.residual(estimate, targets + others)
+    cross = residual.permute(1, 2, 0) @ centred
+    return _with_bias(cross.double(), residual.sum(dim=0).double())
 
 
 def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:

@@ -63,3 +63,43 @@ def merged_moments(rows: Tensor, merge: Merge) -> list[Moments]:
         scatter.baddbmm_(centred.transpose(1, 2), centred)
     scatter = merge(scatter)
     return [Moments(int(sums[0]), mean[g], scatter[g]) for g in range(shape[0])]
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """Covariances of inputs with themselves and with outputs, over all ranks.
+
+    Attributes:
+        inputs: `[D, D]`.
+        cross: `[D, T]`.
+        outputs: `[T]`, the variances of the outputs.
+    """
+
+    inputs: Tensor
+    cross: Tensor
+    outputs: Tensor
+
+
+def merged_cross_moments(inputs: Tensor, outputs: Tensor, merge: Merge) -> CrossMoments:
+    """Return the covariances of samples over all ranks, without those of the outputs among each other.
+
+    Args:
+        inputs: `[n, D]`, this rank's samples.
+        outputs: `[n, T]`.
+        merge: Adds up over all ranks; it is called twice.
+    """
+    size = inputs.shape[1]
+    parts = (
+        inputs.new_tensor([len(inputs)]).double(),
+        *(x.sum(0, dtype=torch.float64) for x in (inputs, outputs)),
+    )
+    sums = merge(torch.cat(parts))
+    count = sums[0].clamp_min(1)
+    mean = (sums[1:] / count).to(inputs.dtype)
+    # Centred samples need no float64 here: the covariances are only used to compare channels.
+    centred, targets = inputs - mean[:size], outputs - mean[size:]
+    products = torch.cat([centred.T @ centred, centred.T @ targets], dim=1).double()
+    variances = targets.square().sum(dim=0).double()
+    merged = merge(torch.cat([products.flatten(), variances])) / count
+    products = merged[: products.numel()].view_as(products)
+    return CrossMoments(products[:, :size], products[:, size:], merged[-len(variances) :])

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config.student import STUDENT
+from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
 from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
@@ -38,13 +39,16 @@ class BlockSolverSettings:
     """How a student is solved.
 
     Attributes:
-        memory_gib: Largest size of the values of all networks, in GiB; images beyond it are left out.
+        images: Largest number of images on this rank.
+        memory_gib: Largest size of the values of all networks, in GiB. Early layers, whose maps are large,
+            are solved from fewer images.
         choice_images: Number of images on which the codes are chosen.
         samples: Number of samples that each layer is solved from.
         ridges: Candidates for the ridge, in units of the mean variance of an input.
         refinements: Steps of :func:`ka_ray.numerics.rectified_regression.refine_solution`; 0: none.
     """
 
+    images: int = 3000
     memory_gib: float = 3.0
     choice_images: int = 1000
     samples: SampleLimits = field(default_factory=SampleLimits)
@@ -91,7 +95,7 @@ def solve_student(
         teachers: The teachers, of the student's architecture apart from the head.
         label_sets: The teachers' classes and the rule that combines their scores.
         batches: This rank's images: name of a teacher, or "student" -> its pixels `[B, C, H, W]`. Batches
-            are read until the memory is full.
+            are read until there are enough images.
         merge: Adds a float64 tensor up over all ranks. All ranks call it equally often.
         report: Called after each solved layer.
         settings: How to solve.
@@ -105,25 +109,13 @@ def solve_student(
     student = copy.deepcopy(network).eval().requires_grad_(False)
     modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
     with torch.no_grad():
-        reader = iter(batches)
-        first = next(reader)
-        networks = StackedNetworks(
-            student, {t.name: t.network for t in teachers}, preprocess(first[STUDENT][:4])
-        )
-        limit = int(settings.memory_gib * 1024**3 / networks.bytes_per_image)
-        inputs = list(_limit_images(itertools.chain([first], reader), modules, limit))
-        return student, _BlockSolver(networks, label_sets, merge, settings).solve(inputs, report)
-
-
-def _limit_images(
-    batches: Iterator[Mapping[str, Tensor]], preprocess: Mapping[str, nn.Module], limit: int
-) -> Iterator[list[Tensor]]:
-    """Yield each batch as the inputs of the networks, until there are as many images as the limit says."""
-    for batch in batches:
-        yield [module(batch[name][:limit]) for name, module in preprocess.items()]
-        limit -= len(batch[STUDENT])
-        if limit <= 0:
-            return
+        inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
+        first = next(inputs, None)
+        if first is None:
+            raise InputError("student.start exact: a worker got no images; give more images")
+        networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])
+        solver = _BlockSolver(networks, label_sets, merge, settings)
+        return student, solver.solve(itertools.chain([first], inputs), report)
 
 
 class _BlockSolver:
@@ -147,28 +139,38 @@ class _BlockSolver:
         self._merge, self._settings = merge, settings
         self._began = time.perf_counter()
 
-    def solve(self, inputs: Sequence[list[Tensor]], report: ReportLayer) -> list[LayerError]:
+    def solve(self, inputs: Iterator[list[Tensor]], report: ReportLayer) -> list[LayerError]:
         """Solve all layers in the order of the graph."""
         networks, errors = self._networks, list[LayerError]()
-        chosen_on = _first_images(inputs, self._settings.choice_images)
+        first = list(_take(inputs, self._max_images(networks.first_node)))
+        chosen_on = list(_take(iter(first), self._settings.choice_images))
         codes = choose_codes(networks, chosen_on, self._merge)
         self._sampler = SumSampler(networks, codes, self._label_sets, self._settings.samples)
-        values, teachers = networks.start(inputs), slice(networks.num_teachers)
+        values, teachers = networks.start(), slice(networks.num_teachers)
         student = slice(networks.num_teachers, None)
+        inputs = itertools.chain(first, inputs)
         for node in networks.graph.nodes:
             if node.op == "output":
                 break
-            if node.op != "placeholder":
-                values.compute(node, teachers)
+            if node.op == "placeholder":
+                continue
+            # Later maps are smaller, so that more images fit.
+            for batch in _take(inputs, self._max_images(node) - values.num_images):
+                values.add(batch, node)
+            values.compute(node, teachers)
             if total := networks.sums.get(node):
                 errors.append(self._solve_sum(values, total, len(errors)))
                 report(errors[-1], len(errors), len(networks.sums))
                 for inner in total.in_order:
                     values.compute(inner, student)
-            elif node.op != "placeholder" and node not in networks.computed_at:
+            elif node not in networks.computed_at:
                 values.compute(node, student)
             values.forget_after(node)
         return errors
+
+    def _max_images(self, node: fx.Node) -> int:
+        """Return the largest number of images when a node is computed."""
+        return min(self._settings.images, self._networks.max_images(node, self._settings.memory_gib))
 
     def _solve_sum(self, values: Lockstep, total: SolvableSum, number: int) -> LayerError:
         """Solve the layers of a sum, and write the solution into the student."""
@@ -208,12 +210,11 @@ class _BlockSolver:
             start, bias = stop, torch.zeros_like(bias)
 
 
-def _first_images(inputs: Sequence[list[Tensor]], limit: int) -> list[list[Tensor]]:
-    """Return the first batches, with at most as many images as the limit says."""
-    found = list[list[Tensor]]()
-    for batch in inputs:
-        found.append([pixels[:limit] for pixels in batch])
+def _take(batches: Iterator[list[Tensor]], limit: int) -> Iterator[list[Tensor]]:
+    """Yield batches until there are as many images as the limit says; a batch too large is cut."""
+    while limit > 0:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield [pixels[:limit] for pixels in batch]
         limit -= len(batch[0])
-        if limit <= 0:
-            break
-    return found

@@ -29,7 +29,7 @@ class ChannelCode:
         """Return the code `[..., C]` of stacked features `[..., S]`."""
         if self.kept is not None:
             return stacked[..., list(self.kept)]
-        return stacked @ self.weight.T.to(stacked.dtype)
+        return stacked @ self.weight.T.to(stacked)
 
 
 def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:
@@ -37,7 +37,7 @@ def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:
     return ChannelCode(torch.eye(stacked, dtype=torch.float64)[list(kept)], tuple(kept))
 
 
-MAX_SINGLE_STEPS = 256
+MAX_SINGLE_STEPS = 64
 """More channels than these are chosen in this many steps, several channels in each."""
 
 
@@ -75,4 +75,5 @@ def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor
     whiten = directions * scales
     values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
     leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()
-    return (whiten @ leading).T
+    code: Tensor = (whiten @ leading).T
+    return code

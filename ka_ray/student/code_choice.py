@@ -12,18 +12,22 @@ from torch import Tensor
 from ka_ray.errors import InputError
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.positions import sample_positions
-from ka_ray.numerics.samples import Merge, merged_moments
+from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
 from ka_ray.student.channel_codes import ChannelCode, choose_code
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
 from ka_ray.student.solvable_sums import SolvableLayer
 from ka_ray.student.stacked_networks import StackedNetworks, sample_values
 
-SAMPLES_PER_INPUT = 15
+SAMPLES_PER_INPUT = 6
 """Number of samples per input of a layer that its statistics are measured on."""
 
-MIN_SAMPLES = 10_000
+MIN_SAMPLES = 8000
 """The statistics of a layer with few inputs are measured on this many samples."""
+
+MAX_INPUTS = 3000
+"""Of layers with more inputs, the statistics are those of the mean over the kernel: a 3x3 conv that reads
+1024 stacked channels has 9216 inputs, whose covariance takes 680 MB."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,11 @@ class Reader:
 
     Attributes:
         target: Index of the group of the layer's outputs.
-        inputs: `[D, D]`, covariance of its inputs.
-        cross: `[D, T]`, covariance of its inputs with its outputs.
-        outputs: `[T, T]`, covariance of its outputs.
+        moments: Covariances of its inputs and outputs.
     """
 
     target: int
-    inputs: Tensor
-    cross: Tensor
-    outputs: Tensor
+    moments: CrossMoments
 
     def towards(self, code: ChannelCode | None, stacked: int) -> LayerInputStats:
         """Return the statistics with the coded outputs as targets, in units of their size.
@@ -49,12 +49,14 @@ class Reader:
             code: Code of the outputs; None: all outputs are targets.
             stacked: S of the group that is read.
         """
-        cross, variance = self.cross, self.outputs.trace()
+        inputs, cross, variance = self.moments.inputs, self.moments.cross, self.moments.outputs
         if code is not None:
-            cross = cross @ code.weight.T
-            variance = (code.weight @ self.outputs * code.weight).sum()
-        values = len(self.inputs) // stacked
-        return LayerInputStats(self.inputs, cross / variance.clamp_min(1e-300).sqrt(), values)
+            weight = code.weight.to(cross)
+            cross = cross @ weight.T
+            # As if outputs were independent; it only weighs this layer against the others.
+            variance = weight.square() @ variance
+        scale = variance.sum().clamp_min(1e-300).sqrt()
+        return LayerInputStats(inputs, cross / scale, len(inputs) // stacked)
 
 
 def choose_codes(
@@ -96,9 +98,11 @@ def choose_codes(
 
 
 def is_stream(networks: StackedNetworks, index: int) -> bool:
-    """Return whether several layers add to, or multiply, the values of a group."""
-    writers = [layer for layer in networks.layers if not networks.is_tied(layer)]
-    return sum(networks.group_index(layer.output) == index for layer in writers) > 1
+    """Return whether something is added to the values of a group, as in the stream of a residual network."""
+    return any(
+        networks.group_index(root) == index and len(total.layers) + len(total.others) > 1
+        for root, total in networks.sums.items()
+    )
 
 
 def measure_readers(
@@ -106,7 +110,9 @@ def measure_readers(
 ) -> dict[int, list[Reader]]:
     """Measure the statistics of all layers: index of a group that is not fixed -> the layers that read it."""
     layers = {layer.output: layer for layer in networks.layers if not networks.is_tied(layer)}
-    values, readers = networks.start(inputs, teachers_only=True), dict[int, list[Reader]]()
+    values, readers = networks.start_teachers(), dict[int, list[Reader]]()
+    for batch in inputs:
+        values.add(batch[:-1], networks.first_node)
     for node in networks.graph.nodes:
         if node.op == "output":
             break
@@ -124,24 +130,23 @@ def _measure_reader(
 ) -> Reader:
     """Measure the statistics of one layer of the stacked teachers."""
     module, target = layer.layer(networks.student), networks.group_index(layer.output)
+    kernel = module.weight[0, 0].numel()
     num_inputs = module.weight[0].numel() * networks.num_teachers
+    is_mean = kernel > 1 and num_inputs > MAX_INPUTS
+    num_inputs = num_inputs // kernel if is_mean else num_inputs
     available = networks.num_positions(layer.output)
     wanted = max(MIN_SAMPLES, SAMPLES_PER_INPUT * num_inputs) // max(1, values.num_images)
-    generator, rows = torch.Generator().manual_seed(0), list[Tensor]()
+    generator, inputs, outputs = torch.Generator().manual_seed(0), list[Tensor](), list[Tensor]()
     for batch in range(len(values)):
-        stacked, outputs = (
+        features, results = (
             torch.cat(values.values(node, batch, slice(networks.num_teachers)), dim=networks.axis(node))
             for node in (layer.source, layer.output)
         )
-        positions = sample_positions(torch.rand(len(stacked), generator=generator), available, max(1, wanted))
-        features = extract_patches(module, stacked, positions)[:, :, 0]
-        targets = sample_values(outputs, networks.axis(layer.output), positions)
-        rows.append(torch.cat([features, targets], dim=2).flatten(0, 1))
-    [moments] = merged_moments(torch.cat(rows)[:, None], merge)
-    covariance = moments.covariance
-    return Reader(
-        target,
-        covariance[:num_inputs, :num_inputs],
-        covariance[:num_inputs, num_inputs:],
-        covariance[num_inputs:, num_inputs:],
-    )
+        positions = sample_positions(
+            torch.rand(len(features), generator=generator), available, max(1, wanted)
+        )
+        positions = positions.to(features.device)
+        patches = extract_patches(module, features, positions)[:, :, 0].flatten(0, 1)
+        inputs.append(patches.unflatten(1, (-1, kernel)).mean(dim=2) if is_mean else patches)
+        outputs.append(sample_values(results, networks.axis(layer.output), positions).flatten(0, 1))
+    return Reader(target, merged_cross_moments(torch.cat(inputs), torch.cat(outputs), merge))

@@ -4,7 +4,7 @@ Shapes: B images of a batch.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +74,12 @@ class ValueSizes:
 
     Attributes:
         shapes: Node -> shape of its value, if that is a tensor.
-        live_bytes: The largest number of bytes that values take at the same time.
+        live_bytes: Node -> the largest number of bytes that values take at the same time, when it or a later
+            node is computed.
     """
 
     shapes: dict[fx.Node, torch.Size]
-    live_bytes: int
+    live_bytes: dict[fx.Node, int]
 
 
 @torch.no_grad()
@@ -94,18 +95,21 @@ def measure_values(
         image: Input of the network, `[1, C, H, W]`.
     """
     dead_after, values = last_users(graph, computed_at), dict[fx.Node, Any]()
-    shapes, largest = dict[fx.Node, torch.Size](), 0
+    shapes, live = dict[fx.Node, torch.Size](), dict[fx.Node, int]()
     for node in graph.nodes:
         if node.op == "output":
             break
         values[node] = image if node.op == "placeholder" else compute_node(network, node, values)
         if isinstance(values[node], Tensor):
             shapes[node] = values[node].shape
-        if node.op != "get_attr":  # weights are shared by all images
-            largest = max(largest, sum(_bytes(v) for n, v in values.items() if n.op != "get_attr"))
+        # Weights are shared by all images.
+        live[node] = sum(_bytes(value) for used, value in values.items() if used.op != "get_attr")
         for dead in dead_after.get(node, ()):
             values.pop(dead, None)
-    return ValueSizes(shapes, largest)
+    largest = 0
+    for node in reversed(list(live)):
+        largest = live[node] = max(largest, live[node])
+    return ValueSizes(shapes, live)
 
 
 def _bytes(value: Any) -> int:
@@ -120,33 +124,49 @@ class Lockstep:
     Args:
         networks: The networks; the last one is the student, unless only teachers are run.
         graph: The graph of all of them.
-        inputs: For each batch, one input per network, `[B, C, H, W]`.
         computed_at: Node -> the later node with which the student's value is computed.
+        has_student: Whether the last network is the student.
     """
 
     def __init__(
         self,
         networks: Sequence[nn.Module],
         graph: fx.Graph,
-        inputs: Sequence[Sequence[Tensor]],
         computed_at: Mapping[fx.Node, fx.Node],
+        has_student: bool,
     ) -> None:
-        self.networks = networks
-        image = next(node for node in graph.nodes if node.op == "placeholder")
-        self._values: list[list[dict[fx.Node, Any]]] = [
-            [{image: pixels} for pixels in batch] for batch in inputs
-        ]
-        self._num_images = sum(len(batch[0]) for batch in inputs)
+        self.networks, self._graph, self._computed_at = networks, graph, computed_at
+        self._student = networks[-1] if has_student else None
+        self._values: list[list[dict[fx.Node, Any]]] = []
+        self.num_images = 0
         self._dead_after = last_users(graph, computed_at)
+        self._position = {node: i for i, node in enumerate(graph.nodes)}
+
+    def add(self, inputs: Sequence[Tensor], until: fx.Node) -> None:
+        """Add a batch, and compute all that the other batches have of it.
+
+        Args:
+            inputs: The input of each network, `[B, C, H, W]`.
+            until: The node that is computed next.
+        """
+        batch: list[dict[fx.Node, Any]] = [{} for _ in inputs]
+        for node in self._graph.nodes:
+            if node is until:
+                break
+            solved_at = self._computed_at.get(node, node)
+            for network, values, pixels in zip(self.networks, batch, inputs, strict=True):
+                if node.op == "placeholder":
+                    values[node] = pixels
+                # The layers of a sum that comes later are not solved yet.
+                elif network is not self._student or self._position[solved_at] < self._position[until]:
+                    values[node] = compute_node(network, node, values)
+            _forget(batch, self._dead_after.get(node, ()))
+        self._values.append(batch)
+        self.num_images += len(inputs[0])
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._values)
-
-    @property
-    def num_images(self) -> int:
-        """Number of images of all batches."""
-        return self._num_images
 
     def compute(self, node: fx.Node, networks: slice) -> None:
         """Compute a node for some of the networks, for all batches."""
@@ -157,9 +177,7 @@ class Lockstep:
     def forget_after(self, node: fx.Node) -> None:
         """Drop all values that nothing needs once a node is computed."""
         for batch in self._values:
-            for values in batch:
-                for dead in self._dead_after.get(node, ()):
-                    values.pop(dead, None)
+            _forget(batch, self._dead_after.get(node, ()))
 
     def value(self, node: fx.Node, batch: int, network: int = -1) -> Tensor:
         """Return a value of one network for one batch."""
@@ -169,3 +187,9 @@ class Lockstep:
     def values(self, node: fx.Node, batch: int, networks: slice) -> list[Tensor]:
         """Return the values of some networks for one batch."""
         return [values[node] for values in self._values[batch][networks]]
+
+
+def _forget(batch: Sequence[dict[fx.Node, Any]], nodes: Iterable[fx.Node]) -> None:
+    for values in batch:
+        for node in nodes:
+            values.pop(node, None)

@@ -4,7 +4,7 @@ Shapes: B images of a batch, P sampled positions, C channels of a value, S stack
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -47,8 +47,7 @@ class StackedNetworks:
         self._groups_of = found.of_node
         self._axes = {place.name: place.axis for group in self.groups for place in group.values}
         sizes = measure_values(student, self.graph, self.computed_at, images[:1])
-        self._shapes = sizes.shapes
-        self.bytes_per_image = sizes.live_bytes * len(self.networks)
+        self._shapes, self._live_bytes = sizes.shapes, sizes.live_bytes
         self._check(teachers)
 
     @property
@@ -61,19 +60,27 @@ class StackedNetworks:
         """All layers that are solved, in the order of the graph."""
         return [layer for total in self.sums.values() for layer in total.layers]
 
-    def start(self, inputs: Sequence[Sequence[Tensor]], teachers_only: bool = False) -> Lockstep:
-        """Return the networks' values for some images, of which nothing is computed yet.
+    @property
+    def first_node(self) -> fx.Node:
+        """The first node that is computed from the image."""
+        node: fx.Node = next(node for node in self.graph.nodes if node.op != "placeholder")
+        return node
 
-        Args:
-            inputs: For each batch, the input of each network, `[B, C, H, W]`.
-            teachers_only: Whether the student's values are left out.
-        """
-        if not teachers_only:
-            return Lockstep(self.networks, self.graph, inputs, self.computed_at)
+    def start(self) -> Lockstep:
+        """Return the values of all networks, without any image yet."""
+        return Lockstep(self.networks, self.graph, self.computed_at, has_student=True)
+
+    def start_teachers(self) -> Lockstep:
+        """Return the values of the teachers, without any image yet."""
         # Inputs of a layer have to be there when its output, behind the batch norm, is known.
         normed = [layer for layer in self.layers if layer.norm_path is not None]
         until = {layer.output.all_input_nodes[0]: layer.output for layer in normed}
-        return Lockstep(self.networks[:-1], self.graph, [batch[:-1] for batch in inputs], until)
+        return Lockstep(self.networks[:-1], self.graph, until, has_student=False)
+
+    def max_images(self, node: fx.Node, memory_gib: float) -> int:
+        """Return how many images' values fit into the memory when this and all later nodes are computed."""
+        bytes_per_image = self._live_bytes[node] * len(self.networks)
+        return int(memory_gib * 1024**3 / max(1, bytes_per_image))
 
     def group_index(self, node: fx.Node) -> int:
         """Return the index of the group that the channels of a value are in."""

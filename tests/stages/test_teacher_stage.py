@@ -78,6 +78,17 @@ def test_the_same_seed_trains_the_same_teacher(load_config, images, tmp_path):
     assert first == second
 
 
+def test_a_seed_of_its_own_replaces_that_of_the_run(load_config, images, tmp_path):
+    weights = []
+    for number, seeds in enumerate(((), ("teachers.0.training.seed=0",), ("teachers.0.training.seed=1",))):
+        folder = tmp_path / str(number)
+        train_teacher_low(load_config, images, folder, "teachers.0.training.epochs=1", *seeds)
+        weights.append(teacher_checkpoint_path(folder, "low").read_bytes())
+    of_the_run, same, other = weights  # the run's seed is 0
+    assert of_the_run == same
+    assert of_the_run != other
+
+
 def test_a_class_without_images_is_refused_and_the_message_names_it(load_config, images, tmp_path):
     with pytest.raises(InputError, match="teacher low: no image is labelled cat"):
         train_teacher_low(

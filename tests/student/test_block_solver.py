@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.student import code_choice
 from ka_ray.student.block_solver import BlockSolverSettings, LayerError, solve_student
-from ka_ray.student.sum_samples import SampleLimits
+from ka_ray.student.sum_samples import SampleLimits, SumSampler
 from ka_ray.teachers import Preprocess, Teacher, build_network
 
 CLASSES = {"low": ("a", "b", "c"), "high": ("d", "e")}
@@ -260,7 +261,7 @@ def test_a_student_of_strangers_is_closer_than_the_mean_and_no_input_is_changed(
     assert all(torch.equal(v, before[1][k]) for k, v in teachers[0].network.state_dict().items())
 
 
-def test_images_beyond_the_memory_are_not_read(randomised):
+def test_only_as_many_images_are_read_as_the_settings_say(randomised):
     teachers, read = make_twins(build_chain, randomised), list[int]()
 
     def batches():
@@ -268,8 +269,36 @@ def test_images_beyond_the_memory_are_not_read(randomised):
             read.append(number)
             yield batch
 
-    solve(teachers, build_chain(5), batches(), settings=BlockSolverSettings(memory_gib=0.004))
-    assert 0 < len(read) < 12
+    solve(teachers, build_chain(5), batches(), settings=BlockSolverSettings(images=120))
+    assert read == [0, 1, 2]
+
+
+def test_channels_of_wide_layers_are_chosen_by_the_mean_over_the_kernel(randomised, monkeypatch):
+    monkeypatch.setattr(code_choice, "MAX_INPUTS", 10)
+    teachers = make_twins(build_resnet, randomised)
+    student, _ = solve(teachers, build_resnet(5), make_batches(make_images(200)))
+    assert relative_error(student, teachers, make_images(40, seed=1)) < 1e-4
+
+
+def test_no_images_are_refused(randomised):
+    with pytest.raises(InputError, match="a worker got no images"):
+        solve(make_twins(build_chain, randomised), build_chain(5), [])
+
+
+def test_images_that_do_not_fit_into_the_memory_join_where_maps_are_smaller(randomised, monkeypatch):
+    teachers, counts = make_twins(build_resnet, randomised), list[int]()
+    original = SumSampler.sample
+
+    def sample(self, values, total, seed):
+        counts.append(values.num_images)
+        return original(self, values, total, seed)
+
+    monkeypatch.setattr(SumSampler, "sample", sample)
+    settings = BlockSolverSettings(memory_gib=0.004)
+    student, _ = solve(teachers, build_resnet(5), make_batches(make_images(600)), settings=settings)
+    assert counts == sorted(counts)
+    assert counts[0] < 400 < counts[-1]
+    assert relative_error(student, teachers, make_images(40, seed=1)) < 1e-4
 
 
 @pytest.mark.parametrize(
