@@ -9,6 +9,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.taps import find_module
 from ka_ray.student.trace import is_in_place, trace_network
+from ka_ray.student.traced_norms import restore_batch_norms
 
 
 class ValueChain:
@@ -182,6 +183,7 @@ class ValueChain:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[end])
         stage = fx.GraphModule(self.network, graph)
+        restore_batch_norms(stage, self.network)
         # The containers that GraphModule creates around the modules start in training mode.
         for path, module in stage.named_modules():
             module.training = self.network.get_submodule(path).training
