@@ -39,8 +39,6 @@ class BaselinesConfig(Section):
     """How `ka-ray compare` trains the baselines. They process as many images as the amalgamated student."""
 
     distill: DistillConfig = Field(
-        DistillConfig(), description="Learns from the scores only, from random weights."
+        DistillConfig(), description="Learns from the scores only, without codes and layers."
     )
-    scratch: ScratchConfig = Field(
-        ScratchConfig(), description="Learns from labels by cross-entropy, from random weights."
-    )
+    scratch: ScratchConfig = Field(ScratchConfig(), description="Learns from labels by cross-entropy.")

@@ -29,7 +29,7 @@ class NetworkTrainingConfig(Section):
     batch_norms: Literal["train", "frozen"] = Field(
         "train",
         description="frozen: batch norms normalise by their running statistics, which stay as they are; "
-        "their weights and biases learn in both cases.",
+        "their weights and biases learn in both cases. In `joint`, null: train, or frozen behind a start.",
     )
     ema: float | None = Field(
         None,

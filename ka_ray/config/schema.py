@@ -38,8 +38,8 @@ class EvaluationConfig(Section):
     )
     each_epoch: bool = Field(
         False,
-        description="Also evaluate the student after every joint epoch, for a learning curve. The result of "
-        "the run is always the student of the last epoch, even if an earlier one was better.",
+        description="Also evaluate the student after every joint epoch, for a learning curve. Which of "
+        "them is the result does not depend on it: see `joint.keep`.",
     )
 
 
@@ -117,8 +117,8 @@ class Config(_Run):
     student: StudentConfig = Field(StudentConfig(), description="The network of the student.")
     baseline: Literal["distill", "scratch"] | None = Field(
         None,
-        description="null: amalgamation. distill: learn from the scores only, from random weights; "
-        "scratch: learn from labels, without teachers.",
+        description="null: amalgamation. distill: learn from the scores only, from random weights unless "
+        "`student.start` says otherwise; scratch: learn from labels, without teachers.",
     )
     extend: ExistingPath | None = Field(
         None, description="Output folder of a finished run to which this run adds teachers; null: none."
@@ -135,7 +135,8 @@ class Config(_Run):
     @model_validator(mode="after")
     def _choose_defaults(self) -> "Config":
         """Choose the start, and how to learn behind it, where the config does not say it."""
-        asks_for_layers = self.extend is not None or {"codes", "layers"} & self.model_fields_set
+        given = {"codes", "layers"} & self.model_fields_set
+        asks_for_layers = self.extend is not None or (bool(given) and not self.layers.behind_start)
         start = "random" if asks_for_layers or self.baseline is not None else "auto"
         self.__dict__["student"] = with_defaults(self.student, {"start": start})
         if self.student.start != "random":

@@ -154,21 +154,24 @@ def check_labels(classes: Sequence[str], images: ImageSet) -> None:
         raise InputError(f"baseline scratch: no image is labelled {', '.join(missing)}")
 
 
-def check_batches(config: Config, images: ImageSet) -> None:
+def check_batches(config: Config, images: ImageSet, held_out: int = 0) -> None:
     """Check before anything starts that there are enough images for a batch of every stage.
 
     Args:
         config: The config of the run.
         images: The training images.
+        held_out: Number of them that joint learning does not learn from.
 
     Raises:
         InputError: A batch is larger than the number of images that its stage learns from.
     """
     total = len(images.ids)
     kept = min(total, config.extract.images or total)
-    for key, num_images in {"codes": kept, "layers": kept, "joint": total}.items():
+    for key, num_images in {"codes": kept, "layers": kept, "joint": total - held_out}.items():
         size = getattr(config, key).batch_size
-        is_used = config.joint.any_steps if key == "joint" else config.learns_layers
+        # A start is measured in the batches of joint learning, also if nothing is learned behind it.
+        uses_joint = config.joint.any_steps or config.student.start != "random"
+        is_used = uses_joint if key == "joint" else config.learns_layers
         if is_used and size > num_images:
             raise InputError(
                 f"{key}.batch_size: {size} is larger than the {num_images} images that it learns from"

@@ -75,7 +75,8 @@ def order_shared_channels(
     while len(chosen) < count:
         gain = torch.stack([reader.gains() for reader in left]).sum(dim=0)
         gain[chosen] = -torch.inf
-        best = gain.topk(min(per_step, count - len(chosen))).indices.tolist()
+        # Of equal gains, the first channel comes first; topk would choose any of them.
+        best = gain.argsort(descending=True, stable=True)[: min(per_step, count - len(chosen))].tolist()
         chosen += best
         for reader in left:
             reader.explain(best)

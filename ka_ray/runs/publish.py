@@ -107,7 +107,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
             evaluated.accuracy,
             codes.taps if isinstance(codes, CodesSummary) and config.codes.basis == "principal" else {},
             layers.taps if isinstance(layers, LayersSummary) else {},
-            {stage: [sum(r.losses.values()) for r in one.history] for stage, one in stages.items()},
+            _losses_of_training(config, stages),
             config.student.start == "random",
         ),
         curve=evaluated.curve,
@@ -117,6 +117,25 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
         mlflow=MlflowRun(tracking_uri=run.tracker.tracking_uri, run_id=run.tracker.run_id),
     )
+
+
+def _losses_of_training(
+    config: Config, stages: Mapping[StageName, StageSummary]
+) -> dict[StageName, list[float]]:
+    """Return the loss of each epoch, for stages whose epochs all train the same.
+
+    Records of solved layers, and of chains of auto-encoders, are of different layers, one after another.
+    """
+    trained = {"joint"}
+    if config.layers.solver == "sgd":
+        trained.add("layers")
+    if config.codes.solver == "sgd" and config.codes.method != "incremental":
+        trained.add("codes")
+    return {
+        stage: [sum(record.losses.values()) for record in one.history]
+        for stage, one in stages.items()
+        if stage in trained
+    }
 
 
 def _describe_start(

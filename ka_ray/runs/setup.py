@@ -17,11 +17,13 @@ from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.stages.describe_start import describe_start
+from ka_ray.stages.joint import chooses_student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher, describe_answers
 from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.sources.describe import describe_teacher
+from ka_ray.training.batches import count_held_out
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     notes += [images.source.note for images in (training_images, evaluation_images)]
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
-        check_batches(config, training_images)
+        holds_out = config.student.start != "random" or chooses_student(config)
+        num_images = len(training_images.ids)
+        check_batches(config, training_images, count_held_out(num_images) if holds_out else 0)
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images)

@@ -13,6 +13,7 @@ from ka_ray.config import Config
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
+from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.split import split_for_features
 from ka_ray.metrics import Counts
@@ -26,6 +27,7 @@ from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.stages.start import start_student_folder
+from ka_ray.stages.start_list import reads_teacher_images
 from ka_ray.stages.summaries import JointSummary
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
@@ -49,7 +51,14 @@ def extract(run: Run, students: Sequence[Config]) -> None:
         InputError: The disk has too little room.
     """
     config, plan, scores = run.config, run.plan, run.config.scores
-    limit = config.extract.images if any(student.learns_layers for student in students) else 0
+    needs_features = any(student.learns_layers for student in students)
+    if needs_features and is_stored(run.folder / IMAGES) and not is_stored(run.folder / FEATURES):
+        raise InputError(
+            f"{run.folder} holds a run that stored no features, and layers are learned from features; give "
+            "another --output"
+        )
+    # Features that an earlier command has stored are those of images that this one needs, too.
+    limit = config.extract.images if needs_features or is_stored(run.folder / FEATURES) else 0
     kept, others = split_for_features(run.training_images, limit, config.seed)
     columns, stored = plan.views.teacher_columns, _stored_images(run, students)
     image_bytes = plan.image_bytes(stored)
@@ -71,7 +80,7 @@ def extract(run: Run, students: Sequence[Config]) -> None:
 def _stored_images(run: Run, students: Sequence[Config]) -> tuple[str, ...]:
     """Return the teachers' columns of images: stored if teachers see images again in the training workers."""
     # Some starts are measured on the teachers' own features.
-    if any(student.student.start in ("auto", "average", "exact") for student in students):
+    if any(reads_teacher_images(student) for student in students):
         return run.plan.views.other_columns
     joint = [student.joint for student in students]
     joint += [student.baselines.distill.apply_to(student.joint, 1) for student in students]

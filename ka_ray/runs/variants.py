@@ -13,8 +13,8 @@ from ka_ray.reports.comparison import ENSEMBLE
 
 BASELINES = ("distill", "scratch")
 PARTS = {
-    "start": ["baseline=distill", "joint.epochs=0"],
-    "start+layers": ["baseline=null", "layers.behind_start=true", "joint.epochs=0"],
+    "start": ["baseline=distill", "joint.epochs=0", "joint.images=null"],
+    "start+layers": ["baseline=null", "layers.behind_start=true", "joint.epochs=0", "joint.images=null"],
     "start+joint": ["baseline=distill"],
     "start+layers+joint": ["baseline=null", "layers.behind_start=true"],
 }
@@ -63,6 +63,7 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
         key, values = _parse(item)
         if not any(_is_used(overrides, key) for overrides in variants.values()):
             raise InputError(f"--vary {item!r}: changes nothing in {', '.join(methods)}")
+        _check_random_start(item, key, values, methods)
         settings = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
         expanded: dict[str, list[str]] = {}
         for label, overrides in variants.items():
@@ -72,6 +73,13 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
                 expanded[label] = overrides
         variants = expanded
     return variants
+
+
+def _check_random_start(item: str, key: str, values: Sequence[Any], methods: Sequence[str]) -> None:
+    if key == "student.start" and "random" in values and {"start", "start+layers"} & {*methods}:
+        raise InputError(
+            f"--vary {item!r}: random has no start to show; leave it out, or give --methods start+joint"
+        )
 
 
 def _method_overrides(method: str) -> list[str]:
@@ -104,6 +112,8 @@ def _parse(item: str) -> tuple[str, list[Any]]:
 
 def _is_used(overrides: Sequence[str], key: str) -> bool:
     """Return whether a key changes a variant."""
+    if "joint.epochs=0" in overrides and key.startswith(("joint.", "baselines.")):
+        return False  # a part without joint learning
     baseline = overrides[0].removeprefix("baseline=")
     if baseline in BASELINES:
         # A baseline trains on as many images as the amalgamated student, which depends on `layers.epochs`.

@@ -7,6 +7,7 @@ worst, each teacher among its own classes, where its scores need no common scale
 Shapes: B images, K classes of the student, T teachers, K_t classes of teacher t.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.amalgamation.label_sets import softened_kl
+from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.views import IMAGE
@@ -45,8 +47,17 @@ class Quality:
     images: int
 
     def is_better_than(self, other: "Quality") -> bool:
-        """Return whether the worst followed teacher is followed better; if equally, agreement decides."""
-        return (-self.worst_divergence, self.agreement) > (-other.worst_divergence, other.agreement)
+        """Return whether the worst followed teacher is followed better.
+
+        If it is followed equally well, to a hundredth of a nat, the divergence from the ensemble decides: how
+        the teachers' scores compare with each other.
+        """
+        return self._key < other._key
+
+    @property
+    def _key(self) -> tuple[float, float]:
+        known = math.isfinite(self.worst_divergence) and math.isfinite(self.divergence)
+        return (round(self.worst_divergence, 2), self.divergence) if known else (math.inf, math.inf)
 
     def to_json(self) -> dict[str, Any]:
         """Return the quality as a JSON object."""
@@ -70,6 +81,11 @@ def held_out_batches(inputs: StageInputs) -> Batches:
     """
     store, config = inputs.store(FEATURES, IMAGES), inputs.config
     rows = hold_out_rows(len(store), config.seed)[1]
+    if len(rows) < world_size():
+        raise InputError(
+            f"images: {len(rows)} of {len(store)} are held out to choose between students, fewer than the "
+            f"{world_size()} workers; give more images, or lower ray.workers"
+        )
     size = min(max(config.joint.batch_size, world_size()), len(rows))
     return Batches(store, [IMAGE, SCORES], size, config.seed, device=inputs.device, rows=rows)
 

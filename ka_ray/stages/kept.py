@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ka_ray.numerics.ranks import rank, wait_for_all
+from ka_ray.errors import InputError
+from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.stages.held_out import Quality, measure_quality
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.cache import fetch_local_copy
@@ -47,7 +49,13 @@ class KeptStudent:
         self.qualities: dict[str, Quality] = {}
         self.best = ""
         self._state: dict[str, Tensor] = {}
-        if self._path.exists():
+        exists = self._path.exists()
+        if on_any_rank(exists) and on_any_rank(not exists):
+            raise InputError(
+                f"{self._path}: the workers see different files; set `output` to a folder that all nodes "
+                "share, or to a URI"
+            )
+        if exists:
             with safe_open(fetch_local_copy(self._path), framework="pt") as file:
                 choice = json.loads(file.metadata()[CHOICE])
                 self._state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -59,19 +67,24 @@ class KeptStudent:
         """Judge a student, and keep it if it is better than all others so far.
 
         Args:
-            name: Name of the student in the report. The same name again replaces its quality: a resumed
-                stage repeats an epoch.
+            name: Name of the student in the report. A resumed stage repeats an epoch, and offers the same
+                name again: then the better one of the two counts.
             student: The student; its mode does not change.
         """
         training = student.training
         quality = measure_quality(student.eval(), self._held_out, student.spec.unified_label_sets)
         student.train(training)
+        if name in self.qualities and not quality.is_better_than(self.qualities[name]):
+            return
         self.qualities[name] = quality
         is_best = self.best in ("", name) or quality.is_better_than(self.qualities[self.best])
         if is_best:
             self.best = name
             # Copies: training goes on in place.
-            self._state = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+            self._state = {
+                key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for key, value in student.state_dict().items()
+            }
         if rank() == 0:
             make_folder(self._path.parent)
             with atomic_file(self._path) as part:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import FEATURES
+from ka_ray.features.store import FEATURES, IMAGES
+from ka_ray.numerics.ranks import world_size
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
@@ -38,11 +39,13 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     else:
         load_stage(inputs.folder, "start", student)
         student, encoders = student.to(inputs.device), encoders.to(inputs.device)
-        rows, held_out = hold_out_rows(len(store), config.seed)
+        # The images that joint learning holds out, as far as their features are stored: they come first.
+        learned, held_out = hold_out_rows(len(inputs.store(FEATURES, IMAGES)), config.seed)
+        rows, held_out = learned[learned < len(store)], held_out[held_out < len(store)]
         drawn = inputs.batches("layers", store, columns, num_draws=NUM_SOLVER_DRAWS, rows=rows)
         encoders = express_codes(student, encoders, drawn, config.layers.positions_per_image)
         learner = LayerwiseLearner(student, encoders).to(inputs.device)
-        size = min(config.layers.batch_size, len(held_out))
+        size = min(max(config.layers.batch_size, world_size()), len(held_out))
         judged = Batches(store, columns, size, config.seed, device=inputs.device, rows=held_out)
         comparison = LayerComparison(learner, judged)
     taps, history = _learn(inputs, learner, inputs.batches("layers", store, columns, rows=rows))

@@ -5,6 +5,7 @@ by the stored scores of the teachers.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.held_out import Quality, held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
-from ka_ray.stages.start_list import list_sources
+from ka_ray.stages.start_list import list_sources, reads_teacher_images
 from ka_ray.stages.start_sources import Source
 from ka_ray.student import Student, save_student
 from ka_ray.student.batch_norms import measure_batch_norms
@@ -66,27 +67,26 @@ def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         InputError: No start applies.
     """
     config, spec = inputs.config, inputs.plan.spec
-    teachers = [load_teacher(teacher) for teacher in config.teachers]
+    teachers = [load_teacher(teacher).to(inputs.device) for teacher in config.teachers]
     judge, sources = _Judge(inputs, teachers), list_sources(config, spec, teachers)
-    candidates, skipped = list[_Candidate](), dict[str, str]()
+    best, listed, skipped = None, list[dict[str, Any]](), dict[str, str]()
     for number, (name, source) in enumerate(sources.items(), start=1):
         try:
-            candidates += judge.candidates(name, source)
+            for one in judge.candidates(name, source):
+                listed.append({"name": one.name, "seconds": one.seconds, **one.quality.to_json()})
+                # Only the best network is kept: there can be many.
+                best = one if best is None or one.quality.is_better_than(best.quality) else best
         except InputError as error:
             skipped[name] = str(error)
-        best_so_far = max((c.quality.agreement for c in candidates), default=0.0)
-        judge.report("start", number, len(sources), {"agreement": best_so_far})
-    if not candidates:
+        so_far = {} if best is None else {"worst_divergence": best.quality.worst_divergence}
+        judge.report("start", number, len(sources), so_far)
+    if best is None:
         raise InputError("; ".join(skipped.values()))
-    best = candidates[0]
-    for candidate in candidates[1:]:
-        best = candidate if candidate.quality.is_better_than(best.quality) else best
     student = judge.student
     transfer_weights(best.network, student)
     _check_transfer(best.network, student, judge.example)
     if rank() == 0:
         save_student(student, start_student_folder(inputs.folder))
-    listed = [{"name": c.name, "seconds": c.seconds, **c.quality.to_json()} for c in candidates]
     chosen = {"chosen": best.name, "random": list(best.random)}
     return student, {"history": [], "candidates": listed, "skipped": skipped, **chosen}
 
@@ -105,7 +105,9 @@ class _Judge:
         self._began, self._report = time.perf_counter(), inputs.report
         self._device, self._label_sets = inputs.device, inputs.plan.label_sets
         store, rows = inputs.store(FEATURES, IMAGES), joint_rows(inputs)
-        self._columns = {STUDENT: IMAGE} | {t.name: inputs.plan.views.column(t.name) for t in teachers}
+        self._columns = {STUDENT: IMAGE}
+        if reads_teacher_images(inputs.config):
+            self._columns |= {t.name: inputs.plan.views.column(t.name) for t in teachers}
         columns = list(dict.fromkeys([IMAGE, SCORES, *self._columns.values()]))
         self._batches = inputs.batches("joint", store, columns, rows=rows)
         self._held_out = held_out_batches(inputs)
@@ -161,6 +163,8 @@ class _Judge:
         # The student also folds and unpacks what its network gives.
         transfer_weights(network.eval(), self.student)
         quality = measure_quality(self.student, self._held_out, self._label_sets)
+        if not math.isfinite(quality.worst_divergence):
+            raise InputError(f"student.start: the scores of {name} are not finite")
         return _Candidate(name, network, random, quality, time.perf_counter() - began)
 
 

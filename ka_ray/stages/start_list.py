@@ -26,6 +26,19 @@ Networks that were trained from different seeds are about 1.4 apart, fine-tuned 
 """
 
 
+MIN_SHARE = 0.5
+"""Share of the weights before the head that a start must have, to be tried without being named."""
+
+
+def reads_teacher_images(config: Config) -> bool:
+    """Return whether a start may be measured on the teachers' own features, for which they need their pixels.
+
+    Args:
+        config: Config of the run.
+    """
+    return config.student.start in ("auto", "average", "exact")
+
+
 def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Mapping[str, Source]:
     """List the starts that a config asks for.
 
@@ -50,7 +63,8 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     for teacher in teachers:
         if source == "auto" or (isinstance(source, StartConfig) and source.teacher == teacher.name):
             make = partial(build_start, spec, [teacher.network.state_dict()], teachers)
-            sources[f"teacher {teacher.name}"] = WeightsSource(spec, make)
+            min_share = MIN_SHARE if source == "auto" else 0.0
+            sources[f"teacher {teacher.name}"] = WeightsSource(spec, make, min_share)
     return sources
 
 

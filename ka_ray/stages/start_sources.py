@@ -61,14 +61,16 @@ class WeightsSource:
     Attributes:
         spec: The student.
         make: Builds the start.
+        min_share: Share of the weights before the head that must fit.
     """
 
     spec: StudentSpec
     make: Callable[[], Start]
+    min_share: float = 0.0
 
     def check(self) -> str:
         """Build the start, and move it into a student."""
-        start = self.make()
+        start = self._make()
         transfer_weights(start.network, Student(self.spec).eval())
         total, shown = len(start.network.state_dict()), ", ".join(start.random[:MAX_LISTED])
         note = f"{total - len(start.random)} of {total} weights"
@@ -83,7 +85,13 @@ class WeightsSource:
             read_images: Not used.
             report: Not used.
         """
-        return self.make()
+        return self._make()
+
+    def _make(self) -> Start:
+        start = self.make()
+        if start.share < self.min_share:
+            raise InputError(f"student.start: only {start.share:.0%} of its weights fit the student")
+        return start
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class AlignedAverage:
 
     def check(self) -> str:
         """Check that the networks are of one architecture whose channels can be permuted."""
-        check_same_network(self.spec, self.teachers)
+        check_student_network(self.spec, self.teachers)
         groups = find_channel_groups(self.teachers[0].network, self._example()).groups
         return f"{sum(not group.fixed for group in groups)} groups of channels are matched"
 
@@ -111,7 +119,7 @@ class AlignedAverage:
             read_images: Gives images on which channels are compared.
             report: Not used.
         """
-        check_same_network(self.spec, self.teachers)
+        check_student_network(self.spec, self.teachers)
         first, *others = self.teachers
         groups, aligned = find_channel_groups(first.network, self._example()), [first]
         for other in others:
@@ -146,7 +154,7 @@ class ExactSource:
 
     def check(self) -> str:
         """Check that the networks are of one architecture that the solver knows."""
-        check_same_network(self.spec, self.teachers)
+        check_student_network(self.spec, self.teachers)
         return "computed layer by layer"
 
     def build(self, read_images: ReadImages, report: ReportStep) -> Start:
@@ -156,7 +164,7 @@ class ExactSource:
             read_images: Gives the images that it is solved on.
             report: Called after each solved layer.
         """
-        check_same_network(self.spec, self.teachers)
+        check_student_network(self.spec, self.teachers)
         spec, device = self.spec, self.teachers[0].preprocess.mean.device
         network = build_network(spec.network, spec.arguments, len(spec.classes)).to(device)
         preprocess = Student(spec).preprocess.to(device)
@@ -165,9 +173,13 @@ class ExactSource:
             report("start exact", number, total, {"error": error.relative_error})
 
         label_sets, images = spec.unified_label_sets, read_images()
-        solved, _ = solve_student(
-            network, preprocess, self.teachers, label_sets, images, sum_over_ranks, report_layer
-        )
+        try:
+            solved, _ = solve_student(
+                network, preprocess, self.teachers, label_sets, images, sum_over_ranks, report_layer
+            )
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            # From sums over all ranks, so all ranks raise it.
+            raise InputError(f"student.start: exact cannot be solved ({error})") from None
         return Start(solved, ())
 
 
@@ -193,3 +205,23 @@ def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
                 f"{teacher.name} differ in {len(differing)} weights, such as {min(differing)}; start from "
                 f"{{teacher: {teachers[0].name}}} or from random"
             )
+
+
+def check_student_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
+    """Check that student and teachers are of one architecture, apart from their classes.
+
+    Args:
+        spec: The student.
+        teachers: The teachers.
+
+    Raises:
+        InputError: Their networks differ.
+    """
+    check_same_network(spec, teachers)
+    head, known = find_head(spec, teachers), teachers[0].network.state_dict()
+    own = build_network(spec.network, spec.arguments, len(spec.classes)).state_dict()
+    if any(key not in known or known[key].shape != own[key].shape for key in own.keys() - head.keys()):
+        raise InputError(
+            f"student.start: the student's network {spec.network!r} is of another architecture or width than "
+            "those of the teachers"
+        )

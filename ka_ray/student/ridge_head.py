@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
+from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments, MomentsMeter
 from ka_ray.numerics.ridge import HELD_OUT_FRACTION, solve
 from ka_ray.student.trace import eval_mode
@@ -30,12 +31,15 @@ def find_linear_head(network: nn.Module, head: Collection[str]) -> str | None:
 def fit_ridge_head(network: nn.Module, path: str, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Set a linear head to the ridge regression of the scores on its inputs, in place.
 
-    The ridge is chosen on every tenth batch. The sums are merged over all ranks, which get the same head.
+    The ridge is chosen on every tenth image. The sums are merged over all ranks, which get the same head.
 
     Args:
         network: The student's network; called in eval mode.
         path: Path of the head, whose outputs are the network's scores.
         batches: Preprocessed images, and the amalgamated scores `[B, K]` to fit.
+
+    Raises:
+        InputError: The inputs of the head are not finite.
     """
     layer = network.get_submodule(path)
     assert isinstance(layer, nn.Linear)
@@ -44,14 +48,20 @@ def fit_ridge_head(network: nn.Module, path: str, batches: Iterable[tuple[Tensor
     handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
         with eval_mode(network):
-            for number, (images, targets) in enumerate(batches):
+            for images, targets in batches:
                 network(images)
-                is_held_out = number % round(1 / HELD_OUT_FRACTION) == 0
-                meters[is_held_out].add(torch.cat([inputs.pop(), targets.to(layer.weight.dtype)], dim=1))
+                samples = torch.cat([inputs.pop(), targets.to(layer.weight.dtype)], dim=1)
+                held_out = torch.arange(len(samples)) % round(1 / HELD_OUT_FRACTION) == 0
+                for meter, chosen in zip(meters, (~held_out, held_out), strict=True):
+                    meter.add(samples[chosen.to(samples.device)])
     finally:
         handle.remove()
-    learned_from, held_out = (_merge(meter) for meter in meters)
-    solution = solve([learned_from], [held_out], layer.out_features, RIDGES)
+    learned_from, judged = (_merge(meter) for meter in meters)
+    try:
+        solution = solve([learned_from], [judged], layer.out_features, RIDGES)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # From sums over all ranks, so all ranks raise it.
+        raise InputError(f"student.head: ridge: the inputs of {path} are not finite") from None
     layer.weight.copy_(solution.weight[0])
     if layer.bias is not None:
         layer.bias.copy_(solution.bias[0])

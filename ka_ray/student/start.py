@@ -30,11 +30,13 @@ class Start:
         random: Names of the weights that were found nowhere and stay random.
         mixed_norms: Paths of the batch norms whose statistics are a mean of different ones. They fit no
             network, and have to be measured again.
+        share: Share of the values before the head that come from the start.
     """
 
     network: nn.Module
     random: tuple[str, ...]
     mixed_norms: frozenset[str] = frozenset()
+    share: float = 1.0
 
 
 def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[Teacher]) -> Start:
@@ -63,12 +65,15 @@ def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[
                 state[key] = _mean([weights[key] for weights in trunk])
         if not found:
             random.append(key)
-    if set(random) >= expected.keys() - axes.keys():
+    # Counters, which are integers, fit any network and say nothing.
+    sizes = {key: t.numel() for key, t in expected.items() if key not in axes and t.is_floating_point()}
+    share = 1 - sum(sizes.get(key, 0) for key in random) / max(1, sum(sizes.values()))
+    if set(random) >= sizes.keys():
         raise InputError(
             f"student.start: no weight before the head fits the student's network {spec.network!r}"
         )
     network.load_state_dict(state)
-    return Start(network.eval(), tuple(random), frozenset(_mixed_norms(trunk)))
+    return Start(network.eval(), tuple(random), frozenset(_mixed_norms(trunk)), share)
 
 
 def _mixed_norms(trunk: Sequence[Weights]) -> Iterator[str]:
@@ -161,7 +166,7 @@ def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> f
         The largest distance of a network to the first one, divided by the norm of the first one.
     """
     kernels = [
-        torch.cat([
+        torch.cat([torch.zeros(0, dtype=torch.float64)] + [
             value.detach().flatten().double()
             for key, value in network.named_parameters()
             if key not in head and value.dim() > 1  # norms and biases begin equal in all networks

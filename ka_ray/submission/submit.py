@@ -140,13 +140,13 @@ def prepare_job(request: JobRequest) -> tuple[JobPackage, list[str], str]:
     for name, verb in OPTIONS.items():
         if request.options.get(name) and verb != request.verb:
             raise InputError(f"--{name} belongs to --verb {verb}")
-    if request.verb == "compare":
-        _check_compare_options(request.options)
     overrides = list(request.overrides)
     # These are options of the job's command, not overrides; here they are needed to check the config.
     folders = [f"{key}={value}" for key, value in _folder_options(request).items()]
     cluster = ClusterContext()
     config = VERBS[request.verb].load(request.config, [*overrides, *folders], cluster)
+    if isinstance(config, Config):
+        _check_compare_options(config, request)
     tree = read_tree(request.config, [*overrides, *folders])
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if config.tracking.uri is None and config.tracking.backend == "mlflow" and _can_be_sent(tracking_uri):
@@ -161,10 +161,15 @@ def _folder_options(request: JobRequest) -> dict[str, str]:
     return {key: str(value) for key, value in options.items() if value}
 
 
-def _check_compare_options(options: dict[str, Any]) -> None:
-    from ka_ray.runs.variants import expand_variants  # here, because it imports torch
+def _check_compare_options(config: Config, request: JobRequest) -> None:
+    if request.verb != "compare":
+        return
+    from ka_ray.runs.variants import default_methods, expand_variants  # here, because it imports torch
 
-    expand_variants((options.get("methods") or "direct").split(","), options.get("vary") or [])
+    methods = request.options.get("methods")
+    expand_variants(
+        methods.split(",") if methods else default_methods(config), request.options.get("vary") or []
+    )
 
 
 def _check_output(output: Any) -> str:

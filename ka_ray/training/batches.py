@@ -22,6 +22,15 @@ MAX_HELD_OUT = 1000
 """Maximum number of images that are held out: with so many, agreement is known to about 0.015."""
 
 
+def count_held_out(num_rows: int) -> int:
+    """Return how many rows :func:`hold_out_rows` holds out.
+
+    Args:
+        num_rows: Number of rows of the store.
+    """
+    return min(MAX_HELD_OUT, round(HELD_OUT_SHARE * num_rows))
+
+
 def hold_out_rows(num_rows: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Choose rows of a store at random that are held out from training.
 
@@ -35,11 +44,11 @@ def hold_out_rows(num_rows: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.
     Raises:
         InputError: There are too few rows to hold any out.
     """
-    num_held_out = min(MAX_HELD_OUT, round(HELD_OUT_SHARE * num_rows))
+    num_held_out = count_held_out(num_rows)
     if num_held_out < 1:
         raise InputError(
-            f"images: {num_rows} are too few to hold some out and choose between students on them; at least "
-            f"{round(1 / HELD_OUT_SHARE)} are needed, or student.start: random"
+            f"images: {num_rows} are too few to hold some out and choose between students on them; give "
+            "more, or set student.start: random"
         )
     order = np.random.default_rng([seed, num_rows]).permutation(num_rows)
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])

@@ -22,11 +22,13 @@ from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
 from ka_ray.runs.variants import PARTS, default_methods, expand_variants
+from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.tracking import Tracker
+from ka_ray.training.batches import count_held_out
 
 COMPARE_RUN = "mlflow_compare.json"
 """The file in the output folder with the id of the comparison's MLflow run."""
@@ -123,7 +125,9 @@ def count_student_images(config: Config, folder: Path) -> int:
     layers, joint = config.layers, config.joint
     fitted = layers.epochs * (stored[FEATURES] // layers.batch_size) * layers.batch_size
     in_layers = stored[FEATURES] if layers.solver == "least_squares" else fitted
-    in_joint = joint.images or joint.epochs * (sum(stored.values()) // joint.batch_size) * joint.batch_size
+    total = sum(stored.values())
+    learned = total - count_held_out(total) if chooses_student(config) else total
+    in_joint = joint.images or joint.epochs * (learned // joint.batch_size) * joint.batch_size
     return int(in_layers + in_joint)
 
 

@@ -38,7 +38,13 @@ def test_the_ensemble_itself_has_no_divergence(make_store):
     assert quality.images == 64
 
 
-def test_agreement_decides_between_students_that_follow_equally():
-    low, high = (Quality(agreement, 1.0, 0.5, 10) for agreement in (0.25, 0.75))
-    assert high.is_better_than(low)
-    assert not low.is_better_than(high)
+def test_the_ensemble_decides_between_students_that_follow_the_teachers_equally():
+    far, near = Quality(0.5, 2.0, 0.501, 10), Quality(0.5, 1.0, 0.504, 10)
+    assert near.is_better_than(far)
+    assert not far.is_better_than(near)
+
+
+def test_scores_that_are_not_finite_lose_against_all_others():
+    broken, bad = Quality(0.9, float("nan"), float("nan"), 10), Quality(0.1, 9.0, 9.0, 10)
+    assert bad.is_better_than(broken)
+    assert not broken.is_better_than(bad)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
-from ka_ray.stages import list_stages, run_stages, start
+from ka_ray.stages import kept, list_stages, run_stages, start
 from ka_ray.stages.describe_start import describe_start
-from ka_ray.stages.held_out import held_out_batches, joint_rows, measure_quality
+from ka_ray.stages.held_out import Quality, held_out_batches, joint_rows, measure_quality
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.start import start_student_folder
 from ka_ray.stages.start_list import list_sources
@@ -53,7 +53,7 @@ def test_the_average_is_where_joint_learning_begins(make_inputs):
 
 
 def test_joint_learning_goes_on_from_the_start(make_inputs):
-    inputs = make_inputs("student.start={teacher: high}", "joint.epochs=2")
+    inputs = make_inputs("student.start={teacher: high}", "joint.epochs=2", "joint.keep=last")
     run_stages(inputs)
     history = json.loads(stage_summary_path(inputs.folder, "joint").read_text())["history"]
     assert history[-1]["losses"]["loss"] < history[0]["losses"]["loss"]
@@ -173,7 +173,10 @@ def test_joint_learning_keeps_the_best_student_and_learns_from_the_other_images(
     summary = summary_of(inputs, "joint")
     qualities = summary["choice"]["qualities"]
     assert list(qualities) == ["start", "epoch 1", "epoch 2", "epoch 3"]
-    best = min(qualities, key=lambda name: qualities[name]["worst_divergence"])
+    best = min(
+        qualities,
+        key=lambda name: (round(qualities[name]["worst_divergence"], 2), qualities[name]["divergence"]),
+    )
     assert summary["choice"]["best"] == best
     student = Student(inputs.plan.spec)
     student.load_state_dict(weights_of(inputs, "joint"))
@@ -217,3 +220,43 @@ def test_other_pixels_and_unused_sections_are_said(make_inputs):
     assert "the weights of high were trained with another preprocessing" in note
     assert "codes, layers are not used: layers.behind_start is false" in note
     assert "not used" not in describe(make_inputs("student.start=auto", "layers.behind_start=true"))
+
+
+def test_a_start_from_one_teacher_needs_no_pixels_of_the_others(make_inputs):
+    inputs = make_inputs("student.start={teacher: low}", "teachers.1.preprocessing.size=6", "joint.epochs=0")
+    run_stages(inputs)
+    assert summary_of(inputs, "start")["chosen"].startswith("teacher low")
+
+
+def test_counters_alone_are_no_start(make_inputs):
+    inputs = make_inputs("student.start={teacher: low}")
+    teachers = [load_teacher(teacher) for teacher in inputs.config.teachers]
+    wider = {key: torch.cat([value, value]) if value.dim() else value
+             for key, value in teachers[0].network.state_dict().items()}  # fmt: skip
+    with pytest.raises(InputError, match="no weight before the head fits"):
+        build_start(inputs.plan.spec, [wider], teachers)
+
+
+def test_a_teacher_of_which_little_fits_is_not_tried_without_being_named(make_inputs, monkeypatch):
+    inputs = make_inputs("student.start=auto", "joint.epochs=0")
+    teachers = {t.name: load_teacher(t) for t in inputs.config.teachers}
+    teachers["high"].network = build_network("plain", {"widths": [4, 7]}, 5).eval()
+    monkeypatch.setattr(start, "load_teacher", lambda section: teachers[section.name])
+    run_stages(inputs)
+    assert "of its weights fit the student" in summary_of(inputs, "start")["skipped"]["teacher high"]
+
+
+def test_a_repeated_epoch_that_ends_worse_does_not_replace_the_better_one(make_inputs, tmp_path, monkeypatch):
+    qualities = iter([0.2, 0.1, 0.5])
+    monkeypatch.setattr(kept, "measure_quality", lambda *_: Quality(0.5, 1.0, next(qualities), 10))
+    inputs = make_inputs()
+    student = Student(inputs.plan.spec)
+    chosen = kept.KeptStudent(tmp_path / "other", held_out_batches(inputs))
+    for name in ("start", "epoch 1", "epoch 1"):
+        chosen.offer(name, student)
+    assert (chosen.best, chosen.qualities["epoch 1"].worst_divergence) == ("epoch 1", 0.1)
+
+
+def test_layers_behind_a_start_do_not_ask_for_a_random_one(make_inputs):
+    config = make_inputs("layers.behind_start=true").config
+    assert (config.student.start, config.joint.keep, config.learns_layers) == ("auto", "best", True)

@@ -394,3 +394,14 @@ def test_all_tracked_runs_end_as_failed_if_a_stage_fails(fake_stages, load_confi
 def test_deviations_are_those_over_seeds(fake_stages, load_config):
     result = compare(load_config(*STAGES), ["direct"], num_seeds=3)
     assert result.row("direct").union.deviation == pytest.approx(statistics.stdev([0.4, 0.5, 0.6]))
+
+
+def test_the_start_alone_is_never_trained():
+    variants = expand_variants(["start", "start+joint"], ["joint.epochs=1,2"])
+    assert list(variants) == ["start", "start+joint joint.epochs=1", "start+joint joint.epochs=2"]
+    assert {"joint.epochs=0", "joint.images=null"} <= set(variants["start"])
+
+
+def test_a_random_start_alone_is_refused():
+    with pytest.raises(InputError, match="random has no start to show"):
+        expand_variants(["start"], ["student.start=random,average"])
