@@ -1,11 +1,12 @@
 """Merge two ResNet-20s of different origin in closed form: no label and no gradient step for the student.
 
-    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--teachers-only]
+    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES]
 
 Trains He's ResNet-20 for CIFAR on each half of CIFAR-10 from different seeds (25,000 labelled images each),
 then solves one ResNet-20 over all ten classes, layer by layer, from unlabelled training images. Prints the
-accuracy of the ensemble and of the student on the 10,000 test images. Teachers that were trained before are
-used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
+accuracy of the ensemble and of the student on the 10,000 test images. With --joint, `ka-ray compare` also
+learns jointly, from the exact start and from the average of the aligned teachers. Teachers that were trained
+before are used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ka_ray import Config
+from ka_ray import Config, compare
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config.student import STUDENT
 from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished, write_shard
@@ -66,7 +67,6 @@ def describe_run(images: Path, output: Path) -> dict[str, Any]:
         "evaluation": {"images": source | {"files": "test-*.parquet"}},
         "teachers": teachers,
         "student": {"network": "cifar_resnet:resnet20", "arguments": {"num_classes": len(CLASSES)}},
-        "taps": {"early": "layer1.2.bn2", "middle": "layer2.2.bn2", "late": "layer3.2.bn2"},
         "tracking": {"backend": "none"},
     }
 
@@ -151,14 +151,30 @@ def print_error(error: LayerError, number: int, total: int) -> None:
     print(f"{number:>2} of {total} {' + '.join(error.layers):<36} {error.relative_error:.3f}", flush=True)
 
 
+def compare_starts(config: Config, num_images: int) -> None:
+    """Learn students jointly from both starts, and print the table."""
+    teachers = [
+        with_checkpoint(teacher, teacher_checkpoint_path(config.output_dir, teacher.name))
+        for teacher in config.teachers
+    ]
+    images = config.images.model_copy(update={"limit": num_images})
+    joint = config.model_copy(
+        update={"teachers": tuple(teachers), "images": images, "output": config.output_dir / "compared"}
+    )
+    print(compare(joint, ["start", "start+joint"], 1, ["student.start=exact,average"]).to_markdown())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/resnet_pair"))
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--num-images", type=int, default=2000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
+    parser.add_argument("--joint", type=int, metavar="IMAGES", help="learn jointly from so many images, too")
     arguments = parser.parse_args()
     config = Config.model_validate(describe_run(arguments.images, arguments.output))
     train_teachers(config)
     if not arguments.teachers_only:
         solve_and_judge(config, arguments.num_images)
+    if arguments.joint:
+        compare_starts(config, arguments.joint)
