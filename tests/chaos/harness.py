@@ -15,7 +15,17 @@ BIN = ROOT / ".venv" / "bin"
 JOB_TIMEOUT_S = 600
 """Maximum duration of one job, in seconds."""
 
-DIGITS = ("jobs/configs/digits.yaml", "--set", "extract.shard_mib=2", "--set", "tracking.backend=none")
+LAYERWISE = (
+    "codes={solver: sgd, epochs: 30}",
+    "layers={epochs: 20, batch_size: 32, learning_rate: 0.01}",
+    "joint={epochs: 20, batch_size: 32, learning_rate: 0.002}",
+)
+"""With these sections the demo learns layer by layer, in all stages in which something can be killed."""
+
+DIGITS = (
+    "jobs/configs/digits.yaml",
+    *(w for s in (*LAYERWISE, "extract.shard_mib=2", "tracking.backend=none") for w in ("--set", s)),
+)
 """Arguments of a job script for a run on the digits with several shards of features."""
 
 

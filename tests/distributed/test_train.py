@@ -58,7 +58,7 @@ def make_inputs(load_config, config_tree, randomised, tmp_path):
 
     def make(name: str, variant: str = "direct", *more: str) -> StageInputs:
         config = load_config(
-            f"codes={{epochs: 1, batch_size: {BATCH}, positions_per_image: {POSITIONS}}}",
+            f"codes={{solver: sgd, epochs: 1, batch_size: {BATCH}, positions_per_image: {POSITIONS}}}",
             f"layers={{epochs: 1, batch_size: {BATCH}}}",
             *VARIANTS[variant],
             f"joint={{epochs: 1, batch_size: {BATCH}, augment: {{flip: true, shift: 1}}}}",
