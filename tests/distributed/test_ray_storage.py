@@ -45,6 +45,7 @@ def test_records_of_ray_and_files_of_workers_are_written_at_a_uri(cluster, tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_optuna_continues_its_journal_at_a_uri(cluster, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))

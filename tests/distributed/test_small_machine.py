@@ -33,7 +33,7 @@ from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 WIDTHS = (4, 6)
 TIMEOUT_S = 400

@@ -62,7 +62,7 @@ def make_self_killing(config: TeacherConfig, kills_folder: Path, tmp_path: Path)
 READ_NOTHING = ReadSpec({}, {}, ScoresConfig())
 
 
-@pytest.mark.parametrize("count", [2, 6])
+@pytest.mark.parametrize("count", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_killed_teacher_is_restarted_and_no_row_is_lost_or_doubled(
     cluster, load_config, tmp_path, create_kills_folder, count
 ):
@@ -158,7 +158,7 @@ def test_a_teacher_that_always_dies_ends_the_pass_with_the_key_to_lower(
     assert 1000 - len(list(kills_folder.iterdir())) == 4  # two passes, each with two starts of the actor
 
 
-@pytest.mark.parametrize("count", [3, 1000])
+@pytest.mark.parametrize("count", [3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_reading_tasks_are_retried_a_limited_number_of_times(
     cluster, load_config, tmp_path, create_kills_folder, count
 ):
