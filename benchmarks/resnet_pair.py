@@ -19,6 +19,7 @@ import torch
 
 from ka_ray import Config, compare
 from ka_ray.amalgamation import LabelSets
+from ka_ray.config.module_folders import add_module_folders
 from ka_ray.config.student import STUDENT
 from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.images import read_chunk
@@ -153,6 +154,7 @@ def print_error(error: LayerError, number: int, total: int) -> None:
 
 def compare_starts(config: Config, num_images: int) -> None:
     """Learn students jointly from both starts, and print the table."""
+    add_module_folders(Path(__file__))  # Ray's workers import the network from here
     teachers = [
         with_checkpoint(teacher, teacher_checkpoint_path(config.output_dir, teacher.name))
         for teacher in config.teachers
