@@ -24,7 +24,7 @@ def describe_run(folder):
             "network": "timm/vit_tiny_patch16_224",
             "arguments": ARGUMENTS,
             "classes": [f"digit_{i}" for i in digits],
-            "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3},
+            "preprocessing": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
             "training": training | {"start": str(folder / "common.safetensors")},
         }
         for name, digits in {"low": range(5), "high": range(5, 10)}.items()
