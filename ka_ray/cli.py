@@ -25,13 +25,15 @@ ConfigPath = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a dotted key of the config, e.g. joint.epochs=5."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: joint.epochs=5."),
 ]
 Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default the config's `output`.")]
 Methods = Annotated[
-    str | None, typer.Option(help="Methods, parts or baselines, with commas: see docs/compare.md.")
+    str | None,
+    typer.Option(
+        help="Comma-separated: direct, incremental, common_features, start, start+layers, start+joint, "
+        "start+layers+joint, distill, scratch, ensemble."
+    ),
 ]
 Vary = Annotated[
     list[str] | None,

@@ -28,7 +28,7 @@ def list_warnings(
     losses: Mapping[StageName, Sequence[float]],
     starts_random: bool,
 ) -> list[str]:
-    """Say which results of a run are bad, and what to change; empty if none is.
+    """List the results of a run that are bad, each with what to change.
 
     Args:
         accuracy: Accuracies of the student.
@@ -105,7 +105,7 @@ def _loss_warnings(losses: Mapping[StageName, Sequence[float]]) -> Iterator[str]
 
 
 def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:
-    """Say which student joint learning keeps, and why.
+    """Describe which student joint learning keeps, and how good it is.
 
     Args:
         best: Name of the student that is kept.

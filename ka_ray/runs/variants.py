@@ -23,7 +23,10 @@ PARTS = {
 COMPARED = (*METHODS, *PARTS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
 
-VARIABLE_KEYS = ("student.start", "scores.rule", "scores.center", "codes.", "layers.", "joint.", "baselines.")
+VARIABLE_KEYS = (
+    *("student.start", "student.head", "scores.rule", "scores.center"),
+    *("codes.", "layers.", "joint.", "baselines."),
+)
 """Keys that may be varied, or their prefixes; not those of `extract`: all variants share one extraction."""
 
 
@@ -117,7 +120,5 @@ def _is_used(overrides: Sequence[str], key: str) -> bool:
     baseline = overrides[0].removeprefix("baseline=")
     if baseline in BASELINES:
         # A baseline trains on as many images as the amalgamated student, which depends on `layers.epochs`.
-        return key.startswith(
-            ("student.start", "scores.", "joint.", "layers.epochs", f"baselines.{baseline}.")
-        )
+        return key.startswith(("student.", "scores.", "joint.", "layers.epochs", f"baselines.{baseline}."))
     return not key.startswith("baselines.")

@@ -19,6 +19,7 @@ from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file, make_folder
 from ka_ray.student import Student
+from ka_ray.student.trace import eval_mode
 from ka_ray.training.batches import Batches
 
 START = "start"
@@ -71,9 +72,8 @@ class KeptStudent:
                 name again: then the better one of the two counts.
             student: The student; its mode does not change.
         """
-        training = student.training
-        quality = measure_quality(student.eval(), self._held_out, student.spec.unified_label_sets)
-        student.train(training)
+        with eval_mode(student):
+            quality = measure_quality(student, self._held_out, student.spec.unified_label_sets)
         if name in self.qualities and not quality.is_better_than(self.qualities[name]):
             return
         self.qualities[name] = quality

@@ -143,7 +143,7 @@ class _Judge:
                 epochs=total,
                 step=1,
                 steps=1,
-                images=self._held_out.batch_size,
+                images=number * len(self._held_out.rows),
                 seconds=time.perf_counter() - self._began,
                 losses=losses,
             )

@@ -54,11 +54,13 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     if isinstance(source, StartConfig) and source.checkpoint is not None:
         make = partial(_from_checkpoint, source.checkpoint, spec, teachers)
         return {f"checkpoint {source.checkpoint}": WeightsSource(spec, make)}
+    # Aligning and solving take longer, and teachers of one origin need neither.
+    one_origin = source in ("auto", "average") and is_same_origin(spec, teachers)
     if source in ("auto", "average"):
         sources["average"] = WeightsSource(spec, partial(_average, spec, teachers))
-        if not is_same_origin(spec, teachers):
+        if not one_origin:
             sources["average, aligned"] = AlignedAverage(spec, teachers)
-    if source == "exact" or (source == "auto" and not is_same_origin(spec, teachers)):
+    if source == "exact" or (source == "auto" and not one_origin):
         sources["exact"] = ExactSource(spec, teachers)
     for teacher in teachers:
         if source == "auto" or (isinstance(source, StartConfig) and source.teacher == teacher.name):

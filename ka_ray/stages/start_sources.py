@@ -7,13 +7,13 @@ from itertools import islice
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.student import Student, StudentSpec
 from ka_ray.student.align import align_channels
-from ka_ray.student.block_solver import LayerError, solve_student
+from ka_ray.student.block_solver import LayerError, check_solvable, solve_student
 from ka_ray.student.channel_groups import find_channel_groups
 from ka_ray.student.start import Start, build_start, find_head
 from ka_ray.student.transfer import transfer_weights
@@ -95,8 +95,8 @@ class WeightsSource:
 
 
 @dataclass(frozen=True)
-class AlignedAverage:
-    """The mean of networks of different origin, whose channels are brought into one order first.
+class _MeasuredSource:
+    """A start that is measured on images, for student and teachers of one architecture.
 
     Attributes:
         spec: The student.
@@ -105,6 +105,23 @@ class AlignedAverage:
 
     spec: StudentSpec
     teachers: Sequence[Teacher]
+
+    def _example(self) -> Tensor:
+        """Return two black images as input of the networks: only their shape matters."""
+        preprocess = self.teachers[0].preprocess
+        black = torch.zeros(2, *self.spec.view.shape, dtype=torch.uint8, device=preprocess.mean.device)
+        images: Tensor = preprocess(black)
+        return images
+
+    def _build_network(self) -> nn.Module:
+        """Return the student's network before it is cut, with random weights."""
+        network = build_network(self.spec.network, self.spec.arguments, len(self.spec.classes))
+        return network.to(self.teachers[0].preprocess.mean.device)
+
+
+@dataclass(frozen=True)
+class AlignedAverage(_MeasuredSource):
+    """The mean of networks of different origin, whose channels are brought into one order first."""
 
     def check(self) -> str:
         """Check that the networks are of one architecture whose channels can be permuted."""
@@ -133,29 +150,15 @@ class AlignedAverage:
             aligned.append(replace(other, network=network))
         return build_start(self.spec, [teacher.network.state_dict() for teacher in aligned], aligned)
 
-    def _example(self) -> Tensor:
-        preprocess = self.teachers[0].preprocess
-        black = torch.zeros(2, *self.spec.view.shape, dtype=torch.uint8, device=preprocess.mean.device)
-        images: Tensor = preprocess(black)
-        return images
-
 
 @dataclass(frozen=True)
-class ExactSource:
-    """The student that is solved layer by layer from the teachers' features.
-
-    Attributes:
-        spec: The student.
-        teachers: The teachers with their weights.
-    """
-
-    spec: StudentSpec
-    teachers: Sequence[Teacher]
+class ExactSource(_MeasuredSource):
+    """The student that is solved layer by layer from the teachers' features."""
 
     def check(self) -> str:
         """Check that the networks are of one architecture that the solver knows."""
         check_student_network(self.spec, self.teachers)
-        return "computed layer by layer"
+        return f"{check_solvable(self._build_network(), self.teachers, self._example())} layers are computed"
 
     def build(self, read_images: ReadImages, report: ReportStep) -> Start:
         """Solve the student.
@@ -165,9 +168,8 @@ class ExactSource:
             report: Called after each solved layer.
         """
         check_student_network(self.spec, self.teachers)
-        spec, device = self.spec, self.teachers[0].preprocess.mean.device
-        network = build_network(spec.network, spec.arguments, len(spec.classes)).to(device)
-        preprocess = Student(spec).preprocess.to(device)
+        spec, network = self.spec, self._build_network()
+        preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
 
         def report_layer(error: LayerError, number: int, total: int) -> None:
             report("start exact", number, total, {"error": error.relative_error})

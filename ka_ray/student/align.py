@@ -59,7 +59,7 @@ def align_channels(
     batches: Iterable[tuple[Tensor, Tensor]],
     merge: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Alignment:
-    """Give the channels of a network the order in which they correlate best with those of a reference.
+    """Permute the channels of a network so that they correlate best with those of a reference.
 
     A group is matched by the sum of the correlations of all its values. Fixed groups stay as they are. Only
     sums of the size C x C are kept of the images.

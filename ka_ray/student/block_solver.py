@@ -118,6 +118,25 @@ def solve_student(
         return student, solver.solve(itertools.chain([first], inputs), report)
 
 
+def check_solvable(network: nn.Module, teachers: Sequence[Teacher], images: Tensor) -> int:
+    """Check, without solving anything, that least squares can solve all weights of a student's network.
+
+    Args:
+        network: The student's network before it is cut, in eval mode.
+        teachers: The teachers.
+        images: Input of the network, `[B, C, H, W]`, two or more; only the shape matters.
+
+    Returns:
+        Number of its layers.
+
+    Raises:
+        InputError: The architectures differ or are not supported.
+    """
+    student = copy.deepcopy(network).eval().requires_grad_(False)
+    with torch.no_grad():
+        return len(StackedNetworks(student, {t.name: t.network for t in teachers}, images).layers)
+
+
 class _BlockSolver:
     """Solver of all layers of a student.
 

@@ -260,3 +260,25 @@ def test_a_repeated_epoch_that_ends_worse_does_not_replace_the_better_one(make_i
 def test_layers_behind_a_start_do_not_ask_for_a_random_one(make_inputs):
     config = make_inputs("layers.behind_start=true").config
     assert (config.student.start, config.joint.keep, config.learns_layers) == ("auto", "best", True)
+
+
+def test_an_exact_start_of_an_unsupported_network_is_refused_before_the_run(make_inputs, tmp_path):
+    (tmp_path / "prelu_net.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    layers = nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Flatten(), nn.Linear(144, num_classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    inputs = make_inputs("student.start=exact")
+    teachers = [load_teacher(teacher) for teacher in inputs.config.teachers]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        import prelu_net
+
+        for teacher in teachers:
+            teacher.network = prelu_net.build(5).eval()
+        spec = dataclasses.replace(
+            inputs.plan.spec, network="prelu_net:build", arguments={"num_classes": 10}, paths={}, widths={}
+        )
+        with pytest.raises(InputError, match=r"least squares cannot solve the weight '1.weight'"):
+            describe_start(inputs.config, spec, teachers)

@@ -12,7 +12,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.student import code_choice
-from ka_ray.student.block_solver import BlockSolverSettings, LayerError, solve_student
+from ka_ray.student.block_solver import BlockSolverSettings, LayerError, check_solvable, solve_student
 from ka_ray.student.sum_samples import SampleLimits, SumSampler
 from ka_ray.teachers import Preprocess, Teacher, build_network
 
@@ -313,3 +313,13 @@ def test_networks_that_cannot_be_solved_are_refused(build, message, randomised):
     teachers = make_strangers(build_resnet, randomised)
     with pytest.raises(InputError, match=message):
         solve(teachers, build(5), make_batches(make_images(50)))
+
+
+def test_what_can_be_solved_is_known_before_any_image_is_read(randomised):
+    teachers = make_strangers(build_resnet, randomised)
+    example = make_preprocess()(make_images(2))
+    student = build_resnet(5)
+    layers = [module for module in student.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert check_solvable(student, teachers, example) == len(layers)
+    with pytest.raises(InputError, match="has another architecture than the student"):
+        check_solvable(build_mobilenet(5), teachers, example)
