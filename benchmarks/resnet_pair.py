@@ -1,12 +1,13 @@
 """Merge two ResNet-20s of different origin in closed form: no label and no gradient step for the student.
 
-    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES]
+    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES] [--vary KEY=V1,V2]
 
 Trains He's ResNet-20 for CIFAR on each half of CIFAR-10 from different seeds (25,000 labelled images each),
 then solves one ResNet-20 over all ten classes, layer by layer, from unlabelled training images. Prints the
 accuracy of the ensemble and of the student on the 10,000 test images. With --joint, `ka-ray compare` also
-learns jointly, from the exact start and from the average of the aligned teachers. Teachers that were trained
-before are used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
+learns jointly, from the exact start and from the average of the aligned teachers. With --vary, settings are
+compared instead, on training images that the students have not seen. Teachers that were trained before are
+used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
 """
 
 import argparse
@@ -152,18 +153,29 @@ def print_error(error: LayerError, number: int, total: int) -> None:
     print(f"{number:>2} of {total} {' + '.join(error.layers):<36} {error.relative_error:.3f}", flush=True)
 
 
-def compare_starts(config: Config, num_images: int) -> None:
-    """Learn students jointly from both starts, and print the table."""
+def compare_starts(config: Config, num_images: int, vary: list[str]) -> None:
+    """Learn students jointly from both starts, and print the table; or compare settings on training images."""
     add_module_folders(Path(__file__))  # Ray's workers import the network from here
     teachers = [
         with_checkpoint(teacher, teacher_checkpoint_path(config.output_dir, teacher.name))
         for teacher in config.teachers
     ]
-    images = config.images.model_copy(update={"limit": num_images})
+    images, evaluation = config.images.model_copy(update={"limit": num_images}), config.evaluation
+    if vary:
+        images = images.model_copy(update={"files": "train-0000[0-3].parquet"})
+        judged_on = config.images.model_copy(update={"files": "train-00004.parquet"})
+        evaluation = evaluation.model_copy(update={"images": judged_on})
+    folder = config.output_dir / ("settings" if vary else "compared")
     joint = config.model_copy(
-        update={"teachers": tuple(teachers), "images": images, "output": config.output_dir / "compared"}
+        update={
+            "teachers": tuple(teachers),
+            "images": images,
+            "evaluation": evaluation,
+            "output": folder,
+        }
     )
-    print(compare(joint, ["start", "start+joint"], 1, ["student.start=exact,average"]).to_markdown())
+    methods = ["start+joint"] if vary else ["start", "start+joint"]
+    print(compare(joint, methods, 1, vary or ["student.start=exact,average"]).to_markdown())
 
 
 if __name__ == "__main__":
@@ -173,10 +185,11 @@ if __name__ == "__main__":
     parser.add_argument("--num-images", type=int, default=2000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
     parser.add_argument("--joint", type=int, metavar="IMAGES", help="learn jointly from so many images, too")
+    parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", default=[], help="settings, with --joint")
     arguments = parser.parse_args()
     config = Config.model_validate(describe_run(arguments.images, arguments.output))
     train_teachers(config)
-    if not arguments.teachers_only:
+    if not (arguments.teachers_only or arguments.vary):
         solve_and_judge(config, arguments.num_images)
     if arguments.joint:
-        compare_starts(config, arguments.joint)
+        compare_starts(config, arguments.joint, arguments.vary)
