@@ -1,6 +1,6 @@
 """Merge two ResNet-20s of different origin in closed form: no label and no gradient step for the student.
 
-    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES] [--vary KEY=V1,V2]
+    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES] [--vary ...]
 
 Trains He's ResNet-20 for CIFAR on each half of CIFAR-10 from different seeds (25,000 labelled images each),
 then solves one ResNet-20 over all ten classes, layer by layer, from unlabelled training images. Prints the
@@ -154,7 +154,7 @@ def print_error(error: LayerError, number: int, total: int) -> None:
 
 
 def compare_starts(config: Config, num_images: int, vary: list[str]) -> None:
-    """Learn students jointly from both starts, and print the table; or compare settings on training images."""
+    """Learn students jointly from both starts, and print the table; with `vary`, compare settings."""
     add_module_folders(Path(__file__))  # Ray's workers import the network from here
     teachers = [
         with_checkpoint(teacher, teacher_checkpoint_path(config.output_dir, teacher.name))
@@ -185,7 +185,9 @@ if __name__ == "__main__":
     parser.add_argument("--num-images", type=int, default=2000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
     parser.add_argument("--joint", type=int, metavar="IMAGES", help="learn jointly from so many images, too")
-    parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", default=[], help="settings, with --joint")
+    parser.add_argument(
+        "--vary", metavar="KEY=V1,V2", action="append", default=[], help="settings, with --joint"
+    )
     arguments = parser.parse_args()
     config = Config.model_validate(describe_run(arguments.images, arguments.output))
     train_teachers(config)
