@@ -25,6 +25,7 @@ from ka_ray.stages.codes_learner import (
     measure_moments,
     standardise_codes,
 )
+from ka_ray.stages.held_out import split_feature_rows
 from ka_ray.stages.inputs import (
     StageInputs,
     epoch_checkpoint_path,
@@ -49,8 +50,7 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     config, plan = inputs.config.codes, inputs.plan
     exact = config.solver == "exact"
     stacked = {tap: shape[0] for tap, shape in plan.shapes.items()}
-    store, positions = inputs.store(FEATURES), config.positions_per_image
-    batches = inputs.batches("codes", store, list(stacked), positions_per_image=positions)
+    batches = _batches(inputs, list(stacked), positions_per_image=config.positions_per_image)
     began = time.perf_counter()
     moments, next_layer_stats = (
         _measure(inputs, stacked) if exact else (measure_moments(batches, stacked), {})
@@ -71,6 +71,12 @@ def learn_codes(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         history = [_exact_record(taps, len(batches.rows), time.perf_counter() - began)]
         inputs.report(history[0])
     return amalgamations, _summarise(inputs, taps, reused, seconds, history)
+
+
+def _batches(inputs: StageInputs, columns: list[str], **options: Any) -> Batches:
+    """Return batches of the stored features, behind a start without the images that judge the student."""
+    rows = None if inputs.config.student.start == "random" else split_feature_rows(inputs)[0]
+    return inputs.batches("codes", inputs.store(FEATURES), columns, rows=rows, **options)
 
 
 def _exact_record(taps: Mapping[str, Mapping[str, Any]], images: int, seconds: float) -> Progress:
@@ -115,24 +121,22 @@ def _measure(
         Tap name -> moments of its stacked features; and, for codes that are chosen channels, tap name ->
         covariances of its channels as the next layer receives them.
     """
-    store, config = inputs.store(FEATURES), inputs.config.codes
-    positions = config.positions_per_image
+    config, positions = inputs.config.codes, inputs.config.codes.positions_per_image
     if config.basis == "principal":
         # With one random number per image, from which the positions are sampled.
-        batches = inputs.batches("codes", store, list(stacked), num_draws=1)
+        batches = _batches(inputs, list(stacked), num_draws=1)
         return measure_moments(batches, stacked, positions), {}
     if unsupported_reason(inputs.plan.spec, stacked) is not None:
         # Without the next layer's targets, channels are chosen by what they explain of each other behind the
         # activation. The user was told at the start of the run (see runs/steps.py).
         activations = Student(inputs.plan.spec).activations()
-        batches = inputs.batches("codes", store, list(stacked), num_draws=1)
+        batches = _batches(inputs, list(stacked), num_draws=1)
         activated = measure_moments(batches, stacked, positions, activations)
         moments = measure_moments(batches, stacked, positions)
         return moments, {tap: LayerInputStats(part.covariance) for tap, part in activated.items()}
     meter = LayerMomentsMeter(inputs.plan.spec, stacked, positions, device=inputs.device)
-    for batch in inputs.batches(
-        "codes", store, ["image", SCORES, *stacked], num_draws=NUM_SOLVER_DRAWS
-    ).single_pass():
+    columns = ["image", SCORES, *stacked]
+    for batch in _batches(inputs, columns, num_draws=NUM_SOLVER_DRAWS).single_pass():
         meter.add(batch)
     layer_moments = LayerMoments(meter.spec, merge_moments_over_ranks(meter.total))
     check_variances(layer_moments.stacked_moments)

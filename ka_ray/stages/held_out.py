@@ -73,6 +73,20 @@ def joint_rows(inputs: StageInputs) -> npt.NDArray[np.int64]:
     return hold_out_rows(len(inputs.store(FEATURES, IMAGES)), inputs.config.seed)[0]
 
 
+def split_feature_rows(inputs: StageInputs) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the rows of the stored features like the images of joint learning: learned from, and held out.
+
+    Args:
+        inputs: Inputs of the stage.
+
+    Returns:
+        Rows of the store of features, which come first in that of all images.
+    """
+    stored = len(inputs.store(FEATURES))
+    learned, held_out = hold_out_rows(len(inputs.store(FEATURES, IMAGES)), inputs.config.seed)
+    return learned[learned < stored], held_out[held_out < stored]
+
+
 def held_out_batches(inputs: StageInputs) -> Batches:
     """Return the images that joint learning does not learn from, with the teachers' scores.
 

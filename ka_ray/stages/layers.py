@@ -7,16 +7,17 @@ from typing import Any
 from torch import nn
 
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import FEATURES, IMAGES
+from ka_ray.features.store import FEATURES
 from ka_ray.numerics.ranks import world_size
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
+from ka_ray.stages.held_out import split_feature_rows
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.layer_solver import LayerSolver
 from ka_ray.stages.layers_behind_start import LayerComparison, express_codes, measure_errors
 from ka_ray.stages.layers_learner import LayerwiseLearner, fold_adapters
 from ka_ray.student import Student
-from ka_ray.training.batches import Batches, hold_out_rows
+from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
 
 
@@ -39,9 +40,7 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     else:
         load_stage(inputs.folder, "start", student)
         student, encoders = student.to(inputs.device), encoders.to(inputs.device)
-        # The images that joint learning holds out, as far as their features are stored: they come first.
-        learned, held_out = hold_out_rows(len(inputs.store(FEATURES, IMAGES)), config.seed)
-        rows, held_out = learned[learned < len(store)], held_out[held_out < len(store)]
+        rows, held_out = split_feature_rows(inputs)
         drawn = inputs.batches("layers", store, columns, num_draws=NUM_SOLVER_DRAWS, rows=rows)
         encoders = express_codes(student, encoders, drawn, config.layers.positions_per_image)
         learner = LayerwiseLearner(student, encoders).to(inputs.device)

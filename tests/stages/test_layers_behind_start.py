@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ka_ray.features.store import FEATURES
+from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.codes_learner import build_amalgamations
 from ka_ray.stages.inputs import load_stage, stage_summary_path
@@ -72,3 +72,19 @@ def test_layers_that_only_get_worse_leave_the_start_as_it_was(make_inputs):
     pixels = torch.from_numpy(inputs.store(FEATURES).gather(["image"], rows[:32])["image"])
     with torch.no_grad():
         torch.testing.assert_close(student(pixels), start(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_codes_do_not_see_the_images_that_judge_the_student(make_inputs):
+    inputs = make_inputs(
+        *BEHIND, "codes.solver=exact", "codes.basis=principal", "codes.positions_per_image=10000"
+    )
+    run_stages(inputs)
+    found = json.loads(stage_summary_path(inputs.folder, "codes").read_text())
+    store = inputs.store(FEATURES)
+    learned, held_out = hold_out_rows(len(inputs.store(FEATURES, IMAGES)), inputs.config.seed)
+    assert len(held_out) > 0
+    for tap, errors in found["taps"].items():
+        stacked = store.gather([tap], learned[learned < len(store)])[tap].astype(np.float64)
+        variances = np.linalg.eigvalsh(np.cov(np.moveaxis(stacked, 1, 0).reshape(stacked.shape[1], -1)))
+        lost = variances[: -errors["width"]].sum() / variances.sum()
+        assert errors["optimal_relative_error"] == pytest.approx(lost, rel=1e-4)
