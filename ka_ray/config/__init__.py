@@ -9,6 +9,7 @@ from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.joint import JointConfig
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
+from ka_ray.config.mixture import ImagesConfig, MixedImages, PlainImages
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
@@ -17,11 +18,8 @@ from ka_ray.config.sources import (
     DatasetsImages,
     DigitsImages,
     FolderImages,
-    ImagesConfig,
     ListImages,
-    MixedImages,
     ParquetImages,
-    PlainImages,
     TorchvisionImages,
     WebDatasetImages,
 )

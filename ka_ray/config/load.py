@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import AnySection, Section
 from ka_ray.config.job_paths import ClusterContext, without_job_folder
+from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.module_folders import add_module_folders
-from ka_ray.config.sources import ImagesConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
 from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path

@@ -12,8 +12,8 @@ from ka_ray.config.cluster import RayConfig
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
 from ka_ray.config.joint import BEHIND_START, JointConfig
 from ka_ray.config.load import load
+from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.placement import PlacementConfig
-from ka_ray.config.sources import ImagesConfig
 from ka_ray.config.stages import (
     CodesConfig,
     ExtractConfig,

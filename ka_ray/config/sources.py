@@ -1,18 +1,21 @@
-"""The `images` section: where images come from."""
+"""The kinds of sources of the `images` section: where images come from."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import ClusterContext, is_absolute
 
 LABELS = "Column of class names, or of integers into `classes`; null: no labels."
+OWNERS = "Column of names of the teachers whose classes the images show, as `owner`; empty: not known."
 INDEXED_NAMES = "Class names of integer labels: a list, or a file: one name per line, or JSON."
 
 
-class _Images(Section):
+class Images(Section):
+    """The keys that all sources share."""
+
     size: int = Field(
         ge=4, description="Height and width, in pixels, for networks whose preprocessing names no size."
     )
@@ -29,13 +32,29 @@ class _Images(Section):
         0, ge=0, description="Number of unreadable images to skip and list; more end the run."
     )
 
+    owner: str | None = Field(
+        None,
+        description="Name of the teacher whose classes all of these images show, for `scores.gate`; null: "
+        "not known.",
+    )
+
     @property
     def has_labels(self) -> bool:
         """Whether the images come with the names of their classes."""
         return True
 
+    @property
+    def has_owners(self) -> bool:
+        """Whether it is known of some images which teacher's classes they show."""
+        return self.owner is not None
 
-class DigitsImages(_Images):
+    @property
+    def named_owners(self) -> frozenset[str]:
+        """Names of teachers in the config; a column of owners is not read for it."""
+        return frozenset() if self.owner is None else frozenset({self.owner})
+
+
+class DigitsImages(Images):
     """scikit-learn's 1,797 scans of handwritten digits, 8x8; classes ``digit_0`` ... ``digit_9``."""
 
     source: Literal["digits"] = Field(description="The kind of source.")
@@ -45,7 +64,7 @@ class DigitsImages(_Images):
     split: Literal["train", "test", "all"] = Field("train", description="test: every fifth image.")
 
 
-class FolderImages(_Images):
+class FolderImages(Images):
     """Image files: one folder per class (torchvision's ``ImageFolder`` layout), or unlabelled in any tree."""
 
     source: Literal["folder"] = Field(description="The kind of source.")
@@ -58,14 +77,11 @@ class FolderImages(_Images):
         return self.labelled
 
 
-class ParquetImages(_Images):
-    """Parquet files with one encoded image (JPEG, PNG, ...) per row."""
+class _TableImages(Images):
+    """Images that a table lists, one in each row."""
 
-    source: Literal["parquet"] = Field(description="The kind of source.")
-    path: ExistingPath = Field(description="A file, or a folder of files.")
-    files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
-    image_column: str = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
     label_column: str | None = Field(None, description=LABELS)
+    owner_column: str | None = Field(None, description=OWNERS)
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
 
     @property
@@ -73,8 +89,28 @@ class ParquetImages(_Images):
         """Whether a column holds classes."""
         return self.label_column is not None
 
+    @model_validator(mode="after")
+    def _has_one_kind_of_owner(self) -> Self:
+        if self.owner is not None and self.owner_column is not None:
+            raise ValueError("give either owner, for all images, or owner_column")
+        return self
 
-class ListImages(_Images):
+    @property
+    def has_owners(self) -> bool:
+        """Whether all images or a column name the teachers whose classes the images show."""
+        return self.owner is not None or self.owner_column is not None
+
+
+class ParquetImages(_TableImages):
+    """Parquet files with one encoded image (JPEG, PNG, ...) per row."""
+
+    source: Literal["parquet"] = Field(description="The kind of source.")
+    path: ExistingPath = Field(description="A file, or a folder of files.")
+    files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
+    image_column: str = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
+
+
+class ListImages(_TableImages):
     """Image files whose paths are listed in a CSV, TSV, Parquet or text file."""
 
     source: Literal["list"] = Field(description="The kind of source.")
@@ -82,8 +118,6 @@ class ListImages(_Images):
         description="The list: .csv or .tsv with a header, .parquet, or .txt with one path per line."
     )
     path_column: str = Field("path", description="Column of paths and URIs; not used for .txt.")
-    label_column: str | None = Field(None, description=LABELS)
-    classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
     root: ExistingPath | None = Field(
         None, description="Folder from which relative paths count; null: the folder of the list."
     )
@@ -100,13 +134,8 @@ class ListImages(_Images):
             )
         return tree
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether a column holds classes."""
-        return self.label_column is not None
 
-
-class DatasetsImages(_Images):
+class DatasetsImages(Images):
     """A dataset of Hugging Face's ``datasets`` that was saved by ``save_to_disk``."""
 
     source: Literal["datasets"] = Field(description="The kind of source.")
@@ -126,7 +155,7 @@ class DatasetsImages(_Images):
         return self.label_column is not None
 
 
-class WebDatasetImages(_Images):
+class WebDatasetImages(Images):
     """Tar shards as WebDataset reads them: files with the same name up to the first dot are one sample."""
 
     source: Literal["webdataset"] = Field(description="The kind of source.")
@@ -146,7 +175,7 @@ class WebDatasetImages(_Images):
         return self.label_key is not None
 
 
-class TorchvisionImages(_Images):
+class TorchvisionImages(Images):
     """A dataset of ``torchvision.datasets`` whose files are on disk; nothing is downloaded."""
 
     source: Literal["torchvision"] = Field(description="The kind of source.")
@@ -177,71 +206,3 @@ class TorchvisionImages(_Images):
 
 REFUSED_ARGUMENTS = {"root", "download", "transform", "target_transform", "transforms", "loader"}
 """Arguments of torchvision's datasets that a config may not set."""
-
-PlainImages = (
-    DigitsImages
-    | FolderImages
-    | ParquetImages
-    | ListImages
-    | DatasetsImages
-    | WebDatasetImages
-    | TorchvisionImages
-)
-"""The sources that a mixture may contain."""
-
-SHARED_KEYS = ("size", "resize", "decoding", "max_unreadable")
-"""Keys that a part of a mixture has from the mixture."""
-
-
-def _inherit_from_mixture(part: Any, info: ValidationInfo) -> Any:
-    """Copy the keys that all parts share with their mixture into a part, which may leave them out."""
-    given = part.model_dump(exclude_unset=True) if isinstance(part, _Images) else part
-    if not isinstance(given, dict):
-        return given
-    # Only the keys of the mixture that are valid: pydantic reports the others itself.
-    inherited = {key: info.data[key] for key in SHARED_KEYS if key in info.data}
-    for key, value in inherited.items():
-        if key not in given:
-            continue
-        own = type(value).model_validate(given[key]) if isinstance(value, Section) else given[key]
-        if own != value:
-            raise ValueError(
-                f"{key} = {given[key]} differs from {value}, the mixture's; set {key} only on the mixture"
-            )
-    # `size` is required. Any valid one (8) keeps a wrong size of the mixture from being reported twice.
-    return {"size": 8} | given | inherited
-
-
-Part = Annotated[
-    PlainImages,
-    Field(discriminator="source"),
-    BeforeValidator(_inherit_from_mixture),
-]
-"""A source that a mixture may contain."""
-
-
-def _two_or_more(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    if len(parts) < 2:  # pydantic's min_length would not count the parts that have mistakes
-        raise ValueError(f"at least two sources are needed to mix, there are {len(parts)}")
-    return parts
-
-
-class MixedImages(_Images):
-    """Several sources that are read as one, part after part; equal labels of two parts are one class.
-
-    The ``limit`` of a part chooses among its images, and does not depend on the seed. The ``limit`` of the
-    mixture then chooses among all of these.
-    """
-
-    source: Literal["mixed"] = Field(description="The kind of source.")
-    parts: Annotated[tuple[Part, ...], AfterValidator(_two_or_more)] = Field(
-        description="At least two sources; they share the mixture's size, resize, decoding, max_unreadable."
-    )
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether all parts have classes."""
-        return all(part.has_labels for part in self.parts)
-
-
-ImagesConfig = Annotated[PlainImages | MixedImages, Field(discriminator="source")]

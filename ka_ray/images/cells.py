@@ -42,6 +42,23 @@ def to_label(value: Any, classes: Sequence[str] | None = None) -> str:
     return str(classes[value])
 
 
+def to_owner(value: Any) -> str:
+    """Return the name of the teacher that a cell of a column of owners names.
+
+    Args:
+        value: A name, as text or as bytes of UTF-8; None or empty if the owner is not known.
+
+    Raises:
+        InputError: The value is not text.
+    """
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if text is not None and not isinstance(text, str):
+        raise InputError(
+            f"images.owner_column: {value!r} is a {type(value).__name__}; owners are names of teachers"
+        )
+    return sys.intern(text or "")
+
+
 def text_to_label(text: str, classes: Sequence[str] | None) -> str:
     """Return the class name of a label that is written as text.
 

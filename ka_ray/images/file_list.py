@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ListImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import locate, text_to_label, to_label
+from ka_ray.images.cells import locate, text_to_label, to_label, to_owner
 from ka_ray.images.listed_files import read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.files import read_bytes
@@ -36,17 +36,17 @@ def list_files_of_list(config: ListImages) -> Source:
     Raises:
         InputError: The list cannot be read or is empty, lacks a column, or has a label beyond the classes.
     """
-    paths, labels = _read_list(config)
+    paths, labels, owners = _read_list(config)
     if not paths:
         raise InputError(f"images.path: the list {config.path} is empty")
     folder = str(config.root or config.path.parent)
-    entries = []
-    for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
+    entries = list[tuple[str, ...]]()
+    for row, (path, *texts) in enumerate(zip(paths, labels, *owners, strict=True)):
         if not path:
             raise InputError(f"images.path_column: row {row} of {config.path} (counted from 0) has no path")
         if "://" in path:
             refuse_credentials(path, CREDENTIALS_ADVICE)
-        entries.append((locate(path, folder), label))
+        entries.append((locate(path, folder), *texts))
     return Source(split_into_chunks(entries), read_listed_files, _class_names(config, labels))
 
 
@@ -56,8 +56,13 @@ def _class_names(config: ListImages, labels: Iterable[str]) -> tuple[str, ...] |
     return config.classes or tuple(sorted({label for label in labels if label}))
 
 
-def _read_list(config: ListImages) -> tuple[list[str], list[str]]:
-    """Return the paths as they are written in a list, and the class name of each ("" if it has none)."""
+def _read_list(config: ListImages) -> tuple[list[str], list[str], list[list[str]]]:
+    """Read a list.
+
+    Returns:
+        The paths as they are written there; the class name of each, "" if it has none; and, in a list of one
+        item, the owner of each, if the list has owners.
+    """
     suffix = config.path.suffix.lower()
     if suffix not in SUFFIXES or not config.path.is_file():
         raise InputError(f"images.path: {config.path} must be a file that ends in {', '.join(SUFFIXES)}")
@@ -70,23 +75,28 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str]]:
         table = _read_parquet(content, config) if suffix == ".parquet" else _read_csv(content, config)
     except pa.ArrowException as error:
         raise InputError(f"images.path: the list {config.path} cannot be read: {error}") from None
-    paths = [_decode(path) for path in _values(table.column(0))]
+    paths = [_decode(path) for path in _values(table[config.path_column])]
+    owners = (
+        [] if config.owner_column is None else [[to_owner(v) for v in _values(table[config.owner_column])]]
+    )
     if config.label_column is None:
-        return paths, [""] * len(paths)
+        return paths, [""] * len(paths), owners
     # CSV has no types: there, every label is text (here bytes), also an integer.
-    return paths, [
+    labels = [
         text_to_label(_decode(label), config.classes)
         if isinstance(label, bytes)
         else to_label(label, config.classes)
-        for label in _values(table.column(1))
+        for label in _values(table[config.label_column])
     ]
+    return paths, labels, owners
 
 
-def _read_lines(content: bytes, config: ListImages) -> tuple[list[str], list[str]]:
-    if config.label_column is not None:
-        raise InputError(f"images.label_column: {config.path} is a text file, which has no columns")
+def _read_lines(content: bytes, config: ListImages) -> tuple[list[str], list[str], list[list[str]]]:
+    for key in ("label_column", "owner_column"):
+        if getattr(config, key) is not None:
+            raise InputError(f"images.{key}: {config.path} is a text file, which has no columns")
     lines = [_decode(line) for line in content.removeprefix(b"\xef\xbb\xbf").splitlines() if line]
-    return lines, [""] * len(lines)
+    return lines, [""] * len(lines), []
 
 
 def _read_csv(content: bytes, config: ListImages) -> Any:
@@ -112,8 +122,8 @@ def _read_parquet(content: bytes, config: ListImages) -> Any:
 
 
 def _check_columns(names: list[str], config: ListImages) -> list[str]:
-    """Return the columns to read: that of the paths and, if there are labels, theirs."""
-    keys = {"path_column": config.path_column, "label_column": config.label_column}
+    """Return the columns to read: that of the paths and, if there are labels or owners, theirs."""
+    keys = {key: getattr(config, key) for key in ("path_column", "label_column", "owner_column")}
     for key, column in keys.items():
         if column is not None and names.count(column) != 1:
             found = "no column" if column not in names else "several columns"
@@ -121,7 +131,7 @@ def _check_columns(names: list[str], config: ListImages) -> list[str]:
             raise InputError(
                 f"images.{key}: the list {config.path} has {found} {column!r}; it has {names}{header}"
             )
-    return [column for column in keys.values() if column is not None]
+    return [*dict.fromkeys(column for column in keys.values() if column is not None)]
 
 
 def _values(column: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Image files whose paths and labels are listed: what the sources `folder` and `list` share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ka_ray.images.cells import or_raise
 from ka_ray.images.sources import Chunk, EncodedImage
@@ -11,12 +11,12 @@ CHUNK_IMAGES = 64
 """Number of images per chunk: their encoded files are in memory at the same time."""
 
 
-def split_into_chunks(entries: list[tuple[str, str]]) -> list[Chunk]:
+def split_into_chunks(entries: Sequence[tuple[str, ...]]) -> list[Chunk]:
     """Divide a list of image files into chunks.
 
     Args:
-        entries: Path or URI, and label, of each image. Strings, not Path objects: they are small to send to
-            workers, and :attr:`ka_ray.images.Source.digest` hashes their repr.
+        entries: Path or URI, label and, if owners are known, owner of each image. Strings, not Path objects:
+            they are small to send to workers, and :attr:`ka_ray.images.Source.digest` hashes their repr.
     """
     parts = [entries[i : i + CHUNK_IMAGES] for i in range(0, len(entries), CHUNK_IMAGES)]
     return [Chunk(number * CHUNK_IMAGES, len(part), part) for number, part in enumerate(parts)]
@@ -34,11 +34,11 @@ def read_listed_files(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[E
         TimeoutError: The network did not answer; the caller may try again.
     """
     chosen = [
-        (chunk.first_id + offset, path, label)
-        for offset, (path, label) in enumerate(chunk.payload)
+        (chunk.first_id + offset, path, texts)
+        for offset, (path, *texts) in enumerate(chunk.payload)
         if wanted(chunk.first_id + offset)
     ]
     contents = read_files([path for _, path, _ in chosen])
-    for (image_id, path, label), content in zip(chosen, contents, strict=True):
+    for (image_id, path, texts), content in zip(chosen, contents, strict=True):
         # The decoder refuses empty content, so the image is counted as unreadable under its name.
-        yield EncodedImage(image_id, printable(path), or_raise(content), label)
+        yield EncodedImage(image_id, printable(path), or_raise(content), *texts)

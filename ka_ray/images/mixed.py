@@ -80,7 +80,8 @@ def list_mixed(config: MixedImages) -> Source:
                 chunks.append(Chunk(first_id, len(payload.ids), payload))
                 first_id += len(payload.ids)
     note = "; ".join(part.note for part in parts if part.note)
-    return Source(chunks, MixedReader(tuple(part.read for part in parts)), _merge_classes(parts), note)
+    reader = MixedReader(tuple(part.read for part in parts), tuple(part.owner or "" for part in config.parts))
+    return Source(chunks, reader, _merge_classes(parts), note)
 
 
 def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
@@ -99,9 +100,11 @@ class MixedReader:
 
     Attributes:
         readers: The reader of each part, in the order of the config.
+        owners: The owner of all images of each part; empty if it is not known, or known by image.
     """
 
     readers: tuple[SourceReader, ...]
+    owners: tuple[str, ...]
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted images of a chunk, under their ids in the mixture."""
@@ -111,7 +114,8 @@ class MixedReader:
         wanted_of_part = {part_id for part_id, mixed_id in mixed_ids.items() if wanted(mixed_id)}
         with _part_in_errors(payload.part):
             for encoded in self.readers[payload.part](payload.chunk, wanted_of_part.__contains__):
-                yield replace(encoded, image_id=mixed_ids[encoded.image_id])
+                owner = encoded.owner or self.owners[payload.part]
+                yield replace(encoded, image_id=mixed_ids[encoded.image_id], owner=owner)
 
 
 @contextmanager

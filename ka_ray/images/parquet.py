@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import read_cells, to_label
+from ka_ray.images.cells import read_cells, to_label, to_owner
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote, open_random_access
 from ka_ray.storage.uris import to_path
@@ -42,7 +42,8 @@ def list_parquet(config: ParquetImages) -> Source:
             chunks.append(Chunk(first_id, num_images, (str(path), group)))
             first_id += num_images
     names = config.classes if config.label_column is not None else None
-    return Source(chunks, ParquetReader(config.image_column, config.label_column, config.classes), names)
+    reader = ParquetReader(config.image_column, config.label_column, config.classes, config.owner_column)
+    return Source(chunks, reader, names)
 
 
 def _read_footer(path: Path, config: ParquetImages) -> Any:
@@ -52,7 +53,8 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
             file = pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"images.path: {path} is not a Parquet file: {error}") from None
-    wanted = {"images.image_column": config.image_column, "images.label_column": config.label_column}
+    keys = ("image_column", "label_column", "owner_column")
+    wanted = {f"images.{key}": getattr(config, key) for key in keys}
     columns = file.schema_arrow.names
     for key, column in wanted.items():
         if column is not None and column not in columns:
@@ -76,25 +78,34 @@ class ParquetReader:
         image_column: Name of the column with the encoded images.
         label_column: Name of the column with the labels; None if the images are unlabelled.
         classes: Names of the classes, into which integer labels are indices; None if the labels are names.
+        owner_column: Name of the column with the owners; None if they are not known.
     """
 
     image_column: str
     label_column: str | None
     classes: tuple[str, ...] | None
+    owner_column: str | None = None
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted rows of one row group; relative paths count from the folder of the file."""
         path, group = chunk.payload
-        columns = [self.image_column] + ([self.label_column] if self.label_column else [])
+        texts = [column for column in (self.label_column, self.owner_column) if column]
         # Every row is counted, also those that are not wanted: a row's id is its number in the source.
         image_id = chunk.first_id
-        for batch in _read_row_group(path, group, columns):
+        for batch in _read_row_group(path, group, [*dict.fromkeys([self.image_column, *texts])]):
             rows = [row for row in range(batch.num_rows) if wanted(image_id + row)]
-            contents = read_cells([batch.column(0)[row].as_py() for row in rows], path.rpartition("/")[0])
+            contents = read_cells(
+                [batch.column(self.image_column)[row].as_py() for row in rows], path.rpartition("/")[0]
+            )
             for row, content in zip(rows, contents, strict=True):
-                value = batch.column(1)[row].as_py() if self.label_column else None
+                label, owner = (
+                    batch.column(column)[row].as_py() if column else None
+                    for column in (self.label_column, self.owner_column)
+                )
                 name = f"{path}, row {image_id + row - chunk.first_id} of row group {group}"
-                yield EncodedImage(image_id + row, name, content, to_label(value, self.classes))
+                yield EncodedImage(
+                    image_id + row, name, content, to_label(label, self.classes), to_owner(owner)
+                )
             image_id += batch.num_rows
 
 

@@ -25,6 +25,9 @@ Columns = dict[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int64]
 """Image ids."""
 
+OWNER = "owner"
+"""Name of the column with the teacher whose classes an image shows."""
+
 BATCH_BYTES = 32 * 1024**2
 """Largest number of decoded bytes in one batch of :func:`read_chunk`: bounds the memory of a reading task."""
 
@@ -54,12 +57,14 @@ class EncodedImage:
         content: The bytes of an image file, RGB pixels ``[H, W, 3]`` uint8, or a Pillow image; empty bytes if
             unreadable.
         label: Name of its class in Unicode's composed form (NFC); empty if it has none.
+        owner: Name of the teacher whose classes it shows; empty if that is not known.
     """
 
     image_id: int
     name: str
     content: bytes | npt.NDArray[np.uint8] | Image.Image
     label: str
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,17 +152,19 @@ def read_chunk(
         views: Column -> view of the decoded image; None: the column ``image``, as the config says.
 
     Yields:
-        ``image_id [n]`` int64, a column ``[n, C, H, W]`` uint8 per view, ``label [n]`` str (empty if none).
+        ``image_id [n]`` int64, a column ``[n, C, H, W]`` uint8 per view, ``label [n]`` str (empty if none);
+        and ``owner [n]`` str if the config names owners.
     """
     views = views or {IMAGE: make_view(Preprocessing(), config)}
     batch_images = max(1, BATCH_BYTES // sum(math.prod(view.shape) for view in views.values()))
     rows = _decode_wanted(config, read, chunk, ids, only_classes, on_unreadable, list(views.values()))
     while batch := list(islice(rows, batch_images)):
-        yield _to_columns(batch, list(views))
+        columns = _to_columns(batch, list(views))
+        yield columns if config.has_owners else {k: c for k, c in columns.items() if k != OWNER}
 
 
-_Row = tuple[int, list[npt.NDArray[np.uint8]], str]
-"""Id, views and label of one image."""
+_Row = tuple[int, list[npt.NDArray[np.uint8]], str, str]
+"""Id, views, label and owner of one image."""
 
 
 def _decode_wanted(
@@ -181,11 +188,12 @@ def _decode_wanted(
         except Exception as error:  # decoders raise many types; each means that this image is unreadable
             on_unreadable(encoded.image_id, f"{encoded.name} ({error})")
             continue
-        yield encoded.image_id, images, encoded.label
+        yield encoded.image_id, images, encoded.label, encoded.owner or config.owner or ""
 
 
 def _to_columns(rows: list[_Row], views: list[str]) -> Columns:
-    image_ids, images, labels = zip(*rows, strict=True)
+    image_ids, images, labels, owners = zip(*rows, strict=True)
     stacked = {name: np.stack(column) for name, column in zip(views, zip(*images, strict=True), strict=True)}
     ids = np.asarray(image_ids, dtype=np.int64)
-    return {"image_id": ids, **stacked, "label": np.asarray(labels, dtype=object)}
+    texts = {"label": np.asarray(labels, dtype=object), OWNER: np.asarray(owners, dtype=object)}
+    return {"image_id": ids, **stacked, **texts}
