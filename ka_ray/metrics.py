@@ -37,6 +37,10 @@ class Counts:
         teacher_correct: How many of those the teacher itself classifies correctly, ``[T]``.
         student_correct: How many of those the student classifies correctly if it may choose only among the
             teacher's classes, ``[T]``.
+        gated: Confusion matrix of the ensemble whose owners a gate chooses, ``[K, K]``.
+        owners: Numbers of images, ``[4]``: those that a gate has seen; of them, those for which it prefers
+            another owner than the ensemble; those whose class a teacher knows and that the ensemble, or the
+            gate, gives to such a teacher. See :func:`count_owners`.
     """
 
     images: int
@@ -49,6 +53,8 @@ class Counts:
     teacher_images: CountArray
     teacher_correct: CountArray
     student_correct: CountArray
+    gated: CountArray
+    owners: CountArray
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -64,7 +70,37 @@ class Counts:
         square = np.zeros((num_classes, num_classes), np.int64)
         line = np.zeros(num_teachers, np.int64)
         row = np.zeros(num_classes, np.int64)
-        return Counts(0, 0, 0, square, square, square, row, line, line, line)
+        none = np.zeros(4, np.int64)
+        return Counts(0, 0, 0, square, square, square, row, line, line, line, square, none)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate says of a batch.
+
+    Attributes:
+        scores: The gated ensemble's scores, ``[B, K]``.
+        before: The owner that the ensemble prefers, ``[B]``, an index of a teacher.
+        owners: The owner that the gate prefers, ``[B]``.
+    """
+
+    scores: Scores
+    before: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
+
+
+def count_owners(gated: Gated | None, has_teacher_class: Sequence[npt.NDArray[np.bool_]]) -> CountArray:
+    """Count owners as :class:`Counts` has them.
+
+    Args:
+        gated: What the gate says; None if there is none.
+        has_teacher_class: For each teacher, whether an image is of one of its classes, ``[B]``.
+    """
+    if gated is None:
+        return np.zeros(4, np.int64)
+    knows, images = np.stack(has_teacher_class), np.arange(len(gated.owners))
+    right = [int(knows[owners, images].sum()) for owners in (gated.before, gated.owners)]
+    return np.array([len(images), int((gated.before != gated.owners).sum()), *right], np.int64)
 
 
 def count_batch(
@@ -74,6 +110,7 @@ def count_batch(
     teachers: Sequence[Scores],
     columns: Sequence[Sequence[int]],
     over_views: Scores | None = None,
+    gated: Gated | None = None,
 ) -> Counts:
     """Count one batch of images.
 
@@ -84,10 +121,12 @@ def count_batch(
         teachers: Each teacher's own scores, ``[B, K_t]``; empty if there are no teachers.
         columns: For each teacher, the indices of its classes among the K, in the order of its own scores.
         over_views: The amalgamated scores averaged over views, ``[B, K]``; None if no views are configured.
+        gated: What a gate says; None if there is none. The student is then compared with the gated ensemble.
     """
+    followed = ensemble if gated is None else gated.scores
     num_classes = max(max(c) for c in columns) + 1
-    both = student is not None and ensemble is not None
-    agreed = int((student.argmax(1) == ensemble.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
+    both = student is not None and followed is not None
+    agreed = int((student.argmax(1) == followed.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
     # Images of unknown class (-1) belong to no teacher, so they never count as right or wrong.
     has_teacher_class = [np.isin(targets, c) for c in columns]
     return Counts(
@@ -97,12 +136,14 @@ def count_batch(
         student=confusion(targets, student, num_classes),
         ensemble=confusion(targets, ensemble, num_classes),
         over_views=confusion(targets, over_views, num_classes),
-        predicted=np.bincount([] if ensemble is None else ensemble.argmax(1), minlength=num_classes),
+        predicted=np.bincount([] if followed is None else followed.argmax(1), minlength=num_classes),
         teacher_images=np.array([mask.sum() for mask in has_teacher_class], np.int64),
         teacher_correct=_count_correct(targets, list(teachers), has_teacher_class, columns),
         student_correct=_count_correct(targets, [student[:, c] for c in columns], has_teacher_class, columns)
         if student is not None
         else np.zeros(len(columns), np.int64),
+        gated=confusion(targets, None if gated is None else gated.scores, num_classes),
+        owners=count_owners(gated, has_teacher_class),
     )
 
 
@@ -159,7 +200,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         teachers: The teachers' names, in the order of the counts.
 
     Returns:
-        ``union``, ``ensemble``, ``ensemble_over_views``, ``agreement``, ``constant_agreement`` and
+        ``union``, ``ensemble``, ``ensemble_over_views``, ``gated_ensemble``, ``agreement``, ``constant_agreement`` and
         ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where nothing was measured
         (``union`` is the student's accuracy over all K classes); and ``images`` and ``labelled``: the number
         of all and of labelled images that they were measured on.
@@ -179,6 +220,7 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         "union": _share(np.trace(counts.student), counts.student.sum()),
         "ensemble": _share(np.trace(counts.ensemble), counts.ensemble.sum()),
         "ensemble_over_views": _share(np.trace(counts.over_views), counts.over_views.sum()),
+        "gated_ensemble": _share(np.trace(counts.gated), counts.gated.sum()),
         "agreement": _share(counts.agreed, counts.compared),
         "constant_agreement": _share(counts.predicted.max(), counts.predicted.sum()),
         "per_teacher": per_teacher,

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ka_ray.amalgamation.unify import unify_distributions
 from ka_ray.errors import InputError
 
-Rule = Literal["concatenate", "mean", "max", "conditional"]
+Rule = Literal["concatenate", "mean", "max", "conditional", "sum"]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Maps the student's scores and their target, both `[B, K]`, to a scalar loss."""
 
@@ -27,6 +27,8 @@ MAX_LISTED = 8
 _RULE_EFFECTS = {
     "mean": "the target score of a shared class is the mean over the teachers that know it",
     "max": "the target score of a shared class is the maximum over the teachers that know it",
+    "sum": "the probability of a shared class is the sum over the teachers that know it, each times that of "
+    "the teacher as the image's owner",
     "conditional": "the student learns from each teacher only among that teacher's classes, so the teachers' "
     "scores need no common scale",
 }
@@ -144,6 +146,8 @@ class LabelSets:
         scores = teacher_scores[:, indices]  # [B, N, K]; index -1 reads a wrong score, which `known` hides
         if self.rule == "mean":
             return scores.where(known, 0).sum(dim=1) / known.sum(dim=0)
+        if self.rule == "sum":
+            return scores.where(known, -torch.inf).logsumexp(dim=1)
         if self.rule == "max":
             return scores.where(known, -torch.inf).amax(dim=1)
         # In float64: a confident teacher's small probabilities matter where others know those classes.

@@ -14,6 +14,7 @@ from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
+from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.sources import (
     DatasetsImages,
     DigitsImages,
@@ -29,7 +30,6 @@ from ka_ray.config.stages import (
     ExtractConfig,
     LayersConfig,
     LikeTeacher,
-    ScoresConfig,
     TrainingConfig,
 )
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig

@@ -14,12 +14,12 @@ from ka_ray.config.joint import BEHIND_START, JointConfig
 from ka_ray.config.load import load
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.placement import PlacementConfig
+from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.stages import (
     CodesConfig,
     ExtractConfig,
     LayersConfig,
     LikeTeacher,
-    ScoresConfig,
 )
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig, TapName, TapPath
 from ka_ray.config.teachers import TeacherConfig
@@ -154,6 +154,9 @@ class Config(_Run):
             )
         if isinstance(self.codes.widths, LikeTeacher) and self.codes.widths.like not in names:
             raise ValueError(f"codes.widths.like: no teacher {self.codes.widths.like!r}; there are {names}")
+        unknown = sorted({*self.scores.hints, *self.images.named_owners} - {*names})
+        if unknown:
+            raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {names}")
         for tap, paths in (self.taps or {}).items():
             if isinstance(paths, dict) and set(paths) - {STUDENT} != set(names):
                 raise ValueError(

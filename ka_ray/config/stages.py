@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from ka_ray.config.base import Section, drop_nulls
 
@@ -80,32 +80,6 @@ Widths = Annotated[
     | Annotated[dict[str, PositiveInt], Tag("taps")],
     Discriminator(_kind_of_widths),
 ]
-
-
-class ScoresConfig(Section):
-    """How the teachers' scores become the student's targets."""
-
-    rule: Literal["concatenate", "mean", "max", "conditional"] | None = Field(
-        None,
-        description="How the teachers' scores are combined; null: concatenate them if the label sets are "
-        "disjoint, take the mean if they overlap.",
-    )
-    center: bool = Field(
-        False,
-        description="Subtract from each teacher's scores of an image their mean over its classes: for "
-        "teachers whose scores are higher than those of others for all classes.",
-    )
-    views: tuple[Literal["flip", "shift"], ...] = Field(
-        (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
-    )
-    shift: int = Field(
-        2, ge=1, description="Pixels that the view `shift` moves the image up, down, left and right."
-    )
-
-    @field_validator("views", mode="before")
-    @classmethod
-    def _single_view_to_tuple(cls, views: Any) -> Any:
-        return (views,) if isinstance(views, str) else () if views is None else views
 
 
 class CodesConfig(TrainingConfig):

@@ -17,6 +17,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.config import Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.device import actor_device
@@ -25,10 +26,11 @@ from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.teachers import ReadSpec, run_teachers
-from ka_ray.features.stack import SCORES, TARGETS, feature_column
+from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
+from ka_ray.gates import Gate, GateSample
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
-from ka_ray.metrics import Counts, Scores, count_batch
+from ka_ray.metrics import Counts, Gated, Scores, count_batch
 from ka_ray.student import Student, load_student
 
 TEACHERS_ONLY = "teachers"
@@ -49,6 +51,8 @@ class Evaluation:
         scores: The views over which scores are averaged; the averages are counted in addition.
         only_classes: Keep only images with these labels; None keeps all.
         teacher_columns: Teacher -> column with its images; the column ``image`` for those not named.
+        gates: Student -> the gate of the scores that it learned from; students without one are left out.
+        last_layers: Teacher -> path of its last layer, for gates.
     """
 
     images: ImageSet
@@ -59,6 +63,8 @@ class Evaluation:
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
     teacher_columns: Mapping[str, str] = field(default_factory=dict)
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    last_layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -90,7 +96,10 @@ class Evaluator:
                     for scores in own.values()
                 ]
             scores = None if student is None else self._scores(student, images)
-            counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], *amalgamated[key])
+            gated = self._gate(name, batch, own[SCORES])
+            counts[name] = self._count(
+                label_sets, scores, batch["label"], own[SCORES], *amalgamated[key], gated
+            )
         ids = np.empty(1, dtype=object)
         ids[0] = np.asarray(batch["image_id"], np.int64)
         return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
@@ -101,6 +110,16 @@ class Evaluator:
             return None
         return torch.cat([torch.tensor(batch[name]) for name in names], dim=1)
 
+    def _gate(self, student: str, batch: Columns, scores: torch.Tensor | None) -> Gated | None:
+        gate = self._work.gates.get(student)
+        if gate is None or scores is None:
+            return None
+        embeddings = {t: torch.tensor(batch[feature_column(EMBEDDING, t)]) for t in gate.scaling.sources}
+        sample = GateSample(embeddings, scores)
+        before = compute_energies(gate.label_sets, scores).argmax(dim=1)
+        owners = gate.log_owners(sample).argmax(dim=1)
+        return Gated(gate.amalgamate(sample).numpy(), before.numpy(), owners.numpy())
+
     def _count(
         self,
         label_sets: LabelSets,
@@ -109,6 +128,7 @@ class Evaluator:
         own: torch.Tensor | None,
         ensemble: Scores | None,
         over_views: Scores | None,
+        gated: Gated | None,
     ) -> Counts:
         index = {name: i for i, name in enumerate(label_sets.classes)}
         return count_batch(
@@ -118,6 +138,7 @@ class Evaluator:
             teachers=[] if own is None else [part.numpy() for part in label_sets.split(own)],
             columns=[label_sets.columns(name) for name in label_sets.by_teacher],
             over_views=over_views,
+            gated=gated,
         )
 
     def _scores(self, student: Student, images: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -191,9 +212,8 @@ def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_teachers = work.pools, len(work.teachers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    rows = run_teachers(
-        rows, work.teachers, pools, ReadSpec({}, {}, work.scores, work.teacher_columns), monitor
-    )
+    reading = ReadSpec({}, {}, work.scores, work.teacher_columns, last_layers=work.last_layers)
+    rows = run_teachers(rows, work.teachers, pools, reading, monitor)
     count, share = pools.evaluators(num_teachers)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])

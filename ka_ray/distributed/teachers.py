@@ -22,7 +22,7 @@ from ka_ray.distributed.images import Columns
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.features.resize import resize_features
-from ka_ray.features.stack import SCORES, TARGETS, feature_column
+from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.images.augment import score_views
 from ka_ray.images.views import IMAGE
 from ka_ray.teachers import load_teacher
@@ -41,6 +41,7 @@ class ReadSpec:
         spaces: Tap -> height and width to which the features of all teachers are resized.
         scores: The config's ``scores`` section; it says over which views of an image scores are averaged.
         images: Teacher -> column with its images; the column ``image`` for teachers that are not named.
+        last_layers: Teacher -> path of its last layer, whose input is read as the embedding; empty: not read.
         stored_images: Columns of images that are stored besides ``image``, because the teachers of training
             workers or teachers in training need them.
     """
@@ -50,6 +51,7 @@ class ReadSpec:
     scores: ScoresConfig
     images: Mapping[str, str] = field(default_factory=dict)
     stored_images: tuple[str, ...] = ()
+    last_layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class TeacherActor:
@@ -84,13 +86,18 @@ class TeacherActor:
     def __call__(self, batch: Columns) -> Columns:
         """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
 
+        With ``last_layers``, also add ``embedding@teacher [n, D_t]`` in fp16.
+
         With ``scores.views``, also add ``targets@teacher [n, K_t]``: the scores averaged over several shifted
         or flipped views of each image.
         """
         self._starts.check()
         name = self._teacher.name
         images = torch.tensor(batch[self._reading.images.get(name, IMAGE)]).to(self._device)
-        features, scores = self._teacher.features(images, self._paths)
+        with self._teacher.read_embedding(self._reading.last_layers.get(name)) as read:
+            features, scores = self._teacher.features(images, self._paths)
+        if read is not None:
+            batch[feature_column(EMBEDDING, name)] = read.embedding.half().cpu().numpy()
         for tap, feature in features.items():
             fitted = resize_features(feature, self._reading.spaces[tap])
             # Arrow stores rows in the order [C, *space]; the feature may be in channels-last memory format.

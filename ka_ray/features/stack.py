@@ -19,6 +19,13 @@ TARGETS = "targets"
 """Name of the column with a teacher's scores averaged over several views of the image."""
 
 
+EMBEDDING = "embedding"
+"""Name of the column with the inputs of a teacher's last layer, and of those of all teachers side by side."""
+
+OWNERS = "owners"
+"""Name of the column with log p(owner | image), one value per teacher, from a gate."""
+
+
 def feature_column(tap: str, teacher: str) -> str:
     """Return the name of the column that holds one teacher's features of one tap.
 
@@ -49,8 +56,9 @@ def stack_columns(
         kept: Columns of teachers that are kept, such as their views of the images.
 
     Returns:
-        The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``; and
-        ``scores [n, sum of K_t]``. Stacked columns have dtype float16.
+        The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
+        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if the teachers have such columns. Stacked
+        columns have dtype float16.
 
     Raises:
         InputError: A feature is not finite. In float16 that includes values above 65,504.
@@ -58,6 +66,8 @@ def stack_columns(
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
+        if feature_column(EMBEDDING, teachers[0]) in columns:
+            parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.

@@ -29,8 +29,11 @@ class Accuracy(ReportSection):
     """Accuracy of the amalgamated scores of all teachers; None without labels or teachers."""
     ensemble_over_views: float | None
     """Same as ``ensemble``, with scores averaged over several views per image; None without such views."""
+    gated_ensemble: float | None = None
+    """Accuracy of the ensemble whose owners the gate chooses; None without labels or without a gate."""
     agreement: float | None
-    """Share of the images for which student and ensemble predict the same class; None without teachers."""
+    """Share of the images for which student and ensemble, with the gate if there is one, predict the same
+    class; None without teachers."""
     constant_agreement: float | None
     """Share of the images for which the ensemble predicts its most frequent class: the agreement of a student
     that always gives this answer; None without teachers."""

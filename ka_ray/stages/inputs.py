@@ -13,6 +13,7 @@ from torch import nn
 from ka_ray.config import Config, NetworkTrainingConfig, TrainingConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
+from ka_ray.stages.gated_store import GatedStore
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.student.plan import Plan
@@ -45,9 +46,18 @@ class StageInputs:
     report: ProgressCallback
 
     def store(self, *folders: str) -> Store:
-        """Open the given folders of stored images as one store. Folders that do not exist are left out."""
+        """Open the given folders of stored images as one store; with a gate, its scores are gated.
+
+        Folders that do not exist are left out.
+        """
         # If the features of all images are kept, there is no folder of images without features.
-        return Store(*[self.data / name for name in folders if (self.data / name / DONE).exists()])
+        found, gate = (
+            [self.data / n for n in folders if (self.data / n / DONE).exists()],
+            self.config.scores.gate,
+        )
+        if gate == "none":
+            return Store(*found)
+        return GatedStore(found, owners_folder(self.data, gate), self.plan.label_sets)
 
     def batches(self, stage: str, store: Store, columns: list[str], **options: Any) -> Batches:
         """Return batches of a store with the batch size of a stage.
@@ -75,6 +85,16 @@ class StageInputs:
         if not isinstance(section, NetworkTrainingConfig):
             return settings
         return replace(settings, **network_settings(section), decay_biases=False)
+
+
+def owners_folder(data: Path, gate: str) -> Path:
+    """Return the folder of shards with log p(owner | image) of all stored images.
+
+    Args:
+        data: Folder with the stored images.
+        gate: Name of the gate, as ``scores.gate`` has it.
+    """
+    return data / "gates" / gate / "owners"
 
 
 def network_settings(section: NetworkTrainingConfig) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ka_ray.amalgamation.gated_scores import gate_scores
 from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.config import Config, JointConfig, ScoresConfig
-from ka_ray.features.stack import SCORES
+from ka_ray.features.stack import OWNERS, SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.images.views import IMAGE
@@ -97,12 +98,14 @@ class JointLearner(nn.Module):
         Args:
             batch: Column ``image [B, C, H, W]``, and another one per teacher that gets other images, if
                 teachers score augmented images; with augmentation ``draws [B, 3]``, the random numbers that
-                decide how each image is augmented; and all teachers' scores side by side,
+                decide how each image is augmented; with a gate, ``owners [B, N]``; and all teachers' scores side by side,
                 ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
         """
         images = self._augmented(batch, IMAGE)
         if self._scores_augmented:
             teacher_scores = torch.cat([self._score(teacher, batch) for teacher in self._teachers], dim=1)
+            if self._scores.gate != "none":  # whose image it is does not depend on the view
+                teacher_scores = gate_scores(self._label_sets, teacher_scores, batch[OWNERS])
         else:
             teacher_scores = batch["scores"]
         # The rule `conditional` always compares by KL divergence; without `loss: kl` it is not softened.
@@ -204,7 +207,8 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]
     by_teacher = inputs.plan.views.teacher_columns
     learner = JointLearner(student, config, inputs.config.scores, teachers, by_teacher)
-    columns = dict.fromkeys([IMAGE, *by_teacher.values()]) if teachers else [IMAGE, SCORES]
+    own = [*by_teacher.values(), *([OWNERS] if inputs.config.scores.gate != "none" else [])]
+    columns = dict.fromkeys([IMAGE, *own]) if teachers else [IMAGE, SCORES]
     return learner, inputs.batches("joint", store, list(columns), num_draws=draws, rows=rows)
 
 

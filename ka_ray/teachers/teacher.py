@@ -5,6 +5,7 @@ width in positions (empty after a linear layer).
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from ka_ray.features.taps import Taps
 from ka_ray.images.views import View
 from ka_ray.teachers.activations import to_scores
 from ka_ray.teachers.checkpoint import load_checkpoint, load_fitting_weights
+from ka_ray.teachers.last_layer import ReadEmbedding, find_last_layer
 from ka_ray.teachers.networks import build_network
 from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
@@ -76,6 +78,32 @@ class Teacher:
             output = self.network(self.preprocess(images))
             scores = self._find_scores(output)
         return taps.features, scores
+
+    def find_embedding(self, view: View) -> tuple[str, int] | None:
+        """Return the path of the last layer and the size D of the embedding, its input; None if not clear.
+
+        Args:
+            view: The pixels that the teacher gets of an image.
+        """
+
+        def measure(images: Tensor) -> tuple[str, int] | None:
+            path = find_last_layer(self.network, self.preprocess(images), len(self.classes))
+            if path is None:
+                return None
+            with self.read_embedding(path) as read:
+                self.scores(images)
+            assert read is not None
+            return path, read.embedding.shape[1]
+
+        return self._try_images(view, measure, 2)
+
+    def read_embedding(self, path: str | None) -> AbstractContextManager[ReadEmbedding | None]:
+        """Read the embedding in the forward passes of a `with` block.
+
+        Args:
+            path: Path of the last layer, as :meth:`find_embedding` returns it; None: nothing is read.
+        """
+        return nullcontext() if path is None else ReadEmbedding(self.network, path)
 
     def _find_scores(self, output: Any) -> Tensor:
         return to_scores(find_scores(output, len(self.classes), self.output), self.final_activation)
