@@ -30,8 +30,8 @@ class ScoresConfig(Section):
     gate: Literal["none", "self", "hints", "auto"] = Field(
         "none",
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
-        "decides; hints: a gate that is learned from images whose owner is known; self: one that teaches itself from "
-        "images that are clear; auto: the one that helps, if any does.",
+        "decides; hints: a gate that is learned from images whose owner is known; self: one that teaches "
+        "itself from images that are clear; auto: the one that helps, if any does.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,

@@ -97,9 +97,8 @@ class Evaluator:
                 ]
             scores = None if student is None else self._scores(student, images)
             gated = self._gate(name, batch, own[SCORES])
-            counts[name] = self._count(
-                label_sets, scores, batch["label"], own[SCORES], *amalgamated[key], gated
-            )
+            both = amalgamated[key]
+            counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
         ids = np.empty(1, dtype=object)
         ids[0] = np.asarray(batch["image_id"], np.int64)
         return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
@@ -126,9 +125,9 @@ class Evaluator:
         student: Scores | None,
         labels: Any,
         own: torch.Tensor | None,
+        gated: Gated | None,
         ensemble: Scores | None,
         over_views: Scores | None,
-        gated: Gated | None,
     ) -> Counts:
         index = {name: i for i, name in enumerate(label_sets.classes)}
         return count_batch(

@@ -57,8 +57,8 @@ def stack_columns(
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
-        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if the teachers have such columns. Stacked
-        columns have dtype float16.
+        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if the teachers have such columns.
+        Stacked columns have dtype float16.
 
     Raises:
         InputError: A feature is not finite. In float16 that includes values above 65,504.

@@ -22,6 +22,7 @@ from ka_ray.reports.sections import CurvePoint
 from ka_ray.reports.summaries import EvaluationSummary
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored, store_images, train_in_group
+from ka_ray.runs.gates import find_embeddings
 from ka_ray.runs.output_folder import check_disk
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
@@ -51,6 +52,7 @@ def extract(run: Run, students: Sequence[Config]) -> None:
         InputError: The disk has too little room.
     """
     config, plan, scores = run.config, run.plan, run.config.scores
+    embeddings = find_embeddings(run, students)
     needs_features = any(student.learns_layers for student in students)
     if needs_features and is_stored(run.folder / IMAGES) and not is_stored(run.folder / FEATURES):
         raise InputError(
@@ -61,12 +63,13 @@ def extract(run: Run, students: Sequence[Config]) -> None:
     limit = config.extract.images if needs_features or is_stored(run.folder / FEATURES) else 0
     kept, others = split_for_features(run.training_images, limit, config.seed)
     columns, stored = plan.views.teacher_columns, _stored_images(run, students)
-    image_bytes = plan.image_bytes(stored)
-    features = ReadSpec(plan.paths, plan.spaces, scores, columns, stored)
+    image_bytes = plan.image_bytes(stored) + sum(embedding.bytes for embedding in embeddings.values())
+    last_layers = {teacher: embedding.path for teacher, embedding in embeddings.items()}
+    features = ReadSpec(plan.paths, plan.spaces, scores, columns, stored, last_layers)
     parts = [(FEATURES, kept, plan.feature_bytes + image_bytes, features)]
     # A start measures its batch norms on images, also if nothing is learned behind it.
     if any(student.joint.any_steps or student.student.start != "random" for student in students):
-        parts.append((IMAGES, others, image_bytes, ReadSpec({}, {}, scores, columns, stored)))
+        parts.append((IMAGES, others, image_bytes, dataclasses.replace(features, paths={}, spaces={})))
     parts = [part for part in parts if len(part[1].ids) and not is_stored(run.folder / part[0])]
     needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)
     check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])

@@ -98,8 +98,9 @@ class JointLearner(nn.Module):
         Args:
             batch: Column ``image [B, C, H, W]``, and another one per teacher that gets other images, if
                 teachers score augmented images; with augmentation ``draws [B, 3]``, the random numbers that
-                decide how each image is augmented; with a gate, ``owners [B, N]``; and all teachers' scores side by side,
-                ``scores [B, sum of K_t]``, unless the teachers score the augmented images.
+                decide how each image is augmented; with a gate, ``owners [B, N]``; and all teachers'
+                scores side by side, ``scores [B, sum of K_t]``, unless the teachers score the augmented
+                images.
         """
         images = self._augmented(batch, IMAGE)
         if self._scores_augmented:
