@@ -202,8 +202,8 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
     Returns:
         ``union``, ``ensemble``, ``ensemble_over_views``, ``gated_ensemble``, ``agreement``,
         ``constant_agreement`` and ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where
-        nothing was measured (``union`` is the student's accuracy over all K classes); and ``images`` and ``labelled``: the number
-        of all and of labelled images that they were measured on.
+        nothing was measured (``union`` is the student's accuracy over all K classes); and ``images`` and
+        ``labelled``: the number of all and of labelled images that they were measured on.
     """
     has_student = counts.student.sum() > 0
     per_teacher: Mapping[str, dict[str, float | None]] = {

@@ -87,7 +87,8 @@ def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDA
     """
     columns = store.gather([EMBEDDING, SCORES], rows)
     parts = torch.from_numpy(columns[EMBEDDING]).split([e.channels for e in embeddings.values()], dim=1)
-    return GateSample(dict(zip(embeddings, parts, strict=True)), torch.from_numpy(columns[SCORES]).float())
+    scores = torch.from_numpy(columns[SCORES]).float()
+    return GateSample(dict(zip(embeddings, parts, strict=True)), scores)
 
 
 def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int64]) -> torch.Tensor:
