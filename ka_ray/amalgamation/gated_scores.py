@@ -1,0 +1,61 @@
+"""Combine the teachers' scores by the probability that an image belongs to each teacher.
+
+Shapes: B images, N teachers, K_t classes of teacher t, K classes of the union.
+"""
+
+import torch
+from torch import Tensor
+
+from ka_ray.amalgamation.label_sets import LabelSets
+
+
+def compute_energies(label_sets: LabelSets, teacher_scores: Tensor) -> Tensor:
+    """Compute each teacher's energy of an image, the log of the sum of its exponentiated scores.
+
+    The softmax over concatenated scores is ``p(owner) p(class | owner)`` with ``p(owner) = softmax(energies)``
+    and the teacher's own softmax as ``p(class | owner)``: the energies are what the ensemble goes by. As a
+    score of whether an image is a network's own: Liu et al., "Energy-based Out-of-distribution Detection"
+    (NeurIPS 2020), with the sign reversed.
+
+    Args:
+        label_sets: The teachers' classes, and whether their scores are centred first.
+        teacher_scores: `[B, sum of K_t]`, not softmaxed.
+
+    Returns:
+        `[B, N]`, in the unit of the scores.
+    """
+    parts = label_sets.split(teacher_scores)
+    if label_sets.center:
+        parts = [part - part.mean(dim=1, keepdim=True) for part in parts]
+    return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
+
+
+def amalgamate_by_owner(label_sets: LabelSets, teacher_scores: Tensor, log_owners: Tensor) -> Tensor:
+    """Compute ``log p(class) = log sum_t p(owner t) p_t(class)``, where p_t is the softmax of teacher t.
+
+    A class that several teachers know gets probability from each of them, and so needs no score rule. The
+    decomposition into owner and class within the owner is that of Kim et al., "A Theoretical Study on Solving
+    Continual Learning" (NeurIPS 2022).
+
+    Args:
+        label_sets: The teachers' classes.
+        teacher_scores: `[B, sum of K_t]`.
+        log_owners: `[B, N]`, log p(owner), from a gate.
+
+    Returns:
+        `[B, K]`, scores whose softmax is p(class), in the dtype of ``teacher_scores``.
+    """
+    width, classes = label_sets.num_scores, len(label_sets.classes)
+    parts = label_sets.split(teacher_scores)
+    joint = torch.cat(
+        [part.log_softmax(dim=1) + log_owners[:, [t]].to(part) for t, part in enumerate(parts)], dim=1
+    )
+    if width == classes:  # disjoint classes are listed teacher by teacher, as the scores are
+        return joint
+    columns = [column for teacher in label_sets.by_teacher for column in label_sets.columns(teacher)]
+    terms = joint.new_full((len(joint), len(parts), classes), -torch.inf)
+    owners = torch.repeat_interleave(
+        torch.arange(len(parts)), torch.tensor([part.shape[1] for part in parts])
+    )
+    terms[:, owners, torch.tensor(columns)] = joint
+    return terms.logsumexp(dim=1)

@@ -1,0 +1,74 @@
+"""What a gate learns from: the teachers' pooled features and scores of a sample of images.
+
+Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height and width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_DEVIATION = 1e-6
+"""Features whose standard deviation is smaller are constant, and are not scaled up."""
+
+
+def pool_features(features: Tensor) -> Tensor:
+    """Average features `[n, D, *space]` over their positions, to `[n, D]`."""
+    return features if features.dim() == 2 else features.flatten(2).mean(dim=2)
+
+
+@dataclass(frozen=True)
+class GateSample:
+    """A sample of images as a gate sees them.
+
+    Attributes:
+        features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a descriptive network
+            if there is one; every source is a judge of its own.
+        scores: The teachers' scores side by side, `[n, sum of K_t]`.
+    """
+
+    features: Mapping[str, Tensor]
+    scores: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, index: Tensor) -> "GateSample":
+        """Return the images of an index or mask `[n]`."""
+        return GateSample({name: rows[index] for name, rows in self.features.items()}, self.scores[index])
+
+
+@dataclass(frozen=True)
+class InputScaling:
+    """Standardises features and puts the sources side by side.
+
+    Every source has the same share in the sum of squares, whatever its number of features: after scaling,
+    the variances of its features add up to 1. So one penalty means the same for networks of any width.
+
+    Attributes:
+        sources: Names of the sources, in the order of the inputs.
+        mean: `[D]`, means of the features.
+        scale: `[D]`, factor of each feature behind the subtraction of its mean.
+    """
+
+    sources: tuple[str, ...]
+    mean: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def measure(features: Mapping[str, Tensor]) -> "InputScaling":
+        """Measure mean and deviation of the features of a sample of images, `[n, D_s]` per source."""
+        means, scales = [], []
+        for rows in features.values():
+            rows = rows.float()
+            deviation = rows.std(dim=0, correction=0)
+            constant = deviation < MIN_DEVIATION
+            means.append(rows.mean(dim=0))
+            scales.append((1 / deviation.masked_fill(constant, torch.inf)) / rows.shape[1] ** 0.5)
+        return InputScaling(tuple(features), torch.cat(means), torch.cat(scales))
+
+    def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the inputs `[n, D]` in float32; sources that the scaling does not know are left out."""
+        rows = torch.cat([features[source].float() for source in self.sources], dim=1)
+        return (rows - self.mean.to(rows.device)) * self.scale.to(rows.device)
