@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ka_ray.amalgamation.gated_scores import amalgamate_by_owner, compute_energies
@@ -15,7 +14,7 @@ from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.inputs import GateSample, InputScaling
 
-TENSORS = ("mean", "scale", "weight", "bias")
+TENSORS = ("mean", "scale", "weight", "bias", "energy_scale")
 """Names of a gate's tensors in its state dict."""
 
 
@@ -23,14 +22,16 @@ TENSORS = ("mean", "scale", "weight", "bias")
 class Gate:
     """log p(owner | image) is linear in the features, on top of what the ensemble says already.
 
-    ``p(owner | image) = softmax(energies + inputs @ weight + bias)``. With weights of 0 it is the p(owner) of
-    the ensemble, see :func:`compute_energies`: a gate that learned little changes little.
+    ``p(owner | image) = softmax(energy_scale * energies + inputs @ weight + bias)``. With a scale of 1 and
+    weights of 0 it is the p(owner) of the ensemble, see :func:`compute_energies`: a gate that learned little
+    changes little.
 
     Attributes:
         label_sets: The teachers' classes, and whether their scores are centred.
         scaling: Makes the inputs out of features.
         weight: `[D, N]`.
         bias: `[N]`.
+        energy_scale: `[N]`, factor of each teacher's energy.
         learned_from: ``known``, ``hints`` or ``self``, for reports.
     """
 
@@ -38,6 +39,7 @@ class Gate:
     scaling: InputScaling
     weight: Tensor
     bias: Tensor
+    energy_scale: Tensor
     learned_from: str
 
     def log_owners(self, sample: GateSample) -> Tensor:
@@ -52,7 +54,7 @@ class Gate:
         inputs = self.scaling(sample.features)
         correction = inputs @ self.weight.to(inputs) + self.bias.to(inputs)
         energies = compute_energies(self.label_sets, sample.scores.float())
-        return (energies + correction).log_softmax(dim=1)
+        return (energies * self.energy_scale.to(energies) + correction).log_softmax(dim=1)
 
     def amalgamate(self, sample: GateSample) -> Tensor:
         """Return the gated ensemble's scores `[n, K]`, see :func:`amalgamate_by_owner`."""
@@ -60,7 +62,7 @@ class Gate:
 
     def to_state(self) -> dict[str, Tensor]:
         """Return the gate's tensors on the CPU, to be saved as safetensors beside :meth:`describe`."""
-        tensors = (self.scaling.mean, self.scaling.scale, self.weight, self.bias)
+        tensors = (self.scaling.mean, self.scaling.scale, self.weight, self.bias, self.energy_scale)
         return {
             name: tensor.detach().cpu().contiguous() for name, tensor in zip(TENSORS, tensors, strict=True)
         }
@@ -97,20 +99,12 @@ class Gate:
         absent = [name for name in TENSORS if name not in state]
         if absent:
             raise InputError(f"the gate's file lacks {', '.join(absent)}; learn the gate again")
-        mean, scale, weight, bias = (state[name] for name in TENSORS)
+        mean, scale, *rest = (state[name] for name in TENSORS)
         scaling = InputScaling(tuple(description["sources"]), mean, scale)
-        return Gate(label_sets, scaling, weight, bias, str(description["learned_from"]))
+        return Gate(label_sets, scaling, *rest, str(description["learned_from"]))
 
 
 def measure_owner_changes(gate: Gate, sample: GateSample) -> float:
     """Return the share of images whose most probable owner is another one with the gate than without."""
     before = compute_energies(gate.label_sets, sample.scores.float()).argmax(dim=1)
     return float((gate.log_owners(sample).argmax(dim=1) != before).double().mean())
-
-
-def zero_gate(label_sets: LabelSets, sample: GateSample) -> Gate:
-    """Return the gate that changes nothing, with the scaling of a sample."""
-    scaling = InputScaling.measure(sample.features)
-    teachers = len(label_sets.by_teacher)
-    weight = torch.zeros(len(scaling.mean), teachers)
-    return Gate(label_sets, scaling, weight, torch.zeros(teachers), "nothing")

@@ -1,0 +1,179 @@
+"""Judge gates by images whose owner is known: cross-validation and the learning curve over hints.
+
+Shapes: n images whose owner is known, N teachers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ka_ray.amalgamation.label_sets import LabelSets
+from ka_ray.gates.fit import MIN_HINTS, PENALTIES, GateProblem
+from ka_ray.gates.inputs import GateSample
+
+MAX_FOLDS, CURVE_DRAWS = 5, 3
+"""Parts of a cross-validation, and draws of hints for each point of a learning curve."""
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """What a gate says of images that it was not learned from, beside what the ensemble says of them.
+
+    Every teacher's images together count the same.
+
+    Attributes:
+        images: Number of images whose owner is known.
+        penalty: The penalty that was used.
+        log_loss: Mean of ``-log p(owner)``, in nats, with the gate.
+        ungated_log_loss: The same by the teachers' energies alone.
+        owner_accuracy: Share of images whose most probable owner is the right one, with the gate.
+        ungated_owner_accuracy: The same by the teachers' energies alone.
+        standard_error: Of the difference of the log losses.
+    """
+
+    images: int
+    penalty: float
+    log_loss: float
+    ungated_log_loss: float
+    owner_accuracy: float
+    ungated_owner_accuracy: float
+    standard_error: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the gate is better by more than chance: one standard error, and not less often right."""
+        gain = self.ungated_log_loss - self.log_loss
+        return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
+
+
+def choose_penalty(
+    sample: GateSample,
+    owners: Tensor,
+    label_sets: LabelSets,
+    *,
+    seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
+) -> GateCheck:
+    """Choose the penalty of a gate by cross-validation, and say what the gate is worth with it.
+
+    Args:
+        sample: Images, of which only some need a known owner.
+        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+        label_sets: The teachers' classes.
+        seed: Seed of the parts.
+        penalties: Candidates; of equally good ones the first is taken.
+
+    Returns:
+        Figures of the best penalty. The same images chose it, so they flatter it a little.
+
+    Raises:
+        InputError: A teacher has too few images.
+    """
+    problem = GateProblem.build(sample, owners, label_sets)
+    folds = assign_folds(problem.owners, seed)
+    checks = [_check(problem, penalty, folds) for penalty in penalties]
+    return min(checks, key=lambda check: check.log_loss)
+
+
+def assign_folds(owners: Tensor, seed: int) -> Tensor:
+    """Return the part `[n]` that each image is judged in, with every teacher's images in all of them.
+
+    Args:
+        owners: `[n]`, index of each image's teacher.
+        seed: Seed of the random order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = owners.unique(return_counts=True)[1]
+    num_folds = max(2, min(MAX_FOLDS, int(counts.min())))
+    folds = torch.empty(len(owners), dtype=torch.long)
+    for owner in owners.unique():
+        places = (owners == owner).nonzero().flatten()
+        folds[places[torch.randperm(len(places), generator=generator)]] = (
+            torch.arange(len(places)) % num_folds
+        )
+    return folds
+
+
+def _check(problem: GateProblem, penalty: float, folds: Tensor) -> GateCheck:
+    """Judge every image by the gate that was learned without its part."""
+    gated = torch.empty_like(problem.energies)
+    for fold in folds.unique():
+        gate = problem.solve(penalty, folds != fold, "hints")
+        gated[folds == fold] = problem.log_owners(gate, folds == fold)
+    return _compare(problem, penalty, gated, torch.arange(len(problem.owners)))
+
+
+def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor) -> GateCheck:
+    """Compare log p(owner) `[n, N]` of chosen images with that of the ensemble."""
+    owners = problem.owners[chosen].long()
+    before = problem.energies[chosen].log_softmax(dim=1)
+    counts = torch.bincount(owners, minlength=before.shape[1])
+    weights = (1 / counts[owners].double()) / (counts > 0).sum()  # add up to 1
+
+    def mean(values: Tensor) -> float:
+        return float((weights * values.double()).sum())
+
+    index = torch.arange(len(owners))
+    losses, losses_before = -gated[index, owners], -before[index, owners]
+    gains = losses_before - losses
+    variance = float((weights.square() * (gains - mean(gains)).double().square()).sum())
+    return GateCheck(
+        len(owners),
+        penalty,
+        mean(losses),
+        mean(losses_before),
+        mean(gated.argmax(dim=1) == owners),
+        mean(before.argmax(dim=1) == owners),
+        math.sqrt(variance),
+    )
+
+
+def measure_learning_curve(
+    sample: GateSample,
+    owners: Tensor,
+    label_sets: LabelSets,
+    counts: Sequence[int],
+    penalty: float,
+    *,
+    seed: int = 0,
+) -> dict[int, float]:
+    """Measure how often gates are right that learned from fewer hints: do more hints help?
+
+    Args:
+        sample: Images, of which only some need a known owner.
+        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+        label_sets: The teachers' classes.
+        counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
+        penalty: Penalty of a gate from all hints. Fewer hints get a stronger one, in inverse proportion to
+            their number: a penalty is a prior that each hint weakens.
+        seed: Seed of the draws.
+
+    Returns:
+        Number of hints per teacher -> share of the other hints whose owner is right, each teacher's counting
+        the same; a mean over draws.
+    """
+    problem = GateProblem.build(sample, owners, label_sets)
+    available = int(torch.bincount(problem.owners.long()).min())
+    generator = torch.Generator().manual_seed(seed)
+    curve = {}
+    for count in counts:
+        if not MIN_HINTS <= count <= available - MIN_HINTS:
+            continue
+        rates = [
+            _check_draw(problem, penalty * available / count, count, generator) for _ in range(CURVE_DRAWS)
+        ]
+        curve[count] = sum(rates) / len(rates)
+    return curve
+
+
+def _check_draw(problem: GateProblem, penalty: float, count: int, generator: torch.Generator) -> float:
+    """Learn from a draw of `count` hints per teacher, and return how often the owner of the others is right."""
+    drawn = torch.zeros(len(problem.owners), dtype=torch.bool)
+    for owner in problem.owners.unique():
+        places = (problem.owners == owner).nonzero().flatten()
+        drawn[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    gate = problem.solve(penalty, drawn, "hints")
+    return _compare(problem, penalty, problem.log_owners(gate, ~drawn), ~drawn).owner_accuracy
