@@ -200,8 +200,8 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         teachers: The teachers' names, in the order of the counts.
 
     Returns:
-        ``union``, ``ensemble``, ``ensemble_over_views``, ``gated_ensemble``, ``agreement``,
-        ``constant_agreement`` and ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where
+        ``union``, ``ensemble``, ``ensemble_over_views``, ``gate``, ``agreement``, ``constant_agreement``
+        and ``per_teacher.<name>.{teacher, student}``: shares in [0, 1], or None where
         nothing was measured (``union`` is the student's accuracy over all K classes); and ``images`` and
         ``labelled``: the number of all and of labelled images that they were measured on.
     """
@@ -220,13 +220,27 @@ def compute_accuracies(counts: Counts, teachers: Sequence[str]) -> dict[str, Any
         "union": _share(np.trace(counts.student), counts.student.sum()),
         "ensemble": _share(np.trace(counts.ensemble), counts.ensemble.sum()),
         "ensemble_over_views": _share(np.trace(counts.over_views), counts.over_views.sum()),
-        "gated_ensemble": _share(np.trace(counts.gated), counts.gated.sum()),
+        "gate": _compute_gate_accuracies(counts) if counts.owners[0] else None,
         "agreement": _share(counts.agreed, counts.compared),
         "constant_agreement": _share(counts.predicted.max(), counts.predicted.sum()),
         "per_teacher": per_teacher,
         "images": counts.images,
         # Student or ensemble may be missing; if both exist, they were counted on the same images.
         "labelled": int(max(counts.student.sum(), counts.ensemble.sum())),
+    }
+
+
+def _compute_gate_accuracies(counts: Counts) -> dict[str, float | None]:
+    """Return what a gate is worth: accuracies of the gated ensemble, of owners, and of an oracle."""
+    images, changed, right, gated_right = counts.owners.tolist()
+    labelled = counts.gated.sum()
+    shared = counts.teacher_images.sum() > labelled  # classes of several teachers have no single owner
+    return {
+        "ensemble": _share(np.trace(counts.gated), labelled),
+        "changed": changed / images,
+        "owner_accuracy": _share(gated_right, labelled),
+        "ungated_owner_accuracy": _share(right, labelled),
+        "oracle": None if shared else _share(counts.teacher_correct.sum(), counts.teacher_images.sum()),
     }
 
 

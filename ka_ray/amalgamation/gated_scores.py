@@ -30,6 +30,17 @@ def compute_energies(label_sets: LabelSets, teacher_scores: Tensor) -> Tensor:
     return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
 
 
+def gated_label_sets(label_sets: LabelSets) -> LabelSets:
+    """Return the label sets whose rule combines gated scores to log p(class).
+
+    Gated scores are not centred: the gate has compared the teachers, and centring would undo it.
+
+    Args:
+        label_sets: The teachers' classes, with the rule and the centring of scores without a gate.
+    """
+    return LabelSets(label_sets.by_teacher, "sum" if label_sets.overlap else "concatenate")
+
+
 def gate_scores(label_sets: LabelSets, teacher_scores: Tensor, log_owners: Tensor) -> Tensor:
     """Return ``log p(owner t) + log p_t(class)``, where p_t is the softmax of teacher t.
 
@@ -62,5 +73,4 @@ def amalgamate_by_owner(label_sets: LabelSets, teacher_scores: Tensor, log_owner
     Returns:
         `[B, K]`, scores whose softmax is p(class), in the dtype of ``log_owners``.
     """
-    combined = LabelSets(label_sets.by_teacher, "sum")
-    return combined.amalgamate(gate_scores(label_sets, teacher_scores, log_owners))
+    return gated_label_sets(label_sets).amalgamate(gate_scores(label_sets, teacher_scores, log_owners))

@@ -157,6 +157,8 @@ class Config(_Run):
         unknown = sorted({*self.scores.hints, *self.images.named_owners} - {*names})
         if unknown:
             raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {names}")
+        if self.scores.gate != "none" and self.scores.rule is not None:
+            raise ValueError(f"scores.rule: {self.scores.rule}; leave it out: a gate says what scores count")
         for tap, paths in (self.taps or {}).items():
             if isinstance(paths, dict) and set(paths) - {STUDENT} != set(names):
                 raise ValueError(

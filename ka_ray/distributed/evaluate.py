@@ -89,6 +89,9 @@ class Evaluator:
         counts = {}
         for name, student in self._students.items():
             label_sets = self._work.label_sets if student is None else student.spec.unified_label_sets
+            gate = self._work.gates.get(name)
+            if gate is not None:  # beside the gated ensemble stands that of the scores as they are
+                label_sets = gate.label_sets
             key = label_sets.rule_description
             if key not in amalgamated:
                 amalgamated[key] = [
@@ -96,7 +99,7 @@ class Evaluator:
                     for scores in own.values()
                 ]
             scores = None if student is None else self._scores(student, images)
-            gated = self._gate(name, batch, own[SCORES])
+            gated = None if gate is None else _apply_gate(gate, batch, own[SCORES])
             both = amalgamated[key]
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
         ids = np.empty(1, dtype=object)
@@ -108,16 +111,6 @@ class Evaluator:
         if not names or names[0] not in batch:
             return None
         return torch.cat([torch.tensor(batch[name]) for name in names], dim=1)
-
-    def _gate(self, student: str, batch: Columns, scores: torch.Tensor | None) -> Gated | None:
-        gate = self._work.gates.get(student)
-        if gate is None or scores is None:
-            return None
-        embeddings = {t: torch.tensor(batch[feature_column(EMBEDDING, t)]) for t in gate.scaling.sources}
-        sample = GateSample(embeddings, scores)
-        before = compute_energies(gate.label_sets, scores).argmax(dim=1)
-        owners = gate.log_owners(sample).argmax(dim=1)
-        return Gated(gate.amalgamate(sample).numpy(), before.numpy(), owners.numpy())
 
     def _count(
         self,
@@ -145,6 +138,16 @@ class Evaluator:
             scores: torch.Tensor = student(images)
         array: npt.NDArray[np.float32] = scores.float().cpu().numpy()
         return array
+
+
+def _apply_gate(gate: Gate, batch: Columns, scores: torch.Tensor | None) -> Gated | None:
+    if scores is None:
+        return None
+    embeddings = {t: torch.tensor(batch[feature_column(EMBEDDING, t)]) for t in gate.scaling.sources}
+    sample = GateSample(embeddings, scores)
+    before = compute_energies(gate.label_sets, scores).argmax(dim=1)
+    owners = gate.log_owners(sample).argmax(dim=1)
+    return Gated(gate.amalgamate(sample).numpy(), before.numpy(), owners.numpy())
 
 
 class EvaluatorActor:

@@ -34,6 +34,11 @@ class GateSample:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def join(self, other: "GateSample") -> "GateSample":
+        """Return the images of this sample and, behind them, those of another one with the same sources."""
+        features = {name: torch.cat([rows, other.features[name]]) for name, rows in self.features.items()}
+        return GateSample(features, torch.cat([self.scores, other.scores]))
+
     def take(self, index: Tensor) -> "GateSample":
         """Return the images of an index or mask `[n]`."""
         return GateSample({name: rows[index] for name, rows in self.features.items()}, self.scores[index])

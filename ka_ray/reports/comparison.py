@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.reports.choices import ReportSection
-from ka_ray.reports.markdown import format_table
+from ka_ray.reports.tables import format_table
 from ka_ray.storage.files import write_json, write_text
 
 ENSEMBLE = "ensemble"

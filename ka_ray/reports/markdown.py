@@ -1,11 +1,12 @@
 """Write the report of a run as Markdown, for people."""
 
 import shlex
-from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from ka_ray.reports.choices import HeldOutQuality
+from ka_ray.reports.gate_section import gate_section
 from ka_ray.reports.sections import Accuracy, ReportContent, StageName
+from ka_ray.reports.tables import format_share, format_table
 from ka_ray.reports.warnings import describe_choice
 
 NO_LABELS_NOTE = (
@@ -23,6 +24,7 @@ def report_to_markdown(report: ReportContent) -> str:
         f"# {report.name}: {len(report.classes)} classes, {num_teachers} teachers, one student",
         _method_section(report),
         _accuracy_section(report.accuracy),
+        gate_section(report),
         _start_section(report),
         _choice_section(report),
         _curve_section(report),
@@ -59,18 +61,21 @@ def _method_section(report: ReportContent) -> str:
 def _accuracy_section(accuracy: Accuracy) -> str:
     agreement = (
         f"Agreement of student and ensemble on {accuracy.images:,} images: "
-        f"{_format_share(accuracy.agreement)} (share of the images for which both predict the same class)."
+        f"{format_share(accuracy.agreement)} (share of the images for which both predict the same class)."
     )
     if not accuracy.labelled:
         return f"## Accuracy\n\n{NO_LABELS_NOTE}\n\n{agreement}"
-    ensemble, union = _format_share(accuracy.ensemble), _format_share(accuracy.union)
+    ensemble, union = format_share(accuracy.ensemble), format_share(accuracy.union)
     rows = [("all classes (teachers: their ensemble)", ensemble, union)]
     if accuracy.ensemble_over_views is not None:
         # The student is only evaluated on one view, so its cell stays empty.
-        over_views = _format_share(accuracy.ensemble_over_views)
+        over_views = format_share(accuracy.ensemble_over_views)
         rows.append(("all classes (teachers: their ensemble, averaged over views)", over_views, "-"))
+    if accuracy.gate is not None:
+        gated = format_share(accuracy.gate.ensemble)
+        rows.append(("all classes (teachers: their ensemble, with the gate)", gated, union))
     for name, pair in accuracy.per_teacher.items():
-        rows.append((f"classes of {name}", _format_share(pair.teacher), _format_share(pair.student)))
+        rows.append((f"classes of {name}", format_share(pair.teacher), format_share(pair.student)))
     table = format_table(("accuracy on images of", "teachers", "student"), rows)
     notes = [f"Measured on {accuracy.labelled:,} labelled images out of {accuracy.images:,}."]
     if accuracy.per_teacher:
@@ -83,8 +88,8 @@ def _start_section(report: ReportContent) -> str:
     if start is None:
         return ""
     rows = [
-        ("before any step", _format_share(start.accuracy.union), _format_share(start.accuracy.agreement)),
-        ("finished", _format_share(report.accuracy.union), _format_share(report.accuracy.agreement)),
+        ("before any step", format_share(start.accuracy.union), format_share(start.accuracy.agreement)),
+        ("finished", format_share(report.accuracy.union), format_share(report.accuracy.agreement)),
     ]
     table = format_table(("student", "accuracy on all classes", "agreement with the ensemble"), rows)
     random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
@@ -125,8 +130,8 @@ def _curve_section(report: ReportContent) -> str:
     for point in report.curve:
         union = point.accuracy.union
         ratio = f"{union / ensemble:.3f}" if union is not None and ensemble else "-"
-        agreement = _format_share(point.accuracy.agreement)
-        rows.append((f"{point.images:,}", _format_share(union), ratio, agreement))
+        agreement = format_share(point.accuracy.agreement)
+        rows.append((f"{point.images:,}", format_share(union), ratio, agreement))
     header = ("images processed", "accuracy, all classes", "accuracy / ensemble's accuracy", "agreement")
     return f"## After every epoch of joint learning\n\n{format_table(header, rows)}"
 
@@ -207,19 +212,3 @@ def _tracking_section(report: ReportContent) -> str:
     local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
     browse = run.tracking_uri if run.tracking_uri.startswith("http") else local
     return f"## Tracking\n\nMLflow run `{run.run_id}`. To look at it:\n\n```\n{browse}\n```"
-
-
-def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table. The first column is aligned to the left, the others to the right.
-
-    Args:
-        header: Titles of the columns.
-        rows: One cell per column for each row. A ``|`` in a cell is escaped.
-    """
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [header, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _format_share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
+from ka_ray.reports.gates import GateChoice
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
@@ -20,6 +21,35 @@ class AccuracyPair(ReportSection):
     """Accuracy of the student on the same images, in [0, 1]; None if none of them has a label."""
 
 
+class GateAccuracy(ReportSection):
+    """What a gate is worth on the evaluation images: how well it says whose class an image shows.
+
+    An image's owner is a teacher that knows its class.
+    """
+
+    ensemble: float | None
+    """Accuracy of the ensemble with the gate, in [0, 1]; None without labels."""
+    changed: float
+    """Share of the images that the gate gives to another owner than the ensemble does."""
+    owner_accuracy: float | None
+    """Share of the labelled images that the gate gives to an owner; None without labels."""
+    ungated_owner_accuracy: float | None
+    """Share of the labelled images whose owner the ensemble prefers; None without labels."""
+    oracle: float | None
+    """Accuracy of the ensemble if all owners were known; None without labels or if classes are shared."""
+
+    def closed(self, ensemble: float | None, accuracy: float | None) -> float | None:
+        """Return which share of the gap from the ensemble to the oracle an accuracy closes.
+
+        Args:
+            ensemble: Accuracy of the ensemble without a gate.
+            accuracy: Another accuracy on the same images.
+        """
+        if ensemble is None or accuracy is None or self.oracle is None or self.oracle <= ensemble:
+            return None
+        return (accuracy - ensemble) / (self.oracle - ensemble)
+
+
 class Accuracy(ReportSection):
     """Accuracies and agreement of a student, all in [0, 1]."""
 
@@ -29,8 +59,8 @@ class Accuracy(ReportSection):
     """Accuracy of the amalgamated scores of all teachers; None without labels or teachers."""
     ensemble_over_views: float | None
     """Same as ``ensemble``, with scores averaged over several views per image; None without such views."""
-    gated_ensemble: float | None = None
-    """Accuracy of the ensemble whose owners the gate chooses; None without labels or without a gate."""
+    gate: GateAccuracy | None = None
+    """What the gate is worth on these images; None without a gate."""
     agreement: float | None
     """Share of the images for which student and ensemble, with the gate if there is one, predict the same
     class; None without teachers."""
@@ -201,6 +231,8 @@ class ReportContent(ReportSection):
     """Accuracies of the finished student."""
     start: StartQuality | None
     """The student before any step; None if its weights were random."""
+    gate: GateChoice | None = None
+    """The gates that were learned, and which one was used; None without gates."""
     choice: StudentChoice | None
     """Which student was kept; None if it is always that of the last epoch."""
     warnings: list[str]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.reports.choices import ReportSection
-from ka_ray.reports.markdown import format_table
+from ka_ray.reports.tables import format_table
 from ka_ray.storage.files import write_json, write_text
 
 

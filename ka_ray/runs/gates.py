@@ -1,144 +1,193 @@
-"""Learn gates from what a run has stored, and apply them to all stored images.
+"""Learn gates from what a run has stored, apply them to all stored images, and choose between them.
 
 Shapes: n images, N teachers, K_t classes of teacher t, D_t channels of its embedding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 
+from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Config
 from ka_ray.errors import InputError
-from ka_ray.features.stack import EMBEDDING, OWNERS, SCORES
-from ka_ray.features.store import (
-    FEATURES,
-    IMAGES,
-    Store,
-    create_shard_folder,
-    mark_folder_finished,
-    write_shard,
-)
+from ka_ray.features.store import FEATURES, IMAGES, Store
 from ka_ray.gates import Gate, GateSample
-from ka_ray.images.sources import OWNER
+from ka_ray.gates.cross_validation import choose_penalty, measure_learning_curve
+from ka_ray.gates.fit import fit_gate
+from ka_ray.gates.gate import measure_owner_changes
+from ka_ray.gates.self_taught import fit_self_gate
+from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
-from ka_ray.student.plan import FLOAT16_BYTES
+from ka_ray.runs.gate_samples import HINTS, Embedding, read_owners, read_sample, store_owners
+from ka_ray.stages.inputs import owners_folder
+from ka_ray.storage.cache import fetch_local_copy
+from ka_ray.storage.files import atomic_file, make_folder, read_json, write_json
+from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
 
 MAX_SAMPLE = 20_000
 """Largest number of images that a gate learns from."""
 
-ROWS_PER_SHARD = 4096
+CURVE_COUNTS = (5, 10, 20, 30, 50, 100, 200, 500)
+"""Numbers of hints per teacher of the learning curve."""
+
+CHOICE_FILE, GATE_FILE = "choice.json", "gate.safetensors"
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """Where the embedding of a teacher is read.
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """The gates of a run.
 
     Attributes:
-        path: Path of the last layer, whose input it is.
-        channels: D_t.
+        by_name: Name, as `scores.gate` has it -> gate.
+        last_layers: Teacher -> path of its last layer, whose input the gates see.
+        choice: What the report says of them; None if there are no gates.
+        of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
     """
 
-    path: str
-    channels: int
+    by_name: Mapping[str, Gate]
+    last_layers: Mapping[str, str]
+    choice: GateChoice | None = None
+    of_students: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk of one image's embedding."""
-        return FLOAT16_BYTES * self.channels
+    def used_by(self, students: Mapping[str, str]) -> "Gates":
+        """Return the gates together with who uses which.
+
+        Args:
+            students: Name of a student -> its `scores.gate`; students without a gate are left out.
+        """
+        used = {student: self.by_name[name] for student, name in students.items() if name in self.by_name}
+        return dataclasses.replace(self, of_students=used)
 
 
-def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if a student learns from gated scores; otherwise nothing.
+NO_GATES = Gates({}, {})
+
+
+def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, Embedding]) -> Gates:
+    """Learn the gates that students ask for, and store log p(owner | image) of all stored images.
+
+    Args:
+        run: The run, whose images are stored with embeddings and scores.
+        students: The configs of its students.
+        embeddings: Teacher -> its embedding.
+
+    Raises:
+        InputError: A gate has nothing to learn from.
+    """
+    names = list(dict.fromkeys(name for student in students for name in student.scores.gates))
+    if not names:
+        return NO_GATES
+    folder = run.folder / "gates"
+    gates, found = dict[str, Gate](), dict[str, GateQuality]()
+    may_lack = all(student.scores.gate == "auto" for student in students)
+    for name in names:
+        try:
+            gates[name], found[name] = _learn_or_load(run, name, embeddings)
+        except InputError as error:
+            if not may_lack:
+                raise InputError(f"scores.gate: {name}: {error}") from None
+            run.notify(f"scores.gate: {name} is left out: {error}")
+    used = _choose(found)
+    choice = GateChoice(used=used, gates=found)
+    write_json(folder / CHOICE_FILE, choice.model_dump(mode="json"))
+    return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, choice)
+
+
+def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:
+    """Return a gate and its quality, and store what it says of all stored images."""
+    folder, label_sets = run.folder / "gates" / name, _ungated_label_sets(run)
+    store = Store(*[run.folder / part for part in (FEATURES, IMAGES) if is_stored(run.folder / part)])
+    if (folder / "quality.json").exists():
+        state = load_file(fetch_local_copy(folder / GATE_FILE))
+        gate = Gate.from_state(state, read_json(folder / "gate.json"), label_sets)
+        quality = GateQuality.model_validate(read_json(folder / "quality.json"))
+    else:
+        began = time.perf_counter()
+        sample, owners = _read_pool(run, store, embeddings)
+        gate, check = _fit(name, sample, owners, run)
+        hints = {
+            teacher: int((owners == index).sum()) if name == "hints" else 0
+            for index, teacher in enumerate(label_sets.by_teacher)
+        }
+        quality = GateQuality(
+            hints={teacher: count for teacher, count in hints.items() if count},
+            check=check,
+            changed=measure_owner_changes(gate, sample),
+            seconds=time.perf_counter() - began,
+        )
+        make_folder(folder)
+        with atomic_file(folder / GATE_FILE) as part:
+            save_file(gate.to_state(), part)
+        write_json(folder / "gate.json", gate.describe())
+        write_json(folder / "quality.json", quality.model_dump(mode="json"))
+    store_owners(gate, store, embeddings, owners_folder(run.folder, name))
+    return gate, quality
+
+
+def _read_pool(
+    run: Run, store: Store, embeddings: Mapping[str, Embedding]
+) -> tuple[GateSample, torch.Tensor]:
+    """Read a sample of the stored images, and behind them those of `scores.hints`; and all owners, `[n]`."""
+    rows = np.sort(np.random.default_rng(run.config.seed).permutation(len(store))[:MAX_SAMPLE])
+    sample, owners = read_sample(store, embeddings, rows), read_owners(store, list(embeddings), rows)
+    if is_stored(run.folder / HINTS):
+        hints = Store(run.folder / HINTS)
+        every = np.arange(len(hints))
+        sample = sample.join(read_sample(hints, embeddings, every))
+        owners = torch.cat([owners, read_owners(hints, list(embeddings), every)])
+    return sample, owners
+
+
+def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple[Gate, OwnerCheck | None]:
+    label_sets, seed = _ungated_label_sets(run), run.config.seed
+    if name == "self":
+        return fit_self_gate(sample, label_sets), None
+    check = choose_penalty(sample, owners, label_sets, seed=seed)
+    curve = measure_learning_curve(sample, owners, label_sets, CURVE_COUNTS, check.penalty, seed=seed)
+    gate = fit_gate(sample, owners, label_sets, check.penalty)
+    return gate, OwnerCheck(**dataclasses.asdict(check), learning_curve=curve)
+
+
+def _ungated_label_sets(run: Run) -> LabelSets:
+    return LabelSets(run.plan.label_sets.by_teacher, center=run.config.scores.center)
+
+
+def _choose(found: Mapping[str, GateQuality]) -> str:
+    """Return the gate that helps for sure, or none."""
+    hints = found.get("hints")
+    if hints is not None and hints.check is not None and hints.check.helps:
+        return "hints"
+    return "none"
+
+
+def resolve_gate(config: Config, gates: Gates) -> Config:
+    """Return a student's config with the gate that `scores.gate: auto` stands for.
+
+    Args:
+        config: Config of the student.
+        gates: The gates, and the choice.
+    """
+    if config.scores.gate != "auto":
+        return config
+    used = "none" if gates.choice is None else gates.choice.used
+    # Hints stay in the config, but are not used; validation would refuse that.
+    return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": used})})
+
+
+def with_gate(run: Run, gates: Gates) -> Run:
+    """Return a run whose config and plan have the gate that `scores.gate: auto` stands for.
 
     Args:
         run: The run.
-        students: The configs of its students.
-
-    Raises:
-        InputError: It is not clear what the embedding of a teacher is.
+        gates: The gates, and the choice.
     """
-    if not any(student.scores.gates for student in students):
-        return {}
-    found = {}
-    for section in run.config.teachers:
-        embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
-        if embedding is None:
-            raise InputError(
-                f"scores.gate: the last layer of teacher {section.name} has not one output per class, so that "
-                "its input is not clear; set scores.gate: none"
-            )
-        found[section.name] = Embedding(*embedding)
-    return found
-
-
-def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDArray[np.int64]) -> GateSample:
-    """Read what a gate sees of stored images.
-
-    Args:
-        store: The stored images.
-        embeddings: Teacher -> its embedding, in stacking order.
-        rows: Numbers of the rows.
-    """
-    columns = store.gather([EMBEDDING, SCORES], rows)
-    parts = torch.from_numpy(columns[EMBEDDING]).split([e.channels for e in embeddings.values()], dim=1)
-    scores = torch.from_numpy(columns[SCORES]).float()
-    return GateSample(dict(zip(embeddings, parts, strict=True)), scores)
-
-
-def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Return the known owners of stored images, `[n]`: the index of a teacher, or -1.
-
-    Args:
-        store: The stored images.
-        teachers: Names of the teachers.
-        rows: Numbers of the rows.
-
-    Raises:
-        InputError: The images name an owner that is no teacher.
-    """
-    if OWNER not in store.column_names:
-        return torch.full((len(rows),), -1)
-    names = store.gather([OWNER], rows)[OWNER]
-    index = {"": -1} | {name: number for number, name in enumerate(teachers)}
-    unknown = sorted(set(names) - index.keys())
-    if unknown:
-        raise InputError(f"images: owner {unknown[0]!r} is no teacher; there are {', '.join(teachers)}")
-    return torch.tensor([index[name] for name in names])
-
-
-def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
-    """Store log p(owner | image) of all images, unless the folder is finished.
-
-    Args:
-        gate: The gate.
-        store: The stored images.
-        embeddings: Teacher -> its embedding.
-        folder: Gets shards with the column ``owners [n, N]``.
-    """
-    if is_stored(folder):
-        return
-    create_shard_folder(folder)
-    for rows in _chunks(len(store)):
-        log_owners = gate.log_owners(read_sample(store, embeddings, rows))
-        write_shard(folder, {"image_id": store.image_ids[rows], OWNERS: log_owners.float().numpy()})
-    mark_folder_finished(folder, {"images": len(store)})
-
-
-def _chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
-    for start in range(0, count, ROWS_PER_SHARD):
-        yield np.arange(start, min(start + ROWS_PER_SHARD, count))
-
-
-def open_stored(folder: Path) -> Store:
-    """Open all images that a run has stored with scores.
-
-    Args:
-        folder: Output folder of the run.
-    """
-    return Store(*[folder / name for name in (FEATURES, IMAGES) if is_stored(folder / name)])
+    config = resolve_gate(run.config, gates)
+    if config is run.config:
+        return run
+    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    return dataclasses.replace(run, config=config, plan=plan)

@@ -12,6 +12,7 @@ from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.images.views import NetworkViews
 from ka_ray.reports.figures import draw_run_figures
+from ka_ray.reports.gates import GateChoice
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.report import Report
 from ka_ray.reports.sections import (
@@ -58,15 +59,16 @@ def stage_summaries(config: Config, folder: Path) -> dict[StageName, StageSummar
     return {stage: SUMMARIES[stage].load(stage_summary_path(folder, stage)) for stage in list_stages(config)}
 
 
-def publish(run: Run, evaluated: EvaluationSummary) -> Report:
+def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = None) -> Report:
     """Write the report and its figures, and log them, the student and the metrics to MLflow.
 
     Args:
         run: The run, all of whose stages have finished.
         evaluated: The evaluation of the student.
+        gate: The gates that were learned, and which one was used; None without gates.
     """
     folder, tracker = run.folder, run.tracker
-    report = _build_report(run, evaluated)
+    report = _build_report(run, evaluated, gate)
     report.save(folder)
     stages = stage_summaries(run.config, folder)
     histories: dict[str, list[dict[str, Any]]] = {
@@ -84,7 +86,7 @@ def publish(run: Run, evaluated: EvaluationSummary) -> Report:
     return report
 
 
-def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
+def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None) -> Report:
     config, plan, label_sets = run.config, run.plan, run.plan.label_sets
     stages, extraction = stage_summaries(config, run.folder), extraction_summaries(run.folder)
     codes, layers, joint = stages.get("codes"), stages.get("layers"), stages.get("joint")
@@ -103,6 +105,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary) -> Report:
         layers=layers.taps if isinstance(layers, LayersSummary) else {},
         start=_describe_start(stages, evaluated),
         choice=joint.choice if isinstance(joint, JointSummary) else None,
+        gate=gate,
         warnings=list_warnings(
             evaluated.accuracy,
             codes.taps if isinstance(codes, CodesSummary) and config.codes.basis == "principal" else {},

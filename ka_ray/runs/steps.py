@@ -1,7 +1,7 @@
 """The steps of a run. Each is skipped if the output folder already holds its result."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, IMAGES
-from ka_ray.images.split import split_for_features
+from ka_ray.images.split import ImageSet, split_for_features
 from ka_ray.metrics import Counts
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import CurvePoint
 from ka_ray.reports.summaries import EvaluationSummary
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored, store_images, train_in_group
-from ka_ray.runs.gates import find_embeddings
+from ka_ray.runs.gate_samples import HINTS, Embedding, find_embeddings, list_hints
+from ka_ray.runs.gates import NO_GATES, Gates
 from ka_ray.runs.output_folder import check_disk
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
@@ -37,7 +38,7 @@ from ka_ray.student.plan import Plan
 from ka_ray.training.fit import Progress, ProgressCallback
 
 
-def extract(run: Run, students: Sequence[Config]) -> None:
+def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
     """Stream the training images through the teachers to disk.
 
     The features of ``extract.images`` images are stored; of the other images only the teachers' scores, from
@@ -48,11 +49,31 @@ def extract(run: Run, students: Sequence[Config]) -> None:
         students: The configs of the students that will learn from what is stored. If none of them learns
             jointly, only images with features are stored.
 
+    Returns:
+        Teacher -> its embedding, if a gate needs them.
+
     Raises:
         InputError: The disk has too little room.
     """
-    config, plan, scores = run.config, run.plan, run.config.scores
-    embeddings = find_embeddings(run, students)
+    embeddings, parts = find_embeddings(run, students), list[tuple[str, ImageSet, int, ReadSpec]]()
+    for part in _list_parts(run, students, embeddings):
+        if len(part[1].ids) and not is_stored(run.folder / part[0]):
+            parts.append(part)
+    needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)
+    check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])
+    for name, images, row_bytes, read_spec in parts:
+        what, folder = "features and scores" if name == FEATURES else "scores", run.folder / name
+        sizes = f"{format_bytes(row_bytes)} = {format_bytes(len(images.ids) * row_bytes)}"
+        run.notify(f"extracting {what}: {len(images.ids)} images x {sizes} into {folder}")
+        store_images(run, images, folder, row_bytes, run.config.teachers, read_spec)
+    return embeddings
+
+
+def _list_parts(
+    run: Run, students: Sequence[Config], embeddings: Mapping[str, Embedding]
+) -> Iterator[tuple[str, ImageSet, int, ReadSpec]]:
+    """Yield what is stored: name of the folder, images, bytes of an image, and what is read of teachers."""
+    config, plan = run.config, run.plan
     needs_features = any(student.learns_layers for student in students)
     if needs_features and is_stored(run.folder / IMAGES) and not is_stored(run.folder / FEATURES):
         raise InputError(
@@ -65,19 +86,16 @@ def extract(run: Run, students: Sequence[Config]) -> None:
     columns, stored = plan.views.teacher_columns, _stored_images(run, students)
     image_bytes = plan.image_bytes(stored) + sum(embedding.bytes for embedding in embeddings.values())
     last_layers = {teacher: embedding.path for teacher, embedding in embeddings.items()}
-    features = ReadSpec(plan.paths, plan.spaces, scores, columns, stored, last_layers)
-    parts = [(FEATURES, kept, plan.feature_bytes + image_bytes, features)]
+    features = ReadSpec(plan.paths, plan.spaces, config.scores, columns, stored, last_layers)
+    scores = dataclasses.replace(features, paths={}, spaces={})
+    yield FEATURES, kept, plan.feature_bytes + image_bytes, features
     # A start measures its batch norms on images, also if nothing is learned behind it.
     if any(student.joint.any_steps or student.student.start != "random" for student in students):
-        parts.append((IMAGES, others, image_bytes, dataclasses.replace(features, paths={}, spaces={})))
-    parts = [part for part in parts if len(part[1].ids) and not is_stored(run.folder / part[0])]
-    needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)
-    check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])
-    for name, images, row_bytes, read_spec in parts:
-        what, folder = "features and scores" if name == FEATURES else "scores", run.folder / name
-        sizes = f"{format_bytes(row_bytes)} = {format_bytes(len(images.ids) * row_bytes)}"
-        run.notify(f"extracting {what}: {len(images.ids)} images x {sizes} into {folder}")
-        store_images(run, images, folder, row_bytes, config.teachers, read_spec)
+        yield IMAGES, others, image_bytes, scores
+    hints = list_hints(config) if any("hints" in student.scores.gates for student in students) else None
+    if hints is not None:
+        hints = hints.with_views(plan.views.columns)
+        yield HINTS, hints, image_bytes, dataclasses.replace(scores, stored_images=())
 
 
 def _stored_images(run: Run, students: Sequence[Config]) -> tuple[str, ...]:
@@ -175,7 +193,7 @@ def with_student_name(job: StudentJob, report: Callable[[Progress], None]) -> Ca
 
 
 def evaluate_students(
-    run: Run, label_sets: LabelSets, students: Mapping[str, Path]
+    run: Run, label_sets: LabelSets, students: Mapping[str, Path], gates: Gates = NO_GATES
 ) -> tuple[dict[str, Counts], dict[str, Any]]:
     """Evaluate students and the teachers in one pass over the evaluation images.
 
@@ -183,6 +201,7 @@ def evaluate_students(
         run: The run.
         label_sets: The teachers' classes, and how scores are put together if there is no student.
         students: Name -> folder of each student; empty to evaluate only the teachers.
+        gates: The gates, for students that learned from gated scores.
 
     Returns:
         The counts of every student, and what :func:`ka_ray.distributed.evaluate.evaluate_images` reports of
@@ -197,13 +216,19 @@ def evaluate_students(
         pools=pools_of(config, run.resources.placement),
         scores=config.scores,
         teacher_columns=run.plan.views.teacher_columns,
+        gates=gates.of_students,
+        last_layers=gates.last_layers,
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)
 
 
-def evaluate_student(run: Run) -> EvaluationSummary:
+def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
     """Evaluate the student, and its epochs if they were kept.
+
+    Args:
+        run: The run.
+        gates: The gates, if it learned from gated scores.
 
     Returns:
         The accuracies, the confusion matrix and the accuracies after each epoch.
@@ -216,7 +241,8 @@ def evaluate_student(run: Run) -> EvaluationSummary:
         students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
         if "start" in list_stages(run.config):
             students["start"] = start_student_folder(run.folder)
-        counts, summary = evaluate_students(run, plan.label_sets, students)
+        gates = gates.used_by(dict.fromkeys(students, run.config.scores.gate))
+        counts, summary = evaluate_students(run, plan.label_sets, students, gates)
         names = list(plan.label_sets.by_teacher)
         history = JointSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [

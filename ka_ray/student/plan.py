@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ka_ray.amalgamation import METHODS, LabelSets
+from ka_ray.amalgamation.gated_scores import gated_label_sets
 from ka_ray.config import Config, EnergyWidths, LikeTeacher, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.resize import check_resizable
@@ -91,6 +92,8 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
             the student's, a code is wider than its stacked features, or the rule does not fit the label sets.
     """
     label_sets = LabelSets({t.name: t.classes for t in teachers}, config.scores.rule, config.scores.center)
+    if config.scores.gate in ("self", "hints"):
+        label_sets = gated_label_sets(label_sets)
     network, arguments = _student_network(config)
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)

@@ -2,6 +2,7 @@
 
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
+from ka_ray.runs.gates import learn_gates, with_gate
 from ka_ray.runs.publish import publish
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
@@ -27,7 +28,9 @@ def amalgamate(config: Config) -> Report:
     # output folder, opens the tracker and trains missing teachers.
     with start_run(plan_run(config, students=[()])) as run:
         run = resolve_widths(run)  # measures widths that are given as a share of the variance
-        extract(run, [run.config])  # stores stacked features and scores on disk
+        embeddings = extract(run, [run.config])  # stores stacked features and scores on disk
+        gates = learn_gates(run, [run.config], embeddings)  # which teacher's scores count for an image
+        run = with_gate(run, gates)
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
-        evaluated = evaluate_student(run)
-        return publish(run, evaluated)
+        evaluated = evaluate_student(run, gates)
+        return publish(run, evaluated, gates.choice)

@@ -1,0 +1,169 @@
+"""What gates see of the images that a run has stored, and where what they say is stored.
+
+Shapes: n images, N teachers, K_t classes of teacher t, D_t channels of its embedding.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ka_ray.config import Config, FolderImages, ListImages, MixedImages
+from ka_ray.errors import InputError
+from ka_ray.features.stack import EMBEDDING, OWNERS, SCORES
+from ka_ray.features.store import (
+    FEATURES,
+    IMAGES,
+    Store,
+    create_shard_folder,
+    mark_folder_finished,
+    write_shard,
+)
+from ka_ray.gates import Gate, GateSample
+from ka_ray.images import open_source
+from ka_ray.images.sources import OWNER
+from ka_ray.images.split import ImageSet
+from ka_ray.runs.context import Run
+from ka_ray.runs.execution import is_stored
+from ka_ray.student.plan import FLOAT16_BYTES
+from ka_ray.teachers import load_teacher
+
+HINTS = "hints"
+"""Name of the folder with the images of `scores.hints`."""
+
+ROWS_PER_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Where the embedding of a teacher is read.
+
+    Attributes:
+        path: Path of the last layer, whose input it is.
+        channels: D_t.
+    """
+
+    path: str
+    channels: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of one image's embedding."""
+        return FLOAT16_BYTES * self.channels
+
+
+def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
+    """Return teacher -> its embedding, if a student learns from gated scores; otherwise nothing.
+
+    Args:
+        run: The run.
+        students: The configs of its students.
+
+    Raises:
+        InputError: It is not clear what the embedding of a teacher is.
+    """
+    if not any(student.scores.gates for student in students):
+        return {}
+    found = {}
+    for section in run.config.teachers:
+        embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
+        if embedding is None:
+            raise InputError(
+                f"scores.gate: the last layer of teacher {section.name} has not one output per class, so "
+                "that its input is not clear; set scores.gate: none"
+            )
+        found[section.name] = Embedding(*embedding)
+    return found
+
+
+def list_hints(config: Config) -> ImageSet | None:
+    """Return the images of `scores.hints`, each with its owner; None if there are none.
+
+    Args:
+        config: Config of the run.
+
+    Raises:
+        InputError: A folder or list has no images.
+    """
+    shared = {key: getattr(config.images, key) for key in ("size", "resize", "decoding", "max_unreadable")}
+    parts = [
+        ListImages(source="list", path=path, owner=teacher, **shared)
+        if path.is_file()
+        else FolderImages(source="folder", path=path, labelled=False, owner=teacher, **shared)
+        for teacher, path in config.scores.hints.items()
+    ]
+    if not parts:
+        return None
+    images = MixedImages(source="mixed", parts=tuple(parts), **shared) if len(parts) > 1 else parts[0]
+    source = open_source(images)
+    return ImageSet(images, source, np.arange(source.num_images))
+
+
+def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDArray[np.int64]) -> GateSample:
+    """Read what a gate sees of stored images.
+
+    Args:
+        store: The stored images.
+        embeddings: Teacher -> its embedding, in stacking order.
+        rows: Numbers of the rows.
+    """
+    columns = store.gather([EMBEDDING, SCORES], rows)
+    parts = torch.from_numpy(columns[EMBEDDING]).split([e.channels for e in embeddings.values()], dim=1)
+    scores = torch.from_numpy(columns[SCORES]).float()
+    return GateSample(dict(zip(embeddings, parts, strict=True)), scores)
+
+
+def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Return the known owners of stored images, `[n]`: the index of a teacher, or -1.
+
+    Args:
+        store: The stored images.
+        teachers: Names of the teachers.
+        rows: Numbers of the rows.
+
+    Raises:
+        InputError: The images name an owner that is no teacher.
+    """
+    if OWNER not in store.column_names:
+        return torch.full((len(rows),), -1)
+    names = store.gather([OWNER], rows)[OWNER]
+    index = {"": -1} | {name: number for number, name in enumerate(teachers)}
+    unknown = sorted(set(names) - index.keys())
+    if unknown:
+        raise InputError(f"images: owner {unknown[0]!r} is no teacher; there are {', '.join(teachers)}")
+    return torch.tensor([index[name] for name in names])
+
+
+def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
+    """Store log p(owner | image) of all images, unless the folder is finished.
+
+    Args:
+        gate: The gate.
+        store: The stored images.
+        embeddings: Teacher -> its embedding.
+        folder: Gets shards with the column ``owners [n, N]``.
+    """
+    if is_stored(folder):
+        return
+    create_shard_folder(folder)
+    for rows in _chunks(len(store)):
+        log_owners = gate.log_owners(read_sample(store, embeddings, rows))
+        write_shard(folder, {"image_id": store.image_ids[rows], OWNERS: log_owners.float().numpy()})
+    mark_folder_finished(folder, {"images": len(store)})
+
+
+def _chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
+    for start in range(0, count, ROWS_PER_SHARD):
+        yield np.arange(start, min(start + ROWS_PER_SHARD, count))
+
+
+def open_stored(folder: Path) -> Store:
+    """Open all images that a run has stored with scores.
+
+    Args:
+        folder: Output folder of the run.
+    """
+    return Store(*[folder / name for name in (FEATURES, IMAGES) if is_stored(folder / name)])
