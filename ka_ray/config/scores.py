@@ -1,8 +1,8 @@
 """The `scores` section: how the teachers' scores become the student's targets."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
 
@@ -38,12 +38,6 @@ class ScoresConfig(Section):
         description="Teacher -> folder, or list of image files, that show its classes, for `gate`. They are "
         "no class labels, and the student does not learn from them.",
     )
-
-    @model_validator(mode="after")
-    def _hints_are_used(self) -> Self:
-        if self.hints and self.gate not in ("hints", "auto"):
-            raise ValueError(f"hints: are not used by gate: {self.gate}; set gate: hints, or auto")
-        return self
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -159,14 +159,18 @@ def make_row(
 
 
 def make_ensemble_rows(
-    counts_by_rule: Mapping[str, Counts], teachers: Sequence[str], parameters: int
+    counts_by_rule: Mapping[str, Counts],
+    teachers: Sequence[str],
+    parameters: int,
+    gated: Mapping[str, Counts] | None = None,
 ) -> list[ComparisonRow]:
-    """Make the rows of the ensembles: one per rule, and a second one if its scores were averaged over views.
+    """Make the rows of the ensembles: one per rule, and others for scores over views and for gates.
 
     Args:
         counts_by_rule: Rule by which the teachers' scores are combined -> counts of this ensemble.
         teachers: Names of the teachers, in the order of the counts.
         parameters: Number of parameters of all teachers together.
+        gated: Name of each gate -> counts of a student that learned from its scores.
     """
     rows = []
     unmeasured = SeedValues(values=[None])
@@ -192,4 +196,8 @@ def make_ensemble_rows(
                 "per_teacher": dict.fromkeys(teachers, unmeasured),
             }
             rows.append(row.model_copy(update=changes))
+    for gate, counts in (gated or {}).items():
+        accuracy = SeedValues(values=[compute_accuracies(counts, teachers)["gate"]["ensemble"]])
+        changes = {"label": f"{ENSEMBLE}, gate {gate}", "union": accuracy}
+        rows.append(rows[0].model_copy(update=changes))
     return rows

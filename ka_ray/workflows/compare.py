@@ -16,6 +16,7 @@ from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
+from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
 from ka_ray.runs.setup import plan_run, start_run
@@ -79,22 +80,26 @@ def compare(
     planned = plan_run(config, students=list(overrides.values()))
     with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
-        extract(run, planned.students)
-        method_runs = _method_runs(run, seeds, overrides)
+        gates = learn_gates(run, planned.students, extract(run, planned.students))
+        method_runs = _method_runs(run, seeds, overrides, gates)
         with _track_children(run, method_runs) as run:
             learn(run, [one.job for one in method_runs])
             students = {one.job.name: one.job.folder for one in method_runs}
-            counts, _ = evaluate_students(run, run.plan.label_sets, students)
+            gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
+            counts, _ = evaluate_students(run, run.plan.label_sets, students, gates)
             return _publish(run, method_runs, counts, list(seeds))
 
 
-def _method_runs(run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]]) -> list[MethodRun]:
+def _method_runs(
+    run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], gates: Gates
+) -> list[MethodRun]:
     method_runs = []
     teachers = [load_teacher(teacher) for teacher in run.config.teachers]
     for label, change in overrides.items():
-        plan = make_plan(with_overrides(run.config, change), teachers)
+        plan = make_plan(resolve_gate(with_overrides(run.config, change), gates), teachers)
         for seed in seeds:
-            config = with_overrides(run.config, [*change, f"seed={seed}", "evaluation.each_epoch=false"])
+            seeded = [*change, f"seed={seed}", "evaluation.each_epoch=false"]
+            config = resolve_gate(with_overrides(run.config, seeded), gates)
             if config.baseline is not None and label.split()[0] not in PARTS:
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
@@ -153,7 +158,7 @@ def _publish(
     run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
-    rows, counts_by_rule = [], dict[str, Counts]()
+    rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
     for label in dict.fromkeys(one.label for one in method_runs):
         jobs = [one.job for one in method_runs if one.label == label]
         summaries = [stage_summaries(one.config, one.folder) for one in jobs]
@@ -163,6 +168,8 @@ def _publish(
         counted = [counts[job.name] for job in jobs]
         seconds = [sum(one.seconds for one in stages.values()) for stages in summaries]
         rows.append(make_row(label, counted, teachers, seconds, images, parameters))
+        if jobs[0].config.scores.gate != "none":
+            gated.setdefault(jobs[0].config.scores.gate, counted[0])
         # All students with the same rule have the same ensemble: the counts of any of them show it.
         counts_by_rule.setdefault(jobs[0].plan.label_sets.rule_description, counted[0])
         for job in jobs:
@@ -176,7 +183,7 @@ def _publish(
     result = Comparison(
         name=run.config.name,
         seeds=seeds,
-        rows=[*make_ensemble_rows(counts_by_rule, teachers, total), *rows],
+        rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
     )
     result.save(run.folder)
