@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from ka_ray.metrics import Counts, compute_accuracies, confusion, count_batch
+from ka_ray.metrics import Counts, Gated, compute_accuracies, confusion, count_batch
 
 COLUMNS = [[0, 1, 2], [3, 4, 5, 6]]
 TEACHERS = ["low", "high"]
@@ -186,3 +186,41 @@ def test_accuracies_of_teachers_that_share_classes_equal_those_of_a_loop():
         images = [image for image in range(NUM_IMAGES) if data["targets"][image] in own_classes]
         num_correct = sum(own_classes[own[i][image].argmax()] == data["targets"][image] for image in images)
         assert report["per_teacher"][TEACHERS[i]]["teacher"] == pytest.approx(num_correct / len(images))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_gated_counts_equal_those_of_a_loop(known):
+    data, rng = make_random_scores(known), np.random.default_rng(1)
+    gated_scores = data["ensemble"] + rng.normal(size=data["ensemble"].shape)
+    before, owners = rng.integers(0, 2, (2, NUM_IMAGES))
+    own = [data["ensemble"][:, columns] for columns in COLUMNS]
+    parts = [
+        count_batch(
+            data["targets"][part],
+            data["student"][part],
+            data["ensemble"][part],
+            [scores[part] for scores in own],
+            COLUMNS,
+            gated=Gated(gated_scores[part], before[part], owners[part]),
+        )
+        for part in (slice(0, 40), slice(40, None))
+    ]
+    report = compute_accuracies(parts[0] + parts[1], TEACHERS)
+    predicted, found = gated_scores.argmax(1), report["gate"]
+    assert report["agreement"] == pytest.approx(np.mean(predicted == data["student"].argmax(1)))
+    assert found["changed"] == pytest.approx(np.mean(before != owners))
+    if not known:
+        assert {name for name, value in found.items() if value is None} == found.keys() - {"changed"}
+        return
+    right = {"owner_accuracy": 0, "ungated_owner_accuracy": 0, "oracle": 0}
+    for image, target in enumerate(data["targets"]):
+        owner = 0 if target in COLUMNS[0] else 1
+        right["owner_accuracy"] += owners[image] == owner
+        right["ungated_owner_accuracy"] += before[image] == owner
+        right["oracle"] += COLUMNS[owner][own[owner][image].argmax()] == target
+    assert {name: found[name] * NUM_IMAGES for name in right} == pytest.approx(right)
+    assert found["ensemble"] == pytest.approx(accuracy_score(data["targets"], predicted))
+
+
+def test_without_a_gate_nothing_is_said_of_owners():
+    assert compute_accuracies(count_part(make_random_scores()), TEACHERS)["gate"] is None

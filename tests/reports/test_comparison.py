@@ -33,6 +33,7 @@ def counts_of(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),
     }
+    defaults |= {"gated": np.zeros((2, 2), np.int64), "owners": np.zeros(4, np.int64)}
     return Counts(**defaults | changes)
 
 
