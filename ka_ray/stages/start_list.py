@@ -11,6 +11,7 @@ from ka_ray.stages.start_sources import (
     ExactSource,
     Source,
     WeightsSource,
+    check_own_widths,
     check_same_network,
 )
 from ka_ray.student import StudentSpec
@@ -54,6 +55,8 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     if isinstance(source, StartConfig) and source.checkpoint is not None:
         make = partial(_from_checkpoint, source.checkpoint, spec, teachers)
         return {f"checkpoint {source.checkpoint}": WeightsSource(spec, make)}
+    if source == "auto" and spec.is_resized:
+        return {"exact": ExactSource(spec, teachers)}  # no teacher has weights of such widths
     # Aligning and solving take longer, and teachers of one origin need neither.
     one_origin = source in ("auto", "average") and is_same_origin(spec, teachers)
     if source in ("auto", "average"):
@@ -86,6 +89,7 @@ def is_same_origin(spec: StudentSpec, teachers: Sequence[Teacher]) -> bool:
 
 
 def _average(spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
+    check_own_widths(spec)
     check_same_network(spec, teachers)
     return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
 

@@ -110,9 +110,7 @@ class StudentSpec:
         """
         arguments = json.dumps(dict(self.arguments), sort_keys=True, default=str)
         shape = tuple(self.view.shape)
-        return _find_cached_groups(
-            _Architecture(self.network, arguments, len(self.classes), shape, self)
-        )
+        return _find_cached_groups(_Architecture(self.network, arguments, len(self.classes), shape, self))
 
     @property
     def is_resized(self) -> bool:
