@@ -91,3 +91,12 @@ class StudentConfig(Section):
     def _null_is_unset(cls, given: Any) -> Any:
         """Leave the choice of the start to the config, which depends on its other sections."""
         return drop_nulls(given, ("start",))
+
+    @model_validator(mode="after")
+    def _start_has_these_widths(self) -> "StudentConfig":
+        if self.widths is not None and self.start == "average":
+            raise ValueError(
+                "start: the mean of the teachers' weights has their widths, and `widths` gives others; of "
+                "the starts, exact solves a student of any widths"
+            )
+        return self

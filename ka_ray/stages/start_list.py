@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ka_ray.config import Config, StartConfig
+from ka_ray.config import Config, EnergyWidths, StartConfig
 from ka_ray.errors import InputError
 from ka_ray.stages.start_sources import (
     AlignedAverage,
     ExactSource,
     Source,
     WeightsSource,
-    check_own_widths,
     check_same_network,
 )
 from ka_ray.student import StudentSpec
@@ -32,12 +31,13 @@ MIN_SHARE = 0.5
 
 
 def reads_teacher_images(config: Config) -> bool:
-    """Return whether a start may be measured on the teachers' own features, for which they need their pixels.
+    """Return whether a start or widths may be measured on the teachers' features, for which they need pixels.
 
     Args:
         config: Config of the run.
     """
-    return config.student.start in ("auto", "average", "exact")
+    measured = isinstance(config.student.widths, EnergyWidths)
+    return measured or config.student.start in ("auto", "average", "exact")
 
 
 def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Mapping[str, Source]:
@@ -55,7 +55,7 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     if isinstance(source, StartConfig) and source.checkpoint is not None:
         make = partial(_from_checkpoint, source.checkpoint, spec, teachers)
         return {f"checkpoint {source.checkpoint}": WeightsSource(spec, make)}
-    if source == "auto" and spec.is_resized:
+    if source == "auto" and config.student.widths is not None:
         return {"exact": ExactSource(spec, teachers)}  # no teacher has weights of such widths
     # Aligning and solving take longer, and teachers of one origin need neither.
     one_origin = source in ("auto", "average") and is_same_origin(spec, teachers)
@@ -89,7 +89,6 @@ def is_same_origin(spec: StudentSpec, teachers: Sequence[Teacher]) -> bool:
 
 
 def _average(spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:
-    check_own_widths(spec)
     check_same_network(spec, teachers)
     return build_start(spec, [teacher.network.state_dict() for teacher in teachers], teachers)
 

@@ -206,22 +206,6 @@ def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
             )
 
 
-def check_own_widths(spec: StudentSpec) -> None:
-    """Check that the student's network has its own widths, as the teachers' weights do.
-
-    Args:
-        spec: The student.
-
-    Raises:
-        InputError: It has others.
-    """
-    if spec.is_resized:
-        raise InputError(
-            "student.start: the mean of the teachers' weights has their widths, and student.widths gives "
-            "others; of the starts, only exact solves a student of other widths"
-        )
-
-
 def check_student_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:
     """Check that student and teachers are of one architecture, apart from their classes.
 
@@ -234,7 +218,6 @@ def check_student_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> Non
     """
     check_same_network(spec, teachers)
     head, known = find_head(spec, teachers), teachers[0].network.state_dict()
-    check_own_widths(spec)
     own = spec.build_own_network().state_dict()
     if any(key not in known or known[key].shape != own[key].shape for key in own.keys() - head.keys()):
         raise InputError(

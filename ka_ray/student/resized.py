@@ -26,7 +26,8 @@ class WidthGroup:
         index: Index of the group among all groups of the network.
         paths: Paths of the conv and linear layers whose outputs are these channels, in the network's order.
         width: Number of channels.
-        min_width: Least number of channels: a depthwise conv of a single channel would be an ordinary one.
+        min_width: Least number of channels. It is 2, because a depthwise conv of a single channel would be an
+            ordinary one, and a single flattened channel would have no axis of its own.
         places: All places of the channels in the state dict.
     """
 
@@ -78,8 +79,7 @@ def list_width_groups(network: nn.Module, found: ChannelGroups) -> tuple[WidthGr
         # The outputs of a layer may be divided among several groups; then its path would name all of them.
         paths = tuple(path for path in _find_layers(network, group) if len(sets[path]) == 1)
         if paths and not group.fixed:
-            min_width = 2 if "depthwise" in group.operations else 1
-            groups.append(WidthGroup(index, paths, group.width, min_width, group.weights))
+            groups.append(WidthGroup(index, paths, group.width, min(2, group.width), group.weights))
     return tuple(groups)
 
 

@@ -112,12 +112,6 @@ class StudentSpec:
         shape = tuple(self.view.shape)
         return _find_cached_groups(_Architecture(self.network, arguments, len(self.classes), shape, self))
 
-    @property
-    def is_resized(self) -> bool:
-        """Whether a group of channels has another width than the network's own."""
-        groups = self.width_groups if self.layer_widths else ()
-        return any(self.layer_widths.get(group.name, group.width) != group.width for group in groups)
-
     def build_own_network(self, num_classes: int | None = None) -> nn.Module:
         """Build the student's network with the widths that are its own, and random weights.
 

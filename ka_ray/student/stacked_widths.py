@@ -36,7 +36,8 @@ def count_stacked_channels(
     totals = [0] * len(found.groups)
     for name, network in teachers.items():
         groups = found.groups
-        if not all(_check_same(name, path, student, network) for path in solved):
+        same = [_check_same(name, path, student, network) for path in solved]  # raises for any of them
+        if not all(same):
             # The groups of networks that differ only in their widths are the same.
             groups = find_channel_groups(network, images).groups
             _check_same_groups(name, found, groups)

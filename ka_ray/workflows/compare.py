@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
+from ka_ray.config import Config, EnergyWidths, ScratchConfig, flatten, with_overrides
 from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
@@ -21,6 +21,7 @@ from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summa
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
+from ka_ray.runs.student_widths import resolve_student_widths
 from ka_ray.runs.variants import PARTS, default_methods, expand_variants
 from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
@@ -77,9 +78,13 @@ def compare(
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
     planned = plan_run(config, students=list(overrides.values()))
+    measured = [s for s in planned.students if isinstance(s.student.widths, EnergyWidths)]
+    if any(student.student.widths != config.student.widths for student in measured):
+        raise InputError("--vary student.widths: a share of the variance is measured once; set it for all")
     with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
         extract(run, planned.students)
+        run = resolve_student_widths(run)
         method_runs = _method_runs(run, seeds, overrides)
         with _track_children(run, method_runs) as run:
             learn(run, [one.job for one in method_runs])
