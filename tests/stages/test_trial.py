@@ -12,6 +12,7 @@ from ka_ray.features.store import FEATURES, Store
 from ka_ray.stages import STAGES
 from ka_ray.stages.inputs import load_stage, save_stage
 from ka_ray.stages.trial import TrialStudent, run_trial
+from ka_ray.stages.trial_solvers import MomentsSolver
 from ka_ray.student import Student, load_student
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.training.batches import Batches
@@ -48,7 +49,7 @@ def compute_agreement(student: Student, folder) -> float:
 def test_without_joint_learning_the_student_is_solved_from_moments(inputs, layer_moments, tmp_path, ridge):
     reports, held_out = [], inputs.data / FEATURES
     trial = TrialStudent(WIDTHS, ridge, None, tmp_path / "trial")
-    run_trial(trial, layer_moments, inputs, held_out, reports.append)
+    run_trial(trial, MomentsSolver(layer_moments), inputs, held_out, reports.append)
     expected, solutions = layer_moments.compute_student(WIDTHS, *([] if ridge is None else [(ridge,)]))
     found = load_student(tmp_path / "trial")
     for name, weight in expected.state_dict().items():
@@ -62,7 +63,7 @@ def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, t
     reports, held_out = [], inputs.data / FEATURES
     folder = tmp_path / "trial"
     trial = TrialStudent(WIDTHS, None, 0.004, folder)
-    run_trial(trial, layer_moments, inputs, held_out, reports.append)
+    run_trial(trial, MomentsSolver(layer_moments), inputs, held_out, reports.append)
     assert [report["epochs"] for report in reports] == [1, 2, 3]
     assert reports[-1]["agreement"] == compute_agreement(load_student(folder), held_out)
 
