@@ -12,7 +12,7 @@ from ka_ray.features.store import FEATURES, Store
 from ka_ray.stages import STAGES
 from ka_ray.stages.inputs import load_stage, save_stage
 from ka_ray.stages.trial import TrialStudent, run_trial
-from ka_ray.stages.trial_solvers import MomentsSolver
+from ka_ray.stages.trial_solvers import LayersSolver, MomentsSolver
 from ka_ray.student import Student, load_student
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.training.batches import Batches
@@ -83,3 +83,16 @@ def test_joint_learning_of_a_trial_equals_that_of_a_run(inputs, layer_moments, t
     load_stage(run.folder, "joint", expected)
     torch.testing.assert_close(load_student(folder).state_dict(), expected.state_dict(), atol=0, rtol=0)
     shutil.rmtree(folder)
+
+
+def test_a_student_of_given_layer_widths_is_solved_as_the_start_exact_does(make_inputs, tmp_path):
+    inputs, reports = make_inputs("student.start=exact", "student.widths=1.0"), []
+    widths = {"conv1": 8, "conv2": 12}  # as wide as both teachers together
+    solver = LayersSolver(inputs.plan.spec)
+    assert solver.build_spec(widths).layer_widths == widths
+    trial = TrialStudent(widths, None, None, tmp_path / "trial")
+    run_trial(trial, solver, inputs, inputs.data / FEATURES, reports.append)
+    student = load_student(tmp_path / "trial")
+    assert student.stages["scores"].conv1.weight.shape[0] == 8
+    assert reports[0]["agreement"] == compute_agreement(student, inputs.data / FEATURES)
+    assert reports[0]["agreement"] > 0.99
