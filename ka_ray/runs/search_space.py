@@ -35,7 +35,7 @@ def build_search_space(
         Key of a :data:`Point` -> its values.
 
     Raises:
-        InputError: A width is given for an unknown tap, or is too large.
+        InputError: A width is given for an unknown tap, or is not possible.
 
     Example:
         >>> build_search_space(TuneConfig(factors=(0.5, 1, 4)), {"conv1": 8}, {"conv1": 16})
@@ -46,20 +46,26 @@ def build_search_space(
         raise InputError(f"tune.widths: {unknown} have no width to try; there are {list(own_widths)}")
     space: dict[str, tuple[float | int, ...]] = {}
     for tap, own_width in own_widths.items():
-        given, max_width = config.widths.get(tap, ()), max_widths[tap]
-        min_width = 1 if min_widths is None else min_widths[tap]
-        outside = [width for width in given if not min_width <= width <= max_width]
-        if outside:
-            raise InputError(
-                f"tune.widths.{tap}: {outside} must lie in {min_width} ... {max_width}, the stacked channels"
-            )
-        widths = given or [max(min_width, round(factor * own_width)) for factor in config.factors]
-        space[WIDTH + tap] = tuple(sorted({min(width, max_width) for width in widths}))
+        limits = (min_widths or {}).get(tap, 1), max_widths[tap]
+        space[WIDTH + tap] = _list_widths(config, tap, own_width, *limits)
     if config.ridges:
         space["ridge"] = config.ridges
     if config.learning_rates:
         space["learning_rate"] = config.learning_rates
     return space
+
+
+def _list_widths(
+    config: TuneConfig, tap: str, own_width: int, min_width: int, max_width: int
+) -> tuple[int, ...]:
+    """Return the widths to try at a tap or layer: those that are given, or multiples of its own."""
+    given = config.widths.get(tap, ())
+    if outside := [width for width in given if not min_width <= width <= max_width]:
+        raise InputError(
+            f"tune.widths.{tap}: {outside} must lie in {min_width} ... {max_width}, the stacked channels"
+        )
+    widths = given or [max(min_width, round(factor * own_width)) for factor in config.factors]
+    return tuple(sorted({min(width, max_width) for width in widths}))
 
 
 def list_points(

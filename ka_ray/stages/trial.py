@@ -65,8 +65,9 @@ def run_trial(
     torch.manual_seed(inputs.config.seed)
     ridges = RIDGES if trial.ridge is None else (trial.ridge,)
     student = solver.solve(trial.widths, ridges, inputs).to(inputs.device)
-    batch_size = inputs.config.extract.batch_size
-    held_out_batches = Batches(Store(held_out), ["image", SCORES], batch_size, 0, device=inputs.device)
+    store = Store(held_out)
+    batch_size = min(inputs.config.extract.batch_size, len(store))
+    held_out_batches = Batches(store, ["image", SCORES], batch_size, 0, device=inputs.device)
 
     def save_and_report(student: Student, epochs: int) -> None:
         # Saved before it is reported, so that a reported student exists even if this worker dies right after.

@@ -150,8 +150,7 @@ def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> S
     # Networks of a family can be built with any widths; the widths of other networks are fixed.
     if not spec.is_family:
         raise InputError(
-            f"student.network {spec.network!r}: only codes of a family's students can have other widths; the "
-            f"families are {', '.join(FAMILIES)}"
+            f"student.network {spec.network!r}: only codes of families ({', '.join(FAMILIES)}) have any width"
         )
     student = Student(replace(spec, widths=dict(stacked))).eval()
     for tap, stage in student.stages.items():

@@ -8,12 +8,13 @@ from ka_ray.config import EnergyWidths
 from ka_ray.errors import InputError
 from ka_ray.student.resized import WidthGroup
 from ka_ray.student.spec import StudentSpec
+from ka_ray.teachers import Teacher
 
 
 def resolve_layer_widths(
     spec: StudentSpec,
     rule: float | EnergyWidths | Mapping[str, int] | None,
-    teachers: Sequence[nn.Module],
+    teachers: Sequence[Teacher],
 ) -> dict[str, int]:
     """Return the widths of a student's layers, as its spec lists them.
 
@@ -21,7 +22,7 @@ def resolve_layer_widths(
         spec: The student, with the network's own widths.
         rule: ``student.widths`` of the config. For a share of the variance, which is measured later, the
             network's own widths are a placeholder.
-        teachers: The teachers' networks.
+        teachers: The teachers.
 
     Returns:
         Name of each group of channels -> its number of channels; empty if the config gives no widths.
@@ -36,7 +37,7 @@ def resolve_layer_widths(
         raise InputError(
             f"student.widths: the network {spec.network!r} has no layer whose width can be changed"
         )
-    stacked = stacked_widths(groups, teachers)
+    stacked = stacked_widths(groups, [teacher.network for teacher in teachers])
     if isinstance(rule, Mapping):
         return name_widths(groups, rule, stacked, spec.build_own_network())
     return scale_widths(groups, 1.0 if isinstance(rule, EnergyWidths) else rule, stacked)

@@ -98,7 +98,6 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     views = _make_views(config)
     paths = {t.name: t.resolve_paths(views.teachers[t.name], paths[t.name]) for t in teachers}
     found = {t.name: t.check_forward_pass(views.teachers[t.name], paths[t.name]) for t in teachers}
-    # A first student only shows the order of the taps and the shapes there.
     spec = StudentSpec(
         network=network,
         arguments=arguments,
@@ -110,9 +109,8 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         preprocessing=_student_preprocessing(config).model_dump(mode="json"),
         decoding=config.images.decoding.model_dump(mode="json"),
     )
-    networks = [teacher.network for teacher in teachers]
-    spec = replace(spec, layer_widths=resolve_layer_widths(spec, config.student.widths, networks))
-    student = Student(spec)
+    spec = replace(spec, layer_widths=resolve_layer_widths(spec, config.student.widths, teachers))
+    student = Student(spec)  # it only shows the order of the taps and the shapes there
     taps = [tap for tap in student.stages if tap != SCORES]
     channels = {tap: tuple(found[t.name][tap][0] for t in teachers) for tap in taps}
     spaces = {tap: student.shapes[tap][1:] for tap in taps}
@@ -198,8 +196,8 @@ def _check_widths(
     for tap, width in widths.items():
         if isinstance(given, dict) and given.get(tap, width) != width:
             raise InputError(
-                f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; "
-                "student.widths gives its layers other widths"
+                f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; it changes "
+                f"students of a family ({', '.join(FAMILIES)}), student.widths those of any network"
             )
         # A code cannot be wider than the input of its auto-encoder. In a chain of them, the first one has the
         # narrowest input.

@@ -119,23 +119,31 @@ def resize_network(
     by_path = {path: group for group in groups for path in group.paths}
     if unknown := [path for path in widths if path not in by_path]:
         raise InputError(f"student.widths: {unknown[0]!r} is no layer whose width can be changed")
-    changed, tied = dict[tuple[str, int], int](), dict[int, Tensor]()
+    shapes, tied = _resized_shapes(network, by_path, widths), dict[int, Tensor]()
+    for name, shape in shapes.items():
+        _resize_tensor(network, name, shape, tied)
+    for path in {name.rpartition(".")[0] for name in shapes}:
+        _set_sizes(network.get_submodule(path))
+    if shapes:
+        _check_forward_pass(network, images)
+    return network
+
+
+def _resized_shapes(
+    network: nn.Module, by_path: Mapping[str, WidthGroup], widths: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Return the new shape of each weight and buffer whose shape changes."""
+    changed = dict[tuple[str, int], int]()
     for path, width in widths.items():
         group = by_path[path]
         for place in group.places:
             difference = (width - group.width) * place.repeat
             changed[place.name, place.axis] = changed.get((place.name, place.axis), 0) + difference
-    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    state, shapes = network.state_dict(), dict[str, list[int]]()
     for (name, axis), difference in changed.items():
-        shapes[name][axis] += difference
-    resized = {name for (name, _), difference in changed.items() if difference}
-    for name in resized:
-        _resize_tensor(network, name, shapes[name], tied)
-    for path in {name.rpartition(".")[0] for name in resized}:
-        _set_sizes(network.get_submodule(path))
-    if resized:
-        _check_forward_pass(network, images)
-    return network
+        if difference:
+            shapes.setdefault(name, list(state[name].shape))[axis] += difference
+    return shapes
 
 
 def _resize_tensor(network: nn.Module, name: str, shape: list[int], tied: dict[int, Tensor]) -> None:

@@ -49,7 +49,7 @@ class StackedNetworks:
         self._groups_of = found.of_node
         self._axes = {place.name: place.axis for group in self.groups for place in group.values}
         # Teachers may have other widths than the student, and than each other.
-        self.stacked = count_stacked_channels(student, found, teachers, self._check(), images)
+        self.stacked = count_stacked_channels(student, found, teachers, *self._check(), images)
         sizes = [
             measure_values(network, self.graph, self.computed_at, images[:1]) for network in self.networks
         ]
@@ -116,8 +116,8 @@ class StackedNetworks:
         """Return whether a layer maps each channel to itself: a depthwise conv."""
         return getattr(layer.layer(self.student), "groups", 1) > 1
 
-    def _check(self) -> set[str]:
-        """Refuse a student with weights that least squares cannot solve; return paths of those it can."""
+    def _check(self) -> tuple[set[str], set[str]]:
+        """Refuse weights that least squares cannot solve; return the paths of others, and of the head's."""
         solved, head = set[str](), set[str]()
         for root, total in self.sums.items():
             for layer in total.layers:
@@ -132,7 +132,7 @@ class StackedNetworks:
                 )
         if not head:
             raise InputError("student.start exact: the scores are not the output of a conv or linear layer")
-        return solved
+        return solved, head
 
 
 def sample_values(value: Tensor, axis: int, positions: Tensor) -> Tensor:

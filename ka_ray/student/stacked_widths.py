@@ -16,6 +16,7 @@ def count_stacked_channels(
     found: ChannelGroups,
     teachers: Mapping[str, nn.Module],
     solved: Collection[str],
+    head: Collection[str],
     images: Tensor,
 ) -> tuple[int, ...]:
     """Count the channels that all teachers together have in each group of the student's channels.
@@ -24,7 +25,8 @@ def count_stacked_channels(
         student: The student's network, in eval mode.
         found: Its groups of channels.
         teachers: Name of a teacher -> its network, in eval mode.
-        solved: Paths of the student's modules with weights, without those of the last layer.
+        solved: Paths of the student's modules with weights, without those of the head.
+        head: Paths of the last layer, and of what belongs to it.
         images: Input of the networks, `[B, C, H, W]`, two or more.
 
     Returns:
@@ -36,7 +38,7 @@ def count_stacked_channels(
     totals = [0] * len(found.groups)
     for name, network in teachers.items():
         groups = found.groups
-        same = [_check_same(name, path, student, network) for path in solved]  # raises for any of them
+        same = [_check_same(name, path, student, network, head) for path in (*solved, *head)]
         if not all(same):
             # The groups of networks that differ only in their widths are the same.
             groups = find_channel_groups(network, images).groups
@@ -46,8 +48,13 @@ def count_stacked_channels(
     return tuple(totals)
 
 
-def _check_same(teacher: str, path: str, student: nn.Module, network: nn.Module) -> bool:
-    """Check that a module of two networks differs at most in its widths; return whether these are equal."""
+def _check_same(
+    teacher: str, path: str, student: nn.Module, network: nn.Module, head: Collection[str]
+) -> bool:
+    """Check that a module of two networks differs at most in its widths; return whether these are equal.
+
+    Of the head, the number of classes may differ.
+    """
     module, other = student.get_submodule(path), dict(network.named_modules()).get(path)
     own, shapes = dict(_shapes(module)), {} if other is None else dict(_shapes(other))
     same = type(other) is type(module) and own.keys() == shapes.keys()
@@ -58,7 +65,8 @@ def _check_same(teacher: str, path: str, student: nn.Module, network: nn.Module)
             f"student.start exact: teacher {teacher} has another architecture than the student: its module "
             f"{path!r} is {other}, and not {module}"
         )
-    return own == shapes
+    first = 1 if path in head else 0
+    return all(shapes[name][first:] == shape[first:] for name, shape in own.items())
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[str, torch.Size]]:
