@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import FEATURES, Store
+from ka_ray.features.store import FEATURES, IMAGES, Store
+from ka_ray.runs.search_space import trial_key
+from ka_ray.runs.trials import DATA, HELD_OUT, TrialContext, run_point
 from ka_ray.stages import STAGES
 from ka_ray.stages.inputs import load_stage, save_stage
 from ka_ray.stages.trial import TrialStudent, run_trial
@@ -96,3 +98,15 @@ def test_a_student_of_given_layer_widths_is_solved_as_the_start_exact_does(make_
     assert student.stages["scores"].conv1.weight.shape[0] == 8
     assert reports[0]["agreement"] == compute_agreement(student, inputs.data / FEATURES)
     assert reports[0]["agreement"] > 0.99
+
+
+def test_a_trial_over_layers_reads_what_the_search_has_stored(make_inputs, tmp_path):
+    inputs, reports = make_inputs("student.start=exact", "student.widths=1.0"), []
+    for name in (f"{DATA}/{IMAGES}", HELD_OUT):
+        shutil.copytree(inputs.data / FEATURES, tmp_path / name)
+    context = TrialContext(inputs.config, inputs.plan, tmp_path, LayersSolver(inputs.plan.spec))
+    point = {"width.conv1": 3, "width.conv2": 5}
+    run_point(point, torch.device("cpu"), reports.append, context)
+    student = load_student(tmp_path / "trials" / trial_key(point))
+    assert student.spec.layer_widths == {"conv1": 3, "conv2": 5}
+    assert reports[-1]["parameters"] == sum(p.numel() for p in student.parameters())
