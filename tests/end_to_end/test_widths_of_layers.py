@@ -51,7 +51,7 @@ def widths_in(folder) -> dict[str, int]:
 
 
 def test_a_search_over_layers_writes_a_config_that_runs(load, tmp_path):
-    config = load(f"output={tmp_path}/search", "tune={trials: 3, factors: [0.5, 1]}")
+    config = load(f"output={tmp_path}/search", "tune={trials: 3, factors: [0.5, 1], max_concurrent: 1}")
     result = ka_ray.search_widths(config)
     assert (result.failed, len(result.trials)) == ({}, 3)
     # The teachers' own widths, half of them everywhere, and a mixture.
