@@ -29,18 +29,20 @@ def resolve_student_widths(run: Run) -> Run:
     rule = run.config.student.widths
     if not isinstance(rule, EnergyWidths):
         return run
-    path = layer_widths_path(run.folder)
+    # The workers get these, but not the run, which holds connections of the driver.
+    config, plan, folder = run.config, run.plan, run.folder
+    path = layer_widths_path(folder)
     if not path.exists():
 
         def measure(device: torch.device, report: ProgressCallback) -> None:
-            measure_layer_widths(StageInputs(run.config, run.plan, run.folder, run.folder, device, report))
+            measure_layer_widths(StageInputs(config, plan, folder, folder, device, report))
 
         run.notify(f"student.widths: measuring what {rule.energy:g} of the features' variance takes")
         train_in_group(run, measure)
     widths = read_json(path)
     listed = ", ".join(f"{name} {width}" for name, width in widths.items())
     run.notify(f"student.widths: {rule.energy:g} of the variance takes {listed}")
-    student = run.config.student.model_copy(update={"widths": widths})
-    config = run.config.model_copy(update={"student": student})
-    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
-    return dataclasses.replace(run, config=config, plan=plan)
+    student = config.student.model_copy(update={"widths": widths})
+    resolved = config.model_copy(update={"student": student})
+    teachers = [load_teacher(teacher) for teacher in config.teachers]
+    return dataclasses.replace(run, config=resolved, plan=make_plan(resolved, teachers))
