@@ -51,6 +51,8 @@ def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bo
     """
     first = readers[0]
     stacked = len(first.covariance) // first.num_values
+    if channels == stacked:
+        return choice_of_channels(range(stacked), stacked)  # nothing is left out
     if not principal:
         # Channels in ascending order, so that those of one teacher stay in their order.
         order = order_shared_channels(readers, channels, min(channels, MAX_SINGLE_STEPS))

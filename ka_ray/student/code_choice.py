@@ -81,7 +81,7 @@ def choose_codes(
     # computed later before what leads to it: then it is known what of their targets the student keeps.
     for index in sorted(readers, key=lambda index: (not is_stream(networks, index), -index)):
         group = networks.groups[index]
-        stacked = group.width * networks.num_teachers
+        stacked = networks.stacked[index]
         stats = [reader.towards(codes.get(reader.target), stacked) for reader in readers[index]]
         # A depthwise conv maps each channel to itself, so its channels cannot be mixed.
         principal = group.is_linear and "depthwise" not in group.operations
@@ -131,7 +131,7 @@ def _measure_reader(
     """Measure the statistics of one layer of the stacked teachers."""
     module, target = layer.layer(networks.student), networks.group_index(layer.output)
     kernel = module.weight[0, 0].numel()
-    num_inputs = module.weight[0].numel() * networks.num_teachers
+    num_inputs = sum(layer.layer(teacher).weight[0].numel() for teacher in networks.networks[:-1])
     is_mean = kernel > 1 and num_inputs > MAX_INPUTS
     num_inputs = num_inputs // kernel if is_mean else num_inputs
     available = networks.num_positions(layer.output)

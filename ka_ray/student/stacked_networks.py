@@ -4,7 +4,7 @@ Shapes: B images of a batch, P sampled positions, C channels of a value, S stack
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.student.channel_groups import ChannelGroup, find_channel_groups
 from ka_ray.student.lockstep import Lockstep, measure_values
 from ka_ray.student.solvable_sums import SolvableLayer, find_solvable_sums
+from ka_ray.student.stacked_widths import count_stacked_channels
 
 
 class StackedNetworks:
@@ -28,6 +29,7 @@ class StackedNetworks:
         student: The student's network.
         graph: The graph of all of them.
         groups: The groups of channels that are chosen together.
+        stacked: Number of channels that all teachers together have in each group.
         sums: Node -> the sum of layers that is solved there, in the order of the graph.
         output: Node of the scores.
 
@@ -46,9 +48,15 @@ class StackedNetworks:
         self.computed_at = {node: total.root for total in self.sums.values() for node in total.inner}
         self._groups_of = found.of_node
         self._axes = {place.name: place.axis for group in self.groups for place in group.values}
-        sizes = measure_values(student, self.graph, self.computed_at, images[:1])
-        self._shapes, self._live_bytes = sizes.shapes, sizes.live_bytes
-        self._check(teachers)
+        # Teachers may have other widths than the student, and than each other.
+        self.stacked = count_stacked_channels(student, found, teachers, *self._check(), images)
+        sizes = [
+            measure_values(network, self.graph, self.computed_at, images[:1]) for network in self.networks
+        ]
+        self._shapes = sizes[-1].shapes
+        self._live_bytes = {
+            node: sum(size.live_bytes[node] for size in sizes) for node in sizes[-1].live_bytes
+        }
 
     @property
     def num_teachers(self) -> int:
@@ -79,8 +87,7 @@ class StackedNetworks:
 
     def max_images(self, node: fx.Node, memory_gib: float) -> int:
         """Return how many images' values fit into the memory when this and all later nodes are computed."""
-        bytes_per_image = self._live_bytes[node] * len(self.networks)
-        return int(memory_gib * 1024**3 / max(1, bytes_per_image))
+        return int(memory_gib * 1024**3 / max(1, self._live_bytes[node]))
 
     def group_index(self, node: fx.Node) -> int:
         """Return the index of the group that the channels of a value are in."""
@@ -109,8 +116,8 @@ class StackedNetworks:
         """Return whether a layer maps each channel to itself: a depthwise conv."""
         return getattr(layer.layer(self.student), "groups", 1) > 1
 
-    def _check(self, teachers: Mapping[str, nn.Module]) -> None:
-        """Refuse networks whose weights are not those of layers that can be solved, or of other shapes."""
+    def _check(self) -> tuple[set[str], set[str]]:
+        """Refuse weights that least squares cannot solve; return the paths of others, and of the head's."""
         solved, head = set[str](), set[str]()
         for root, total in self.sums.items():
             for layer in total.layers:
@@ -125,23 +132,7 @@ class StackedNetworks:
                 )
         if not head:
             raise InputError("student.start exact: the scores are not the output of a conv or linear layer")
-        for path in solved:
-            module = self.student.get_submodule(path)
-            for name, network in teachers.items():
-                _check_same(name, path, module, dict(network.named_modules()).get(path))
-
-
-def _check_same(teacher: str, path: str, module: nn.Module, other: nn.Module | None) -> None:
-    shapes = _shapes(module.state_dict().items())
-    if other is None or type(other) is not type(module) or _shapes(other.state_dict().items()) != shapes:
-        raise InputError(
-            f"student.start exact: teacher {teacher} has another architecture than the student: its module "
-            f"{path!r} is {other}, and not {module}"
-        )
-
-
-def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors}
+        return solved, head
 
 
 def sample_values(value: Tensor, axis: int, positions: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from ka_ray.runs.publish import publish
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_student, extract, learn
+from ka_ray.runs.student_widths import resolve_student_widths
 
 
 def amalgamate(config: Config) -> Report:
@@ -28,6 +29,7 @@ def amalgamate(config: Config) -> Report:
     with start_run(plan_run(config, students=[()])) as run:
         run = resolve_widths(run)  # measures widths that are given as a share of the variance
         extract(run, [run.config])  # stores stacked features and scores on disk
+        run = resolve_student_widths(run)
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run)
         return publish(run, evaluated)
