@@ -28,6 +28,7 @@ from ka_ray.student.activation_range import find_clamp
 from ka_ray.student.code_choice import choose_codes
 from ka_ray.student.linear_layers import apply_solution
 from ka_ray.student.lockstep import Lockstep
+from ka_ray.student.norm_fit import fit_norm
 from ka_ray.student.solvable_sums import SolvableSum
 from ka_ray.student.stacked_networks import StackedNetworks
 from ka_ray.student.sum_samples import SampleLimits, SumSampler
@@ -183,6 +184,9 @@ class _BlockSolver:
                 for inner in total.in_order:
                     values.compute(inner, student)
             elif node not in networks.computed_at:
+                values.compute(node, student)
+            if node in networks.norms and networks.norms[node].readers is None:
+                fit_norm(networks, values, node, codes[networks.group_index(node)], self._merge)
                 values.compute(node, student)
             values.forget_after(node)
         return errors

@@ -16,7 +16,7 @@ from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
 from ka_ray.student.channel_codes import ChannelCode, choose_code
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
-from ka_ray.student.solvable_sums import SolvableLayer
+from ka_ray.student.solvable_layers import SolvableLayer
 from ka_ray.student.stacked_networks import StackedNetworks, sample_values
 
 SAMPLES_PER_INPUT = 6

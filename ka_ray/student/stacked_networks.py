@@ -3,6 +3,7 @@
 Shapes: B images of a batch, P sampled positions, C channels of a value, S stacked channels of all teachers.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 
@@ -11,24 +12,29 @@ from torch import Tensor, fx, nn
 
 from ka_ray.errors import InputError
 from ka_ray.student.channel_groups import ChannelGroup, find_channel_groups
+from ka_ray.student.layer_norms import find_layer_norms, move_into_readers, reset_affine
 from ka_ray.student.lockstep import Lockstep, measure_values
-from ka_ray.student.solvable_sums import SolvableLayer, find_solvable_sums
+from ka_ray.student.solvable_layers import SolvableLayer
+from ka_ray.student.solvable_sums import find_solvable_sums
 
 
 class StackedNetworks:
     """The graph of the student and of its teachers, and what of it can be solved.
 
     Args:
-        student: The student's network, in eval mode.
+        student: The student's network, in eval mode. Its layer scales are set to 1 and its layer norms to the
+            weight 1 and the bias 0, because the layers beside them make up for that.
         teachers: Name of a teacher -> its network, in eval mode.
         images: Input of the student's network, `[B, C, H, W]`, two or more.
 
     Attributes:
-        networks: The teachers' networks, then the student's.
+        networks: The teachers' networks, then the student's. Layer norms of the teachers' copies have their
+            weight and bias in the layers that read them.
         student: The student's network.
         graph: The graph of all of them.
         groups: The groups of channels that are chosen together.
         sums: Node -> the sum of layers that is solved there, in the order of the graph.
+        norms: Node -> the layer norm there.
         output: Node of the scores.
 
     Raises:
@@ -37,11 +43,13 @@ class StackedNetworks:
     """
 
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module], images: Tensor) -> None:
-        self.student, self.networks = student, [*teachers.values(), student]
+        self.student = student
         found = find_channel_groups(student, images)
         self.graph, self.groups = found.graph, found.groups
         self.output: fx.Node = next(node for node in self.graph.nodes if node.op == "output").args[0]
         self.sums = find_solvable_sums(student, self.graph)
+        modules = {layer.between[0] if layer.between else layer.output: layer for layer in self.layers}
+        self.norms = find_layer_norms(student, found, modules)
         # Node -> the node at which it is solved, and not before.
         self.computed_at = {node: total.root for total in self.sums.values() for node in total.inner}
         self._groups_of = found.of_node
@@ -49,6 +57,12 @@ class StackedNetworks:
         sizes = measure_values(student, self.graph, self.computed_at, images[:1])
         self._shapes, self._live_bytes = sizes.shapes, sizes.live_bytes
         self._check(teachers)
+        self.networks = [*(self._move_norms(teacher) for teacher in teachers.values()), student]
+        for layer in self.layers:
+            if layer.scale is not None:
+                student.get_parameter(layer.scale).fill_(1.0)
+        for use in self.norms.values():
+            reset_affine(use.norm(student))
 
     @property
     def num_teachers(self) -> int:
@@ -73,8 +87,7 @@ class StackedNetworks:
     def start_teachers(self) -> Lockstep:
         """Return the values of the teachers, without any image yet."""
         # Inputs of a layer have to be there when its output, behind the batch norm, is known.
-        normed = [layer for layer in self.layers if layer.norm_path is not None]
-        until = {layer.output.all_input_nodes[0]: layer.output for layer in normed}
+        until = {layer.between[0]: layer.output for layer in self.layers if layer.between}
         return Lockstep(self.networks[:-1], self.graph, until, has_student=False)
 
     def max_images(self, node: fx.Node, memory_gib: float) -> int:
@@ -109,19 +122,40 @@ class StackedNetworks:
         """Return whether a layer maps each channel to itself: a depthwise conv."""
         return getattr(layer.layer(self.student), "groups", 1) > 1
 
+    def is_fitted(self, index: int) -> bool:
+        """Return whether a layer norm whose weights are fitted acts on values of a group."""
+        fitted = [node for node, use in self.norms.items() if use.readers is None]
+        return any(self.group_index(node) == index for node in fitted)
+
+    def _move_norms(self, teacher: nn.Module) -> nn.Module:
+        """Return a teacher whose layer norms have their weights in the layers that read them."""
+        moved = [use for use in self.norms.values() if use.readers is not None]
+        teacher = copy.deepcopy(teacher) if moved else teacher
+        for use in moved:
+            move_into_readers(use, teacher)
+        return teacher
+
     def _check(self, teachers: Mapping[str, nn.Module]) -> None:
         """Refuse networks whose weights are not those of layers that can be solved, or of other shapes."""
-        solved, head = set[str](), set[str]()
+        solved, head, weights = set[str](), set[str](), set[str]()
         for root, total in self.sums.items():
             for layer in total.layers:
                 for path in (layer.path, layer.norm_path):
                     if path is not None:
                         (head if root is self.output else solved).add(path)
+                weights.add(layer.scale or layer.path)
+                if layer.norm_path is None and layer.layer(self.student).bias is None:
+                    raise InputError(
+                        f"student.start exact: the layer {layer.path!r} of the student's network has neither "
+                        "a bias nor a batch norm behind it; that is not supported"
+                    )
+        solved |= {use.path for use in self.norms.values()}
         for name, _ in self.student.named_parameters():
-            if name.rpartition(".")[0] not in solved | head:
+            if name.rpartition(".")[0] not in solved | head and name not in weights:
                 raise InputError(
                     f"student.start exact: least squares cannot solve the weight {name!r} of the student's "
-                    "network; supported are conv and linear layers, and batch norms behind them"
+                    "network; supported are conv and linear layers, batch norms and layer scales behind "
+                    "them, and layer norms"
                 )
         if not head:
             raise InputError("student.start exact: the scores are not the output of a conv or linear layer")

@@ -5,7 +5,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
+import timm.models.convnext
 import torch
+import torchvision.models.convnext
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
@@ -88,12 +90,34 @@ def build_chain(classes: int) -> nn.Module:
     return build_network("plain", {"widths": [4, 6]}, classes)
 
 
+def with_random_vectors(network: nn.Module) -> nn.Module:
+    """Draw the weights of layer norms and layer scales, which begin with 1, 0 or nearly 0."""
+    for name, weight in network.named_parameters():
+        if weight.dim() == 1 or "layer_scale" in name:
+            nn.init.uniform_(weight, 0.5, 1.5)
+    return network
+
+
+def build_convnext(classes: int) -> nn.Module:
+    block = torchvision.models.convnext.CNBlockConfig
+    blocks = [block(4, 6, 1), block(6, None, 2)]
+    return with_random_vectors(torchvision.models.convnext.ConvNeXt(blocks, num_classes=classes))
+
+
+def build_timm_convnext(classes: int) -> nn.Module:
+    sizes = {"depths": (1, 1, 1, 1), "dims": (4, 4, 6, 6), "patch_size": 1}
+    network = timm.models.convnext.ConvNeXt(num_classes=classes, conv_mlp=True, **sizes)
+    return with_random_vectors(network)
+
+
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet": build_resnet,
     "bottleneck": lambda classes: build_resnet(classes, bottleneck=True),
     "mobilenet": build_mobilenet,
     "gated": lambda classes: build_mobilenet(classes, gated=True),
     "chain": build_chain,
+    "convnext": build_convnext,
+    "timm's convnext": build_timm_convnext,
 }
 
 
