@@ -90,24 +90,27 @@ def build_chain(classes: int) -> nn.Module:
     return build_network("plain", {"widths": [4, 6]}, classes)
 
 
-def with_random_vectors(network: nn.Module) -> nn.Module:
-    """Draw the weights of layer norms and layer scales, which begin with 1, 0 or nearly 0."""
+def with_large_weights(network: nn.Module) -> nn.Module:
+    """Draw all weights anew: many begin with 1, 0 or nearly 0, so that a block changes nothing."""
     for name, weight in network.named_parameters():
-        if weight.dim() == 1 or "layer_scale" in name:
+        is_factor = name.endswith(("norm.weight", "gamma", "layer_scale"))
+        if is_factor:
             nn.init.uniform_(weight, 0.5, 1.5)
+        else:
+            nn.init.normal_(weight, std=0.3)
     return network
 
 
 def build_convnext(classes: int) -> nn.Module:
     block = torchvision.models.convnext.CNBlockConfig
     blocks = [block(4, 6, 1), block(6, None, 2)]
-    return with_random_vectors(torchvision.models.convnext.ConvNeXt(blocks, num_classes=classes))
+    return with_large_weights(torchvision.models.convnext.ConvNeXt(blocks, num_classes=classes))
 
 
 def build_timm_convnext(classes: int) -> nn.Module:
     sizes = {"depths": (1, 1, 1, 1), "dims": (4, 4, 6, 6), "patch_size": 1}
     network = timm.models.convnext.ConvNeXt(num_classes=classes, conv_mlp=True, **sizes)
-    return with_random_vectors(network)
+    return with_large_weights(network)
 
 
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
