@@ -26,6 +26,7 @@ from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
 from ka_ray.numerics.samples import Merge
 from ka_ray.student.activation_range import find_clamp
 from ka_ray.student.code_choice import choose_codes
+from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import apply_solution
 from ka_ray.student.lockstep import Lockstep
 from ka_ray.student.norm_fit import fit_norm
@@ -165,6 +166,7 @@ class _BlockSolver:
         first = list(_take(inputs, self._max_images(networks.first_node)))
         chosen_on = list(_take(iter(first), self._settings.choice_images))
         codes = choose_codes(networks, chosen_on, self._merge)
+        networks.code_added_weights(codes)
         self._sampler = SumSampler(networks, codes, self._label_sets, self._settings.samples)
         values, teachers = networks.start(), slice(networks.num_teachers)
         student = slice(networks.num_teachers, None)
@@ -172,7 +174,7 @@ class _BlockSolver:
         for node in networks.graph.nodes:
             if node.op == "output":
                 break
-            if node.op == "placeholder":
+            if is_image(node):
                 continue
             # Later maps are smaller, so that more images fit.
             for batch in _take(inputs, self._max_images(node) - values.num_images):

@@ -11,6 +11,11 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 """Targets of the nodes that add two values."""
 
 
+def is_image(node: fx.Node) -> bool:
+    """Return whether a node is the image, and not an argument of the network that is fixed to its default."""
+    return node.op == "placeholder" and not node.args
+
+
 def value_users(node: fx.Node) -> list[fx.Node]:
     """Return the nodes that use the values of a node, and not only its shape."""
     return [user for user in node.users if user.target is not getattr and user.target not in ("size", "dim")]

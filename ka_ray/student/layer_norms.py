@@ -54,7 +54,13 @@ def find_layer_norms(
         found: Its graph.
         layers: Node of a layer's module -> the layer.
     """
-    norms = [node for node in found.graph.nodes if _is_layer_norm(network, node)]
+    # Not norms over the features inside of an attention head.
+    over_channels = {place.name for group in found.groups if not group.fixed for place in group.weights}
+    norms = [
+        node
+        for node in found.graph.nodes
+        if _is_layer_norm(network, node) and f"{node.target}.weight" in over_channels
+    ]
     paths = [str(node.target) for node in norms]
     return {
         node: LayerNormUse(path, _find_readers(network, found, layers, node))

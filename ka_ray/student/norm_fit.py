@@ -47,6 +47,6 @@ def _sample(networks: StackedNetworks, values: Lockstep, node: fx.Node, code: Ch
         random = torch.rand(len(own), generator=generator)
         positions = sample_positions(random, networks.num_positions(node), wanted).to(own.device)
         stacked = torch.cat([sample_values(value, axis, positions) for value in teachers], dim=2)
-        pair = (sample_values(own, axis, positions), code.encode(stacked))
+        pair = (sample_values(own, axis, positions), networks.encode(node, code, stacked))
         samples.append(torch.stack(pair, dim=3).flatten(0, 1))
     return torch.cat(samples)

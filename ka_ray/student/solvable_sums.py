@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ka_ray.student.graph_nodes import ADDITIONS, keeps_order, value_users
+from ka_ray.student.graph_nodes import ADDITIONS, find_weight_name, keeps_order, value_users
 from ka_ray.student.solvable_layers import SolvableLayer, find_layers
 
 
@@ -66,7 +66,7 @@ def _find_summands(network: nn.Module, root: fx.Node, layers: dict[fx.Node, Solv
         if node in layers:
             own.append(layers[node])
             inner |= {node, *layers[node].between}
-        elif node.target in ADDITIONS and all(isinstance(arg, fx.Node) for arg in node.args):
+        elif _adds_values(network, node):
             inner.add(node)
             for argument in node.all_input_nodes:
                 # A value that is used elsewhere, too, needs a target of its own.
@@ -87,3 +87,10 @@ def _find_summands(network: nn.Module, root: fx.Node, layers: dict[fx.Node, Solv
     own.sort(key=lambda layer: order[layer.output])
     inside = sorted(inner - {root}, key=order.__getitem__)
     return SolvableSum(root, tuple(own), tuple(others), tuple(inside))
+
+
+def _adds_values(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node adds two values, and not a weight, such as a position embedding, to a value."""
+    if node.target not in ADDITIONS or not all(isinstance(argument, fx.Node) for argument in node.args):
+        return False
+    return all(find_weight_name(network, used) is None for used in node.all_input_nodes)

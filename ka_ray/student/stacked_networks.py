@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ka_ray.errors import InputError
+from ka_ray.student.added_weights import find_added_weights
+from ka_ray.student.channel_codes import ChannelCode
 from ka_ray.student.channel_groups import ChannelGroup, find_channel_groups
+from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.layer_norms import find_layer_norms, move_into_readers, reset_affine
 from ka_ray.student.lockstep import Lockstep, measure_values
 from ka_ray.student.solvable_layers import SolvableLayer
@@ -35,6 +38,7 @@ class StackedNetworks:
         groups: The groups of channels that are chosen together.
         sums: Node -> the sum of layers that is solved there, in the order of the graph.
         norms: Node -> the layer norm there.
+        added_weights: Weights that are added to values; see :meth:`code_added_weights`.
         output: Node of the scores.
 
     Raises:
@@ -50,10 +54,13 @@ class StackedNetworks:
         self.sums = find_solvable_sums(student, self.graph)
         modules = {layer.between[0] if layer.between else layer.output: layer for layer in self.layers}
         self.norms = find_layer_norms(student, found, modules)
+        self.added_weights = find_added_weights(student, found)
         # Node -> the node at which it is solved, and not before.
         self.computed_at = {node: total.root for total in self.sums.values() for node in total.inner}
         self._groups_of = found.of_node
-        self._axes = {place.name: place.axis for group in self.groups for place in group.values}
+        # Positions can have a group of their own, which is fixed: that of a position embedding.
+        by_order = sorted(self.groups, key=lambda group: not group.fixed)
+        self._axes = {place.name: place.axis for group in by_order for place in group.values}
         sizes = measure_values(student, self.graph, self.computed_at, images[:1])
         self._shapes, self._live_bytes = sizes.shapes, sizes.live_bytes
         self._check(teachers)
@@ -77,7 +84,7 @@ class StackedNetworks:
     @property
     def first_node(self) -> fx.Node:
         """The first node that is computed from the image."""
-        node: fx.Node = next(node for node in self.graph.nodes if node.op != "placeholder")
+        node: fx.Node = next(node for node in self.graph.nodes if not is_image(node))
         return node
 
     def start(self) -> Lockstep:
@@ -97,13 +104,14 @@ class StackedNetworks:
 
     def group_index(self, node: fx.Node) -> int:
         """Return the index of the group that the channels of a value are in."""
-        found = self._groups_of.get(node.name, ())
+        found = set(self._groups_of.get(node.name, ()))
+        found = {index for index in found if not self.groups[index].fixed} or found
         if len(found) != 1:
             raise InputError(
                 f"student.start exact: the value {node.name!r} of the student's network has channels of "
                 f"{len(found)} groups; concatenated channels are not supported"
             )
-        return found[0]
+        return found.pop()
 
     def group(self, node: fx.Node) -> ChannelGroup:
         """Return the group that the channels of a value are in."""
@@ -113,6 +121,30 @@ class StackedNetworks:
         """Return the axis of a value's channels."""
         return self._axes[node.name]
 
+    def encode(self, node: fx.Node, code: ChannelCode, stacked: Tensor) -> Tensor:
+        """Return the code of the stacked teachers' values at a node.
+
+        Args:
+            node: The node.
+            code: Code of its group.
+            stacked: `[..., S]`, the teachers' values, or something of each of them.
+
+        Returns:
+            `[..., C]`, in the order that the student's values at the node have.
+        """
+        group = self.group(node)
+        places = [place for place in group.values if place.name == node.name]
+        if code.kept is None or [(place.offset, place.repeat) for place in places] == [(0, 1)]:
+            return code.encode(stacked)
+        size = stacked.shape[-1] // self.num_teachers
+        entries = [
+            channel // group.width * size + place.offset + channel % group.width * place.repeat + value
+            for place in places
+            for channel in code.kept
+            for value in range(place.repeat)
+        ]
+        return stacked[..., entries]
+
     def num_positions(self, node: fx.Node) -> int:
         """Return the number of positions of a value: 1 for a vector."""
         shape = self._shapes[node]
@@ -121,6 +153,14 @@ class StackedNetworks:
     def is_tied(self, layer: SolvableLayer) -> bool:
         """Return whether a layer maps each channel to itself: a depthwise conv."""
         return getattr(layer.layer(self.student), "groups", 1) > 1
+
+    def code_added_weights(self, codes: Mapping[int, ChannelCode]) -> None:
+        """Set the student's class tokens and position embeddings to the code of the stacked teachers'."""
+        for added in self.added_weights:
+            parts = [network.get_parameter(added.name) for network in self.networks[:-1]]
+            stacked = torch.cat([part.movedim(added.axis, -1) for part in parts], dim=-1)
+            code = codes[added.group].encode(stacked).movedim(-1, added.axis)
+            self.student.get_parameter(added.name).copy_(code)
 
     def is_fitted(self, index: int) -> bool:
         """Return whether a layer norm whose weights are fitted acts on values of a group."""
@@ -150,12 +190,13 @@ class StackedNetworks:
                         "a bias nor a batch norm behind it; that is not supported"
                     )
         solved |= {use.path for use in self.norms.values()}
+        weights |= {added.name for added in self.added_weights}
         for name, _ in self.student.named_parameters():
             if name.rpartition(".")[0] not in solved | head and name not in weights:
                 raise InputError(
                     f"student.start exact: least squares cannot solve the weight {name!r} of the student's "
                     "network; supported are conv and linear layers, batch norms and layer scales behind "
-                    "them, and layer norms"
+                    "them, layer norms, class tokens and position embeddings"
                 )
         if not head:
             raise InputError("student.start exact: the scores are not the output of a conv or linear layer")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import timm.models.convnext
+import timm.models.vision_transformer
 import torch
 import torchvision.models.convnext
 from torch import Tensor, nn
@@ -113,6 +114,13 @@ def build_timm_convnext(classes: int) -> nn.Module:
     return with_large_weights(network)
 
 
+def build_vit(classes: int) -> nn.Module:
+    sizes = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    return with_large_weights(
+        timm.models.vision_transformer.VisionTransformer(num_classes=classes, init_values=0.1, **sizes)
+    )
+
+
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet": build_resnet,
     "bottleneck": lambda classes: build_resnet(classes, bottleneck=True),
@@ -121,6 +129,7 @@ BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "chain": build_chain,
     "convnext": build_convnext,
     "timm's convnext": build_timm_convnext,
+    "vit": build_vit,
 }
 
 
