@@ -65,7 +65,7 @@ def refine_solution(
     # Groups first and in one piece: every step reads all samples.
     centred = (samples.inputs - mean.to(samples.inputs.dtype)).transpose(0, 1).contiguous()
     added = others.transpose(0, 1)
-    bounds = [bound - added for bound in clamp.bounds(samples.targets.transpose(0, 1) + added)]
+    bounds = [(bound - added).contiguous() for bound in clamp.bounds(samples.targets.transpose(0, 1) + added)]
     # The bias belongs to centred inputs, which makes it independent of the weight.
     before = now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
     for step in range(steps):
