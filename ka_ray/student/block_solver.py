@@ -4,6 +4,7 @@ The teachers side by side are one network with block-diagonal layers, and the st
 narrower. All networks are computed node by node for all images. Where a layer, or a sum of layers, ends, the
 student's layer is the least-squares map from the student's own features to the code of the stacked teachers'
 features. So it makes up for errors before it; where it is added to a stream, also for those of the stream.
+Layer norms act on the student's own features, and attention heads are kept as a whole.
 
 Shapes: B images of a batch, C channels, H and W in pixels.
 """
