@@ -44,9 +44,8 @@ def refine_solution(
 ) -> LayerSolution:
     """Improve a least-squares solution by what the activation behind the layer makes irrelevant.
 
-    Each step replaces targets outside of the range by the estimates where those lie outside, too, and solves
-    again, so that the convex loss ``||residual||^2`` falls (after Zhang et al., "Accelerating Very Deep
-    Convolutional Networks", TPAMI 2016). Momentum after Nesterov saves steps.
+    Each step replaces targets outside of the range by estimates that lie outside, too, and solves again, so
+    that the convex loss falls (after Zhang et al., TPAMI 2016). Momentum after Nesterov saves steps.
 
     Args:
         solution: The least-squares solution.
@@ -62,20 +61,23 @@ def refine_solution(
     mean = torch.stack([part.mean[:size] for part in moments])
     penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
-    # Groups first and in one piece: every step reads all samples.
-    centred = (samples.inputs - mean.to(samples.inputs.dtype)).transpose(0, 1).contiguous()
-    added = others.transpose(0, 1)
-    bounds = [(bound - added).contiguous() for bound in clamp.bounds(samples.targets.transpose(0, 1) + added)]
+    centred = _groups_first(samples.inputs - mean.to(samples.inputs.dtype))
+    bounds = [_groups_first(bound - others) for bound in clamp.bounds(samples.targets + others)]
     # The bias belongs to centred inputs, which makes it independent of the weight.
     before = now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
     for step in range(steps):
         ahead = now + step / (step + 3) * (now - before)
         sums = merge(_residual_sums(ahead, centred, bounds)) / count
-        gradient = sums[..., :-1] - penalty * ahead[..., :-1]
-        change = torch.cholesky_solve(gradient.transpose(1, 2), factor).transpose(1, 2)
+        gradient = (sums[..., :-1] - penalty * ahead[..., :-1]).transpose(1, 2)
+        change = torch.cholesky_solve(gradient, factor).transpose(1, 2)
         before, now = now, ahead + _with_bias(change, sums[..., -1])
     weight = now[..., :-1]
     return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])
+
+
+def _groups_first(rows: Tensor) -> Tensor:
+    """Return `[G, n, N]` in one piece from `[n, G, N]`, because every step reads all of it."""
+    return rows.transpose(0, 1).contiguous()
 
 
 def _residual_sums(ahead: Tensor, centred: Tensor, bounds: Sequence[Tensor]) -> Tensor:
