@@ -136,9 +136,12 @@ class StackedNetworks:
         places = [place for place in group.values if place.name == node.name]
         if code.kept is None or [(place.offset, place.repeat) for place in places] == [(0, 1)]:
             return code.encode(stacked)
-        size = stacked.shape[-1] // self.num_teachers
+        size, width = (total // self.num_teachers for total in (stacked.shape[-1], code.weight.shape[1]))
         entries = [
-            channel // group.width * size + place.offset + channel % group.width * place.repeat + value
+            channel // width * size
+            + place.offset // group.width * width
+            + channel % width * place.repeat
+            + value
             for place in places
             for channel in code.kept
             for value in range(place.repeat)
