@@ -65,33 +65,8 @@ def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bo
     return ChannelCode(_principal_code(readers, channels))
 
 
-def choose_normalised_code(readers: Sequence[LayerInputStats], channels: int) -> ChannelCode:
-    """Choose a linear code of channels that pass through a layer norm before any layer reads them.
-
-    A layer norm takes the mean over the channels away and divides by their root mean square. So that it does
-    nearly the same to the code, the code has the mean 0 and the length of the stacked channels: it has
-    orthonormal directions, one less than channels, none of which is that of the mean.
-
-    Args:
-        readers: Statistics of the layers that read the group, behind a norm whose weight is 1 and bias is 0.
-        channels: C.
-    """
-    directions = torch.linalg.qr(_principal_code(readers, channels - 1, is_scaled=False).T).Q
-    # The first column of the basis is that of the mean.
-    ones = torch.ones(channels, 1, dtype=directions.dtype, device=directions.device)
-    basis = torch.linalg.qr(torch.cat([ones, torch.eye(channels).to(ones)[:, 1:]], dim=1)).Q
-    num_networks = directions.shape[0] / channels
-    return ChannelCode(basis[:, 1:] @ directions.T / num_networks**0.5)
-
-
-def _principal_code(readers: Sequence[LayerInputStats], channels: int, is_scaled: bool = True) -> Tensor:
-    """Return the best linear code, by reduced-rank regression of the layers' outputs on the channels.
-
-    Args:
-        readers: Statistics of the layers.
-        channels: Number of directions.
-        is_scaled: Whether the code's channels have the variance that they explain; else they have equal ones.
-    """
+def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor:
+    """Return the best linear code, by reduced-rank regression of the layers' outputs on the channels."""
     stacked = len(readers[0].covariance) // readers[0].num_values
     covariance = readers[0].covariance.new_zeros(stacked, stacked)
     explained = torch.zeros_like(covariance)
@@ -107,8 +82,6 @@ def _principal_code(readers: Sequence[LayerInputStats], channels: int, is_scaled
     scales = torch.where(alive, variances.clamp_min(1e-300).rsqrt(), 0.0)
     whiten = directions * scales
     values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
-    leading = vectors[:, -channels:].flip(1)
-    if is_scaled:
-        leading = leading * values[-channels:].flip(0).clamp_min(0).sqrt()
+    leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()
     code: Tensor = (whiten @ leading).T
     return code

@@ -13,7 +13,7 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
-from ka_ray.student.channel_codes import ChannelCode, choose_code, choose_normalised_code
+from ka_ray.student.channel_codes import ChannelCode, choose_code
 from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
@@ -87,11 +87,8 @@ def choose_codes(
         stacked = group.width * networks.num_teachers
         stats = [reader.towards(networks, codes.get(reader.target), stacked) for reader in readers[index]]
         # A depthwise conv maps each channel to itself, so its channels cannot be mixed.
-        if group.operations == {"norm"} and not networks.is_fitted(index):
-            codes[index] = choose_normalised_code(stats, group.width)
-        else:
-            principal = group.is_linear and "depthwise" not in group.operations
-            codes[index] = choose_code(stats, group.width, principal)
+        principal = group.is_linear and "depthwise" not in group.operations
+        codes[index] = choose_code(stats, group.width, principal)
     written = {networks.group_index(root) for root in networks.sums if root is not networks.output}
     if unread := sorted(written - codes.keys()):
         group = networks.groups[unread[0]]

@@ -165,11 +165,6 @@ class StackedNetworks:
             code = codes[added.group].encode(stacked).movedim(-1, added.axis)
             self.student.get_parameter(added.name).copy_(code)
 
-    def is_fitted(self, index: int) -> bool:
-        """Return whether a layer norm whose weights are fitted acts on values of a group."""
-        fitted = [node for node, use in self.norms.items() if use.readers is None]
-        return any(self.group_index(node) == index for node in fitted)
-
     def _move_norms(self, teacher: nn.Module) -> nn.Module:
         """Return a teacher whose layer norms have their weights in the layers that read them."""
         moved = [use for use in self.norms.values() if use.readers is not None]

@@ -7,9 +7,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
-from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.student.block_solver import check_solvable
-from ka_ray.student.channel_codes import choice_of_channels, choose_normalised_code
+from ka_ray.student.channel_codes import choice_of_channels
 from ka_ray.student.channel_groups import find_channel_groups
 from ka_ray.student.graph_nodes import keeps_order
 from ka_ray.student.layer_norms import find_layer_norms, move_into_readers
@@ -66,19 +65,6 @@ def test_moved_weights_of_norms_leave_the_scores_and_others_stay():
         assert norm.weight.eq(1).all()
         assert norm.bias.eq(0).all()
     torch.testing.assert_close(network(images), before)
-
-
-def test_a_code_behind_layer_norms_has_no_mean_and_the_length_of_equal_networks():
-    torch.manual_seed(0)
-    stream = torch.randn(500, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
-    normalised = nn.functional.layer_norm(stream, (6,))
-    stacked = torch.cat([normalised, normalised], dim=1)
-    targets = stacked @ torch.randn(12, 8, dtype=torch.float64)
-    centred = stacked - stacked.mean(dim=0)
-    stats = LayerInputStats(centred.T @ centred / 500, centred.T @ (targets - targets.mean(dim=0)) / 500)
-    code = choose_normalised_code([stats], 6).encode(torch.cat([stream, stream], dim=1))
-    torch.testing.assert_close(code.mean(dim=1), torch.zeros(500, dtype=torch.float64))
-    torch.testing.assert_close(code.norm(dim=1), (stream - stream.mean(dim=1, keepdim=True)).norm(dim=1))
 
 
 def test_heads_of_an_attention_layer_are_the_channels_of_a_group():
