@@ -56,8 +56,7 @@ def find_weight_name(network: nn.Module, node: fx.Node) -> str | None:
     """Return the name of the parameter that a node reads, reshapes or repeats; None if it is a value."""
     while node.target in ("reshape", "view", "expand", "unsqueeze") and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    return (
-        str(node.target)
-        if node.op == "get_attr" and str(node.target) in dict(network.named_parameters())
-        else None
-    )
+    if node.op != "get_attr":
+        return None
+    name = str(node.target)
+    return name if isinstance(operator.attrgetter(name)(network), nn.Parameter) else None
