@@ -10,16 +10,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from ka_ray.config.student import STUDENT
 from ka_ray.errors import InputError
 from ka_ray.student.added_weights import find_added_weights
 from ka_ray.student.channel_codes import ChannelCode
 from ka_ray.student.channel_groups import ChannelGroup, find_channel_groups
 from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.layer_norms import find_layer_norms, move_into_readers, reset_affine
-from ka_ray.student.lockstep import Lockstep, measure_values
+from ka_ray.student.lockstep import Lockstep, ValueSizes, measure_values
 from ka_ray.student.solvable_layers import SolvableLayer
 from ka_ray.student.solvable_sums import find_solvable_sums
-from ka_ray.student.stacked_widths import count_stacked_channels
+from ka_ray.student.stacked_widths import find_teacher_widths
 
 
 class StackedNetworks:
@@ -37,6 +38,7 @@ class StackedNetworks:
         student: The student's network.
         graph: The graph of all of them.
         groups: The groups of channels that are chosen together.
+        teacher_widths: Number of channels that each teacher has in each group.
         stacked: Number of channels that all teachers together have in each group.
         sums: Node -> the sum of layers that is solved there, in the order of the graph.
         norms: Node -> the layer norm there.
@@ -64,10 +66,13 @@ class StackedNetworks:
         by_order = sorted(self.groups, key=lambda group: not group.fixed)
         self._axes = {place.name: place.axis for group in by_order for place in group.values}
         # Teachers may have other widths than the student, and than each other.
-        self.stacked = count_stacked_channels(student, found, teachers, *self._check(), images)
+        self.teacher_widths = find_teacher_widths(student, found, teachers, *self._check(), images)
+        self.stacked = tuple(map(sum, self.teacher_widths))
         self.networks = [*(self._move_norms(teacher) for teacher in teachers.values()), student]
+        names = [*teachers, STUDENT]
         sizes = [
-            measure_values(network, self.graph, self.computed_at, images[:1]) for network in self.networks
+            self._measure(name, network, images[:1])
+            for name, network in zip(names, self.networks, strict=True)
         ]
         self._shapes = sizes[-1].shapes
         self._live_bytes = {
@@ -143,14 +148,16 @@ class StackedNetworks:
         places = [place for place in group.values if place.name == node.name]
         if code.kept is None or [(place.offset, place.repeat) for place in places] == [(0, 1)]:
             return code.encode(stacked)
-        size, width = (total // self.num_teachers for total in (stacked.shape[-1], code.weight.shape[1]))
+        widths = self.teacher_widths[self.group_index(node)]
+        owners = [(teacher, channel) for teacher, width in enumerate(widths) for channel in range(width)]
+        size = stacked.shape[-1] // sum(widths)  # entries of one channel, over all places
         entries = [
-            channel // width * size
-            + place.offset // group.width * width
-            + channel % width * place.repeat
+            sum(widths[:teacher]) * size
+            + place.offset // group.width * widths[teacher]
+            + channel * place.repeat
             + value
             for place in places
-            for channel in code.kept
+            for teacher, channel in (owners[kept] for kept in code.kept)
             for value in range(place.repeat)
         ]
         return stacked[..., entries]
@@ -179,6 +186,16 @@ class StackedNetworks:
         for use in moved:
             move_into_readers(use, teacher)
         return teacher
+
+    def _measure(self, name: str, network: nn.Module, image: Tensor) -> ValueSizes:
+        """Measure the values of a network, computed along the student's graph."""
+        try:
+            return measure_values(network, self.graph, self.computed_at, image)
+        except RuntimeError as error:  # the graph has numbers in it, such as that of the heads
+            raise InputError(
+                f"student.start exact: teacher {name} has another architecture than the student: its values "
+                f"cannot be computed in the same steps ({error})"
+            ) from None
 
     def _check(self) -> tuple[set[str], set[str]]:
         """Refuse weights that least squares cannot solve; return the paths of others, and of the head's."""

@@ -1,4 +1,4 @@
-"""Check that teachers and student differ in their widths alone, and count the teachers' stacked channels."""
+"""Check that teachers and student differ in their widths alone, and find the teachers' widths."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -11,15 +11,15 @@ from ka_ray.student.channel_groups import ChannelGroup, ChannelGroups, find_chan
 _GEOMETRY = ("stride", "padding", "dilation", "padding_mode")
 
 
-def count_stacked_channels(
+def find_teacher_widths(
     student: nn.Module,
     found: ChannelGroups,
     teachers: Mapping[str, nn.Module],
     solved: Collection[str],
     head: Collection[str],
     images: Tensor,
-) -> tuple[int, ...]:
-    """Count the channels that all teachers together have in each group of the student's channels.
+) -> tuple[tuple[int, ...], ...]:
+    """Find how many channels each teacher has in each group of the student's channels.
 
     Args:
         student: The student's network, in eval mode.
@@ -30,12 +30,12 @@ def count_stacked_channels(
         images: Input of the networks, `[B, C, H, W]`, two or more.
 
     Returns:
-        Number of channels per group, in the order of the groups.
+        Per group, in the order of the groups, one number per teacher.
 
     Raises:
         InputError: A teacher has another architecture than the student.
     """
-    totals = [0] * len(found.groups)
+    widths = list[list[int]]()
     for name, network in teachers.items():
         groups = found.groups
         same = [_check_same(name, path, student, network, head) for path in (*solved, *head)]
@@ -43,9 +43,8 @@ def count_stacked_channels(
             # The groups of networks that differ only in their widths are the same.
             groups = find_channel_groups(network, images).groups
             _check_same_groups(name, found, groups)
-        for index, group in enumerate(groups):
-            totals[index] += group.width
-    return tuple(totals)
+        widths.append([group.width for group in groups])
+    return tuple(zip(*widths, strict=True))
 
 
 def _check_same(

@@ -1,6 +1,7 @@
 """Test that the closed form solves students of other widths than their teachers have."""
 
 import pytest
+import timm
 import torch
 from test_block_solver import (
     BUILDERS,
@@ -19,6 +20,7 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.student.block_solver import check_solvable
 from ka_ray.student.resized import find_width_groups, resize_network
+from ka_ray.student.stacked_networks import StackedNetworks
 
 IMAGES = make_images(300)
 
@@ -33,7 +35,8 @@ def resized(network: nn.Module, factor: float) -> nn.Module:
     return resize_network(network, groups, widths, example())
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
+# A layer norm over the channels of both teachers is not one over those of each.
+@pytest.mark.parametrize("kind", [kind for kind in BUILDERS if "convnext" not in kind and kind != "vit"])
 def test_a_student_as_wide_as_all_teachers_together_reproduces_their_scores(kind, randomised):
     teachers = make_strangers(BUILDERS[kind], randomised)
     student, errors = solve(teachers, resized(BUILDERS[kind](5), 2), make_batches(IMAGES))
@@ -75,3 +78,12 @@ def test_two_channels_per_group_can_be_solved(randomised):
     teachers = make_strangers(build_mobilenet, randomised)
     student, _ = solve(teachers, resized(build_mobilenet(5), 0.01), make_batches(IMAGES))
     assert torch.isfinite(student(example())).all()
+
+
+def test_teachers_with_other_numbers_of_heads_are_refused():
+    def build(heads):
+        sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 8 * heads, "depth": 1, "num_heads": heads}
+        return timm.models.VisionTransformer(num_classes=3, **sizes).eval()
+
+    with pytest.raises(InputError, match=r"teacher b has another architecture .* cannot be computed"):
+        StackedNetworks(build(4), {"a": build(4), "b": build(3)}, torch.randn(2, 3, 16, 16))
