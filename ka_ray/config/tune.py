@@ -1,4 +1,4 @@
-"""The `tune` section: the search for code widths."""
+"""The `tune` section: the search for widths of codes or layers."""
 
 from typing import Annotated, Literal
 
@@ -22,10 +22,10 @@ class TuneConfig(Section):
     factors: tuple[PositiveFloat, ...] = Field(
         (0.5, 0.75, 1.0, 1.25),
         min_length=1,
-        description="Widths to try at every tap, as multiples of the student's own width.",
+        description="Widths to try at every tap or layer, as multiples of the student's own width.",
     )
     widths: dict[str, Choices] = Field(
-        default_factory=dict, description="tap: the widths to try there, instead of `factors`."
+        default_factory=dict, description="tap or layer: the widths to try there, instead of `factors`."
     )
     ridges: tuple[PositiveFloat, ...] = Field(
         (),

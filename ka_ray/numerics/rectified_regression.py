@@ -26,11 +26,11 @@ class Clamp:
     low: float = 0.0
     high: float = float("inf")
 
-    def residual(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """Return target - estimate, but 0 where both lie on the same side outside of the range."""
-        below = (target <= self.low) & (estimate <= self.low)
-        above = (target >= self.high) & (estimate >= self.high)
-        return (target.clamp(self.low, self.high) - estimate).masked_fill(below | above, 0.0)
+    def bounds(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value that the activation maps to what it maps a target to."""
+        lowest = target.clamp(max=self.high).masked_fill_(target <= self.low, -torch.inf)
+        highest = target.clamp(min=self.low).masked_fill_(target >= self.high, torch.inf)
+        return lowest, highest
 
 
 def refine_solution(
@@ -44,9 +44,8 @@ def refine_solution(
 ) -> LayerSolution:
     """Improve a least-squares solution by what the activation behind the layer makes irrelevant.
 
-    Each step replaces targets outside of the range by the estimates where those lie outside, too, and solves
-    again, so that the convex loss ``||residual||^2`` falls (after Zhang et al., "Accelerating Very Deep
-    Convolutional Networks", TPAMI 2016). Momentum after Nesterov saves steps.
+    Each step replaces targets outside of the range by estimates that lie outside, too, and solves again, so
+    that the convex loss falls (after Zhang et al., TPAMI 2016). Momentum after Nesterov saves steps.
 
     Args:
         solution: The least-squares solution.
@@ -62,26 +61,35 @@ def refine_solution(
     mean = torch.stack([part.mean[:size] for part in moments])
     penalty = solution.ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-280)[:, None, None]
     factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, dtype=gram.dtype, device=gram.device))
-    centred = (samples.inputs - mean.to(samples.inputs.dtype)).transpose(0, 1).contiguous()
+    centred = _groups_first(samples.inputs - mean.to(samples.inputs.dtype))
+    bounds = [_groups_first(bound - others) for bound in clamp.bounds(samples.targets + others)]
     # The bias belongs to centred inputs, which makes it independent of the weight.
     before = now = _with_bias(solution.weight, solution.bias + (solution.weight @ mean[..., None])[..., 0])
     for step in range(steps):
         ahead = now + step / (step + 3) * (now - before)
-        sums = merge(_residual_sums(ahead, centred, samples.targets, others, clamp)) / count
-        gradient = sums[..., :-1] - penalty * ahead[..., :-1]
-        change = torch.cholesky_solve(gradient.transpose(1, 2), factor).transpose(1, 2)
+        sums = merge(_residual_sums(ahead, centred, bounds)) / count
+        gradient = (sums[..., :-1] - penalty * ahead[..., :-1]).transpose(1, 2)
+        change = torch.cholesky_solve(gradient, factor).transpose(1, 2)
         before, now = now, ahead + _with_bias(change, sums[..., -1])
     weight = now[..., :-1]
     return replace(solution, weight=weight, bias=now[..., -1] - (weight @ mean[..., None])[..., 0])
 
 
-def _residual_sums(ahead: Tensor, centred: Tensor, targets: Tensor, others: Tensor, clamp: Clamp) -> Tensor:
-    """Return the sums of residuals times inputs, and of residuals, over samples: `[G, T, D + 1]`, float64."""
+def _groups_first(rows: Tensor) -> Tensor:
+    """Return `[G, n, N]` in one piece from `[n, G, N]`, because every step reads all of it."""
+    return rows.transpose(0, 1).contiguous()
+
+
+def _residual_sums(ahead: Tensor, centred: Tensor, bounds: Sequence[Tensor]) -> Tensor:
+    """Return the sums of residuals times inputs, and of residuals, over samples: `[G, T, D + 1]`, float64.
+
+    A residual leads from an estimate to the nearest value within its bounds, `[G, n, T]`.
+    """
     weight, bias = ahead[..., :-1].to(centred.dtype), ahead[..., -1].to(centred.dtype)
-    estimate = (centred @ weight.transpose(1, 2)).transpose(0, 1) + bias + others
-    residual = clamp.residual(estimate, targets + others)
-    cross = residual.permute(1, 2, 0) @ centred
-    return _with_bias(cross.double(), residual.sum(dim=0).double())
+    estimate = torch.baddbmm(bias[:, None], centred, weight.transpose(1, 2))
+    residual = estimate.clamp(*bounds).sub_(estimate)
+    cross = residual.transpose(1, 2) @ centred
+    return _with_bias(cross.double(), residual.sum(dim=1).double())
 
 
 def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:

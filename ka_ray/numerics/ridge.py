@@ -113,11 +113,9 @@ def _ridge_regression(
 def _relative_error(mean: Tensor, covariance: Tensor, weight: Tensor, bias: Tensor) -> float:
     """Compute the relative error of all groups together from their joint moments of inputs and targets."""
     size = weight.shape[2]
-    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device).expand(
-        len(weight), -1, -1
-    )
-    # The residual W x + b - y is an affine map of the joint vector (x, y).
-    residual = torch.cat([weight, -identity], dim=2)
-    error = (residual @ covariance * residual).sum() + (_matvec(residual, mean) + bias).square().sum()
+    gram, cross = covariance[:, :size, :size], covariance[:, :size, size:]
+    # Variance of W x + b - y; the covariances of the targets among each other are not needed.
     variance = covariance[:, size:, size:].diagonal(dim1=1, dim2=2).sum()
+    error = (weight @ gram * weight).sum() - 2 * (weight * cross.transpose(1, 2)).sum() + variance
+    error += (_matvec(weight, mean[:, :size]) + bias - mean[:, size:]).square().sum()
     return float(error) / max(float(variance), 1e-300)

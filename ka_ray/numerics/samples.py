@@ -43,24 +43,32 @@ class LayerSamples:
         return self.joint[..., -self.num_outputs :]
 
     def moments(self, held_out: bool, merge: Merge) -> list[Moments]:
-        """Return the moments of the images that are held out, or of the others, for each group."""
-        return merged_moments(self.joint[self.held_out == held_out], merge)
+        """Return the moments of the images that are held out, or of the others, for each group.
+
+        The covariances of the targets among each other, which no regression needs, are set to 0.
+        """
+        return merged_moments(self.joint[self.held_out == held_out], merge, self.num_outputs)
 
 
-def merged_moments(rows: Tensor, merge: Merge) -> list[Moments]:
+def merged_moments(rows: Tensor, merge: Merge, num_independent: int = 0) -> list[Moments]:
     """Return the moments of samples over all ranks.
 
     Args:
         rows: `[n, G, N]`, this rank's samples.
         merge: Adds up over all ranks; it is called twice.
+        num_independent: Number of values at the end whose covariances among each other are set to 0. This
+            saves most of the time where they are many.
     """
     count, shape = rows.new_tensor([len(rows)], dtype=torch.float64), rows.shape[1:]
     sums = merge(torch.cat([count, rows.sum(dim=0, dtype=torch.float64).flatten()]))
     mean = (sums[1:] / sums[0].clamp_min(1)).view(shape)
     scatter = mean.new_zeros(shape[0], shape[1], shape[1])
+    size = shape[1] - num_independent
     for chunk in rows.split(max(1, CHUNK_ROWS // shape[0]) if shape[0] > 1 else CHUNK_ROWS):
         centred = (chunk.to(torch.float64) - mean).transpose(0, 1)
-        scatter.baddbmm_(centred.transpose(1, 2), centred)
+        scatter[:, :size].baddbmm_(centred[..., :size].transpose(1, 2), centred)
+        scatter[:, size:, size:].diagonal(dim1=1, dim2=2).add_(centred[..., size:].square().sum(dim=1))
+    scatter[:, size:, :size] = scatter[:, :size, size:].transpose(1, 2)
     scatter = merge(scatter)
     return [Moments(int(sums[0]), mean[g], scatter[g]) for g in range(shape[0])]
 

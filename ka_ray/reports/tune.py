@@ -15,7 +15,7 @@ class Trial(ReportSection):
     key: str
     """Id of the trial, made from its widths, ridge and learning rate; also the name of its folder."""
     widths: dict[str, int]
-    """Tap -> number of channels of the student there."""
+    """Tap, or path of a layer -> number of channels of the student there."""
     ridge: float | None
     """Ridge penalty of the least-squares fits; None if each layer chose its own on held-out images."""
     learning_rate: float | None
@@ -82,7 +82,7 @@ class TuneResult(ReportSection):
             f"# {self.name}: {len(self.trials)} students tried",
             f"Agreement with the ensemble was measured on {self.images:,} held-out images. The pass over the "
             f"images took {self.pass_seconds:.1f} s, all trials {self.search_seconds:.1f} s. A row lists the "
-            f"widths of a student in the order of its taps: {', '.join(taps)}.",
+            f"widths of a student in this order: {', '.join(taps)}.",
             f"## Pareto front: agreement against {self.cost}",
             _format_trials(front, self.chosen),
             f"The student marked * was chosen: it has the best agreement of those with at most "

@@ -14,24 +14,28 @@ WIDTH = "width."
 """The prefix of a tap's name in a point."""
 
 Point = Mapping[str, float | int]
-"""One student to try: ``width.TAP`` for every tap, and possibly ``ridge`` and ``learning_rate``."""
+"""One student to try: ``width.TAP`` for every tap or layer, and possibly ``ridge`` and ``learning_rate``."""
 
 
 def build_search_space(
-    config: TuneConfig, own_widths: Mapping[str, int], max_widths: Mapping[str, int]
+    config: TuneConfig,
+    own_widths: Mapping[str, int],
+    max_widths: Mapping[str, int],
+    min_widths: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[float | int, ...]]:
     """List the values that may be tried for every key of a point.
 
     Args:
         config: The ``tune`` section of the config.
-        own_widths: Tap -> the width of the student as configured.
+        own_widths: Tap, or path of a layer -> the width of the student as configured.
         max_widths: Tap -> the largest width that a code can have there.
+        min_widths: Tap -> the smallest width; None: 1 everywhere.
 
     Returns:
         Key of a :data:`Point` -> its values.
 
     Raises:
-        InputError: A width is given for an unknown tap, or is too large.
+        InputError: A width is given for an unknown tap, or is not possible.
 
     Example:
         >>> build_search_space(TuneConfig(factors=(0.5, 1, 4)), {"conv1": 8}, {"conv1": 16})
@@ -39,17 +43,11 @@ def build_search_space(
     """
     unknown = sorted(set(config.widths) - set(own_widths))
     if unknown:
-        raise InputError(f"tune.widths: {unknown} are no taps; there are {list(own_widths)}")
+        raise InputError(f"tune.widths: {unknown} have no width to try; there are {list(own_widths)}")
     space: dict[str, tuple[float | int, ...]] = {}
     for tap, own_width in own_widths.items():
-        given, max_width = config.widths.get(tap, ()), max_widths[tap]
-        too_wide = [width for width in given if width > max_width]
-        if too_wide:
-            raise InputError(
-                f"tune.widths.{tap}: {too_wide} must lie in 1 ... {max_width}, the stacked channels"
-            )
-        widths = given or [max(1, round(factor * own_width)) for factor in config.factors]
-        space[WIDTH + tap] = tuple(sorted({min(width, max_width) for width in widths}))
+        limits = (min_widths or {}).get(tap, 1), max_widths[tap]
+        space[WIDTH + tap] = _list_widths(config, tap, own_width, *limits)
     if config.ridges:
         space["ridge"] = config.ridges
     if config.learning_rates:
@@ -57,19 +55,38 @@ def build_search_space(
     return space
 
 
+def _list_widths(
+    config: TuneConfig, tap: str, own_width: int, min_width: int, max_width: int
+) -> tuple[int, ...]:
+    """Return the widths to try at a tap or layer: those that are given, or multiples of its own."""
+    given = config.widths.get(tap, ())
+    if outside := [width for width in given if not min_width <= width <= max_width]:
+        raise InputError(
+            f"tune.widths.{tap}: {outside} must lie in {min_width} ... {max_width}, the stacked channels"
+        )
+    widths = given or [max(min_width, round(factor * own_width)) for factor in config.factors]
+    return tuple(sorted({min(width, max_width) for width in widths}))
+
+
 def list_points(
-    config: TuneConfig, space: Mapping[str, Sequence[float | int]], own_widths: Mapping[str, int], seed: int
+    config: TuneConfig,
+    space: Mapping[str, Sequence[float | int]],
+    own_widths: Mapping[str, int],
+    seed: int,
+    scaled: bool = False,
 ) -> list[Point]:
     """Choose the points of a random or grid search.
 
     The same seed gives the same points, and more trials only add points, so that a longer search continues a
-    shorter one. A random search begins with the student as configured, if the space contains it.
+    shorter one. A random search begins with the student as configured, if the space contains it, and with
+    students all of whose widths have one factor, if asked for.
 
     Args:
         config: The ``tune`` section of the config.
         space: Key of a point -> its values.
         own_widths: Tap -> the width of the student as configured.
         seed: The seed of the random choice.
+        scaled: Whether a random search first tries each factor for all widths together.
 
     Raises:
         InputError: A grid has more points than ``tune.trials``.
@@ -88,9 +105,23 @@ def list_points(
         chosen[rng.randrange(total)] = None
     points = [_point(space, number) for number in chosen]
     first = _configured_point(space, own_widths)
-    if first is not None:
-        points = [first, *(point for point in points if point != first)][: config.trials]
-    return points
+    begin = [] if first is None else [first]
+    begin += [_scaled_point(space, own_widths, factor) for factor in config.factors] if scaled else []
+    return list({trial_key(point): point for point in [*begin, *points]}.values())[: config.trials]
+
+
+def _scaled_point(
+    space: Mapping[str, Sequence[float | int]], own_widths: Mapping[str, int], factor: float
+) -> Point:
+    """Return the point whose widths are nearest to a multiple of the student's own.
+
+    The first value stands for every other key.
+    """
+    own = {WIDTH + name: width for name, width in own_widths.items()}
+    return {
+        key: min(values, key=lambda value: abs(value - factor * own[key])) if key in own else values[0]
+        for key, values in space.items()
+    }
 
 
 def _configured_point(

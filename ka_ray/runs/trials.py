@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.search_space import Point, trial_key, widths_of_point
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.stages.trial import TrialStudent, run_trial
+from ka_ray.stages.trial_solvers import TrialSolver
 from ka_ray.storage.files import make_folder, read_json, write_json
 from ka_ray.student import Student
-from ka_ray.student.from_moments import LayerMoments
 from ka_ray.student.plan import Plan
 
 DATA, TRIALS = "tune", "trials"
@@ -39,23 +39,23 @@ class TrialContext:
         config: The config of the search.
         plan: The networks as configured; a trial changes only the widths.
         folder: The output folder.
-        layer_moments: The moments from which every student is computed.
+        solver: Computes every student.
     """
 
     config: Config
     plan: Plan
     folder: Path
-    layer_moments: LayerMoments
+    solver: TrialSolver
 
 
 def run_trials(
-    run: Run, layer_moments: LayerMoments, space: Mapping[str, Any], points: list[Point] | None
+    run: Run, solver: TrialSolver, space: Mapping[str, Any], points: list[Point] | None
 ) -> tuple[list[Trial], dict[str, str]]:
     """Run the trials that have not finished yet.
 
     Args:
         run: The run.
-        layer_moments: The moments from which every student is computed.
+        solver: Computes every student.
         space: The search space: key of a point (such as ``width.conv1``) -> the values to try.
         points: The points to try; None lets Optuna propose ``tune.trials`` of them.
 
@@ -85,7 +85,7 @@ def run_trials(
         work = Search(
             config.tune, resources, max_failures, waiting, space, num_left, epochs, config.seed, run.folder
         )
-        failed = search(work, run_point, TrialContext(config, run.plan, run.folder, layer_moments), on_trial)
+        failed = search(work, run_point, TrialContext(config, run.plan, run.folder, solver), on_trial)
     return list(done.values()), failed
 
 
@@ -113,7 +113,7 @@ def run_point(
     if (folder / "trial.json").exists():  # Optuna may propose a point twice
         return report(read_json(folder / "trial.json"))
     widths, ridge, rate = widths_of_point(point), point.get("ridge"), point.get("learning_rate")
-    spec = replace(context.layer_moments.spec, widths=widths)
+    spec = context.solver.build_spec(widths)
     image = torch.zeros(1, *spec.view.shape)
     size = measure_size(Student(spec).eval(), image)
     costs = {"parameters": size.parameters, "macs": size.macs}
@@ -121,7 +121,7 @@ def run_point(
     inputs = StageInputs(context.config, context.plan, data, folder, device, lambda progress: None)
     student = TrialStudent(widths, ridge, rate, folder)
     held_out = context.folder / HELD_OUT
-    run_trial(student, context.layer_moments, inputs, held_out, lambda result: report(result | costs))
+    run_trial(student, context.solver, inputs, held_out, lambda result: report(result | costs))
     return None
 
 

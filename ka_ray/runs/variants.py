@@ -24,7 +24,8 @@ COMPARED = (*METHODS, *PARTS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
 
 VARIABLE_KEYS = (
-    *("student.start", "student.head", "scores.rule", "scores.center", "scores.gate"),
+    *("student.start", "student.head", "student.widths"),
+    *("scores.rule", "scores.center", "scores.gate"),
     *("codes.", "layers.", "joint.", "baselines."),
 )
 """Keys that may be varied, or their prefixes; not those of `extract`: all variants share one extraction."""

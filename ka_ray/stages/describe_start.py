@@ -39,6 +39,8 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
     lines = list(notes.values())
     if "average" in notes and all(teacher.checkpoint is not None for teacher in config.teachers):
         lines.append(_describe_distance(spec, teachers))
+    if config.student.start == "auto" and config.student.widths is not None:
+        lines.append("of the starts, only exact applies to other widths than the teachers'")
     others = [name for name, own in _preprocessing_of(config).items() if own != dict(spec.preprocessing)]
     if others:
         lines.append(f"the weights of {', '.join(others)} were trained with another preprocessing")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ka_ray.config import Config, StartConfig
+from ka_ray.config import Config, EnergyWidths, StartConfig
 from ka_ray.errors import InputError
 from ka_ray.stages.start_sources import (
     AlignedAverage,
@@ -31,12 +31,13 @@ MIN_SHARE = 0.5
 
 
 def reads_teacher_images(config: Config) -> bool:
-    """Return whether a start may be measured on the teachers' own features, for which they need their pixels.
+    """Return whether a start or widths may be measured on the teachers' features, for which they need pixels.
 
     Args:
         config: Config of the run.
     """
-    return config.student.start in ("auto", "average", "exact")
+    measured = isinstance(config.student.widths, EnergyWidths)
+    return measured or config.student.start in ("auto", "average", "exact")
 
 
 def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Mapping[str, Source]:
@@ -54,6 +55,8 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     if isinstance(source, StartConfig) and source.checkpoint is not None:
         make = partial(_from_checkpoint, source.checkpoint, spec, teachers)
         return {f"checkpoint {source.checkpoint}": WeightsSource(spec, make)}
+    if source == "auto" and config.student.widths is not None:
+        return {"exact": ExactSource(spec, teachers)}  # no teacher has weights of such widths
     # Aligning and solving take longer, and teachers of one origin need neither.
     one_origin = source in ("auto", "average") and is_same_origin(spec, teachers)
     if source in ("auto", "average"):

@@ -17,7 +17,7 @@ from ka_ray.student.block_solver import LayerError, check_solvable, solve_studen
 from ka_ray.student.channel_groups import find_channel_groups
 from ka_ray.student.start import Start, build_start, find_head
 from ka_ray.student.transfer import transfer_weights
-from ka_ray.teachers import Teacher, build_network
+from ka_ray.teachers import Teacher
 
 ALIGNMENT_BATCHES = 20
 """Number of batches on which channels are matched."""
@@ -115,8 +115,7 @@ class _MeasuredSource:
 
     def _build_network(self) -> nn.Module:
         """Return the student's network before it is cut, with random weights."""
-        network = build_network(self.spec.network, self.spec.arguments, len(self.spec.classes))
-        return network.to(self.teachers[0].preprocess.mean.device)
+        return self.spec.build_network().to(self.teachers[0].preprocess.mean.device)
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ class ExactSource(_MeasuredSource):
     """The student that is solved layer by layer from the teachers' features."""
 
     def check(self) -> str:
-        """Check that the networks are of one architecture that the solver knows."""
-        check_student_network(self.spec, self.teachers)
+        """Check that the networks are of one architecture that the solver knows; widths may differ."""
         return f"{check_solvable(self._build_network(), self.teachers, self._example())} layers are computed"
 
     def build(self, read_images: ReadImages, report: ReportStep) -> Start:
@@ -167,7 +165,6 @@ class ExactSource(_MeasuredSource):
             read_images: Gives the images that it is solved on.
             report: Called after each solved layer.
         """
-        check_student_network(self.spec, self.teachers)
         spec, network = self.spec, self._build_network()
         preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
 
@@ -221,7 +218,7 @@ def check_student_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> Non
     """
     check_same_network(spec, teachers)
     head, known = find_head(spec, teachers), teachers[0].network.state_dict()
-    own = build_network(spec.network, spec.arguments, len(spec.classes)).state_dict()
+    own = spec.build_own_network().state_dict()
     if any(key not in known or known[key].shape != own[key].shape for key in own.keys() - head.keys()):
         raise InputError(
             f"student.start: the student's network {spec.network!r} is of another architecture or width than "

@@ -15,8 +15,8 @@ from ka_ray.features.store import Store
 from ka_ray.numerics.ridge import RIDGES
 from ka_ray.stages.inputs import StageInputs, build_average
 from ka_ray.stages.joint import build_joint_learner
+from ka_ray.stages.trial_solvers import TrialSolver
 from ka_ray.student import Student, save_student
-from ka_ray.student.from_moments import LayerMoments
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
 
@@ -26,7 +26,7 @@ class TrialStudent:
     """Student of a trial.
 
     Attributes:
-        widths: Tap name -> number of code channels, C.
+        widths: Tap -> number of code channels, or layer -> number of channels.
         ridge: Strength of ridge regression in each layer, in units of the layer's mean input variance. None:
             chosen per layer, on images that the moments keep apart; agreement is measured on other images.
         learning_rate: Peak learning rate of joint learning. None: no joint learning.
@@ -46,7 +46,7 @@ AgreementCallback = Callable[[dict[str, float]], None]
 
 def run_trial(
     trial: TrialStudent,
-    layer_moments: LayerMoments,
+    solver: TrialSolver,
     inputs: StageInputs,
     held_out: Path,
     report_agreement: AgreementCallback,
@@ -55,7 +55,7 @@ def run_trial(
 
     Args:
         trial: Student to compute.
-        layer_moments: Moments of a single pass over the images, from which every trial's student is computed.
+        solver: Computes the students of all trials.
         inputs: Inputs of a training stage. Of its config, `seed`, `extract.batch_size` and the sections
             `joint` and `scores` are used.
         held_out: Folder with stored images and scores on which the agreement is measured.
@@ -64,9 +64,10 @@ def run_trial(
     began = time.perf_counter()
     torch.manual_seed(inputs.config.seed)
     ridges = RIDGES if trial.ridge is None else (trial.ridge,)
-    student = layer_moments.compute_student(trial.widths, ridges)[0].to(inputs.device)
-    batch_size = inputs.config.extract.batch_size
-    held_out_batches = Batches(Store(held_out), ["image", SCORES], batch_size, 0, device=inputs.device)
+    student = solver.solve(trial.widths, ridges, inputs).to(inputs.device)
+    store = Store(held_out)
+    batch_size = min(inputs.config.extract.batch_size, len(store))
+    held_out_batches = Batches(store, ["image", SCORES], batch_size, 0, device=inputs.device)
 
     def save_and_report(student: Student, epochs: int) -> None:
         # Saved before it is reported, so that a reported student exists even if this worker dies right after.

@@ -5,7 +5,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from ka_ray.numerics.rectified_regression import Clamp
-from ka_ray.student.solvable_sums import get_module, passes_on, value_users
+from ka_ray.student.graph_nodes import get_module, passes_on, value_users
 
 _RELUS = (torch.relu, functional.relu, "relu", "relu_")
 _RELU6 = (functional.relu6,)

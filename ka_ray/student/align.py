@@ -141,7 +141,8 @@ def _trace_same(reference: nn.Module, other: nn.Module, groups: ChannelGroups) -
 
 def _measured_places(group: ChannelGroup, groups: ChannelGroups) -> list[Place]:
     """Return the values that a group is matched by."""
-    if group.fixed or group.width == 1:
+    # Inside of two networks' attention heads, features have different bases, so that they do not correlate.
+    if group.fixed or group.width == 1 or "attention" in group.operations:
         return []
     values = [place for place in group.values if place.axis > 0 and place.name in groups.rules]
     return [place for place in values if groups.rules[place.name] not in _COPIES]

@@ -4,6 +4,7 @@ The teachers side by side are one network with block-diagonal layers, and the st
 narrower. All networks are computed node by node for all images. Where a layer, or a sum of layers, ends, the
 student's layer is the least-squares map from the student's own features to the code of the stacked teachers'
 features. So it makes up for errors before it; where it is added to a stream, also for those of the stream.
+Layer norms act on the student's own features, and attention heads are kept as a whole.
 
 Shapes: B images of a batch, C channels, H and W in pixels.
 """
@@ -26,8 +27,10 @@ from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
 from ka_ray.numerics.samples import Merge
 from ka_ray.student.activation_range import find_clamp
 from ka_ray.student.code_choice import choose_codes
+from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import apply_solution
 from ka_ray.student.lockstep import Lockstep
+from ka_ray.student.norm_fit import fit_norm
 from ka_ray.student.solvable_sums import SolvableSum
 from ka_ray.student.stacked_networks import StackedNetworks
 from ka_ray.student.sum_samples import SampleLimits, SumSampler
@@ -164,6 +167,7 @@ class _BlockSolver:
         first = list(_take(inputs, self._max_images(networks.first_node)))
         chosen_on = list(_take(iter(first), self._settings.choice_images))
         codes = choose_codes(networks, chosen_on, self._merge)
+        networks.code_added_weights(codes)
         self._sampler = SumSampler(networks, codes, self._label_sets, self._settings.samples)
         values, teachers = networks.start(), slice(networks.num_teachers)
         student = slice(networks.num_teachers, None)
@@ -171,7 +175,7 @@ class _BlockSolver:
         for node in networks.graph.nodes:
             if node.op == "output":
                 break
-            if node.op == "placeholder":
+            if is_image(node):
                 continue
             # Later maps are smaller, so that more images fit.
             for batch in _take(inputs, self._max_images(node) - values.num_images):
@@ -183,6 +187,9 @@ class _BlockSolver:
                 for inner in total.in_order:
                     values.compute(inner, student)
             elif node not in networks.computed_at:
+                values.compute(node, student)
+            if node in networks.norms and networks.norms[node].readers is None:
+                fit_norm(networks, values, node, codes[networks.group_index(node)], self._merge)
                 values.compute(node, student)
             values.forget_after(node)
         return errors

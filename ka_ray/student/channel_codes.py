@@ -5,7 +5,7 @@ output value of a layer sees, T outputs of a layer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,11 +31,18 @@ class ChannelCode:
             return stacked[..., list(self.kept)]
         return stacked @ self.weight.T.to(stacked)
 
+    def squared(self) -> "ChannelCode":
+        """Return the code of variances, as if the stacked channels were independent."""
+        return replace(self, weight=self.weight.square())
+
 
 def choice_of_channels(kept: Sequence[int], stacked: int) -> ChannelCode:
     """Return the code that consists of some of S stacked channels."""
     return ChannelCode(torch.eye(stacked, dtype=torch.float64)[list(kept)], tuple(kept))
 
+
+DEAD_VARIANCE_SHARE = 1e-6
+"""Directions whose variance is below this share of the largest one are rounding errors of float32."""
 
 MAX_SINGLE_STEPS = 64
 """More channels than these are chosen in this many steps, several channels in each."""
@@ -51,6 +58,8 @@ def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bo
     """
     first = readers[0]
     stacked = len(first.covariance) // first.num_values
+    if channels == stacked:
+        return choice_of_channels(range(stacked), stacked)  # nothing is left out
     if not principal:
         # Channels in ascending order, so that those of one teacher stay in their order.
         order = order_shared_channels(readers, channels, min(channels, MAX_SINGLE_STEPS))
@@ -71,7 +80,8 @@ def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor
             covariance += stats.covariance[rows, rows] / (stats.num_values * len(readers))
             explained += stats.targets[rows] @ stats.targets[rows].T
     variances, directions = torch.linalg.eigh(covariance)
-    scales = torch.where(variances > 1e-9 * variances.max(), variances.clamp_min(1e-300).rsqrt(), 0.0)
+    alive = variances > DEAD_VARIANCE_SHARE * variances.max()
+    scales = torch.where(alive, variances.clamp_min(1e-300).rsqrt(), 0.0)
     whiten = directions * scales
     values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
     leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()

@@ -26,7 +26,7 @@ CHECK_TOLERANCE = 1e-5
 Rounding in float64 is far below; but some networks compute a part in float32 whatever they get.
 """
 
-_NON_LINEAR = frozenset({"activation", "max_pool", "product", "norm"})
+_NON_LINEAR = frozenset({"activation", "max_pool", "product", "norm", "attention"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ChannelGroup:
         fixed: Whether the order is given: by the image's channels, by the classes, or by an operation whose
             effect on the order is not known.
         operations: What acts on values of the group channel by channel, apart from additions and batch norms:
-            "activation", "max_pool", "product" (of two values), "norm" (layer or group norm), "depthwise".
+            "activation", "max_pool", "product" (of two values), "norm" (layer or group norm), "depthwise",
+            "attention" (each channel is a head).
     """
 
     width: int

@@ -139,6 +139,27 @@ class ChannelLabels:
         self._set_parts(segment.channels, self.new(width) + self.new(segment.width - width))
         return True
 
+    def divide(self, label: Label, copies: int, width: int, repeat: int) -> Label:
+        """Divide one set into blocks of adjacent entries, such as the heads of an attention layer.
+
+        Args:
+            label: Label of the axis, ``copies * width * repeat`` entries long.
+            copies: How often the blocks occur, one after the other: 3 for queries, keys and values.
+            width: Number of blocks of a copy.
+            repeat: Number of entries of a block, which keep their order.
+
+        Returns:
+            The label of an axis of the blocks. If the axis holds anything but one undivided set, that set is
+            fixed, and the label is None.
+        """
+        found = self.resolve(label)
+        if len(found) != 1 or found[0].repeat > 1 or self._fixed[found[0].channels]:
+            self.fix((label,))
+            return None
+        (blocks,) = self.new(width)
+        self._set_parts(found[0].channels, (blocks._replace(repeat=repeat),) * copies)
+        return (blocks,)
+
     def _set_parts(self, channels: int, parts: tuple[Segment, ...]) -> None:
         root = self._find(channels)
         self._parts[root] = parts

@@ -117,6 +117,28 @@ def _attention(
     return ((*x.axes[:-1], out_weight.axes[0]), *(shape and (None,) * len(shape) for shape in shapes[1:]))
 
 
+def _scaled_dot_product(
+    labels: ChannelLabels,
+    shape: Shape,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Axes:
+    masks = () if attn_mask is None else (attn_mask,)
+    labels.fix(label for operand in (query, key, value, *masks) for label in operand.axes[-2:])
+    axes = list(query.axes)
+    for back in range(3, len(shape) + 1):  # the heads and the images
+        for other in (key, value, *masks):
+            # An axis of length 1 is the same for all heads.
+            if len(other.shape) >= back and other.shape[-back] == shape[-back]:
+                axes[-back] = labels.unify(axes[-back], other.axes[-back])
+    labels.add_operation(axes[:-2], "attention")
+    return (*axes[:-2], None, None)
+
+
 def _batch_norm(labels: ChannelLabels, shape: Shape, x: Value, *rest: Any, **named: Any) -> Axes:
     for weight in (*rest, *named.values()):
         if isinstance(weight, Value):
@@ -207,6 +229,7 @@ LAYER_RULES: dict[str, Rule] = {
     "prelu": _prelu,
     "layer_scale": _layer_scale,
     "attention": _attention,
+    "scaled_dot_product_attention": _scaled_dot_product,
     "batch_norm": _batch_norm,
     "instance_norm": _layer_norm_2d,
     "layer_norm": _layer_norm,

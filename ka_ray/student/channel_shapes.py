@@ -3,6 +3,7 @@
 :mod:`ka_ray.student.channel_rules` says what a rule gets and returns.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,8 +37,10 @@ def _reshape(labels: ChannelLabels, shape: Shape, x: Value, *_: Any, **__: Any) 
         first, *rest = sources
         label = x.axes[first]
         labels.fix(x.axes[axis] for axis in rest)
-        if len(targets) > 1:  # a channel axis that is divided, such as one of heads
-            labels.fix((label,))
+        if len(targets) > 1:
+            # A channel axis that is divided, such as one of heads: the last axis but one may have any order.
+            sizes = [shape[axis] for axis in targets]
+            axes[targets[-2]] = label and labels.divide(label, math.prod(sizes[:-2]), *sizes[-2:])
         elif label is not None:
             size = shape[targets[0]] // x.shape[first]
             axes[targets[0]] = tuple(s._replace(repeat=s.repeat * size) for s in label)

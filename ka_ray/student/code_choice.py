@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ka_ray.errors import InputError
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
 from ka_ray.student.channel_codes import ChannelCode, choose_code
+from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
-from ka_ray.student.solvable_sums import SolvableLayer
+from ka_ray.student.solvable_layers import SolvableLayer
 from ka_ray.student.stacked_networks import StackedNetworks, sample_values
 
 SAMPLES_PER_INPUT = 6
@@ -35,26 +36,28 @@ class Reader:
     """Statistics of a layer that reads a group, for all stacked channels.
 
     Attributes:
-        target: Index of the group of the layer's outputs.
+        output: Node of the layer's outputs.
+        target: Index of their group.
         moments: Covariances of its inputs and outputs.
     """
 
+    output: fx.Node
     target: int
     moments: CrossMoments
 
-    def towards(self, code: ChannelCode | None, stacked: int) -> LayerInputStats:
+    def towards(self, networks: StackedNetworks, code: ChannelCode | None, stacked: int) -> LayerInputStats:
         """Return the statistics with the coded outputs as targets, in units of their size.
 
         Args:
+            networks: The teachers and the student.
             code: Code of the outputs; None: all outputs are targets.
             stacked: S of the group that is read.
         """
         inputs, cross, variance = self.moments.inputs, self.moments.cross, self.moments.outputs
         if code is not None:
-            weight = code.weight.to(cross)
-            cross = cross @ weight.T
+            cross = networks.encode(self.output, code, cross)
             # As if outputs were independent; it only weighs this layer against the others.
-            variance = weight.square() @ variance
+            variance = networks.encode(self.output, code.squared(), variance)
         scale = variance.sum().clamp_min(1e-300).sqrt()
         return LayerInputStats(inputs, cross / scale, len(inputs) // stacked)
 
@@ -81,8 +84,8 @@ def choose_codes(
     # computed later before what leads to it: then it is known what of their targets the student keeps.
     for index in sorted(readers, key=lambda index: (not is_stream(networks, index), -index)):
         group = networks.groups[index]
-        stacked = group.width * networks.num_teachers
-        stats = [reader.towards(codes.get(reader.target), stacked) for reader in readers[index]]
+        stacked = networks.stacked[index]
+        stats = [reader.towards(networks, codes.get(reader.target), stacked) for reader in readers[index]]
         # A depthwise conv maps each channel to itself, so its channels cannot be mixed.
         principal = group.is_linear and "depthwise" not in group.operations
         codes[index] = choose_code(stats, group.width, principal)
@@ -116,7 +119,7 @@ def measure_readers(
     for node in networks.graph.nodes:
         if node.op == "output":
             break
-        if node.op != "placeholder":
+        if not is_image(node):
             values.compute(node, slice(None))
         if node in layers and not networks.group(layers[node].source).fixed:
             source = networks.group_index(layers[node].source)
@@ -131,7 +134,7 @@ def _measure_reader(
     """Measure the statistics of one layer of the stacked teachers."""
     module, target = layer.layer(networks.student), networks.group_index(layer.output)
     kernel = module.weight[0, 0].numel()
-    num_inputs = module.weight[0].numel() * networks.num_teachers
+    num_inputs = sum(layer.layer(teacher).weight[0].numel() for teacher in networks.networks[:-1])
     is_mean = kernel > 1 and num_inputs > MAX_INPUTS
     num_inputs = num_inputs // kernel if is_mean else num_inputs
     available = networks.num_positions(layer.output)
@@ -149,4 +152,4 @@ def _measure_reader(
         patches = extract_patches(module, features, positions)[:, :, 0].flatten(0, 1)
         inputs.append(patches.unflatten(1, (-1, kernel)).mean(dim=2) if is_mean else patches)
         outputs.append(sample_values(results, networks.axis(layer.output), positions).flatten(0, 1))
-    return Reader(target, merged_cross_moments(torch.cat(inputs), torch.cat(outputs), merge))
+    return Reader(layer.output, target, merged_cross_moments(torch.cat(inputs), torch.cat(outputs), merge))

@@ -25,7 +25,8 @@ from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.ridge import HELD_OUT_FRACTION, RIDGES, LayerSolution, solve
 from ka_ray.student.families import FAMILIES, split_stage
 from ka_ray.student.linear_layers import ConvOrLinear, apply_solution, make_layer_samples
-from ka_ray.student.network import Student, StudentSpec
+from ka_ray.student.network import Student
+from ka_ray.student.spec import StudentSpec
 
 IMAGE_SETS = LEARNED_FROM, HELD_OUT = "learned_from", "held_out"
 """Prefixes of the moments' names: the images that layers are solved on, and those that choose their ridge."""
@@ -147,10 +148,9 @@ def build_full_width_student(spec: StudentSpec, stacked: Mapping[str, int]) -> S
             moments of a layer would be too large.
     """
     # Networks of a family can be built with any widths; the widths of other networks are fixed.
-    if spec.network not in FAMILIES:
+    if not spec.is_family:
         raise InputError(
-            f"student.network {spec.network!r}: only students of a family can have other widths; the "
-            f"families are {', '.join(FAMILIES)}"
+            f"student.network {spec.network!r}: only codes of families ({', '.join(FAMILIES)}) have any width"
         )
     student = Student(replace(spec, widths=dict(stacked))).eval()
     for tap, stage in student.stages.items():

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ka_ray.student.graph_nodes import is_image
+
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -24,9 +26,11 @@ def compute_node(network: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any
 
     Args:
         network: The network that the node's graph belongs to, or another one of the same architecture.
-        node: A node that calls something, or reads a parameter.
+        node: Any node but the image.
         values: Values of the nodes that it uses.
     """
+    if node.op == "placeholder":
+        return node.args[0]  # an argument that is fixed to its default
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda used: values[used])
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(network)
@@ -99,7 +103,7 @@ def measure_values(
     for node in graph.nodes:
         if node.op == "output":
             break
-        values[node] = image if node.op == "placeholder" else compute_node(network, node, values)
+        values[node] = image if is_image(node) else compute_node(network, node, values)
         if isinstance(values[node], Tensor):
             shapes[node] = values[node].shape
         # Weights are shared by all images.
@@ -155,7 +159,7 @@ class Lockstep:
                 break
             solved_at = self._computed_at.get(node, node)
             for network, values, pixels in zip(self.networks, batch, inputs, strict=True):
-                if node.op == "placeholder":
+                if is_image(node):
                     values[node] = pixels
                 # The layers of a sum that comes later are not solved yet.
                 elif network is not self._student or self._position[solved_at] < self._position[until]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ka_ray.student.network import Student, StudentSpec
+from ka_ray.student.network import Student
+from ka_ray.student.spec import StudentSpec
 
 
 class MergedNetwork(nn.Module):

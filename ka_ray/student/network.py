@@ -5,98 +5,28 @@ Shapes: B images, H and W height and width in pixels, C channels of a code, K cl
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ka_ray.amalgamation import LabelSets
-from ka_ray.config import Decoding, Preprocessing
+from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.find_layout import find_layout
 from ka_ray.features.layouts import Layout, parse_tap_path
 from ka_ray.features.stack import SCORES
-from ka_ray.images.views import View, view_of
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, read_json, write_json
 from ka_ray.storage.uris import to_path
 from ka_ray.student.adapter import build_identity_layer
 from ka_ray.student.cut import cut_into_stages
-from ka_ray.student.families import FAMILIES, build_family_stages, find_family, get_channelwise_prefix
+from ka_ray.student.families import build_family_stages, find_family, get_channelwise_prefix
 from ka_ray.student.fold import can_fold
-from ka_ray.teachers import Preprocess, build_network
+from ka_ray.student.spec import StudentSpec
+from ka_ray.teachers import Preprocess
 from ka_ray.teachers.checkpoint import save_weights
-
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """Everything that is needed to build a student and to use it.
-
-    Attributes:
-        network: Name of a family (a key of :data:`ka_ray.student.families.FAMILIES`) or of a torchvision
-            model, or the import path of a factory.
-        arguments: Arguments of the network's builder.
-        paths: tap -> layer of the family, or module path of the network, with or without the layout of its
-            output; in order from the image to the scores.
-        widths: tap -> number of channels of its code. In a family, layers without a tap keep the family's
-            width; any other network keeps its own widths everywhere.
-        label_sets: teacher -> its class names, in the order of its scores.
-        rule: Rule that combines the teachers' scores, see :class:`ka_ray.amalgamation.LabelSets`; None
-            chooses one by whether the label sets overlap.
-        preprocessing: Dump of the :class:`ka_ray.config.Preprocessing` of the student, resolved, so that it
-            says everything about the way from a decoded image to the student's input.
-        decoding: Dump of the :class:`ka_ray.config.Decoding` of the images that the student learned from.
-        center: Whether each teacher's scores were centred before the rule.
-    """
-
-    network: str
-    arguments: Mapping[str, Any]
-    paths: Mapping[str, str]
-    widths: Mapping[str, int]
-    label_sets: Mapping[str, tuple[str, ...]]
-    rule: str | None
-    preprocessing: Mapping[str, Any]
-    decoding: Mapping[str, Any]
-    center: bool = False
-
-    @property
-    def view(self) -> View:
-        """The pixels that the student gets of an image."""
-        return view_of(Preprocessing.model_validate(dict(self.preprocessing)))
-
-    @property
-    def image_size(self) -> int:
-        """Height and width, in pixels, of the images that the student gets."""
-        return self.view.crop
-
-    @property
-    def input_rules(self) -> dict[str, dict[str, Any]]:
-        """How an image file becomes the student's input: `decoding` and `preprocessing`, as in a config."""
-        return {"decoding": dict(self.decoding), "preprocessing": dict(self.preprocessing)}
-
-    @property
-    def decoding_rules(self) -> Decoding:
-        """How image files become pixels for the student."""
-        return Decoding.model_validate(dict(self.decoding))
-
-    @property
-    def unified_label_sets(self) -> LabelSets:
-        """The teachers' label sets together with the rule that combines their scores."""
-        return LabelSets(self.label_sets, self.rule, self.center)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of the student's scores."""
-        return self.unified_label_sets.classes
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The names of the taps, from the image to the scores."""
-        return tuple(self.paths)
 
 
 class Student(nn.Module):
@@ -142,12 +72,12 @@ class Student(nn.Module):
     def _build_stages(self) -> nn.ModuleDict:
         """Build the stages, and run an image through them to learn the shapes at the taps."""
         spec = self.spec
-        if spec.network in FAMILIES:
+        if spec.is_family:
             network = None
             family = find_family(spec.network, dict(spec.arguments))
             stages = build_family_stages(family, spec.paths, spec.widths, len(spec.classes))
         else:
-            network = build_network(spec.network, spec.arguments, len(spec.classes))
+            network = spec.build_network()
             module_paths = {tap: parse_tap_path(tap, path)[0] for tap, path in spec.paths.items()}
             stages = cut_into_stages(network, module_paths)
             network.eval()  # in training mode, batch norm refuses one value per channel

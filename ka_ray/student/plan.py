@@ -18,6 +18,7 @@ from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES
 from ka_ray.images.views import IMAGE, NetworkViews, make_view, view_of
 from ka_ray.student import FAMILIES, Student, StudentSpec, find_family
+from ka_ray.student.layer_widths import resolve_layer_widths
 from ka_ray.student.tap_paths import is_same_network, resolve_student_paths, resolve_teacher_paths
 from ka_ray.teachers import Teacher
 
@@ -100,7 +101,6 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     views = _make_views(config)
     paths = {t.name: t.resolve_paths(views.teachers[t.name], paths[t.name]) for t in teachers}
     found = {t.name: t.check_forward_pass(views.teachers[t.name], paths[t.name]) for t in teachers}
-    # A first student only shows the order of the taps and the shapes there.
     spec = StudentSpec(
         network=network,
         arguments=arguments,
@@ -112,7 +112,8 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         preprocessing=_student_preprocessing(config).model_dump(mode="json"),
         decoding=config.images.decoding.model_dump(mode="json"),
     )
-    student = Student(spec)
+    spec = replace(spec, layer_widths=resolve_layer_widths(spec, config.student.widths, teachers))
+    student = Student(spec)  # it only shows the order of the taps and the shapes there
     taps = [tap for tap in student.stages if tap != SCORES]
     channels = {tap: tuple(found[t.name][tap][0] for t in teachers) for tap in taps}
     spaces = {tap: student.shapes[tap][1:] for tap in taps}
@@ -164,11 +165,11 @@ def _family_widths(
     given = config.codes.widths
     if isinstance(given, dict) and (unknown := sorted(set(given) - set(paths))):
         raise InputError(f"codes.widths: {unknown} are not taps; the taps are {list(paths)}")
-    if network not in FAMILIES:
+    if network not in FAMILIES or config.student.widths is not None:
         if isinstance(given, EnergyWidths):
             raise InputError(
-                f"codes.widths.energy: the widths of the student {network!r} are fixed; only students of a "
-                f"family ({', '.join(FAMILIES)}) can have other widths"
+                f"codes.widths.energy: codes are as wide as the layers of the student {network!r}; set "
+                "student.widths instead"
             )
         return {}
     family_widths = {layer.name: layer.width for layer in find_family(network, arguments)}
@@ -198,8 +199,8 @@ def _check_widths(
     for tap, width in widths.items():
         if isinstance(given, dict) and given.get(tap, width) != width:
             raise InputError(
-                f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; only "
-                f"students of a family ({', '.join(FAMILIES)}) can have other widths"
+                f"codes.widths.{tap}: {given[tap]}, but the student has {width} channels there; it changes "
+                f"students of a family ({', '.join(FAMILIES)}), student.widths those of any network"
             )
         # A code cannot be wider than the input of its auto-encoder. In a chain of them, the first one has the
         # narrowest input.

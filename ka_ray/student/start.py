@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.errors import InputError
-from ka_ray.student.network import StudentSpec
-from ka_ray.teachers import Teacher, build_network
+from ka_ray.student.spec import StudentSpec
+from ka_ray.teachers import Teacher
 
 Weights = Mapping[str, Tensor]
 """Name of each weight or buffer of a network -> tensor."""
@@ -52,7 +52,7 @@ def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[
     Raises:
         InputError: No weight in front of the head fits the student.
     """
-    network = build_network(spec.network, spec.arguments, len(spec.classes))
+    network = spec.build_network()
     axes, expected = find_head(spec, teachers), network.state_dict()
     state, random = dict(expected), list[str]()
     for key, tensor in expected.items():
@@ -97,8 +97,9 @@ def find_head(spec: StudentSpec, teachers: Sequence[Teacher]) -> dict[str, int]:
     Raises:
         InputError: The head of a factory's network cannot be found, and the classes have another order.
     """
-    here = _shapes(build_network(spec.network, spec.arguments, len(spec.classes)))
-    larger = _shapes(build_network(spec.network, spec.arguments, len(spec.classes) + 1))
+    # With the network's own widths, because those of a student would differ from the teachers' everywhere.
+    here = _shapes(spec.build_own_network())
+    larger = _shapes(spec.build_own_network(len(spec.classes) + 1))
     head = _differing_axes(here, larger)
     if head or not teachers:
         return head

@@ -141,7 +141,7 @@ class SumSampler:
         if total.root is networks.output:
             target = self._label_sets.amalgamate(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
         else:
-            target = self._codes[networks.group_index(total.root)].encode(stacked)
+            target = networks.encode(total.root, self._codes[networks.group_index(total.root)], stacked)
         added = torch.zeros_like(target)
         for other in total.others:
             added += sample_values(values.value(other, batch), networks.axis(other), positions)

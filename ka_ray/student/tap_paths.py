@@ -37,7 +37,7 @@ def resolve_student_paths(
         InputError: A tap's name cannot be used, taps or paths are missing, or the network cannot be built.
     """
     _check_names(config)
-    if network in FAMILIES:
+    if network in FAMILIES and config.student.widths is None:
         return _family_paths(config, network, arguments)
     try:
         valid = find_valid_taps(build_network(network, arguments, num_classes))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ka_ray.errors import InputError
-from ka_ray.student.families import FAMILIES
 from ka_ray.student.network import Student
 
 Layer = nn.Conv2d | nn.Linear
@@ -26,7 +25,7 @@ def transfer_weights(network: nn.Module, student: Student) -> None:
     Raises:
         InputError: A layer of the student has another width.
     """
-    if student.spec.network in FAMILIES:
+    if student.spec.is_family:
         _transfer_folded(network, student)
     else:
         _transfer_by_name(network, student)

@@ -7,6 +7,7 @@ from ka_ray.runs.publish import publish
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_student, extract, learn
+from ka_ray.runs.student_widths import resolve_student_widths
 
 
 def amalgamate(config: Config) -> Report:
@@ -30,7 +31,7 @@ def amalgamate(config: Config) -> Report:
         run = resolve_widths(run)  # measures widths that are given as a share of the variance
         embeddings = extract(run, [run.config])  # stores stacked features and scores on disk
         gates = learn_gates(run, [run.config], embeddings)  # which teacher's scores count for an image
-        run = with_gate(run, gates)
+        run = resolve_student_widths(with_gate(run, gates))
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run, gates)
         return publish(run, evaluated, gates.choice)

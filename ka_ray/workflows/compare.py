@@ -22,6 +22,7 @@ from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summa
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
+from ka_ray.runs.student_widths import resolve_student_widths
 from ka_ray.runs.variants import PARTS, default_methods, expand_variants
 from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
@@ -81,6 +82,7 @@ def compare(
     with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
         gates = learn_gates(run, planned.students, extract(run, planned.students))
+        run = resolve_student_widths(run)
         method_runs = _method_runs(run, seeds, overrides, gates)
         with _track_children(run, method_runs) as run:
             learn(run, [one.job for one in method_runs])

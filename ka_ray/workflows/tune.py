@@ -14,18 +14,21 @@ from ka_ray.distributed.resource_plan import check_trial_fits
 from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES
-from ka_ray.images.split import ImageSet, check_batches, hold_out
+from ka_ray.images.split import ImageSet, check_batches, hold_out, split_for_features
 from ka_ray.reports.figures import draw_tune_result
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import store_images
-from ka_ray.runs.search_space import Point, build_search_space, list_points
+from ka_ray.runs.layer_search import SearchSpace, list_layer_widths, prepare_layer_search
+from ka_ray.runs.search_space import build_search_space, list_points
 from ka_ray.runs.setup import RunPlan, plan_run, start_run
 from ka_ray.runs.statistics import measure_or_load_moments
 from ka_ray.runs.trials import DATA, HELD_OUT, LAYER_MOMENTS, run_trials
+from ka_ray.stages.trial_solvers import LayersSolver, MomentsSolver, TrialSolver
 from ka_ray.storage.files import write_text
 from ka_ray.student import Student
+from ka_ray.student.block_solver import BlockSolverSettings
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.student.plan import Plan
 
@@ -35,8 +38,9 @@ TUNE_RUN = "mlflow_tune.json"
 def search_widths(config: Config) -> TuneResult:
     """Search for the widths with the best trade-off between agreement and cost; no labels are needed.
 
-    Every trial is a student that is computed from the same sums over one pass: its codes are chosen stacked
-    channels, and each layer is solved by least squares, with one code as input and the next one as target.
+    Of a family, every trial is a student that is computed from the same sums over one pass: its codes are
+    chosen stacked channels, and each layer is solved by least squares, with one code as input and the next
+    one as target. Of any other network, every trial is solved as by ``student.start: exact``.
     With ``tune.learning_rates`` joint learning follows. Agreement is measured on held-out images. Finished
     trials are kept: the same call again runs only the others.
 
@@ -50,26 +54,56 @@ def search_widths(config: Config) -> TuneResult:
     Raises:
         InputError: Something in the config cannot work.
     """
+    by_layer = prepare_layer_search(config)
+    return _search_taps(config) if by_layer is None else _search_layers(by_layer)
+
+
+def _search_taps(config: Config) -> TuneResult:
+    """Search for the widths of a family's taps, with students that are computed from moments of codes."""
     if isinstance(config.codes.widths, EnergyWidths):
         raise InputError("codes.widths.energy: a search starts from widths; give them as TAP: channels")
     if "start" not in config.student.model_fields_set:
         config = with_overrides(config, ["student.start=random"])
     if config.student.start != "random":
-        raise InputError("student.start: a search computes its students from codes; set it to random")
+        raise InputError(
+            "student.start: a search over taps computes its students from codes; set it to random or exact"
+        )
     planned = _hold_out_for_trials(plan_run(config))
     plan, stacked = planned.plan, {tap: shape[0] for tap, shape in planned.plan.shapes.items()}
     whole = build_full_width_student(plan.spec, stacked).spec
-    space, points = _space_and_points(config, plan)
+    searched = _list_tap_widths(config, plan)
     with start_run(planned, "_tune", TUNE_RUN, check_trial_fits) as run:
         make_meter = partial(LayerMomentsMeter, plan.spec, stacked, config.layers.positions_per_image)
         sums, summary = measure_or_load_moments(run, LAYER_MOMENTS, make_meter)
-        _store_scores(run, run.evaluation_images, HELD_OUT)
         if config.tune.learning_rates:
             _store_scores(run, run.training_images, f"{DATA}/{IMAGES}")
-        layer_moments = LayerMoments(whole, sums).with_channel_order()
-        began = time.perf_counter()
-        trials, failed = run_trials(run, layer_moments, space, points)
-        return _publish(run, trials, failed, summary["seconds"], time.perf_counter() - began)
+        solver = MomentsSolver(LayerMoments(whole, sums).with_channel_order())
+        return _run_and_publish(run, solver, searched, summary["seconds"])
+
+
+def _search_layers(config: Config) -> TuneResult:
+    """Search for the widths of any network's layers, with students that are solved layer by layer."""
+    # Checked as a run's student is, so that a network that cannot be solved is refused before it starts.
+    planned = _hold_out_for_trials(plan_run(config, students=[()]))
+    searched = list_layer_widths(config, planned.plan)
+    with start_run(planned, "_tune", TUNE_RUN, check_trial_fits) as run:
+        began, limit = time.perf_counter(), BlockSolverSettings().images
+        # Joint learning, if there is any, learns from all images.
+        images = (
+            run.training_images
+            if config.tune.learning_rates
+            else split_for_features(run.training_images, limit, config.seed)[0]
+        )
+        _store_scores(run, images, f"{DATA}/{IMAGES}", with_teacher_images=True)
+        return _run_and_publish(run, LayersSolver(run.plan.spec), searched, time.perf_counter() - began)
+
+
+def _run_and_publish(run: Run, solver: TrialSolver, searched: SearchSpace, pass_seconds: float) -> TuneResult:
+    """Run the trials, and publish their result."""
+    _store_scores(run, run.evaluation_images, HELD_OUT)
+    began = time.perf_counter()
+    trials, failed = run_trials(run, solver, searched.space, searched.points)
+    return _publish(run, trials, failed, pass_seconds, time.perf_counter() - began)
 
 
 def _hold_out_for_trials(planned: RunPlan) -> RunPlan:
@@ -83,20 +117,21 @@ def _hold_out_for_trials(planned: RunPlan) -> RunPlan:
     return replace(planned, training_images=computed_from, evaluation_images=held_out)
 
 
-def _space_and_points(config: Config, plan: Plan) -> tuple[dict[str, Any], list[Point] | None]:
-    """Return what may be tried, and the points to try; None for Optuna, which proposes them one by one."""
+def _list_tap_widths(config: Config, plan: Plan) -> SearchSpace:
+    """Return what may be tried, and the points to try."""
     own_widths, spans = dict(plan.spec.widths), METHODS[config.codes.method].spans
     space = build_search_space(
         config.tune, own_widths, {tap: spans(plan.channels[tap])[0] for tap in own_widths}
     )
     if config.tune.algorithm == "optuna":
-        return space, None
-    return space, list_points(config.tune, space, own_widths, config.seed)
+        return SearchSpace(space, None)
+    return SearchSpace(space, list_points(config.tune, space, own_widths, config.seed))
 
 
-def _store_scores(run: Run, images: ImageSet, name: str) -> None:
+def _store_scores(run: Run, images: ImageSet, name: str, with_teacher_images: bool = False) -> None:
     """Store images and the teachers' scores in a folder of the output folder."""
-    stored = run.plan.views.other_columns if run.config.joint.augment.on else ()
+    needs_images = with_teacher_images or run.config.joint.augment.on
+    stored = run.plan.views.other_columns if needs_images else ()
     read_spec = ReadSpec({}, {}, run.config.scores, run.plan.views.teacher_columns, stored)
     row_bytes = run.plan.image_bytes(stored)
     store_images(run, images, run.folder / name, row_bytes, run.config.teachers, read_spec)
@@ -154,9 +189,15 @@ def build_run_config(config: Config, trial: Trial) -> dict[str, Any]:
         config.model_dump(mode="json", exclude={"output", "tune", "baseline", "extend"}, exclude_none=True)
     )
     tree["name"] = f"{config.name}_tuned"
-    # As in the trials: codes are chosen channels, and layers are solved.
-    tree["codes"] |= {"method": "direct", "solver": "exact", "basis": "channels", "widths": trial.widths}
-    tree["layers"] |= {"solver": "least_squares"} | ({} if trial.ridge is None else {"ridge": trial.ridge})
+    if config.student.widths is not None:
+        del tree["codes"], tree["layers"]  # a solved student uses neither
+        tree["student"] |= {"start": "exact", "widths": trial.widths}
+    else:
+        # As in the trials: codes are chosen channels, and layers are solved.
+        codes = {"method": "direct", "solver": "exact", "basis": "channels", "widths": trial.widths}
+        tree["codes"] |= codes
+        tree["layers"] |= {"solver": "least_squares"}
+        tree["layers"] |= {} if trial.ridge is None else {"ridge": trial.ridge}
     if trial.learning_rate is not None:
         tree["joint"] |= {"learning_rate": trial.learning_rate}
     return tree

@@ -85,3 +85,13 @@ def test_cross_moments_are_the_blocks_of_the_covariance():
     torch.testing.assert_close(found.inputs, expected[:4, :4], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.cross, expected[:4, 4:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.outputs, expected.diagonal()[4:], rtol=1e-4, atol=1e-4)
+
+
+def test_independent_values_have_no_covariances_and_all_others_stay():
+    rows = make_samples()[0].joint
+    full = merged_moments(rows, lambda sums: sums)
+    for group, moments in enumerate(merged_moments(rows, lambda sums: sums, num_independent=3)):
+        expected = torch.cov(rows[:, group].double().T, correction=0)
+        expected[4:, 4:] = expected[4:, 4:].diagonal().diag()
+        torch.testing.assert_close(moments.covariance, expected)
+        torch.testing.assert_close(moments.mean, full[group].mean)

@@ -47,7 +47,7 @@ def test_the_search_space_has_multiples_of_the_widths_of_the_config():
 @pytest.mark.parametrize(
     ("widths", "message"),
     [
-        ({"conv9": (4,)}, "tune.widths: .*conv9.* are no taps"),
+        ({"conv9": (4,)}, "tune.widths: .*conv9.* have no width to try"),
         ({"conv1": (4, 11)}, r"tune.widths.conv1: \[11\] must lie in 1 ... 10"),
     ],
 )
@@ -138,7 +138,7 @@ def test_markdown_and_json_show_the_same_trials(tmp_path, chosen):
     assert "| 25 3 |" in everything
     assert "| 25 3 |" not in front
     assert "2 (stopped early)" in front
-    assert "in the order of its taps: conv1, conv2." in text
+    assert "in this order: conv1, conv2." in text
     assert "- `p`: broken" in text
     assert ("ka-ray run best.yaml" in text) == (chosen is not None)
     assert ("every one has more than 30 parameters" in text) == (chosen is None)

@@ -5,7 +5,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
+import timm.models.convnext
+import timm.models.vision_transformer
 import torch
+import torchvision.models.convnext
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
@@ -88,12 +91,45 @@ def build_chain(classes: int) -> nn.Module:
     return build_network("plain", {"widths": [4, 6]}, classes)
 
 
+def with_large_weights(network: nn.Module) -> nn.Module:
+    """Draw all weights anew: many begin with 1, 0 or nearly 0, so that a block changes nothing."""
+    for name, weight in network.named_parameters():
+        is_factor = name.endswith(("norm.weight", "gamma", "layer_scale"))
+        if is_factor:
+            nn.init.uniform_(weight, 0.5, 1.5)
+        else:
+            nn.init.normal_(weight, std=0.3)
+    return network
+
+
+def build_convnext(classes: int) -> nn.Module:
+    block = torchvision.models.convnext.CNBlockConfig
+    blocks = [block(4, 6, 1), block(6, None, 2)]
+    return with_large_weights(torchvision.models.convnext.ConvNeXt(blocks, num_classes=classes))
+
+
+def build_timm_convnext(classes: int) -> nn.Module:
+    sizes = {"depths": (1, 1, 1, 1), "dims": (4, 4, 6, 6), "patch_size": 1}
+    network = timm.models.convnext.ConvNeXt(num_classes=classes, conv_mlp=True, **sizes)
+    return with_large_weights(network)
+
+
+def build_vit(classes: int) -> nn.Module:
+    sizes = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    return with_large_weights(
+        timm.models.vision_transformer.VisionTransformer(num_classes=classes, init_values=0.1, **sizes)
+    )
+
+
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet": build_resnet,
     "bottleneck": lambda classes: build_resnet(classes, bottleneck=True),
     "mobilenet": build_mobilenet,
     "gated": lambda classes: build_mobilenet(classes, gated=True),
     "chain": build_chain,
+    "convnext": build_convnext,
+    "timm's convnext": build_timm_convnext,
+    "vit": build_vit,
 }
 
 

@@ -135,7 +135,7 @@ def test_a_full_width_student_recovers_the_network_that_made_the_features(spec, 
 
 
 def test_students_that_cannot_be_computed_are_refused(spec):
-    with pytest.raises(InputError, match="only students of a family"):
+    with pytest.raises(InputError, match="only codes of families"):
         LayerMomentsMeter(replace(spec, network="resnet18", paths={"early": "layer1"}), {"early": 8}, 4)
     with pytest.raises(InputError, match="name every layer of the student; 2 layers lead to conv2"):
         LayerMomentsMeter(replace(spec, paths={"conv2": "conv2"}, widths={"conv2": 5}), {"conv2": 9}, 4)
