@@ -2,11 +2,12 @@
 
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
+from ka_ray.runs.evaluation import evaluate_student
 from ka_ray.runs.gates import learn_gates, with_gate
 from ka_ray.runs.publish import publish
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
-from ka_ray.runs.steps import StudentJob, evaluate_student, extract, learn
+from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
 
 

@@ -16,12 +16,13 @@ from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
+from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
-from ka_ray.runs.steps import StudentJob, evaluate_students, extract, learn
+from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
 from ka_ray.runs.variants import PARTS, default_methods, expand_variants
 from ka_ray.stages.joint import chooses_student

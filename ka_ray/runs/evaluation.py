@@ -1,0 +1,86 @@
+"""Evaluate students and teachers: the last step of a run before its report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ka_ray.amalgamation import LabelSets
+from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.resources import pools_of
+from ka_ray.metrics import Counts
+from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.sections import CurvePoint
+from ka_ray.reports.summaries import EvaluationSummary
+from ka_ray.runs.context import Run
+from ka_ray.runs.gates import NO_GATES, Gates
+from ka_ray.stages import list_stages
+from ka_ray.stages.inputs import epoch_students_folder, stage_summary_path
+from ka_ray.stages.start import start_student_folder
+from ka_ray.stages.summaries import JointSummary
+
+
+def evaluate_students(
+    run: Run, label_sets: LabelSets, students: Mapping[str, Path], gates: Gates = NO_GATES
+) -> tuple[dict[str, Counts], dict[str, Any]]:
+    """Evaluate students and the teachers in one pass over the evaluation images.
+
+    Args:
+        run: The run.
+        label_sets: The teachers' classes, and how scores are put together if there is no student.
+        students: Name -> folder of each student; empty to evaluate only the teachers.
+        gates: The gates, for students that learned from gated scores.
+
+    Returns:
+        The counts of every student, and what :func:`ka_ray.distributed.evaluate.evaluate_images` reports of
+        the pass.
+    """
+    config, images = run.config, run.evaluation_images
+    work = Evaluation(
+        images=images,
+        label_sets=label_sets,
+        teachers=config.teachers,
+        students=students,
+        pools=pools_of(config, run.resources.placement),
+        scores=config.scores,
+        teacher_columns=run.plan.views.teacher_columns,
+        gates=gates.of_students,
+        last_layers=gates.last_layers,
+    )
+    with run.display.track_images("evaluate", len(images.ids)) as on_images:
+        return evaluate_images(work, on_images)
+
+
+def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
+    """Evaluate the student, and its epochs if they were kept.
+
+    Args:
+        run: The run.
+        gates: The gates, if it learned from gated scores.
+
+    Returns:
+        The accuracies, the confusion matrix and the accuracies after each epoch.
+    """
+    path, plan = stage_summary_path(run.folder, "evaluate"), run.plan
+    if not path.exists():
+        epochs = sorted(
+            epoch_students_folder(run.folder).glob("*/student.json"), key=lambda p: int(p.parent.name)
+        )
+        students = {"student": run.folder} | {epoch.parent.name: epoch.parent for epoch in epochs}
+        if "start" in list_stages(run.config):
+            students["start"] = start_student_folder(run.folder)
+        gates = gates.used_by(dict.fromkeys(students, run.config.scores.gate))
+        counts, summary = evaluate_students(run, plan.label_sets, students, gates)
+        names = list(plan.label_sets.by_teacher)
+        history = JointSummary.load(stage_summary_path(run.folder, "joint")).history
+        curve = [
+            CurvePoint(images=record.images, accuracy=measure_accuracy(counts[epoch.parent.name], names))
+            for record, epoch in zip(history, epochs, strict=False)  # without `each_epoch`, none was kept
+        ]
+        EvaluationSummary(
+            accuracy=measure_accuracy(counts["student"], names),
+            start=measure_accuracy(counts["start"], names) if "start" in counts else None,
+            confusion=counts["student"].student.tolist(),
+            curve=curve,
+            **summary,
+        ).save(path)
+    return EvaluationSummary.load(path)
