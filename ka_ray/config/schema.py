@@ -154,11 +154,10 @@ class Config(_Run):
             )
         if isinstance(self.codes.widths, LikeTeacher) and self.codes.widths.like not in names:
             raise ValueError(f"codes.widths.like: no teacher {self.codes.widths.like!r}; there are {names}")
-        unknown = sorted({*self.scores.hints, *self.images.named_owners} - {*names})
-        if unknown:
+        if unknown := sorted({*self.scores.hints, *self.images.named_owners} - {*names}):
             raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {names}")
-        if self.scores.gate != "none" and self.scores.rule is not None:
-            raise ValueError(f"scores.rule: {self.scores.rule}; leave it out: a gate says what scores count")
+        if self.gates and self.scores.rule is not None:
+            raise ValueError(f"scores.rule: {self.scores.rule}; leave it out if a gate combines the scores")
         for tap, paths in (self.taps or {}).items():
             if isinstance(paths, dict) and set(paths) - {STUDENT} != set(names):
                 raise ValueError(
@@ -166,6 +165,13 @@ class Config(_Run):
                     f"needs every teacher of {names} and may name {STUDENT!r}"
                 )
         return self
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The gates that are learned: hints, or self."""
+        known, gate = self.scores.hints or self.images.has_owners, self.scores.gate
+        gate = gate if gate != "auto" else "hints" if known else "none"
+        return () if gate == "none" else (gate,)
 
     @property
     def learns_layers(self) -> bool:

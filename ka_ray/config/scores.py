@@ -28,10 +28,11 @@ class ScoresConfig(Section):
     )
 
     gate: Literal["none", "self", "hints", "auto"] = Field(
-        "none",
+        "auto",
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
         "decides; hints: a gate that is learned from images whose owner is known; self: one that teaches "
-        "itself from images that are clear; auto: the one that helps, if any does.",
+        "itself, from images that one teacher claims clearly; auto: hints, if there are any and "
+        "cross-validation says that the gate helps, otherwise none.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,
@@ -40,9 +41,9 @@ class ScoresConfig(Section):
     )
 
     @property
-    def gates(self) -> tuple[str, ...]:
-        """The gates that are learned."""
-        return ("self", "hints") if self.gate == "auto" else () if self.gate == "none" else (self.gate,)
+    def gated(self) -> bool:
+        """Whether scores go through a gate; `auto` counts once it is resolved."""
+        return self.gate in ("self", "hints")
 
     @field_validator("views", mode="before")
     @classmethod

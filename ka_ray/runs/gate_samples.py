@@ -65,7 +65,7 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    if not any(student.scores.gates for student in students):
+    if not any(student.gates for student in students):
         return {}
     found = {}
     for section in run.config.teachers:

@@ -79,7 +79,7 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
     Raises:
         InputError: A gate has nothing to learn from.
     """
-    names = list(dict.fromkeys(name for student in students for name in student.scores.gates))
+    names = list(dict.fromkeys(name for student in students for name in student.gates))
     if not names:
         return NO_GATES
     folder = run.folder / "gates"

@@ -74,7 +74,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
-    if config.scores.hints and not any("hints" in student.scores.gates for student in student_configs):
+    if config.scores.hints and not any("hints" in student.gates for student in student_configs):
         notes.append(f"scores.hints are not used: scores.gate is {config.scores.gate}")
     notes += [images.source.note for images in (training_images, evaluation_images)]
     notes += _check_teachers(config, teachers, plan, training_images)

@@ -81,7 +81,7 @@ def _list_parts(
     # A start measures its batch norms on images, also if nothing is learned behind it.
     if any(student.joint.any_steps or student.student.start != "random" for student in students):
         yield IMAGES, others, image_bytes, scores
-    hints = list_hints(config) if any("hints" in student.scores.gates for student in students) else None
+    hints = list_hints(config) if any("hints" in student.gates for student in students) else None
     if hints is not None:
         hints = hints.with_views(plan.views.columns)
         yield HINTS, hints, image_bytes, dataclasses.replace(scores, stored_images=())

@@ -51,13 +51,11 @@ class StageInputs:
         Folders that do not exist are left out.
         """
         # If the features of all images are kept, there is no folder of images without features.
-        found, gate = (
-            [self.data / n for n in folders if (self.data / n / DONE).exists()],
-            self.config.scores.gate,
-        )
-        if gate == "none":
+        found = [self.data / name for name in folders if (self.data / name / DONE).exists()]
+        scores = self.config.scores
+        if not scores.gated:
             return Store(*found)
-        return GatedStore(found, owners_folder(self.data, gate), self.plan.label_sets)
+        return GatedStore(found, owners_folder(self.data, scores.gate), self.plan.label_sets)
 
     def batches(self, stage: str, store: Store, columns: list[str], **options: Any) -> Batches:
         """Return batches of a store with the batch size of a stage.

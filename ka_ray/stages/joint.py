@@ -105,7 +105,7 @@ class JointLearner(nn.Module):
         images = self._augmented(batch, IMAGE)
         if self._scores_augmented:
             teacher_scores = torch.cat([self._score(teacher, batch) for teacher in self._teachers], dim=1)
-            if self._scores.gate != "none":  # whose image it is does not depend on the view
+            if self._scores.gated:  # whose image it is does not depend on the view
                 teacher_scores = gate_scores(self._label_sets, teacher_scores, batch[OWNERS])
         else:
             teacher_scores = batch["scores"]
@@ -208,7 +208,7 @@ def build_joint_learner(inputs: StageInputs, student: Student) -> tuple[nn.Modul
         teachers = [load_teacher(teacher).to(inputs.device) for teacher in inputs.config.teachers]
     by_teacher = inputs.plan.views.teacher_columns
     learner = JointLearner(student, config, inputs.config.scores, teachers, by_teacher)
-    own = [*by_teacher.values(), *([OWNERS] if inputs.config.scores.gate != "none" else [])]
+    own = [*by_teacher.values(), *([OWNERS] if inputs.config.scores.gated else [])]
     columns = dict.fromkeys([IMAGE, *own]) if teachers else [IMAGE, SCORES]
     return learner, inputs.batches("joint", store, list(columns), num_draws=draws, rows=rows)
 

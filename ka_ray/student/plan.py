@@ -93,7 +93,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
             the student's, a code is wider than its stacked features, or the rule does not fit the label sets.
     """
     label_sets = LabelSets({t.name: t.classes for t in teachers}, config.scores.rule, config.scores.center)
-    if config.scores.gate in ("self", "hints"):
+    if config.scores.gated:
         label_sets = gated_label_sets(label_sets)
     network, arguments = _student_network(config)
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))

@@ -171,7 +171,7 @@ def _publish(
         counted = [counts[job.name] for job in jobs]
         seconds = [sum(one.seconds for one in stages.values()) for stages in summaries]
         rows.append(make_row(label, counted, teachers, seconds, images, parameters))
-        if jobs[0].config.scores.gate != "none":
+        if jobs[0].config.scores.gated:
             gated.setdefault(jobs[0].config.scores.gate, counted[0])
         # All students with the same rule have the same ensemble: the counts of any of them show it.
         counts_by_rule.setdefault(jobs[0].plan.label_sets.rule_description, counted[0])
