@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"errors", "storage", "config", "numerics"},
     "features": {"errors", "storage", "config", "numerics"},
     "amalgamation": {"errors", "storage", "config", "numerics"},
+    "gates": {"errors", "storage", "config", "numerics", "amalgamation"},
     "teachers": {"errors", "storage", "config", "numerics", "images", "features"},
     "student": {"errors", "storage", "config", "numerics", "images", "features", "amalgamation", "teachers"},
     "training": {"errors", "storage", "numerics", "features"},

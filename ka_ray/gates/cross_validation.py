@@ -61,7 +61,8 @@ def choose_penalty(
 
     Args:
         sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+        owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and negative
+            where the owner is not known.
         label_sets: The teachers' classes.
         seed: Seed of the parts.
         penalties: Candidates; of equally good ones the first is taken.
@@ -99,17 +100,19 @@ def assign_folds(owners: Tensor, seed: int) -> Tensor:
 
 def _check(problem: GateProblem, penalty: float, folds: Tensor) -> GateCheck:
     """Judge every image by the gate that was learned without its part."""
-    gated = torch.empty_like(problem.energies)
+    gated = problem.energies.new_empty(len(folds), len(problem.label_sets.by_teacher))
     for fold in folds.unique():
         gate = problem.solve(penalty, folds != fold, "hints")
         gated[folds == fold] = problem.log_owners(gate, folds == fold)
-    return _compare(problem, penalty, gated, torch.arange(len(problem.owners)))
+    return _compare(problem, penalty, gated, torch.ones(len(folds), dtype=torch.bool))
 
 
 def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor) -> GateCheck:
-    """Compare log p(owner) `[n, N]` of chosen images with that of the ensemble."""
-    owners = problem.owners[chosen].long()
-    before = problem.energies[chosen].log_softmax(dim=1)
+    """Compare log p(owner) `[n, N]` of the owned images of a mask with that of the ensemble."""
+    teachers = len(problem.label_sets.by_teacher)
+    owned = problem.owners[chosen] < teachers
+    owners, gated = problem.owners[chosen][owned].long(), gated[owned]
+    before = problem.energies[chosen][owned, :teachers].log_softmax(dim=1)
     counts = torch.bincount(owners, minlength=before.shape[1])
     weights = (1 / counts[owners].double()) / (counts > 0).sum()  # add up to 1
 
@@ -144,7 +147,8 @@ def measure_learning_curve(
 
     Args:
         sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+        owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and negative
+            where the owner is not known.
         label_sets: The teachers' classes.
         counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
         penalty: Penalty of a gate from all hints. Fewer hints get a stronger one, in inverse proportion to
@@ -170,7 +174,7 @@ def measure_learning_curve(
 
 
 def _check_draw(problem: GateProblem, penalty: float, count: int, generator: torch.Generator) -> float:
-    """Learn from a draw of `count` hints per teacher, and return how often the owner of the others is right."""
+    """Learn from a draw of hints, and return how often the owner of the other hints is right."""
     drawn = torch.zeros(len(problem.owners), dtype=torch.bool)
     for owner in problem.owners.unique():
         places = (problem.owners == owner).nonzero().flatten()

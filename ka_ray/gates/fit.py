@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.amalgamation.label_sets import LabelSets
@@ -30,8 +31,8 @@ class GateProblem:
         label_sets: The teachers' classes.
         scaling: Measured on all images of the sample, with or without a known owner.
         inputs: `[n, D]`, of the images whose owner is known.
-        energies: `[n, N]`, what the ensemble says of them.
-        owners: `[n]`, index of the owner.
+        energies: `[n, N]`, what the ensemble says of them; with a column of zeros if some belong to nobody.
+        owners: `[n]`, index of the owner; N for nobody.
     """
 
     label_sets: LabelSets
@@ -46,7 +47,8 @@ class GateProblem:
 
         Args:
             sample: All images that the scaling may be measured on.
-            owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+            owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and
+                negative where the owner is not known.
             label_sets: The teachers' classes.
 
         Raises:
@@ -62,6 +64,8 @@ class GateProblem:
         known = sample.take(owners >= 0)
         scaling = InputScaling.measure(sample.features)
         energies = compute_energies(label_sets, known.scores.float())
+        if (owners == energies.shape[1]).any():
+            energies = torch.cat([energies, torch.zeros_like(energies[:, :1])], dim=1)
         return GateProblem(label_sets, scaling, scaling(known.features), energies, owners[owners >= 0])
 
     def solve(self, penalty: float, chosen: Tensor, learned_from: str) -> Gate:
@@ -71,7 +75,7 @@ class GateProblem:
         are weighted equally. What the ensemble believes about shares stays, because it is the offset.
         """
         owners = self.owners[chosen]
-        targets = torch.nn.functional.one_hot(owners.long(), len(self.label_sets.by_teacher)).float()
+        targets = functional.one_hot(owners.long(), self.energies.shape[1]).float()
         solved = fit_logistic_regression(
             self.inputs[chosen],
             targets,
@@ -79,13 +83,13 @@ class GateProblem:
             offset=self.energies[chosen],
             sample_weights=1 / targets.sum(dim=0).clamp_min(1)[owners.long()],
         )
-        scale = torch.ones(targets.shape[1])
+        scale = torch.ones(len(self.label_sets.by_teacher))
         return Gate(self.label_sets, self.scaling, solved.weight, solved.bias, scale, learned_from)
 
     def log_owners(self, gate: Gate, chosen: Tensor) -> Tensor:
-        """Return a gate's log p(owner) of some of the images, from the inputs that are computed already."""
+        """Return a gate's log p(owner) `[n, N]` of some of the images."""
         logits = self.energies[chosen] + self.inputs[chosen] @ gate.weight + gate.bias
-        return logits.log_softmax(dim=1)
+        return logits[:, : len(self.label_sets.by_teacher)].log_softmax(dim=1)
 
 
 def fit_gate(
@@ -97,7 +101,8 @@ def fit_gate(
 
     Args:
         sample: Images, of which only some need a known owner; all of them scale the features.
-        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
+        owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and negative
+            where the owner is not known.
         label_sets: The teachers' classes.
         penalty: See :func:`ka_ray.gates.cross_validation.choose_penalty`.
         learned_from: ``hints`` or ``known``, for reports.

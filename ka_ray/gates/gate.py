@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ka_ray.amalgamation.gated_scores import amalgamate_by_owner, compute_energies
@@ -29,8 +30,8 @@ class Gate:
     Attributes:
         label_sets: The teachers' classes, and whether their scores are centred.
         scaling: Makes the inputs out of features.
-        weight: `[D, N]`.
-        bias: `[N]`.
+        weight: `[D, N]`, or `[D, N + 1]` if it learned from images of nobody.
+        bias: `[N]` or `[N + 1]`.
         energy_scale: `[N]`, factor of each teacher's energy.
         learned_from: ``known``, ``hints`` or ``self``, for reports.
     """
@@ -48,13 +49,21 @@ class Gate:
         Raises:
             InputError: The sample lacks the features of a source.
         """
+        return self._logits(sample)[:, : len(self.label_sets.by_teacher)].log_softmax(dim=1)
+
+    def nobody(self, sample: GateSample) -> Tensor | None:
+        """Return the probability `[n]` that an image belongs to no teacher; None if the gate saw none."""
+        logits, teachers = self._logits(sample), len(self.label_sets.by_teacher)
+        return logits.softmax(dim=1)[:, teachers] if logits.shape[1] > teachers else None
+
+    def _logits(self, sample: GateSample) -> Tensor:
         missing = [source for source in self.scaling.sources if source not in sample.features]
         if missing:
             raise InputError(f"the gate needs features of {', '.join(missing)}, which were not read")
         inputs = self.scaling(sample.features)
-        correction = inputs @ self.weight.to(inputs) + self.bias.to(inputs)
-        energies = compute_energies(self.label_sets, sample.scores.float())
-        return (energies * self.energy_scale.to(energies) + correction).log_softmax(dim=1)
+        logits = inputs @ self.weight.to(inputs) + self.bias.to(inputs)
+        energies = compute_energies(self.label_sets, sample.scores.float()) * self.energy_scale.to(inputs)
+        return torch.cat([logits[:, : energies.shape[1]] + energies, logits[:, energies.shape[1] :]], dim=1)
 
     def amalgamate(self, sample: GateSample) -> Tensor:
         """Return the gated ensemble's scores `[n, K]`, see :func:`amalgamate_by_owner`."""

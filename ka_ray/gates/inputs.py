@@ -1,6 +1,7 @@
 """What a gate learns from: the teachers' pooled features and scores of a sample of images.
 
-Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height and width.
+Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height
+and width.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ class GateSample:
     """A sample of images as a gate sees them.
 
     Attributes:
-        features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a descriptive network
-            if there is one; every source is a judge of its own.
+        features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a
+            descriptive network if there is one.
         scores: The teachers' scores side by side, `[n, sum of K_t]`.
     """
 

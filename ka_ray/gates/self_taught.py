@@ -34,7 +34,7 @@ def fit_self_gate(
         sample: Images without labels.
         label_sets: The teachers' classes.
         share: Share of the images of each predicted class that become pseudo-owners.
-        correction: Factor of the logits that are learned from pseudo-owners, beside the standardised energies.
+        correction: Factor of the logits that are learned from pseudo-owners, beside standardised energies.
         penalty: Of the logistic regression.
 
     Raises:

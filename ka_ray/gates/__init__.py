@@ -1,0 +1,1 @@
+"""Gates: the probability that an image belongs to each teacher, from the teachers' features. No Ray."""
