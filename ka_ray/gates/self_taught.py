@@ -24,6 +24,7 @@ def fit_self_gate(
     sample: GateSample,
     label_sets: LabelSets,
     *,
+    shares: Tensor | None = None,
     share: float = SHARE,
     correction: float = CORRECTION,
     penalty: float = PENALTY,
@@ -33,6 +34,8 @@ def fit_self_gate(
     Args:
         sample: Images without labels.
         label_sets: The teachers' classes.
+        shares: `[N]`, the share of the images that belongs to each teacher. None: all own equally many. A wrong
+            assumption does more harm than the gate can do good, see :func:`standardise_energies`.
         share: Share of the images of each predicted class that become pseudo-owners.
         correction: Factor of the logits that are learned from pseudo-owners, beside standardised energies.
         penalty: Of the logistic regression.
@@ -41,12 +44,13 @@ def fit_self_gate(
         InputError: A teacher claims no image, so there is nothing to learn from.
     """
     energies = compute_energies(label_sets, sample.scores.float())
-    scale, shift = standardise_energies(energies)
+    teachers = len(label_sets.by_teacher)
+    scale, shift = standardise_energies(energies, torch.ones(teachers) if shares is None else shares)
     owners = choose_pseudo_owners(energies * scale + shift, sample.scores, label_sets, share)
     _check_claims(owners, label_sets)
     scaling = InputScaling.measure(sample.features)
     chosen = sample.take(owners >= 0)
-    targets = functional.one_hot(owners[owners >= 0], len(label_sets.by_teacher)).float()
+    targets = functional.one_hot(owners[owners >= 0], teachers).float()
     solved = fit_logistic_regression(scaling(chosen.features), targets, penalty)
     weight, bias = correction * solved.weight, correction * solved.bias + shift
     return Gate(label_sets, scaling, weight, bias, scale, "self")

@@ -9,6 +9,28 @@ from torch import Tensor
 MAX_STEPS, TOLERANCE = 500, 1e-8
 """Maximum number of iterations, and the change of the shares below which they stop."""
 
+STEP = 0.7
+"""Part of the way that iterative scaling goes; all of it can overshoot for owners that compete."""
+
+
+def match_shares(logits: Tensor, shares: Tensor) -> Tensor:
+    """Find the shift `[N]` with which the mean of ``softmax(logits + shift)`` over the images is the shares.
+
+    Iterative scaling: each step multiplies every owner's odds by what its mean is short of its share.
+
+    Args:
+        logits: `[n, N]`.
+        shares: `[N]`, above 0; only their ratios count.
+    """
+    target = (shares.double() / shares.double().sum()).log()
+    given, shift = logits.double(), torch.zeros_like(target)
+    for _ in range(MAX_STEPS):
+        change = target - (given + shift).log_softmax(dim=1).exp().mean(dim=0).clamp_min(1e-300).log()
+        shift = shift + STEP * change
+        if float(change.abs().max()) < TOLERANCE:
+            break
+    return (shift - shift.mean()).to(logits.dtype)
+
 
 def estimate_shares(probabilities: Tensor, assumed: Tensor | None = None) -> Tensor:
     """Estimate the owners' shares in a pool of images, which a gate's mean would pull towards equal ones.

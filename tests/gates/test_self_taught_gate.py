@@ -9,13 +9,15 @@ from ka_ray.gates.pseudo_owners import choose_pseudo_owners, measure_claims, sta
 from ka_ray.gates.self_taught import fit_self_gate
 
 
-def test_standardised_energies_have_one_mean_and_one_deviation():
+@pytest.mark.parametrize("shares", [(1.0, 1.0, 1.0), (8.0, 1.0, 1.0)])
+def test_standardised_energies_have_one_deviation_and_the_shares_asked_for(shares):
     energies = torch.randn(500, 3) * torch.tensor([1.0, 2.0, 6.0]) + torch.tensor([0.0, 5.0, -3.0])
-    scale, shift = standardise_energies(energies)
+    scale, shift = standardise_energies(energies, torch.tensor(shares))
     standardised = energies * scale + shift
-    assert torch.allclose(standardised.mean(dim=0), torch.zeros(3), atol=1e-4)
     deviations = standardised.std(dim=0, correction=0)
     assert torch.allclose(deviations, energies.std(dim=0, correction=0).mean().expand(3), rtol=1e-4)
+    owned = standardised.softmax(dim=1).mean(dim=0)
+    assert torch.allclose(owned, torch.tensor(shares) / sum(shares), atol=1e-4)
 
 
 def test_a_claim_is_the_lead_over_the_strongest_other_teacher():
@@ -53,7 +55,7 @@ def test_without_a_correction_only_the_energies_are_standardised(world):
     sample.scores[:, :2] *= 3
     gate = fit_self_gate(sample, label_sets, correction=0.0)
     energies = torch.stack([part.logsumexp(1) for part in label_sets.split(sample.scores)], dim=1)
-    scale, shift = standardise_energies(energies)
+    scale, shift = standardise_energies(energies, torch.ones(2))
     expected = (energies * scale + shift).log_softmax(dim=1)
     assert torch.allclose(gate.log_owners(sample), expected, atol=1e-4)
 
@@ -62,3 +64,15 @@ def test_a_teacher_that_claims_nothing_is_named(world):
     sample, _, label_sets = world(4)
     with pytest.raises(InputError, match="no image is claimed by teacher"):
         fit_self_gate(sample.take(torch.zeros(4, dtype=torch.bool)), label_sets)
+
+
+def test_a_gate_that_knows_unequal_shares_beats_one_that_assumes_equal_ones(world):
+    sample, owners, label_sets = world(6000, separation=4.0, loudness=1.5)
+    kept = (owners == 0) | (torch.arange(6000) % 18 == 1)  # nine of ten images belong to t0
+    sample, owners = sample.take(kept), owners[kept]
+
+    def accuracy(shares):
+        gate = fit_self_gate(sample, label_sets, shares=shares)
+        return float((gate.log_owners(sample).argmax(dim=1) == owners).float().mean())
+
+    assert accuracy(torch.tensor([9.0, 1.0])) > accuracy(None)
