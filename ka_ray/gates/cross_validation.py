@@ -27,6 +27,7 @@ class GateCheck:
     Attributes:
         images: Number of images whose owner is known.
         penalty: The penalty that was used.
+        per_class: Whether every class got weights of its own.
         log_loss: Mean of ``-log p(owner)``, in nats, with the gate.
         ungated_log_loss: The same by the teachers' energies alone.
         owner_accuracy: Share of images whose most probable owner is the right one, with the gate.
@@ -36,6 +37,7 @@ class GateCheck:
 
     images: int
     penalty: float
+    per_class: bool
     log_loss: float
     ungated_log_loss: float
     owner_accuracy: float
@@ -49,7 +51,7 @@ class GateCheck:
         return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
 
 
-def choose_penalty(
+def choose_gate(
     sample: GateSample,
     owners: Tensor,
     label_sets: LabelSets,
@@ -57,7 +59,7 @@ def choose_penalty(
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
 ) -> GateCheck:
-    """Choose the penalty of a gate by cross-validation, and say what the gate is worth with it.
+    """Choose the settings of a gate by cross-validation, and say what the gate is worth with them.
 
     Args:
         sample: Images, of which only some need a known owner.
@@ -68,14 +70,16 @@ def choose_penalty(
         penalties: Candidates; of equally good ones the first is taken.
 
     Returns:
-        Figures of the best penalty. The same images chose it, so they flatter it a little.
+        Figures of the best settings. The same images chose them, so they flatter them a little.
 
     Raises:
         InputError: A teacher has too few images.
     """
     problem = GateProblem.build(sample, owners, label_sets)
     folds = assign_folds(problem.owners, seed)
-    checks = [_check(problem, penalty, folds) for penalty in penalties]
+    checks = [
+        _check(problem, penalty, per_class, folds) for per_class in (False, True) for penalty in penalties
+    ]
     return min(checks, key=lambda check: check.log_loss)
 
 
@@ -98,21 +102,21 @@ def assign_folds(owners: Tensor, seed: int) -> Tensor:
     return folds
 
 
-def _check(problem: GateProblem, penalty: float, folds: Tensor) -> GateCheck:
+def _check(problem: GateProblem, penalty: float, per_class: bool, folds: Tensor) -> GateCheck:
     """Judge every image by the gate that was learned without its part."""
-    gated = problem.energies.new_empty(len(folds), len(problem.label_sets.by_teacher))
+    gated = torch.empty_like(problem.energies)
     for fold in folds.unique():
-        gate = problem.solve(penalty, folds != fold, "hints")
-        gated[folds == fold] = problem.log_owners(gate, folds == fold)
-    return _compare(problem, penalty, gated, torch.ones(len(folds), dtype=torch.bool))
+        solved = problem.solve(penalty, per_class, folds != fold)
+        gated[folds == fold] = problem.log_owners(solved, folds == fold)
+    return _compare(problem, (penalty, per_class), gated, torch.ones(len(folds), dtype=torch.bool))
 
 
-def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor) -> GateCheck:
+def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, chosen: Tensor) -> GateCheck:
     """Compare log p(owner) `[n, N]` of the owned images of a mask with that of the ensemble."""
     teachers = len(problem.label_sets.by_teacher)
     owned = problem.owners[chosen] < teachers
     owners, gated = problem.owners[chosen][owned].long(), gated[owned]
-    before = problem.energies[chosen][owned, :teachers].log_softmax(dim=1)
+    before = problem.energies[chosen][owned].log_softmax(dim=1)
     counts = torch.bincount(owners, minlength=before.shape[1])
     weights = (1 / counts[owners].double()) / (counts > 0).sum()  # add up to 1
 
@@ -125,7 +129,7 @@ def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor
     variance = float((weights.square() * (gains - mean(gains)).double().square()).sum())
     return GateCheck(
         len(owners),
-        penalty,
+        *settings,
         mean(losses),
         mean(losses_before),
         mean(gated.argmax(dim=1) == owners),
@@ -139,7 +143,7 @@ def measure_learning_curve(
     owners: Tensor,
     label_sets: LabelSets,
     counts: Sequence[int],
-    penalty: float,
+    settings: tuple[float, bool],
     *,
     seed: int = 0,
 ) -> dict[int, float]:
@@ -151,8 +155,8 @@ def measure_learning_curve(
             where the owner is not known.
         label_sets: The teachers' classes.
         counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
-        penalty: Penalty of a gate from all hints. Fewer hints get a stronger one, in inverse proportion to
-            their number: a penalty is a prior that each hint weakens.
+        settings: Penalty and `per_class` of a gate from all hints. Fewer hints get a stronger penalty, in
+            inverse proportion to their number: a penalty is a prior that each hint weakens.
         seed: Seed of the draws.
 
     Returns:
@@ -166,18 +170,19 @@ def measure_learning_curve(
     for count in counts:
         if not MIN_HINTS <= count <= available - MIN_HINTS:
             continue
-        rates = [
-            _check_draw(problem, penalty * available / count, count, generator) for _ in range(CURVE_DRAWS)
-        ]
+        weakened = (settings[0] * available / count, settings[1])
+        rates = [_check_draw(problem, weakened, count, generator) for _ in range(CURVE_DRAWS)]
         curve[count] = sum(rates) / len(rates)
     return curve
 
 
-def _check_draw(problem: GateProblem, penalty: float, count: int, generator: torch.Generator) -> float:
+def _check_draw(
+    problem: GateProblem, settings: tuple[float, bool], count: int, generator: torch.Generator
+) -> float:
     """Learn from a draw of hints, and return how often the owner of the other hints is right."""
     drawn = torch.zeros(len(problem.owners), dtype=torch.bool)
     for owner in problem.owners.unique():
         places = (problem.owners == owner).nonzero().flatten()
         drawn[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    gate = problem.solve(penalty, drawn, "hints")
-    return _compare(problem, penalty, problem.log_owners(gate, ~drawn), ~drawn).owner_accuracy
+    solved = problem.solve(*settings, drawn)
+    return _compare(problem, settings, problem.log_owners(solved, ~drawn), ~drawn).owner_accuracy

@@ -73,3 +73,19 @@ class InputScaling:
         """Return the inputs `[n, D]` in float32; sources that the scaling does not know are left out."""
         rows = torch.cat([features[source].float() for source in self.sources], dim=1)
         return (rows - self.mean.to(rows.device)) * self.scale.to(rows.device)
+
+    def find_basis(self, features: Mapping[str, Tensor], components: int) -> Tensor:
+        """Return the main directions of each source's inputs, `[D, r]`, with orthonormal columns.
+
+        Weights in this basis are fewer to solve for, and images without owner tell in which directions images
+        differ at all.
+
+        Args:
+            features: The features of a sample of images, with or without owners.
+            components: Largest number of directions per source.
+        """
+        bases = []
+        for part in self(features).split([features[source].shape[1] for source in self.sources], dim=1):
+            directions = torch.linalg.eigh(part.T @ part / len(part))[1]  # ascending
+            bases.append(directions[:, -components:])
+        return torch.block_diag(*bases)

@@ -7,29 +7,9 @@ import torch
 from torch import Tensor
 
 from ka_ray.amalgamation.label_sets import LabelSets
-from ka_ray.gates.shares import match_shares
 
 MIN_PER_CLASS = 3
 """Smallest number of images that are taken of a class that a teacher predicts."""
-
-
-def standardise_energies(energies: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scale and shift `[N]` that make the teachers' energies comparable.
-
-    Networks that were trained apart have energies of different scale, and the loudest owns too many images.
-    The scale gives all energies one deviation, the mean of the teachers', so that p(owner) stays as sharp as
-    it was. The shift makes each teacher own its share of the images.
-
-    Args:
-        energies: `[n, N]`.
-        shares: `[N]`, the share of the images that belongs to each teacher.
-
-    Returns:
-        Scale and shift: the logits are ``energies * scale + shift``.
-    """
-    deviation = energies.std(dim=0, correction=0).clamp_min(1e-6)
-    scale = deviation.mean() / deviation
-    return scale, match_shares(energies * scale, shares)
 
 
 def measure_claims(logits: Tensor) -> Tensor:

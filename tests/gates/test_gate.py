@@ -1,11 +1,11 @@
 """Test what a gate computes, how it is saved, and that features of any width count the same."""
 
 import json
+import math
 
 import pytest
 import torch
 
-from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.fit import fit_gate
@@ -14,9 +14,9 @@ from ka_ray.gates.inputs import GateSample, InputScaling, pool_features
 
 
 def zero_gate(sample, label_sets):
-    scaling, teachers = InputScaling.measure(sample.features), len(label_sets.by_teacher)
-    weight = torch.zeros(len(scaling.mean), teachers)
-    return Gate(label_sets, scaling, weight, torch.zeros(teachers), torch.ones(teachers), "hints")
+    scaling, classes = InputScaling.measure(sample.features), label_sets.num_scores
+    weight, scale = torch.zeros(len(scaling.mean), classes), torch.ones(classes)
+    return Gate(label_sets, scaling, weight, torch.zeros(classes), scale, "hints")
 
 
 def test_a_gate_that_learned_nothing_is_the_ensemble(world):
@@ -29,27 +29,27 @@ def test_a_gate_that_learned_nothing_is_the_ensemble(world):
 
 def test_log_owners_agree_with_a_loop_in_float64(world):
     sample, owners, label_sets = world(40, 3)
-    gate = fit_gate(sample, owners, label_sets, 0.01)
-    energies = compute_energies(label_sets, sample.scores)
+    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=True)
     for image in (0, 17, 39):
         inputs = []
         for rows in sample.features.values():
             rows = rows.double()
             standardised = (rows[image] - rows.mean(dim=0)) / rows.var(dim=0, correction=0).sqrt()
             inputs += [value / rows.shape[1] ** 0.5 for value in standardised]
-        logits = [
-            float(energies[image, k])
-            + sum(float(x * w) for x, w in zip(inputs, gate.weight[:, k], strict=True))
-            + float(gate.bias[k])
-            for k in range(3)
+        corrected = [
+            float(sample.scores[image, c] * gate.score_scale[c])
+            + sum(float(x * w) for x, w in zip(inputs, gate.weight[:, c], strict=True))
+            + float(gate.bias[c])
+            for c in range(6)
         ]
+        logits = [math.log(sum(math.exp(corrected[2 * k + i]) for i in range(2))) for k in range(3)]
         expected = torch.tensor(logits).log_softmax(dim=0)
         assert torch.allclose(gate.log_owners(sample)[image], expected, atol=1e-4)
 
 
 def test_a_gate_survives_saving(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01)
+    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
     description = json.loads(json.dumps(gate.describe()))
     restored = Gate.from_state(gate.to_state(), description, label_sets)
     assert torch.equal(restored.log_owners(sample), gate.log_owners(sample))
@@ -58,7 +58,7 @@ def test_a_gate_survives_saving(world):
 
 def test_a_gate_of_other_classes_is_refused(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01)
+    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
     others = LabelSets({"t0": ("t0_a", "t0_b"), "t1": ("t1_a", "other")})
     with pytest.raises(InputError, match="learn it again"):
         Gate.from_state(gate.to_state(), gate.describe(), others)
@@ -68,7 +68,7 @@ def test_a_gate_of_other_classes_is_refused(world):
 
 def test_missing_features_are_named(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01)
+    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
     with pytest.raises(InputError, match="features of t1"):
         gate.log_owners(GateSample({"t0": sample.features["t0"]}, sample.scores))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ka_ray.numerics.logistic_regression import fit_logistic_regression
+from ka_ray.numerics.logistic_regression import fit_logistic_regression, pool_logits
 
 
 def draw(n: int, d: int, outcomes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,3 +50,27 @@ def test_fewer_samples_than_inputs_agree_with_gradient_descent():
         bias = bias - 0.1 * residual.sum(dim=0)
     solved = fit_logistic_regression(inputs, targets, 0.1)
     assert torch.allclose(solved.weight, weight, atol=1e-4)
+
+
+def test_classes_of_an_outcome_share_its_probability():
+    """Each outcome has two classes in opposite corners of a square, which nothing linear separates."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    which = torch.arange(400) % 4
+    inputs = corners[which] + 0.2 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    targets = torch.nn.functional.one_hot(which // 2, 2).double()
+    offset = 0.1 * torch.nn.functional.one_hot(which, 4).double()  # tells the classes of an outcome apart
+    linear = fit_logistic_regression(inputs, targets, 1e-3)
+    grouped = fit_logistic_regression(inputs, targets, 1e-3, offset=offset, sizes=[2, 2])
+    owned = pool_logits(grouped(inputs) + offset, [2, 2])
+    assert ((linear(inputs).argmax(dim=1) == which // 2).double().mean()) < 0.7
+    assert ((owned.argmax(dim=1) == which // 2).double().mean()) > 0.99
+
+
+def test_a_learned_scale_softens_an_offset_that_is_too_sure():
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.randn(20000, 2, generator=generator, dtype=torch.float64)
+    targets = offset.softmax(dim=1)
+    nothing = torch.zeros(20000, 1, dtype=torch.float64)
+    solved = fit_logistic_regression(nothing, targets, 1.0, offset=5 * offset, learn_scale=True)
+    assert torch.allclose(solved.scale, torch.full((2,), 0.2, dtype=torch.float64), atol=0.03)
