@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.gates.fit import MIN_HINTS, PENALTIES, GateProblem
-from ka_ray.gates.inputs import GateSample
 
-MAX_FOLDS, CURVE_DRAWS = 5, 3
-"""Parts of a cross-validation, and draws of hints for each point of a learning curve."""
+MAX_FOLDS, MANY_IMAGES, CURVE_DRAWS = 5, 1000, 3
+"""Parts of a cross-validation, images beyond which one part is judged, and draws per point of a curve."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +49,17 @@ class GateCheck:
         return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
 
 
-def choose_gate(
-    sample: GateSample,
-    owners: Tensor,
-    label_sets: LabelSets,
-    *,
-    seed: int = 0,
-    penalties: Sequence[float] = PENALTIES,
-) -> GateCheck:
+def choose_gate(problem: GateProblem, *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> GateCheck:
     """Choose the settings of a gate by cross-validation, and say what the gate is worth with them.
 
     Args:
-        sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and negative
-            where the owner is not known.
-        label_sets: The teachers' classes.
+        problem: Images whose owner is known. Of more than :data:`MANY_IMAGES` one part is enough to judge on.
         seed: Seed of the parts.
         penalties: Candidates; of equally good ones the first is taken.
 
     Returns:
         Figures of the best settings. The same images chose them, so they flatter them a little.
-
-    Raises:
-        InputError: A teacher has too few images.
     """
-    problem = GateProblem.build(sample, owners, label_sets)
     folds = assign_folds(problem.owners, seed)
     checks = [
         _check(problem, penalty, per_class, folds) for per_class in (False, True) for penalty in penalties
@@ -103,12 +87,13 @@ def assign_folds(owners: Tensor, seed: int) -> Tensor:
 
 
 def _check(problem: GateProblem, penalty: float, per_class: bool, folds: Tensor) -> GateCheck:
-    """Judge every image by the gate that was learned without its part."""
+    """Judge images by the gate that was learned without their part."""
+    judged = folds == 0 if len(folds) > MANY_IMAGES else torch.ones_like(folds, dtype=torch.bool)
     gated = torch.empty_like(problem.energies)
-    for fold in folds.unique():
+    for fold in folds[judged].unique():
         solved = problem.solve(penalty, per_class, folds != fold)
         gated[folds == fold] = problem.log_owners(solved, folds == fold)
-    return _compare(problem, (penalty, per_class), gated, torch.ones(len(folds), dtype=torch.bool))
+    return _compare(problem, (penalty, per_class), gated[judged], judged)
 
 
 def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, chosen: Tensor) -> GateCheck:
@@ -139,21 +124,12 @@ def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, 
 
 
 def measure_learning_curve(
-    sample: GateSample,
-    owners: Tensor,
-    label_sets: LabelSets,
-    counts: Sequence[int],
-    settings: tuple[float, bool],
-    *,
-    seed: int = 0,
+    problem: GateProblem, counts: Sequence[int], settings: tuple[float, bool], *, seed: int = 0
 ) -> dict[int, float]:
     """Measure how often gates are right that learned from fewer hints: do more hints help?
 
     Args:
-        sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and negative
-            where the owner is not known.
-        label_sets: The teachers' classes.
+        problem: Images whose owner is known.
         counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
         settings: Penalty and `per_class` of a gate from all hints. Fewer hints get a stronger penalty, in
             inverse proportion to their number: a penalty is a prior that each hint weakens.
@@ -163,7 +139,6 @@ def measure_learning_curve(
         Number of hints per teacher -> share of the other hints whose owner is right, each teacher's counting
         the same; a mean over draws.
     """
-    problem = GateProblem.build(sample, owners, label_sets)
     available = int(torch.bincount(problem.owners.long()).min())
     generator = torch.Generator().manual_seed(seed)
     curve = {}

@@ -62,10 +62,10 @@ def fit_logistic_regression(
 ) -> LinearLogits:
     """Minimise ``mean(-sum_k targets_k log p_k) + penalty / 2 ||W||^2``.
 
-    p is the softmax of ``pool_logits(inputs W + b + scale * offset)``. Where outcomes have several classes, it
-    is not known which class it was: the loss is not convex, and the solution is the one found from weights of
-    0. The optimal W is a sum of inputs, so with fewer samples than inputs only its coordinates in their span
-    are unknown: 60 samples with 2,560 inputs are solved as 60 x 60 (the representer theorem).
+    p is the softmax of ``pool_logits(inputs W + b + scale * offset)``. Where outcomes have several classes,
+    it is not known which class it was: the loss is not convex, and the solution is the one found from weights
+    of 0. The optimal W is a sum of inputs, so with fewer samples than inputs only its coordinates in their
+    span are unknown: 60 samples with 2,560 inputs are solved as 60 x 60 (the representer theorem).
 
     Args:
         inputs: `[n, D]`, in float32 or float64. Standardise them: all share one penalty.

@@ -8,7 +8,7 @@ import torch
 
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
-from ka_ray.gates.fit import fit_gate
+from ka_ray.gates.fit import GateProblem
 from ka_ray.gates.gate import Gate, measure_owner_changes
 from ka_ray.gates.inputs import GateSample, InputScaling, pool_features
 
@@ -29,7 +29,7 @@ def test_a_gate_that_learned_nothing_is_the_ensemble(world):
 
 def test_log_owners_agree_with_a_loop_in_float64(world):
     sample, owners, label_sets = world(40, 3)
-    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=True)
+    gate = GateProblem.build(sample, owners, label_sets).fit(0.01, True)
     for image in (0, 17, 39):
         inputs = []
         for rows in sample.features.values():
@@ -49,7 +49,7 @@ def test_log_owners_agree_with_a_loop_in_float64(world):
 
 def test_a_gate_survives_saving(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
+    gate = GateProblem.build(sample, owners, label_sets).fit(0.01, False)
     description = json.loads(json.dumps(gate.describe()))
     restored = Gate.from_state(gate.to_state(), description, label_sets)
     assert torch.equal(restored.log_owners(sample), gate.log_owners(sample))
@@ -58,7 +58,7 @@ def test_a_gate_survives_saving(world):
 
 def test_a_gate_of_other_classes_is_refused(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
+    gate = GateProblem.build(sample, owners, label_sets).fit(0.01, False)
     others = LabelSets({"t0": ("t0_a", "t0_b"), "t1": ("t1_a", "other")})
     with pytest.raises(InputError, match="learn it again"):
         Gate.from_state(gate.to_state(), gate.describe(), others)
@@ -68,7 +68,7 @@ def test_a_gate_of_other_classes_is_refused(world):
 
 def test_missing_features_are_named(world):
     sample, owners, label_sets = world(40)
-    gate = fit_gate(sample, owners, label_sets, 0.01, per_class=False)
+    gate = GateProblem.build(sample, owners, label_sets).fit(0.01, False)
     with pytest.raises(InputError, match="features of t1"):
         gate.log_owners(GateSample({"t0": sample.features["t0"]}, sample.scores))
 

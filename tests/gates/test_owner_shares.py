@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ka_ray.gates.cross_validation import choose_gate
-from ka_ray.gates.fit import fit_gate
+from ka_ray.gates.fit import GateProblem
 from ka_ray.gates.shares import estimate_shares
 
 
@@ -28,13 +28,16 @@ def test_a_gate_learns_which_images_belong_to_nobody(world):
     sample, owners, label_sets = world(900, 3, separation=4.0, loudness=3.0)
     pair = label_sets.__class__({name: label_sets.by_teacher[name] for name in ("t0", "t1")})
     two = sample.__class__({name: sample.features[name] for name in ("t0", "t1")}, sample.scores[:, :4])
-    check = choose_gate(two, owners, pair)  # those of t2 have the index 2: nobody of two teachers
-    gate = fit_gate(two, owners, pair, check.penalty, per_class=check.per_class)
+    check = choose_gate(
+        GateProblem.build(two, owners, pair)
+    )  # those of t2 have the index 2: nobody of two teachers
+    gate = GateProblem.build(two, owners, pair).fit(check.penalty, check.per_class)
     nobody = gate.nobody(two)
     assert float(((nobody > 0.5) == (owners == 2)).float().mean()) > 0.85
     assert gate.log_owners(two).shape == (900, 2)
     assert torch.allclose(gate.log_owners(two).exp().sum(dim=1), torch.ones(900), atol=1e-5)
     assert check.images == 600
     assert (
-        fit_gate(two, torch.where(owners == 2, -1, owners), pair, 0.01, per_class=False).nobody(two) is None
+        GateProblem.build(two, torch.where(owners == 2, -1, owners), pair).fit(0.01, False).nobody(two)
+        is None
     )
