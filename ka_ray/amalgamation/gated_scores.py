@@ -12,10 +12,10 @@ from ka_ray.amalgamation.label_sets import LabelSets
 def compute_energies(label_sets: LabelSets, teacher_scores: Tensor) -> Tensor:
     """Compute each teacher's energy of an image, the log of the sum of its exponentiated scores.
 
-    The softmax over concatenated scores is ``p(owner) p(class | owner)``. There, p(owner) is the softmax of
-    the energies, and ``p(class | owner)`` the teacher's own softmax: the ensemble goes by the energies. As a
-    score of whether an image is a network's own: Liu et al., "Energy-based Out-of-distribution Detection"
-    (NeurIPS 2020), with the sign reversed.
+    The softmax over concatenated scores is ``p(owner) p(class | owner)``, where p(owner) is the softmax
+    of the energies and p(class | owner) each teacher's own softmax: the ensemble goes by the energies. As
+    a score of whether an image is a network's own: Liu et al., "Energy-based Out-of-distribution
+    Detection" (NeurIPS 2020), with the sign reversed.
 
     Args:
         label_sets: The teachers' classes, and whether their scores are centred first.

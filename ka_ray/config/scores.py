@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
 
@@ -38,6 +38,12 @@ class ScoresConfig(Section):
         default_factory=dict,
         description="Teacher -> folder, or list of image files, that show its classes, for `gate`. They are "
         "no class labels, and the student does not learn from them.",
+    )
+
+    shares: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
+        "all own equally many. Wrong shares do more harm than this gate does good.",
     )
 
     @property

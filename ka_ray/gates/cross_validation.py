@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.gates.fit import MIN_HINTS, PENALTIES, GateProblem
-from ka_ray.gates.inputs import GateSample
 
-MAX_FOLDS, CURVE_DRAWS = 5, 3
-"""Parts of a cross-validation, and draws of hints for each point of a learning curve."""
+MAX_FOLDS, MANY_IMAGES, CURVE_DRAWS = 5, 1000, 3
+"""Parts of a cross-validation, images beyond which one part is judged, and draws per point of a curve."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class GateCheck:
     Attributes:
         images: Number of images whose owner is known.
         penalty: The penalty that was used.
+        per_class: Whether every class got weights of its own.
         log_loss: Mean of ``-log p(owner)``, in nats, with the gate.
         ungated_log_loss: The same by the teachers' energies alone.
         owner_accuracy: Share of images whose most probable owner is the right one, with the gate.
@@ -36,6 +35,7 @@ class GateCheck:
 
     images: int
     penalty: float
+    per_class: bool
     log_loss: float
     ungated_log_loss: float
     owner_accuracy: float
@@ -49,32 +49,21 @@ class GateCheck:
         return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
 
 
-def choose_penalty(
-    sample: GateSample,
-    owners: Tensor,
-    label_sets: LabelSets,
-    *,
-    seed: int = 0,
-    penalties: Sequence[float] = PENALTIES,
-) -> GateCheck:
-    """Choose the penalty of a gate by cross-validation, and say what the gate is worth with it.
+def choose_gate(problem: GateProblem, *, seed: int = 0, penalties: Sequence[float] = PENALTIES) -> GateCheck:
+    """Choose the settings of a gate by cross-validation, and say what the gate is worth with them.
 
     Args:
-        sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
-        label_sets: The teachers' classes.
+        problem: Images whose owner is known. Of more than :data:`MANY_IMAGES` one part is enough to judge on.
         seed: Seed of the parts.
         penalties: Candidates; of equally good ones the first is taken.
 
     Returns:
-        Figures of the best penalty. The same images chose it, so they flatter it a little.
-
-    Raises:
-        InputError: A teacher has too few images.
+        Figures of the best settings. The same images chose them, so they flatter them a little.
     """
-    problem = GateProblem.build(sample, owners, label_sets)
     folds = assign_folds(problem.owners, seed)
-    checks = [_check(problem, penalty, folds) for penalty in penalties]
+    checks = [
+        _check(problem, penalty, per_class, folds) for per_class in (False, True) for penalty in penalties
+    ]
     return min(checks, key=lambda check: check.log_loss)
 
 
@@ -97,19 +86,22 @@ def assign_folds(owners: Tensor, seed: int) -> Tensor:
     return folds
 
 
-def _check(problem: GateProblem, penalty: float, folds: Tensor) -> GateCheck:
-    """Judge every image by the gate that was learned without its part."""
+def _check(problem: GateProblem, penalty: float, per_class: bool, folds: Tensor) -> GateCheck:
+    """Judge images by the gate that was learned without their part."""
+    judged = folds == 0 if len(folds) > MANY_IMAGES else torch.ones_like(folds, dtype=torch.bool)
     gated = torch.empty_like(problem.energies)
-    for fold in folds.unique():
-        gate = problem.solve(penalty, folds != fold, "hints")
-        gated[folds == fold] = problem.log_owners(gate, folds == fold)
-    return _compare(problem, penalty, gated, torch.arange(len(problem.owners)))
+    for fold in folds[judged].unique():
+        solved = problem.solve(penalty, per_class, folds != fold)
+        gated[folds == fold] = problem.log_owners(solved, folds == fold)
+    return _compare(problem, (penalty, per_class), gated[judged], judged)
 
 
-def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor) -> GateCheck:
-    """Compare log p(owner) `[n, N]` of chosen images with that of the ensemble."""
-    owners = problem.owners[chosen].long()
-    before = problem.energies[chosen].log_softmax(dim=1)
+def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, chosen: Tensor) -> GateCheck:
+    """Compare log p(owner) `[n, N]` of the owned images of a mask with that of the ensemble."""
+    teachers = len(problem.label_sets.by_teacher)
+    owned = problem.owners[chosen] < teachers
+    owners, gated = problem.owners[chosen][owned].long(), gated[owned]
+    before = problem.energies[chosen][owned].log_softmax(dim=1)
     counts = torch.bincount(owners, minlength=before.shape[1])
     weights = (1 / counts[owners].double()) / (counts > 0).sum()  # add up to 1
 
@@ -122,7 +114,7 @@ def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor
     variance = float((weights.square() * (gains - mean(gains)).double().square()).sum())
     return GateCheck(
         len(owners),
-        penalty,
+        *settings,
         mean(losses),
         mean(losses_before),
         mean(gated.argmax(dim=1) == owners),
@@ -132,48 +124,40 @@ def _compare(problem: GateProblem, penalty: float, gated: Tensor, chosen: Tensor
 
 
 def measure_learning_curve(
-    sample: GateSample,
-    owners: Tensor,
-    label_sets: LabelSets,
-    counts: Sequence[int],
-    penalty: float,
-    *,
-    seed: int = 0,
+    problem: GateProblem, counts: Sequence[int], settings: tuple[float, bool], *, seed: int = 0
 ) -> dict[int, float]:
     """Measure how often gates are right that learned from fewer hints: do more hints help?
 
     Args:
-        sample: Images, of which only some need a known owner.
-        owners: `[n]` integers, the index of each image's teacher, negative where nobody knows it.
-        label_sets: The teachers' classes.
+        problem: Images whose owner is known.
         counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
-        penalty: Penalty of a gate from all hints. Fewer hints get a stronger one, in inverse proportion to
-            their number: a penalty is a prior that each hint weakens.
+        settings: Penalty and `per_class` of a gate from all hints. Fewer hints get a stronger penalty, in
+            inverse proportion to their number: a penalty is a prior that each hint weakens.
         seed: Seed of the draws.
 
     Returns:
         Number of hints per teacher -> share of the other hints whose owner is right, each teacher's counting
         the same; a mean over draws.
     """
-    problem = GateProblem.build(sample, owners, label_sets)
     available = int(torch.bincount(problem.owners.long()).min())
     generator = torch.Generator().manual_seed(seed)
     curve = {}
     for count in counts:
         if not MIN_HINTS <= count <= available - MIN_HINTS:
             continue
-        rates = [
-            _check_draw(problem, penalty * available / count, count, generator) for _ in range(CURVE_DRAWS)
-        ]
+        weakened = (settings[0] * available / count, settings[1])
+        rates = [_check_draw(problem, weakened, count, generator) for _ in range(CURVE_DRAWS)]
         curve[count] = sum(rates) / len(rates)
     return curve
 
 
-def _check_draw(problem: GateProblem, penalty: float, count: int, generator: torch.Generator) -> float:
-    """Learn from a draw of `count` hints per teacher, and return how often the owner of the others is right."""
+def _check_draw(
+    problem: GateProblem, settings: tuple[float, bool], count: int, generator: torch.Generator
+) -> float:
+    """Learn from a draw of hints, and return how often the owner of the other hints is right."""
     drawn = torch.zeros(len(problem.owners), dtype=torch.bool)
     for owner in problem.owners.unique():
         places = (problem.owners == owner).nonzero().flatten()
         drawn[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    gate = problem.solve(penalty, drawn, "hints")
-    return _compare(problem, penalty, problem.log_owners(gate, ~drawn), ~drawn).owner_accuracy
+    solved = problem.solve(*settings, drawn)
+    return _compare(problem, settings, problem.log_owners(solved, ~drawn), ~drawn).owner_accuracy

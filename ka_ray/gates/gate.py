@@ -1,37 +1,42 @@
 """A gate: the probability that an image belongs to each teacher.
 
-Shapes: n images, N teachers, D features of all sources.
+Shapes: n images, N teachers, D features of all sources, C classes of all teachers, listed teacher by teacher,
+and one more if the gate learned from images of nobody.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ka_ray.amalgamation.gated_scores import amalgamate_by_owner, compute_energies
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.inputs import GateSample, InputScaling
+from ka_ray.numerics.logistic_regression import pool_logits
 
-TENSORS = ("mean", "scale", "weight", "bias", "energy_scale")
+TENSORS = ("mean", "scale", "weight", "bias", "score_scale")
 """Names of a gate's tensors in its state dict."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """log p(owner | image) is linear in the features, on top of what the ensemble says already.
+    """Corrects every score of the teachers linearly in the features, and sums over the classes of a teacher.
 
-    ``p(owner | image) = softmax(energy_scale * energies + inputs @ weight + bias)``. With a scale of 1 and
-    weights of 0 it is the p(owner) of the ensemble, see :func:`compute_energies`: a gate that learned little
-    changes little.
+    ``p(owner t | image)`` is the softmax over the teachers of ``log sum_c exp(scale_t score_c + (inputs @
+    weight + bias)_c)``, c the classes of teacher t. With a scale of 1 and weights of 0 it is the p(owner) of
+    the ensemble, see :func:`compute_energies`: a gate that learned little changes little. Features tell
+    classes linearly, but seldom whether an image belongs to any of five classes; hence a weight per class.
+    ``p(class | owner)`` stays that of the teacher.
 
     Attributes:
         label_sets: The teachers' classes, and whether their scores are centred.
         scaling: Makes the inputs out of features.
-        weight: `[D, N]`.
-        bias: `[N]`.
-        energy_scale: `[N]`, factor of each teacher's energy.
+        weight: `[D, C]`.
+        bias: `[C]`.
+        score_scale: `[C]`, factor of each score.
         learned_from: ``known``, ``hints`` or ``self``, for reports.
     """
 
@@ -39,7 +44,7 @@ class Gate:
     scaling: InputScaling
     weight: Tensor
     bias: Tensor
-    energy_scale: Tensor
+    score_scale: Tensor
     learned_from: str
 
     def log_owners(self, sample: GateSample) -> Tensor:
@@ -48,13 +53,21 @@ class Gate:
         Raises:
             InputError: The sample lacks the features of a source.
         """
+        return self._logits(sample)[:, : len(self.label_sets.by_teacher)].log_softmax(dim=1)
+
+    def nobody(self, sample: GateSample) -> Tensor | None:
+        """Return the probability `[n]` that an image belongs to no teacher; None if the gate saw none."""
+        logits, teachers = self._logits(sample), len(self.label_sets.by_teacher)
+        return logits.softmax(dim=1)[:, teachers] if logits.shape[1] > teachers else None
+
+    def _logits(self, sample: GateSample) -> Tensor:
         missing = [source for source in self.scaling.sources if source not in sample.features]
         if missing:
             raise InputError(f"the gate needs features of {', '.join(missing)}, which were not read")
         inputs = self.scaling(sample.features)
-        correction = inputs @ self.weight.to(inputs) + self.bias.to(inputs)
-        energies = compute_energies(self.label_sets, sample.scores.float())
-        return (energies * self.energy_scale.to(energies) + correction).log_softmax(dim=1)
+        scores, sizes = list_class_scores(self.label_sets, sample.scores, self.weight.shape[1])
+        scaled = scores * self.score_scale.to(inputs)
+        return pool_logits(scaled + inputs @ self.weight.to(inputs) + self.bias.to(inputs), sizes)
 
     def amalgamate(self, sample: GateSample) -> Tensor:
         """Return the gated ensemble's scores `[n, K]`, see :func:`amalgamate_by_owner`."""
@@ -62,7 +75,7 @@ class Gate:
 
     def to_state(self) -> dict[str, Tensor]:
         """Return the gate's tensors on the CPU, to be saved as safetensors beside :meth:`describe`."""
-        tensors = (self.scaling.mean, self.scaling.scale, self.weight, self.bias, self.energy_scale)
+        tensors = (self.scaling.mean, self.scaling.scale, self.weight, self.bias, self.score_scale)
         return {
             name: tensor.detach().cpu().contiguous() for name, tensor in zip(TENSORS, tensors, strict=True)
         }
@@ -102,6 +115,27 @@ class Gate:
         mean, scale, *rest = (state[name] for name in TENSORS)
         scaling = InputScaling(tuple(description["sources"]), mean, scale)
         return Gate(label_sets, scaling, *rest, str(description["learned_from"]))
+
+
+def list_class_scores(
+    label_sets: LabelSets, teacher_scores: Tensor, num_classes: int
+) -> tuple[Tensor, list[int]]:
+    """Return the scores of all classes as a gate corrects them, and how many belong to each owner.
+
+    Args:
+        label_sets: The teachers' classes, and whether their scores are centred first.
+        teacher_scores: `[n, sum of K_t]`.
+        num_classes: C; one more than there are scores adds a score of 0, that of nobody's images.
+
+    Returns:
+        `[n, C]` in float32, and the number of classes of each teacher, and of nobody.
+    """
+    parts = label_sets.split(teacher_scores.float())
+    if label_sets.center:
+        parts = [part - part.mean(dim=1, keepdim=True) for part in parts]
+    if num_classes > label_sets.num_scores:
+        parts = [*parts, torch.zeros_like(parts[0][:, :1])]
+    return torch.cat(parts, dim=1), [part.shape[1] for part in parts]
 
 
 def measure_owner_changes(gate: Gate, sample: GateSample) -> float:

@@ -1,6 +1,7 @@
 """What a gate learns from: the teachers' pooled features and scores of a sample of images.
 
-Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height and width.
+Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height
+and width.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ class GateSample:
     """A sample of images as a gate sees them.
 
     Attributes:
-        features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a descriptive network
-            if there is one; every source is a judge of its own.
+        features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a
+            descriptive network if there is one.
         scores: The teachers' scores side by side, `[n, sum of K_t]`.
     """
 
@@ -77,3 +78,19 @@ class InputScaling:
         """Return the inputs `[n, D]` in float32; sources that the scaling does not know are left out."""
         rows = torch.cat([features[source].float() for source in self.sources], dim=1)
         return (rows - self.mean.to(rows.device)) * self.scale.to(rows.device)
+
+    def find_basis(self, features: Mapping[str, Tensor], components: int) -> Tensor:
+        """Return the main directions of each source's inputs, `[D, r]`, with orthonormal columns.
+
+        Weights in this basis are fewer to solve for, and images without owner tell in which directions images
+        differ at all.
+
+        Args:
+            features: The features of a sample of images, with or without owners.
+            components: Largest number of directions per source.
+        """
+        bases = []
+        for part in self(features).split([features[source].shape[1] for source in self.sources], dim=1):
+            directions = torch.linalg.eigh(part.T @ part / len(part))[1]  # ascending
+            bases.append(directions[:, -components:])
+        return torch.block_diag(*bases)

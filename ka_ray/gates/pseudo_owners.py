@@ -12,23 +12,6 @@ MIN_PER_CLASS = 3
 """Smallest number of images that are taken of a class that a teacher predicts."""
 
 
-def standardise_energies(energies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scale and shift `[N]` that give all teachers' energies one mean and one deviation.
-
-    Networks that were trained apart have energies of different scale, and the loudest owns too many images.
-    The common deviation is the mean of the teachers', so that p(owner) stays as sharp as it was.
-
-    Args:
-        energies: `[n, N]`.
-
-    Returns:
-        ``energies * scale + shift`` has the mean 0 and the common deviation.
-    """
-    mean, deviation = energies.mean(dim=0), energies.std(dim=0, correction=0).clamp_min(1e-6)
-    scale = deviation.mean() / deviation
-    return scale, -mean * scale
-
-
 def measure_claims(logits: Tensor) -> Tensor:
     """Return by how much each teacher's logit of owning an image exceeds that of all others, `[n, N]`.
 

@@ -13,6 +13,8 @@ class OwnerCheck(ReportSection):
     """Number of images whose owner is known."""
     penalty: float
     """Penalty of the gate's weights, chosen on these images."""
+    per_class: bool
+    """Whether the gate has weights for every class, instead of for every teacher; chosen on these images."""
     log_loss: float
     """Mean of -log p(owner) with the gate, in nats."""
     ungated_log_loss: float
@@ -23,14 +25,10 @@ class OwnerCheck(ReportSection):
     """The same by the teachers' scores alone."""
     standard_error: float
     """Standard error of the difference of the log losses."""
+    helps: bool
+    """Whether the gate is better by more than one standard error, and not less often right."""
     learning_curve: dict[int, float]
     """Number of images per teacher that a gate learned from -> its share of right owners on the others."""
-
-    @property
-    def helps(self) -> bool:
-        """Whether the gate is better by more than chance: one standard error, and not less often right."""
-        gain = self.ungated_log_loss - self.log_loss
-        return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
 
 
 class GateQuality(ReportSection):

@@ -16,8 +16,8 @@ from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, IMAGES, Store
 from ka_ray.gates import Gate, GateSample
-from ka_ray.gates.cross_validation import choose_penalty, measure_learning_curve
-from ka_ray.gates.fit import fit_gate
+from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
+from ka_ray.gates.fit import GateProblem
 from ka_ray.gates.gate import measure_owner_changes
 from ka_ray.gates.self_taught import fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
@@ -146,11 +146,15 @@ def _read_pool(
 def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple[Gate, OwnerCheck | None]:
     label_sets, seed = _ungated_label_sets(run), run.config.seed
     if name == "self":
-        return fit_self_gate(sample, label_sets), None
-    check = choose_penalty(sample, owners, label_sets, seed=seed)
-    curve = measure_learning_curve(sample, owners, label_sets, CURVE_COUNTS, check.penalty, seed=seed)
-    gate = fit_gate(sample, owners, label_sets, check.penalty)
-    return gate, OwnerCheck(**dataclasses.asdict(check), learning_curve=curve)
+        shares = run.config.scores.shares
+        listed = [shares[teacher] for teacher in label_sets.by_teacher] if shares else None
+        return fit_self_gate(sample, label_sets, shares=listed and torch.tensor(listed)), None
+    problem = GateProblem.build(sample, owners, label_sets)
+    check = choose_gate(problem, seed=seed)
+    settings = check.penalty, check.per_class
+    curve = measure_learning_curve(problem, CURVE_COUNTS, settings, seed=seed)
+    checked = OwnerCheck(**dataclasses.asdict(check), helps=check.helps, learning_curve=curve)
+    return problem.fit(*settings), checked
 
 
 def _ungated_label_sets(run: Run) -> LabelSets:
