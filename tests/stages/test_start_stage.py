@@ -123,7 +123,8 @@ def test_auto_keeps_the_start_whose_worst_followed_teacher_is_followed_best(make
     summary = summary_of(inputs, "start")
     judged = {candidate["name"]: candidate for candidate in summary["candidates"]}
     assert {"average", "teacher low", "teacher low, ridge head", "teacher high, ridge head"} <= judged.keys()
-    best = min(judged.values(), key=lambda c: c["worst_divergence"])
+    # Candidates within a hundredth of a nat follow it equally well.
+    best = min(judged.values(), key=lambda c: (round(c["worst_divergence"], 2), c["divergence"]))
     assert summary["chosen"] == best["name"]
     assert best["worst_divergence"] < judged["average"]["worst_divergence"]
 
