@@ -1,5 +1,6 @@
 """The `scores` section: how the teachers' scores become the student's targets."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
@@ -45,6 +46,22 @@ class ScoresConfig(Section):
         description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
         "all own equally many. Wrong shares do more harm than this gate does good.",
     )
+
+    def check_owners(self, teachers: Collection[str], named: Collection[str]) -> None:
+        """Check the names of teachers as owners of images.
+
+        Args:
+            teachers: Names of the teachers.
+            named: Owners that the `images` section names.
+
+        Raises:
+            ValueError: A name is none of a teacher, or not all teachers have a share.
+        """
+        unknown = sorted({*self.hints, *self.shares, *named} - {*teachers})
+        if unknown:
+            raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}")
+        if self.shares and len(self.shares) < len(teachers):
+            raise ValueError(f"scores.shares: needs every teacher of {list(teachers)}, or none")
 
     @property
     def gated(self) -> bool:

@@ -117,8 +117,8 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)

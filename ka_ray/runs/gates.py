@@ -146,9 +146,9 @@ def _read_pool(
 def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple[Gate, OwnerCheck | None]:
     label_sets, seed = _ungated_label_sets(run), run.config.seed
     if name == "self":
-        shares = run.config.scores.shares
-        listed = [shares[teacher] for teacher in label_sets.by_teacher] if shares else None
-        return fit_self_gate(sample, label_sets, shares=listed and torch.tensor(listed)), None
+        given = run.config.scores.shares
+        shares = torch.tensor([given[teacher] for teacher in label_sets.by_teacher]) if given else None
+        return fit_self_gate(sample, label_sets, shares=shares), None
     problem = GateProblem.build(sample, owners, label_sets)
     check = choose_gate(problem, seed=seed)
     settings = check.penalty, check.per_class

@@ -1,0 +1,139 @@
+"""Test that a run learns gates from owners and hints, and that the student learns from the gated scores."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional
+
+import ka_ray
+from ka_ray.config import DigitsImages
+from ka_ray.features.store import IMAGES, Store
+from ka_ray.images import open_source, read_chunk
+from ka_ray.runs.gate_samples import HINTS
+from ka_ray.student import load_student
+
+pytestmark = pytest.mark.ray
+
+LOW = [f"digit_{i}" for i in range(5)]
+HIGH = [f"digit_{i}" for i in range(5, 10)]
+
+
+def write_digits(folder):
+    """Save the training images of the digits as files, in one folder per teacher's classes and one of both."""
+    config = DigitsImages(source="digits", split="train")
+    source = open_source(config)
+    for chunk in source.chunks:
+        ids = np.arange(source.num_images)
+        for part in read_chunk(config, source.read, chunk, ids, None, lambda *_: None):
+            for image_id, pixels, label in zip(part["image_id"], part["image"], part["label"], strict=True):
+                owner = "low" if label in LOW else "high"
+                name = (
+                    f"hints/{owner}" if image_id % 12 == 0 else f"known/{owner}" if image_id % 3 else "mixed"
+                )
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.moveaxis(pixels, 0, -1)).save(folder / name / f"{image_id}.png")
+    return folder
+
+
+def describe_run(folder, **scores):
+    def part(name, **keys):
+        return {"source": "folder", "path": str(folder / name), "labelled": False, **keys}
+
+    parts = [part("known/low", owner="low"), part("known/high", owner="high"), part("mixed")]
+    teacher = {
+        "network": "plain",
+        "arguments": {"widths": [8, 16]},
+        "preprocessing": {"mean": [0.3] * 3, "std": [0.35] * 3},
+    }
+    return {
+        "name": "gates",
+        "output": str(folder / "run"),
+        "images": {"source": "mixed", "size": 8, "parts": parts},
+        "evaluation": {"images": {"source": "digits", "split": "test", "size": 8}},
+        "teachers": [
+            teacher | {"name": "low", "classes": LOW, "checkpoint": str(folder / "low.safetensors")},
+            teacher | {"name": "high", "classes": HIGH, "checkpoint": str(folder / "high.safetensors")},
+        ],
+        "joint": {"epochs": 1},
+        "scores": scores,
+        "ray": {"workers": 1},
+        "tracking": {"backend": "none"},
+    }
+
+
+def train(folder):
+    """Train a small teacher on each half of the digits, by a plain loop."""
+    from safetensors.torch import save_file
+
+    from ka_ray.teachers.plain import plain_conv_net
+
+    config = DigitsImages(source="digits", split="train")
+    source = open_source(config)
+    ids = np.arange(source.num_images)
+    read = [p for c in source.chunks for p in read_chunk(config, source.read, c, ids, None, lambda *_: None)]
+    pixels = torch.from_numpy(np.concatenate([part["image"] for part in read])).float() / 255
+    labels = np.concatenate([part["label"] for part in read])
+    for name, classes in (("low", LOW), ("high", HIGH)):
+        own = np.isin(labels, classes)
+        inputs = (pixels[own] - 0.3) / 0.35
+        targets = torch.tensor([classes.index(label) for label in labels[own]])
+        network = plain_conv_net(5, widths=(8, 16))
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        for _ in range(60):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(inputs), targets).backward()
+            optimizer.step()
+        save_file(network.state_dict(), folder / f"{name}.safetensors")
+
+
+def read_gated_scores(folder, store):
+    """Compute the gated scores in float64, from the saved tensors of the gate."""
+    gate = {name: t.double() for name, t in load_file(folder / "gates/hints/gate.safetensors").items()}
+    columns = store.gather(["scores", "embedding"], np.arange(len(store)))
+    scores, features = (torch.from_numpy(columns[name]).double() for name in ("scores", "embedding"))
+    logits = (
+        scores * gate["score_scale"]
+        + (features - gate["mean"]) * gate["scale"] @ gate["weight"]
+        + gate["bias"]
+    )
+    owners = torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], 1).log_softmax(1)
+    own = [part.log_softmax(1) + owners[:, [t]] for t, part in enumerate(scores.split(5, dim=1))]
+    return owners, torch.cat(own, 1)
+
+
+def test_a_gate_is_learned_from_known_owners_and_hints(tmp_path):
+    write_digits(tmp_path)
+    train(tmp_path)
+    hints = {name: str(tmp_path / "hints" / name) for name in ("low", "high")}
+    report = ka_ray.amalgamate(ka_ray.Config.model_validate(describe_run(tmp_path, hints=hints)))
+    assert report.gate is not None
+    assert report.gate.used == "hints"
+    found, run = report.gate.gates["hints"], tmp_path / "run"
+    counts = {name: len([*tmp_path.glob(f"*/{name}/*.png")]) for name in ("low", "high")}
+    assert found.hints == counts
+    assert found.check is not None
+    assert found.check.owner_accuracy > found.check.ungated_owner_accuracy
+    # The hints taught the gate alone: the student did not learn from them.
+    files = {name: sum(1 for _ in (tmp_path / name).rglob("*.png")) for name in ("hints", "known", "mixed")}
+    assert len(Store(run / HINTS)) == files["hints"]
+    assert len(Store(run / IMAGES)) == files["known"] + files["mixed"]
+
+    store = Store(run / IMAGES)
+    owners, gated = read_gated_scores(run, store)
+    stored = Store(run / "gates/hints/owners").gather(["owners"], np.arange(len(store)))["owners"]
+    np.testing.assert_allclose(stored, owners.numpy(), rtol=1e-3, atol=1e-3)
+    # The student follows the gated ensemble more closely than the ensemble without a gate.
+    student = load_student(run)
+    pixels = torch.from_numpy(store.gather(["image"], np.arange(len(store)))["image"])
+    with torch.no_grad():
+        predicted = student(pixels).argmax(1)
+    ungated = torch.from_numpy(store.gather(["scores"], np.arange(len(store)))["scores"]).float().argmax(1)
+    agreement = [(predicted == other).double().mean().item() for other in (gated.argmax(1), ungated)]
+    assert agreement[0] > agreement[1]
+    text = (run / "report.md").read_text()
+    assert "## Whose image is it?" in text
+    assert json.loads((run / "gates/choice.json").read_text())["used"] == "hints"
