@@ -54,6 +54,10 @@ def search_widths(config: Config) -> TuneResult:
     Raises:
         InputError: Something in the config cannot work.
     """
+    if config.scores.gated:
+        raise InputError(
+            f"scores.gate: {config.scores.gate}: a search goes by the scores as they are; leave it out here"
+        )
     by_layer = prepare_layer_search(config)
     return _search_taps(config) if by_layer is None else _search_layers(by_layer)
 

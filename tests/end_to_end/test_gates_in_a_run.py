@@ -23,7 +23,7 @@ HIGH = [f"digit_{i}" for i in range(5, 10)]
 
 
 def write_digits(folder):
-    """Save the training images of the digits as files, in one folder per teacher's classes and one of both."""
+    """Save the training images of the digits as files: hints, images of known owner, and others."""
     config = DigitsImages(source="digits", split="train")
     source = open_source(config)
     for chunk in source.chunks:
