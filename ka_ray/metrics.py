@@ -125,14 +125,13 @@ def count_batch(
     """
     followed = ensemble if gated is None else gated.scores
     num_classes = max(max(c) for c in columns) + 1
-    both = student is not None and followed is not None
-    agreed = int((student.argmax(1) == followed.argmax(1)).sum()) if both else 0  # type: ignore[union-attr]
+    agreed, compared = _count_agreement(student, followed)
     # Images of unknown class (-1) belong to no teacher, so they never count as right or wrong.
     has_teacher_class = [np.isin(targets, c) for c in columns]
     return Counts(
         images=len(targets),
         agreed=agreed,
-        compared=len(targets) if both else 0,
+        compared=compared,
         student=confusion(targets, student, num_classes),
         ensemble=confusion(targets, ensemble, num_classes),
         over_views=confusion(targets, over_views, num_classes),
@@ -145,6 +144,13 @@ def count_batch(
         gated=confusion(targets, None if gated is None else gated.scores, num_classes),
         owners=count_owners(gated, has_teacher_class),
     )
+
+
+def _count_agreement(student: Scores | None, ensemble: Scores | None) -> tuple[int, int]:
+    """Return on how many images both predict the same class, and on how many they are compared."""
+    if student is None or ensemble is None:
+        return 0, 0
+    return int((student.argmax(1) == ensemble.argmax(1)).sum()), len(student)
 
 
 def confusion(targets: npt.NDArray[np.int64], scores: Scores | None, num_classes: int) -> CountArray:

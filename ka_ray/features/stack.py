@@ -66,7 +66,7 @@ def stack_columns(
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
-        if feature_column(EMBEDDING, teachers[0]) in columns:
+        if any(name.startswith(f"{EMBEDDING}@") for name in columns):
             parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
@@ -74,8 +74,7 @@ def stack_columns(
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(np.float16)
         if not np.isfinite(stacked[tap]).all():
             raise InputError(
-                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16, "
-                "so values must not be NaN or above 65504; check the teachers' preprocessing (mean, std), or "
-                "tap behind a normalisation layer"
+                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16: no "
+                "NaN and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
             )
     return stacked

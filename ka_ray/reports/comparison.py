@@ -196,8 +196,11 @@ def make_ensemble_rows(
                 "per_teacher": dict.fromkeys(teachers, unmeasured),
             }
             rows.append(row.model_copy(update=changes))
-    for gate, counts in (gated or {}).items():
-        accuracy = SeedValues(values=[compute_accuracies(counts, teachers)["gate"]["ensemble"]])
-        changes = {"label": f"{ENSEMBLE}, gate {gate}", "union": accuracy}
-        rows.append(rows[0].model_copy(update=changes))
-    return rows
+    return [*rows, *(_make_gated_row(rows[0], gate, counts) for gate, counts in (gated or {}).items())]
+
+
+def _make_gated_row(ungated: ComparisonRow, gate: str, counts: Counts) -> ComparisonRow:
+    """Make the row of an ensemble with a gate, which changes none of the teachers' own accuracies."""
+    accuracy = compute_accuracies(counts, list(ungated.per_teacher))["gate"]["ensemble"]
+    changes = {"label": f"{ENSEMBLE}, gate {gate}", "union": SeedValues(values=[accuracy])}
+    return ungated.model_copy(update=changes)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
-from ka_ray.reports.gates import GateChoice
+from ka_ray.reports.gates import GateAccuracy, GateChoice
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
@@ -19,35 +19,6 @@ class AccuracyPair(ReportSection):
     """Accuracy of the teacher, in [0, 1]; None if no image of its classes has a label."""
     student: float | None
     """Accuracy of the student on the same images, in [0, 1]; None if none of them has a label."""
-
-
-class GateAccuracy(ReportSection):
-    """What a gate is worth on the evaluation images: how well it says whose class an image shows.
-
-    An image's owner is a teacher that knows its class.
-    """
-
-    ensemble: float | None
-    """Accuracy of the ensemble with the gate, in [0, 1]; None without labels."""
-    changed: float
-    """Share of the images that the gate gives to another owner than the ensemble does."""
-    owner_accuracy: float | None
-    """Share of the labelled images that the gate gives to an owner; None without labels."""
-    ungated_owner_accuracy: float | None
-    """Share of the labelled images whose owner the ensemble prefers; None without labels."""
-    oracle: float | None
-    """Accuracy of the ensemble if all owners were known; None without labels or if classes are shared."""
-
-    def closed(self, ensemble: float | None, accuracy: float | None) -> float | None:
-        """Return which share of the gap from the ensemble to the oracle an accuracy closes.
-
-        Args:
-            ensemble: Accuracy of the ensemble without a gate.
-            accuracy: Another accuracy on the same images.
-        """
-        if ensemble is None or accuracy is None or self.oracle is None or self.oracle <= ensemble:
-            return None
-        return (accuracy - ensemble) / (self.oracle - ensemble)
 
 
 class Accuracy(ReportSection):

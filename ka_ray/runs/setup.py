@@ -68,14 +68,12 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     notes += [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
     student_configs = tuple(with_overrides(config, change) if change else config for change in students)
     for student in student_configs:
-        student_plan = plan if student is config else make_plan(student, teachers)
-        notes += [describe_overlap(student_plan.label_sets), check_extension(student, student_plan)]
-        notes.append(describe_start(student, student_plan.spec, teachers))
+        notes += _describe_student(
+            student, plan if student is config else make_plan(student, teachers), teachers
+        )
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
-    if config.scores.hints and not any("hints" in student.gates for student in student_configs):
-        notes.append(f"scores.hints are not used: scores.gate is {config.scores.gate}")
     notes += [images.source.note for images in (training_images, evaluation_images)]
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
@@ -88,6 +86,14 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     # Several students may cause the same note: it is kept once.
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
+
+
+def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) -> list[str | None]:
+    """Check a student, and return what the user should know of it."""
+    notes = [describe_overlap(plan.label_sets), check_extension(student, plan)]
+    if student.scores.hints and not student.gates:
+        notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
+    return [*notes, describe_start(student, plan.spec, teachers)]
 
 
 def describe_teachers(config: Config) -> tuple[Config, list[str]]:

@@ -92,9 +92,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         InputError: A tap does not exist, the student cannot be cut at a tap, features cannot be resized to
             the student's, a code is wider than its stacked features, or the rule does not fit the label sets.
     """
-    label_sets = LabelSets({t.name: t.classes for t in teachers}, config.scores.rule, config.scores.center)
-    if config.scores.gated:
-        label_sets = gated_label_sets(label_sets)
+    label_sets = _match_label_sets(config, teachers)
     network, arguments = _student_network(config)
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)
@@ -123,6 +121,12 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     _check_widths(config, widths, channels, found)
     spec = replace(spec, paths={tap: student.paths[tap] for tap in taps}, widths=widths)
     return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
+
+
+def _match_label_sets(config: Config, teachers: Sequence[Teacher]) -> LabelSets:
+    scores = config.scores
+    label_sets = LabelSets({t.name: t.classes for t in teachers}, scores.rule, scores.center)
+    return gated_label_sets(label_sets) if scores.gated else label_sets
 
 
 def _student_preprocessing(config: Config) -> Preprocessing:

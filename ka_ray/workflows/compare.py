@@ -74,9 +74,7 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    # Each method sets its own baseline, see expand_variants. All of them have the same start.
-    start = config.model_dump(mode="json", include={"student": {"start"}})["student"]["start"]
-    config = with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
+    config = _with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
     planned = plan_run(config, students=list(overrides.values()))
@@ -91,6 +89,12 @@ def compare(
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, _ = evaluate_students(run, run.plan.label_sets, students, gates)
             return _publish(run, method_runs, counts, list(seeds))
+
+
+def _with_one_start(config: Config) -> Config:
+    """Return the config without its baseline: each method sets its own, and all have the same start."""
+    start = config.model_dump(mode="json", include={"student": {"start"}})["student"]["start"]
+    return with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
 
 
 def _method_runs(
