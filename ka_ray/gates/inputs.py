@@ -88,4 +88,5 @@ class InputScaling:
         for part in self(features).split([features[source].shape[1] for source in self.sources], dim=1):
             directions = torch.linalg.eigh(part.T @ part / len(part))[1]  # ascending
             bases.append(directions[:, -components:])
-        return torch.block_diag(*bases)
+        blocks: Tensor = torch.block_diag(*bases)
+        return blocks
