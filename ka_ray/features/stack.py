@@ -74,7 +74,7 @@ def stack_columns(
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(np.float16)
         if not np.isfinite(stacked[tap]).all():
             raise InputError(
-                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16: no "
-                "NaN and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
+                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16: "
+                "no NaN, and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
             )
     return stacked

@@ -114,7 +114,7 @@ class GateProblem:
             offset=scores if per_class else pool_logits(scores, self.sizes),
             sample_weights=1 / targets.sum(dim=0).clamp_min(1)[owners],
             sizes=self.sizes if per_class else None,
-            learn_scale=per_class,
+            learn_scale=True,
         )
         if per_class:
             return solved

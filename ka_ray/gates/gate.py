@@ -112,9 +112,9 @@ class Gate:
         absent = [name for name in TENSORS if name not in state]
         if absent:
             raise InputError(f"the gate's file lacks {', '.join(absent)}; learn the gate again")
-        mean, scale, weight, bias, score_scale = (state[name] for name in TENSORS)
-        scaling = InputScaling(tuple(description["sources"]), mean, scale)
-        return Gate(label_sets, scaling, weight, bias, score_scale, str(description["learned_from"]))
+        scaling = InputScaling(tuple(description["sources"]), state["mean"], state["scale"])
+        learned = (state["weight"], state["bias"], state["score_scale"])
+        return Gate(label_sets, scaling, *learned, str(description["learned_from"]))
 
 
 def list_class_scores(

@@ -93,5 +93,5 @@ class InputScaling:
         for part in self(features).split([features[source].shape[1] for source in self.sources], dim=1):
             directions = torch.linalg.eigh(part.T @ part / len(part))[1]  # ascending
             bases.append(directions[:, -components:])
-        basis: Tensor = torch.block_diag(*bases)
-        return basis
+        blocks: Tensor = torch.block_diag(*bases)
+        return blocks

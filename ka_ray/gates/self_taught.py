@@ -11,7 +11,12 @@ from ka_ray.gates.gate import Gate, list_class_scores
 from ka_ray.gates.inputs import MIN_DEVIATION, GateSample, InputScaling
 from ka_ray.gates.pseudo_owners import choose_pseudo_owners
 from ka_ray.gates.shares import match_shares
-from ka_ray.numerics.logistic_regression import fit_logistic_regression, pool_logits, repeat_per_class
+from ka_ray.numerics.logistic_regression import (
+    LinearLogits,
+    fit_logistic_regression,
+    pool_logits,
+    repeat_per_class,
+)
 
 SHARE, CORRECTION, PENALTY = 0.3, 0.5, 1e-4
 """Share of pseudo-owners per predicted class, factor of what is learned from them, and penalty.
@@ -52,16 +57,22 @@ def fit_self_gate(
     owners = choose_pseudo_owners(energies + shift, sample.scores, label_sets, share)
     _check_claims(owners, label_sets)
     scaling = InputScaling.measure(sample.features)
-    basis = scaling.find_basis(sample.features, COMPONENTS)
-    chosen = owners >= 0
-    targets = functional.one_hot(owners[chosen], teachers).float()
-    inputs = scaling(sample.take(chosen).features) @ basis
-    solved = fit_logistic_regression(inputs, targets, penalty)
+    solved = _learn(sample, owners, scaling, teachers, penalty)
     # A gate has a weight per class: all classes of a teacher get the same.
-    weight = repeat_per_class(correction * basis @ solved.weight, sizes)
-    return Gate(
-        label_sets, scaling, weight, repeat_per_class(correction * solved.bias + shift, sizes), scale, "self"
-    )
+    weight = repeat_per_class(correction * solved.weight, sizes)
+    bias = repeat_per_class(correction * solved.bias + shift, sizes)
+    return Gate(label_sets, scaling, weight, bias, scale, "self")
+
+
+def _learn(
+    sample: GateSample, owners: Tensor, scaling: InputScaling, teachers: int, penalty: float
+) -> LinearLogits:
+    """Learn pseudo-owners `[n]` from the inputs alone; return weights `[D, N]`."""
+    basis, chosen = scaling.find_basis(sample.features, COMPONENTS), owners >= 0
+    inputs = scaling(sample.take(chosen).features) @ basis
+    targets = functional.one_hot(owners[chosen], teachers).float()
+    solved = fit_logistic_regression(inputs, targets, penalty)
+    return LinearLogits(basis @ solved.weight, solved.bias, solved.scale)
 
 
 def equalise_energies(energies: Tensor) -> Tensor:

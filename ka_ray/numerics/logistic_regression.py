@@ -83,13 +83,20 @@ def fit_logistic_regression(
     if len(inputs) < inputs.shape[1]:
         basis, coordinates = torch.linalg.qr(inputs.T)
         samples = coordinates.T
-    sizes = [1] * targets.shape[1] if sizes is None else list(sizes)
-    weight, bias, log_scale = (
-        samples.new_zeros(shape) for shape in ((samples.shape[1], sum(sizes)), sum(sizes), len(sizes))
-    )
     shares = samples.new_ones(len(samples)) if sample_weights is None else sample_weights.to(samples)
     weighted = targets.to(samples) * (shares / shares.sum())[:, None]
     shift = torch.zeros_like(samples[:, :1]) if offset is None else offset.to(samples)
+    sizes = [1] * targets.shape[1] if sizes is None else sizes
+    solved = _solve(samples, weighted, penalty, shift, sizes, learn_scale)
+    return solved if basis is None else LinearLogits(basis @ solved.weight, solved.bias, solved.scale)
+
+
+def _solve(
+    samples: Tensor, weighted: Tensor, penalty: float, shift: Tensor, sizes: Sequence[int], learn_scale: bool
+) -> LinearLogits:
+    """Minimise the loss for targets that are multiplied by the shares of their samples."""
+    shapes = ((samples.shape[1], sum(sizes)), (sum(sizes),), (len(sizes),))
+    weight, bias, log_scale = (samples.new_zeros(shape) for shape in shapes)
 
     def loss() -> Tensor:
         logits = LinearLogits(weight, bias, log_scale.exp()).pool(samples, shift, sizes)
@@ -97,8 +104,7 @@ def fit_logistic_regression(
         return penalties / 2 - (weighted * logits.log_softmax(dim=1)).sum()
 
     _minimise(loss, [weight, bias, *([log_scale] if learn_scale else [])])
-    solved = weight.detach() if basis is None else basis @ weight.detach()
-    return LinearLogits(solved, bias.detach(), log_scale.detach().exp())
+    return LinearLogits(weight.detach(), bias.detach(), log_scale.detach().exp())
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:

@@ -219,9 +219,10 @@ class FakeStages:
         monkeypatch.setattr(compare_module, "learn", self.learn)
         monkeypatch.setattr(compare_module, "evaluate_students", self.evaluate_students)
 
-    def extract(self, run, students) -> None:
+    def extract(self, run, students) -> dict:
         self.joint = any(student.joint.any_steps for student in students)
         write_extraction_summaries(run.folder, features=100, images=56)
+        return {}
 
     def learn(self, run, student_jobs) -> None:
         self.student_jobs = list(student_jobs)
@@ -236,7 +237,7 @@ class FakeStages:
                 )
             save_student(Student(job.plan.spec), job.folder)
 
-    def evaluate_students(self, run, label_sets, students):
+    def evaluate_students(self, run, label_sets, students, gates):
         no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
         self.evaluated = dict(students)
         counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
