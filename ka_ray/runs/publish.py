@@ -226,6 +226,8 @@ def final_metrics(accuracy: Accuracy, stage: str = "evaluate") -> dict[str, floa
     """
     keys = ("union", "ensemble", "ensemble_over_views", "agreement")
     metrics = {f"{stage}/{key}": getattr(accuracy, key) for key in keys}
+    if accuracy.gate is not None:
+        metrics |= {f"{stage}/gate_{key}": value for key, value in accuracy.gate.model_dump().items()}
     for name, pair in accuracy.per_teacher.items():
         metrics |= {f"{stage}/teacher_{name}": pair.teacher, f"{stage}/student_{name}": pair.student}
     return {name: value for name, value in metrics.items() if value is not None}

@@ -46,6 +46,8 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         table.add_column(column, justify="left" if not column else "right")
     union, ensemble = format_percent(accuracy.union), format_percent(accuracy.ensemble)
     table.add_row("all classes (teachers: ensemble)", ensemble, union)
+    if accuracy.gate is not None:
+        table.add_row("all classes (ensemble with the gate)", format_percent(accuracy.gate.ensemble), union)
     for name, pair in accuracy.per_teacher.items():
         table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
     table.add_row("student and ensemble agree", "", format_percent(accuracy.agreement))
@@ -57,6 +59,8 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         console.print(f"[bold red]warning:[/] {escape(warning)}")
     if report.start is not None:
         console.print(f"start:   {escape(report.start.source)}")
+    if report.gate is not None:
+        console.print(f"gate:    {report.gate.used}")
     console.print(table)
     if accuracy.union is None:
         console.print("The images have no labels, so only the agreement could be measured.")

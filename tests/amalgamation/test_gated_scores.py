@@ -49,6 +49,9 @@ def test_energies_follow_the_centring_of_the_scores():
     assert torch.allclose(compute_energies(centred, scores), expected)
 
 
-def test_the_dtype_of_the_scores_is_kept():
-    scores = torch.randn(2, 5).half()
-    assert amalgamate_by_owner(OVERLAPPING, scores, torch.zeros(2, 2)).dtype == torch.float16
+def test_scores_that_are_stored_in_half_precision_lose_nothing_more():
+    scores, log_owners = torch.randn(50, 5).half(), torch.randn(50, 2).log_softmax(1)
+    found = amalgamate_by_owner(OVERLAPPING, scores, log_owners)
+    assert found.dtype == torch.float32
+    exact = amalgamate_by_owner(OVERLAPPING, scores.double(), log_owners.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ DISJOINT = {"low": ("zero", "one"), "high": ("nine",), "odd": ("three", "five", 
 CHAIN = {"low": ("zero", "one", "two"), "high": ("nine", "seven"), "odd": ("seven", "one")}
 LOOP = {"a": ("cat", "dog", "fox", "owl"), "b": ("fox", "dog", "hen", "pig"), "c": ("pig", "cat", "yak")}
 OVERLAPPING = [CHAIN, LOOP]
-OVERLAP_RULES = ["mean", "max", "conditional"]
+OVERLAP_RULES = ["mean", "max", "conditional", "sum"]
 
 every_rule = pytest.mark.parametrize("rule", OVERLAP_RULES)
 every_overlap = pytest.mark.parametrize("sets", OVERLAPPING, ids=["chain", "loop"])

@@ -49,6 +49,8 @@ def make_counts(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),
+        "gated": no_images,
+        "owners": np.zeros(4, np.int64),
     }
     return Counts(**defaults | changes)
 
@@ -406,3 +408,13 @@ def test_the_start_alone_is_never_trained():
 def test_a_random_start_alone_is_refused():
     with pytest.raises(InputError, match="random has no start to show"):
         expand_variants(["start"], ["student.start=random,average"])
+
+
+def test_gates_can_be_varied_and_auto_without_owners_is_none(load_config):
+    variants = expand_variants(["start+joint"], ["scores.gate=none,self"])
+    assert list(variants) == ["start+joint scores.gate=none", "start+joint scores.gate=self"]
+    assert [load_config(*change).gates for change in variants.values()] == [(), ("self",)]
+    assert load_config().scores.gate == "auto"
+    assert load_config().gates == ()
+    assert load_config("images.owner=low").gates == ("hints",)
+    assert load_config("images.owner=low", "scores.gate=none").gates == ()
