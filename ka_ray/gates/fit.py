@@ -31,6 +31,10 @@ MIN_HINTS = 2
 """Smallest number of images per teacher that a gate is learned from."""
 
 
+class TooFewOwners(InputError):
+    """There are too few images whose owner is known."""
+
+
 @dataclass(frozen=True)
 class GateProblem:
     """A logistic regression on the features, with the teachers' scores as offset.
@@ -68,12 +72,12 @@ class GateProblem:
             label_sets: The teachers' classes.
 
         Raises:
-            InputError: A teacher has fewer than :data:`MIN_HINTS` images.
+            TooFewOwners: A teacher has fewer than :data:`MIN_HINTS` images.
         """
         for index, teacher in enumerate(label_sets.by_teacher):
             count = int((owners == index).sum())
             if count < MIN_HINTS:
-                raise InputError(
+                raise TooFewOwners(
                     f"a gate needs at least {MIN_HINTS} images of which teacher {teacher} is known to be the "
                     f"owner, and there are {count}; add hints for it"
                 )

@@ -56,7 +56,7 @@ class Embedding:
 
 
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if a student learns from gated scores; otherwise nothing.
+    """Return teacher -> its embedding, if gates are to be learned and can be; otherwise nothing.
 
     Args:
         run: The run.
@@ -71,10 +71,11 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     for section in run.config.teachers:
         embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
         if embedding is None:
-            raise InputError(
-                f"scores.gate: the last layer of teacher {section.name} has not one output per class, so "
-                "that its input is not clear; set scores.gate: none"
-            )
+            message = f"the last layer of teacher {section.name} has not one output per class"
+            if all(student.scores.gate == "auto" for student in students):
+                run.notify(f"scores.gate: auto uses none: {message}")
+                return {}
+            raise InputError(f"scores.gate: {message}, so that its input is not clear; set it to none")
         found[section.name] = Embedding(*embedding)
     return found
 
@@ -161,9 +162,18 @@ def _chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def open_stored(folder: Path) -> Store:
-    """Open all images that a run has stored with scores.
+    """Open all images that a run has stored with scores and embeddings.
 
     Args:
         folder: Output folder of the run.
+
+    Raises:
+        InputError: They were stored without embeddings, by a command that needed no gate.
     """
-    return Store(*[folder / name for name in (FEATURES, IMAGES) if is_stored(folder / name)])
+    store = Store(*[folder / name for name in (FEATURES, IMAGES) if is_stored(folder / name)])
+    if EMBEDDING not in store.column_names:
+        raise InputError(
+            f"scores.gate: {folder} holds images that were stored without the teachers' embeddings, which a "
+            "gate needs; give another --output"
+        )
+    return store

@@ -13,17 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Config
-from ka_ray.errors import InputError
-from ka_ray.features.store import FEATURES, IMAGES, Store
+from ka_ray.features.store import Store
 from ka_ray.gates import Gate, GateSample
 from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
-from ka_ray.gates.fit import GateProblem
+from ka_ray.gates.fit import GateProblem, TooFewOwners
 from ka_ray.gates.gate import measure_owner_changes
 from ka_ray.gates.self_taught import fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
-from ka_ray.runs.gate_samples import HINTS, Embedding, read_owners, read_sample, store_owners
+from ka_ray.runs.gate_samples import (
+    HINTS,
+    Embedding,
+    open_stored,
+    read_owners,
+    read_sample,
+    store_owners,
+)
 from ka_ray.stages.inputs import owners_folder
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file, make_folder, read_json, write_json
@@ -80,28 +86,27 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
         InputError: A gate has nothing to learn from.
     """
     names = list(dict.fromkeys(name for student in students for name in student.gates))
-    if not names:
+    if not names or not embeddings:
         return NO_GATES
-    folder = run.folder / "gates"
     gates, found = dict[str, Gate](), dict[str, GateQuality]()
-    may_lack = all(student.scores.gate == "auto" for student in students)
+    only_auto = all(student.scores.gate == "auto" for student in students)
     for name in names:
         try:
             gates[name], found[name] = _learn_or_load(run, name, embeddings)
-        except InputError as error:
-            if not may_lack:
-                raise InputError(f"scores.gate: {name}: {error}") from None
-            run.notify(f"scores.gate: {name} is left out: {error}")
-    used = _choose(found)
-    choice = GateChoice(used=used, gates=found)
-    write_json(folder / CHOICE_FILE, choice.model_dump(mode="json"))
+        except TooFewOwners as error:
+            if not only_auto:
+                raise
+            run.notify(f"scores.gate: auto uses none: {error}")
+    choice = GateChoice(used=_choose(found), gates=found)
+    make_folder(run.folder / "gates")
+    write_json(run.folder / "gates" / CHOICE_FILE, choice.model_dump(mode="json"))
     return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, choice)
 
 
 def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:
     """Return a gate and its quality, and store what it says of all stored images."""
     folder, label_sets = run.folder / "gates" / name, _ungated_label_sets(run)
-    store = Store(*[run.folder / part for part in (FEATURES, IMAGES) if is_stored(run.folder / part)])
+    store = open_stored(run.folder)
     if (folder / "quality.json").exists():
         state = load_file(fetch_local_copy(folder / GATE_FILE))
         gate = Gate.from_state(state, read_json(folder / "gate.json"), label_sets)
@@ -179,7 +184,6 @@ def resolve_gate(config: Config, gates: Gates) -> Config:
     if config.scores.gate != "auto":
         return config
     used = "none" if gates.choice is None else gates.choice.used
-    # Hints stay in the config, but are not used; validation would refuse that.
     return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": used})})
 
 

@@ -1,0 +1,108 @@
+"""Test how a run learns gates from what it has stored: choice, resuming, and what it refuses."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ka_ray.amalgamation import LabelSets
+from ka_ray.errors import InputError
+from ka_ray.features.store import IMAGES, Store, create_shard_folder, mark_folder_finished, write_shard
+from ka_ray.gates.fit import TooFewOwners
+from ka_ray.runs.gate_samples import Embedding
+from ka_ray.runs.gates import NO_GATES, learn_gates, resolve_gate
+
+EMBEDDINGS = {"low": Embedding("fc", 6), "high": Embedding("fc", 4)}
+
+
+def store_images(folder, owners, embedding=True):
+    """Store images of two teachers whose scores say nothing of the owner, while their embeddings do."""
+    rng = np.random.default_rng(0)
+    is_high = np.arange(len(owners)) % 2
+    features = rng.normal(size=(len(owners), 10)) + 2 * is_high[:, None] * np.array([1, *[0] * 9])
+    columns = {
+        "image_id": np.arange(len(owners)),
+        "scores": rng.normal(size=(len(owners), 10)).astype(np.float16),
+        "owner": np.array(owners, dtype=object),
+    }
+    if embedding:
+        columns["embedding"] = features.astype(np.float16)
+    create_shard_folder(folder / IMAGES)
+    write_shard(folder / IMAGES, columns)
+    mark_folder_finished(folder / IMAGES, {})
+
+
+@pytest.fixture
+def make_run(load_config, tmp_path):
+    def make(*overrides):
+        config = load_config("images.owner=low", *overrides)
+        label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
+        notes = []
+        run = SimpleNamespace(
+            config=config, folder=tmp_path, plan=SimpleNamespace(label_sets=label_sets), notify=notes.append
+        )
+        return run, notes
+
+    return make
+
+
+def every_second(known, count=200):
+    return [("high" if i % 2 else "low") if i < known else "" for i in range(count)]
+
+
+def test_a_gate_that_helps_is_used_and_kept_for_a_resumed_run(make_run, tmp_path):
+    store_images(tmp_path, every_second(120))
+    run, _ = make_run()
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert gates.choice is not None
+    assert gates.choice.used == "hints"
+    assert gates.choice.gates["hints"].hints == {"low": 60, "high": 60}
+    assert resolve_gate(run.config, gates).scores.gate == "hints"
+    log_owners = Store(tmp_path / "gates/hints/owners").gather(["owners"], np.arange(200))["owners"]
+    right = log_owners.argmax(axis=1) == np.arange(200) % 2
+    assert right.mean() > 0.75
+    again = learn_gates(run, [run.config], EMBEDDINGS)
+    assert torch.equal(again.by_name["hints"].weight, gates.by_name["hints"].weight)
+    assert again.choice == gates.choice
+
+
+def test_owners_at_random_teach_a_gate_that_auto_does_not_use(make_run, tmp_path):
+    owners = np.random.default_rng(1).choice(["low", "high"], 200)
+    store_images(tmp_path, list(owners))
+    run, _ = make_run()
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert gates.choice is not None
+    assert gates.choice.used == "none"
+    assert resolve_gate(run.config, gates).scores.gate == "none"
+
+
+def test_too_few_owners_are_no_gate_or_an_error(make_run, tmp_path):
+    store_images(tmp_path, ["low"] * 50 + [""] * 50)
+    run, notes = make_run()
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert resolve_gate(run.config, gates).scores.gate == "none"
+    assert "auto uses none" in notes[0]
+    assert "teacher high" in notes[0]
+    run, _ = make_run("scores.gate=hints")
+    with pytest.raises(TooFewOwners, match="teacher high"):
+        learn_gates(run, [run.config], EMBEDDINGS)
+
+
+def test_an_owner_that_is_no_teacher_is_refused(make_run, tmp_path):
+    store_images(tmp_path, ["low", "high", "wild"] * 20)
+    run, _ = make_run()
+    with pytest.raises(InputError, match="owner 'wild' is no teacher"):
+        learn_gates(run, [run.config], EMBEDDINGS)
+
+
+def test_images_that_were_stored_without_embeddings_are_refused(make_run, tmp_path):
+    store_images(tmp_path, every_second(20), embedding=False)
+    run, _ = make_run()
+    with pytest.raises(InputError, match="stored without the teachers' embeddings"):
+        learn_gates(run, [run.config], EMBEDDINGS)
+
+
+def test_nothing_is_learned_without_a_gate(make_run):
+    run, _ = make_run("scores.gate=none")
+    assert learn_gates(run, [run.config], {}) is NO_GATES
