@@ -90,12 +90,7 @@ class Gated:
 
 
 def count_owners(gated: Gated | None, has_teacher_class: Sequence[npt.NDArray[np.bool_]]) -> CountArray:
-    """Count owners as :class:`Counts` has them.
-
-    Args:
-        gated: What the gate says; None if there is none.
-        has_teacher_class: For each teacher, whether an image is of one of its classes, ``[B]``.
-    """
+    """Count owners as :class:`Counts` has them; ``has_teacher_class``: per teacher, ``[B]``."""
     if gated is None:
         return np.zeros(4, np.int64)
     knows, images = np.stack(has_teacher_class), np.arange(len(gated.owners))
@@ -128,6 +123,7 @@ def count_batch(
     agreed, compared = _count_agreement(student, followed)
     # Images of unknown class (-1) belong to no teacher, so they never count as right or wrong.
     has_teacher_class = [np.isin(targets, c) for c in columns]
+    among_own = [] if student is None else [student[:, c] for c in columns]
     return Counts(
         images=len(targets),
         agreed=agreed,
@@ -138,16 +134,14 @@ def count_batch(
         predicted=np.bincount([] if followed is None else followed.argmax(1), minlength=num_classes),
         teacher_images=np.array([mask.sum() for mask in has_teacher_class], np.int64),
         teacher_correct=_count_correct(targets, list(teachers), has_teacher_class, columns),
-        student_correct=_count_correct(targets, [student[:, c] for c in columns], has_teacher_class, columns)
-        if student is not None
-        else np.zeros(len(columns), np.int64),
+        student_correct=_count_correct(targets, among_own, has_teacher_class, columns),
         gated=confusion(targets, None if gated is None else gated.scores, num_classes),
         owners=count_owners(gated, has_teacher_class),
     )
 
 
 def _count_agreement(student: Scores | None, ensemble: Scores | None) -> tuple[int, int]:
-    """Return on how many images both predict the same class, and on how many they are compared."""
+    """Return on how many images both predict the same class, and how many are compared."""
     if student is None or ensemble is None:
         return 0, 0
     return int((student.argmax(1) == ensemble.argmax(1)).sum()), len(student)
@@ -182,7 +176,7 @@ def _count_correct(
 
     Args:
         targets: The true class of every image, ``[B]``.
-        scores: For each teacher, scores over its classes only, ``[B, K_t]``.
+        scores: For each teacher, scores over its classes only, ``[B, K_t]``; empty: none is correct.
         has_teacher_class: For each teacher, whether an image is of one of its classes, ``[B]``.
         columns: For each teacher, the indices of its classes among the K.
 

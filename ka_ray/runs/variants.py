@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ka_ray.amalgamation import METHODS
-from ka_ray.config import Config
+from ka_ray.config import Config, with_overrides
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
 
@@ -40,6 +40,16 @@ def default_methods(config: Config) -> list[str]:
     if config.student.start == "random":
         return ["direct", "distill"]
     return [part for part in PARTS if config.learns_layers or "layers" not in part]
+
+
+def with_one_start(config: Config) -> Config:
+    """Return the config without its baseline: each method sets its own, and all have the same start.
+
+    Args:
+        config: Config of the run.
+    """
+    start = config.model_dump(mode="json", include={"student": {"start"}})["student"]["start"]
+    return with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
 
 
 def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -4,11 +4,13 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ka_ray.reports.report import Report
+    from ka_ray.reports.sections import Accuracy
 
 
 def format_percent(share: float | None) -> str:
@@ -44,13 +46,8 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
-    union, ensemble = format_percent(accuracy.union), format_percent(accuracy.ensemble)
-    table.add_row("all classes (teachers: ensemble)", ensemble, union)
-    if accuracy.gate is not None:
-        table.add_row("all classes (ensemble with the gate)", format_percent(accuracy.gate.ensemble), union)
-    for name, pair in accuracy.per_teacher.items():
-        table.add_row(f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student))
-    table.add_row("student and ensemble agree", "", format_percent(accuracy.agreement))
+    for row in _list_accuracies(accuracy):
+        table.add_row(*row)
     for key in ("parameters", "macs", "bytes"):
         table.add_row(
             key, *(f"{getattr(size, key):,}" for size in (report.size.teachers, report.size.student))
@@ -72,6 +69,17 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     elif uri is not None:  # a database, which a browser shows only through a local server
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
     console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
+
+
+def _list_accuracies(accuracy: "Accuracy") -> Iterator[tuple[str, str, str]]:
+    """Yield rows: what is measured, the value of the teachers, and that of the student."""
+    union = format_percent(accuracy.union)
+    yield "all classes (teachers: ensemble)", format_percent(accuracy.ensemble), union
+    if accuracy.gate is not None:
+        yield "all classes (ensemble with the gate)", format_percent(accuracy.gate.ensemble), union
+    for name, pair in accuracy.per_teacher.items():
+        yield f"classes of {name}", format_percent(pair.teacher), format_percent(pair.student)
+    yield "student and ensemble agree", "", format_percent(accuracy.agreement)
 
 
 def show_machine() -> None:

@@ -1,7 +1,6 @@
 """`ka-ray compare`: compare methods on the same teachers, seeds, images and number of images processed."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
-from ka_ray.runs.variants import PARTS, default_methods, expand_variants
+from ka_ray.runs.variants import PARTS, default_methods, expand_variants, with_one_start
 from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
@@ -74,7 +73,7 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    config = _with_one_start(config)
+    config = with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
     planned = plan_run(config, students=list(overrides.values()))
@@ -89,12 +88,6 @@ def compare(
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, _ = evaluate_students(run, run.plan.label_sets, students, gates)
             return _publish(run, method_runs, counts, list(seeds))
-
-
-def _with_one_start(config: Config) -> Config:
-    """Return the config without its baseline: each method sets its own, and all have the same start."""
-    start = config.model_dump(mode="json", include={"student": {"start"}})["student"]["start"]
-    return with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
 
 
 def _method_runs(

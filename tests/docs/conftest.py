@@ -9,7 +9,7 @@ from PIL import Image
 
 import ka_ray
 from ka_ray.config import Config, TeachConfig, with_overrides
-from ka_ray.runs.variants import expand_variants
+from ka_ray.runs.variants import expand_variants, with_one_start
 from ka_ray.storage import files
 from ka_ray.student import Student, save_student
 from ka_ray.submission import submit as submitting
@@ -88,7 +88,7 @@ def checkout_without_work(checkout, monkeypatch):
 
     def stop_comparison(config, methods, num_seeds, vary):
         for overrides in expand_variants(methods, vary).values():
-            with_overrides(config, overrides)
+            with_overrides(with_one_start(config), overrides)
         raise WorkReached
 
     def stop_evaluation(folder, images):
