@@ -32,8 +32,8 @@ class ScoresConfig(Section):
         "auto",
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
         "decides; hints: a gate that is learned from images whose owner is known; self: one that teaches "
-        "itself, from images that one teacher claims clearly; auto: hints, if there are any and "
-        "cross-validation says that the gate helps, otherwise none.",
+        "itself, from images that one teacher claims clearly; auto: hints, if there are "
+        "100 of each teacher and cross-validation says that the gate helps, otherwise none.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,

@@ -52,19 +52,29 @@ def every_second(known, count=200):
 
 
 def test_a_gate_that_helps_is_used_and_kept_for_a_resumed_run(make_run, tmp_path):
-    store_images(tmp_path, every_second(120))
+    store_images(tmp_path, every_second(240, 400))
     run, _ = make_run()
     gates = learn_gates(run, [run.config], EMBEDDINGS)
     assert gates.choice is not None
     assert gates.choice.used == "hints"
-    assert gates.choice.gates["hints"].hints == {"low": 60, "high": 60}
+    assert gates.choice.gates["hints"].hints == {"low": 120, "high": 120}
     assert resolve_gate(run.config, gates).scores.gate == "hints"
-    log_owners = Store(tmp_path / "gates/hints/owners").gather(["owners"], np.arange(200))["owners"]
-    right = log_owners.argmax(axis=1) == np.arange(200) % 2
+    log_owners = Store(tmp_path / "gates/hints/owners").gather(["owners"], np.arange(400))["owners"]
+    right = log_owners.argmax(axis=1) == np.arange(400) % 2
     assert right.mean() > 0.75
     again = learn_gates(run, [run.config], EMBEDDINGS)
     assert torch.equal(again.by_name["hints"].weight, gates.by_name["hints"].weight)
     assert again.choice == gates.choice
+
+
+def test_few_hints_are_used_only_if_they_are_asked_for(make_run, tmp_path):
+    store_images(tmp_path, every_second(120))
+    for override, used in (("scores.gate=auto", "none"), ("scores.gate=hints", "hints")):
+        run, _ = make_run(override)
+        gates = learn_gates(run, [run.config], EMBEDDINGS)
+        assert gates.choice is not None
+        assert gates.choice.gates["hints"].check.helps
+        assert resolve_gate(run.config, gates).scores.gate == used
 
 
 def test_owners_at_random_teach_a_gate_that_auto_does_not_use(make_run, tmp_path):
