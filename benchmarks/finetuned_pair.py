@@ -116,6 +116,7 @@ def merge_alone(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "candidates": [candidate.model_dump() for candidate in report.start.candidates],
         "accuracy": report.accuracy.model_dump(),
         "before": report.start.accuracy.model_dump(),
+        "gate": None if report.gate is None else report.gate.model_dump(),
     }
 
 
@@ -123,8 +124,7 @@ def merge_with_owners(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Merge the teachers of animals and signs once more, with the owner of every image."""
     images = config["images"]
     parts = [part | {"owner": name} for part, name in zip(images["parts"], ("animals", "signs"), strict=True)]
-    figures = merge_alone(config | {"images": images | {"parts": parts}}, folder)
-    return figures | {"gate": json.loads((folder / "gates" / "choice.json").read_text())}
+    return merge_alone(config | {"images": images | {"parts": parts}}, folder)
 
 
 def compare_starts(config: dict[str, Any], starts: str, folder: Path) -> dict[str, Any]:

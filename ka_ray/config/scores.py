@@ -47,16 +47,19 @@ class ScoresConfig(Section):
         "all own equally many. Wrong shares do more harm than this gate does good.",
     )
 
-    def check_owners(self, teachers: Collection[str], named: Collection[str]) -> None:
-        """Check the names of teachers as owners of images.
+    def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:
+        """Check the names of teachers as owners of images, and that `gate: hints` has any.
 
         Args:
             teachers: Names of the teachers.
             named: Owners that the `images` section names.
+            known: Whether it names owners, or a column of them.
 
         Raises:
-            ValueError: A name is none of a teacher, or not all teachers have a share.
+            ValueError: A name is none of a teacher, or something is missing.
         """
+        if self.gate == "hints" and not (self.hints or known):
+            raise ValueError("scores.gate: hints, but no owners are known; give scores.hints or images.owner")
         unknown = sorted({*self.hints, *self.shares, *named} - {*teachers})
         if unknown:
             raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}")

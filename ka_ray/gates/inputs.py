@@ -1,7 +1,6 @@
 """What a gate learns from: the teachers' pooled features and scores of a sample of images.
 
-Shapes: n images, N teachers, D_s features of source s, D features of all sources, ``*space`` height
-and width.
+Shapes: n images, N teachers, D_s features of source s, D features of all sources.
 """
 
 from collections.abc import Mapping
@@ -12,11 +11,6 @@ from torch import Tensor
 
 MIN_DEVIATION = 1e-6
 """Features whose standard deviation is smaller are constant, and are not scaled up."""
-
-
-def pool_features(features: Tensor) -> Tensor:
-    """Average features `[n, D, *space]` over their positions, to `[n, D]`."""
-    return features if features.dim() == 2 else features.flatten(2).mean(dim=2)
 
 
 @dataclass(frozen=True)

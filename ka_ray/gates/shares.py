@@ -42,7 +42,7 @@ def estimate_shares(probabilities: Tensor, assumed: Tensor | None = None) -> Ten
     Args:
         probabilities: `[n, N]`, p(owner | image) of a gate for the images.
         assumed: `[N]`, shares that the gate was learned with; None: equal ones, as
-            :func:`ka_ray.gates.fit.fit_gate` weighs owners.
+            :meth:`ka_ray.gates.fit.GateProblem.fit` weighs owners.
 
     Returns:
         `[N]` in float64, adding up to 1.

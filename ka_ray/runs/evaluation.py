@@ -44,7 +44,7 @@ def evaluate_students(
         scores=config.scores,
         teacher_columns=run.plan.views.teacher_columns,
         gates=gates.of_students,
-        last_layers=gates.last_layers,
+        last_layers=gates.last_layers if gates.of_students else {},
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

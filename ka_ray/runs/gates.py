@@ -48,7 +48,7 @@ MIN_SURE_HINTS = 100
 With 30 per teacher it approved of a gate that made the ensemble of the digits worse, .914 instead of .942.
 """
 
-CHOICE_FILE, GATE_FILE = "choice.json", "gate.safetensors"
+GATE_FILE, DESCRIPTION_FILE, QUALITY_FILE = "gate.safetensors", "gate.json", "quality.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,24 @@ class Gates:
     Attributes:
         by_name: Name, as `scores.gate` has it -> gate.
         last_layers: Teacher -> path of its last layer, whose input the gates see.
-        choice: What the report says of them; None if there are no gates.
+        auto: What `scores.gate: auto` stands for: the name of a gate, or none.
+        qualities: Name -> what the report says of the gate.
         of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
     """
 
     by_name: Mapping[str, Gate]
     last_layers: Mapping[str, str]
-    choice: GateChoice | None = None
+    auto: str = "none"
+    qualities: Mapping[str, GateQuality] = dataclasses.field(default_factory=dict)
     of_students: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+
+    def describe(self, used: str) -> GateChoice | None:
+        """Return what the report of a run says of its gates; None if none was learned.
+
+        Args:
+            used: The run's `scores.gate`, resolved: what the student learned from.
+        """
+        return GateChoice(used=used, gates=dict(self.qualities)) if self.qualities else None
 
     def used_by(self, students: Mapping[str, str]) -> "Gates":
         """Return the gates together with who uses which.
@@ -103,20 +113,17 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
             if not only_auto:
                 raise
             run.notify(f"scores.gate: auto uses none: {error}")
-    choice = GateChoice(used=_choose(found), gates=found)
-    make_folder(run.folder / "gates")
-    write_json(run.folder / "gates" / CHOICE_FILE, choice.model_dump(mode="json"))
-    return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, choice)
+    return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, _choose(found), found)
 
 
 def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:
     """Return a gate and its quality, and store what it says of all stored images."""
     folder, label_sets = run.folder / "gates" / name, _ungated_label_sets(run)
     store = open_stored(run.folder)
-    if (folder / "quality.json").exists():
+    if (folder / QUALITY_FILE).exists():
         state = load_file(fetch_local_copy(folder / GATE_FILE))
-        gate = Gate.from_state(state, read_json(folder / "gate.json"), label_sets)
-        quality = GateQuality.model_validate(read_json(folder / "quality.json"))
+        gate = Gate.from_state(state, read_json(folder / DESCRIPTION_FILE), label_sets)
+        quality = GateQuality.model_validate(read_json(folder / QUALITY_FILE))
     else:
         began = time.perf_counter()
         sample, owners = _read_pool(run, store, embeddings)
@@ -134,8 +141,8 @@ def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> 
         make_folder(folder)
         with atomic_file(folder / GATE_FILE) as part:
             save_file(gate.to_state(), part)
-        write_json(folder / "gate.json", gate.describe())
-        write_json(folder / "quality.json", quality.model_dump(mode="json"))
+        write_json(folder / DESCRIPTION_FILE, gate.describe())
+        write_json(folder / QUALITY_FILE, quality.model_dump(mode="json"))
     store_owners(gate, store, embeddings, owners_folder(run.folder, name))
     return gate, quality
 
@@ -189,8 +196,7 @@ def resolve_gate(config: Config, gates: Gates) -> Config:
     """
     if config.scores.gate != "auto":
         return config
-    used = "none" if gates.choice is None else gates.choice.used
-    return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": used})})
+    return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": gates.auto})})
 
 
 def with_gate(run: Run, gates: Gates) -> Run:

@@ -126,7 +126,7 @@ def name_widths(
 
 
 def _describe_unknown(path: str, groups: Sequence[WidthGroup], network: nn.Module) -> str:
-    """Say why a path gives no width, and which do."""
+    """Return why a path gives no width, and which paths do."""
     known = ", ".join(f"{group.name} ({group.width})" for group in groups)
     exists = path in dict(network.named_modules())
     reason = (

@@ -35,4 +35,4 @@ def amalgamate(config: Config) -> Report:
         run = resolve_student_widths(with_gate(run, gates))
         learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
         evaluated = evaluate_student(run, gates)
-        return publish(run, evaluated, gates.choice)
+        return publish(run, evaluated, gates.describe(run.config.scores.gate))

@@ -13,6 +13,7 @@ from ka_ray.errors import InputError
         ("scores.shares={low: 1, other: 2}", "owners of images: no teacher other"),
         ("scores.hints={low: nowhere}", r"scores\.hints\.low: .*nowhere.* does not exist"),
         ("scores.gate=sometimes", r"scores\.gate"),
+        ("scores.gate=hints", r"scores\.gate: hints, but no owners are known"),
     ],
 )
 def test_owners_that_cannot_be_are_refused(load_config, override, message):

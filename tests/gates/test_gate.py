@@ -10,7 +10,7 @@ from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.fit import GateProblem
 from ka_ray.gates.gate import Gate, measure_owner_changes
-from ka_ray.gates.inputs import GateSample, InputScaling, pool_features
+from ka_ray.gates.inputs import GateSample, InputScaling
 
 
 def zero_gate(sample, label_sets):
@@ -83,9 +83,3 @@ def test_every_source_has_the_same_variance_whatever_its_width():
     totals = [float(part.var(dim=0, correction=0).sum()) for part in inputs.split([2, 50, 4], dim=1)]
     assert totals == pytest.approx([1, 1, 0], abs=1e-4)
     assert float(inputs.mean(dim=0).abs().max()) < 1e-5
-
-
-def test_maps_are_averaged_over_positions_and_vectors_are_kept():
-    maps = torch.arange(16.0).view(1, 2, 2, 4)
-    assert pool_features(maps).tolist() == [[3.5, 11.5]]
-    assert pool_features(maps.flatten(1)).shape == (1, 16)

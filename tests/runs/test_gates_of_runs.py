@@ -55,16 +55,15 @@ def test_a_gate_that_helps_is_used_and_kept_for_a_resumed_run(make_run, tmp_path
     store_images(tmp_path, every_second(240, 400))
     run, _ = make_run()
     gates = learn_gates(run, [run.config], EMBEDDINGS)
-    assert gates.choice is not None
-    assert gates.choice.used == "hints"
-    assert gates.choice.gates["hints"].hints == {"low": 120, "high": 120}
+    assert gates.auto == "hints"
+    assert gates.qualities["hints"].hints == {"low": 120, "high": 120}
     assert resolve_gate(run.config, gates).scores.gate == "hints"
     log_owners = Store(tmp_path / "gates/hints/owners").gather(["owners"], np.arange(400))["owners"]
     right = log_owners.argmax(axis=1) == np.arange(400) % 2
     assert right.mean() > 0.75
     again = learn_gates(run, [run.config], EMBEDDINGS)
     assert torch.equal(again.by_name["hints"].weight, gates.by_name["hints"].weight)
-    assert again.choice == gates.choice
+    assert (again.auto, again.qualities) == (gates.auto, gates.qualities)
 
 
 def test_few_hints_are_used_only_if_they_are_asked_for(make_run, tmp_path):
@@ -72,9 +71,12 @@ def test_few_hints_are_used_only_if_they_are_asked_for(make_run, tmp_path):
     for override, used in (("scores.gate=auto", "none"), ("scores.gate=hints", "hints")):
         run, _ = make_run(override)
         gates = learn_gates(run, [run.config], EMBEDDINGS)
-        assert gates.choice is not None
-        assert gates.choice.gates["hints"].check.helps
-        assert resolve_gate(run.config, gates).scores.gate == used
+        assert gates.qualities["hints"].check.helps
+        assert gates.auto == "none"
+        resolved = resolve_gate(run.config, gates).scores.gate
+        assert resolved == used
+        # The report names what the student learned from, not what `auto` would have chosen.
+        assert gates.describe(resolved).used == used
 
 
 def test_owners_at_random_teach_a_gate_that_auto_does_not_use(make_run, tmp_path):
@@ -82,8 +84,7 @@ def test_owners_at_random_teach_a_gate_that_auto_does_not_use(make_run, tmp_path
     store_images(tmp_path, list(owners))
     run, _ = make_run()
     gates = learn_gates(run, [run.config], EMBEDDINGS)
-    assert gates.choice is not None
-    assert gates.choice.used == "none"
+    assert gates.auto == "none"
     assert resolve_gate(run.config, gates).scores.gate == "none"
 
 
@@ -113,6 +114,17 @@ def test_images_that_were_stored_without_embeddings_are_refused(make_run, tmp_pa
         learn_gates(run, [run.config], EMBEDDINGS)
 
 
+def test_a_gate_that_teaches_itself_is_named_in_the_report(make_run, tmp_path):
+    store_images(tmp_path, every_second(0))
+    run, _ = make_run("scores.gate=self")
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    described = gates.describe(resolve_gate(run.config, gates).scores.gate)
+    assert described.used == "self"
+    assert described.gates["self"].check is None
+
+
 def test_nothing_is_learned_without_a_gate(make_run):
     run, _ = make_run("scores.gate=none")
-    assert learn_gates(run, [run.config], {}) is NO_GATES
+    gates = learn_gates(run, [run.config], {})
+    assert gates is NO_GATES
+    assert gates.describe("none") is None
