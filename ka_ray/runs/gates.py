@@ -113,7 +113,22 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
             if not only_auto:
                 raise
             run.notify(f"scores.gate: auto uses none: {error}")
-    return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, _choose(found), found)
+    auto = _choose(found)
+    run.notify(*(_describe(name, quality) for name, quality in found.items()))
+    if only_auto and found:
+        run.notify(f"scores.gate: auto uses {auto}")
+    return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, auto, found)
+
+
+def _describe(name: str, quality: GateQuality) -> str:
+    text = f"gate {name}: {quality.changed:.1%} of the images change hands"
+    check = quality.check
+    if check is None:
+        return text
+    return (
+        f"{text}; of {check.images} images of known owner it finds {check.owner_accuracy:.1%} by "
+        f"cross-validation, the scores alone {check.ungated_owner_accuracy:.1%}"
+    )
 
 
 def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:

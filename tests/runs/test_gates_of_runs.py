@@ -40,7 +40,10 @@ def make_run(load_config, tmp_path):
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
         notes = []
         run = SimpleNamespace(
-            config=config, folder=tmp_path, plan=SimpleNamespace(label_sets=label_sets), notify=notes.append
+            config=config,
+            folder=tmp_path,
+            plan=SimpleNamespace(label_sets=label_sets),
+            notify=lambda *lines: notes.extend(lines),
         )
         return run, notes
 
@@ -53,8 +56,10 @@ def every_second(known, count=200):
 
 def test_a_gate_that_helps_is_used_and_kept_for_a_resumed_run(make_run, tmp_path):
     store_images(tmp_path, every_second(240, 400))
-    run, _ = make_run()
+    run, notes = make_run()
     gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert "of 240 images of known owner it finds" in notes[0]
+    assert notes[1] == "scores.gate: auto uses hints"
     assert gates.auto == "hints"
     assert gates.qualities["hints"].hints == {"low": 120, "high": 120}
     assert resolve_gate(run.config, gates).scores.gate == "hints"
