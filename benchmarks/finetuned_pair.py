@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--starts", default="average,exact,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument("--starts", default="average,{teacher: FIRST}", help="to compare; empty: none")
     parser.add_argument(
         "--owners", action="store_true", help="merge animals and signs with known owners, too"
     )
