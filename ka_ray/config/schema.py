@@ -167,10 +167,8 @@ class Config(_Run):
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """The gates that are learned: hints, or self."""
-        known, gate = self.scores.hints or self.images.has_owners, self.scores.gate
-        gate = gate if gate != "auto" else "hints" if known else "none"
-        return () if gate == "none" else (gate,)
+        """The gates that are prepared: owners, hints, self."""
+        return self.scores.list_gates(self.images.has_owners)
 
     @property
     def learns_layers(self) -> bool:

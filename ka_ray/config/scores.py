@@ -28,12 +28,13 @@ class ScoresConfig(Section):
         2, ge=1, description="Pixels that the view `shift` moves the image up, down, left and right."
     )
 
-    gate: Literal["none", "self", "hints", "auto"] = Field(
+    gate: Literal["none", "owners", "hints", "self", "auto"] = Field(
         "auto",
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
-        "decides; hints: a gate that is learned from images whose owner is known; self: one that teaches "
-        "itself, from images that one teacher claims clearly; auto: hints, if there are "
-        "100 of each teacher and cross-validation says that the gate helps, otherwise none.",
+        "decides; owners: the known owner, and for other images the scores; hints: the known owner, and for "
+        "other images a gate that is learned from all known owners; self: the known owner, and a gate that "
+        "teaches itself, from images that one teacher claims clearly; auto: hints, if there are "
+        "100 of each teacher and cross-validation says that the gate helps, otherwise owners.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,
@@ -60,16 +61,28 @@ class ScoresConfig(Section):
         """
         if self.gate == "hints" and not (self.hints or known):
             raise ValueError("scores.gate: hints, but no owners are known; give scores.hints or images.owner")
+        if self.gate == "owners" and not known:
+            raise ValueError("scores.gate: owners, but none are known; give images.owner or owner_column")
         unknown = sorted({*self.hints, *self.shares, *named} - {*teachers})
         if unknown:
             raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}")
         if self.shares and len(self.shares) < len(teachers):
             raise ValueError(f"scores.shares: needs every teacher of {list(teachers)}, or none")
 
+    def list_gates(self, known: bool) -> tuple[str, ...]:
+        """Return the gates to prepare; `auto` chooses among several.
+
+        Args:
+            known: Whether the owners of some images that the student learns from are known.
+        """
+        if self.gate != "auto":
+            return () if self.gate == "none" else (self.gate,)
+        return (("owners",) if known else ()) + (("hints",) if known or self.hints else ())
+
     @property
     def gated(self) -> bool:
         """Whether scores go through a gate; `auto` counts once it is resolved."""
-        return self.gate in ("self", "hints")
+        return self.gate in ("owners", "hints", "self")
 
     @field_validator("views", mode="before")
     @classmethod

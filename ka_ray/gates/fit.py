@@ -136,7 +136,7 @@ class GateProblem:
         Args:
             penalty: See :func:`ka_ray.gates.cross_validation.choose_gate`.
             per_class: Whether every class gets weights of its own, which takes some hundred images.
-            learned_from: ``hints`` or ``known``, for reports.
+            learned_from: For reports.
         """
         solved = self.solve(penalty, per_class, torch.arange(len(self.owners)))
         scale = repeat_per_class(solved.scale, self.sizes)

@@ -20,6 +20,9 @@ from ka_ray.numerics.logistic_regression import pool_logits
 TENSORS = ("mean", "scale", "weight", "bias", "score_scale")
 """Names of a gate's tensors in its state dict."""
 
+DOUBT = 1e-3
+"""Probability that a known owner leaves for the other teachers, so that its logarithm stays finite."""
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -37,7 +40,7 @@ class Gate:
         weight: `[D, C]`.
         bias: `[C]`.
         score_scale: `[C]`, factor of each score.
-        learned_from: ``known``, ``hints`` or ``self``, for reports.
+        learned_from: ``hints``, ``self``, or ``nothing`` for a gate of the scores alone, for reports.
     """
 
     label_sets: LabelSets
@@ -46,6 +49,17 @@ class Gate:
     bias: Tensor
     score_scale: Tensor
     learned_from: str
+
+    @staticmethod
+    def of_scores(label_sets: LabelSets) -> "Gate":
+        """Return the gate that is in the scores already: features play no part.
+
+        Args:
+            label_sets: The teachers' classes, and whether their scores are centred.
+        """
+        classes, nothing = label_sets.num_scores, torch.zeros(0)
+        weight, bias, scale = torch.zeros(0, classes), torch.zeros(classes), torch.ones(classes)
+        return Gate(label_sets, InputScaling((), nothing, nothing), weight, bias, scale, "nothing")
 
     def log_owners(self, sample: GateSample) -> Tensor:
         """Return log p(owner | image), `[n, N]`, on the device of the sample's scores.
@@ -64,10 +78,11 @@ class Gate:
         missing = [source for source in self.scaling.sources if source not in sample.features]
         if missing:
             raise InputError(f"the gate needs features of {', '.join(missing)}, which were not read")
-        inputs = self.scaling(sample.features)
         scores, sizes = list_class_scores(self.label_sets, sample.scores, self.weight.shape[1])
-        scaled = scores * self.score_scale.to(inputs)
-        return pool_logits(scaled + inputs @ self.weight.to(inputs) + self.bias.to(inputs), sizes)
+        logits = scores * self.score_scale.to(scores) + self.bias.to(scores)
+        if self.scaling.sources:
+            logits = logits + self.scaling(sample.features) @ self.weight.to(scores)
+        return pool_logits(logits, sizes)
 
     def amalgamate(self, sample: GateSample) -> Tensor:
         """Return the gated ensemble's scores `[n, K]`, see :func:`amalgamate_by_owner`."""
@@ -117,6 +132,24 @@ class Gate:
         return Gate(label_sets, scaling, *learned, str(description["learned_from"]))
 
 
+def believe_owners(log_owners: Tensor, owners: Tensor) -> Tensor:
+    """Return log p(owner | image) in which known owners stand instead of what a gate says.
+
+    Args:
+        log_owners: `[n, N]`, log p(owner | image).
+        owners: `[n]` integers, the index of each image's teacher, negative where it is not known.
+
+    Returns:
+        `[n, N]`; a known owner has all but :data:`DOUBT`, which the other teachers share equally.
+    """
+    teachers, known = log_owners.shape[1], owners >= 0
+    told = torch.full_like(log_owners[known], DOUBT / max(1, teachers - 1))
+    told.scatter_(1, owners[known, None].to(log_owners.device), 1 - DOUBT)
+    believed = log_owners.clone()
+    believed[known] = told.log()
+    return believed
+
+
 def list_class_scores(
     label_sets: LabelSets, teacher_scores: Tensor, num_classes: int
 ) -> tuple[Tensor, list[int]]:
@@ -138,7 +171,14 @@ def list_class_scores(
     return torch.cat(parts, dim=1), [part.shape[1] for part in parts]
 
 
-def measure_owner_changes(gate: Gate, sample: GateSample) -> float:
-    """Return the share of images whose most probable owner is another one with the gate than without."""
+def measure_owner_changes(gate: Gate, sample: GateSample, owners: Tensor) -> float:
+    """Return the share of images whose most probable owner is another one than by the scores alone.
+
+    Args:
+        gate: The gate.
+        sample: The images, n of them.
+        owners: `[n]`, their known owners, see :func:`believe_owners`.
+    """
     before = compute_energies(gate.label_sets, sample.scores.float()).argmax(dim=1)
-    return float((gate.log_owners(sample).argmax(dim=1) != before).double().mean())
+    after = believe_owners(gate.log_owners(sample), owners).argmax(dim=1)
+    return float((after != before).double().mean())

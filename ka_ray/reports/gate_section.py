@@ -26,10 +26,14 @@ def gate_section(report: ReportContent) -> str:
 def _describe_gate(name: str, gate: GateQuality) -> str:
     changed = format_share(gate.changed)
     text = f"`{name}`: gives {changed} of the images to another teacher than the scores alone do"
+    hints = ", ".join(f"{count:,} images of {teacher}" for teacher, count in gate.hints.items())
     check = gate.check
     if check is None:
-        return f"{text}. It taught itself ({gate.seconds:.1f} s)."
-    hints = ", ".join(f"{count:,} images of {teacher}" for teacher, count in gate.hints.items())
+        return f"{text}. " + (
+            f"Known are {hints}; for the others the scores decide."
+            if hints
+            else f"It taught itself ({gate.seconds:.1f} s)."
+        )
     right, before = format_share(check.owner_accuracy), format_share(check.ungated_owner_accuracy)
     text += (
         f". It learned from {hints} ({gate.seconds:.1f} s). In cross-validation it finds {right} "

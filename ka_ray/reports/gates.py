@@ -35,9 +35,9 @@ class GateQuality(ReportSection):
     """A gate that was learned."""
 
     hints: dict[str, int]
-    """Name of a teacher -> number of images that it is known to own; empty for a gate that taught itself."""
+    """Name of a teacher -> number of images that it is known to own; empty for `self`."""
     check: OwnerCheck | None
-    """How well it tells owners, by cross-validation; None without hints."""
+    """How well it tells owners, by cross-validation; None if it learned from none."""
     changed: float
     """Share of the stored images that go to another owner than by the teachers' scores alone."""
     seconds: float
@@ -48,7 +48,7 @@ class GateChoice(ReportSection):
     """All gates of a run, and the one that the student's scores went through."""
 
     used: str
-    """hints, self, or none."""
+    """owners, hints, self, or none."""
     gates: dict[str, GateQuality]
     """Name of each gate that was learned -> its quality."""
 

@@ -23,6 +23,7 @@ from ka_ray.features.store import (
     write_shard,
 )
 from ka_ray.gates import Gate, GateSample
+from ka_ray.gates.gate import believe_owners
 from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
 from ka_ray.images.split import ImageSet
@@ -56,7 +57,7 @@ class Embedding:
 
 
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if gates are to be learned and can be; otherwise nothing.
+    """Return teacher -> its embedding, if gates learn from them and can; otherwise nothing.
 
     Args:
         run: The run.
@@ -65,7 +66,7 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    if not any(student.gates for student in students):
+    if not any({"hints", "self"}.intersection(student.gates) for student in students):
         return {}
     found = {}
     for section in run.config.teachers:
@@ -73,9 +74,11 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
         if embedding is None:
             message = f"the last layer of teacher {section.name} has not one output per class"
             if all(student.scores.gate == "auto" for student in students):
-                run.notify(f"scores.gate: auto uses none: {message}")
+                run.notify(f"scores.gate: auto learns no gate: {message}")
                 return {}
-            raise InputError(f"scores.gate: {message}, so that its input is not clear; set it to none")
+            raise InputError(
+                f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
+            )
         found[section.name] = Embedding(*embedding)
     return found
 
@@ -108,12 +111,14 @@ def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDA
 
     Args:
         store: The stored images.
-        embeddings: Teacher -> its embedding, in stacking order.
+        embeddings: Teacher -> its embedding, in stacking order; empty to read the scores alone.
         rows: Numbers of the rows.
     """
-    columns = store.gather([EMBEDDING, SCORES], rows)
-    parts = torch.from_numpy(columns[EMBEDDING]).split([e.channels for e in embeddings.values()], dim=1)
+    columns = store.gather([EMBEDDING, SCORES] if embeddings else [SCORES], rows)
     scores = torch.from_numpy(columns[SCORES]).float()
+    if not embeddings:
+        return GateSample({}, scores)
+    parts = torch.from_numpy(columns[EMBEDDING]).split([e.channels for e in embeddings.values()], dim=1)
     return GateSample(dict(zip(embeddings, parts, strict=True)), scores)
 
 
@@ -141,6 +146,8 @@ def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int6
 def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
     """Store log p(owner | image) of all images, unless the folder is finished.
 
+    Known owners are believed: the gate decides for the other images.
+
     Args:
         gate: The gate.
         store: The stored images.
@@ -151,8 +158,9 @@ def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], 
         return
     create_shard_folder(folder)
     for rows in _chunks(len(store)):
-        log_owners = gate.log_owners(read_sample(store, embeddings, rows))
-        write_shard(folder, {"image_id": store.image_ids[rows], OWNERS: log_owners.float().numpy()})
+        log_owners = gate.log_owners(read_sample(store, embeddings, rows)).float()
+        believed = believe_owners(log_owners, read_owners(store, list(gate.label_sets.by_teacher), rows))
+        write_shard(folder, {"image_id": store.image_ids[rows], OWNERS: believed.numpy()})
     mark_folder_finished(folder, {"images": len(store)})
 
 
@@ -161,17 +169,18 @@ def _chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
         yield np.arange(start, min(start + ROWS_PER_SHARD, count))
 
 
-def open_stored(folder: Path) -> Store:
-    """Open all images that a run has stored with scores and embeddings.
+def open_stored(folder: Path, embedded: bool) -> Store:
+    """Open all images that a run has stored with scores.
 
     Args:
         folder: Output folder of the run.
+        embedded: Whether the teachers' embeddings are needed, too.
 
     Raises:
         InputError: They were stored without embeddings, by a command that needed no gate.
     """
     store = Store(*[folder / name for name in (FEATURES, IMAGES) if is_stored(folder / name)])
-    if EMBEDDING not in store.column_names:
+    if embedded and EMBEDDING not in store.column_names:
         raise InputError(
             f"scores.gate: {folder} holds images that were stored without the teachers' embeddings, which a "
             "gate needs; give another --output"

@@ -48,6 +48,9 @@ MIN_SURE_HINTS = 100
 With 30 per teacher it approved of a gate that made the ensemble of the digits worse, .914 instead of .942.
 """
 
+OWNERS = "owners"
+"""Name of the gate that believes known owners, and for other images the scores."""
+
 GATE_FILE, DESCRIPTION_FILE, QUALITY_FILE = "gate.safetensors", "gate.json", "quality.json"
 
 
@@ -102,7 +105,8 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
         InputError: A gate has nothing to learn from.
     """
     names = list(dict.fromkeys(name for student in students for name in student.gates))
-    if not names or not embeddings:
+    names = [name for name in names if name == OWNERS or embeddings]
+    if not names:
         return NO_GATES
     gates, found = dict[str, Gate](), dict[str, GateQuality]()
     only_auto = all(student.scores.gate == "auto" for student in students)
@@ -112,7 +116,7 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
         except TooFewOwners as error:
             if not only_auto:
                 raise
-            run.notify(f"scores.gate: auto uses none: {error}")
+            run.notify(f"scores.gate: auto learns no gate: {error}")
     auto = _choose(found)
     run.notify(*(_describe(name, quality) for name, quality in found.items()))
     if only_auto and found:
@@ -124,7 +128,7 @@ def _describe(name: str, quality: GateQuality) -> str:
     text = f"gate {name}: {quality.changed:.1%} of the images change hands"
     check = quality.check
     if check is None:
-        return text
+        return text + (f"; {sum(quality.hints.values())} have a known owner" if quality.hints else "")
     return (
         f"{text}; of {check.images} images of known owner it finds {check.owner_accuracy:.1%} by "
         f"cross-validation, the scores alone {check.ungated_owner_accuracy:.1%}"
@@ -134,23 +138,24 @@ def _describe(name: str, quality: GateQuality) -> str:
 def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:
     """Return a gate and its quality, and store what it says of all stored images."""
     folder, label_sets = run.folder / "gates" / name, _ungated_label_sets(run)
-    store = open_stored(run.folder)
+    embeddings = {} if name == OWNERS else embeddings
+    store = open_stored(run.folder, embedded=name != OWNERS)
     if (folder / QUALITY_FILE).exists():
         state = load_file(fetch_local_copy(folder / GATE_FILE))
         gate = Gate.from_state(state, read_json(folder / DESCRIPTION_FILE), label_sets)
         quality = GateQuality.model_validate(read_json(folder / QUALITY_FILE))
     else:
         began = time.perf_counter()
-        sample, owners = _read_pool(run, store, embeddings)
+        sample, owners = _read_pool(run, store, embeddings, name)
         gate, check = _fit(name, sample, owners, run)
         hints = {
-            teacher: int((owners == index).sum()) if name == "hints" else 0
+            teacher: int((owners == index).sum()) if name != "self" else 0
             for index, teacher in enumerate(label_sets.by_teacher)
         }
         quality = GateQuality(
             hints={teacher: count for teacher, count in hints.items() if count},
             check=check,
-            changed=measure_owner_changes(gate, sample),
+            changed=measure_owner_changes(gate, sample, owners),
             seconds=time.perf_counter() - began,
         )
         make_folder(folder)
@@ -163,21 +168,24 @@ def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> 
 
 
 def _read_pool(
-    run: Run, store: Store, embeddings: Mapping[str, Embedding]
+    run: Run, store: Store, embeddings: Mapping[str, Embedding], name: str
 ) -> tuple[GateSample, torch.Tensor]:
-    """Read a sample of the stored images, and behind them those of `scores.hints`; and all owners, `[n]`."""
+    """Read a sample of the stored images, and behind them those that teach a gate; and all owners, `[n]`."""
     rows = np.sort(np.random.default_rng(run.config.seed).permutation(len(store))[:MAX_SAMPLE])
-    sample, owners = read_sample(store, embeddings, rows), read_owners(store, list(embeddings), rows)
-    if is_stored(run.folder / HINTS):
+    teachers = list(run.plan.label_sets.by_teacher)
+    sample, owners = read_sample(store, embeddings, rows), read_owners(store, teachers, rows)
+    if name == "hints" and is_stored(run.folder / HINTS):
         hints = Store(run.folder / HINTS)
         every = np.arange(len(hints))
         sample = sample.join(read_sample(hints, embeddings, every))
-        owners = torch.cat([owners, read_owners(hints, list(embeddings), every)])
+        owners = torch.cat([owners, read_owners(hints, teachers, every)])
     return sample, owners
 
 
 def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple[Gate, OwnerCheck | None]:
     label_sets, seed = _ungated_label_sets(run), run.config.seed
+    if name == OWNERS:
+        return Gate.of_scores(label_sets), None
     if name == "self":
         given = run.config.scores.shares
         shares = torch.tensor([given[teacher] for teacher in label_sets.by_teacher]) if given else None
@@ -195,11 +203,12 @@ def _ungated_label_sets(run: Run) -> LabelSets:
 
 
 def _choose(found: Mapping[str, GateQuality]) -> str:
-    """Return the gate that helps for sure, or none."""
+    """Return the gate that helps for sure; otherwise known owners are believed if there are any."""
     hints = found.get("hints")
-    if hints is None or hints.check is None or not hints.check.helps:
-        return "none"
-    return "hints" if min(hints.hints.values()) >= MIN_SURE_HINTS else "none"
+    helps = hints is not None and hints.check is not None and hints.check.helps
+    if hints is not None and helps and min(hints.hints.values()) >= MIN_SURE_HINTS:
+        return "hints"
+    return OWNERS if OWNERS in found and found[OWNERS].hints else "none"
 
 
 def resolve_gate(config: Config, gates: Gates) -> Config:

@@ -89,9 +89,9 @@ def train(folder):
 
 
 def read_gated_scores(folder, store):
-    """Compute the gated scores in float64, from the saved tensors of the gate."""
+    """Compute the gated scores in float64, from the saved tensors of the gate and the known owners."""
     gate = {name: t.double() for name, t in load_file(folder / "gates/hints/gate.safetensors").items()}
-    columns = store.gather(["scores", "embedding"], np.arange(len(store)))
+    columns = store.gather(["scores", "embedding", "owner"], np.arange(len(store)))
     scores, features = (torch.from_numpy(columns[name]).double() for name in ("scores", "embedding"))
     logits = (
         scores * gate["score_scale"]
@@ -99,6 +99,10 @@ def read_gated_scores(folder, store):
         + gate["bias"]
     )
     owners = torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], 1).log_softmax(1)
+    for teacher, name in enumerate(("low", "high")):
+        known = torch.from_numpy(columns["owner"] == name)
+        owners[known] = torch.tensor([0.001, 0.001], dtype=torch.float64).log()
+        owners[known, teacher] = np.log(0.999)
     own = [part.log_softmax(1) + owners[:, [t]] for t, part in enumerate(scores.split(5, dim=1))]
     return owners, torch.cat(own, 1)
 

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
+from ka_ray.amalgamation.gated_scores import amalgamate_by_owner
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.fit import GateProblem
-from ka_ray.gates.gate import Gate, measure_owner_changes
+from ka_ray.gates.gate import Gate, believe_owners, measure_owner_changes
 from ka_ray.gates.inputs import GateSample, InputScaling
 
 
@@ -24,7 +25,37 @@ def test_a_gate_that_learned_nothing_is_the_ensemble(world):
     gate = zero_gate(sample, label_sets)
     expected = label_sets.amalgamate(sample.scores).log_softmax(dim=1)
     assert torch.allclose(gate.amalgamate(sample), expected, atol=1e-5)
-    assert measure_owner_changes(gate, sample) == 0
+    unknown = torch.full((30,), -1)
+    assert measure_owner_changes(gate, sample, unknown) == 0
+
+
+def test_the_gate_of_the_scores_is_the_ensemble_without_features(world):
+    sample, _, label_sets = world(30, 3)
+    gate = Gate.of_scores(label_sets)
+    restored = Gate.from_state(gate.to_state(), gate.describe(), label_sets)
+    scores = GateSample({}, sample.scores)
+    expected = label_sets.amalgamate(sample.scores).log_softmax(dim=1)
+    assert torch.allclose(restored.amalgamate(scores), expected, atol=1e-5)
+
+
+def test_known_owners_stand_instead_of_what_a_gate_says(world):
+    sample, owners, label_sets = world(30, 3)
+    said = Gate.of_scores(label_sets).log_owners(sample)
+    known = owners.where(torch.arange(30) < 10, torch.tensor(-1))
+    believed = believe_owners(said, known)
+    assert torch.equal(believed[10:], said[10:])
+    for image in range(10):
+        expected = [0.999 if teacher == owners[image] else 0.0005 for teacher in range(3)]
+        assert believed[image].exp().tolist() == pytest.approx(expected)
+    # With every owner known, the amalgamated scores choose among the owner's classes: the oracle.
+    scores = amalgamate_by_owner(label_sets, sample.scores, believe_owners(said, owners))
+    oracle = [
+        2 * int(owner) + int(row[2 * owner : 2 * owner + 2].argmax())
+        for row, owner in zip(sample.scores, owners, strict=True)
+    ]
+    assert scores.argmax(dim=1).tolist() == oracle
+    wrong = (said.argmax(dim=1) != owners).double().mean()
+    assert measure_owner_changes(Gate.of_scores(label_sets), sample, owners) == pytest.approx(float(wrong))
 
 
 def test_log_owners_agree_with_a_loop_in_float64(world):
