@@ -39,7 +39,7 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
     )
     keep: Literal["best", "last"] = Field(
         "last",
-        description="best: of the start and the epochs, keep the student that follows the teachers best "
+        description="best: of the start and the epochs, keep the student that follows the ensemble best "
         "on held-out images; last: the student of the last epoch. null: last, or best behind a start.",
     )
     temperature: float = Field(

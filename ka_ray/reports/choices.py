@@ -17,11 +17,14 @@ class HeldOutQuality(ReportSection):
     agreement: float
     """Share of the images for which student and ensemble predict the same class."""
     divergence: float
-    """Mean KL divergence of the student's distribution over the classes from the ensemble's, in nats."""
+    """Mean KL divergence of the student's distribution over the classes from the ensemble's, in nats.
+
+    Of the start and the students of all epochs, the one for which it is the smallest is kept.
+    """
     worst_divergence: float
     """The same from one teacher, among its classes, for the teacher that the student follows worst, in nats.
 
-    The student for which it is the smallest is chosen.
+    The start for which it is the smallest is chosen.
     """
     images: int
     """Number of held-out training images."""

@@ -114,10 +114,10 @@ def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:
     Example:
         >>> quality = HeldOutQuality(agreement=0.8, divergence=0.3, worst_divergence=0.2, images=100)
         >>> describe_choice("start", {"start": quality})
-        'Kept is the student of: start. On 100 held-out images it follows each teacher to within 0.200 nats.'
+        'Kept is the student of: start. On 100 held-out images it is 0.300 nats from the ensemble.'
     """
     quality = qualities[best]
     return (
-        f"Kept is the student of: {best}. On {quality.images:,} held-out images it follows each teacher to "
-        f"within {quality.worst_divergence:.3f} nats."
+        f"Kept is the student of: {best}. On {quality.images:,} held-out images it is "
+        f"{quality.divergence:.3f} nats from the ensemble."
     )

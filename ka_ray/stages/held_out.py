@@ -1,8 +1,12 @@
 """Judge students without labels, on stored images that they did not learn from.
 
-The ensemble is no fair judge: where one teacher's scores are higher for all images, it follows that teacher,
-and a student that forgets the others agrees with it. So a student is judged by the teacher that it follows
-worst, each teacher among its own classes, where its scores need no common scale with those of others.
+The ensemble is no fair judge of starts: where one teacher's scores are higher for all images, it follows that
+teacher, and a start that has forgotten the others agrees with it. So a start is judged by the teacher that it
+follows worst, each teacher among its own classes, where its scores need no common scale with those of others.
+
+Joint learning begins with a student that follows all teachers, and learns from the ensemble's scores, behind a
+gate if there is one. Its epochs are judged by these: teachers tell least about the images that are not theirs,
+and a student that gives them up for knowing whose image it is would lose by the teacher followed worst.
 
 Shapes: B images, K classes of the student, T teachers, K_t classes of teacher t.
 """
@@ -47,12 +51,17 @@ class Quality:
     images: int
 
     def is_better_than(self, other: "Quality") -> bool:
-        """Return whether the worst followed teacher is followed better.
+        """Return whether the worst followed teacher is followed better: the judge of starts.
 
         If it is followed equally well, to a hundredth of a nat, the divergence from the ensemble decides: how
         the teachers' scores compare with each other.
         """
         return self._key < other._key
+
+    def is_closer_than(self, other: "Quality") -> bool:
+        """Return whether the ensemble is followed better: the judge of what joint learning keeps."""
+        own, others = (one.divergence if one._key[0] < math.inf else math.inf for one in (self, other))
+        return own < others
 
     @property
     def _key(self) -> tuple[float, float]:

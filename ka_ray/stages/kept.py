@@ -65,7 +65,7 @@ class KeptStudent:
         wait_for_all()  # before rank 0 writes the file again
 
     def offer(self, name: str, student: Student) -> None:
-        """Judge a student, and keep it if it is better than all others so far.
+        """Judge a student, and keep it if it is closer to the ensemble than all others so far.
 
         Args:
             name: Name of the student in the report. A resumed stage repeats an epoch, and offers the same
@@ -74,10 +74,10 @@ class KeptStudent:
         """
         with eval_mode(student):
             quality = measure_quality(student, self._held_out, student.spec.unified_label_sets)
-        if name in self.qualities and not quality.is_better_than(self.qualities[name]):
+        if name in self.qualities and not quality.is_closer_than(self.qualities[name]):
             return
         self.qualities[name] = quality
-        is_best = self.best in ("", name) or quality.is_better_than(self.qualities[self.best])
+        is_best = self.best in ("", name) or quality.is_closer_than(self.qualities[self.best])
         if is_best:
             self.best = name
             # Copies: training goes on in place.

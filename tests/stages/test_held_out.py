@@ -44,7 +44,16 @@ def test_the_ensemble_decides_between_students_that_follow_the_teachers_equally(
     assert not far.is_better_than(near)
 
 
+def test_of_epochs_the_one_closest_to_the_ensemble_is_better_whatever_a_single_teacher_loses():
+    start, last = Quality(0.64, 1.155, 0.626, 300), Quality(0.72, 0.877, 0.701, 300)
+    assert last.is_closer_than(start)
+    assert not start.is_closer_than(last)
+    assert start.is_better_than(last)
+
+
 def test_scores_that_are_not_finite_lose_against_all_others():
     broken, bad = Quality(0.9, float("nan"), float("nan"), 10), Quality(0.1, 9.0, 9.0, 10)
     assert bad.is_better_than(broken)
     assert not broken.is_better_than(bad)
+    assert bad.is_closer_than(broken)
+    assert not broken.is_closer_than(bad)
