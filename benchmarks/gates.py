@@ -125,7 +125,7 @@ def train_plain_teachers(setting: str, seed: int, data: Path, folder: Path) -> l
             "preprocessing": {"preset": "cifar"},
         }
         training = {
-            "epochs": 6,
+            "epochs": 4,
             "batch_size": 128,
             "learning_rate": 0.005,
             "augment": {"flip": True, "shift": 4},
