@@ -147,6 +147,27 @@ def test_count_student_images_counts_whole_batches_of_all_stages(
     assert count_student_images(config, tmp_path / "run") == expected
 
 
+def test_count_student_images_does_not_count_what_the_gate_leaves_out(load_config, tmp_path):
+    folder = tmp_path / "run"
+    write_extraction_summaries(folder, features=103, images=450)
+    nobody = np.arange(553) % 7 == 0  # 15 of the first 103 images, 64 of the others
+    for part, ids in (("features", np.arange(103)), ("images", np.arange(103, 553))):
+        write_shard(folder / part, {"image_id": ids})
+        names = [path.name for path in (folder / part).glob("*.arrow")]
+        write_json(folder / part / "done.json", EXTRACTION_SUMMARY | {"images": len(ids), "shards": names})
+    create_shard_folder(folder / "gates/owners/owners")
+    write_shard(
+        folder / "gates/owners/owners",
+        {"image_id": np.arange(553), "p_nobody": nobody.astype(np.float32)},
+    )
+    mark_folder_finished(folder / "gates/owners/owners", {})
+    overrides = ["layers={epochs: 3, batch_size: 10}", "joint={epochs: 2, batch_size: 64}", "images.owner=low"]
+    with_gate = load_config(*overrides, "scores.gate=owners")
+    assert count_student_images(with_gate, folder) == 3 * (103 - 15) // 10 * 10 - 20 + 2 * (474 // 64) * 64
+    without = load_config(*overrides, "scores.gate=none")
+    assert count_student_images(without, folder) == 3 * 100 + 2 * 512
+
+
 def make_stage_summary(stage: str, images: int, seconds: float) -> StageSummary:
     history = [Progress(stage, 1, 1, 1, 1, images, seconds, {})]
     links = LinkSummary(reused=0, trained=1, seconds=[seconds])
