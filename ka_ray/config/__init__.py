@@ -16,6 +16,7 @@ from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
 from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.sources import (
+    NOBODY,
     DatasetsImages,
     DigitsImages,
     FolderImages,
@@ -38,6 +39,7 @@ from ka_ray.config.tune import TuneConfig
 
 __all__ = [
     "JOB_FOLDERS",
+    "NOBODY",
     "STUDENT",
     "Augmentation",
     "BaselinesConfig",

@@ -87,8 +87,13 @@ class MixedImages(Images):
         return self.owner is not None or any(part.has_owners for part in self.parts)
 
     @property
+    def are_nobodys(self) -> bool:
+        """Whether the config says that all of these images show no teacher's classes."""
+        return super().are_nobodys or all(part.are_nobodys for part in self.parts)
+
+    @property
     def named_owners(self) -> frozenset[str]:
-        """Names of teachers in the mixture and its parts."""
+        """Names of owners of the mixture and its parts."""
         return super().named_owners.union(*(part.named_owners for part in self.parts))
 
 

@@ -188,6 +188,8 @@ class Config(_Run):
     def _has_what_it_learns_from(self) -> "Config":
         if self.baseline == "scratch" and not self.images.has_labels:
             raise ValueError("images: have no labels, and the baseline `scratch` learns from nothing else")
+        if self.images.are_nobodys:
+            raise ValueError("images: the owner of all is nobody, so that none is left to learn from")
         if self.baseline is not None and self.student.start == "random" and not self.joint.any_steps:
             raise ValueError(
                 f"joint.epochs: 0, and the baseline {self.baseline!r} learns from nothing else; "

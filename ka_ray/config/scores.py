@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
+from ka_ray.config.sources import NOBODY
 
 
 class ScoresConfig(Section):
@@ -38,8 +39,8 @@ class ScoresConfig(Section):
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,
-        description="Teacher -> folder, or list of image files, that show its classes, for `gate`. They are "
-        "no class labels, and the student does not learn from them.",
+        description="Teacher, or nobody -> folder, or list of image files, that show its classes, for "
+        "`gate`. They are no class labels, and the student does not learn from them.",
     )
 
     shares: dict[str, PositiveFloat] = Field(
@@ -49,7 +50,7 @@ class ScoresConfig(Section):
     )
 
     def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:
-        """Check the names of teachers as owners of images, and that `gate: hints` has any.
+        """Check the names of owners of images, and that `gate: hints` has any.
 
         Args:
             teachers: Names of the teachers.
@@ -57,15 +58,23 @@ class ScoresConfig(Section):
             known: Whether it names owners, or a column of them.
 
         Raises:
-            ValueError: A name is none of a teacher, or something is missing.
+            ValueError: A name is none of a teacher or nobody, or something is missing.
         """
         if self.gate == "hints" and not (self.hints or known):
             raise ValueError("scores.gate: hints, but no owners are known; give scores.hints or images.owner")
         if self.gate == "owners" and not known:
             raise ValueError("scores.gate: owners, but none are known; give images.owner or owner_column")
-        unknown = sorted({*self.hints, *self.shares, *named} - {*teachers})
+        if NOBODY in teachers:
+            raise ValueError(
+                f"teachers: none may be called {NOBODY}, the owner of images of no teacher; `name` gives "
+                "another"
+            )
+        unknown = sorted({*self.hints, *named} - {*teachers, NOBODY} | self.shares.keys() - {*teachers})
         if unknown:
-            raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}")
+            raise ValueError(
+                f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}, and "
+                f"{NOBODY}, who has no share"
+            )
         if self.shares and len(self.shares) < len(teachers):
             raise ValueError(f"scores.shares: needs every teacher of {list(teachers)}, or none")
 

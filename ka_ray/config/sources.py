@@ -8,8 +8,11 @@ from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import ClusterContext, is_absolute
 
+NOBODY = "nobody"
+"""The owner of images that show no teacher's classes; no teacher may have this name."""
+
 LABELS = "Column of class names, or of integers into `classes`; null: no labels."
-OWNERS = "Column of names of the teachers whose classes the images show, as `owner`; empty: not known."
+OWNERS = "Column of names of the teachers whose classes the images show, or nobody; empty: not known."
 INDEXED_NAMES = "Class names of integer labels: a list, or a file: one name per line, or JSON."
 
 
@@ -34,8 +37,8 @@ class Images(Section):
 
     owner: str | None = Field(
         None,
-        description="Name of the teacher whose classes all of these images show, for `scores.gate`; null: "
-        "not known.",
+        description="Name of the teacher whose classes all of these images show, for `scores.gate`; nobody: "
+        "they show no teacher's classes, and the student does not learn from them; null: not known.",
     )
 
     @property
@@ -49,8 +52,13 @@ class Images(Section):
         return self.owner is not None
 
     @property
+    def are_nobodys(self) -> bool:
+        """Whether the config says that all of these images show no teacher's classes."""
+        return self.owner == NOBODY
+
+    @property
     def named_owners(self) -> frozenset[str]:
-        """Names of teachers in the config; a column of owners is not read for it."""
+        """Names of owners in the config; a column of owners is not read for it."""
         return frozenset() if self.owner is None else frozenset({self.owner})
 
 

@@ -25,6 +25,9 @@ EMBEDDING = "embedding"
 OWNERS = "owners"
 """Name of the column with log p(owner | image), one value per teacher, from a gate."""
 
+P_NOBODY = "p_nobody"
+"""Name of the column with the probability that an image belongs to no teacher, beside :data:`OWNERS`."""
+
 
 def feature_column(tap: str, teacher: str) -> str:
     """Return the name of the column that holds one teacher's features of one tap.

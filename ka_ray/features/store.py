@@ -132,6 +132,11 @@ class Store:
             names = ", ".join(map(str, folders))
             raise ValueError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
 
+    def _keep(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Forget all rows but those of a mask ``[n]``; for stores that leave images out."""
+        self.image_ids = self.image_ids[rows]
+        self._shard_of_row, self._row_in_shard = self._shard_of_row[rows], self._row_in_shard[rows]
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.image_ids)

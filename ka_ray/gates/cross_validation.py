@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ka_ray.gates.fit import MIN_HINTS, PENALTIES, GateProblem
+from ka_ray.gates.gate import NOBODY_THRESHOLD
 
 MAX_FOLDS, MANY_IMAGES, CURVE_DRAWS = 5, 1000, 3
 """Parts of a cross-validation, images beyond which one part is judged, and draws per point of a curve."""
@@ -26,14 +27,23 @@ FACTORS = tuple(2.0 ** (step / 2) for step in range(-12, 5))
 """Factors of the energies, of which the best makes them as sure of owners as they are right."""
 
 
+MAX_LOST = 0.1
+"""Share of the teachers' images that a gate may give to nobody and still be said to help.
+
+The student does not learn from these. The limit is a choice, not a measured one.
+"""
+
+
 @dataclass(frozen=True)
 class GateCheck:
     """What a gate says of images that it was not learned from, beside what the ensemble says of them.
 
-    Every teacher's images together count the same.
+    Every teacher's images together count the same. Losses and accuracies are of the teachers' images, and of
+    p(owner) among the teachers: whether an image belongs to any of them is another question, with figures of
+    its own.
 
     Attributes:
-        images: Number of images whose owner is known.
+        images: Number of images of which it is known which teacher owns them.
         penalty: The penalty that was used.
         per_class: Whether every class got weights of its own.
         log_loss: Mean of ``-log p(owner)``, in nats, with the gate.
@@ -42,6 +52,8 @@ class GateCheck:
         owner_accuracy: Share of images whose most probable owner is the right one, with the gate.
         ungated_owner_accuracy: The same by the teachers' energies alone.
         standard_error: Of the difference of the log losses.
+        nobody_found: Share of nobody's images that are left out; None if the gate knows no nobody.
+        lost: Share of the teachers' images that are left out with them.
     """
 
     images: int
@@ -52,12 +64,18 @@ class GateCheck:
     owner_accuracy: float
     ungated_owner_accuracy: float
     standard_error: float
+    nobody_found: float | None
+    lost: float
 
     @property
     def helps(self) -> bool:
-        """Whether the gate is better by more than chance: one standard error, and not less often right."""
+        """Whether the gate is better by more than chance: one standard error, and not less often right.
+
+        And it must not leave out more than :data:`MAX_LOST` of the teachers' images.
+        """
         gain = self.ungated_log_loss - self.log_loss
-        return gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
+        is_better = gain > self.standard_error and self.owner_accuracy >= self.ungated_owner_accuracy
+        return is_better and self.lost <= MAX_LOST
 
 
 def choose_gate(problem: GateProblem, *, seed: int = 0) -> GateCheck:
@@ -109,17 +127,20 @@ def assign_folds(owners: Tensor, seed: int) -> Tensor:
 def _check(problem: GateProblem, penalty: float, per_class: bool, folds: Tensor) -> GateCheck:
     """Judge images by the gate that was learned without their part."""
     judged = folds == 0 if len(folds) > MANY_IMAGES else torch.ones_like(folds, dtype=torch.bool)
-    gated = torch.empty_like(problem.energies)
+    gated, nobody = torch.empty_like(problem.energies), torch.empty_like(problem.energies[:, 0])
     for fold in folds[judged].unique():
         solved = problem.solve(penalty, per_class, folds != fold)
         gated[folds == fold] = problem.log_owners(solved, folds == fold)
-    return _compare(problem, (penalty, per_class), gated[judged], judged)
+        nobody[folds == fold] = problem.nobody(solved, folds == fold)
+    return _compare(problem, (penalty, per_class), gated[judged], nobody[judged], judged)
 
 
-def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, chosen: Tensor) -> GateCheck:
-    """Compare log p(owner) `[n, N]` of the owned images of a mask with that of the ensemble."""
+def _compare(
+    problem: GateProblem, settings: tuple[float, bool], gated: Tensor, nobody: Tensor, chosen: Tensor
+) -> GateCheck:
+    """Compare log p(owner) `[n, N]` and p(nobody) `[n]` of the images of a mask with the ensemble."""
     teachers = len(problem.label_sets.by_teacher)
-    owned = problem.owners[chosen] < teachers
+    owned, left_out = problem.owners[chosen] < teachers, nobody > NOBODY_THRESHOLD
     owners, gated = problem.owners[chosen][owned].long(), gated[owned]
     energies = problem.energies[chosen][owned]
     counts = torch.bincount(owners, minlength=teachers)
@@ -143,6 +164,8 @@ def _compare(problem: GateProblem, settings: tuple[float, bool], gated: Tensor, 
         mean(gated.argmax(dim=1) == owners),
         mean(energies.argmax(dim=1) == owners),
         math.sqrt(variance),
+        float(left_out[~owned].double().mean()) if problem.knows_nobody else None,
+        mean(left_out[owned]),
     )
 
 
@@ -153,7 +176,8 @@ def measure_learning_curve(
 
     Args:
         problem: Images whose owner is known.
-        counts: Numbers of hints per teacher; those that leave too few images to judge on are left out.
+        counts: Numbers of hints per teacher, and of nobody if the gate knows it; those
+            that leave too few images to judge on are left out.
         settings: Penalty and `per_class` of a gate from all hints. Fewer hints get a stronger penalty, in
             inverse proportion to their number: a penalty is a prior that each hint weakens.
         seed: Seed of the draws.
@@ -183,4 +207,5 @@ def _check_draw(
         places = (problem.owners == owner).nonzero().flatten()
         drawn[places[torch.randperm(len(places), generator=generator)[:count]]] = True
     solved = problem.solve(*settings, drawn)
-    return _compare(problem, settings, problem.log_owners(solved, ~drawn), ~drawn).owner_accuracy
+    gated, nobody = problem.log_owners(solved, ~drawn), problem.nobody(solved, ~drawn)
+    return _compare(problem, settings, gated, nobody, ~drawn).owner_accuracy

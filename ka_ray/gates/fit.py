@@ -62,7 +62,9 @@ class GateProblem:
     owners: Tensor
 
     @staticmethod
-    def build(sample: GateSample, owners: Tensor, label_sets: LabelSets) -> "GateProblem":
+    def build(
+        sample: GateSample, owners: Tensor, label_sets: LabelSets, *, min_nobody: int = MIN_HINTS
+    ) -> "GateProblem":
         """Build the problem of a sample.
 
         Args:
@@ -70,6 +72,8 @@ class GateProblem:
             owners: `[n]` integers, the index of each image's teacher, N for images of no teacher, and
                 negative where the owner is not known.
             label_sets: The teachers' classes.
+            min_nobody: Smallest number of images of no teacher from which the gate learns to find others; of
+                fewer it learns nothing.
 
         Raises:
             TooFewOwners: A teacher has fewer than :data:`MIN_HINTS` images.
@@ -81,9 +85,12 @@ class GateProblem:
                     f"a gate needs at least {MIN_HINTS} images of which teacher {teacher} is known to be the "
                     f"owner, and there are {count}; add hints for it"
                 )
+        teachers = len(label_sets.by_teacher)
+        if int((owners == teachers).sum()) < max(MIN_HINTS, min_nobody):
+            owners = owners.masked_fill(owners == teachers, -1)
         known = sample.take(owners >= 0)
         scaling = InputScaling.measure(sample.features)
-        nobody = int((owners == len(label_sets.by_teacher)).any())
+        nobody = int((owners == teachers).any())
         scores, sizes = list_class_scores(label_sets, known.scores, label_sets.num_scores + nobody)
         basis = scaling.find_basis(sample.features, COMPONENTS)
         inputs = scaling(known.features) @ basis
@@ -126,9 +133,19 @@ class GateProblem:
         return LinearLogits(weight, bias, solved.scale)
 
     def log_owners(self, solved: LinearLogits, chosen: Tensor) -> Tensor:
-        """Return log p(owner) `[n, N]` of some of the images."""
+        """Return log p(owner) `[n, N]` of some of the images, given that they belong to a teacher."""
         logits = solved.pool(self.inputs[chosen], self.scores[chosen], self.sizes)
         return logits[:, : len(self.label_sets.by_teacher)].log_softmax(dim=1)
+
+    @property
+    def knows_nobody(self) -> bool:
+        """Whether there are images of no teacher to learn from."""
+        return len(self.sizes) > len(self.label_sets.by_teacher)
+
+    def nobody(self, solved: LinearLogits, chosen: Tensor) -> Tensor:
+        """Return the probability `[n]` that some of the images belong to nobody; 0 if that is not learned."""
+        logits = solved.pool(self.inputs[chosen], self.scores[chosen], self.sizes)
+        return logits.softmax(dim=1)[:, len(self.label_sets.by_teacher) :].sum(dim=1)
 
     def fit(self, penalty: float, per_class: bool, learned_from: str = "hints") -> Gate:
         """Learn a gate from all images.

@@ -20,6 +20,9 @@ from ka_ray.numerics.logistic_regression import pool_logits
 TENSORS = ("mean", "scale", "weight", "bias", "score_scale")
 """Names of a gate's tensors in its state dict."""
 
+NOBODY_THRESHOLD = 0.5
+"""Probability of belonging to no teacher above which an image is left out."""
+
 DOUBT = 1e-3
 """Probability that a known owner leaves for the other teachers, so that its logarithm stays finite."""
 
@@ -137,17 +140,31 @@ def believe_owners(log_owners: Tensor, owners: Tensor) -> Tensor:
 
     Args:
         log_owners: `[n, N]`, log p(owner | image).
-        owners: `[n]` integers, the index of each image's teacher, negative where it is not known.
+        owners: `[n]` integers, the index of each image's teacher, negative where it is not known. N: the
+            image is known to belong to nobody, so that nothing is believed of its teachers.
 
     Returns:
         `[n, N]`; a known owner has all but :data:`DOUBT`, which the other teachers share equally.
     """
-    teachers, known = log_owners.shape[1], owners >= 0
+    teachers = log_owners.shape[1]
+    known = (owners >= 0) & (owners < teachers)
     told = torch.full_like(log_owners[known], DOUBT / max(1, teachers - 1))
     told.scatter_(1, owners[known, None].to(log_owners.device), 1 - DOUBT)
     believed = log_owners.clone()
     believed[known] = told.log()
     return believed
+
+
+def believe_nobody(nobody: Tensor | None, owners: Tensor, teachers: int) -> Tensor:
+    """Return the probability `[n]` that an image belongs to nobody, in which known owners are believed.
+
+    Args:
+        nobody: `[n]`, the probability that a gate gives; None if it never saw an image of nobody.
+        owners: `[n]` integers, see :func:`believe_owners`.
+        teachers: N.
+    """
+    given = torch.zeros(len(owners)) if nobody is None else nobody.float()
+    return given.where(owners < 0, (owners == teachers).to(given))
 
 
 def list_class_scores(
@@ -174,6 +191,8 @@ def list_class_scores(
 def measure_owner_changes(gate: Gate, sample: GateSample, owners: Tensor) -> float:
     """Return the share of images whose most probable owner is another one than by the scores alone.
 
+    Images of nobody change to no owner, so they do not count.
+
     Args:
         gate: The gate.
         sample: The images, n of them.
@@ -181,4 +200,6 @@ def measure_owner_changes(gate: Gate, sample: GateSample, owners: Tensor) -> flo
     """
     before = compute_energies(gate.label_sets, sample.scores.float()).argmax(dim=1)
     after = believe_owners(gate.log_owners(sample), owners).argmax(dim=1)
-    return float((after != before).double().mean())
+    nobody = believe_nobody(gate.nobody(sample), owners, len(gate.label_sets.by_teacher))
+    changed = (after != before) & (nobody <= NOBODY_THRESHOLD)
+    return float(changed.double().mean())

@@ -26,7 +26,9 @@ def gate_section(report: ReportContent) -> str:
 def _describe_gate(name: str, gate: GateQuality) -> str:
     changed = format_share(gate.changed)
     text = f"`{name}`: gives {changed} of the images to another teacher than the scores alone do"
-    hints = ", ".join(f"{count:,} images of {teacher}" for teacher, count in gate.hints.items())
+    if gate.left_out:
+        text += f", and leaves out {format_share(gate.left_out)}, which belong to nobody"
+    hints = ", ".join(f"{count:,} images of {owner}" for owner, count in gate.hints.items())
     check = gate.check
     if check is None:
         return f"{text}. " + (
@@ -39,6 +41,11 @@ def _describe_gate(name: str, gate: GateQuality) -> str:
         f". It learned from {hints} ({gate.seconds:.1f} s). In cross-validation it finds {right} "
         f"of the owners; the scores alone find {before}."
     )
+    if check.nobody_found is not None:
+        text += (
+            f" It would leave out {format_share(check.nobody_found)} of nobody's images, and "
+            f"{format_share(check.lost)} of the teachers'."
+        )
     curve = ", ".join(f"{count}: {format_share(share)}" for count, share in check.learning_curve.items())
     return text + (f" By the number of images per teacher it would find: {curve}." if curve else "")
 

@@ -6,11 +6,11 @@ from ka_ray.reports.choices import ReportSection
 class OwnerCheck(ReportSection):
     """What a gate says of images whose owner is known and that it was not learned from.
 
-    Every teacher's images together count the same.
+    Every teacher's images together count the same. Losses and accuracies are of the teachers' images.
     """
 
     images: int
-    """Number of images whose owner is known."""
+    """Number of images of which it is known which teacher owns them."""
     penalty: float
     """Penalty of the gate's weights, chosen on these images."""
     per_class: bool
@@ -25,8 +25,13 @@ class OwnerCheck(ReportSection):
     """The same by the teachers' scores alone."""
     standard_error: float
     """Standard error of the difference of the log losses."""
+    nobody_found: float | None
+    """Share of nobody's images that the gate leaves out; None if it has learned from none."""
+    lost: float
+    """Share of the teachers' images that it leaves out with them."""
     helps: bool
-    """Whether the gate is better by more than one standard error, and not less often right."""
+    """Whether the gate is better by more than one standard error, not less often right, and loses few images
+    of the teachers."""
     learning_curve: dict[int, float]
     """Number of images per teacher that a gate learned from -> its share of right owners on the others."""
 
@@ -35,11 +40,13 @@ class GateQuality(ReportSection):
     """A gate that was learned."""
 
     hints: dict[str, int]
-    """Name of a teacher -> number of images that it is known to own; empty for `self`."""
+    """Name of a teacher, or nobody -> number of images that it is known to own; empty for `self`."""
     check: OwnerCheck | None
     """How well it tells owners, by cross-validation; None if it learned from none."""
     changed: float
     """Share of the stored images that go to another owner than by the teachers' scores alone."""
+    left_out: float
+    """Share of the stored images that belong to nobody: a student with this gate does not learn from them."""
     seconds: float
     """Time that learning it took, in seconds."""
 

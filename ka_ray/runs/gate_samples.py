@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ka_ray.config import Config, FolderImages, ListImages, MixedImages
+from ka_ray.config import NOBODY, Config, FolderImages, ListImages, MixedImages
 from ka_ray.errors import InputError
-from ka_ray.features.stack import EMBEDDING, OWNERS, SCORES
+from ka_ray.features.stack import EMBEDDING, OWNERS, P_NOBODY, SCORES
 from ka_ray.features.store import (
     FEATURES,
     IMAGES,
@@ -23,7 +23,7 @@ from ka_ray.features.store import (
     write_shard,
 )
 from ka_ray.gates import Gate, GateSample
-from ka_ray.gates.gate import believe_owners
+from ka_ray.gates.gate import NOBODY_THRESHOLD, believe_nobody, believe_owners
 from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
 from ka_ray.images.split import ImageSet
@@ -34,6 +34,9 @@ from ka_ray.teachers import load_teacher
 
 HINTS = "hints"
 """Name of the folder with the images of `scores.hints`."""
+
+LEFT_OUT = "left_out"
+"""Key in ``done.json`` of what a gate says: the number of images that belong to nobody."""
 
 ROWS_PER_SHARD = 4096
 
@@ -123,7 +126,7 @@ def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDA
 
 
 def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Return the known owners of stored images, `[n]`: the index of a teacher, or -1.
+    """Return the known owners of stored images, `[n]`: the index of a teacher, N for nobody, or -1.
 
     Args:
         store: The stored images.
@@ -136,32 +139,42 @@ def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int6
     if OWNER not in store.column_names:
         return torch.full((len(rows),), -1)
     names = store.gather([OWNER], rows)[OWNER]
-    index = {"": -1} | {name: number for number, name in enumerate(teachers)}
+    index = {"": -1} | {name: number for number, name in enumerate([*teachers, NOBODY])}
     unknown = sorted(set(names) - index.keys())
     if unknown:
-        raise InputError(f"images: owner {unknown[0]!r} is no teacher; there are {', '.join(teachers)}")
+        raise InputError(
+            f"images: owner {unknown[0]!r} is no teacher; there are {', '.join(teachers)}, and {NOBODY}"
+        )
     return torch.tensor([index[name] for name in names])
 
 
 def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
-    """Store log p(owner | image) of all images, unless the folder is finished.
+    """Store log p(owner | image) and p(nobody | image) of all images, unless the folder is finished.
 
-    Known owners are believed: the gate decides for the other images.
+    Known owners are believed: the gate decides for the other images. `done.json` says how many images are
+    left out, because they belong to nobody.
 
     Args:
         gate: The gate.
         store: The stored images.
         embeddings: Teacher -> its embedding.
-        folder: Gets shards with the column ``owners [n, N]``.
+        folder: Gets shards with the columns ``owners [n, N]`` and ``p_nobody [n]``.
     """
     if is_stored(folder):
         return
     create_shard_folder(folder)
+    teachers, left_out = list(gate.label_sets.by_teacher), 0
     for rows in _chunks(len(store)):
-        log_owners = gate.log_owners(read_sample(store, embeddings, rows)).float()
-        believed = believe_owners(log_owners, read_owners(store, list(gate.label_sets.by_teacher), rows))
-        write_shard(folder, {"image_id": store.image_ids[rows], OWNERS: believed.numpy()})
-    mark_folder_finished(folder, {"images": len(store)})
+        sample, known = read_sample(store, embeddings, rows), read_owners(store, teachers, rows)
+        nobody = believe_nobody(gate.nobody(sample), known, len(teachers))
+        left_out += int((nobody > NOBODY_THRESHOLD).sum())
+        columns = {
+            "image_id": store.image_ids[rows],
+            OWNERS: believe_owners(gate.log_owners(sample).float(), known).numpy(),
+            P_NOBODY: nobody.numpy(),
+        }
+        write_shard(folder, columns)
+    mark_folder_finished(folder, {"images": len(store), LEFT_OUT: left_out})
 
 
 def _chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -12,18 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import Config
-from ka_ray.features.store import Store
+from ka_ray.config import NOBODY, Config
+from ka_ray.errors import InputError
+from ka_ray.features.store import DONE, Store
 from ka_ray.gates import Gate, GateSample
 from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
-from ka_ray.gates.fit import GateProblem, TooFewOwners
+from ka_ray.gates.fit import MIN_HINTS, GateProblem, TooFewOwners
 from ka_ray.gates.gate import measure_owner_changes
 from ka_ray.gates.self_taught import fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
+from ka_ray.runs.gate_choice import MIN_SURE_HINTS, OWNERS, choose_gate_for_auto, describe_gate
 from ka_ray.runs.gate_samples import (
     HINTS,
+    LEFT_OUT,
     Embedding,
     open_stored,
     read_owners,
@@ -41,15 +44,6 @@ MAX_SAMPLE = 20_000
 
 CURVE_COUNTS = (5, 10, 20, 30, 50, 100, 200, 500)
 """Numbers of hints per teacher of the learning curve."""
-
-MIN_SURE_HINTS = 100
-"""Images of known owner per teacher from which cross-validation is believed.
-
-With 30 per teacher it approved of a gate that made the ensemble of the digits worse, .914 instead of .942.
-"""
-
-OWNERS = "owners"
-"""Name of the gate that believes known owners, and for other images the scores."""
 
 GATE_FILE, DESCRIPTION_FILE, QUALITY_FILE = "gate.safetensors", "gate.json", "quality.json"
 
@@ -110,61 +104,60 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
         return NO_GATES
     gates, found = dict[str, Gate](), dict[str, GateQuality]()
     only_auto = all(student.scores.gate == "auto" for student in students)
+    least = MIN_SURE_HINTS if only_auto else MIN_HINTS
     for name in names:
         try:
-            gates[name], found[name] = _learn_or_load(run, name, embeddings)
+            gates[name], found[name] = _learn_or_load(run, name, embeddings, least)
         except TooFewOwners as error:
             if not only_auto:
                 raise
             run.notify(f"scores.gate: auto learns no gate: {error}")
-    auto = _choose(found)
-    run.notify(*(_describe(name, quality) for name, quality in found.items()))
+    auto = choose_gate_for_auto(found)
+    run.notify(*(describe_gate(name, quality) for name, quality in found.items()))
     if only_auto and found:
         run.notify(f"scores.gate: auto uses {auto}")
     return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, auto, found)
 
 
-def _describe(name: str, quality: GateQuality) -> str:
-    text = f"gate {name}: {quality.changed:.1%} of the images change hands"
-    check = quality.check
-    if check is None:
-        return text + (f"; {sum(quality.hints.values())} have a known owner" if quality.hints else "")
-    return (
-        f"{text}; of {check.images} images of known owner it finds {check.owner_accuracy:.1%} by "
-        f"cross-validation, the scores alone {check.ungated_owner_accuracy:.1%}"
-    )
-
-
-def _learn_or_load(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> tuple[Gate, GateQuality]:
+def _learn_or_load(
+    run: Run, name: str, embeddings: Mapping[str, Embedding], min_nobody: int
+) -> tuple[Gate, GateQuality]:
     """Return a gate and its quality, and store what it says of all stored images."""
-    folder, label_sets = run.folder / "gates" / name, _ungated_label_sets(run)
+    folder, said = run.folder / "gates" / name, owners_folder(run.folder, name)
     embeddings = {} if name == OWNERS else embeddings
     store = open_stored(run.folder, embedded=name != OWNERS)
     if (folder / QUALITY_FILE).exists():
         state = load_file(fetch_local_copy(folder / GATE_FILE))
-        gate = Gate.from_state(state, read_json(folder / DESCRIPTION_FILE), label_sets)
-        quality = GateQuality.model_validate(read_json(folder / QUALITY_FILE))
-    else:
-        began = time.perf_counter()
-        sample, owners = _read_pool(run, store, embeddings, name)
-        gate, check = _fit(name, sample, owners, run)
-        hints = {
-            teacher: int((owners == index).sum()) if name != "self" else 0
-            for index, teacher in enumerate(label_sets.by_teacher)
-        }
-        quality = GateQuality(
-            hints={teacher: count for teacher, count in hints.items() if count},
-            check=check,
-            changed=measure_owner_changes(gate, sample, owners),
-            seconds=time.perf_counter() - began,
-        )
-        make_folder(folder)
-        with atomic_file(folder / GATE_FILE) as part:
-            save_file(gate.to_state(), part)
-        write_json(folder / DESCRIPTION_FILE, gate.describe())
-        write_json(folder / QUALITY_FILE, quality.model_dump(mode="json"))
-    store_owners(gate, store, embeddings, owners_folder(run.folder, name))
+        gate = Gate.from_state(state, read_json(folder / DESCRIPTION_FILE), _ungated_label_sets(run))
+        store_owners(gate, store, embeddings, said)
+        return gate, GateQuality.model_validate(read_json(folder / QUALITY_FILE))
+    began = time.perf_counter()
+    sample, owners = _read_pool(run, store, embeddings, name)
+    gate, check = _fit(name, sample, owners, run, min_nobody)
+    seconds = time.perf_counter() - began
+    make_folder(folder)
+    with atomic_file(folder / GATE_FILE) as part:
+        save_file(gate.to_state(), part)
+    write_json(folder / DESCRIPTION_FILE, gate.describe())
+    store_owners(gate, store, embeddings, said)
+    done = read_json(said / DONE)
+    quality = GateQuality(
+        hints=_count_hints(run, owners) if name != "self" else {},
+        check=check,
+        changed=measure_owner_changes(gate, sample, owners),
+        left_out=done[LEFT_OUT] / done["images"],
+        seconds=seconds,
+    )
+    # Written last, because it says that the gate is finished.
+    write_json(folder / QUALITY_FILE, quality.model_dump(mode="json"))
     return gate, quality
+
+
+def _count_hints(run: Run, owners: torch.Tensor) -> dict[str, int]:
+    """Return owner -> number of images that it is known to own, of owners that have some."""
+    names = [*run.plan.label_sets.by_teacher, NOBODY]
+    counts = {name: int((owners == index).sum()) for index, name in enumerate(names)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _read_pool(
@@ -182,15 +175,18 @@ def _read_pool(
     return sample, owners
 
 
-def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple[Gate, OwnerCheck | None]:
+def _fit(
+    name: str, sample: GateSample, owners: torch.Tensor, run: Run, min_nobody: int
+) -> tuple[Gate, OwnerCheck | None]:
     label_sets, seed = _ungated_label_sets(run), run.config.seed
     if name == OWNERS:
         return Gate.of_scores(label_sets), None
     if name == "self":
         given = run.config.scores.shares
         shares = torch.tensor([given[teacher] for teacher in label_sets.by_teacher]) if given else None
-        return fit_self_gate(sample, label_sets, shares=shares), None
-    problem = GateProblem.build(sample, owners, label_sets)
+        claimed = sample.take(owners != len(label_sets.by_teacher))  # nobody's images are no teacher's claim
+        return fit_self_gate(claimed, label_sets, shares=shares), None
+    problem = GateProblem.build(sample, owners, label_sets, min_nobody=min_nobody)
     check = choose_gate(problem, seed=seed)
     settings = check.penalty, check.per_class
     curve = measure_learning_curve(problem, CURVE_COUNTS, settings, seed=seed)
@@ -202,25 +198,25 @@ def _ungated_label_sets(run: Run) -> LabelSets:
     return LabelSets(run.plan.label_sets.by_teacher, center=run.config.scores.center)
 
 
-def _choose(found: Mapping[str, GateQuality]) -> str:
-    """Return the gate that helps for sure; otherwise known owners are believed if there are any."""
-    hints = found.get("hints")
-    helps = hints is not None and hints.check is not None and hints.check.helps
-    if hints is not None and helps and min(hints.hints.values()) >= MIN_SURE_HINTS:
-        return "hints"
-    return OWNERS if OWNERS in found and found[OWNERS].hints else "none"
-
-
 def resolve_gate(config: Config, gates: Gates) -> Config:
     """Return a student's config with the gate that `scores.gate: auto` stands for.
 
     Args:
         config: Config of the student.
         gates: The gates, and the choice.
+
+    Raises:
+        InputError: The gate leaves no image to learn from.
     """
-    if config.scores.gate != "auto":
+    name = gates.auto if config.scores.gate == "auto" else config.scores.gate
+    if name in gates.qualities and gates.qualities[name].left_out == 1:
+        raise InputError(
+            f"images: all of them belong to nobody, as the gate {name!r} has it, so that none is left to "
+            "learn from; correct the owners and hints, or set scores.gate: none"
+        )
+    if config.scores.gate == name:
         return config
-    return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": gates.auto})})
+    return config.model_copy(update={"scores": config.scores.model_copy(update={"gate": name})})
 
 
 def with_gate(run: Run, gates: Gates) -> Run:

@@ -213,6 +213,8 @@ def _all_metrics(report: Report) -> dict[str, float]:
         metrics |= {f"codes/optimal_relative_error_{tap}": code.optimal_relative_error}
     if report.start is not None:
         metrics |= final_metrics(report.start.accuracy, "start")
+    if report.gate is not None and report.gate.used in report.gate.gates:
+        metrics |= {"gate/left_out": report.gate.gates[report.gate.used].left_out}
     metrics |= {f"layers/relative_error_{tap}": layer.relative_error for tap, layer in report.layers.items()}
     return metrics | {f"{stage}/seconds": speed.seconds for stage, speed in report.stages.items()}
 

@@ -24,6 +24,8 @@ from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
 from ka_ray.runs.variants import PARTS, default_methods, expand_variants, with_one_start
+from ka_ray.stages.gated_store import count_left_out
+from ka_ray.stages.inputs import owners_folder
 from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
@@ -120,13 +122,10 @@ def count_student_images(config: Config, folder: Path) -> int:
     The stage ``codes`` does not count: it trains the encoders, not the student.
 
     Args:
-        config: The config of the student.
+        config: The config of the student, whose `scores.gate` is resolved.
         folder: The output folder, with the finished extraction.
     """
-    stored = {
-        part: read_json(folder / part / DONE)["images"] if (folder / part / DONE).exists() else 0
-        for part in (FEATURES, IMAGES)
-    }
+    stored = {part: _count_stored(config, folder, part) for part in (FEATURES, IMAGES)}
     layers, joint = config.layers, config.joint
     fitted = layers.epochs * (stored[FEATURES] // layers.batch_size) * layers.batch_size
     in_layers = stored[FEATURES] if layers.solver == "least_squares" else fitted
@@ -134,6 +133,16 @@ def count_student_images(config: Config, folder: Path) -> int:
     learned = total - count_held_out(total) if chooses_student(config) else total
     in_joint = joint.images or joint.epochs * (learned // joint.batch_size) * joint.batch_size
     return int(in_layers + in_joint)
+
+
+def _count_stored(config: Config, folder: Path, part: str) -> int:
+    """Count the images of a part of the extraction, without those that the gate says belong to nobody."""
+    if not (folder / part / DONE).exists():
+        return 0
+    images = int(read_json(folder / part / DONE)["images"])
+    if not config.scores.gated:
+        return images
+    return images - count_left_out(folder / part, owners_folder(folder, config.scores.gate))
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Test what the config accepts of owners, hints and shares."""
 
+import json
+
 import pytest
 
 from ka_ray.errors import InputError
@@ -13,12 +15,26 @@ from ka_ray.errors import InputError
         ("scores.shares={low: 1, other: 2}", "owners of images: no teacher other"),
         ("scores.hints={low: nowhere}", r"scores\.hints\.low: .*nowhere.* does not exist"),
         ("scores.gate=sometimes", r"scores\.gate"),
+        ("scores.shares={low: 1, high: 1, nobody: 1}", "no teacher nobody; .* nobody, who has no share"),
+        ("teachers.0.name=nobody", "teachers: none may be called nobody"),
+        ("images.owner=nobody", "images: the owner of all is nobody"),
         ("scores.gate=hints", r"scores\.gate: hints, but no owners are known"),
     ],
 )
 def test_owners_that_cannot_be_are_refused(load_config, override, message):
     with pytest.raises(InputError, match=message):
         load_config(override)
+
+
+def test_nobody_owns_a_part_of_the_images_or_hints_but_not_all(load_config, tmp_path):
+    parts = [{"source": "digits", "owner": "nobody"}, {"source": "digits", "owner": "low"}]
+    mixed = f"images={{source: mixed, size: 8, parts: {json.dumps(parts)}}}"
+    assert load_config(mixed).images.named_owners == {"nobody", "low"}
+    config = load_config(mixed, f"scores.hints={{nobody: {tmp_path}}}")
+    assert config.gates == ("owners", "hints")
+    parts[1]["owner"] = "nobody"
+    with pytest.raises(InputError, match="images: the owner of all is nobody"):
+        load_config(f"images={{source: mixed, size: 8, parts: {json.dumps(parts)}}}")
 
 
 def test_a_gate_leaves_no_room_for_a_rule(load_config):

@@ -50,7 +50,11 @@ def checkout(tmp_path, monkeypatch, make_spec):
         (folder / f"{name}.txt").write_text(f"{name}_1\n{name}_2\n")
     save_image(folder / "photos" / "some" / "1.jpg")
     save_image(folder / "photos" / "1.jpg")
-    for name in ("photos/dogs", "photos/birds", "photos/unsorted", "hints/dogs", "hints/birds"):
+    photos = ("dogs", "birds", "landscapes", "unsorted")
+    for name in [
+        *(f"photos/{name}" for name in photos),
+        *(f"hints/{name}" for name in ("dogs", "birds", "cars")),
+    ]:
         save_image(folder / name / "1.jpg")
     (folder / "photos.csv").write_text("path,teacher\nphotos/1.jpg,dogs\n")
     (folder / "list.csv").write_text("file,kind\nsome/1.jpg,dogs_1\n")

@@ -12,7 +12,9 @@ from ka_ray.config import DigitsImages
 from ka_ray.features.store import IMAGES, Store
 from ka_ray.images import open_source, read_chunk
 from ka_ray.runs.gate_samples import HINTS
+from ka_ray.storage.files import read_json
 from ka_ray.student import load_student
+from ka_ray.training.batches import count_held_out
 
 pytestmark = pytest.mark.ray
 
@@ -21,7 +23,10 @@ HIGH = [f"digit_{i}" for i in range(5, 10)]
 
 
 def write_digits(folder):
-    """Save the training images of the digits as files: hints, images of known owner, and others."""
+    """Save the training images of the digits as files: hints, images of known owner, and others.
+
+    Images of nobody are negatives of some of them; the owner of half of these is known.
+    """
     config = DigitsImages(source="digits", split="train")
     source = open_source(config)
     for chunk in source.chunks:
@@ -34,6 +39,10 @@ def write_digits(folder):
                 )
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.moveaxis(pixels, 0, -1)).save(folder / name / f"{image_id}.png")
+                if image_id % 6 == 1:
+                    name = "known/nobody" if image_id % 12 == 1 else "mixed"
+                    (folder / name).mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(255 - np.moveaxis(pixels, 0, -1)).save(folder / name / f"n{image_id}.png")
     return folder
 
 
@@ -41,7 +50,8 @@ def describe_run(folder, **scores):
     def part(name, **keys):
         return {"source": "folder", "path": str(folder / name), "labelled": False, **keys}
 
-    parts = [part("known/low", owner="low"), part("known/high", owner="high"), part("mixed")]
+    parts = [part(f"known/{owner}", owner=owner) for owner in ("low", "high", "nobody")]
+    parts.append(part("mixed"))
     teacher = {
         "network": "plain",
         "arguments": {"widths": [8, 16]},
@@ -89,22 +99,24 @@ def train(folder):
 
 
 def read_gated_scores(folder, store):
-    """Compute the gated scores in float64, from the saved tensors of the gate and the known owners."""
+    """Compute p(owner), p(nobody) and the gated scores in float64, from the gate's tensors, where unknown."""
     gate = {name: t.double() for name, t in load_file(folder / "gates/hints/gate.safetensors").items()}
     columns = store.gather(["scores", "embedding", "owner"], np.arange(len(store)))
     scores, features = (torch.from_numpy(columns[name]).double() for name in ("scores", "embedding"))
     logits = (
-        scores * gate["score_scale"]
+        torch.cat([scores, torch.zeros(len(scores), 1)], 1) * gate["score_scale"]
         + (features - gate["mean"]) * gate["scale"] @ gate["weight"]
         + gate["bias"]
     )
-    owners = torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], 1).log_softmax(1)
+    pooled = torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:10].logsumexp(1), logits[:, 10]], 1)
+    owners, nobody = pooled[:, :2].log_softmax(1), pooled.softmax(1)[:, 2].numpy()
+    nobody[columns["owner"] != ""] = (columns["owner"] == "nobody")[columns["owner"] != ""]
     for teacher, name in enumerate(("low", "high")):
         known = torch.from_numpy(columns["owner"] == name)
         owners[known] = torch.tensor([0.001, 0.001], dtype=torch.float64).log()
         owners[known, teacher] = np.log(0.999)
     own = [part.log_softmax(1) + owners[:, [t]] for t, part in enumerate(scores.split(5, dim=1))]
-    return owners, torch.cat(own, 1)
+    return owners, nobody, torch.cat(own, 1)
 
 
 def test_a_gate_is_learned_from_known_owners_and_hints(tmp_path):
@@ -115,7 +127,7 @@ def test_a_gate_is_learned_from_known_owners_and_hints(tmp_path):
     assert report.gate is not None
     assert report.gate.used == "hints"
     found, run = report.gate.gates["hints"], tmp_path / "run"
-    counts = {name: len([*tmp_path.glob(f"*/{name}/*.png")]) for name in ("low", "high")}
+    counts = {name: len([*tmp_path.glob(f"*/{name}/*.png")]) for name in ("low", "high", "nobody")}
     assert found.hints == counts
     assert found.check is not None
     assert found.check.owner_accuracy > found.check.ungated_owner_accuracy
@@ -125,16 +137,27 @@ def test_a_gate_is_learned_from_known_owners_and_hints(tmp_path):
     assert len(Store(run / IMAGES)) == files["known"] + files["mixed"]
 
     store = Store(run / IMAGES)
-    owners, gated = read_gated_scores(run, store)
-    stored = Store(run / "gates/hints/owners").gather(["owners"], np.arange(len(store)))["owners"]
-    np.testing.assert_allclose(stored, owners.numpy(), rtol=1e-3, atol=1e-3)
+    owners, nobody, gated = read_gated_scores(run, store)
+    stored = Store(run / "gates/hints/owners").gather(["owners", "p_nobody"], np.arange(len(store)))
+    np.testing.assert_allclose(stored["owners"], owners.numpy(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(stored["p_nobody"], nobody, rtol=1e-3, atol=1e-3)
+    # The student did not learn from nobody's images: half of the negatives are told, others are found.
+    kept = nobody <= 0.5
+    negatives = sum(1 for _ in tmp_path.rglob("n*.png"))
+    assert counts["nobody"] < 0.9 * negatives < (~kept).sum() < 1.1 * negatives
+    assert found.left_out == pytest.approx((~kept).mean())
+    (epoch,) = read_json(run / "stages/joint.json")["history"]
+    batch_size = ka_ray.Config.model_validate(read_json(run / "config.json")).joint.batch_size
+    assert epoch["images"] == (kept.sum() - count_held_out(kept.sum())) // batch_size * batch_size
     # The student follows the gated ensemble more closely than the ensemble without a gate.
     student = load_student(run)
     pixels = torch.from_numpy(store.gather(["image"], np.arange(len(store)))["image"])
     with torch.no_grad():
-        predicted = student(pixels).argmax(1)
-    ungated = torch.from_numpy(store.gather(["scores"], np.arange(len(store)))["scores"]).float().argmax(1)
-    agreement = [(predicted == other).double().mean().item() for other in (gated.argmax(1), ungated)]
+        predicted = student(pixels).argmax(1)[kept]
+    scores = torch.from_numpy(store.gather(["scores"], np.arange(len(store)))["scores"])
+    ungated = scores[kept].float().argmax(1)
+    agreement = [(predicted == other).double().mean().item() for other in (gated[kept].argmax(1), ungated)]
     assert agreement[0] > agreement[1]
     text = (run / "report.md").read_text()
+    assert "which belong to nobody" in text
     assert "## Whose image is it?" in text

@@ -12,15 +12,21 @@ from ka_ray.features.store import IMAGES, Store, create_shard_folder, mark_folde
 from ka_ray.gates.fit import TooFewOwners
 from ka_ray.runs.gate_samples import Embedding
 from ka_ray.runs.gates import NO_GATES, learn_gates, resolve_gate
+from ka_ray.storage.files import remove_tree
 
 EMBEDDINGS = {"low": Embedding("fc", 6), "high": Embedding("fc", 4)}
 
 
-def store_images(folder, owners, embedding=True):
-    """Store images of two teachers whose scores say nothing of the owner, while their embeddings do."""
+def store_images(folder, owners, embedding=True, nobody=()):
+    """Store images of two teachers whose scores say nothing of the owner, while their embeddings do.
+
+    Those of which `nobody [n]` is true differ from both teachers' in other features.
+    """
     rng = np.random.default_rng(0)
     is_high = np.arange(len(owners)) % 2
     features = rng.normal(size=(len(owners), 10)) + 2 * is_high[:, None] * np.array([1, *[0] * 9])
+    if len(nobody):
+        features[:, 3] += 6 * nobody
     columns = {
         "image_id": np.arange(len(owners)),
         "scores": rng.normal(size=(len(owners), 10)).astype(np.float16),
@@ -122,6 +128,83 @@ def test_too_few_owners_are_no_gate_or_an_error(make_run, tmp_path):
     run, _ = make_run("scores.gate=hints")
     with pytest.raises(TooFewOwners, match="teacher high"):
         learn_gates(run, [run.config], EMBEDDINGS)
+
+
+def tell_nobody(known, count, known_nobody):
+    """Every fourth image is nobody's; the owners of the first images are known, and fewer of nobody's."""
+    nobody = np.arange(count) % 4 == 0
+    owners = np.array(every_second(known, count), dtype=object)
+    owners[nobody] = np.where(nobody.cumsum()[nobody] <= known_nobody, "nobody", "")
+    return list(owners), nobody
+
+
+def read_left_out(folder, gate):
+    store = Store(folder / "gates" / gate / "owners")
+    return store.gather(["p_nobody"], np.arange(len(store)))["p_nobody"] > 0.5
+
+
+def test_known_images_of_nobody_are_left_out_without_a_learned_gate(make_run, tmp_path):
+    owners, _ = tell_nobody(60, 200, known_nobody=30)
+    store_images(tmp_path, owners, embedding=False)
+    run, notes = make_run("scores.gate=owners")
+    gates = learn_gates(run, [run.config], {})
+    assert read_left_out(tmp_path, "owners").tolist() == [owner == "nobody" for owner in owners]
+    quality = gates.qualities["owners"]
+    assert quality.left_out == 30 / 200
+    assert quality.hints == {"low": 15, "high": 30, "nobody": 30}
+    assert "15.0% belong to nobody and are left out" in notes[0]
+
+
+def test_a_gate_from_images_of_nobody_leaves_out_others_of_them(make_run, tmp_path):
+    owners, nobody = tell_nobody(800, 1200, known_nobody=150)
+    store_images(tmp_path, owners, nobody=nobody)
+    run, notes = make_run()
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert gates.auto == "hints"
+    quality, left_out = gates.qualities["hints"], read_left_out(tmp_path, "hints")
+    known = np.array([owner != "" for owner in owners])
+    assert (left_out == nobody)[known].all()  # what is known is believed
+    found, lost = left_out[nobody & ~known].mean(), left_out[~nobody & ~known].mean()
+    assert found > 0.9
+    assert lost < 0.05
+    assert quality.left_out == left_out.mean()
+    assert quality.check.nobody_found == pytest.approx(found, abs=0.08)
+    assert quality.check.lost == pytest.approx(lost, abs=0.05)
+    assert "of nobody's images" in notes[1]
+    assert learn_gates(run, [run.config], EMBEDDINGS).qualities == gates.qualities
+
+
+def test_auto_finds_no_others_by_few_images_of_nobody_but_hints_does(make_run, tmp_path):
+    owners, nobody = tell_nobody(800, 1200, known_nobody=20)
+    store_images(tmp_path, owners, nobody=nobody)
+    run, notes = make_run()
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    assert gates.auto == "hints"
+    assert gates.qualities["hints"].check.nobody_found is None
+    assert read_left_out(tmp_path, "hints").sum() == 20
+    assert "20 images of nobody are too few to find others by" in notes[1]
+    remove_tree(tmp_path / "gates")
+    run, _ = make_run("scores.gate=hints")
+    assert learn_gates(run, [run.config], EMBEDDINGS).qualities["hints"].check.nobody_found > 0.3
+    assert read_left_out(tmp_path, "hints").sum() > 100
+
+
+def test_nothing_is_claimed_of_nobodys_images_and_a_run_of_them_alone_is_refused(make_run, tmp_path):
+    owners, nobody = tell_nobody(0, 400, known_nobody=400)
+    store_images(tmp_path, owners, nobody=nobody)
+    run, _ = make_run("scores.gate=self")
+    gates = learn_gates(run, [run.config], EMBEDDINGS)
+    rows = np.flatnonzero(~nobody)
+    means = Store(tmp_path / IMAGES).gather(["embedding"], rows)["embedding"].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(gates.by_name["self"].scaling.mean.numpy(), means, atol=1e-4)
+    assert gates.qualities["self"].left_out == 0.25
+    remove_tree(tmp_path / IMAGES)
+    store_images(tmp_path, ["nobody"] * 50, embedding=False)
+    run, _ = make_run()
+    gates = learn_gates(run, [run.config], {})
+    with pytest.raises(InputError, match="all of them belong to nobody, as the gate 'owners' has it"):
+        resolve_gate(run.config, gates)
+    assert resolve_gate(make_run("scores.gate=none")[0].config, gates).scores.gate == "none"
 
 
 def test_an_owner_that_is_no_teacher_is_refused(make_run, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ka_ray.errors import InputError
+from ka_ray.features.store import create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison
 from ka_ray.reports.summaries import ExtractionSummary
@@ -145,6 +146,31 @@ def test_count_student_images_counts_whole_batches_of_all_stages(
     )
     write_extraction_summaries(tmp_path / "run", **stored)
     assert count_student_images(config, tmp_path / "run") == expected
+
+
+def test_count_student_images_does_not_count_what_the_gate_leaves_out(load_config, tmp_path):
+    folder = tmp_path / "run"
+    write_extraction_summaries(folder, features=103, images=450)
+    nobody = np.arange(553) % 7 == 0  # 15 of the first 103 images, 64 of the others
+    for part, ids in (("features", np.arange(103)), ("images", np.arange(103, 553))):
+        write_shard(folder / part, {"image_id": ids})
+        names = [path.name for path in (folder / part).glob("*.arrow")]
+        write_json(folder / part / "done.json", EXTRACTION_SUMMARY | {"images": len(ids), "shards": names})
+    create_shard_folder(folder / "gates/owners/owners")
+    write_shard(
+        folder / "gates/owners/owners",
+        {"image_id": np.arange(553), "p_nobody": nobody.astype(np.float32)},
+    )
+    mark_folder_finished(folder / "gates/owners/owners", {})
+    overrides = [
+        "layers={epochs: 3, batch_size: 10}",
+        "joint={epochs: 2, batch_size: 64}",
+        "images.owner=low",
+    ]
+    with_gate = load_config(*overrides, "scores.gate=owners")
+    assert count_student_images(with_gate, folder) == 3 * 80 + 2 * 7 * 64  # of 88 and 474 images
+    without = load_config(*overrides, "scores.gate=none")
+    assert count_student_images(without, folder) == 3 * 100 + 2 * 512
 
 
 def make_stage_summary(stage: str, images: int, seconds: float) -> StageSummary:
@@ -416,5 +442,5 @@ def test_gates_can_be_varied_and_auto_without_owners_is_none(load_config):
     assert [load_config(*change).gates for change in variants.values()] == [(), ("self",)]
     assert load_config().scores.gate == "auto"
     assert load_config().gates == ()
-    assert load_config("images.owner=low").gates == ("hints",)
+    assert load_config("images.owner=low").gates == ("owners", "hints")
     assert load_config("images.owner=low", "scores.gate=none").gates == ()
