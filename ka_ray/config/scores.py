@@ -34,7 +34,7 @@ class ScoresConfig(Section):
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
         "decides; owners: the known owner, and for other images the scores; hints: the known owner, and for "
         "other images a gate that is learned from all known owners; self: the known owner, and a gate that "
-        "teaches itself, from images that one teacher claims clearly; auto: hints, if there are "
+        "learns from what the ensemble says of all images; auto: hints, if there are "
         "100 of each teacher and cross-validation says that the gate helps, otherwise owners.",
     )
     hints: dict[str, ExistingPath] = Field(
@@ -46,7 +46,7 @@ class ScoresConfig(Section):
     shares: dict[str, PositiveFloat] = Field(
         default_factory=dict,
         description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
-        "all own equally many. Wrong shares do more harm than this gate does good.",
+        "as the scores have them. Wrong shares do more harm than this gate does good.",
     )
 
     def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:

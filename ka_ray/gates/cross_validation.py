@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ka_ray.gates.fit import MIN_HINTS, PENALTIES, GateProblem
+from ka_ray.gates.fit import MANY_HINTS, MIN_HINTS, PENALTIES, GateProblem
 from ka_ray.gates.gate import NOBODY_THRESHOLD
 
 MAX_FOLDS, MANY_IMAGES, CURVE_DRAWS = 5, 1000, 3
 """Parts of a cross-validation, images beyond which one part is judged, and draws per point of a curve."""
 
-MANY_HINTS, FEW_HINTS_PENALTY = 100, 1.0
-"""Hints per teacher from which settings are chosen, and with fewer the penalty times their number.
+FEW_HINTS_PENALTY = 1.0
+"""Penalty times the number of hints per teacher, if they are fewer than :data:`MANY_HINTS`.
 
 1 is the safe choice on held-out training images of CIFAR-10 in two and three parts: with .1, 30 hints per
 teacher close 10 % of the gap instead of 4 % for fine-tuned halves, but cost up to 10 % for plain ones.

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
+from ka_ray.gates.class_model import believe_class_model, believe_scores
 from ka_ray.gates.gate import Gate, list_class_scores
 from ka_ray.gates.inputs import GateSample, InputScaling
 from ka_ray.numerics.logistic_regression import (
@@ -29,6 +30,9 @@ COMPONENTS = 160
 
 MIN_HINTS = 2
 """Smallest number of images per teacher that a gate is learned from."""
+
+MANY_HINTS = 100
+"""Hints per teacher from which a gate needs no help of a class model, and its settings can be chosen."""
 
 
 class TooFewOwners(InputError):
@@ -51,6 +55,8 @@ class GateProblem:
         scores: `[n, C]`, what the teachers say of them.
         sizes: Number of classes of each owner.
         owners: `[n]`, index of the owner; N for nobody.
+        prior: What is there before anything is learned from owners: the scores, or, where few owners are
+            known, part of them and a class model.
     """
 
     label_sets: LabelSets
@@ -60,6 +66,7 @@ class GateProblem:
     scores: Tensor
     sizes: tuple[int, ...]
     owners: Tensor
+    prior: LinearLogits
 
     @staticmethod
     def build(
@@ -88,18 +95,27 @@ class GateProblem:
         teachers = len(label_sets.by_teacher)
         if int((owners == teachers).sum()) < max(MIN_HINTS, min_nobody):
             owners = owners.masked_fill(owners == teachers, -1)
-        known = sample.take(owners >= 0)
+        known, is_known = sample.take(owners >= 0), owners >= 0
         scaling = InputScaling.measure(sample.features)
         nobody = int((owners == teachers).any())
         scores, sizes = list_class_scores(label_sets, known.scores, label_sets.num_scores + nobody)
         basis = scaling.find_basis(sample.features, COMPONENTS)
-        inputs = scaling(known.features) @ basis
-        return GateProblem(label_sets, scaling, basis, inputs, scores, tuple(sizes), owners[owners >= 0])
+        inputs, owners = scaling(sample.features) @ basis, owners[is_known].long()
+        if int(torch.bincount(owners).min()) < MANY_HINTS and not nobody:
+            prior = believe_class_model(inputs, sample, label_sets)
+        else:
+            prior = believe_scores(inputs, sizes)
+        return GateProblem(label_sets, scaling, basis, inputs[is_known], scores, tuple(sizes), owners, prior)
 
     @property
     def energies(self) -> Tensor:
         """`[n, N]`, what the ensemble goes by: the teachers' energies."""
         return pool_logits(self.scores, self.sizes)[:, : len(self.label_sets.by_teacher)]
+
+    @property
+    def offset(self) -> Tensor:
+        """`[n, C]`, logits of the classes before anything is learned from owners."""
+        return self.prior(self.inputs) + self.scores * repeat_per_class(self.prior.scale, self.sizes)
 
     def solve(self, penalty: float, per_class: bool, chosen: Tensor) -> LinearLogits:
         """Learn from some of the images, `[n]` mask or index; each owner's together count the same.
@@ -115,14 +131,14 @@ class GateProblem:
         Returns:
             Weights in the basis, `[r, C]`.
         """
-        owners = self.owners[chosen].long()
+        owners = self.owners[chosen]
         targets = functional.one_hot(owners, len(self.sizes)).float()
-        scores = self.scores[chosen]
+        offset = self.offset[chosen]
         solved = fit_logistic_regression(
             self.inputs[chosen],
             targets,
             penalty,
-            offset=scores if per_class else pool_logits(scores, self.sizes),
+            offset=offset if per_class else pool_logits(offset, self.sizes),
             sample_weights=1 / targets.sum(dim=0).clamp_min(1)[owners],
             sizes=self.sizes if per_class else None,
             learn_scale=True,
@@ -134,7 +150,7 @@ class GateProblem:
 
     def log_owners(self, solved: LinearLogits, chosen: Tensor) -> Tensor:
         """Return log p(owner) `[n, N]` of some of the images, given that they belong to a teacher."""
-        logits = solved.pool(self.inputs[chosen], self.scores[chosen], self.sizes)
+        logits = solved.pool(self.inputs[chosen], self.offset[chosen], self.sizes)
         return logits[:, : len(self.label_sets.by_teacher)].log_softmax(dim=1)
 
     @property
@@ -144,7 +160,7 @@ class GateProblem:
 
     def nobody(self, solved: LinearLogits, chosen: Tensor) -> Tensor:
         """Return the probability `[n]` that some of the images belong to nobody; 0 if that is not learned."""
-        logits = solved.pool(self.inputs[chosen], self.scores[chosen], self.sizes)
+        logits = solved.pool(self.inputs[chosen], self.offset[chosen], self.sizes)
         return logits.softmax(dim=1)[:, len(self.label_sets.by_teacher) :].sum(dim=1)
 
     def fit(self, penalty: float, per_class: bool, learned_from: str = "hints") -> Gate:
@@ -157,6 +173,7 @@ class GateProblem:
         """
         solved = self.solve(penalty, per_class, torch.arange(len(self.owners)))
         scale = repeat_per_class(solved.scale, self.sizes)
-        return Gate(
-            self.label_sets, self.scaling, self.basis @ solved.weight, solved.bias, scale, learned_from
-        )
+        weight = self.basis @ (solved.weight + self.prior.weight * scale)
+        bias = solved.bias + self.prior.bias * scale
+        score_scale = scale * repeat_per_class(self.prior.scale, self.sizes)
+        return Gate(self.label_sets, self.scaling, weight, bias, score_scale, learned_from)

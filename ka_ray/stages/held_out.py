@@ -4,9 +4,9 @@ The ensemble is no fair judge of starts: where one teacher's scores are higher f
 teacher, and a start that has forgotten the others agrees with it. So a start is judged by the teacher that it
 follows worst, each teacher among its own classes, where its scores need no common scale with those of others.
 
-Joint learning begins with a student that follows all teachers, and learns from the ensemble's scores, behind a
-gate if there is one. Its epochs are judged by these: teachers tell least about the images that are not theirs,
-and a student that gives them up for knowing whose image it is would lose by the teacher followed worst.
+Joint learning begins with a student that follows all teachers, and learns from the ensemble's scores, behind
+a gate if there is one. Its epochs are judged by these. Over all images, a teacher counts as much where an image
+is not its own, and students that know whose image it is would lose by the teacher that they follow worst.
 
 Shapes: B images, K classes of the student, T teachers, K_t classes of teacher t.
 """

@@ -277,10 +277,7 @@ def test_the_student_that_is_kept_is_listed_with_the_others() -> None:
         "epoch 1": {"agreement": 0.5, "divergence": 0.25, "worst_divergence": 0.5, "images": 40},
     }
     text = make_markdown(choice={"best": "start", "qualities": qualities})
-    assert (
-        "Kept is the student of: start. On 40 held-out images it is 0.500 nats from the ensemble."
-        in text
-    )
+    assert "Kept is the student of: start. On 40 held-out images it is 0.500 nats from the ensemble." in text
     assert "| epoch 1 | 0.500 | 0.500 | 0.250 |" in text
     assert "## Which student is kept" not in make_markdown()
 
