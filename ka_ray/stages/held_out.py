@@ -5,8 +5,8 @@ teacher, and a start that has forgotten the others agrees with it. So a start is
 follows worst, each teacher among its own classes, where its scores need no common scale with those of others.
 
 Joint learning begins with a student that follows all teachers, and learns from the ensemble's scores, behind
-a gate if there is one. Its epochs are judged by these. Over all images, a teacher counts as much where an image
-is not its own, and students that know whose image it is would lose by the teacher that they follow worst.
+a gate if there is one. Its epochs are judged by these. Where an image is not its own, a teacher tells little,
+and a student that knows whose image it is would lose by the teacher that it follows worst.
 
 Shapes: B images, K classes of the student, T teachers, K_t classes of teacher t.
 """
