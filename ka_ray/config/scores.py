@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
+from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
 
 
 class ScoresConfig(Section):
@@ -47,6 +48,11 @@ class ScoresConfig(Section):
         description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
         "all own equally many. Wrong shares do more harm than this gate does good.",
     )
+    descriptive: DescriptiveConfig | None = Field(
+        None,
+        description="A trained network that is nobody's teacher, such as one of ImageNet: what it sees of an "
+        "image joins what a gate that is learned (hints, self) sees of the teachers'. null: none.",
+    )
 
     def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:
         """Check the names of teachers as owners of images, and that `gate: hints` has any.
@@ -63,6 +69,8 @@ class ScoresConfig(Section):
             raise ValueError("scores.gate: hints, but no owners are known; give scores.hints or images.owner")
         if self.gate == "owners" and not known:
             raise ValueError("scores.gate: owners, but none are known; give images.owner or owner_column")
+        if self.descriptive is not None and DESCRIPTIVE in teachers:
+            raise ValueError(f"scores.descriptive: a teacher is called {DESCRIPTIVE}; give it another name")
         unknown = sorted({*self.hints, *self.shares, *named} - {*teachers})
         if unknown:
             raise ValueError(f"owners of images: no teacher {', '.join(unknown)}; there are {list(teachers)}")

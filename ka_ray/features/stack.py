@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ka_ray.config import DESCRIPTIVE
 from ka_ray.errors import InputError
 
 SCORES = "scores"
@@ -20,7 +21,8 @@ TARGETS = "targets"
 
 
 EMBEDDING = "embedding"
-"""Name of the column with the inputs of a teacher's last layer, and of those of all teachers side by side."""
+"""Name of the column with the inputs of a teacher's last layer, and of those of all teachers side by side;
+behind them stands the embedding of the descriptive network, if there is one."""
 
 OWNERS = "owners"
 """Name of the column with log p(owner | image), one value per teacher, from a gate."""
@@ -57,7 +59,8 @@ def stack_columns(
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
-        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if the teachers have such columns.
+        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if teachers, or the descriptive network,
+        have such columns.
         Stacked columns have dtype float16.
 
     Raises:
@@ -67,7 +70,8 @@ def stack_columns(
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
         if any(name.startswith(f"{EMBEDDING}@") for name in columns):
-            parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
+            others = [DESCRIPTIVE] if feature_column(EMBEDDING, DESCRIPTIVE) in columns else []
+            parts[EMBEDDING] = [feature_column(EMBEDDING, source) for source in (*teachers, *others)]
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.

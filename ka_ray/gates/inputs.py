@@ -34,6 +34,10 @@ class GateSample:
         features = {name: torch.cat([rows, other.features[name]]) for name, rows in self.features.items()}
         return GateSample(features, torch.cat([self.scores, other.scores]))
 
+    def only(self, source: str) -> "GateSample":
+        """Return the same images with the features of one source."""
+        return GateSample({source: self.features[source]}, self.scores)
+
     def take(self, index: Tensor) -> "GateSample":
         """Return the images of an index or mask `[n]`."""
         return GateSample({name: rows[index] for name, rows in self.features.items()}, self.scores[index])

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import Config
+from ka_ray.config import DESCRIPTIVE, Config
 from ka_ray.features.store import Store
 from ka_ray.gates import Gate, GateSample
 from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
 from ka_ray.gates.fit import GateProblem, TooFewOwners
 from ka_ray.gates.gate import measure_owner_changes
-from ka_ray.gates.self_taught import fit_self_gate
+from ka_ray.gates.self_taught import CORRECTION, fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
@@ -60,7 +60,7 @@ class Gates:
 
     Attributes:
         by_name: Name, as `scores.gate` has it -> gate.
-        last_layers: Teacher -> path of its last layer, whose input the gates see.
+        last_layers: Teacher, or descriptive network -> path of its last layer, whose input the gates see.
         auto: What `scores.gate: auto` stands for: the name of a gate, or none.
         qualities: Name -> what the report says of the gate.
         of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
@@ -81,13 +81,15 @@ class Gates:
         return GateChoice(used=used, gates=dict(self.qualities)) if self.qualities else None
 
     def used_by(self, students: Mapping[str, str]) -> "Gates":
-        """Return the gates together with who uses which.
+        """Return the gates together with who uses which, and what these see.
 
         Args:
             students: Name of a student -> its `scores.gate`; students without a gate are left out.
         """
         used = {student: self.by_name[name] for student, name in students.items() if name in self.by_name}
-        return dataclasses.replace(self, of_students=used)
+        seen = {source for gate in used.values() for source in gate.scaling.sources}
+        last_layers = {source: path for source, path in self.last_layers.items() if source in seen}
+        return dataclasses.replace(self, of_students=used, last_layers=last_layers)
 
 
 NO_GATES = Gates({}, {})
@@ -189,7 +191,12 @@ def _fit(name: str, sample: GateSample, owners: torch.Tensor, run: Run) -> tuple
     if name == "self":
         given = run.config.scores.shares
         shares = torch.tensor([given[teacher] for teacher in label_sets.by_teacher]) if given else None
-        return fit_self_gate(sample, label_sets, shares=shares), None
+        correction = CORRECTION
+        if (
+            DESCRIPTIVE in sample.features
+        ):  # what it sees cannot repeat the mistakes of the teachers' energies
+            sample, correction = sample.only(DESCRIPTIVE), 1.0
+        return fit_self_gate(sample, label_sets, shares=shares, correction=correction), None
     problem = GateProblem.build(sample, owners, label_sets)
     check = choose_gate(problem, seed=seed)
     settings = check.penalty, check.per_class
