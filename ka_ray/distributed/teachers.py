@@ -3,7 +3,7 @@
 Shapes: n images of a batch, C channels of one teacher at a tap, K_t classes of a teacher.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,14 +136,7 @@ def run_teachers(
         context.target_max_block_size = min(
             context.target_max_block_size or limit, limit // MIN_BLOCKS_IN_STORE
         )
-    pools_of_networks: list[tuple[Any, tuple[Any, ...]]] = [
-        (TeacherActor, (teacher, share, reading, monitor)) for teacher in teachers
-    ]
-    if DESCRIPTIVE in reading.last_layers:
-        path, column = reading.last_layers[DESCRIPTIVE], reading.images[DESCRIPTIVE]
-        arguments = (reading.scores.descriptive, share, path, column, monitor)
-        pools_of_networks.append((DescriptiveActor, arguments))
-    for actor, arguments in pools_of_networks:
+    for actor, arguments in _list_networks(teachers, share, reading, monitor):
         rows = rows.map_batches(
             actor,
             fn_constructor_args=arguments,
@@ -152,3 +145,14 @@ def run_teachers(
             **remote_options(share),
         )
     return rows
+
+
+def _list_networks(
+    teachers: Sequence[TeacherConfig], share: Resources, reading: ReadSpec, monitor: Any
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield the class of the actors of each network, and the arguments of its constructor."""
+    for teacher in teachers:
+        yield TeacherActor, (teacher, share, reading, monitor)
+    if DESCRIPTIVE in reading.last_layers:
+        path, column = reading.last_layers[DESCRIPTIVE], reading.images[DESCRIPTIVE]
+        yield DescriptiveActor, (reading.scores.descriptive, share, path, column, monitor)

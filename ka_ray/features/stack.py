@@ -53,15 +53,14 @@ def stack_columns(
         columns: Per tap and teacher a column ``tap@teacher [n, C, *space]``, per teacher ``scores@teacher
             [n, K_t]``, and any other columns.
         taps: Names of the taps to stack.
-        teachers: Names of the teachers in stacking order. If empty, nothing is stacked.
+        teachers: Their names in stacking order. If empty, nothing is stacked.
         scores: Which of the teachers' score columns to stack: :data:`SCORES` or :data:`TARGETS`.
         kept: Columns of teachers that are kept, such as their views of the images.
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
-        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if teachers, or the descriptive network,
-        have such columns.
-        Stacked columns have dtype float16.
+        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if there are such columns, that of the
+        descriptive network last. Stacked columns have dtype float16.
 
     Raises:
         InputError: A feature is not finite. In float16 that includes values above 65,504.
@@ -70,8 +69,9 @@ def stack_columns(
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
         if any(name.startswith(f"{EMBEDDING}@") for name in columns):
-            others = [DESCRIPTIVE] if feature_column(EMBEDDING, DESCRIPTIVE) in columns else []
-            parts[EMBEDDING] = [feature_column(EMBEDDING, source) for source in (*teachers, *others)]
+            descriptive = feature_column(EMBEDDING, DESCRIPTIVE)
+            parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
+            parts[EMBEDDING] += [descriptive] if descriptive in columns else []
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.

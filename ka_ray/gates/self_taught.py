@@ -43,7 +43,8 @@ def fit_self_gate(
         shares: `[N]`, the share of the images that belongs to each teacher. None: all own equally many. A
             wrong assumption does more harm than the gate can do good, see :func:`match_shares`.
         share: Share of the images of each predicted class that become pseudo-owners.
-        correction: Factor of the logits that are learned from pseudo-owners, beside the energies.
+        correction: Factor of the logits that are learned from pseudo-owners, beside the energies. Features of
+            a network that is nobody's teacher cannot repeat the energies' mistakes, and take a factor of 1.
         penalty: Of the logistic regression.
 
     Raises:

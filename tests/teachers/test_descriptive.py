@@ -84,7 +84,9 @@ def test_a_torchvision_network_and_a_small_one_of_ours(load, tmp_path, randomise
     assert loaded.find_embedding(view) == ("fc", 512)
     network.fc = nn.Identity()
     with torch.no_grad():
-        torch.testing.assert_close(loaded.embed(images(), "fc"), network(preprocessed()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            loaded.embed(images(), "fc"), network(preprocessed()), rtol=1e-4, atol=1e-4
+        )
     torch.save(plain_conv_net(9, (4, 6)).state_dict(), tmp_path / "p.pt")
     loaded, view = load(network="plain", arguments={"widths": [4, 6]}, checkpoint=tmp_path / "p.pt")
     assert loaded.num_classes == 9
