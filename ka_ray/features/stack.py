@@ -3,7 +3,7 @@
 Shapes: n images, S channels of all teachers together, K_t classes of teacher t, ``*space`` height and width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,7 @@ def stack_columns(
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
         if any(name.startswith(f"{EMBEDDING}@") for name in columns):
-            descriptive = feature_column(EMBEDDING, DESCRIPTIVE)
-            parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
-            parts[EMBEDDING] += [descriptive] if descriptive in columns else []
+            parts[EMBEDDING] = _list_embeddings(columns, teachers)
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.
@@ -82,3 +80,12 @@ def stack_columns(
                 "no NaN, and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
             )
     return stacked
+
+
+def _list_embeddings(columns: Collection[str], teachers: Sequence[str]) -> list[str]:
+    """Return the columns of embeddings in stacking order: the teachers', then the descriptive network's."""
+    own, descriptive = (
+        [feature_column(EMBEDDING, t) for t in teachers],
+        feature_column(EMBEDDING, DESCRIPTIVE),
+    )
+    return [*own, descriptive] if descriptive in columns else own
