@@ -45,7 +45,7 @@ PLAIN = {
 }
 FINETUNED = {"finetuned_halves": "halves", "finetuned_animals_and_signs": "animals_and_signs"}
 SETTINGS = (*FINETUNED, *PLAIN, "finetuned_halves_9_to_1", "plain_halves_9_to_1")
-HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES = 30, 3000, 5000, 2000
+HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES = 30, 3000, 15_000, 2000
 COLUMNS = {"hints": "owner_of_some", "known": "owner_of_all"}
 
 

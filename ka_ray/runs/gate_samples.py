@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ka_ray.config import NOBODY, Config, FolderImages, ListImages, MixedImages
+from ka_ray.config import DESCRIPTIVE, NOBODY, Config, FolderImages, ListImages, MixedImages
 from ka_ray.errors import InputError
 from ka_ray.features.stack import EMBEDDING, OWNERS, P_NOBODY, SCORES
 from ka_ray.features.store import (
@@ -28,9 +28,11 @@ from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run
+from ka_ray.runs.descriptive import learns_gate
 from ka_ray.runs.execution import is_stored
 from ka_ray.student.plan import FLOAT16_BYTES
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.descriptive import load_descriptive
 
 HINTS = "hints"
 """Name of the folder with the images of `scores.hints`."""
@@ -43,10 +45,11 @@ ROWS_PER_SHARD = 4096
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where the embedding of a teacher is read.
+    """Where the embedding of a teacher, or of the descriptive network, is read.
 
     Attributes:
-        path: Path of the last layer, whose input it is.
+        path: Path of the last layer, whose input it is; of the descriptive network, it can be
+            :data:`ka_ray.teachers.descriptive.OUTPUT`.
         channels: D_t.
     """
 
@@ -62,6 +65,8 @@ class Embedding:
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
     """Return teacher -> its embedding, if gates learn from them and can; otherwise nothing.
 
+    The descriptive network comes last, if there is one.
+
     Args:
         run: The run.
         students: The configs of its students.
@@ -69,7 +74,7 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    if not any({"hints", "self"}.intersection(student.gates) for student in students):
+    if not learns_gate(students):
         return {}
     found = {}
     for section in run.config.teachers:
@@ -83,6 +88,9 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
                 f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
             )
         found[section.name] = Embedding(*embedding)
+    descriptive, view = run.config.scores.descriptive, run.plan.views.descriptive
+    if descriptive is not None and view is not None:
+        found[DESCRIPTIVE] = Embedding(*load_descriptive(descriptive).find_embedding(view))
     return found
 
 
@@ -114,7 +122,7 @@ def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDA
 
     Args:
         store: The stored images.
-        embeddings: Teacher -> its embedding, in stacking order; empty to read the scores alone.
+        embeddings: Source -> its embedding, in stacking order; empty to read the scores alone.
         rows: Numbers of the rows.
     """
     columns = store.gather([EMBEDDING, SCORES] if embeddings else [SCORES], rows)

@@ -54,7 +54,7 @@ class Gates:
 
     Attributes:
         by_name: Name, as `scores.gate` has it -> gate.
-        last_layers: Teacher -> path of its last layer, whose input the gates see.
+        last_layers: Teacher, or descriptive network -> path of its last layer, whose input the gates see.
         auto: What `scores.gate: auto` stands for: the name of a gate, or none.
         qualities: Name -> what the report says of the gate.
         of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
@@ -75,13 +75,15 @@ class Gates:
         return GateChoice(used=used, gates=dict(self.qualities)) if self.qualities else None
 
     def used_by(self, students: Mapping[str, str]) -> "Gates":
-        """Return the gates together with who uses which.
+        """Return the gates together with who uses which, and what these see.
 
         Args:
             students: Name of a student -> its `scores.gate`; students without a gate are left out.
         """
         used = {student: self.by_name[name] for student, name in students.items() if name in self.by_name}
-        return dataclasses.replace(self, of_students=used)
+        seen = {source for gate in used.values() for source in gate.scaling.sources}
+        last_layers = {source: path for source, path in self.last_layers.items() if source in seen}
+        return dataclasses.replace(self, of_students=used, last_layers=last_layers)
 
 
 NO_GATES = Gates({}, {})

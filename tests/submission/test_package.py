@@ -220,3 +220,15 @@ def test_the_sent_package_is_imported_instead_of_this_checkout(project):
         check=True,
     )
     assert Path(json.loads(finished.stdout)).is_relative_to(project / "unpacked")
+
+
+def test_the_descriptive_network_is_sent_as_teachers_are(project):
+    Path("hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (Path("hf") / name).write_text("{}")
+    by_factory = {
+        "scores": {"descriptive": {"network": "nets.deep.net:make", "arguments": {"names": "names.txt"}}}
+    }
+    assert {"nets/__init__.py", "nets/deep/net.py", "names.txt"} <= set(zip_contents(by_factory))
+    for given in ("hf", {"from": "hf/model.safetensors"}):
+        assert "hf/config.json" in zip_contents({"scores": {"descriptive": given}})
