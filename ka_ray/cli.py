@@ -43,6 +43,9 @@ Extend = Annotated[
     str | None, typer.Option(help="Output folder of a finished run, whose teachers this run extends by more.")
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the function that the folder names to build its network.")
+]
 
 
 def print_version(wanted: bool) -> None:
@@ -65,7 +68,7 @@ def options(
 def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     """Train two small teachers of handwritten digits and merge them; takes about two minutes."""
     from ka_ray import Config, amalgamate
-    from ka_ray.workflows.demo import save_samples
+    from ka_ray.workflows.demo import demo_config, save_samples
 
     config = Config.load(demo_config(), with_output(overrides, output))
     report = amalgamate(config)
@@ -192,12 +195,14 @@ def evaluate(
             "--set", metavar="KEY=VALUE", help="Override a key of the image source, e.g. label_column=label."
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers."""
     from ka_ray import evaluate as evaluate_folder
     from ka_ray.workflows.evaluate import build_images_config
 
-    accuracy = evaluate_folder(folder, build_images_config(folder, images, overrides or []))
+    config = build_images_config(folder, images, overrides or [], trust=trust)
+    accuracy = evaluate_folder(folder, config, trust=trust)
     typer.echo(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images")
     for name, pair in accuracy.per_teacher.items():
         typer.echo(f"classes of {name}: {format_percent(pair.student)}")
@@ -205,12 +210,14 @@ def evaluate(
 
 @app.command()
 def predict(
-    folder: RunFolder, images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
+    folder: RunFolder,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    trust: Trust = False,
 ) -> None:
     """Predict the class of image files."""
     from ka_ray import predict as predict_images
 
-    for prediction in predict_images(folder, images):
+    for prediction in predict_images(folder, images, trust=trust):
         typer.echo(f"{prediction.path}\t{prediction.class_name}\t{prediction.probability:.3f}")
 
 
@@ -218,13 +225,6 @@ def predict(
 def doctor() -> None:
     """Show this machine's Python, libraries, CPUs, GPUs and free disk space."""
     show_machine()
-
-
-def demo_config() -> Path:
-    """Return the path of the demo's config: a wheel has it inside the package, a checkout in `jobs/`."""
-    package = Path(__file__).parent
-    places = (package / "configs" / "digits.yaml", package.parent / "jobs" / "configs" / "digits.yaml")
-    return next(place for place in places if place.exists())
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:

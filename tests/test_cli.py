@@ -9,8 +9,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 from ka_ray import __version__, cli
+from ka_ray.workflows.demo import demo_config
 
-DEMO_CONFIG = str(cli.demo_config())
+DEMO_CONFIG = str(demo_config())
 
 
 def run_cli(monkeypatch, *arguments: str) -> int:
@@ -127,7 +128,7 @@ def test_doctor_prints_versions_and_resources(monkeypatch, capsys):
 
 
 def test_the_demo_config_is_found_in_a_checkout():
-    assert cli.demo_config().name == "digits.yaml"
+    assert demo_config().name == "digits.yaml"
 
 
 def test_with_output_adds_an_override():

@@ -9,18 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from ka_ray.config.base import AbsolutePath, ExistingPath, Section, with_defaults
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
+from ka_ray.config.factories import FactoriesSection
 from ka_ray.config.job_paths import ClusterContext, in_job_folder
 from ka_ray.config.joint import BEHIND_START, JointConfig
 from ka_ray.config.load import load
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.placement import PlacementConfig
 from ka_ray.config.scores import ScoresConfig
-from ka_ray.config.stages import (
-    CodesConfig,
-    ExtractConfig,
-    LayersConfig,
-    LikeTeacher,
-)
+from ka_ray.config.stages import CodesConfig, ExtractConfig, LayersConfig, LikeTeacher
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig, TapName, TapPath
 from ka_ray.config.teachers import TeacherConfig
 from ka_ray.config.tune import TuneConfig
@@ -61,7 +57,7 @@ class TrackingConfig(Section):
         return uri
 
 
-class _Run(Section):
+class _Run(FactoriesSection):
     name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", description="Names the MLflow run and the output folder.")
     seed: int = Field(0, description="Seed of all random choices.")
     output: AbsolutePath | None = Field(None, description="null: runs/NAME")

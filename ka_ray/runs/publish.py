@@ -82,7 +82,7 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
     tracker.log_metrics(_all_metrics(report))
     for name in ("report.json", "report.md", "figures"):
         tracker.log_artifact(folder / name)
-    tracker.log_student(load_student(folder))
+    tracker.log_student(load_student(folder, trust=True))
     return report
 
 
@@ -184,7 +184,7 @@ def _measure_sizes(config: Config, views: NetworkViews, folder: Path) -> Network
         bytes=sum(size.bytes for size in per_teacher.values()),
     )
     return NetworkSizes(
-        student=measure_size(load_student(folder), torch.zeros(1, *views.student.shape)),
+        student=measure_size(load_student(folder, trust=True), torch.zeros(1, *views.student.shape)),
         teachers=total,
         per_teacher=per_teacher,
     )

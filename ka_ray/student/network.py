@@ -5,8 +5,10 @@ Shapes: B images, H and W height and width in pixels, C channels of a code, K cl
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +29,8 @@ from ka_ray.student.fold import can_fold
 from ka_ray.student.spec import StudentSpec
 from ka_ray.teachers import Preprocess
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.teachers.factories import is_known_source
+from ka_ray.teachers.networks import STUDENT_NETWORK
 
 
 class Student(nn.Module):
@@ -147,13 +151,18 @@ def save_student(student: Student, folder: Path) -> None:
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 
 
-def load_student(folder: str | Path) -> Student:
+def load_student(folder: str | Path, *, trust: bool = False) -> Student:
     """Load a student from the output folder of a run, in eval mode.
 
     Only the two files that :func:`save_student` wrote are needed.
 
+    Args:
+        folder: The folder.
+        trust: Whether the function that builds the network may be one of another package. The folder names
+            it, and it runs: say so only for a folder that you know.
+
     Raises:
-        InputError: One of the files is missing.
+        InputError: One of the files is missing, or the network needs a function that is not trusted.
     """
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
@@ -163,6 +172,20 @@ def load_student(folder: str | Path) -> Student:
     content.pop("classes")  # written for other readers; the label sets contain them
     # JSON turned the tuples into lists, with which the spec would not equal the saved one.
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
+    if not trust:
+        _check_origin(folder, content)
     student = Student(StudentSpec(**content))
     student.load_state_dict(load_file(fetch_local_copy(folder / "student.safetensors")))
     return student.eval()
+
+
+def _check_origin(folder: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a student that is built by a function of neither this package, torchvision nor timm."""
+    network = str(content["network"])
+    if network == STUDENT_NETWORK:  # a student of students: the network is inside of it
+        _check_origin(folder, content["arguments"])
+    elif ":" in network and not is_known_source(network):
+        raise InputError(
+            f"the student in {folder} is built by the function {network!r}, which would run. If you trust "
+            "it, say so: --trust, or load_student(folder, trust=True)"
+        )

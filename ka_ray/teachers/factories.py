@@ -1,9 +1,9 @@
 """Import a network factory, ``package.module:factory`` in a config, if it is from an allowed package.
 
-A config can name any function of an installed package or of a module that is uploaded with the job. Many
-functions of Python itself and of this package's dependencies would do harm: ``numpy:load`` unpickles a file,
-``torch.hub:load`` downloads and runs a repository. So of Python and the dependencies only torchvision and
-timm are allowed; the user's own packages are allowed, too.
+Many functions of Python itself and of this package's dependencies would do harm: ``numpy:load`` unpickles a
+file, ``torch.hub:load`` downloads and runs a repository. So of these only the models of torchvision and timm
+are allowed. Whether a package that somebody else wrote may be named is checked before, with the config: see
+:mod:`ka_ray.config.factories`.
 """
 
 import importlib
@@ -15,12 +15,11 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from torch import nn
 
+from ka_ray.config.factories import NETWORK_PACKAGES
 from ka_ray.config.module_folders import make_modules_importable, module_folders
 from ka_ray.errors import InputError
-
-NETWORK_PACKAGES = {"torchvision", "timm"}
-"""Dependencies whose functions are allowed."""
 
 BUILT_IN_NETWORKS = ("ka_ray.teachers.plain", "ka_ray.student.merged")
 """The only modules of this package whose functions are allowed."""
@@ -57,6 +56,7 @@ def find_factory(network: str) -> Callable[..., Any]:
     factory: Any = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"network {network!r}: {module_name!r} has no function {factory_name!r}")
+    _check_registered(network, module_name.partition(".")[0], factory)
     # A module can contain functions that it imported from another module or wrapped in a partial. So the
     # module in which the function is defined must be allowed, too.
     function = factory
@@ -66,13 +66,43 @@ def find_factory(network: str) -> Callable[..., Any]:
     return factory  # type: ignore[no-any-return]  # callable() narrows an attribute to Any
 
 
+def is_known_source(network: str) -> bool:
+    """Return whether a function is one of this package's networks, or named in torchvision or timm.
+
+    Args:
+        network: Name of the network, ``package.module:factory``.
+    """
+    module = network.partition(":")[0]
+    return module in BUILT_IN_NETWORKS or module.partition(".")[0] in NETWORK_PACKAGES
+
+
+def _check_registered(network: str, package: str, factory: Any) -> None:
+    """Check that a function of torchvision or timm is a model: others fetch files, or load them."""
+    if package == "torchvision":
+        from torchvision import models
+
+        builders = [models.get_model_builder(name) for name in models.list_models()]
+    elif package == "timm":
+        import timm
+
+        builders = [timm.model_entrypoint(name) for name in timm.list_models()]
+    else:
+        return
+    is_network = isinstance(factory, type) and issubclass(factory, nn.Module)
+    if not is_network and not any(factory is builder for builder in builders):
+        raise InputError(
+            f"network {network!r}: is no model of {package}; name one, such as "
+            f"{'resnet18' if package == 'torchvision' else 'timm/resnet18'}"
+        )
+
+
 def _check_allowed(network: str, module: str) -> None:
     package = module.partition(".")[0]
     forbidden = package in sys.stdlib_module_names or package in _dependency_packages()
     if module not in BUILT_IN_NETWORKS and forbidden:
         raise InputError(
             f"network {network!r}: {module!r} is not an allowed source of networks. Name a function of "
-            "torchvision, timm, a package of your own, or a module that is uploaded with the job; to load "
+            "a module of your own, or a model of torchvision or timm; to load "
             "weights, set `checkpoint`"
         )
 
@@ -92,7 +122,7 @@ def _dependency_packages() -> frozenset[str]:
         for package, owners in packages_distributions().items()
         if distributions & {str(canonicalize_name(owner)) for owner in owners}
     }
-    return frozenset((names | {"ka_ray"}) - NETWORK_PACKAGES)
+    return frozenset((names | {"ka_ray"}) - {*NETWORK_PACKAGES})
 
 
 def _requirements(distribution: str) -> list[str]:

@@ -27,15 +27,12 @@ STUDENT_NETWORK = "ka_ray.student.merged:build_merged_network"
 INPUT_TRANSFORMERS = ("googlenet", "inception_v3")
 """torchvision's networks that change their input if they are made with pretrained weights."""
 
-FORBIDDEN_ARGUMENTS = (
-    "model_name",
-    "checkpoint_path",
-    "cache_dir",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-)
-"""Arguments of timm's builder that name another network or load files; `network` and `checkpoint` do."""
+FORBIDDEN_ARGUMENTS = ("model_name", "checkpoint_path", "cache_dir", "weights", "weights_backbone")
+"""Arguments of timm's and torchvision's builders that name another network, or load or fetch files; and all
+that begin with `pretrained`. `network`, `from`, `weights` and `checkpoint` do this."""
+
+CREATE_TIMM_MODEL = "timm:create_model"
+"""Another way to name a timm model: by the argument `model_name`."""
 
 
 def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -58,7 +55,7 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
     if network == STUDENT_NETWORK:
         return _call(network, find_factory(network), with_classes)
     if ":" in network:
-        return _call(network, find_factory(network), dict(arguments))
+        return _build_by_factory(network, dict(arguments))
     if network in NETWORKS:
         return _call(network, NETWORKS[network], with_classes)
     if network.startswith(TIMM):
@@ -73,20 +70,34 @@ def build_network(network: str, arguments: Mapping[str, Any], num_classes: int) 
             f"network {network!r} is unknown. Similar names: {', '.join(near) or 'none'}. Accepted are "
             f"{', '.join(NETWORKS)}, any torchvision classifier, timm/MODEL, or package.module:factory"
         )
+    _check_arguments(network, arguments)
     builder = torchvision.models.get_model_builder(network)
     return _call(network, builder, {"weights": None, **with_classes})
+
+
+def _build_by_factory(network: str, arguments: dict[str, Any]) -> nn.Module:
+    if network == CREATE_TIMM_MODEL:
+        return _build_timm_network(TIMM + str(arguments.pop("model_name", "")), arguments)
+    if network.startswith(("torchvision.", "timm.")):
+        _check_arguments(network, arguments)
+    return _call(network, find_factory(network), arguments)
 
 
 def _build_timm_network(network: str, arguments: dict[str, Any]) -> nn.Module:
     timm = import_timm(f"network {network!r}")
     check_timm_name(network)
-    forbidden = sorted(arguments.keys() & set(FORBIDDEN_ARGUMENTS))
-    if forbidden:
-        raise InputError(
-            f"network {network!r}: the argument {forbidden[0]!r} is not allowed; set `network`, and `from` "
-            "or `checkpoint` for weights"
-        )
+    _check_arguments(network, arguments)
     return _call(network, timm.create_model, {"model_name": network.removeprefix(TIMM), **arguments})
+
+
+def _check_arguments(network: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments with which a model of torchvision or timm would read or fetch files."""
+    for name, value in arguments.items():
+        if (name in FORBIDDEN_ARGUMENTS or name.startswith("pretrained")) and value not in (None, False):
+            raise InputError(
+                f"network {network!r}: the argument {name!r} is not allowed; set `network`, and `from` or "
+                "`checkpoint` for weights"
+            )
 
 
 def check_timm_name(network: str) -> None:

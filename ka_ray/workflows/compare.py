@@ -173,7 +173,7 @@ def _publish(
         summaries = [stage_summaries(one.config, one.folder) for one in jobs]
         # As in count_student_images, without the stage that trains only the encoders.
         images = sum(one.images_seen for stage, one in summaries[0].items() if stage != "codes")
-        parameters = sum(p.numel() for p in load_student(jobs[0].folder).parameters())
+        parameters = sum(p.numel() for p in load_student(jobs[0].folder, trust=True).parameters())
         counted = [counts[job.name] for job in jobs]
         seconds = [sum(one.seconds for one in stages.values()) for stages in summaries]
         rows.append(make_row(label, counted, teachers, seconds, images, parameters))

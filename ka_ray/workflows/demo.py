@@ -1,4 +1,4 @@
-"""`ka-ray demo`: sample images to try the finished student on."""
+"""`ka-ray demo`: its config, and sample images to try the finished student on."""
 
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,13 @@ from ka_ray.images import open_source
 from ka_ray.images.decode import decode_image
 from ka_ray.images.views import make_view
 from ka_ray.storage.files import atomic_file, make_folder
+
+
+def demo_config() -> Path:
+    """Return the path of the demo's config: a wheel has it inside the package, a checkout in `jobs/`."""
+    package = Path(__file__).parent.parent
+    places = (package / "configs" / "digits.yaml", package.parent / "jobs" / "configs" / "digits.yaml")
+    return next(place for place in places if place.exists())
 
 
 def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Path]:

@@ -23,13 +23,16 @@ from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
 
 
-def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None) -> Accuracy:
+def evaluate(
+    folder: str | Path, images: ImagesConfig, ray: RayConfig | None = None, *, trust: bool = False
+) -> Accuracy:
     """Evaluate a finished student on other images; needs only its folder, not the teachers.
 
     Args:
         folder: The output folder of a run.
         images: The config of labelled images; images of classes that the student does not know are left out.
         ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
+        trust: See :func:`ka_ray.student.load_student`.
 
     Returns:
         The ``accuracy`` section of a report; values that need the teachers are None.
@@ -37,7 +40,7 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     Raises:
         InputError: The folder holds no student, or the student knows none of the images' classes.
     """
-    student = load_student(folder)
+    student = load_student(folder, trust=trust)
     source = open_source(images)
     ids = sample_ids(source.num_images, images.limit, seed=0)
     if source.class_names is not None and not set(source.class_names) & set(student.spec.classes):
@@ -60,13 +63,16 @@ def evaluate(folder: str | Path, images: ImagesConfig, ray: RayConfig | None = N
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 
-def build_images_config(folder: str | Path, where: str, overrides: Sequence[str] = ()) -> ImagesConfig:
+def build_images_config(
+    folder: str | Path, where: str, overrides: Sequence[str] = (), *, trust: bool = False
+) -> ImagesConfig:
     """Build the config of images for a finished student: files are decoded as those that it learned from.
 
     Args:
         folder: The output folder of a run.
         where: ``digits``, or a path, which tells the kind of source: see :func:`guess_source`.
         overrides: Items ``key=value`` of the image source.
+        trust: See :func:`ka_ray.student.load_student`.
 
     Returns:
         The config of the image source.
@@ -74,7 +80,7 @@ def build_images_config(folder: str | Path, where: str, overrides: Sequence[str]
     Raises:
         InputError: The path does not exist, or a key cannot work.
     """
-    spec = load_student(folder).spec
+    spec = load_student(folder, trust=trust).spec
     tree: dict[str, Any] = {"size": spec.image_size, "decoding": dict(spec.decoding)}
     if where == "digits":
         tree |= {"source": "digits", "split": "test"}

@@ -28,12 +28,13 @@ class Prediction:
     probability: float
 
 
-def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction]:
+def predict(folder: str | Path, images: Sequence[str | Path], *, trust: bool = False) -> list[Prediction]:
     """Predict the classes of image files, without Ray.
 
     Args:
         folder: The output folder of a run.
         images: The paths of image files.
+        trust: See :func:`ka_ray.student.load_student`.
 
     Returns:
         One prediction per image, in the order of ``images``.
@@ -41,7 +42,7 @@ def predict(folder: str | Path, images: Sequence[str | Path]) -> list[Prediction
     Raises:
         InputError: The folder holds no student, or an image cannot be read.
     """
-    student = load_student(folder)
+    student = load_student(folder, trust=trust)
     spec, predictions = student.spec, []
     for path in map(to_path, images):
         try:

@@ -3,7 +3,7 @@
 import pytest
 
 import ka_ray
-from ka_ray.cli import demo_config
+from ka_ray.workflows.demo import demo_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 

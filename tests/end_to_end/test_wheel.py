@@ -125,8 +125,9 @@ def installed(wheel, tmp_path_factory) -> Path:
 PRINT_PATHS = """
 import json, sys
 from ka_ray import cli
+from ka_ray.workflows.demo import demo_config
 
-print(json.dumps([cli.__file__, str(cli.demo_config()), sys.path]))
+print(json.dumps([cli.__file__, str(demo_config()), sys.path]))
 """
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ka_ray.errors import InputError
 from ka_ray.student import Student, StudentSpec, load_student, save_student
 from ka_ray.teachers import build_network
+from ka_ray.teachers.networks import STUDENT_NETWORK
 
 WIDTHS = {"conv1": 5, "conv2": 7}
 NETWORK = "ka_ray.teachers.plain:plain_conv_net"
@@ -203,3 +204,19 @@ def test_a_folder_without_a_student_is_refused(student, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=rf"holds no {name}"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_that_names_a_function_of_its_own_needs_trust(tmp_path, make_spec, monkeypatch, nested):
+    save_student(Student(make_spec("plain", {"conv1": 4}, widths=[4])), tmp_path)
+    content = json.loads((tmp_path / "student.json").read_text())
+    if nested:  # a student of students
+        inner = {key: value for key, value in content.items() if key != "classes"}
+        content |= {"network": STUDENT_NETWORK, "arguments": inner | {"network": "evil:run"}}
+    else:
+        content["network"] = "evil:run"
+    (tmp_path / "student.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"'evil:run', which would run\. If you trust it, .*--trust"):
+        load_student(tmp_path)
+    with pytest.raises(InputError, match="cannot import 'evil'"):
+        load_student(tmp_path, trust=True)

@@ -81,6 +81,26 @@ def test_factories_in_allowed_packages_and_in_modules_of_the_user_are_found(monk
         find_factory("no_such_networks:small")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision.datasets.utils:download_url",
+        "torchvision.models:get_model",
+        "timm.models:load_state_dict",
+        "timm.data:create_loader",
+    ],
+)
+def test_of_torchvision_and_timm_only_models_are_built(name):
+    with pytest.raises(InputError, match=r"is no model of (torchvision|timm)"):
+        find_factory(name)
+
+
+def test_models_of_both_libraries_are_found_by_module():
+    assert find_factory("torchvision.models:VisionTransformer").__name__ == "VisionTransformer"
+    assert find_factory("timm.models.resnet:resnet18").__name__ == "resnet18"
+    assert find_factory("torchvision.models.segmentation:fcn_resnet50").__name__ == "fcn_resnet50"
+
+
 METADATA = {
     "ka-ray": [
         "Torch (>=2.11) ; python_version >= '3.11'",

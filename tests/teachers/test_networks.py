@@ -107,6 +107,11 @@ def test_every_built_in_network_scores_images(network):
         ("timm/resnet18", {"pretrained": True}, "the argument 'pretrained' is not allowed"),
         ("timm/resnet18", {"checkpoint_path": "a.pt"}, "the argument 'checkpoint_path' is not allowed"),
         ("timm/resnet18", {"model_name": "resnet34"}, "the argument 'model_name' is not allowed"),
+        ("timm.models:resnet18", {"pretrained": True}, "the argument 'pretrained' is not allowed"),
+        ("timm:create_model", {"model_name": "hf-hub:somebody/net"}, "timm has no such model"),
+        ("timm:create_model", {"model_name": "resnet18", "checkpoint_path": "a.pt"}, "'checkpoint_path' is"),
+        ("resnet18", {"weights": "DEFAULT"}, "the argument 'weights' is not allowed"),
+        ("torchvision.models:resnet18", {"pretrained": True}, "the argument 'pretrained' is not allowed"),
         ("transformers", {"model_type": "bert"}, "'bert' is no image classifier of transformers"),
     ],
 )
