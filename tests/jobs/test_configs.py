@@ -267,12 +267,12 @@ def test_this_file_tests_every_script():
 def test_a_script_fails_if_its_run_fails(job_folder, monkeypatch, capsys, script, error, code):
     """Errors that the user can correct end it with one message and code 2, others with a traceback."""
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise error
 
     name, arguments = SCRIPTS[script]
     monkeypatch.setattr(ka_ray, name, fail, raising=False)
-    monkeypatch.setattr("ka_ray.workflows.evaluate.build_images_config", lambda *arguments: None)
+    monkeypatch.setattr("ka_ray.workflows.evaluate.build_images_config", lambda *arguments, **options: None)
     monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit if code else OSError) as stopped:
