@@ -1,5 +1,6 @@
 """`ka-ray demo`: its config, and sample images to try the finished student on."""
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def save_samples(images: ImagesConfig, folder: Path, count: int = 5) -> list[Pat
     source, paths, view = open_source(images), list[Path](), make_view(Preprocessing(), images)
     make_folder(folder)
     for encoded in islice(source.read(source.chunks[0], lambda image_id: True), count):
-        paths.append(folder / f"{encoded.image_id}_{encoded.label}.png")
+        # A label is data: with `/` in it, it must not choose another folder.
+        label = re.sub(r"[^\w.\-]", "_", str(encoded.label))
+        paths.append(folder / f"{encoded.image_id}_{label}.png")
         with atomic_file(paths[-1]) as part:
             pixels = view.apply(decode_image(encoded.content, images.decoding))
             Image.fromarray(pixels.transpose(1, 2, 0)).save(part, format="PNG")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from PIL import Image
 
 from ka_ray.reports import figures
@@ -35,6 +36,16 @@ def make_report(labelled: bool) -> dict[str, Any]:
             "conv2": code | {"relative_error": 0.0, "optimal_relative_error": 1e-9},
         },
     }
+
+
+def test_names_are_text_and_never_formulas(tmp_path):
+    names = [r"$\frac{", "5 $ or 6 $", "$$", r"\$a$ $b$"]
+    assert not any(is_math_text(figures.drawing.shorten(name)) for name in names)
+    report = make_report(True) | {"classes": names}
+    report["accuracy"]["per_teacher"] = {names[0]: {"teacher": 0.5, "student": 0.5}}
+    report["codes"] = {names[1]: report["codes"]["conv1"]}
+    drawn = figures.draw_run_figures(report, make_histories(2), np.eye(4, dtype=int), tmp_path)
+    assert_pngs_are_not_empty(drawn)
 
 
 def make_histories(epochs: int) -> dict[str, list[dict[str, Any]]]:

@@ -105,7 +105,7 @@ def pick_colours(count: int) -> Sequence[Any]:
 
 
 def shorten(name: str, limit: int = MAX_NAME_CHARS) -> str:
-    """Cut a long name and mark the cut with an ellipsis.
+    r"""Cut a long name and mark the cut with an ellipsis; a name is text, never a formula.
 
     Args:
         name: The name.
@@ -115,7 +115,8 @@ def shorten(name: str, limit: int = MAX_NAME_CHARS) -> str:
         >>> shorten("layer4.1.bn2"), shorten("layer4.1.bn2", 7)
         ('layer4.1.bn2', 'layer4…')
     """
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+    cut = name if len(name) <= limit else f"{name[: limit - 1]}…"
+    return cut.replace("$", r"\$")  # matplotlib would read what stands between two of them as TeX
 
 
 def zoom_limits(values: Sequence[float]) -> tuple[float, float]:
