@@ -69,8 +69,8 @@ def stack_columns(
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
-        if any(name.startswith(f"{EMBEDDING}@") for name in columns):
-            parts[EMBEDDING] = [feature_column(EMBEDDING, teacher) for teacher in teachers]
+        if embedded := [name for t in teachers if (name := feature_column(EMBEDDING, t)) in columns]:
+            parts[EMBEDDING] = embedded
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.

@@ -22,13 +22,15 @@ from ka_ray.features.store import (
     mark_folder_finished,
     write_shard,
 )
-from ka_ray.gates import Gate, GateSample
+from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.gates.gate import NOBODY_THRESHOLD, believe_nobody, believe_owners
 from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
+from ka_ray.runs.extended_gate import has_finished_gate
+from ka_ray.runs.gate_choice import EXTENDED
 from ka_ray.student.plan import FLOAT16_BYTES
 from ka_ray.teachers import load_teacher
 
@@ -60,7 +62,9 @@ class Embedding:
 
 
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if gates learn from them and can; otherwise nothing.
+    """Return teacher -> its embedding, if gates look at them and can; otherwise nothing.
+
+    A gate of a finished run looks at the embeddings of that run's teachers, so the others need not have one.
 
     Args:
         run: The run.
@@ -69,20 +73,27 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    if not any({"hints", "self"}.intersection(student.gates) for student in students):
+    gates = {name for student in students for name in student.gates}
+    learned, reused = (
+        bool({"hints", "self"} & gates),
+        EXTENDED in gates and has_finished_gate(run.config, run.plan),
+    )
+    if not (learned or reused):
         return {}
     found = {}
     for section in run.config.teachers:
         embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
-        if embedding is None:
+        if embedding is not None:
+            found[section.name] = Embedding(*embedding)
+        elif learned:
             message = f"the last layer of teacher {section.name} has not one output per class"
-            if all(student.scores.gate == "auto" for student in students):
-                run.notify(f"scores.gate: auto learns no gate: {message}")
+            if any(student.scores.gate not in ("auto", EXTENDED) for student in students):
+                raise InputError(
+                    f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
+                )
+            run.notify(f"scores.gate: auto learns no gate: {message}")
+            if not reused:
                 return {}
-            raise InputError(
-                f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
-            )
-        found[section.name] = Embedding(*embedding)
     return found
 
 
@@ -148,7 +159,7 @@ def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int6
     return torch.tensor([index[name] for name in names])
 
 
-def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
+def store_owners(gate: OwnerGate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
     """Store log p(owner | image) and p(nobody | image) of all images, unless the folder is finished.
 
     Known owners are believed: the gate decides for the other images. `done.json` says how many images are

@@ -13,6 +13,7 @@ from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
 from ka_ray.runs.context import Run, open_context
+from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
@@ -71,6 +72,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
         notes += _describe_student(
             student, plan if student is config else make_plan(student, teachers), teachers
         )
+    notes.append(check_finished_gate(config, student_configs, plan))
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
@@ -91,7 +93,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
 def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) -> list[str | None]:
     """Check a student, and return what the user should know of it."""
     notes = [describe_overlap(plan.label_sets), check_extension(student, plan)]
-    if student.scores.hints and not student.gates:
+    if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
     return [*notes, describe_start(student, plan.spec, teachers)]
 
