@@ -10,7 +10,8 @@ itself. Classes are never known. Students have the default start and joint learn
 Settings: pairs of EfficientNets that were fine-tuned from ImageNet, trained like those of
 benchmarks/finetuned_pair.py and shared with it; and two, three and five small networks that were trained from
 random weights on 30,000 images. In the settings `..._9_to_1` nine of ten images that the student learns from
-are the first teacher's; the test images are as in the other settings.
+are the first teacher's; the test images are as in the other settings. In `..._described`, gates also see the
+embedding of the ImageNet network.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from finetuned_pair import (
     CIFAR10,
     PAIRS,
     SIGNS,
+    SIZE,
     describe_images,
     save_animals,
     save_imagenet_weights,
@@ -44,8 +46,14 @@ PLAIN = {
     "plain_five": {name: CIFAR10[2 * i : 2 * i + 2] for i, name in enumerate("abcde")},
 }
 FINETUNED = {"finetuned_halves": "halves", "finetuned_animals_and_signs": "animals_and_signs"}
-SETTINGS = (*FINETUNED, *PLAIN, "finetuned_halves_9_to_1", "plain_halves_9_to_1")
-HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES = 30, 3000, 5000, 2000
+SETTINGS = (
+    *FINETUNED,
+    *PLAIN,
+    "finetuned_halves_9_to_1",
+    "plain_halves_9_to_1",
+    "finetuned_halves_described",
+)
+HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES = 30, 3000, 15_000, 2000
 COLUMNS = {"hints": "owner_of_some", "known": "owner_of_all"}
 
 
@@ -147,7 +155,7 @@ def train_plain_teachers(setting: str, seed: int, data: Path, folder: Path) -> l
 
 def make_config(setting: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the teachers of a setting, unless they stand, and write its images; return the config."""
-    plain = setting.removesuffix("_9_to_1")
+    plain = setting.removesuffix("_9_to_1").removesuffix("_described")
     pair = FINETUNED.get(plain, plain)
     folder = arguments.output / pair / f"seed_{seed}" / "teachers"
     if plain in PLAIN:
@@ -161,14 +169,17 @@ def make_config(setting: str, seed: int, arguments: argparse.Namespace) -> dict[
         images = describe_images(pair, arguments.data, arguments.output / pair)
         sections = train_teachers(pair, seed, images, arguments.output / "imagenet.pt", folder)
     pool, test = read_images(setting, arguments.data, seed)
-    if setting != plain:
+    if setting.endswith("_9_to_1"):
         pool = nine_to_one(pool, next(iter(teachers_of.values())))
     for name, rows in (("pool", pool), ("test", test)):
         write_images(arguments.output / setting / f"seed_{seed}" / f"{name}.parquet", rows, teachers_of)
     source = {"source": "parquet", "path": str(arguments.output / setting / f"seed_{seed}")}
-    source |= {"label_column": "label", "size": 32 if plain in PLAIN else 96}
+    source |= {"label_column": "label", "size": 32 if plain in PLAIN else SIZE}
+    described = {"network": "timm/tf_efficientnet_lite0", "preprocessing": {"size": SIZE}}
+    described |= {"checkpoint": str(arguments.output / "imagenet.pt")}
     return {
         "name": setting,
+        "scores": {"descriptive": described} if setting.endswith("_described") else {},
         "seed": seed,
         "images": source | {"files": "pool.parquet"},
         "evaluation": {"images": source | {"files": "test.parquet"}},

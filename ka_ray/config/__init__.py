@@ -6,6 +6,7 @@ This package imports neither torch nor Ray.
 from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.decoding import Decoding
+from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.joint import JointConfig
 from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
@@ -38,6 +39,7 @@ from ka_ray.config.teachers import Augmentation, TeacherConfig, TeachingConfig
 from ka_ray.config.tune import TuneConfig
 
 __all__ = [
+    "DESCRIPTIVE",
     "JOB_FOLDERS",
     "NOBODY",
     "STUDENT",
@@ -48,6 +50,7 @@ __all__ = [
     "Config",
     "DatasetsImages",
     "Decoding",
+    "DescriptiveConfig",
     "DigitsImages",
     "EnergyWidths",
     "EvaluationConfig",

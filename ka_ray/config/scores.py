@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
+from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
 from ka_ray.config.sources import NOBODY
 
 
@@ -49,6 +50,11 @@ class ScoresConfig(Section):
         description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
         "as the scores have them. Wrong shares do more harm than this gate does good.",
     )
+    descriptive: DescriptiveConfig | None = Field(
+        None,
+        description="A trained network that is nobody's teacher, such as one of ImageNet: what it sees of an "
+        "image joins what a gate that is learned (hints, self) sees of the teachers'. null: none.",
+    )
 
     def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:
         """Check the names of owners of images, and that `gate: hints` has any.
@@ -70,6 +76,8 @@ class ScoresConfig(Section):
                 f"teachers: none may be called {NOBODY}, the owner of images of no teacher; `name` gives "
                 "another"
             )
+        if self.descriptive is not None and DESCRIPTIVE in teachers:
+            raise ValueError(f"scores.descriptive: a teacher is called {DESCRIPTIVE}; give it another name")
         unknown = sorted({*self.hints, *named} - {*teachers, NOBODY} | self.shares.keys() - {*teachers})
         if unknown:
             raise ValueError(

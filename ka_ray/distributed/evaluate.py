@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.amalgamation.gated_scores import compute_energies
-from ka_ray.config import Resources, ScoresConfig, TeacherConfig
+from ka_ray.config import DESCRIPTIVE, Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns, read_images
@@ -50,9 +50,10 @@ class Evaluation:
         pools: The processes of the pass.
         scores: The views over which scores are averaged; the averages are counted in addition.
         only_classes: Keep only images with these labels; None keeps all.
-        teacher_columns: Teacher -> column with its images; the column ``image`` for those not named.
+        read_columns: Teacher, or descriptive network -> column with its images; the column ``image`` for
+            those not named.
         gates: Student -> the gate of the scores that it learned from; students without one are left out.
-        last_layers: Teacher -> path of its last layer, for gates.
+        last_layers: Teacher, or descriptive network -> path of its last layer, for gates.
     """
 
     images: ImageSet
@@ -62,7 +63,7 @@ class Evaluation:
     pools: Pools = field(default_factory=Pools)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
-    teacher_columns: Mapping[str, str] = field(default_factory=dict)
+    read_columns: Mapping[str, str] = field(default_factory=dict)
     gates: Mapping[str, OwnerGate] = field(default_factory=dict)
     last_layers: Mapping[str, str] = field(default_factory=dict)
 
@@ -212,11 +213,11 @@ def evaluate_images(
 
 def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
-    pools, num_teachers = work.pools, len(work.teachers)
+    pools, num_networks = work.pools, len(work.teachers) + (DESCRIPTIVE in work.last_layers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    reading = ReadSpec({}, {}, work.scores, work.teacher_columns, last_layers=work.last_layers)
+    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
     rows = run_teachers(rows, work.teachers, pools, reading, monitor)
-    count, share = pools.evaluators(num_teachers)
+    count, share = pools.evaluators(num_networks)
     # The evaluators need no list of the images, which may be long.
     unlisted = replace(work.images, source=Source([], work.images.source.read), ids=work.images.ids[:0])
     return rows.map_batches(

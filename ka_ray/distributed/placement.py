@@ -40,7 +40,7 @@ class Workload:
     """How many processes run at the same time.
 
     Attributes:
-        num_teachers: Number of teachers.
+        num_teachers: Number of teachers, and of other networks that images pass through.
         extract: The ``extract`` section, with the numbers of actors per teacher and of reducers (actors that
             add up statistics of what the teachers return).
         ray: The ``ray`` section, with the number of training workers.
@@ -49,6 +49,7 @@ class Workload:
     num_teachers: int
     extract: ExtractConfig
     ray: RayConfig
+    called: str = "teachers"  # what they are called in messages
 
 
 Demands = dict[str, list[Demand]]
@@ -68,7 +69,7 @@ def pass_demands(teachers: Resources, decoding: Resources, load: Workload) -> De
     # free, so a GPU is never counted as needed for them.
     downstream = teachers.model_copy(update={"gpu": 0})
     actors = Demand(
-        f"{load.num_teachers} teachers x {extract.actors_per_teacher} actors",
+        f"{load.num_teachers} {load.called} x {extract.actors_per_teacher} actors",
         load.num_teachers * extract.actors_per_teacher,
         teachers,
         "placement.teachers or extract.actors_per_teacher",

@@ -1,6 +1,6 @@
 """Choose the resources that a config leaves open, and check the whole plan against the cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ka_ray.config import Config, PlacementConfig, RayConfig, Resources, TeachConfig
 from ka_ray.distributed.capacity import GPU, Demand, shortage
@@ -45,8 +45,12 @@ def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePl
         InputError: What the user set can never start on the cluster, so that Ray would wait for ever. The
             message has the arithmetic and the keys to lower.
     """
-    num_teachers = len(config.teachers) if isinstance(config, Config) else 1
-    load = Workload(num_teachers, config.extract, config.ray)
+    load = Workload(1, config.extract, config.ray)
+    if isinstance(config, Config):
+        load = replace(load, num_teachers=len(config.teachers))
+        if config.scores.descriptive is not None:
+            called = "networks (teachers and scores.descriptive)"
+            load = replace(load, num_teachers=load.num_teachers + 1, called=called)
     plan = choose_resources(config.placement, load, cluster)
     _check(training_demands(plan.placement.trainers, plan.ray), cluster)
     _check(pass_demands(plan.placement.teachers, plan.placement.decoding, load), cluster)

@@ -3,8 +3,7 @@
 Shapes: n images of a batch, C channels of one teacher at a tap, K_t classes of a teacher.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +12,13 @@ import torch
 from ray.data import ActorPoolStrategy, ExecutionResources
 
 from ka_ray.config import (
+    DESCRIPTIVE,
     Resources,
     ScoresConfig,
     TeacherConfig,
 )
-from ka_ray.distributed.device import actor_device
+from ka_ray.distributed.descriptive import DescriptiveActor
+from ka_ray.distributed.device import actor_device, describe_actor
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
@@ -39,9 +40,11 @@ class ReadSpec:
     Attributes:
         paths: Teacher -> tap -> module path; without taps, only scores are read.
         spaces: Tap -> height and width to which the features of all teachers are resized.
-        scores: The config's ``scores`` section; it says over which views of an image scores are averaged.
+        scores: The config's ``scores`` section; it says over which views of an image scores are averaged, and
+            what the descriptive network is.
         images: Teacher -> column with its images; the column ``image`` for teachers that are not named.
         last_layers: Teacher -> path of its last layer, whose input is read as the embedding; empty: not read.
+            If the descriptive network is among them, it is run, too.
         stored_images: Columns of images that are stored besides ``image``, because the teachers of training
             workers or teachers in training need them.
     """
@@ -67,16 +70,7 @@ class TeacherActor:
 
     def __init__(self, config: TeacherConfig, share: Resources, reading: ReadSpec, monitor: Any) -> None:
         self._device = actor_device(share)
-        context = ray.get_runtime_context()
-        monitor.record_placement.remote(
-            {
-                "teacher": config.name,
-                "node": context.get_node_id(),
-                "gpus": [int(i) for i in ray.get_gpu_ids()],
-                "device": str(self._device),
-                "pid": os.getpid(),
-            }
-        )
+        monitor.record_placement.remote(describe_actor(config.name, self._device))
         self._starts = StartCount(monitor, actor_of(f"teacher {config.name}"))
         if self._starts.exhausted:
             return  # loading the teacher again could run out of memory again; see StartCount for what follows
@@ -121,7 +115,8 @@ def run_teachers(
 ) -> ray.data.Dataset:
     """Add the features and scores of all teachers to a dataset, with one actor pool per teacher.
 
-    The pools are chained: a batch goes through all of them, see :class:`TeacherActor`.
+    The pools are chained: a batch goes through all of them, see :class:`TeacherActor`. If the descriptive
+    network is read, it has a pool like a teacher's, behind theirs.
 
     An actor that dies is started again with its batch, but only a limited number of times: a teacher that
     always runs out of memory must end the run.
@@ -141,12 +136,23 @@ def run_teachers(
         context.target_max_block_size = min(
             context.target_max_block_size or limit, limit // MIN_BLOCKS_IN_STORE
         )
-    for teacher in teachers:
+    for actor, arguments in _list_networks(teachers, share, reading, monitor):
         rows = rows.map_batches(
-            TeacherActor,
-            fn_constructor_args=(teacher, share, reading, monitor),
+            actor,
+            fn_constructor_args=arguments,
             batch_size=extract.batch_size,
             compute=ActorPoolStrategy(size=extract.actors_per_teacher),
             **remote_options(share),
         )
     return rows
+
+
+def _list_networks(
+    teachers: Sequence[TeacherConfig], share: Resources, reading: ReadSpec, monitor: Any
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield the class of the actors of each network, and the arguments of its constructor."""
+    for teacher in teachers:
+        yield TeacherActor, (teacher, share, reading, monitor)
+    if DESCRIPTIVE in reading.last_layers:
+        path, column = reading.last_layers[DESCRIPTIVE], reading.images[DESCRIPTIVE]
+        yield DescriptiveActor, (reading.scores.descriptive, share, path, column, monitor)

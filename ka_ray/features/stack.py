@@ -3,12 +3,13 @@
 Shapes: n images, S channels of all teachers together, K_t classes of teacher t, ``*space`` height and width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ka_ray.config import DESCRIPTIVE
 from ka_ray.errors import InputError
 
 SCORES = "scores"
@@ -20,7 +21,8 @@ TARGETS = "targets"
 
 
 EMBEDDING = "embedding"
-"""Name of the column with the inputs of a teacher's last layer, and of those of all teachers side by side."""
+"""Name of the column with the inputs of a teacher's last layer, and of those of all teachers side by side;
+behind them stands the embedding of the descriptive network, if there is one."""
 
 OWNERS = "owners"
 """Name of the column with log p(owner | image), one value per teacher, from a gate."""
@@ -54,14 +56,14 @@ def stack_columns(
         columns: Per tap and teacher a column ``tap@teacher [n, C, *space]``, per teacher ``scores@teacher
             [n, K_t]``, and any other columns.
         taps: Names of the taps to stack.
-        teachers: Names of the teachers in stacking order. If empty, nothing is stacked.
+        teachers: Their names in stacking order. If empty, nothing is stacked.
         scores: Which of the teachers' score columns to stack: :data:`SCORES` or :data:`TARGETS`.
         kept: Columns of teachers that are kept, such as their views of the images.
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
-        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if the teachers have such columns.
-        Stacked columns have dtype float16.
+        ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if there are such columns, that of the
+        descriptive network last. Stacked columns have dtype float16.
 
     Raises:
         InputError: A feature is not finite. In float16 that includes values above 65,504.
@@ -69,8 +71,8 @@ def stack_columns(
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
         parts[SCORES] = [feature_column(scores, teacher) for teacher in teachers]
-        if embedded := [name for t in teachers if (name := feature_column(EMBEDDING, t)) in columns]:
-            parts[EMBEDDING] = embedded
+        if any(name.startswith(f"{EMBEDDING}@") for name in columns):
+            parts[EMBEDDING] = _list_embeddings(columns, teachers)
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
         # Half precision halves the disk space, and the features need no more than its three digits.
@@ -81,3 +83,9 @@ def stack_columns(
                 "no NaN, and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
             )
     return stacked
+
+
+def _list_embeddings(columns: Collection[str], teachers: Sequence[str]) -> list[str]:
+    """Return the columns of embeddings in stacking order: the teachers', then the descriptive network's."""
+    names = [feature_column(EMBEDDING, source) for source in (*teachers, DESCRIPTIVE)]
+    return [name for name in names if name in columns]

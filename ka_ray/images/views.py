@@ -5,13 +5,13 @@ theirs. Shapes: C channels, H and W in pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ka_ray.config import ImagesConfig
+from ka_ray.config import DESCRIPTIVE, ImagesConfig
 from ka_ray.config.preprocessing import Preprocessing
 
 RESAMPLING = {
@@ -164,27 +164,43 @@ class NetworkViews:
     Attributes:
         student: The student's view. It is the column ``image``.
         teachers: Teacher -> its view.
+        descriptive: The view of the network that is nobody's teacher; None: there is none.
     """
 
     student: View
     teachers: Mapping[str, View]
+    descriptive: View | None = None
 
     @property
     def columns(self) -> dict[str, View]:
         """Column -> view. Networks with equal views share a column."""
-        distinct = list(dict.fromkeys([self.student, *self.teachers.values()]))
+        views = [self.student, *self.teachers.values(), self.descriptive]
+        distinct = list(dict.fromkeys(view for view in views if view is not None))
         return {IMAGE if i == 0 else f"{IMAGE}@{i}": view for i, view in enumerate(distinct)}
 
     @property
     def other_columns(self) -> tuple[str, ...]:
         """The columns of teachers' images that differ from the student's."""
-        return tuple(name for name in self.columns if name != IMAGE)
+        return tuple(name for name in self.without_descriptive().columns if name != IMAGE)
 
     def column(self, teacher: str) -> str:
         """Return the column with the images of a teacher."""
-        return next(name for name, view in self.columns.items() if view == self.teachers[teacher])
+        return self._find(self.teachers[teacher])
+
+    def _find(self, wanted: View) -> str:
+        return next(name for name, view in self.columns.items() if view == wanted)
+
+    def without_descriptive(self) -> "NetworkViews":
+        """Return the views of student and teachers alone; their columns keep their names."""
+        return replace(self, descriptive=None)
 
     @property
     def teacher_columns(self) -> dict[str, str]:
         """Teacher -> the column with its images."""
         return {teacher: self.column(teacher) for teacher in self.teachers}
+
+    @property
+    def read_columns(self) -> dict[str, str]:
+        """Teacher, or :data:`DESCRIPTIVE` -> the column with its images."""
+        others = {} if self.descriptive is None else {DESCRIPTIVE: self._find(self.descriptive)}
+        return self.teacher_columns | others

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.config import DESCRIPTIVE
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.metrics import Counts
@@ -34,7 +35,10 @@ def evaluate_students(
         The counts of every student, and what :func:`ka_ray.distributed.evaluate.evaluate_images` reports of
         the pass.
     """
-    config, images = run.config, run.evaluation_images
+    config, images, views = run.config, run.evaluation_images, run.plan.views
+    last_layers = gates.last_layers if gates.of_students else {}
+    if DESCRIPTIVE not in last_layers:  # its pixels are not needed, either
+        images = images.with_views(views.without_descriptive().columns)
     work = Evaluation(
         images=images,
         label_sets=label_sets,
@@ -42,9 +46,9 @@ def evaluate_students(
         students=students,
         pools=pools_of(config, run.resources.placement),
         scores=config.scores,
-        teacher_columns=run.plan.views.teacher_columns,
+        read_columns=views.read_columns,
         gates=gates.of_students,
-        last_layers=gates.last_layers if gates.of_students else {},
+        last_layers=last_layers,
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

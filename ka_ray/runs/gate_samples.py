@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ka_ray.config import NOBODY, Config, FolderImages, ListImages, MixedImages
+from ka_ray.config import DESCRIPTIVE, NOBODY, Config, FolderImages, ListImages, MixedImages
 from ka_ray.errors import InputError
 from ka_ray.features.stack import EMBEDDING, OWNERS, P_NOBODY, SCORES
 from ka_ray.features.store import (
@@ -28,11 +28,13 @@ from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run
+from ka_ray.runs.descriptive import learns_gate
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extended_gate import has_finished_gate
 from ka_ray.runs.gate_choice import EXTENDED
 from ka_ray.student.plan import FLOAT16_BYTES
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.descriptive import load_descriptive
 
 HINTS = "hints"
 """Name of the folder with the images of `scores.hints`."""
@@ -45,10 +47,11 @@ ROWS_PER_SHARD = 4096
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where the embedding of a teacher is read.
+    """Where the embedding of a teacher, or of the descriptive network, is read.
 
     Attributes:
-        path: Path of the last layer, whose input it is.
+        path: Path of the last layer, whose input it is; of the descriptive network, it can be
+            :data:`ka_ray.teachers.descriptive.OUTPUT`.
         channels: D_t.
     """
 
@@ -65,6 +68,7 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     """Return teacher -> its embedding, if gates look at them and can; otherwise nothing.
 
     A gate of a finished run looks at the embeddings of that run's teachers, so the others need not have one.
+    The descriptive network comes last, if there is one.
 
     Args:
         run: The run.
@@ -73,11 +77,8 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    gates = {name for student in students for name in student.gates}
-    learned, reused = (
-        bool({"hints", "self"} & gates),
-        EXTENDED in gates and has_finished_gate(run.config, run.plan),
-    )
+    asked = any(EXTENDED in student.gates for student in students)
+    learned, reused = learns_gate(students), asked and has_finished_gate(run.config, run.plan)
     if not (learned or reused):
         return {}
     found = {}
@@ -94,6 +95,9 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
             run.notify(f"scores.gate: auto learns no gate: {message}")
             if not reused:
                 return {}
+    descriptive, view = run.config.scores.descriptive, run.plan.views.descriptive
+    if descriptive is not None and view is not None:
+        found[DESCRIPTIVE] = Embedding(*load_descriptive(descriptive).find_embedding(view))
     return found
 
 
@@ -125,7 +129,7 @@ def read_sample(store: Store, embeddings: Mapping[str, Embedding], rows: npt.NDA
 
     Args:
         store: The stored images.
-        embeddings: Teacher -> its embedding, in stacking order; empty to read the scores alone.
+        embeddings: Source -> its embedding, in stacking order; empty to read the scores alone.
         rows: Numbers of the rows.
     """
     columns = store.gather([EMBEDDING, SCORES] if embeddings else [SCORES], rows)
@@ -157,6 +161,17 @@ def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int6
             f"images: owner {unknown[0]!r} is no teacher; there are {', '.join(teachers)}, and {NOBODY}"
         )
     return torch.tensor([index[name] for name in names])
+
+
+def count_owners(owners: torch.Tensor, teachers: Sequence[str]) -> dict[str, int]:
+    """Return owner -> number of images that it is known to own, of owners that have some.
+
+    Args:
+        owners: `[n]`, see :func:`read_owners`.
+        teachers: Names of the teachers.
+    """
+    counts = {name: int((owners == index).sum()) for index, name in enumerate([*teachers, NOBODY])}
+    return {name: count for name, count in counts.items() if count}
 
 
 def store_owners(gate: OwnerGate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import NOBODY, Config
+from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
 from ka_ray.gates import ExtendedGate, Gate, GateSample, OwnerGate
@@ -29,6 +29,7 @@ from ka_ray.runs.gate_samples import (
     HINTS,
     LEFT_OUT,
     Embedding,
+    count_owners,
     open_stored,
     read_owners,
     read_sample,
@@ -56,7 +57,7 @@ class Gates:
 
     Attributes:
         by_name: Name, as `scores.gate` has it -> gate.
-        last_layers: Teacher -> path of its last layer, whose input the gates see.
+        last_layers: Teacher, or descriptive network -> path of its last layer, whose input the gates see.
         auto: What `scores.gate: auto` stands for: the name of a gate, or none.
         qualities: Name -> what the report says of the gate.
         of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
@@ -77,13 +78,15 @@ class Gates:
         return GateChoice(used=used, gates=dict(self.qualities)) if self.qualities else None
 
     def used_by(self, students: Mapping[str, str]) -> "Gates":
-        """Return the gates together with who uses which.
+        """Return the gates together with who uses which, and what these see.
 
         Args:
             students: Name of a student -> its `scores.gate`; students without a gate are left out.
         """
         used = {student: self.by_name[name] for student, name in students.items() if name in self.by_name}
-        return dataclasses.replace(self, of_students=used)
+        seen = {source for gate in used.values() for source in gate.sources}
+        last_layers = {source: path for source, path in self.last_layers.items() if source in seen}
+        return dataclasses.replace(self, of_students=used, last_layers=last_layers)
 
 
 NO_GATES = Gates({}, {})
@@ -154,7 +157,7 @@ def _learn_or_load(
     store_owners(gate, store, embeddings, said)
     done = read_json(said / DONE)
     quality = GateQuality(
-        hints=_count_hints(run, owners) if name != "self" else {},
+        hints=count_owners(owners, list(run.plan.label_sets.by_teacher)) if name != "self" else {},
         check=check,
         changed=measure_owner_changes(gate, sample, owners),
         left_out=done[LEFT_OUT] / done["images"],
@@ -164,13 +167,6 @@ def _learn_or_load(
     # Written last, because it says that the gate is finished.
     write_json(folder / QUALITY_FILE, quality.model_dump(mode="json"))
     return gate, quality
-
-
-def _count_hints(run: Run, owners: torch.Tensor) -> dict[str, int]:
-    """Return owner -> number of images that it is known to own, of owners that have some."""
-    names = [*run.plan.label_sets.by_teacher, NOBODY]
-    counts = {name: int((owners == index).sum()) for index, name in enumerate(names)}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _read_pool(

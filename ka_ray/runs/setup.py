@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from ka_ray.amalgamation.label_sets import describe_overlap
-from ka_ray.config import Config, Decoding, with_overrides
+from ka_ray.config import DESCRIPTIVE, Config, Decoding, with_overrides
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
 from ka_ray.runs.context import Run, open_context
+from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
@@ -63,11 +64,12 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
         InputError: Something in the config cannot work; the message names the key.
     """
     config, descriptions = describe_teachers(config)
-    notes: list[str | None] = [*descriptions]
+    config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
+    notes: list[str | None] = [*descriptions, *found]
     teachers = [build_teacher(teacher) for teacher in config.teachers]
     plan = make_plan(config, teachers)
     notes += [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
-    student_configs = tuple(with_overrides(config, change) if change else config for change in students)
+    student_configs = tuple(_apply(config, change) for change in students)
     for student in student_configs:
         notes += _describe_student(
             student, plan if student is config else make_plan(student, teachers), teachers
@@ -80,14 +82,17 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
-        num_images = len(training_images.ids)
-        check_batches(config, training_images, count_held_out(num_images) if holds_out else 0)
+        check_batches(config, training_images, count_held_out(len(training_images.ids)) if holds_out else 0)
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images)
     # Several students may cause the same note: it is kept once.
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
+
+
+def _apply(config: Config, change: Sequence[str]) -> Config:
+    return with_overrides(config, change) if change else config
 
 
 def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) -> list[str | None]:
@@ -130,8 +135,10 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
 def _check_teachers(
     config: Config, teachers: Sequence[Teacher], plan: Plan, images: ImageSet
 ) -> Iterator[str]:
-    """Try the teachers that have weights on a few images; yield how they answer, and what is odd."""
-    sample = read_sample(images)
+    """Try the networks that have weights on a few images; yield how they answer, and what is odd."""
+    sample, column = read_sample(images), plan.views.read_columns.get(DESCRIPTIVE)
+    pixels = None if sample is None or column is None else torch.from_numpy(sample[column])
+    yield from check_descriptive(config, plan, pixels)
     if sample is None:
         return
     for section, teacher in zip(config.teachers, teachers, strict=True):

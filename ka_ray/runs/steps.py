@@ -39,7 +39,7 @@ def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
             jointly, only images with features are stored.
 
     Returns:
-        Teacher -> its embedding, if a gate needs them.
+        Teacher, or descriptive network -> its embedding, if a gate needs them.
 
     Raises:
         InputError: The disk has too little room.
@@ -72,7 +72,7 @@ def _list_parts(
     # Features that an earlier command has stored are those of images that this one needs, too.
     limit = config.extract.images if needs_features or is_stored(run.folder / FEATURES) else 0
     kept, others = split_for_features(run.training_images, limit, config.seed)
-    columns, stored = plan.views.teacher_columns, _stored_images(run, students)
+    columns, stored = plan.views.read_columns, _stored_images(run, students)
     image_bytes = plan.image_bytes(stored) + sum(embedding.bytes for embedding in embeddings.values())
     last_layers = {teacher: embedding.path for teacher, embedding in embeddings.items()}
     features = ReadSpec(plan.paths, plan.spaces, config.scores, columns, stored, last_layers)

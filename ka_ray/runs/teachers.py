@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ka_ray.config import TeacherConfig
+from ka_ray.config import DESCRIPTIVE, TeacherConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES
 from ka_ray.images.split import ImageSet
@@ -16,9 +16,11 @@ from ka_ray.images.views import IMAGE
 from ka_ray.runs.context import Run, RunContext
 from ka_ray.runs.execution import NO_TEACHERS, store_images, train_in_group
 from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
+from ka_ray.runs.output_folder import DIGESTS
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
 from ka_ray.teachers.checkpoint import checkpoint_digest
+from ka_ray.teachers.descriptive import KEY, digest_descriptive
 from ka_ray.training.fit import ProgressCallback
 
 
@@ -32,7 +34,8 @@ def teach_missing(run: Run) -> Run:
         The run, with every teacher's checkpoint in its config.
 
     Raises:
-        InputError: A teacher's checkpoint has changed since an earlier attempt in the same output folder.
+        InputError: The checkpoint of a teacher, or of the descriptive network, has changed since an earlier
+            attempt in the same output folder.
     """
     folder, config = run.folder / TEACHERS, run.config
     checkpoints = {
@@ -94,15 +97,19 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
 
 def _check_unchanged(run: Run) -> None:
     """Refuse to continue if a checkpoint has changed: the stored features came from its old weights."""
-    path = run.folder / "teachers.json"
+    path = run.folder / DIGESTS
     digests = {
         t.name: checkpoint_digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None
     }
+    descriptive = run.config.scores.descriptive
+    if descriptive is not None:
+        digests[DESCRIPTIVE] = digest_descriptive(descriptive)
     known = read_json(path) if path.exists() else digests
     changed = [name for name, value in digests.items() if known.get(name) != value]
     if changed:
+        key = KEY if descriptive is not None and changed[0] == DESCRIPTIVE else f"teachers.{changed[0]}"
         raise InputError(
-            f"teachers.{changed[0]}.checkpoint: the file has changed since the run in {run.folder} began; "
-            "give another --output"
+            f"{key}.checkpoint: the file has changed since the run in {run.folder} began; give another "
+            "--output"
         )
     write_json(path, digests)

@@ -137,7 +137,9 @@ def _student_preprocessing(config: Config) -> Preprocessing:
 
 def _make_views(config: Config) -> NetworkViews:
     teachers = {t.name: make_view(t.preprocessing, config.images) for t in config.teachers}
-    return NetworkViews(view_of(_student_preprocessing(config)), teachers)
+    section = config.scores.descriptive
+    descriptive = None if section is None else make_view(section.preprocessing, config.images)
+    return NetworkViews(view_of(_student_preprocessing(config)), teachers, descriptive)
 
 
 def _student_network(config: Config) -> tuple[str, dict[str, Any]]:

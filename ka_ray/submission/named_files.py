@@ -9,12 +9,12 @@ CONFIGS = ("config.json", "student.json")
 
 
 def model_folders(tree: dict[str, Any]) -> Iterator[str]:
-    """Yield the folders of models that are teachers, as the config names them.
+    """Yield the folders of models that the config names: teachers, and the descriptive network.
 
     Of a file in such a folder, the folder's config is needed, too.
     """
-    for teacher in [*(tree.get("teachers") or []), tree.get("teacher")]:
-        source = teacher.get("from") if isinstance(teacher, dict) else teacher
+    for model in [*(tree.get("teachers") or []), tree.get("teacher"), _find_descriptive(tree)]:
+        source = model.get("from") if isinstance(model, dict) else model
         path = Path(source.removeprefix("local-dir:")) if isinstance(source, str) else None
         if path is not None and path.is_dir():
             yield str(path)
@@ -24,9 +24,15 @@ def model_folders(tree: dict[str, Any]) -> Iterator[str]:
 
 def network_sections(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the sections of a config that describe a network."""
-    for section in [*(tree.get("teachers") or []), tree.get("teacher"), tree.get("student")]:
+    others = [tree.get("teacher"), tree.get("student"), _find_descriptive(tree)]
+    for section in [*(tree.get("teachers") or []), *others]:
         if isinstance(section, dict):
             yield section
+
+
+def _find_descriptive(tree: dict[str, Any]) -> Any:
+    scores = tree.get("scores")
+    return scores.get("descriptive") if isinstance(scores, dict) else None
 
 
 def files_in_arguments(network: dict[str, Any]) -> Iterator[str]:

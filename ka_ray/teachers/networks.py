@@ -24,6 +24,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 STUDENT_NETWORK = "ka_ray.student.merged:build_merged_network"
 """The factory of a student that is itself a teacher. This part of the package must not import that one."""
 
+INPUT_TRANSFORMERS = ("googlenet", "inception_v3")
+"""torchvision's networks that change their input if they are made with pretrained weights."""
+
 FORBIDDEN_ARGUMENTS = (
     "model_name",
     "checkpoint_path",
@@ -99,6 +102,28 @@ def check_timm_name(network: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
         raise InputError(f"network {network!r}: timm has no such model. Similar: {', '.join(near) or 'none'}")
+
+
+def check_transform_input(network: str, arguments: Mapping[str, Any], key: str) -> None:
+    """Ask for an argument that torchvision sets by itself when it loads pretrained weights.
+
+    With it, the network changes its input from one normalisation to another. A checkpoint does not tell
+    whether its network did so, and a wrong guess costs half of the accuracy without a word.
+
+    Args:
+        network: The network of a checkpoint.
+        arguments: Its keyword arguments.
+        key: Where it stands in the config, such as ``teachers.dogs``.
+
+    Raises:
+        InputError: The argument is missing.
+    """
+    if network in INPUT_TRANSFORMERS and "transform_input" not in arguments:
+        raise InputError(
+            f"{key}.arguments.transform_input: is missing. torchvision's {network} changes its input if it "
+            "was made with pretrained weights; set true if its training began with such weights, and false "
+            "if it began with random ones"
+        )
 
 
 def import_timm(what: str) -> Any:

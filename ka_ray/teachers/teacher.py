@@ -20,14 +20,11 @@ from ka_ray.images.views import View
 from ka_ray.teachers.activations import to_scores
 from ka_ray.teachers.checkpoint import load_checkpoint, load_fitting_weights
 from ka_ray.teachers.last_layer import ReadEmbedding, find_last_layer
-from ka_ray.teachers.networks import build_network
+from ka_ray.teachers.networks import build_network, check_transform_input
 from ka_ray.teachers.outputs import find_scores
 from ka_ray.teachers.preprocess import Preprocess
 
 Result = TypeVar("Result")
-
-INPUT_TRANSFORMERS = ("googlenet", "inception_v3")
-"""torchvision's networks that change their input if they are made with pretrained weights."""
 
 
 @dataclass
@@ -200,7 +197,8 @@ def build_teacher(config: TeacherConfig) -> Teacher:
         InputError: The network is unknown, the checkpoint does not fit, or the config has neither
             `checkpoint` nor `training`.
     """
-    _check_transform_input(config)
+    if config.checkpoint is not None:
+        check_transform_input(config.network, config.arguments, f"teachers.{config.name}")
     network, note = build_network(config.network, config.arguments, len(config.classes)), ""
     if config.checkpoint is not None:
         note = load_checkpoint(network, config.checkpoint, len(config.classes))
@@ -214,24 +212,6 @@ def build_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(
         config.name, config.classes, network, preprocess, config.output, config.final_activation, note
     )
-
-
-def _check_transform_input(config: TeacherConfig) -> None:
-    """Ask for an argument that torchvision sets by itself when it loads pretrained weights.
-
-    With it, the network changes its input from one normalisation to another. A checkpoint does not tell
-    whether its network did so, and a wrong guess costs half of the accuracy without a word.
-    """
-    if (
-        config.network in INPUT_TRANSFORMERS
-        and "transform_input" not in config.arguments
-        and config.checkpoint
-    ):
-        raise InputError(
-            f"teachers.{config.name}.arguments.transform_input: is missing. torchvision's {config.network} "
-            "changes its input if it was made with pretrained weights; set true if the training of this "
-            "teacher began with such weights, and false if it began with random ones"
-        )
 
 
 def _named(name: str, error: InputError) -> str:

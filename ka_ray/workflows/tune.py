@@ -58,6 +58,8 @@ def search_widths(config: Config) -> TuneResult:
         raise InputError(
             f"scores.gate: {config.scores.gate}: a search goes by the scores as they are; leave it out here"
         )
+    if config.scores.descriptive is not None:
+        raise InputError("scores.descriptive: a search learns no gate that could use it; leave it out here")
     by_layer = prepare_layer_search(config)
     return _search_taps(config) if by_layer is None else _search_layers(by_layer)
 

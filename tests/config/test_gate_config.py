@@ -37,6 +37,37 @@ def test_nobody_owns_a_part_of_the_images_or_hints_but_not_all(load_config, tmp_
         load_config(f"images={{source: mixed, size: 8, parts: {json.dumps(parts)}}}")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{weights: DEFAULT}", "network: is missing"),
+        ("{network: resnet18}", "checkpoint: is missing: resnet18 alone has random weights"),
+        ("{network: resnet18, checkpoint: nowhere.pt}", r"scores\.descriptive\.checkpoint: .*does not exist"),
+        ("{network: resnet18, classes: [a, b]}", r"scores\.descriptive\.classes"),
+        ("nowhere/at/all.pt", "does not exist"),
+    ],
+)
+def test_a_descriptive_network_that_cannot_be_is_refused(load_config, given, message):
+    with pytest.raises(InputError, match=message):
+        load_config(f"scores.descriptive={given}")
+
+
+def test_a_descriptive_network_takes_the_forms_of_a_teacher(load_config, config_tree):
+    checkpoint = config_tree["teachers"][0]["checkpoint"]
+    named = load_config(f"scores.descriptive={{network: plain, checkpoint: {checkpoint}}}")
+    assert str(named.scores.descriptive.checkpoint) == checkpoint
+    assert load_config("scores.descriptive=timm/resnet18.a1_in1k").scores.descriptive.from_ is not None
+    assert load_config("scores.descriptive={network: 'mine:net'}").scores.descriptive.checkpoint is None
+    assert load_config().scores.descriptive is None
+
+
+def test_no_teacher_may_be_called_as_the_descriptive_network(load_config, config_tree):
+    config_tree["teachers"][0]["name"] = "descriptive"
+    assert load_config().scores.descriptive is None
+    with pytest.raises(InputError, match=r"scores\.descriptive: a teacher is called descriptive"):
+        load_config("scores.descriptive=timm/resnet18.a1_in1k")
+
+
 def test_a_gate_leaves_no_room_for_a_rule(load_config):
     with pytest.raises(InputError, match=r"scores\.rule: mean; leave it out"):
         load_config("scores.rule=mean", "scores.gate=self")

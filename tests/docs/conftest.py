@@ -42,7 +42,7 @@ def checkout(tmp_path, monkeypatch, make_spec):
         teacher_folder = folder / f"runs/cifar10_teacher_{name}/{name}"
         teacher_folder.mkdir(parents=True)
         (teacher_folder / "teacher.safetensors").touch()
-    for name in ("dogs.safetensors", "birds.pt", "birds.ckpt", "cats.safetensors"):
+    for name in ("dogs.safetensors", "birds.pt", "birds.ckpt", "cats.safetensors", "imagenet.pt"):
         (folder / name).touch()
     (folder / "hf" / "dogs").mkdir(parents=True)
     (folder / "hf" / "dogs" / "config.json").write_text("{}")

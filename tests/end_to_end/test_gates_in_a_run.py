@@ -5,15 +5,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 
 import ka_ray
 from ka_ray.config import DigitsImages
+from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES, Store
 from ka_ray.images import open_source, read_chunk
 from ka_ray.runs.gate_samples import HINTS
 from ka_ray.storage.files import read_json
 from ka_ray.student import load_student
+from ka_ray.teachers import load_teacher
 from ka_ray.training.batches import count_held_out
 
 pytestmark = pytest.mark.ray
@@ -73,8 +76,8 @@ def describe_run(folder, **scores):
     }
 
 
-def train(folder):
-    """Train a small teacher on each half of the digits, by a plain loop."""
+def train(folder, networks=(("low", LOW), ("high", HIGH))):
+    """Train a small network on some classes of the digits each, by a plain loop."""
     from safetensors.torch import save_file
 
     from ka_ray.teachers.plain import plain_conv_net
@@ -85,11 +88,11 @@ def train(folder):
     read = [p for c in source.chunks for p in read_chunk(config, source.read, c, ids, None, lambda *_: None)]
     pixels = torch.from_numpy(np.concatenate([part["image"] for part in read])).float() / 255
     labels = np.concatenate([part["label"] for part in read])
-    for name, classes in (("low", LOW), ("high", HIGH)):
+    for name, classes in networks:
         own = np.isin(labels, classes)
         inputs = (pixels[own] - 0.3) / 0.35
         targets = torch.tensor([classes.index(label) for label in labels[own]])
-        network = plain_conv_net(5, widths=(8, 16))
+        network = plain_conv_net(len(classes), widths=(8, 16))
         optimizer = torch.optim.Adam(network.parameters(), 0.01)
         for _ in range(60):
             optimizer.zero_grad()
@@ -161,3 +164,82 @@ def test_a_gate_is_learned_from_known_owners_and_hints(tmp_path):
     text = (run / "report.md").read_text()
     assert "which belong to nobody" in text
     assert "## Whose image is it?" in text
+
+
+def embed(folder, name, num_classes, size, pixels):
+    """Compute embeddings by a plain loop: Pillow, then the network without its last layer."""
+    from ka_ray.teachers.plain import plain_conv_net
+
+    network = plain_conv_net(num_classes, widths=(8, 16)).eval()
+    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    assert "." not in last
+    setattr(network, last, nn.Identity())
+    rows = []
+    for image in pixels:
+        resized = Image.fromarray(np.moveaxis(image, 0, -1)).resize((size, size), Image.Resampling.BICUBIC)
+        one = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        with torch.no_grad():
+            rows.append(network((one[None] - 0.3) / 0.35)[0].numpy())
+    return np.stack(rows)
+
+
+def read_test_digits():
+    config = DigitsImages(source="digits", split="test", size=8)
+    source = open_source(config)
+    ids = np.arange(source.num_images)
+    read = [p for c in source.chunks for p in read_chunk(config, source.read, c, ids, None, lambda *_: None)]
+    return [np.concatenate([part[column] for part in read]) for column in ("image", "label")]
+
+
+def test_a_descriptive_network_joins_the_gate(tmp_path):
+    write_digits(tmp_path)
+    train(tmp_path, (("low", LOW), ("high", HIGH), ("describes", LOW + HIGH)))
+    descriptive = {
+        "network": "plain",
+        "arguments": {"widths": [8, 16]},
+        "checkpoint": str(tmp_path / "describes.safetensors"),
+        "preprocessing": {
+            "size": 12,
+            "resize": "squash",
+            "interpolation": "bicubic",
+            "mean": [0.3] * 3,
+            "std": [0.35] * 3,
+        },
+    }
+    tree = describe_run(tmp_path, gate="self", descriptive=descriptive)
+    tree |= {"student": {"start": "average"}, "joint": {"epochs": 0}}
+    report = ka_ray.amalgamate(ka_ray.Config.model_validate(tree))
+    run = tmp_path / "run"
+    store = Store(run / IMAGES)
+    stored = store.gather(["image", "scores", "embedding"], np.arange(len(store)))
+    assert stored["image"].shape[1:] == (3, 8, 8)  # the pixels of its view are not stored
+    assert set(store.column_names).isdisjoint({"image@1", "embedding@descriptive"})
+    sources = (("low", 5, 8), ("high", 5, 8), ("describes", 10, 12))
+    expected = np.concatenate([embed(tmp_path, *source, stored["image"]) for source in sources], axis=1)
+    np.testing.assert_allclose(stored["embedding"], expected, rtol=2e-3, atol=2e-3)
+
+    # The evaluation computes the same from images that are not stored: here in float64 from the saved gate.
+    gate = {name: t.double().numpy() for name, t in load_file(run / "gates/self/gate.safetensors").items()}
+    pixels, labels = read_test_digits()
+    scores = []
+    for name in ("low", "high"):
+        teacher = [t for t in ka_ray.Config.model_validate(tree).teachers if t.name == name]
+        scores.append(load_teacher(teacher[0]).scores(torch.from_numpy(pixels)).double().numpy())
+    features = np.concatenate([embed(tmp_path, *source, pixels) for source in sources], axis=1)
+    features = features.astype(np.float16).astype(np.float64)
+    logits = np.concatenate(scores, 1) * gate["score_scale"] + gate["bias"]
+    logits += (features - gate["mean"]) * gate["scale"] @ gate["weight"]
+    energies = np.stack([np.log(np.exp(part).sum(1)) for part in np.split(logits, 2, axis=1)], 1)
+    own = [part - np.log(np.exp(part).sum(1, keepdims=True)) for part in scores]
+    gated = np.concatenate([energies[:, [t]] + own[t] for t in range(2)], 1).argmax(1)
+    right = np.array(LOW + HIGH)[gated] == labels
+    assert report.accuracy.gate is not None
+    assert report.accuracy.gate.ensemble == pytest.approx(right.mean(), abs=1.5 / len(labels))
+    actors = {placement.teacher for placement in report.placements}
+    assert actors == {"low", "high", "descriptive"}
+
+    # What is stored came from these weights: a run with others is refused.
+    train(tmp_path, (("describes", LOW + HIGH),))
+    with pytest.raises(InputError, match=r"scores\.descriptive\.checkpoint: the file has changed"):
+        ka_ray.amalgamate(ka_ray.Config.model_validate(tree))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ka_ray.features.stack import SCORES, TARGETS, feature_column, stack_columns
+from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column, stack_columns
 
 TAPS, TEACHERS = ["conv1", "fc"], ["low", "high", "third"]
 NUM_CLASSES = {"low": 2, "high": 5, "third": 3}
@@ -72,6 +72,20 @@ def test_other_columns_are_kept_and_those_of_teachers_replaced():
     stacked = stack_columns(columns, TAPS, TEACHERS)
     assert set(stacked) == {"image_id", "label", SCORES, *TAPS}
     assert stacked["label"] is columns["label"]
+
+
+def test_the_descriptive_network_stands_behind_the_teachers_embeddings():
+    columns = make_columns({"conv1": (), "fc": ()})
+    own = {
+        source: np.full((4, width), width, np.float16)
+        for source, width in (("descriptive", 2), ("third", 3), ("low", 4), ("high", 5))
+    }
+    columns |= {feature_column(EMBEDDING, source): part for source, part in own.items()}
+    stacked = stack_columns(columns, [], TEACHERS)[EMBEDDING]
+    expected = np.concatenate([own[source] for source in (*TEACHERS, "descriptive")], axis=1)
+    np.testing.assert_array_equal(stacked, expected)
+    del columns["embedding@descriptive"]
+    np.testing.assert_array_equal(stack_columns(columns, [], TEACHERS)[EMBEDDING], expected[:, :-2])
 
 
 def test_without_teachers_all_columns_are_kept():

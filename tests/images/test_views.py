@@ -176,6 +176,17 @@ def test_networks_with_equal_views_share_a_column():
     assert NetworkViews(small, {"a": small}).other_columns == ()
 
 
+def test_the_descriptive_network_shares_columns_and_its_own_comes_last():
+    small, large, own = View("shorter", 20, 20), View("shorter", 256, 224), View("squash", 96, 96)
+    views = NetworkViews(small, {"a": large}, own)
+    assert views.columns == {IMAGE: small, "image@1": large, "image@2": own}
+    assert views.read_columns == {"a": "image@1", "descriptive": "image@2"}
+    assert views.teacher_columns == {"a": "image@1"}
+    assert views.other_columns == ("image@1",)  # its images are not stored for training workers
+    assert views.without_descriptive().columns == {IMAGE: small, "image@1": large}
+    assert NetworkViews(small, {"a": large}, large).read_columns["descriptive"] == "image@1"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

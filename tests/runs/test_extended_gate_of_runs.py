@@ -1,5 +1,6 @@
 """Test how a run that adds a teacher reuses the gate of the finished run: choice, resuming, refusals."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from ka_ray.storage.files import remove_tree, write_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
 from ka_ray.teachers.checkpoint import checkpoint_digest
+from ka_ray.teachers.descriptive import digest_descriptive
 from ka_ray.teachers.plain import plain_conv_net
 
 SIZES = {"low": 6, "high": 4, "third": 3}
@@ -54,12 +56,15 @@ def describe(config, folder):
 def finish_run(load_config, tmp_path):
     """Return a function that writes the files of a finished run with two teachers and a gate."""
 
-    def finish(used="hints"):
-        folder, config = tmp_path / "two", load_config("images.owner=low", "scores.gate=hints")
+    def finish(used="hints", descriptive=None):
+        network = [] if descriptive is None else [f"scores.descriptive={json.dumps(descriptive)}"]
+        folder, config = tmp_path / "two", load_config("images.owner=low", "scores.gate=hints", *network)
         generator = torch.Generator().manual_seed(0)
         features = {name: torch.randn(240, SIZES[name], generator=generator) for name in ("low", "high")}
         owners = torch.arange(240) % 2
         features["low"][:, 0] += 3 * owners
+        if descriptive is not None:
+            features["descriptive"] = torch.randn(240, 6, generator=generator)
         sample = GateSample(features, torch.randn(240, 10, generator=generator))
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
         gate = GateProblem.build(sample, owners, label_sets).fit(0.001, True)
@@ -69,6 +74,10 @@ def finish_run(load_config, tmp_path):
         write_json(folder / "report.json", {"gate": {"used": used}})
         write_json(folder / "config.json", config.model_dump(mode="json"))
         digests = {teacher.name: checkpoint_digest(teacher.checkpoint) for teacher in config.teachers}
+        if descriptive is not None:
+            digests["descriptive"] = digest_descriptive(config.scores.descriptive)
+        write_json(folder / "teachers.json", digests)
+        digests.pop("descriptive", None)
         links = {"reused": 0, "trained": 1, "seconds": [1.0]}
         codes = {"teachers": digests, "shapes": {}, "links": links, "taps": {}, "history": [], "seconds": 1.0}
         (folder / "stages").mkdir()
@@ -251,6 +260,43 @@ def test_changed_teachers_are_refused_before_anything_starts(finish_run, make_ru
         for students in ([()], [baseline]):
             with pytest.raises(InputError, match=r"must list them first|order|is not the file"):
                 plan_run(config, students)
+
+
+def test_a_gate_that_looks_at_a_descriptive_network_needs_the_same_one(finish_run, make_run, tmp_path):
+    for name in ("describes", "other"):
+        save_file(plain_conv_net(3, [4, 6]).state_dict(), tmp_path / f"{name}.safetensors")
+    section = {"network": "plain", "arguments": {"widths": [4, 6]}}
+    section["checkpoint"] = str(tmp_path / "describes.safetensors")
+    finish_run(descriptive=section)
+    run, _ = make_run(f"scores.descriptive={json.dumps(section)}")
+    planned = plan_run(run.config, [()])
+    assert planned.config.scores.descriptive is not None
+    assert not any("reuses no gate" in note for note in planned.notes)
+    run = SimpleNamespace(config=planned.config, plan=planned.plan, notify=None)
+    assert [*find_embeddings(run, planned.students)] == [*SIZES, "descriptive"]
+    others = [
+        section | {"checkpoint": str(tmp_path / "other.safetensors")},
+        section | {"preprocessing": {"size": 16}},
+        None,
+    ]
+    for other in others:
+        given = [] if other is None else [f"scores.descriptive={json.dumps(other)}"]
+        with pytest.raises(InputError, match=r"looks at scores\.descriptive, which must be the same"):
+            plan_run(make_run("scores.gate=extended", *given)[0].config, [()])
+        assert any("reuses no gate" in note for note in plan_run(make_run(*given)[0].config, [()]).notes)
+
+
+def test_a_descriptive_network_that_the_reused_gate_does_not_look_at_is_not_loaded(
+    finish_run, make_run, tmp_path
+):
+    finish_run()
+    section = {
+        "network": "plain",
+        "arguments": {"widths": [4, 6]},
+        "checkpoint": str(tmp_path / "low.safetensors"),
+    }
+    planned = plan_run(make_run(f"scores.descriptive={json.dumps(section)}")[0].config, [()])
+    assert planned.config.scores.descriptive is None
 
 
 def test_without_extend_there_is_no_gate_to_ask_for(make_run):

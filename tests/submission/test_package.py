@@ -13,7 +13,7 @@ from ka_ray.config.module_folders import add_module_folders
 from ka_ray.errors import InputError
 from ka_ray.runs.extended_gate import DESCRIPTION_FILE, GATE_FILE, REPORT
 from ka_ray.runs.extension import TEACHERS
-from ka_ray.runs.output_folder import CONFIG
+from ka_ray.runs.output_folder import CONFIG, DIGESTS
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import format_bytes
@@ -133,7 +133,7 @@ def test_only_the_needed_files_of_an_extended_run_are_sent(project):
         stage_summary_path(folder, "codes"),
         stage_summary_path(folder, "codes").with_suffix(".safetensors"),
     ]
-    needed += [teacher_checkpoint_path(folder / TEACHERS, "low"), folder / REPORT]
+    needed += [teacher_checkpoint_path(folder / TEACHERS, "low"), folder / REPORT, folder / DIGESTS]
     needed += [folder / "gates/hints" / name for name in (GATE_FILE, DESCRIPTION_FILE)]
     others = ("features/0.bin", "student.safetensors", "gates/hints/owners/0.arrow")
     for path in [*needed, *(folder / name for name in others)]:
@@ -223,3 +223,15 @@ def test_the_sent_package_is_imported_instead_of_this_checkout(project):
         check=True,
     )
     assert Path(json.loads(finished.stdout)).is_relative_to(project / "unpacked")
+
+
+def test_the_descriptive_network_is_sent_as_teachers_are(project):
+    Path("hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (Path("hf") / name).write_text("{}")
+    by_factory = {
+        "scores": {"descriptive": {"network": "nets.deep.net:make", "arguments": {"names": "names.txt"}}}
+    }
+    assert {"nets/__init__.py", "nets/deep/net.py", "names.txt"} <= set(zip_contents(by_factory))
+    for given in ("hf", {"from": "hf/model.safetensors"}):
+        assert "hf/config.json" in zip_contents({"scores": {"descriptive": given}})

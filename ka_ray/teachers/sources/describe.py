@@ -5,11 +5,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ka_ray.config import TeacherConfig
+from ka_ray.config import DESCRIPTIVE, DescriptiveConfig, TeacherConfig
 from ka_ray.config.job_paths import is_absolute
 from ka_ray.errors import InputError
 from ka_ray.storage.uris import to_path
-from ka_ray.teachers.networks import TIMM, check_timm_name, import_timm
+from ka_ray.teachers.networks import (
+    INPUT_TRANSFORMERS,
+    STUDENT_NETWORK,
+    TIMM,
+    check_timm_name,
+    import_timm,
+)
 from ka_ray.teachers.sources.description import (
     Description,
     describe_preprocessing,
@@ -28,8 +34,8 @@ from ka_ray.teachers.sources.hubs import (
 )
 from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_torchvision
 
-TRANSFORMS_INPUT = ("googlenet", "inception_v3")
-"""torchvision's networks that change their input if they are made with published weights."""
+UNNAMED = ("output 1", "output 2")
+"""Stand for the classes of a network whose classes mean nothing."""
 
 SAY_THE_SIZE = {"preset", "resize", "size", "crop"}
 """Keys of a preprocessing, one of which is needed if the source's own cannot be used."""
@@ -52,14 +58,42 @@ def describe_teacher(config: TeacherConfig) -> tuple[TeacherConfig, str]:
         InputError: The source cannot be read or is of no known kind, or the classes are not found in it. The
             message names the teacher and the key.
     """
+    described, note, _ = _describe_from_source(config, f"teachers.{config.name}")
+    return described, note
+
+
+def describe_descriptive(config: DescriptiveConfig) -> tuple[DescriptiveConfig, str]:
+    """Fill in what the section of a network that is nobody's teacher leaves open, as for a teacher.
+
+    Args:
+        config: The section. Its keys override what is found.
+
+    Returns:
+        The section with network, arguments, preprocessing and checkpoint; and what was found, for the user.
+
+    Raises:
+        InputError: The source cannot be read or is of no known kind.
+    """
+    given = {key: getattr(config, key) for key in type(config).model_fields}
+    section = TeacherConfig.model_validate({"name": DESCRIPTIVE, "classes": UNNAMED, **given})
+    described, note, classes = _describe_from_source(section, f"scores.{DESCRIPTIVE}")
+    found = {key: getattr(described, key) for key in ("network", "checkpoint", "preprocessing")}
+    # A source may know how many classes its network has, although their names are not needed.
+    is_factory = ":" in described.network and described.network != STUDENT_NETWORK
+    count = {"num_classes": len(classes)} if classes and not is_factory else {}
+    return config.model_copy(update={**found, "arguments": count | described.arguments}), note
+
+
+def _describe_from_source(config: TeacherConfig, key: str) -> tuple[TeacherConfig, str, tuple[str, ...]]:
+    """Return the section, filled in; what was found, for the user; and the classes that the source names."""
     try:
         found = _describe(config)
-        return (config, "") if found is None else _merge(config, found)
+        return (config, "", ()) if found is None else (*_merge(config, found), found.classes)
     except InputError as error:
         problem = str(error)
     except Exception as error:  # a damaged or unusual file: many types
         problem = f"from: {config.from_} is not understood ({type(error).__name__}: {str(error)[:200]})"
-    raise InputError(f"teachers.{config.name}: {problem}")
+    raise InputError(f"{key}: {problem}")
 
 
 def _describe(config: TeacherConfig) -> Description | None:
@@ -134,7 +168,7 @@ def _describe_torchvision(network: str, name: str, is_published: bool) -> Descri
         is_published: Whether the published weights are the teacher's; else those of a checkpoint are.
     """
     arguments: dict[str, object] = {}
-    if network in TRANSFORMS_INPUT:  # as torchvision builds them for these weights
+    if network in INPUT_TRANSFORMERS:  # as torchvision builds them for these weights
         arguments = {"transform_input": True, "aux_logits": is_published, "init_weights": False}
     weights = find_torchvision_weights(network, name)
     return Description(
@@ -188,10 +222,12 @@ def _describe_result(config: TeacherConfig, merged: TeacherConfig, found: Descri
     if given:
         source = " and ".join(filter(None, [source, "the config"]))
     origin = f"from {source}" if source else "assumed: the source does not say it; compare with your training"
+    is_teacher = merged.classes != UNNAMED
+    name = f"teacher {merged.name}" if is_teacher else "descriptive network"
     lines = [
-        f"teacher {merged.name}: {found.kind}" + (f", {config.from_}" if config.from_ else ""),
+        f"{name}: {found.kind}" + (f", {config.from_}" if config.from_ else ""),
         f"network: {merged.network}",
-        f"classes: {len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}",
+        *([f"classes: {len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"] if is_teacher else []),
         f"pixels: {describe_preprocessing(merged.preprocessing)} ({origin})",
         *found.notes,
     ]

@@ -83,7 +83,7 @@ def recognise_architecture(
 
 
 def _find_fitting(state: Mapping[str, Tensor]) -> Iterator[Architecture]:
-    shapes = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
+    shapes = _list_shapes(state)
     for network, arguments in _list_candidates(shapes):
         num_classes = _compare(_shapes_of(network, tuple(sorted(arguments.items()))), shapes)
         if num_classes is not None:
@@ -148,13 +148,45 @@ class _WithoutMemory(TorchFunctionMode):
 
 @lru_cache(maxsize=2048)
 def _shapes_of(network: str, arguments: tuple[tuple[str, Any], ...]) -> Shapes:
+    return _measure_shapes(network, dict(arguments), MARKED_CLASSES)
+
+
+def _measure_shapes(network: str, arguments: Mapping[str, Any], num_classes: int) -> Shapes:
     """Return the shapes of a network's weights; empty if it cannot be built."""
     try:
         with _WithoutMemory():
-            state = build_network(network, dict(arguments), MARKED_CLASSES).state_dict()
+            state = build_network(network, arguments, num_classes).state_dict()
     except Exception:  # a network that needs values of tensors or an optional package
         return {}
+    return _list_shapes(state)
+
+
+def _list_shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
+
+
+def count_classes(network: str, arguments: Mapping[str, Any], weights: Sequence[FoundWeights]) -> int | None:
+    """Return the number of classes with which a network has the weights of a checkpoint.
+
+    Args:
+        network: Name of the network in the config, whose builder takes ``num_classes``.
+        arguments: Its other keyword arguments.
+        weights: The state dicts of the checkpoint, best first.
+
+    Returns:
+        The number; 0 if the weights are those of a timm network without its head; None if none fits.
+    """
+    marked = _measure_shapes(network, arguments, MARKED_CLASSES)
+    headless = _measure_shapes(network, arguments, 0) if network.startswith(TIMM) else {}
+    for found in weights:
+        for state in list_states(found):
+            shapes = _list_shapes(state)
+            number = _compare(marked, shapes)
+            if number is not None:
+                return number
+            if headless == shapes:
+                return 0
+    return None
 
 
 def _compare(expected: Shapes, shapes: Shapes) -> int | None:
