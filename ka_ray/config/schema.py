@@ -163,8 +163,8 @@ class Config(_Run):
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """The gates that are prepared: owners, hints, self."""
-        return self.scores.list_gates(self.images.has_owners)
+        """The gates that are prepared: owners, hints, self, extended."""
+        return self.scores.list_gates(self.images.has_owners, self.extend is not None)
 
     @property
     def learns_layers(self) -> bool:

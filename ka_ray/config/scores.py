@@ -30,13 +30,14 @@ class ScoresConfig(Section):
         2, ge=1, description="Pixels that the view `shift` moves the image up, down, left and right."
     )
 
-    gate: Literal["none", "owners", "hints", "self", "auto"] = Field(
+    gate: Literal["none", "owners", "hints", "self", "extended", "auto"] = Field(
         "auto",
         description="Which teacher's classes an image shows. none: the teacher with the higher scores "
         "decides; owners: the known owner, and for other images the scores; hints: the known owner, and for "
         "other images a gate that is learned from all known owners; self: the known owner, and a gate that "
-        "learns from what the ensemble says of all images; auto: hints, if there are "
-        "100 of each teacher and cross-validation says that the gate helps, otherwise owners.",
+        "learns from what the ensemble says of all images; extended: the known owner, and the gate of the "
+        "run that `extend` names; auto: hints, if 100 of each teacher are known and cross-validation says "
+        "that the gate helps, with fewer extended, if there is one, otherwise owners.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,
@@ -86,20 +87,23 @@ class ScoresConfig(Section):
         if self.shares and len(self.shares) < len(teachers):
             raise ValueError(f"scores.shares: needs every teacher of {list(teachers)}, or none")
 
-    def list_gates(self, known: bool) -> tuple[str, ...]:
+    def list_gates(self, known: bool, extends: bool) -> tuple[str, ...]:
         """Return the gates to prepare; `auto` chooses among several.
 
         Args:
             known: Whether the owners of some images that the student learns from are known.
+            extends: Whether the run adds teachers to a finished run, which may have a gate.
         """
         if self.gate != "auto":
             return () if self.gate == "none" else (self.gate,)
-        return (("owners",) if known else ()) + (("hints",) if known or self.hints else ())
+        learned = (("owners",) if known else ()) + (("hints",) if known or self.hints else ())
+        # A rule says how scores are combined, so that `auto` does not look for a gate.
+        return (*learned, "extended") if extends and self.rule is None else learned
 
     @property
     def gated(self) -> bool:
         """Whether scores go through a gate; `auto` counts once it is resolved."""
-        return self.gate in ("owners", "hints", "self")
+        return self.gate in ("owners", "hints", "self", "extended")
 
     @field_validator("views", mode="before")
     @classmethod

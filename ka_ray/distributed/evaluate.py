@@ -27,7 +27,7 @@ from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
-from ka_ray.gates import Gate, GateSample
+from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Gated, Scores, count_batch
@@ -64,7 +64,7 @@ class Evaluation:
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     only_classes: frozenset[str] | None = None
     read_columns: Mapping[str, str] = field(default_factory=dict)
-    gates: Mapping[str, Gate] = field(default_factory=dict)
+    gates: Mapping[str, OwnerGate] = field(default_factory=dict)
     last_layers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,10 +141,10 @@ class Evaluator:
         return array
 
 
-def _apply_gate(gate: Gate, batch: Columns, scores: torch.Tensor | None) -> Gated | None:
+def _apply_gate(gate: OwnerGate, batch: Columns, scores: torch.Tensor | None) -> Gated | None:
     if scores is None:
         return None
-    embeddings = {t: torch.tensor(batch[feature_column(EMBEDDING, t)]) for t in gate.scaling.sources}
+    embeddings = {t: torch.tensor(batch[feature_column(EMBEDDING, t)]) for t in gate.sources}
     sample = GateSample(embeddings, scores)
     before = compute_energies(gate.label_sets, scores).argmax(dim=1)
     owners = gate.log_owners(sample).argmax(dim=1)

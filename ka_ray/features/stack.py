@@ -87,8 +87,5 @@ def stack_columns(
 
 def _list_embeddings(columns: Collection[str], teachers: Sequence[str]) -> list[str]:
     """Return the columns of embeddings in stacking order: the teachers', then the descriptive network's."""
-    own, descriptive = (
-        [feature_column(EMBEDDING, t) for t in teachers],
-        feature_column(EMBEDDING, DESCRIPTIVE),
-    )
-    return [*own, descriptive] if descriptive in columns else own
+    names = [feature_column(EMBEDDING, source) for source in (*teachers, DESCRIPTIVE)]
+    return [name for name in names if name in columns]

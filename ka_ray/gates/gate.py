@@ -15,6 +15,7 @@ from ka_ray.amalgamation.gated_scores import amalgamate_by_owner, compute_energi
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.gates.inputs import GateSample, InputScaling
+from ka_ray.gates.owner_gate import OwnerGate
 from ka_ray.numerics.logistic_regression import pool_logits
 
 TENSORS = ("mean", "scale", "weight", "bias", "score_scale")
@@ -64,6 +65,11 @@ class Gate:
         weight, bias, scale = torch.zeros(0, classes), torch.zeros(classes), torch.ones(classes)
         return Gate(label_sets, InputScaling((), nothing, nothing), weight, bias, scale, "nothing")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources whose features the gate sees."""
+        return self.scaling.sources
+
     def log_owners(self, sample: GateSample) -> Tensor:
         """Return log p(owner | image), `[n, N]`, on the device of the sample's scores.
 
@@ -78,12 +84,12 @@ class Gate:
         return logits.softmax(dim=1)[:, teachers] if logits.shape[1] > teachers else None
 
     def _logits(self, sample: GateSample) -> Tensor:
-        missing = [source for source in self.scaling.sources if source not in sample.features]
+        missing = [source for source in self.sources if source not in sample.features]
         if missing:
             raise InputError(f"the gate needs features of {', '.join(missing)}, which were not read")
         scores, sizes = list_class_scores(self.label_sets, sample.scores, self.weight.shape[1])
         logits = scores * self.score_scale.to(scores) + self.bias.to(scores)
-        if self.scaling.sources:
+        if self.sources:
             logits = logits + self.scaling(sample.features) @ self.weight.to(scores)
         return pool_logits(logits, sizes)
 
@@ -103,7 +109,7 @@ class Gate:
         return {
             "teachers": {name: list(classes) for name, classes in self.label_sets.by_teacher.items()},
             "center": self.label_sets.center,
-            "sources": list(self.scaling.sources),
+            "sources": list(self.sources),
             "learned_from": self.learned_from,
         }
 
@@ -122,7 +128,10 @@ class Gate:
             InputError: The gate was learned for other teachers or classes, or the state is incomplete.
         """
         teachers = {name: tuple(classes) for name, classes in description["teachers"].items()}
-        if teachers != dict(label_sets.by_teacher) or description["center"] != label_sets.center:
+        # Lists, because dicts are equal in any order.
+        if [*teachers.items()] != [*label_sets.by_teacher.items()] or description[
+            "center"
+        ] != label_sets.center:
             raise InputError(
                 f"the gate was learned for the teachers {', '.join(teachers)} with other classes, order or "
                 "centring than those of this run; learn it again"
@@ -188,7 +197,7 @@ def list_class_scores(
     return torch.cat(parts, dim=1), [part.shape[1] for part in parts]
 
 
-def measure_owner_changes(gate: Gate, sample: GateSample, owners: Tensor) -> float:
+def measure_owner_changes(gate: OwnerGate, sample: GateSample, owners: Tensor) -> float:
     """Return the share of images whose most probable owner is another one than by the scores alone.
 
     Images of nobody change to no owner, so they do not count.

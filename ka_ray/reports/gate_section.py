@@ -30,6 +30,12 @@ def _describe_gate(name: str, gate: GateQuality) -> str:
         text += f", and leaves out {format_share(gate.left_out)}, which belong to nobody"
     hints = ", ".join(f"{count:,} images of {owner}" for owner, count in gate.hints.items())
     check = gate.check
+    if gate.extended is not None:
+        text += (
+            f". Among the teachers of `{gate.extended}`, it divides by the gate of that run; between these "
+            "together and each added teacher, the scores decide."
+        )
+        return text + (f" Known are {hints}." if hints else "")
     if check is None:
         return f"{text}. " + (
             f"Known are {hints}; for the others the scores decide."

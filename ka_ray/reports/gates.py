@@ -37,7 +37,7 @@ class OwnerCheck(ReportSection):
 
 
 class GateQuality(ReportSection):
-    """A gate that was learned."""
+    """A gate that was learned or reused."""
 
     hints: dict[str, int]
     """Name of a teacher, or nobody -> number of images that it is known to own; empty for `self`."""
@@ -49,15 +49,17 @@ class GateQuality(ReportSection):
     """Share of the stored images that belong to nobody: a student with this gate does not learn from them."""
     seconds: float
     """Time that learning it took, in seconds."""
+    extended: str | None = None
+    """Output folder of the finished run whose gate is reused among its teachers; None if it was learned."""
 
 
 class GateChoice(ReportSection):
     """All gates of a run, and the one that the student's scores went through."""
 
     used: str
-    """owners, hints, self, or none."""
+    """owners, hints, self, extended, or none."""
     gates: dict[str, GateQuality]
-    """Name of each gate that was learned -> its quality."""
+    """Name of each gate that was learned or reused -> its quality."""
 
 
 class GateAccuracy(ReportSection):

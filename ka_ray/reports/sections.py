@@ -192,8 +192,8 @@ class ReportContent(ReportSection):
     """Classes of the student, in the order of its scores."""
     method: Literal["direct", "incremental", "common_features", "distill", "scratch", "start"]
     """How the student was made: the method of the codes, or the baseline, or ``start`` and joint learning."""
-    rule: Literal["concatenate", "mean", "max", "conditional"]
-    """How the scores of the teachers are combined."""
+    rule: Literal["concatenate", "mean", "max", "conditional", "sum"]
+    """How the scores of the teachers are combined; sum: with a gate, where several teachers know a class."""
     centered: bool
     """Whether the mean of each teacher's scores of an image is subtracted before they are combined."""
     overlap: dict[str, list[str]]

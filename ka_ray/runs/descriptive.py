@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ka_ray.config import DESCRIPTIVE, Config
 from ka_ray.errors import InputError
+from ka_ray.runs.extended_gate import sees_descriptive
+from ka_ray.runs.gate_choice import EXTENDED
 from ka_ray.student.plan import Plan
 from ka_ray.teachers.descriptive import KEY, OUTPUT, load_descriptive
 from ka_ray.teachers.sources.describe import describe_descriptive
@@ -28,7 +30,7 @@ def learns_gate(students: Sequence[Config]) -> bool:
 
 
 def prepare_descriptive(config: Config, students: Sequence[Config]) -> tuple[Config, list[str]]:
-    """Find out what the config leaves open of the descriptive network; leave it out if no gate is learned.
+    """Find out what the config leaves open of the descriptive network; leave it out if no gate looks at it.
 
     Args:
         config: The config of a run.
@@ -43,7 +45,8 @@ def prepare_descriptive(config: Config, students: Sequence[Config]) -> tuple[Con
     section = config.scores.descriptive
     if section is None:
         return config, []
-    if learns_gate(students):
+    reused = any(EXTENDED in student.gates for student in students) and sees_descriptive(config)
+    if reused or learns_gate(students):
         described, note = describe_descriptive(section)
     else:
         described, note = None, f"{KEY}: is not loaded, because no gate is learned (hints or self)"

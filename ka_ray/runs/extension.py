@@ -58,6 +58,20 @@ def check_extension(config: Config, plan: Plan) -> str | None:
     )
 
 
+def check_extended_teachers(config: Config) -> None:
+    """Check that the teachers of the extended run are the first ones of this run, unchanged.
+
+    Args:
+        config: The config of the new run.
+
+    Raises:
+        InputError: The config extends a run, whose teachers are others or have changed.
+    """
+    if config.extend is not None:
+        old, codes = _read(config.extend)
+        _check_teachers(config, old["teachers"], codes.teachers)
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], CodesSummary]:
     for path in (folder / CONFIG, stage_summary_path(folder, "codes")):
         if not path.exists():

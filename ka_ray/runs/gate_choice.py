@@ -15,24 +15,34 @@ class model, instead of .942.
 OWNERS = "owners"
 """Name of the gate that believes known owners, and for other images the scores."""
 
+EXTENDED = "extended"
+"""Name of the gate that a finished run has learned, and to which the run adds teachers."""
+
 
 def choose_gate_for_auto(found: Mapping[str, GateQuality]) -> str:
-    """Return the gate that helps for sure; otherwise known owners are believed if there are any.
+    """Return the gate that this run learned if it helps for sure, or the one of the run that it extends.
+
+    The latter is not used if this run knows enough owners of every teacher to judge a gate, also if it judged
+    that none helps. Without a gate, known owners are believed if there are any.
 
     Args:
         found: Name of each learned gate -> its quality.
     """
     hints = found.get("hints")
-    if hints is not None and hints.check is not None and hints.check.helps:
-        # Images of nobody count if the gate has learned to find others from them.
-        learned = [
-            count
-            for owner, count in hints.hints.items()
-            if owner != NOBODY or hints.check.nobody_found is not None
-        ]
-        if min(learned) >= MIN_SURE_HINTS:
+    if hints is not None and hints.check is not None and _is_judged(hints):
+        if hints.check.helps:
             return "hints"
+    elif EXTENDED in found:
+        return EXTENDED
     return OWNERS if OWNERS in found and found[OWNERS].hints else "none"
+
+
+def _is_judged(hints: GateQuality) -> bool:
+    """Return whether enough owners are known for cross-validation to be believed."""
+    # Images of nobody count if the gate has learned to find others from them.
+    finds_nobody = hints.check is not None and hints.check.nobody_found is not None
+    learned = [count for owner, count in hints.hints.items() if owner != NOBODY or finds_nobody]
+    return min(learned) >= MIN_SURE_HINTS
 
 
 def describe_gate(name: str, quality: GateQuality) -> str:
@@ -45,6 +55,8 @@ def describe_gate(name: str, quality: GateQuality) -> str:
     text = f"gate {name}: {quality.changed:.1%} of the images change hands"
     if quality.left_out:
         text += f", {quality.left_out:.1%} belong to nobody and are left out"
+    if quality.extended is not None:
+        text += f"; among the teachers of {quality.extended}, its gate is reused"
     check = quality.check
     if check is None:
         return text + (f"; {sum(quality.hints.values())} have a known owner" if quality.hints else "")

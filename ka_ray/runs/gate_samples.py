@@ -22,7 +22,7 @@ from ka_ray.features.store import (
     mark_folder_finished,
     write_shard,
 )
-from ka_ray.gates import Gate, GateSample
+from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.gates.gate import NOBODY_THRESHOLD, believe_nobody, believe_owners
 from ka_ray.images import open_source
 from ka_ray.images.sources import OWNER
@@ -30,6 +30,8 @@ from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import Run
 from ka_ray.runs.descriptive import learns_gate
 from ka_ray.runs.execution import is_stored
+from ka_ray.runs.extended_gate import has_finished_gate
+from ka_ray.runs.gate_choice import EXTENDED
 from ka_ray.student.plan import FLOAT16_BYTES
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.descriptive import load_descriptive
@@ -63,8 +65,9 @@ class Embedding:
 
 
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if gates learn from them and can; otherwise nothing.
+    """Return teacher -> its embedding, if gates look at them and can; otherwise nothing.
 
+    A gate of a finished run looks at the embeddings of that run's teachers, so the others need not have one.
     The descriptive network comes last, if there is one.
 
     Args:
@@ -74,20 +77,24 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
-    if not learns_gate(students):
+    asked = any(EXTENDED in student.gates for student in students)
+    learned, reused = learns_gate(students), asked and has_finished_gate(run.config, run.plan)
+    if not (learned or reused):
         return {}
     found = {}
     for section in run.config.teachers:
         embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
-        if embedding is None:
+        if embedding is not None:
+            found[section.name] = Embedding(*embedding)
+        elif learned:
             message = f"the last layer of teacher {section.name} has not one output per class"
-            if all(student.scores.gate == "auto" for student in students):
-                run.notify(f"scores.gate: auto learns no gate: {message}")
+            if any(student.scores.gate not in ("auto", EXTENDED) for student in students):
+                raise InputError(
+                    f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
+                )
+            run.notify(f"scores.gate: auto learns no gate: {message}")
+            if not reused:
                 return {}
-            raise InputError(
-                f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
-            )
-        found[section.name] = Embedding(*embedding)
     descriptive, view = run.config.scores.descriptive, run.plan.views.descriptive
     if descriptive is not None and view is not None:
         found[DESCRIPTIVE] = Embedding(*load_descriptive(descriptive).find_embedding(view))
@@ -156,7 +163,18 @@ def read_owners(store: Store, teachers: Sequence[str], rows: npt.NDArray[np.int6
     return torch.tensor([index[name] for name in names])
 
 
-def store_owners(gate: Gate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
+def count_owners(owners: torch.Tensor, teachers: Sequence[str]) -> dict[str, int]:
+    """Return owner -> number of images that it is known to own, of owners that have some.
+
+    Args:
+        owners: `[n]`, see :func:`read_owners`.
+        teachers: Names of the teachers.
+    """
+    counts = {name: int((owners == index).sum()) for index, name in enumerate([*teachers, NOBODY])}
+    return {name: count for name, count in counts.items() if count}
+
+
+def store_owners(gate: OwnerGate, store: Store, embeddings: Mapping[str, Embedding], folder: Path) -> None:
     """Store log p(owner | image) and p(nobody | image) of all images, unless the folder is finished.
 
     Known owners are believed: the gate decides for the other images. `done.json` says how many images are

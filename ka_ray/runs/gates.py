@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ka_ray.amalgamation import LabelSets
-from ka_ray.config import NOBODY, Config
+from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
-from ka_ray.gates import Gate, GateSample
+from ka_ray.gates import ExtendedGate, Gate, GateSample, OwnerGate
 from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
 from ka_ray.gates.fit import MIN_HINTS, GateProblem, TooFewOwners
 from ka_ray.gates.gate import measure_owner_changes
@@ -23,11 +23,13 @@ from ka_ray.gates.self_taught import fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
-from ka_ray.runs.gate_choice import MIN_SURE_HINTS, OWNERS, choose_gate_for_auto, describe_gate
+from ka_ray.runs.extended_gate import DESCRIPTION_FILE, GATE_FILE, has_finished_gate, load_finished_gate
+from ka_ray.runs.gate_choice import EXTENDED, MIN_SURE_HINTS, OWNERS, choose_gate_for_auto, describe_gate
 from ka_ray.runs.gate_samples import (
     HINTS,
     LEFT_OUT,
     Embedding,
+    count_owners,
     open_stored,
     read_owners,
     read_sample,
@@ -45,7 +47,8 @@ MAX_SAMPLE = 20_000
 CURVE_COUNTS = (5, 10, 20, 30, 50, 100, 200, 500)
 """Numbers of hints per teacher of the learning curve."""
 
-GATE_FILE, DESCRIPTION_FILE, QUALITY_FILE = "gate.safetensors", "gate.json", "quality.json"
+QUALITY_FILE = "quality.json"
+"""The file, beside those of a gate, with what was found out about it; it says that the gate is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +63,11 @@ class Gates:
         of_students: Student -> the gate of the scores that it learned from; see :meth:`used_by`.
     """
 
-    by_name: Mapping[str, Gate]
+    by_name: Mapping[str, OwnerGate]
     last_layers: Mapping[str, str]
     auto: str = "none"
     qualities: Mapping[str, GateQuality] = dataclasses.field(default_factory=dict)
-    of_students: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+    of_students: Mapping[str, OwnerGate] = dataclasses.field(default_factory=dict)
 
     def describe(self, used: str) -> GateChoice | None:
         """Return what the report of a run says of its gates; None if none was learned.
@@ -81,7 +84,7 @@ class Gates:
             students: Name of a student -> its `scores.gate`; students without a gate are left out.
         """
         used = {student: self.by_name[name] for student, name in students.items() if name in self.by_name}
-        seen = {source for gate in used.values() for source in gate.scaling.sources}
+        seen = {source for gate in used.values() for source in gate.sources}
         last_layers = {source: path for source, path in self.last_layers.items() if source in seen}
         return dataclasses.replace(self, of_students=used, last_layers=last_layers)
 
@@ -90,7 +93,7 @@ NO_GATES = Gates({}, {})
 
 
 def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, Embedding]) -> Gates:
-    """Learn the gates that students ask for, and store log p(owner | image) of all stored images.
+    """Learn or reuse the gates that students ask for, and store log p(owner | image) of all stored images.
 
     Args:
         run: The run, whose images are stored with embeddings and scores.
@@ -101,17 +104,17 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
         InputError: A gate has nothing to learn from.
     """
     names = list(dict.fromkeys(name for student in students for name in student.gates))
-    names = [name for name in names if name == OWNERS or embeddings]
+    names = [name for name in names if _has_inputs(run, name, embeddings)]
     if not names:
         return NO_GATES
-    gates, found = dict[str, Gate](), dict[str, GateQuality]()
+    gates, found = dict[str, OwnerGate](), dict[str, GateQuality]()
     only_auto = all(student.scores.gate == "auto" for student in students)
     least = MIN_SURE_HINTS if only_auto else MIN_HINTS
     for name in names:
         try:
             gates[name], found[name] = _learn_or_load(run, name, embeddings, least)
         except TooFewOwners as error:
-            if not only_auto:
+            if any(student.scores.gate == name for student in students):
                 raise
             run.notify(f"scores.gate: auto learns no gate: {error}")
     auto = choose_gate_for_auto(found)
@@ -121,16 +124,26 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
     return Gates(gates, {teacher: e.path for teacher, e in embeddings.items()}, auto, found)
 
 
+def _has_inputs(run: Run, name: str, embeddings: Mapping[str, Embedding]) -> bool:
+    """Return whether there is what a gate needs: every teacher's embedding, or an earlier gate."""
+    if name == EXTENDED:
+        return has_finished_gate(run.config, run.plan)
+    return name == OWNERS or all(teacher in embeddings for teacher in run.plan.label_sets.by_teacher)
+
+
 def _learn_or_load(
     run: Run, name: str, embeddings: Mapping[str, Embedding], min_nobody: int
-) -> tuple[Gate, GateQuality]:
+) -> tuple[OwnerGate, GateQuality]:
     """Return a gate and its quality, and store what it says of all stored images."""
     folder, said = run.folder / "gates" / name, owners_folder(run.folder, name)
     embeddings = {} if name == OWNERS else embeddings
     store = open_stored(run.folder, embedded=name != OWNERS)
     if (folder / QUALITY_FILE).exists():
         state = load_file(fetch_local_copy(folder / GATE_FILE))
-        gate = Gate.from_state(state, read_json(folder / DESCRIPTION_FILE), _ungated_label_sets(run))
+        kind = ExtendedGate if name == EXTENDED else Gate
+        gate: OwnerGate = kind.from_state(
+            state, read_json(folder / DESCRIPTION_FILE), _ungated_label_sets(run)
+        )
         store_owners(gate, store, embeddings, said)
         return gate, GateQuality.model_validate(read_json(folder / QUALITY_FILE))
     began = time.perf_counter()
@@ -144,22 +157,16 @@ def _learn_or_load(
     store_owners(gate, store, embeddings, said)
     done = read_json(said / DONE)
     quality = GateQuality(
-        hints=_count_hints(run, owners) if name != "self" else {},
+        hints=count_owners(owners, list(run.plan.label_sets.by_teacher)) if name != "self" else {},
         check=check,
         changed=measure_owner_changes(gate, sample, owners),
         left_out=done[LEFT_OUT] / done["images"],
         seconds=seconds,
+        extended=str(run.config.extend) if name == EXTENDED else None,
     )
     # Written last, because it says that the gate is finished.
     write_json(folder / QUALITY_FILE, quality.model_dump(mode="json"))
     return gate, quality
-
-
-def _count_hints(run: Run, owners: torch.Tensor) -> dict[str, int]:
-    """Return owner -> number of images that it is known to own, of owners that have some."""
-    names = [*run.plan.label_sets.by_teacher, NOBODY]
-    counts = {name: int((owners == index).sum()) for index, name in enumerate(names)}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _read_pool(
@@ -179,7 +186,9 @@ def _read_pool(
 
 def _fit(
     name: str, sample: GateSample, owners: torch.Tensor, run: Run, min_nobody: int
-) -> tuple[Gate, OwnerCheck | None]:
+) -> tuple[OwnerGate, OwnerCheck | None]:
+    if name == EXTENDED:
+        return load_finished_gate(run.config, run.plan), None
     label_sets, seed = _ungated_label_sets(run), run.config.seed
     if name == OWNERS:
         return Gate.of_scores(label_sets), None

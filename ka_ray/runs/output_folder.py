@@ -19,6 +19,9 @@ from ka_ray.tracking import tracking_uri
 CONFIG = "config.json"
 """The file with the config that an output folder belongs to."""
 
+DIGESTS = "teachers.json"
+"""The file with the digests of the checkpoints of all teachers, and of the descriptive network."""
+
 RUN = "mlflow_run.json"
 """The file with the id of the tracker's run, with which later attempts continue."""
 

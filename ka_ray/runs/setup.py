@@ -14,6 +14,7 @@ from ka_ray.distributed.resource_plan import ResourcePlan
 from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
 from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
+from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
@@ -73,6 +74,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
         notes += _describe_student(
             student, plan if student is config else make_plan(student, teachers), teachers
         )
+    notes.append(check_finished_gate(config, student_configs, plan))
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
@@ -80,8 +82,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
-        num_images = len(training_images.ids)
-        check_batches(config, training_images, count_held_out(num_images) if holds_out else 0)
+        check_batches(config, training_images, count_held_out(len(training_images.ids)) if holds_out else 0)
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images)
@@ -97,7 +98,7 @@ def _apply(config: Config, change: Sequence[str]) -> Config:
 def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) -> list[str | None]:
     """Check a student, and return what the user should know of it."""
     notes = [describe_overlap(plan.label_sets), check_extension(student, plan)]
-    if student.scores.hints and not student.gates:
+    if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
     return [*notes, describe_start(student, plan.spec, teachers)]
 

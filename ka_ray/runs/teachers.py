@@ -16,6 +16,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.runs.context import Run, RunContext
 from ka_ray.runs.execution import NO_TEACHERS, store_images, train_in_group
 from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
+from ka_ray.runs.output_folder import DIGESTS
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
 from ka_ray.teachers.checkpoint import checkpoint_digest
@@ -96,7 +97,7 @@ def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:
 
 def _check_unchanged(run: Run) -> None:
     """Refuse to continue if a checkpoint has changed: the stored features came from its old weights."""
-    path = run.folder / "teachers.json"
+    path = run.folder / DIGESTS
     digests = {
         t.name: checkpoint_digest(t.checkpoint) for t in run.config.teachers if t.checkpoint is not None
     }

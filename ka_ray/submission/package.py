@@ -31,7 +31,10 @@ the 512 MiB that Ray's client and documentation allow."""
 PACKAGE_FOLDER = Path(__file__).parents[1]
 """The folder of ka_ray itself, which is sent so that the job runs the same code as this machine."""
 
-EXTENSION_FILES = ("config.json", "stages/codes.*", "teachers/*/teacher.safetensors")
+EXTENSION_FILES = (
+    *("config.json", "report.json", "teachers.json", "stages/codes.*", "teachers/*/teacher.safetensors"),
+    "gates/*/gate.*",
+)
 """The files of a finished run that ``extend`` reads. Its features are not among them: often gigabytes."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin")

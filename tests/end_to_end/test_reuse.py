@@ -63,7 +63,7 @@ def test_comparing_more_seeds_and_methods_keeps_the_finished_students(load_confi
         assert runs[name].data.metrics["evaluate/union"] == second.row(method).union.values[int(seed)]
 
 
-def test_a_run_extended_twice_keeps_the_earlier_auto_encoders(load_config, config_tree, tmp_path):
+def test_a_run_extended_twice_keeps_the_earlier_auto_encoders_and_gate(load_config, config_tree, tmp_path):
     first = config_tree["teachers"][0]
     for seed, name in enumerate(("third", "fourth")):
         torch.manual_seed(seed)
@@ -72,17 +72,21 @@ def test_a_run_extended_twice_keeps_the_earlier_auto_encoders(load_config, confi
         joining = {"name": name, "classes": [*JOINING_CLASSES], "checkpoint": str(checkpoint)}
         config_tree["teachers"].append(first | joining)
     teachers, links = config_tree["teachers"], list[dict[str, torch.Tensor]]()
+    learned = tmp_path / "run_2/gates/self/gate.safetensors"
     for count in (2, 3, 4):
         config_tree["teachers"] = teachers[:count]
         overrides = [f"output={tmp_path / f'run_{count}'}", f"seed={count}", "codes.method=incremental"]
         overrides.append("placement.teachers.cpu=0.25")
-        if count > 2:
-            overrides.append(f"extend={tmp_path / f'run_{count - 1}'}")
+        overrides.append("scores.gate=self" if count == 2 else f"extend={tmp_path / f'run_{count - 1}'}")
         config = load_config(*QUICK, *overrides, "tracking.backend=none")
         report = ka_ray.amalgamate(config)
         assert report.classes == [*dict.fromkeys(name for t in config.teachers for name in t.classes)]
         if count > 2:
             assert (report.extension.reused, report.extension.trained) == (count - 2, 1)
+            assert report.gate.used == "extended"
+            assert report.accuracy.gate.ensemble > 0
+            reused = config.output_dir / "gates/extended/gate.safetensors"
+            assert reused.read_bytes() == learned.read_bytes()
         codes = load_file(stage_summary_path(config.output_dir, "codes").with_suffix(".safetensors"))
         links.append({name: weight for name, weight in codes.items() if ".links." in name})
     for before, after in pairwise(links):

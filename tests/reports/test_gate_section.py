@@ -43,6 +43,15 @@ def test_the_section_tells_what_share_belongs_to_nobody():
     assert "nobody" not in gate_section(make_report(left_out=0.0, hints={"low": 9}, check=unknown))
 
 
+def test_the_section_names_the_run_whose_gate_is_reused():
+    text = gate_section(make_report(check=None, hints={"third": 40}, left_out=0.0, extended="/runs/two"))
+    assert "Among the teachers of `/runs/two`, it divides by the gate of that run" in text
+    assert "Known are 40 images of third." in text
+    text = gate_section(make_report(check=None, hints={}, left_out=0.0, extended="/runs/two"))
+    assert "Known" not in text
+    assert "taught itself" not in text
+
+
 def test_the_share_that_is_left_out_is_a_metric(monkeypatch):
     monkeypatch.setattr("ka_ray.runs.publish.final_metrics", lambda accuracy, stage="": {})
     report = make_report()

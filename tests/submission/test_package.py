@@ -11,8 +11,9 @@ import ka_ray
 from ka_ray import errors
 from ka_ray.config.module_folders import add_module_folders
 from ka_ray.errors import InputError
+from ka_ray.runs.extended_gate import DESCRIPTION_FILE, GATE_FILE, REPORT
 from ka_ray.runs.extension import TEACHERS
-from ka_ray.runs.output_folder import CONFIG
+from ka_ray.runs.output_folder import CONFIG, DIGESTS
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import format_bytes
@@ -132,8 +133,10 @@ def test_only_the_needed_files_of_an_extended_run_are_sent(project):
         stage_summary_path(folder, "codes"),
         stage_summary_path(folder, "codes").with_suffix(".safetensors"),
     ]
-    needed += [teacher_checkpoint_path(folder / TEACHERS, "low")]
-    for path in [*needed, folder / "features/0.bin", folder / "student.safetensors"]:
+    needed += [teacher_checkpoint_path(folder / TEACHERS, "low"), folder / REPORT, folder / DIGESTS]
+    needed += [folder / "gates/hints" / name for name in (GATE_FILE, DESCRIPTION_FILE)]
+    others = ("features/0.bin", "student.safetensors", "gates/hints/owners/0.arrow")
+    for path in [*needed, *(folder / name for name in others)]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     sent = zip_contents({"extend": "runs/two"}, ["runs/two"])
