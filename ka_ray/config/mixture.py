@@ -87,6 +87,11 @@ class MixedImages(Images):
         return self.owner is not None or any(part.has_owners for part in self.parts)
 
     @property
+    def has_owner_column(self) -> bool:
+        """Whether a column of a part may name owners."""
+        return any(part.has_owner_column for part in self.parts)
+
+    @property
     def are_nobodys(self) -> bool:
         """Whether the config says that all of these images show no teacher's classes."""
         return super().are_nobodys or all(part.are_nobodys for part in self.parts)

@@ -150,7 +150,7 @@ class Config(_Run):
             )
         if isinstance(self.codes.widths, LikeTeacher) and self.codes.widths.like not in names:
             raise ValueError(f"codes.widths.like: no teacher {self.codes.widths.like!r}; there are {names}")
-        self.scores.check_owners(names, self.images.named_owners, self.images.has_owners)
+        self.scores.check_owners(names, self.images.named_owners, self.images.has_owner_column)
         if self.gates and self.scores.rule is not None:
             raise ValueError(f"scores.rule: {self.scores.rule}; leave it out if a gate combines the scores")
         for tap, paths in (self.taps or {}).items():

@@ -56,20 +56,24 @@ class ScoresConfig(Section):
         "image joins what a gate that is learned (hints, self) sees of the teachers'. null: none.",
     )
 
-    def check_owners(self, teachers: Collection[str], named: Collection[str], known: bool) -> None:
-        """Check the names of owners of images, and that `gate: hints` has any.
+    def check_owners(self, teachers: Collection[str], named: Collection[str], column: bool) -> None:
+        """Check the names of owners of images, and that `gate: hints` can have images of every teacher.
 
         Args:
             teachers: Names of the teachers.
             named: Owners that the `images` section names.
-            known: Whether it names owners, or a column of them.
+            column: Whether it names a column of owners, which is not read here.
 
         Raises:
             ValueError: A name is none of a teacher or nobody, or something is missing.
         """
-        if self.gate == "hints" and not (self.hints or known):
-            raise ValueError("scores.gate: hints, but no owners are known; give scores.hints or images.owner")
-        if self.gate == "owners" and not known:
+        without = [t for t in teachers if t not in {*self.hints, *named}]
+        if self.gate == "hints" and without and not column:
+            raise ValueError(
+                f"scores.gate: hints, but no image is known to belong to {', '.join(without)}; give "
+                "scores.hints or images.owner"
+            )
+        if self.gate == "owners" and not (named or column):
             raise ValueError("scores.gate: owners, but none are known; give images.owner or owner_column")
         if NOBODY in teachers:
             raise ValueError(

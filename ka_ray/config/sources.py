@@ -52,6 +52,11 @@ class Images(Section):
         return self.owner is not None
 
     @property
+    def has_owner_column(self) -> bool:
+        """Whether a column, which is read with the images, may name owners of some of them."""
+        return False
+
+    @property
     def are_nobodys(self) -> bool:
         """Whether the config says that all of these images show no teacher's classes."""
         return self.owner == NOBODY
@@ -106,7 +111,12 @@ class _TableImages(Images):
     @property
     def has_owners(self) -> bool:
         """Whether all images or a column name the teachers whose classes the images show."""
-        return self.owner is not None or self.owner_column is not None
+        return self.owner is not None or self.has_owner_column
+
+    @property
+    def has_owner_column(self) -> bool:
+        """Whether a column names owners."""
+        return self.owner_column is not None
 
 
 class ParquetImages(_TableImages):

@@ -18,7 +18,7 @@ from ka_ray.errors import InputError
         ("scores.shares={low: 1, high: 1, nobody: 1}", "no teacher nobody; .* nobody, who has no share"),
         ("teachers.0.name=nobody", "teachers: none may be called nobody"),
         ("images.owner=nobody", "images: the owner of all is nobody"),
-        ("scores.gate=hints", r"scores\.gate: hints, but no owners are known"),
+        ("scores.gate=hints", r"scores\.gate: hints, but no image is known to belong to low, high; give"),
     ],
 )
 def test_owners_that_cannot_be_are_refused(load_config, override, message):
@@ -72,3 +72,13 @@ def test_a_gate_leaves_no_room_for_a_rule(load_config):
     with pytest.raises(InputError, match=r"scores\.rule: mean; leave it out"):
         load_config("scores.rule=mean", "scores.gate=self")
     assert load_config("scores.rule=mean").scores.rule == "mean"  # without owners, there is no gate
+
+
+def test_hints_need_images_of_every_teacher_unless_a_column_may_have_them(load_config, tmp_path):
+    with pytest.raises(InputError, match=r"no image is known to belong to high; give scores\.hints"):
+        load_config("scores.gate=hints", "images.owner=low")
+    given = load_config("scores.gate=hints", "images.owner=low", f"scores.hints={{high: {tmp_path}}}")
+    assert given.gates == ("hints",)
+    (tmp_path / "list.csv").write_text("path,teacher\n")
+    column = f"images={{source: list, path: {tmp_path / 'list.csv'}, size: 8, owner_column: teacher}}"
+    assert load_config(column, "scores.gate=hints").gates == ("hints",)

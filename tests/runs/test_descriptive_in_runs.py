@@ -147,7 +147,8 @@ def gated_run(load_described, tmp_path):
     mark_folder_finished(tmp_path / "out" / IMAGES, {})
 
     def make(gate):
-        config = load_described(f"scores.gate={gate}", "images.owner=low")
+        hints = f"scores.hints={{high: {tmp_path}}}"
+        config = load_described(f"scores.gate={gate}", "images.owner=low", hints)
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
         plan = SimpleNamespace(label_sets=label_sets)
         return SimpleNamespace(config=config, folder=tmp_path / "out", plan=plan, notify=lambda *_: None)

@@ -58,7 +58,9 @@ def finish_run(load_config, tmp_path):
 
     def finish(used="hints", descriptive=None):
         network = [] if descriptive is None else [f"scores.descriptive={json.dumps(descriptive)}"]
-        folder, config = tmp_path / "two", load_config("images.owner=low", "scores.gate=hints", *network)
+        hints = f"scores.hints={{high: {tmp_path}}}"
+        folder = tmp_path / "two"
+        config = load_config("images.owner=low", "scores.gate=hints", hints, *network)
         generator = torch.Generator().manual_seed(0)
         features = {name: torch.randn(240, SIZES[name], generator=generator) for name in ("low", "high")}
         owners = torch.arange(240) % 2

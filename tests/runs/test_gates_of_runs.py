@@ -42,7 +42,7 @@ def store_images(folder, owners, embedding=True, nobody=()):
 @pytest.fixture
 def make_run(load_config, tmp_path):
     def make(*overrides):
-        config = load_config("images.owner=low", *overrides)
+        config = load_config("images.owner=low", f"scores.hints={{high: {tmp_path}}}", *overrides)
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
         notes = []
         run = SimpleNamespace(
