@@ -36,8 +36,9 @@ class ScoresConfig(Section):
         "decides; owners: the known owner, and for other images the scores; hints: the known owner, and for "
         "other images a gate that is learned from all known owners; self: the known owner, and a gate that "
         "learns from what the ensemble says of all images; extended: the known owner, and the gate of the "
-        "run that `extend` names; auto: hints, if 100 of each teacher are known and cross-validation says "
-        "that the gate helps, with fewer extended, if there is one, otherwise owners.",
+        "run that `extend` names; auto: hints, if cross-validation says that the gate helps, by "
+        "100 images of each teacher, or by 30 if it helps a lot; with fewer than 100, extended, if there is "
+        "one; otherwise owners.",
     )
     hints: dict[str, ExistingPath] = Field(
         default_factory=dict,

@@ -10,6 +10,8 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES, Store, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.gates.fit import TooFewOwners
+from ka_ray.reports.gates import GateQuality, OwnerCheck
+from ka_ray.runs.gate_choice import choose_gate_for_auto
 from ka_ray.runs.gate_samples import Embedding
 from ka_ray.runs.gates import NO_GATES, learn_gates, resolve_gate
 from ka_ray.storage.files import remove_tree
@@ -79,17 +81,30 @@ def test_a_gate_that_helps_is_used_and_kept_for_a_resumed_run(make_run, tmp_path
     assert (again.auto, again.qualities) == (gates.auto, gates.qualities)
 
 
-def test_few_known_owners_teach_a_gate_only_if_it_is_asked_for(make_run, tmp_path):
-    store_images(tmp_path, every_second(120))
-    for override, used in (("scores.gate=auto", "owners"), ("scores.gate=hints", "hints")):
+@pytest.mark.parametrize(("known", "expected"), [(40, "owners"), (120, "hints")])
+def test_few_known_owners_teach_a_gate_only_if_it_helps_a_lot(make_run, tmp_path, known, expected):
+    store_images(tmp_path, every_second(known))
+    for override, used in (("scores.gate=auto", expected), ("scores.gate=hints", "hints")):
         run, _ = make_run(override)
         gates = learn_gates(run, [run.config], EMBEDDINGS)
-        assert gates.qualities["hints"].check.helps
-        assert gates.auto == ("owners" if used == "owners" else "none")
         resolved = resolve_gate(run.config, gates).scores.gate
         assert resolved == used
         # The report names what the student learned from, not what `auto` would have chosen.
         assert gates.describe(resolved).used == used
+
+
+@pytest.mark.parametrize(
+    ("fewest", "errors", "used"),
+    [(29, 9, "owners"), (30, 2.1, "hints"), (99, 1.9, "owners"), (100, 1.1, "hints"), (100, 0.9, "owners")],
+)
+def test_the_fewer_owners_are_known_the_more_a_gate_must_help(fewest, errors, used):
+    figures = {"images": 300, "penalty": 0.1, "per_class": False, "log_loss": 0.5, "owner_accuracy": 0.9}
+    figures |= {"ungated_log_loss": 0.5 + 0.1 * errors, "standard_error": 0.1, "ungated_owner_accuracy": 0.8}
+    check = OwnerCheck(**figures, helps=errors > 1, learning_curve={}, nobody_found=None, lost=0.0)
+    quality = {"changed": 0.1, "left_out": 0.0, "seconds": 1.0, "extended": None}
+    hints = GateQuality(hints={"low": fewest, "high": 200, "nobody": 3}, check=check, **quality)
+    owners = GateQuality(hints={"low": 1}, check=None, **quality)
+    assert choose_gate_for_auto({"owners": owners, "hints": hints}) == used
 
 
 def test_owners_at_random_teach_a_gate_that_auto_does_not_use(make_run, tmp_path):
