@@ -13,8 +13,8 @@ LIKELY_ERRORS = 2.0
 """Standard errors by which a gate from fewer than :data:`MIN_SURE_HINTS` must be better.
 
 Of 104 gates from few hints, on training images of CIFAR-10 that no teacher had seen, 11 were: each closed a
-third of the gap or more, and 17 that did harm were not among them. Since then, one of the digits lost one image
-of 359.
+third of the gap or more, and 17 that did harm were not among them. Since then, one of the digits lost one of
+359 images.
 """
 
 OWNERS = "owners"
