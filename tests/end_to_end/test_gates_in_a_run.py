@@ -192,6 +192,7 @@ def read_test_digits():
     return [np.concatenate([part[column] for part in read]) for column in ("image", "label")]
 
 
+@pytest.mark.slow
 def test_a_descriptive_network_joins_the_gate(tmp_path):
     write_digits(tmp_path)
     train(tmp_path, (("low", LOW), ("high", HIGH), ("describes", LOW + HIGH)))
