@@ -5,7 +5,7 @@ Shapes: n images whose owner is known, N teachers.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,8 +101,13 @@ def list_settings(problem: GateProblem) -> list[tuple[float, bool]]:
     """
     fewest = int(torch.bincount(problem.owners.long()).min())
     if fewest < MANY_HINTS:
-        return [(FEW_HINTS_PENALTY / fewest, False)]
+        return [few_settings(fewest)]
     return [(penalty, per_class) for per_class in (False, True) for penalty in PENALTIES]
+
+
+def few_settings(hints: int) -> tuple[float, bool]:
+    """Return the settings of a gate from fewer than :data:`MANY_HINTS` hints per teacher."""
+    return FEW_HINTS_PENALTY / hints, False
 
 
 def assign_folds(owners: Tensor, seed: int) -> Tensor:
@@ -179,7 +184,8 @@ def measure_learning_curve(
         counts: Numbers of hints per teacher, and of nobody if the gate knows it; those
             that leave too few images to judge on are left out.
         settings: Penalty and `per_class` of a gate from all hints. Fewer hints get a stronger penalty, in
-            inverse proportion to their number: a penalty is a prior that each hint weakens.
+            inverse proportion to their number: a penalty is a prior that each hint weakens. Below
+            :data:`MANY_HINTS`, gates are those that so few hints would give.
         seed: Seed of the draws.
 
     Returns:
@@ -192,8 +198,10 @@ def measure_learning_curve(
     for count in counts:
         if not MIN_HINTS <= count <= available - MIN_HINTS:
             continue
-        weakened = (settings[0] * available / count, settings[1])
-        rates = [_check_draw(problem, weakened, count, generator) for _ in range(CURVE_DRAWS)]
+        few = count < MANY_HINTS
+        chosen = few_settings(count) if few else (settings[0] * available / count, settings[1])
+        learned = replace(problem, prior=problem.few_prior) if few else problem
+        rates = [_check_draw(learned, chosen, count, generator) for _ in range(CURVE_DRAWS)]
         curve[count] = sum(rates) / len(rates)
     return curve
 

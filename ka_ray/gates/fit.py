@@ -57,6 +57,7 @@ class GateProblem:
         owners: `[n]`, index of the owner; N for nobody.
         prior: What is there before anything is learned from owners: the scores, or, where few owners are
             known, part of them and a class model.
+        few_prior: The prior of a gate from few of these owners, for a learning curve.
     """
 
     label_sets: LabelSets
@@ -67,6 +68,7 @@ class GateProblem:
     sizes: tuple[int, ...]
     owners: Tensor
     prior: LinearLogits
+    few_prior: LinearLogits
 
     @staticmethod
     def build(
@@ -101,11 +103,12 @@ class GateProblem:
         scores, sizes = list_class_scores(label_sets, known.scores, label_sets.num_scores + nobody)
         basis = scaling.find_basis(sample.features, COMPONENTS)
         inputs, owners = scaling(sample.features) @ basis, owners[is_known].long()
-        if int(torch.bincount(owners).min()) < MANY_HINTS and not nobody:
-            prior = believe_class_model(inputs, sample, label_sets)
-        else:
-            prior = believe_scores(inputs, sizes)
-        return GateProblem(label_sets, scaling, basis, inputs[is_known], scores, tuple(sizes), owners, prior)
+        prior = few = believe_scores(inputs, sizes)
+        if not nobody:
+            few = believe_class_model(inputs, sample, label_sets)
+            prior = few if int(torch.bincount(owners).min()) < MANY_HINTS else prior
+        known_inputs = inputs[is_known]
+        return GateProblem(label_sets, scaling, basis, known_inputs, scores, tuple(sizes), owners, prior, few)
 
     @property
     def energies(self) -> Tensor:
@@ -169,7 +172,7 @@ class GateProblem:
         Args:
             penalty: See :func:`ka_ray.gates.cross_validation.choose_gate`.
             per_class: Whether every class gets weights of its own, which takes some hundred images.
-            learned_from: For reports.
+            learned_from: Kept in the gate's description.
         """
         solved = self.solve(penalty, per_class, torch.arange(len(self.owners)))
         scale = repeat_per_class(solved.scale, self.sizes)

@@ -44,7 +44,7 @@ class Gate:
         weight: `[D, C]`.
         bias: `[C]`.
         score_scale: `[C]`, factor of each score.
-        learned_from: ``hints``, ``self``, or ``nothing`` for a gate of the scores alone, for reports.
+        learned_from: ``hints``, ``self``, or ``nothing`` for a gate of the scores alone.
     """
 
     label_sets: LabelSets

@@ -47,7 +47,7 @@ def find_factory(network: str) -> Callable[..., Any]:
     make_modules_importable()
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: a relative name, such as `.os`
         folders = "".join(f"{folder}, " for folder in module_folders())
         raise InputError(
             f"network {network!r}: cannot import {module_name!r}: {error}. Looked in {folders}and among "

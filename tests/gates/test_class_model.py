@@ -1,9 +1,12 @@
 """Test the class model that self-taught gates are, and that few hints begin with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ka_ray.gates.class_model import SCORE_FACTOR, fit_class_model
+from ka_ray.gates.cross_validation import few_settings, list_settings, measure_learning_curve
 from ka_ray.gates.fit import MANY_HINTS, GateProblem
 
 
@@ -68,3 +71,21 @@ def test_many_hints_or_images_of_nobody_need_no_class_model(world, nobody):
         hints[-30:] = 2
     problem = GateProblem.build(sample, hints, label_sets)
     assert torch.equal(problem.offset, problem.scores)
+
+
+def test_the_learning_curve_judges_the_gates_that_few_hints_would_give(world):
+    sample, owners, label_sets = world(800)
+    every = GateProblem.build(sample, hide_all_but(owners, 300), label_sets)
+    drawn = torch.zeros(600, dtype=torch.bool)
+    for owner in range(2):
+        drawn[(every.owners == owner).nonzero().flatten()[:30]] = True
+    as_few = replace(every, prior=every.few_prior)
+    judged = as_few.log_owners(as_few.solve(*few_settings(30), drawn), ~drawn)
+    # The same hints, as a user would give them.
+    few = hide_all_but(owners, 30)
+    [settings] = list_settings(GateProblem.build(sample, few, label_sets))
+    gate = GateProblem.build(sample, few, label_sets).fit(*settings)
+    others = sample.take((hide_all_but(owners, 300) >= 0) & (few < 0))
+    assert torch.allclose(judged, gate.log_owners(others), atol=1e-4)
+    curve = measure_learning_curve(every, [30, 150], (0.001, True))
+    assert list(curve) == [30, 150]

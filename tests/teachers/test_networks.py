@@ -73,6 +73,7 @@ def test_a_factory_gets_only_its_own_arguments():
         ("alexnet", {"dropout": 7}, r"'alexnet' cannot be built with arguments .*dropout"),
         ("no_such_package:net", {}, "cannot import 'no_such_package'"),
         (":net", {}, "':net'"),
+        (".os:system", {}, r"cannot import '\.os'"),
         (f"{__name__}:no_such_net", {}, "no function 'no_such_net'"),
         (f"{__name__}:nn", {}, "no function 'nn'"),
         (f"{__name__}:returns_no_module", {}, "must return a torch.nn.Module, but it returned str"),
