@@ -12,7 +12,7 @@ from ka_ray.gates import ExtendedGate
 from ka_ray.gates.extended import EXTENDS
 from ka_ray.runs.extension import check_extended_teachers
 from ka_ray.runs.gate_choice import EXTENDED, OWNERS
-from ka_ray.runs.output_folder import CONFIG, DIGESTS
+from ka_ray.runs.output_folder import DIGESTS, read_output_config
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import Plan
@@ -80,7 +80,7 @@ def _has_same_descriptive(config: Config) -> bool:
     section, folder = config.scores.descriptive, config.extend
     if section is None or folder is None:
         return False
-    old, new = read_json(folder / CONFIG)["scores"][DESCRIPTIVE], section.model_dump(mode="json")
+    old, new = read_output_config(folder, Config)["scores"][DESCRIPTIVE], section.model_dump(mode="json")
     described = all(old[key] == new[key] for key in ("network", "arguments", "preprocessing"))
     return described and read_json(folder / DIGESTS)[DESCRIPTIVE] == digest_descriptive(section)
 

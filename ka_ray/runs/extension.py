@@ -5,7 +5,7 @@ from typing import Any
 
 from ka_ray.config import Config, TeacherConfig
 from ka_ray.errors import InputError
-from ka_ray.runs.output_folder import CONFIG
+from ka_ray.runs.output_folder import CONFIG, read_output_config
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import CodeShape, CodesSummary
 from ka_ray.stages.teacher import teacher_checkpoint_path
@@ -79,7 +79,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], CodesSummary]:
                 f"extend: {folder} holds no {path.relative_to(folder)}; give the folder of a finished run"
             )
     try:
-        return read_json(folder / CONFIG), CodesSummary.load(stage_summary_path(folder, "codes"))
+        return read_output_config(folder, Config), CodesSummary.load(stage_summary_path(folder, "codes"))
     except InputError as error:
         raise InputError(f"extend: {error}") from None
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
@@ -39,7 +40,7 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
     folder, new = config.output_dir, config.model_dump(mode="json")
     tracking_uri(config.tracking, folder)  # raises where runs cannot be tracked, before anything is written
     if exists(folder / CONFIG):
-        differing = differing_keys(read_json(folder / CONFIG), new)
+        differing = differing_keys(read_output_config(folder, type(config)), new)
         if differing:
             lines = [f"  {key}: {old!r} there, {now!r} now" for key, (old, now) in differing.items()]
             raise InputError(
@@ -54,6 +55,27 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
     except Exception as error:  # every file system raises its own kinds
         raise InputError(f"output {folder} cannot be written to: {error}") from None
     return folder
+
+
+def read_output_config(folder: Path, kind: type[Config] | type[TeachConfig]) -> dict[str, Any]:
+    """Read the config that an output folder belongs to.
+
+    Args:
+        folder: The output folder.
+        kind: The kind of its config.
+
+    Returns:
+        The config as ``model_dump(mode="json")`` writes it. Keys that an earlier version of ka_ray did not
+        have get their defaults; a config that this version would refuse is returned as it was saved.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    saved: dict[str, Any] = read_json(folder / CONFIG)
+    try:
+        return kind.model_validate(saved).model_dump(mode="json")
+    except ValueError:
+        return saved
 
 
 def load_run_id(folder: Path, file: str = RUN) -> str | None:

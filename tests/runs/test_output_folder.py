@@ -7,7 +7,7 @@ import pytest
 from ka_ray.errors import InputError
 from ka_ray.runs import output_folder as output
 from ka_ray.runs.output_folder import CONFIG, check_disk, load_run_id, prepare_output_dir, save_run_id
-from ka_ray.storage.files import read_json, write_text
+from ka_ray.storage.files import read_json, write_json, write_text
 from ka_ray.storage.uris import to_path
 
 
@@ -45,6 +45,20 @@ def test_another_config_is_refused_and_the_message_names_the_differing_keys(prep
     prepare_output()
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
         prepare_output("seed=1")
+
+
+def test_keys_that_an_earlier_version_did_not_have_are_taken_at_their_defaults(prepare_output):
+    folder = prepare_output("scores.gate=none")
+    saved = read_json(folder / CONFIG)
+    earlier = {key: value for key, value in saved.items() if key != "factories"}
+    earlier["teachers"] = [{k: v for k, v in t.items() if k != "final_activation"} for t in saved["teachers"]]
+    write_json(folder / CONFIG, earlier)
+    assert prepare_output("scores.gate=none") == folder
+
+    del earlier["scores"]["gate"]
+    write_json(folder / CONFIG, earlier)
+    with pytest.raises(InputError, match=r"scores\.gate: 'auto' there, 'none' now"):
+        prepare_output("scores.gate=none")
 
 
 def test_a_folder_with_files_of_no_run_is_refused(prepare_output, location):
