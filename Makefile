@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/ka-ray demo --output runs/demo
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not chaos"
+	$(BIN)/python -m pytest -m "not slow and not chaos" -n 2 --dist loadgroup  # the tests with Ray in one process
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not chaos"

@@ -30,6 +30,13 @@ TEACHER_CLASSES = {
 TEACHER_WIDTHS = (4, 6)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that start a local Ray in one process when tests run in several."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the tensors are tiny, and the cores are shared
