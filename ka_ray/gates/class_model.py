@@ -11,7 +11,7 @@ from torch import Tensor
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.gates.gate import list_class_scores
 from ka_ray.gates.inputs import GateSample
-from ka_ray.numerics.logistic_regression import LinearLogits
+from ka_ray.numerics.logistic_regression import LinearLogits, pool_logits, repeat_per_class
 
 SHRINKAGE = 1.0
 """Multiple of the mean variance within classes that is added to every variance; .3 to 3 do about the same."""
@@ -62,11 +62,18 @@ def believe_scores(inputs: Tensor, sizes: Sequence[int]) -> LinearLogits:
 def believe_class_model(inputs: Tensor, sample: GateSample, label_sets: LabelSets) -> LinearLogits:
     """Return the logits of a class model, learned from the ensemble's answers, and part of the scores.
 
+    Where a network knows the classes by their names, the ensemble's p(owner) is multiplied by that network's.
+    p(class | owner) stays that of the teacher, which has learned its classes from images.
+
     Args:
         inputs: `[n, r]`, the inputs of the sample.
         sample: All images, with and without a known owner.
         label_sets: The teachers' classes.
     """
     scores, sizes = list_class_scores(label_sets, sample.scores, label_sets.num_scores)
-    weight, bias = fit_class_model(inputs, scores.softmax(dim=1))
+    answers = scores
+    if sample.by_name is not None:
+        owners = pool_logits(sample.by_name.float(), sizes).log_softmax(dim=1)
+        answers = scores + repeat_per_class(owners, sizes)
+    weight, bias = fit_class_model(inputs, answers.softmax(dim=1))
     return LinearLogits(weight, bias, torch.full((len(sizes),), SCORE_FACTOR).to(weight))

@@ -21,10 +21,13 @@ class GateSample:
         features: Source -> pooled features `[n, D_s]`. The sources are the teachers, and a
             descriptive network if there is one.
         scores: The teachers' scores side by side, `[n, sum of K_t]`.
+        by_name: `[n, sum of K_t]`, logits of the same classes by a network that knows them by their names;
+            None if there is no such network.
     """
 
     features: Mapping[str, Tensor]
     scores: Tensor
+    by_name: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -32,11 +35,15 @@ class GateSample:
     def join(self, other: "GateSample") -> "GateSample":
         """Return the images of this sample and, behind them, those of another one with the same sources."""
         features = {name: torch.cat([rows, other.features[name]]) for name, rows in self.features.items()}
-        return GateSample(features, torch.cat([self.scores, other.scores]))
+        named = None
+        if self.by_name is not None and other.by_name is not None:
+            named = torch.cat([self.by_name, other.by_name])
+        return GateSample(features, torch.cat([self.scores, other.scores]), named)
 
     def take(self, index: Tensor) -> "GateSample":
         """Return the images of an index or mask `[n]`."""
-        return GateSample({name: rows[index] for name, rows in self.features.items()}, self.scores[index])
+        features = {name: rows[index] for name, rows in self.features.items()}
+        return GateSample(features, self.scores[index], None if self.by_name is None else self.by_name[index])
 
 
 @dataclass(frozen=True)

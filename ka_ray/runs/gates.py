@@ -22,6 +22,7 @@ from ka_ray.gates.gate import measure_owner_changes
 from ka_ray.gates.self_taught import fit_self_gate
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
 from ka_ray.runs.context import Run
+from ka_ray.runs.descriptive import score_by_name
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extended_gate import DESCRIPTION_FILE, GATE_FILE, has_finished_gate, load_finished_gate
 from ka_ray.runs.gate_choice import EXTENDED, MIN_SURE_HINTS, OWNERS, choose_gate_for_auto, describe_gate
@@ -181,6 +182,8 @@ def _read_pool(
         every = np.arange(len(hints))
         sample = sample.join(read_sample(hints, embeddings, every))
         owners = torch.cat([owners, read_owners(hints, teachers, every)])
+    sample, note = score_by_name(run.config, sample, _ungated_label_sets(run), owners)
+    run.notify(note)
     return sample, owners
 
 

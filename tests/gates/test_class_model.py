@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ka_ray.gates.class_model import SCORE_FACTOR, fit_class_model
+from ka_ray.gates.class_model import SCORE_FACTOR, believe_class_model, fit_class_model
 from ka_ray.gates.cross_validation import few_settings, list_settings, measure_learning_curve
 from ka_ray.gates.fit import MANY_HINTS, GateProblem
 
@@ -29,6 +29,29 @@ def test_logits_are_those_of_gaussians_with_one_shrunk_covariance():
     found = (inputs @ weight + bias).log_softmax(dim=1)
     assert torch.allclose(found, log_joint.log_softmax(dim=1), atol=1e-9)
     assert torch.allclose(weight.sum(dim=1), torch.zeros(3, dtype=torch.float64), atol=1e-9)
+
+
+def test_names_of_classes_weigh_what_the_ensemble_says_by_their_owner(world):
+    sample, _, label_sets = world(200)
+    by_name = torch.randn(200, 4, generator=torch.Generator().manual_seed(3))
+    inputs = torch.randn(200, 3, generator=torch.Generator().manual_seed(4))
+    found = believe_class_model(inputs, replace(sample, by_name=by_name), label_sets)
+    claimed = sample.scores.double().softmax(dim=1)
+    for row in range(200):
+        named = by_name[row].double().exp()
+        claimed[row, :2] *= named[:2].sum() / named.sum()  # p(class | owner) stays the teacher's
+        claimed[row, 2:] *= named[2:].sum() / named.sum()
+    weight, bias = fit_class_model(inputs, claimed / claimed.sum(dim=1, keepdim=True))
+    assert torch.allclose(found.weight, weight, atol=1e-5)
+    assert torch.allclose(found.bias, bias, atol=1e-5)
+
+
+def test_what_names_say_follows_the_images_of_a_sample(world):
+    sample, _, _ = world(6)
+    named = replace(sample, by_name=torch.arange(24.0).view(6, 4))
+    joined = named.take(torch.tensor([4, 1])).join(named.take(torch.arange(6) == 2))
+    assert torch.equal(joined.by_name, torch.arange(24.0).view(6, 4)[[4, 1, 2]])
+    assert sample.take(torch.tensor([0])).join(sample).by_name is None
 
 
 def hide_all_but(owners, count):

@@ -1,6 +1,7 @@
 """Test how a run plans, uses and recognises a network that is nobody's teacher; without Ray."""
 
 import pickle
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Resources
@@ -19,8 +21,9 @@ from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator
 from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES, create_shard_folder, mark_folder_finished, write_shard
+from ka_ray.runs import descriptive
 from ka_ray.runs.evaluation import evaluate_students
-from ka_ray.runs.gate_samples import Embedding, find_embeddings
+from ka_ray.runs.gate_samples import Embedding, find_embeddings, open_stored, read_sample
 from ka_ray.runs.gates import Gates, learn_gates
 from ka_ray.runs.setup import plan_run
 from ka_ray.runs.teachers import teach_missing
@@ -126,25 +129,30 @@ def test_a_checkpoint_that_has_changed_is_refused(load_described, tmp_path):
         teach_missing(run)
 
 
-@pytest.fixture
-def gated_run(load_described, tmp_path):
-    """A run with stored images, whose owners only the descriptive network's features tell."""
+def store_images(folder, *, loudness):
+    """Store images whose owners only the descriptive network's features tell well."""
     rng, count = np.random.default_rng(0), 400
     is_high = np.arange(count) % 2
     features = rng.normal(size=(count, 15))
     features[:, 10] += 3 * is_high
     scores = rng.normal(size=(count, 10))
-    scores[:, 5:] += 1.5 * is_high[:, None]
-    scores[:, :5] += 1.5 * (1 - is_high[:, None])
+    scores[:, 5:] += loudness * is_high[:, None]
+    scores[:, :5] += loudness * (1 - is_high[:, None])
     columns = {
         "image_id": np.arange(count),
         "scores": scores.astype(np.float16),
         "embedding": features.astype(np.float16),
         "owner": np.array(["high" if high else "low" for high in is_high], dtype=object),
     }
-    create_shard_folder(tmp_path / "out" / IMAGES)
-    write_shard(tmp_path / "out" / IMAGES, columns)
-    mark_folder_finished(tmp_path / "out" / IMAGES, {})
+    create_shard_folder(folder)
+    write_shard(folder, columns)
+    mark_folder_finished(folder, {})
+
+
+@pytest.fixture
+def gated_run(load_described, tmp_path):
+    """A run with stored images."""
+    store_images(tmp_path / "out" / IMAGES, loudness=1.5)
 
     def make(gate):
         hints = f"scores.hints={{high: {tmp_path}}}"
@@ -166,6 +174,33 @@ def test_gates_see_all_sources(gated_run):
     gates = learn_gates(run, [run.config], EMBEDDINGS).used_by({"student": "self"})
     assert gates.by_name["self"].scaling.sources == ("low", "high", "descriptive")
     assert gates.last_layers == dict.fromkeys(WIDTHS, "fc")
+
+
+def test_names_of_classes_teach_a_gate_that_has_no_owners(gated_run, monkeypatch):
+    class Named(nn.Module):
+        def score_classes(self, embeddings, classes):
+            assert classes == [f"digit_{i}" for i in range(10)]
+            high = (embeddings[:, :1] - 1.5) * 4  # the feature that tells the owner
+            return torch.cat([-high.expand(-1, 5), high.expand(-1, 5)], dim=1)
+
+    def measure(network):
+        run = gated_run("self")
+        shutil.rmtree(run.folder)
+        store_images(run.folder / IMAGES, loudness=0)
+        run.notify = lambda *notes: said.extend(filter(None, notes))
+        monkeypatch.setattr(descriptive, "load_descriptive", lambda _: SimpleNamespace(network=network))
+        gate = learn_gates(run, [run.config], EMBEDDINGS).by_name["self"]
+        store = open_stored(run.folder, embedded=True)
+        sample = read_sample(store, EMBEDDINGS, np.arange(400))
+        return float((gate.log_owners(sample).argmax(1) == torch.arange(400) % 2).float().mean())
+
+    said = []
+    without = measure(nn.Identity())
+    assert not [note for note in said if "names" in note]
+    assert without < 0.6
+    assert measure(Named()) > 0.9
+    [note] = [note for note in said if "by the names of classes" in note]
+    assert "of known owners" in note
 
 
 def test_the_evaluation_counts_what_the_gate_says_in_double_precision(gated_run):
