@@ -11,7 +11,8 @@ Settings: pairs of EfficientNets that were fine-tuned from ImageNet, trained lik
 benchmarks/finetuned_pair.py and shared with it; and two, three and five small networks that were trained from
 random weights on 30,000 images. In the settings `..._9_to_1` nine of ten images that the student learns from
 are the first teacher's; the test images are as in the other settings. In `..._described`, gates also see the
-embedding of the ImageNet network.
+embedding of the ImageNet network. In `..._and_nobody`, the images that the student learns from hold sign
+digits, too, which no teacher knows.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from finetuned_pair import (
 )
 
 from ka_ray import Config, compare
-from ka_ray.config import TeachConfig
+from ka_ray.config import NOBODY, TeachConfig
 from ka_ray.workflows.teach import teach
 
 PLAIN = {
@@ -52,8 +53,9 @@ SETTINGS = (
     "finetuned_halves_9_to_1",
     "plain_halves_9_to_1",
     "finetuned_halves_described",
+    "finetuned_halves_and_nobody",
 )
-HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES = 30, 3000, 15_000, 2000
+HINTS, FINETUNED_POOL, PLAIN_POOL, TEST_IMAGES, NOBODYS = 30, 3000, 15_000, 2000, 1000
 COLUMNS = {"hints": "owner_of_some", "known": "owner_of_all"}
 
 
@@ -86,14 +88,17 @@ def read_images(setting: str, data: Path, seed: int) -> tuple[list[Any], list[An
         return choose(train, FINETUNED_POOL, seed), test[:1000] + read_signs(data, "test")
     if setting.startswith("plain"):
         return choose(train[30000:], PLAIN_POOL, seed), test
-    return choose(choose(train, 5000, seed), FINETUNED_POOL, 0), test
+    pool = choose(choose(train, 5000, seed), FINETUNED_POOL, 0)
+    if setting.endswith("_and_nobody"):
+        pool += choose(read_signs(data, "train"), NOBODYS, seed)
+    return pool, test
 
 
 def write_images(path: Path, images: Sequence[tuple[bytes, str]], teachers: dict[str, Sequence[str]]) -> None:
     """Write a Parquet file with images, labels, and the owners of some and of all of them."""
     owner_of = {name: teacher for teacher, names in teachers.items() for name in names}
-    owners = [owner_of[label] for _, label in images]
-    left = dict.fromkeys(teachers, HINTS)
+    owners = [owner_of.get(label, NOBODY) for _, label in images]
+    left = dict.fromkeys([*teachers, NOBODY], HINTS)
     some = []
     for owner in owners:
         left[owner] -= 1
@@ -155,7 +160,7 @@ def train_plain_teachers(setting: str, seed: int, data: Path, folder: Path) -> l
 
 def make_config(setting: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the teachers of a setting, unless they stand, and write its images; return the config."""
-    plain = setting.removesuffix("_9_to_1").removesuffix("_described")
+    plain = setting.removesuffix("_9_to_1").removesuffix("_described").removesuffix("_and_nobody")
     pair = FINETUNED.get(plain, plain)
     folder = arguments.output / pair / f"seed_{seed}" / "teachers"
     if plain in PLAIN:
