@@ -37,6 +37,10 @@ TEACHERS_ONLY = "teachers"
 """The key of the counts if only the teachers are evaluated."""
 
 
+MAX_WAITING = 256
+"""Number of batches whose counts are added up at once. Each sum goes through all cells that are not 0."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Which students and teachers are evaluated, and on which images.
@@ -190,7 +194,7 @@ def evaluate_images(
     began = time.perf_counter()
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
-    totals = dict.fromkeys(work.students or (TEACHERS_ONLY,), blank)
+    totals = {name: [blank] for name in work.students or (TEACHERS_ONLY,)}
     judged = set[int]()
 
     def one_pass(ids: Ids) -> None:
@@ -200,7 +204,10 @@ def evaluate_images(
             if judged.intersection(seen):
                 raise AssertionError(f"images were judged twice, among them {min(judged.intersection(seen))}")
             judged.update(seen)
-            totals.update({name: total + parts[name] for name, total in totals.items()})
+            for name, waiting in totals.items():
+                waiting.append(parts[name])
+                if len(waiting) > MAX_WAITING:
+                    waiting[:] = [Counts.sum(waiting)]
             on_images(len(seen))
 
     def find_judged() -> Ids:
@@ -208,7 +215,8 @@ def evaluate_images(
 
     repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
     summary = ray.get(monitor.summary.remote())
-    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
+    merged = {name: Counts.sum(waiting) for name, waiting in totals.items()}
+    return merged, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
 
 def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
