@@ -25,12 +25,14 @@ from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.stalled import PassWatch
+from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
-from ka_ray.metrics import Counts, Gated, Scores, count_batch
+from ka_ray.metrics import Counts, Gated, count_batch
+from ka_ray.sparse_counts import Scores
 from ka_ray.student import Student, load_student
 
 TEACHERS_ONLY = "teachers"
@@ -190,6 +192,7 @@ def evaluate_images(
 
     Raises:
         InputError: Too many images are unreadable.
+        ClusterError: There was no progress for ``ray.timeout_s``.
     """
     began = time.perf_counter()
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
@@ -197,8 +200,12 @@ def evaluate_images(
     totals = {name: [blank] for name in work.students or (TEACHERS_ONLY,)}
     judged = set[int]()
 
+    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
+    watch = PassWatch("evaluation", list_networks(work.teachers, reading), work.pools, monitor)
+
     def one_pass(ids: Ids) -> None:
-        for row in _judged(replace(work, images=work.images.with_ids(ids)), monitor).iter_rows():
+        part = replace(work, images=work.images.with_ids(ids))
+        for row in watch.read_rows(_judged(part, reading, monitor)):
             parts: dict[str, Counts] = pickle.loads(row["counts"])
             seen = row["image_ids"].tolist()
             if judged.intersection(seen):
@@ -219,11 +226,10 @@ def evaluate_images(
     return merged, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
 
-def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
+def _judged(work: Evaluation, reading: ReadSpec, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_networks = work.pools, len(work.teachers) + (DESCRIPTIVE in work.last_layers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
     rows = run_teachers(rows, work.teachers, pools, reading, monitor)
     count, share = pools.evaluators(num_networks)
     # The evaluators need no list of the images, which may be long.

@@ -183,7 +183,9 @@ def draw_confusion_matrix(matrix: SparseCounts | None, classes: Sequence[str], f
 def _row_percentages(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return shares of each row in percent; a row without images becomes NaN, which is drawn as empty."""
     totals = matrix.sum(1, keepdims=True)
-    return 100 * np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+    percent: npt.NDArray[Any] = np.full(matrix.shape, np.nan)
+    np.divide(100 * matrix, totals, out=percent, where=totals > 0)
+    return percent
 
 
 def _write_percentages(axes: "Axes", percent: npt.NDArray[Any]) -> None:
