@@ -110,12 +110,15 @@ def solve_student(
         InputError: The architectures differ or are not supported, or there are too few images.
     """
     student = copy.deepcopy(network).eval().requires_grad_(False)
+    device = next(student.parameters()).device
     modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
     with torch.no_grad():
         inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
         first = next(inputs, None)
-        if first is None:
+        # Asked on all ranks, because one that raised alone would leave the others waiting.
+        if float(merge(torch.tensor([float(first is None)], dtype=torch.float64, device=device))) > 0:
             raise InputError("student.start exact: a worker got no images; give more images")
+        assert first is not None
         networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])
         solver = _BlockSolver(networks, label_sets, merge, settings)
         return student, solver.solve(itertools.chain([first], inputs), report)
