@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ka_ray.config import Resources, TeacherConfig
-from ka_ray.distributed.actors import PassMonitor, ReportQueue, beside_driver
+from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
-from ka_ray.distributed.stalled import PassWatch
+from ka_ray.distributed.stalled import PassWatch, start_watch
 from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
@@ -150,20 +150,25 @@ def reduce_images(
         ClusterError: There was no progress for ``ray.timeout_s``.
     """
     began = time.perf_counter()
-    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
-    watch = PassWatch("measuring statistics", list_networks(teachers, reading), pools, monitor)
+    watch = start_watch("measuring statistics", work.images, list_networks(teachers, reading), pools)
+    monitor = watch.monitor
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
-    reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
         rows = run_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
-        count = range(pools.extract.reducers)
-        reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
+        reducers = _start_reducers(make_meter, pools, share, reading, seed)
         return _reduce(rows, reducers, on_images, watch)
 
     sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
     _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
     return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+
+
+def _start_reducers(
+    make_meter: MakeMeter, pools: Pools, share: Resources, reading: ReadSpec, seed: int
+) -> list[Any]:
+    start = Reducer.options(**remote_options(share)).remote  # type: ignore[attr-defined]  # ray.remote class
+    return [start(make_meter, pools, share, reading, seed) for _ in range(pools.extract.reducers)]
 
 
 def _check_count(images: int, wanted: int) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import ray
 
 from ka_ray.config import RayConfig
+from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.capacity import CPU, GPU
 from ka_ray.distributed.cluster import current_hosts
 from ka_ray.distributed.placement import Workload, first_shortage, pass_demands
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import ClusterError
+from ka_ray.images.split import ImageSet
 
 POLL_S = 2.0
 """Seconds between two questions how long ago the last progress was."""
@@ -99,6 +101,19 @@ class PassWatch:
         if dead := sorted({node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]}):
             said.append(f"nodes that are gone: {', '.join(dead)}")
         return f"{'; '.join(said)}. Free or add resources, then run the same command again to resume"
+
+
+def start_watch(stage: str, images: ImageSet, networks: Sequence[str], pools: Pools) -> PassWatch:
+    """Start the monitor of a pass, and return the watch on it; see :class:`PassWatch`.
+
+    Args:
+        stage: Name of the kind of pass.
+        images: The images, whose config says how many may be unreadable.
+        networks: Names of the networks that the images pass through.
+        pools: The processes of the pass.
+    """
+    monitor = beside_driver(PassMonitor, images.config.max_unreadable, pools.max_failures)
+    return PassWatch(stage, networks, pools, monitor)
 
 
 def _forward_rows(

@@ -22,6 +22,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config.student import STUDENT
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.ranks import on_any_rank
 from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
 from ka_ray.numerics.samples import Merge
@@ -110,13 +111,11 @@ def solve_student(
         InputError: The architectures differ or are not supported, or there are too few images.
     """
     student = copy.deepcopy(network).eval().requires_grad_(False)
-    device = next(student.parameters()).device
     modules = {teacher.name: teacher.preprocess for teacher in teachers} | {STUDENT: preprocess}
     with torch.no_grad():
         inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
         first = next(inputs, None)
-        # Asked on all ranks, because one that raised alone would leave the others waiting.
-        if float(merge(torch.tensor([float(first is None)], dtype=torch.float64, device=device))) > 0:
+        if on_any_rank(first is None):  # all raise: one alone would leave the others waiting
             raise InputError("student.start exact: a worker got no images; give more images")
         assert first is not None
         networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])

@@ -98,10 +98,7 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)
     views = _make_views(config)
-    # A teacher that is loaded on demand is freed when the function returns.
-    probed = {name: _probe(teachers[i], views.teachers[name], paths[name]) for i, name in enumerate(names)}
-    paths = {name: resolved for name, (resolved, _) in probed.items()}
-    found = {name: shapes for name, (_, shapes) in probed.items()}
+    paths, found = _probe_all(teachers, names, views, paths)
     spec = StudentSpec(
         network=network,
         arguments=arguments,
@@ -124,6 +121,20 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     _check_widths(config, widths, channels, found)
     spec = replace(spec, paths={tap: student.paths[tap] for tap in taps}, widths=widths)
     return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
+
+
+def _probe_all(
+    teachers: Sequence[Teacher],
+    names: Sequence[str],
+    views: NetworkViews,
+    paths: Mapping[str, Mapping[str, str]],
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, tuple[int, ...]]]]:
+    """Return, per teacher, the taps with their layouts, and the shapes of the features there."""
+    resolved, found = dict[str, dict[str, str]](), dict[str, dict[str, tuple[int, ...]]]()
+    for number, name in enumerate(names):
+        # Not in a variable: a teacher that is loaded on demand is freed when the function returns.
+        resolved[name], found[name] = _probe(teachers[number], views.teachers[name], paths[name])
+    return resolved, found
 
 
 def _probe(

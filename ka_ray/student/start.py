@@ -166,13 +166,13 @@ def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> f
     Returns:
         The largest distance of a network to the first one, divided by the norm of the first one.
     """
-    kernels = [
+    kernels = (
         torch.cat([torch.zeros(0, dtype=torch.float64)] + [
             value.detach().flatten().double()
             for key, value in network.named_parameters()
             if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
         ])
         for network in networks
-    ]  # fmt: skip
-    first = kernels[0]
-    return max(float((other - first).norm() / first.norm()) for other in kernels[1:])
+    )  # fmt: skip
+    first = next(kernels)  # one by one: in float64, all networks would need twice their memory
+    return max(float((other - first).norm() / first.norm()) for other in kernels)
