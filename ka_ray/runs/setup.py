@@ -101,9 +101,7 @@ def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) 
     notes = [describe_overlap(plan.label_sets), check_extension(student, plan)]
     if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
-    if student.student.start == "random":
-        return notes
-    return [*notes, describe_start(student, plan.spec, list(teachers))]  # compares all of their weights
+    return [*notes, describe_start(student, plan.spec, teachers)]
 
 
 def _describe_checkpoint(teacher: Teacher) -> str | None:
