@@ -57,7 +57,9 @@ class RayConfig(Section):
         3, ge=0, description="Maximum number of consecutive failures of workers or nodes without progress."
     )
     timeout_s: int = Field(
-        1800, ge=1, description="Seconds after which a stuck collective operation fails the stage."
+        1800,
+        ge=1,
+        description="Seconds without progress after which training, or a pass over images, fails.",
     )
 
     @property

@@ -1,5 +1,6 @@
 """Small actors that the whole cluster talks to; they import only Ray's core, so that they start fast."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,15 @@ class PassMonitor:
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
+        self._last_progress = time.monotonic()
+
+    def record_progress(self) -> None:
+        """Record that a batch of images has come to an actor."""
+        self._last_progress = time.monotonic()
+
+    def idle_seconds(self) -> float:
+        """Return for how long no process has started and no image has come any further."""
+        return time.monotonic() - self._last_progress
 
     def record_unreadable(self, image_id: int, name: str) -> bool:
         """Record an unreadable image, and return whether there are now too many.
@@ -52,6 +62,7 @@ class PassMonitor:
     def record_left_out(self, image_ids: Sequence[int]) -> None:
         """Record images that yield no row, because they are unreadable or of no wanted class."""
         self._left_out.update(image_ids)
+        self.record_progress()
 
     def without_row(self) -> list[int]:
         """Return the ids of the images that yield no row."""
@@ -71,6 +82,7 @@ class PassMonitor:
         """
         workers = self._workers.setdefault(unit, [])
         workers.append(worker)
+        self.record_progress()
         too_often = len(workers) > self._max_restarts + 1
         if too_often:
             self._exhausted[unit] = process, workers[:-1]  # the dead ones: the last one is the caller

@@ -3,6 +3,7 @@
 This module does not import Ray.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,33 +65,62 @@ def ray_resources(share: Resources) -> dict[str, float]:
     return {name: n for name, n in {CPU: share.cpu, GPU: share.gpu, **share.resources}.items() if n > 0}
 
 
+def share_gpus(trainers: Resources, workers: int) -> bool:
+    """Return whether two training workers may get the same GPU, which NCCL refuses.
+
+    Args:
+        trainers: The resources of each worker.
+        workers: The number of workers.
+    """
+    return workers > 1 and 0 < trainers.gpu <= 0.5
+
+
 def shortage(stage: str, demands: Sequence[Demand], hosts: Sequence[Host]) -> str | None:
     """Return why processes cannot all run at the same time; None if they can.
 
     Each process is placed on the first node that has its labels and room for it. The processes whose labels
-    the fewest nodes have are placed first, and of those the ones that need most.
+    the fewest nodes have are placed first, and of those the ones that need most. A fraction of a GPU is a
+    part of one device, as in Ray: two GPUs have room for two processes that take 0.6 each, not for three.
 
     Args:
         stage: The stage that needs the processes, for the message.
         demands: All processes that run at the same time.
         hosts: The nodes.
     """
-    left = [dict(host.resources) for host in hosts]
+    rooms = [_Room(host) for host in hosts]
     # Demand -> indices of the nodes that have its labels. By id, because demands hold dicts: not hashable.
     choices = {id(d): [i for i, host in enumerate(hosts) if host.has(d.share.label)] for d in demands}
     in_order = sorted(demands, key=lambda d: (len(choices[id(d)]), -d.share.gpu, -d.share.cpu))
     for demand in in_order:
         each = ray_resources(demand.share)
         for _ in range(demand.count):
-            place = next((i for i in choices[id(demand)] if _fits(each, left[i])), None)
-            if place is None:
+            if not any(rooms[i].take(each) for i in choices[id(demand)]):
                 return _arithmetic(stage, demands, hosts, demand)
-            left[place] = {name: has - each.get(name, 0) for name, has in left[place].items()}
     return None
 
 
-def _fits(each: Mapping[str, float], left: Mapping[str, float]) -> bool:
-    return all(left.get(name, 0) + EPSILON >= amount for name, amount in each.items())
+class _Room:
+    """What is left of a node."""
+
+    def __init__(self, host: Host) -> None:
+        self._left = dict(host.resources)
+        self._gpus = [1.0] * int(self._left.pop(GPU, 0))  # the free part of each device
+
+    def take(self, each: Mapping[str, float]) -> bool:
+        """Take the resources of a process, if there is room for it; return whether there is."""
+        gpu = each.get(GPU, 0)
+        num_gpus, part = math.ceil(gpu - EPSILON), min(gpu, 1)
+        # Among the devices with room, Ray takes a fraction from the one that has the least left.
+        order = sorted(range(len(self._gpus)), key=self._gpus.__getitem__)
+        devices = [i for i in order if self._gpus[i] + EPSILON >= part][:num_gpus]
+        others = {name: amount for name, amount in each.items() if name != GPU}
+        short = any(self._left.get(name, 0) + EPSILON < amount for name, amount in others.items())
+        if short or len(devices) < num_gpus:
+            return False
+        for device in devices:
+            self._gpus[device] -= part
+        self._left |= {name: self._left[name] - amount for name, amount in others.items()}
+        return True
 
 
 def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], unplaced: Demand) -> str:
@@ -109,6 +139,9 @@ def _arithmetic(stage: str, demands: Sequence[Demand], hosts: Sequence[Host], un
     ]
     wanted = ", ".join(f"{key}={value}" for key, value in unplaced.share.label.items())
     where = f" on nodes labelled {wanted}" if wanted else ""
+    gpu = unplaced.share.gpu
+    if 0 < gpu < 1:
+        where += f" (a fraction of a GPU stays on one device: each has room for {int(1 / gpu + EPSILON)})"
     return (
         f"the plan is larger than the cluster: {stage} needs {'; '.join(sums)}. "
         f"No room is left for {unplaced.what}{where}; the nodes have {' | '.join(offers)}. "

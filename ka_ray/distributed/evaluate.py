@@ -19,18 +19,20 @@ from ray.data import ActorPoolStrategy
 from ka_ray.amalgamation import LabelSets
 from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.config import DESCRIPTIVE, Resources, ScoresConfig, TeacherConfig
-from ka_ray.distributed.actors import PassMonitor, beside_driver
+from ka_ray.distributed.count_sums import CountSums
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.images import Columns, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.stalled import start_watch
+from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
-from ka_ray.metrics import Counts, Gated, Scores, count_batch
+from ka_ray.metrics import Counts, Gated, count_batch
+from ka_ray.sparse_counts import Scores
 from ka_ray.student import Student, load_student
 
 TEACHERS_ONLY = "teachers"
@@ -186,36 +188,27 @@ def evaluate_images(
 
     Raises:
         InputError: Too many images are unreadable.
+        ClusterError: There was no progress for ``ray.timeout_s``.
     """
-    began = time.perf_counter()
-    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
-    blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
-    totals = dict.fromkeys(work.students or (TEACHERS_ONLY,), blank)
-    judged = set[int]()
+    began, sums = time.perf_counter(), CountSums(work.label_sets, work.students or (TEACHERS_ONLY,))
+    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
+    watch = start_watch("evaluation", work.images, list_networks(work.teachers, reading), work.pools)
 
     def one_pass(ids: Ids) -> None:
-        for row in _judged(replace(work, images=work.images.with_ids(ids)), monitor).iter_rows():
-            parts: dict[str, Counts] = pickle.loads(row["counts"])
-            seen = row["image_ids"].tolist()
-            if judged.intersection(seen):
-                raise AssertionError(f"images were judged twice, among them {min(judged.intersection(seen))}")
-            judged.update(seen)
-            totals.update({name: total + parts[name] for name, total in totals.items()})
-            on_images(len(seen))
+        part = replace(work, images=work.images.with_ids(ids))
+        for row in watch.read_rows(_judged(part, reading, watch.monitor)):
+            on_images(sums.add(row))
 
-    def find_judged() -> Ids:
-        return np.fromiter(judged, np.int64)
-
-    repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
-    summary = ray.get(monitor.summary.remote())
-    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
+    repeat_until_complete(work.images.ids, sums.find_judged, one_pass, watch.monitor)
+    summary = ray.get(watch.monitor.summary.remote())
+    summary |= {"images": len(sums.find_judged()), "seconds": time.perf_counter() - began}
+    return sums.total, summary
 
 
-def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
+def _judged(work: Evaluation, reading: ReadSpec, monitor: Any) -> ray.data.Dataset:
     """Stream images through the teachers to the evaluators, whose counts anyone can add up in any order."""
     pools, num_networks = work.pools, len(work.teachers) + (DESCRIPTIVE in work.last_layers)
     rows = read_images(work.images, monitor, pools, work.only_classes)
-    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
     rows = run_teachers(rows, work.teachers, pools, reading, monitor)
     count, share = pools.evaluators(num_networks)
     # The evaluators need no list of the images, which may be long.

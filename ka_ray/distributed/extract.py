@@ -10,12 +10,12 @@ from typing import Any
 import ray
 
 from ka_ray.config import TeacherConfig
-from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.stalled import start_watch
+from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.store import SHARDS_KEY, create_shard_folder, mark_folder_finished
@@ -66,21 +66,21 @@ def extract_features(
 
     Raises:
         InputError: Too many images are unreadable.
-        ClusterError: Workers were lost repeatedly without progress.
+        ClusterError: Workers were lost repeatedly without progress, or there was none for ``ray.timeout_s``.
     """
     began, shards = time.perf_counter(), _Shards(work.folder, work.images.source)
     on_images(shards.resumed)  # those of an earlier attempt
-    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
+    watch = start_watch("extraction", work.images, list_networks(teachers, reading), pools)
 
     def one_pass(ids: Ids) -> None:
-        images = read_images(work.images.with_ids(ids), monitor, pools, work.only_classes)
-        rows = run_teachers(images, teachers, pools, reading, monitor)
-        for row in _write(rows, work, teachers, pools, reading, monitor).iter_rows():
+        images = read_images(work.images.with_ids(ids), watch.monitor, pools, work.only_classes)
+        rows = run_teachers(images, teachers, pools, reading, watch.monitor)
+        for row in watch.read_rows(_write(rows, work, teachers, pools, reading, watch.monitor)):
             on_images(int(row["images"]))
 
-    passes = repeat_until_complete(work.images.ids, shards.recover, one_pass, monitor)
-    summary: dict[str, Any] = ray.get(monitor.summary.remote()) | shards.summary
-    summary |= {"passes": passes, "seconds": time.perf_counter() - began}
+    passes = repeat_until_complete(work.images.ids, shards.recover, one_pass, watch.monitor)
+    counted = {"passes": passes, "seconds": time.perf_counter() - began}
+    summary: dict[str, Any] = ray.get(watch.monitor.summary.remote()) | shards.summary | counted
     mark_folder_finished(work.folder, summary)
     return summary
 

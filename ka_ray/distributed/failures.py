@@ -102,6 +102,9 @@ def _is_lost(error: BaseException) -> bool:
     # As in `unwrap`: an error that was passed on twice is only text.
     if re.search(rf"^(?:[\w.]+\.)?{RestartsExhausted.__name__}: ", str(error), re.MULTILINE):
         return True
+    # An error that says in the words of this project what was lost is final; it may mention `ray.timeout_s`.
+    if type(error) is ClusterError:
+        return False
     return isinstance(error, RuntimeError) and bool(COLLECTIVE.search(f"{name} {error}"))
 
 

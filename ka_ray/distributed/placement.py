@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ka_ray.config import ExtractConfig, PlacementConfig, RayConfig, Resources, ResourcesConfig
-from ka_ray.distributed.capacity import Demand, Host, shortage
+from ka_ray.distributed.capacity import Demand, Host, share_gpus, shortage
 
 SCALES = (*(n / 100 for n in range(100, 0, -1)), *(n / 1000 for n in range(9, 0, -1)))
 """Factors of the standard CPUs to try, largest first; with the smallest, 2,000 teachers share a core."""
@@ -144,7 +144,8 @@ def fit_placement(
     teachers, decoding = _fit_passes(config, load, hosts, num_gpus) or (standard.teachers, standard.decoding)
     trainers, workers = standard.trainers, _worker_counts(load.ray)[-1]
     for count, resources in _training_options(config.trainers, load.ray, num_gpus):
-        if first_shortage(training_demands(resources, RayConfig(workers=count)), hosts) is None:
+        fits = first_shortage(training_demands(resources, RayConfig(workers=count)), hosts) is None
+        if fits and not share_gpus(resources, count):
             trainers, workers = resources, count
             break
     trials = (_fill_in(config.trials, STANDARD.trials, scale) for scale in SCALES)

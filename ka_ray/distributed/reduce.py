@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ka_ray.config import Resources, TeacherConfig
-from ka_ray.distributed.actors import PassMonitor, ReportQueue, beside_driver
+from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.stalled import PassWatch, start_watch
+from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.numerics.hashed_random import draw_uniform
@@ -146,21 +147,28 @@ def reduce_images(
 
     Raises:
         InputError: Too many images are unreadable, or features are not finite.
+        ClusterError: There was no progress for ``ray.timeout_s``.
     """
     began = time.perf_counter()
-    monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, pools.max_failures)
+    watch = start_watch("measuring statistics", work.images, list_networks(teachers, reading), pools)
+    monitor = watch.monitor
     share = pools.downstream_resources(len(teachers), pools.extract.reducers)
-    reducer_class = Reducer.options(**remote_options(share))  # type: ignore[attr-defined]  # ray.remote class
 
     def one_pass() -> tuple[NamedMoments, dict[str, Any]]:
         rows = run_teachers(read_images(work.images, monitor, pools), teachers, pools, reading, monitor)
-        count = range(pools.extract.reducers)
-        reducers = [reducer_class.remote(make_meter, pools, share, reading, seed) for _ in count]
-        return _reduce(rows, reducers, on_images)
+        reducers = _start_reducers(make_meter, pools, share, reading, seed)
+        return _reduce(rows, reducers, on_images, watch)
 
     sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
     _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
     return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
+
+
+def _start_reducers(
+    make_meter: MakeMeter, pools: Pools, share: Resources, reading: ReadSpec, seed: int
+) -> list[Any]:
+    start = Reducer.options(**remote_options(share)).remote  # type: ignore[attr-defined]  # ray.remote class
+    return [start(make_meter, pools, share, reading, seed) for _ in range(pools.extract.reducers)]
 
 
 def _check_count(images: int, wanted: int) -> None:
@@ -169,7 +177,7 @@ def _check_count(images: int, wanted: int) -> None:
 
 
 def _reduce(
-    rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None]
+    rows: ray.data.Dataset, reducers: Sequence[Any], on_images: Callable[[int], None], watch: PassWatch
 ) -> tuple[NamedMoments, dict[str, Any]]:
     """Split a stream among reducers, wait for them, merge their sums, and stop the reducers.
 
@@ -185,7 +193,7 @@ def _reduce(
     try:
         parts = rows.streaming_split(len(reducers))
         totals = [reducer.consume.remote(part, queue) for reducer, part in zip(reducers, parts, strict=True)]
-        _wait(totals, queue, count)
+        _wait(totals, queue, count, watch)
         images = sum(ray.get([reducer.images.remote() for reducer in reducers]))
         num_bytes = ray.get(size_of.remote(totals[0]))
         counts = {"images": images, "bytes": num_bytes, "reducers": len(reducers)}
@@ -198,12 +206,13 @@ def _reduce(
             ray.kill(reducer)
 
 
-def _wait(totals: Sequence[Any], queue: Any, on_images: Callable[[int], None]) -> None:
+def _wait(totals: Sequence[Any], queue: Any, on_images: Callable[[int], None], watch: PassWatch) -> None:
     """Report the number of added images until every reducer is done; if one fails, raise its error."""
     waiting = list(totals)
     while waiting:
         done, waiting = ray.wait(waiting, timeout=POLL_S)
         ray.get(done)  # raises if one failed
+        watch.check()
         on_images(sum(int(entry["images"]) for entry in ray.get(queue.take.remote())))
 
 

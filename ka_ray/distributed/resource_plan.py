@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ka_ray.config import Config, PlacementConfig, RayConfig, Resources, TeachConfig
-from ka_ray.distributed.capacity import GPU, Demand, shortage
+from ka_ray.distributed.capacity import GPU, Demand, share_gpus, shortage
 from ka_ray.distributed.cluster import Cluster, current_hosts
 from ka_ray.distributed.placement import (
     Placement,
@@ -52,9 +52,21 @@ def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePl
             called = "networks (teachers and scores.descriptive)"
             load = replace(load, num_teachers=load.num_teachers + 1, called=called)
     plan = choose_resources(config.placement, load, cluster)
+    _check_gpus_of_workers(plan)
     _check(training_demands(plan.placement.trainers, plan.ray), cluster)
     _check(pass_demands(plan.placement.teachers, plan.placement.decoding, load), cluster)
     return plan
+
+
+def _check_gpus_of_workers(plan: ResourcePlan) -> None:
+    """Refuse training workers two of which may get the same GPU, before they fail with NCCL's own words."""
+    trainers, most = plan.placement.trainers, plan.ray.worker_range[1]
+    if share_gpus(trainers, most):
+        raise InputError(
+            f"placement.trainers.gpu: {trainers.gpu:g} puts two of the {plan.ray.workers_text} on one GPU, "
+            "but they are ranks of NCCL, which refuses two ranks on one GPU; set it to 1, or to 0 for CPUs, "
+            "or set ray.workers: 1"
+        )
 
 
 def choose_resources(config: PlacementConfig, load: Workload, cluster: Cluster) -> ResourcePlan:

@@ -22,11 +22,13 @@ class Pools:
         extract: The config's ``extract`` section: batch size, number of actors, limit of the object store.
         placement: The resources of each process.
         max_failures: How often a process that died is started again in one pass.
+        timeout_s: Seconds without progress after which a pass ends, the config's ``ray.timeout_s``.
     """
 
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     placement: Placement = STANDARD
     max_failures: int = 3
+    timeout_s: float = 1800
 
     def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
         """Return the resources of each actor that processes the teachers' outputs, such as a reducer.
@@ -78,7 +80,7 @@ def pools_of(config: Config | TeachConfig, placement: Placement) -> Pools:
         config: The config of the run.
         placement: The resources of each process, as chosen for the cluster of the run.
     """
-    return Pools(config.extract, placement, config.ray.max_failures)
+    return Pools(config.extract, placement, config.ray.max_failures, config.ray.timeout_s)
 
 
 def remote_options(share: Resources) -> dict[str, Any]:

@@ -68,11 +68,12 @@ class StartCount:
         # Both ids stay the same when Ray restarts the actor or repeats the task; a new pass has new ones.
         self._actor = context.get_actor_id() if piece is None else None
         unit = self._actor or f"{context.get_task_id()} {piece}"
+        self._monitor = monitor
         self._problem = f"{process.what} died too often ({unit})"
         self.exhausted: bool = ray.get(monitor.count_start.remote(process, unit, context.get_worker_id()))
 
     def check(self) -> None:
-        """Refuse to work after too many starts: exit for good as an actor, raise as a task.
+        """Report progress, or refuse to work after too many starts: an actor exits for good, a task raises.
 
         Raises:
             RestartsExhausted: This start was one too many.
@@ -83,6 +84,8 @@ class StartCount:
             ray.actor.exit_actor()
         if self.exhausted:
             raise RestartsExhausted(self._problem)
+        if self._actor is not None:  # the start of a task was its report
+            self._monitor.record_progress.remote()
 
 
 def why_died(worker_ids: list[str]) -> str:

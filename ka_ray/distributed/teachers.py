@@ -106,6 +106,16 @@ class TeacherActor:
         return batch
 
 
+def list_networks(teachers: Sequence[TeacherConfig], reading: ReadSpec) -> list[str]:
+    """Return the names of the networks that images pass through: teachers, and the descriptive network.
+
+    Args:
+        teachers: The teachers in stacking order.
+        reading: Which features and scores are read.
+    """
+    return [*(teacher.name for teacher in teachers), *({DESCRIPTIVE} & reading.last_layers.keys())]
+
+
 def run_teachers(
     rows: ray.data.Dataset,
     teachers: Sequence[TeacherConfig],

@@ -49,6 +49,7 @@ class _SampleStats:
 def solve_iteratively(
     stream: SampleStream,
     groups: int,
+    num_inputs: int,
     num_outputs: int,
     device: torch.device,
     ridge: float = DEFAULT_RIDGE,
@@ -60,8 +61,9 @@ def solve_iteratively(
     preconditioner is the variance of the inputs). Every rank gets the same solution.
 
     Args:
-        stream: The samples of this rank.
+        stream: The samples of this rank, which may have none to learn from, or none that are held out.
         groups: G.
+        num_inputs: D.
         num_outputs: T.
         device: Device of the sums.
         ridge: Ridge penalty, in units of the mean variance of an input.
@@ -72,9 +74,9 @@ def solve_iteratively(
         The solution, and the number of passes over the samples.
 
     Raises:
-        InputError: No sample is held out, or this rank has no samples to learn from.
+        InputError: On all ranks together no sample is held out, or there are none to learn from.
     """
-    stats = _sample_stats(stream, groups, num_outputs, device)
+    stats = _sample_stats(stream, groups, num_inputs, num_outputs, device)
     penalty = ridge * stats.variance.mean(dim=1, keepdim=True).clamp_min(1e-300)
     weights, output_variance, steps = _iterate(stream, stats, penalty, max_passes)
     bias = stats.target_mean - torch.einsum("gdt,gd->gt", weights, stats.input_mean)
@@ -85,21 +87,23 @@ def solve_iteratively(
     return solution, steps + 3  # two passes for the statistics, one for the held-out error
 
 
-def _sample_stats(stream: SampleStream, groups: int, num_outputs: int, device: torch.device) -> _SampleStats:
+def _sample_stats(
+    stream: SampleStream, groups: int, num_inputs: int, num_outputs: int, device: torch.device
+) -> _SampleStats:
     """Measure the statistics in two passes: first the means, then the deviations from them."""
-    count, total = torch.zeros((), dtype=torch.float64, device=device), None
+    count = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros(groups, num_inputs + num_outputs, dtype=torch.float64, device=device)
     for held_out, samples in stream():
-        if not held_out and len(samples):  # a batch may have only held-out images
-            batch_sum = samples.to(torch.float64).sum(dim=0)
-            count, total = count + len(samples), batch_sum if total is None else total + batch_sum
-    if total is None:
+        if not held_out:
+            count += len(samples)
+            total += samples.to(torch.float64).sum(dim=0)
+    count, total = sum_over_ranks(count), sum_over_ranks(total)
+    if not count:  # only then, and so on all ranks: one that raised alone would leave the others waiting
         raise InputError(
-            "layers.solver least_squares: a worker has no images to learn from; give more images or use "
-            "fewer workers (ray.workers)"
+            "layers.solver least_squares: there are no images to learn from beside those that are held out; "
+            "give more images"
         )
-    count, means = sum_over_ranks(count), sum_over_ranks(total)
-    means = means / count
-    inputs = means.shape[1] - num_outputs
+    means, inputs = total / count, num_inputs
     squares = torch.zeros(groups, inputs, dtype=torch.float64, device=device)
     cross = torch.zeros(groups, inputs, num_outputs, dtype=torch.float64, device=device)
     for held_out, samples in stream():

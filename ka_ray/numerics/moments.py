@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ka_ray.errors import InputError
+from ka_ray.numerics.ranks import sum_over_ranks, world_size
 
 BLOCK_COLUMNS = 512
 """Number of columns of the sum of outer products that one matrix product updates.
@@ -51,6 +52,8 @@ class Moments:
     def of(features: Tensor) -> "Moments":
         """Compute the moments of `[B, S, *space]` or `[n, S]` features over images and positions."""
         flat = _flatten_positions(features).to(torch.float64)
+        if not len(flat):
+            return Moments.empty(flat.shape[1], flat.device)
         mean = flat.mean(dim=0)
         centred = flat - mean
         return Moments(len(flat), mean, centred.T @ centred)
@@ -70,19 +73,27 @@ class Moments:
         return Moments(count, mean, scatter)
 
     def merge_over_ranks(self) -> "Moments":
-        """Merge the moments of all ranks of the process group; every rank gets the same result."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        """Merge the moments of all ranks of the process group; every rank gets the same result.
+
+        The formula of :meth:`merge` for any number of parts: all scatter matrices, and the outer product of
+        the distance of each part's mean from the common one, add up (Chan, Golub and LeVeque, 1983). So one
+        more matrix is needed than these moments have, whatever the number of ranks is.
+        """
+        if world_size() == 1:
             return self
-        # One packed tensor needs one collective call; all_reduce cannot merge, it only adds.
-        packed = torch.cat([self.mean.new_tensor([self.count]), self.mean, self.scatter.flatten()])
-        parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, packed)
-        size = len(self.mean)
-        merged = Moments.empty(size, self.mean.device)
-        for part in parts:
-            scatter = part[size + 1 :].view(size, size)
-            merged = merged.merge(Moments(int(part[0]), part[1 : size + 1], scatter))
-        return merged
+        # Without positions, the mean may be anything, also not a number.
+        total = self.mean * self.count if self.count else torch.zeros_like(self.mean)
+        sums = sum_over_ranks(torch.cat([total.new_tensor([self.count]), total]))
+        count = int(sums[0])
+        if not count:
+            return self
+        mean = sums[1:] / count
+        scatter = self.scatter.clone(memory_format=torch.contiguous_format)
+        if self.count:
+            scatter.addr_(self.mean - mean, self.mean - mean, alpha=self.count)
+        dist.all_reduce(scatter)  # in place; `sum_over_ranks` would copy the matrix once more
+        # Elements above and below the diagonal may have been added in another order.
+        return Moments(count, mean, _mirror_upper(scatter))
 
     def cpu(self) -> "Moments":
         """Return these moments on the CPU."""
@@ -210,8 +221,7 @@ class MomentsMeter:
         """The moments of everything that was added so far."""
         if self._buffer:
             self._add_buffer()
-        mean, scatter = self._sum / max(self._count, 1), self._outer.triu()
-        scatter += scatter.triu(1).T
+        mean, scatter = self._sum / max(self._count, 1), _mirror_upper(self._outer.clone())
         # From deviations around the shift to deviations around the mean.
         scatter.addr_(mean, mean, alpha=-self._count)
         return Moments(self._count, self._shift + mean, scatter)
@@ -220,3 +230,13 @@ class MomentsMeter:
 def _flatten_positions(features: Tensor) -> Tensor:
     """Bring `[B, S, *space]` to `[B * positions, S]`; `[n, S]` stays as it is."""
     return features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features
+
+
+def _mirror_upper(matrix: Tensor) -> Tensor:
+    """Copy the upper triangle of a `[S, S]` matrix to the lower one in place, block by block."""
+    for start in range(0, len(matrix), BLOCK_COLUMNS):
+        stop = start + BLOCK_COLUMNS
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+        block = matrix[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+    return matrix

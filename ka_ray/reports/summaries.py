@@ -1,12 +1,14 @@
 """The summaries of passes over images, as typed models. Each is a JSON file in the output folder."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ka_ray.errors import InputError
 from ka_ray.reports.sections import Accuracy, ActorPlacement, CurvePoint
+from ka_ray.sparse_counts import SparseCounts
 from ka_ray.storage.files import read_json, write_json
 
 
@@ -88,18 +90,55 @@ class ReductionSummary(PassSummary):
     shards: list[str] = []
 
 
+class Confusion(BaseModel):
+    """A confusion matrix, without the pairs of classes that no image has.
+
+    Attributes:
+        true: The true class of each pair, an index, ``[N]``.
+        predicted: The class that the student predicts, ``[N]``.
+        images: Number of images of each pair, ``[N]``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    true: list[int]
+    predicted: list[int]
+    images: list[int]
+
+    @staticmethod
+    def of(counts: SparseCounts) -> "Confusion":
+        """Return what is stored of counts ``[K, K]``."""
+        true, predicted = (index.tolist() for index in counts.indices)
+        return Confusion(true=true, predicted=predicted, images=counts.images.tolist())
+
+    def to_counts(self, num_classes: int) -> SparseCounts:
+        """Return the counts ``[K, K]``.
+
+        Args:
+            num_classes: K.
+        """
+        cells = np.array(self.true, np.int64) * num_classes + np.array(self.predicted, np.int64)
+        return SparseCounts((num_classes, num_classes), cells, np.array(self.images, np.int64))
+
+
 class EvaluationSummary(PassSummary):
     """The summary of the evaluation of a student.
 
     Attributes:
         accuracy: Accuracies and agreement of the student.
         start: The same before any step; None if its weights were random.
-        confusion: Number of images per true class (rows) and class that the student predicts (columns).
+        confusion: Number of images per true class and class that the student predicts.
         curve: Metrics of the student after each epoch of joint learning; empty if the students of the epochs
             were not kept.
     """
 
     accuracy: Accuracy
     start: Accuracy | None = None
-    confusion: list[list[int]]
+    confusion: Confusion
     curve: list[CurvePoint]
+
+    @field_validator("confusion", mode="before")
+    @classmethod
+    def _read_dense(cls, value: Any) -> Any:
+        """Accept the dense matrix that earlier versions wrote."""
+        return Confusion.of(SparseCounts.from_dense(value)) if isinstance(value, list) else value

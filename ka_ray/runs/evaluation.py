@@ -11,7 +11,7 @@ from ka_ray.distributed.resources import pools_of
 from ka_ray.metrics import Counts
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import CurvePoint
-from ka_ray.reports.summaries import EvaluationSummary
+from ka_ray.reports.summaries import Confusion, EvaluationSummary
 from ka_ray.runs.context import Run
 from ka_ray.runs.gates import NO_GATES, Gates
 from ka_ray.stages import list_stages
@@ -83,7 +83,7 @@ def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
         EvaluationSummary(
             accuracy=measure_accuracy(counts["student"], names),
             start=measure_accuracy(counts["start"], names) if "start" in counts else None,
-            confusion=counts["student"].student.tolist(),
+            confusion=Confusion.of(counts["student"].student),
             curve=curve,
             **summary,
         ).save(path)

@@ -40,7 +40,7 @@ from ka_ray.stages.inputs import owners_folder
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file, make_folder, read_json, write_json
 from ka_ray.student.plan import make_plan
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers.on_demand import TeachersOnDemand
 
 MAX_SAMPLE = 20_000
 """Largest number of images that a gate learns from."""
@@ -243,5 +243,5 @@ def with_gate(run: Run, gates: Gates) -> Run:
     config = resolve_gate(run.config, gates)
     if config is run.config:
         return run
-    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    plan = make_plan(config, TeachersOnDemand(config.teachers))
     return dataclasses.replace(run, config=config, plan=plan)

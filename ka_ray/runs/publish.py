@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ka_ray.config import Config
@@ -75,7 +74,8 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
         stage: [asdict(record) for record in summary.history] for stage, summary in stages.items()
     }
     # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
-    confusion = np.array(evaluated.confusion) if report.accuracy.union is not None else None
+    counts = evaluated.confusion.to_counts(len(report.classes))
+    confusion = counts if report.accuracy.union is not None else None
     draw_run_figures(report.model_dump(), histories, confusion, folder / "figures")
     run.notify(*report.warnings)
     tracker.log_warnings(report.warnings)

@@ -24,6 +24,7 @@ from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
 from ka_ray.teachers.check import check_teacher, describe_answers
 from ka_ray.teachers.networks import STUDENT_NETWORK
+from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.teachers.sources.describe import describe_teacher
 from ka_ray.training.batches import count_held_out
 
@@ -66,9 +67,9 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     config, descriptions = describe_teachers(config)
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
     notes: list[str | None] = [*descriptions, *found]
-    teachers = [build_teacher(teacher) for teacher in config.teachers]
+    teachers = TeachersOnDemand(config.teachers, build_teacher)
     plan = make_plan(config, teachers)
-    notes += [f"teacher {t.name}: checkpoint: {t.note}" for t in teachers if t.note]
+    notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]
     student_configs = tuple(_apply(config, change) for change in students)
     for student in student_configs:
         notes += _describe_student(
@@ -101,6 +102,10 @@ def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) 
     if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
     return [*notes, describe_start(student, plan.spec, teachers)]
+
+
+def _describe_checkpoint(teacher: Teacher) -> str | None:
+    return f"teacher {teacher.name}: checkpoint: {teacher.note}" if teacher.note else None
 
 
 def describe_teachers(config: Config) -> tuple[Config, list[str]]:
@@ -141,12 +146,16 @@ def _check_teachers(
     yield from check_descriptive(config, plan, pixels)
     if sample is None:
         return
-    for section, teacher in zip(config.teachers, teachers, strict=True):
+    for number, section in enumerate(config.teachers):
         if section.checkpoint is not None:
-            pixels = torch.from_numpy(sample[plan.views.column(teacher.name)])
-            labels = sample["label"].tolist()
-            yield from check_teacher(teacher, pixels, labels, plan.paths[teacher.name])
-            yield describe_answers(teacher, pixels, labels)
+            pixels = torch.from_numpy(sample[plan.views.column(section.name)])
+            yield from _try_teacher(teachers[number], pixels, sample["label"].tolist(), plan)
+
+
+def _try_teacher(teacher: Teacher, pixels: torch.Tensor, labels: list[str], plan: Plan) -> list[str]:
+    """Try a teacher on a few images; return what is odd, and how it answers."""
+    odd = check_teacher(teacher, pixels, labels, plan.paths[teacher.name])
+    return [*odd, describe_answers(teacher, pixels, labels)]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ka_ray.runs.execution import is_stored
 from ka_ray.stages.codes_learner import TapMomentsMeter, check_variances
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers.on_demand import TeachersOnDemand
 
 MOMENTS = "moments"
 """The folder with the moments of the stacked features."""
@@ -107,5 +107,5 @@ def resolve_widths(run: Run) -> Run:
     run.notify(f"codes.widths: {rule.energy:g} of the variance takes {listed}")
     codes = run.config.codes.model_copy(update={"widths": widths})
     config = run.config.model_copy(update={"codes": codes})
-    plan = make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
+    plan = make_plan(config, TeachersOnDemand(config.teachers))
     return dataclasses.replace(run, config=config, plan=plan)

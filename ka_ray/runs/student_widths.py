@@ -11,7 +11,7 @@ from ka_ray.stages.inputs import StageInputs
 from ka_ray.stages.student_widths import layer_widths_path, measure_layer_widths
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.training.fit import ProgressCallback
 
 
@@ -44,5 +44,5 @@ def resolve_student_widths(run: Run) -> Run:
     run.notify(f"student.widths: {rule.energy:g} of the variance takes {listed}")
     student = config.student.model_copy(update={"widths": widths})
     resolved = config.model_copy(update={"student": student})
-    teachers = [load_teacher(teacher) for teacher in config.teachers]
+    teachers = TeachersOnDemand(config.teachers)
     return dataclasses.replace(run, config=resolved, plan=make_plan(resolved, teachers))

@@ -5,11 +5,10 @@ from typing import Any
 
 from ka_ray.config import Config
 from ka_ray.errors import InputError
-from ka_ray.stages.start_list import SAME_ORIGIN, list_sources
-from ka_ray.stages.start_sources import check_same_network
+from ka_ray.stages.start_list import SAME_ORIGIN, find_distance, list_sources
 from ka_ray.student import StudentSpec
-from ka_ray.student.start import find_head, weight_distance
 from ka_ray.teachers import Teacher
+from ka_ray.teachers.skeleton import without_values
 
 
 def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> str | None:
@@ -18,7 +17,8 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
     Args:
         config: Config of the run; all of its teachers have checkpoints, or are trained in the run.
         spec: The student.
-        teachers: The teachers; random weights stand for those that are yet to be trained.
+        teachers: The teachers, asked for one after the other; random weights stand for those that are yet to
+            be trained.
 
     Raises:
         InputError: No start can be built.
@@ -26,7 +26,12 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
     if config.student.start == "random":
         return None
     notes, skipped = dict[str, str](), dict[str, str]()
-    for name, source in list_sources(config, spec, teachers).items():
+    # What a start needs depends on shapes; only the distance of the weights depends on their values.
+    skeletons = [without_values(teachers[i]) for i in range(len(teachers))]
+    compared = config.student.start in ("auto", "average") and config.student.widths is None
+    distance = find_distance(spec, teachers, skeletons) if compared else None
+    same_origin = distance is not None and distance < SAME_ORIGIN
+    for name, source in list_sources(config, spec, skeletons, same_origin).items():
         try:
             notes[name] = f"start {name}: {source.check()}"
         except InputError as error:
@@ -37,8 +42,8 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
             f"({'; '.join(skipped.values())}); set it to random, and name `taps` to learn layer by layer"
         )
     lines = list(notes.values())
-    if "average" in notes and all(teacher.checkpoint is not None for teacher in config.teachers):
-        lines.append(_describe_distance(spec, teachers))
+    if "average" in notes and distance is not None and all(t.checkpoint is not None for t in config.teachers):
+        lines.append(_describe_distance(distance))
     if config.student.start == "auto" and config.student.widths is not None:
         lines.append("of the starts, only exact applies to other widths than the teachers'")
     others = [name for name, own in _preprocessing_of(config).items() if own != dict(spec.preprocessing)]
@@ -56,9 +61,7 @@ def _preprocessing_of(config: Config) -> dict[str, dict[str, Any]]:
     return {t.name: t.preprocessing.resolve(size, resize).model_dump(mode="json") for t in config.teachers}
 
 
-def _describe_distance(spec: StudentSpec, teachers: Sequence[Teacher]) -> str:
-    check_same_network(spec, teachers)
-    distance = weight_distance([teacher.network for teacher in teachers], find_head(spec, teachers))
+def _describe_distance(distance: float) -> str:
     note = f"the teachers' weights are {distance:.2f} of their norm apart"
     if distance > SAME_ORIGIN:
         note += ", as if they did not come from one network: their mean as they are is probably useless"

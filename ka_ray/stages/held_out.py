@@ -26,9 +26,9 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.amalgamation.label_sets import softened_kl
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
-from ka_ray.features.store import FEATURES, IMAGES
+from ka_ray.features.store import FEATURES, IMAGES, Store
 from ka_ray.images.views import IMAGE
-from ka_ray.numerics.ranks import sum_over_ranks, world_size
+from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.training.batches import Batches, hold_out_rows
 
@@ -104,13 +104,31 @@ def held_out_batches(inputs: StageInputs) -> Batches:
     """
     store, config = inputs.store(FEATURES, IMAGES), inputs.config
     rows = hold_out_rows(len(store), config.seed)[1]
-    if len(rows) < world_size():
+    return judging_batches(inputs, store, [IMAGE, SCORES], config.joint.batch_size, rows)
+
+
+def judging_batches(
+    inputs: StageInputs, store: Store, columns: list[str], batch_size: int, rows: npt.NDArray[np.int64]
+) -> Batches:
+    """Return held-out images for single passes, in which some ranks may have none.
+
+    Args:
+        inputs: Inputs of the stage.
+        store: The stored images.
+        columns: Names of the columns to read.
+        batch_size: Number of images of a global batch, if there are as many.
+        rows: The rows that are held out.
+
+    Raises:
+        InputError: There are none.
+    """
+    if not len(rows):
         raise InputError(
-            f"images: {len(rows)} of {len(store)} are held out to choose between students, fewer than the "
-            f"{world_size()} workers; give more images, or lower ray.workers"
+            f"images: none of the {len(store)} stored images of {', '.join(columns)} is held out, so that "
+            "nothing can be judged; give more images (extract.images)"
         )
-    size = min(max(config.joint.batch_size, world_size()), len(rows))
-    return Batches(store, [IMAGE, SCORES], size, config.seed, device=inputs.device, rows=rows)
+    size, seed = min(batch_size, len(rows)), inputs.config.seed
+    return Batches(store, columns, size, seed, device=inputs.device, rows=rows, trains=False)
 
 
 @torch.no_grad()
@@ -118,6 +136,8 @@ def measure_quality(
     compute_scores: Callable[[Tensor], Tensor], held_out: Batches, label_sets: LabelSets
 ) -> Quality:
     """Compare scores with those of the teachers on held-out images; every rank gets the same result.
+
+    A rank without images adds nothing to it.
 
     Args:
         compute_scores: Maps images `[B, 3, H, W]` to scores `[B, K]`, in eval mode.

@@ -141,9 +141,9 @@ class LayerSolver:
         def stream() -> Iterator[tuple[bool, Tensor]]:
             return ((held, samples) for _, held, samples in self._samples([tap], batches))
 
-        groups = count_groups(self._layer(tap))
-        outputs, ridge = self._num_outputs(tap), self.config.ridge or DEFAULT_RIDGE
-        solution, _ = solve_iteratively(stream, groups, outputs, batches.device, ridge)
+        groups, inputs = count_groups(self._layer(tap)), self._layer(tap).weight[0].numel()
+        sizes, ridge = (inputs, self._num_outputs(tap)), self.config.ridge or DEFAULT_RIDGE
+        solution, _ = solve_iteratively(stream, groups, *sizes, batches.device, ridge)
         return solution
 
     def _num_outputs(self, tap: str) -> int:

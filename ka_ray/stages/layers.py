@@ -8,10 +8,9 @@ from torch import nn
 
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import FEATURES
-from ka_ray.numerics.ranks import world_size
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.stages.codes_learner import build_amalgamations
-from ka_ray.stages.held_out import split_feature_rows
+from ka_ray.stages.held_out import judging_batches, split_feature_rows
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.layer_solver import LayerSolver
 from ka_ray.stages.layers_behind_start import LayerComparison, express_codes, measure_errors
@@ -44,8 +43,7 @@ def learn_layers(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         drawn = inputs.batches("layers", store, columns, num_draws=NUM_SOLVER_DRAWS, rows=rows)
         encoders = express_codes(student, encoders, drawn, config.layers.positions_per_image)
         learner = LayerwiseLearner(student, encoders).to(inputs.device)
-        size = min(max(config.layers.batch_size, world_size()), len(held_out))
-        judged = Batches(store, columns, size, config.seed, device=inputs.device, rows=held_out)
+        judged = judging_batches(inputs, store, columns, config.layers.batch_size, held_out)
         comparison = LayerComparison(learner, judged)
     taps, history = _learn(inputs, learner, inputs.batches("layers", store, columns, rows=rows))
     if comparison is None:

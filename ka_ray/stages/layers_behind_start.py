@@ -141,7 +141,7 @@ class LayerComparison:
 def measure_errors(
     learner: LayerwiseLearner, batches: Batches, taps: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Measure the relative errors of layers, over all ranks.
+    """Measure the relative errors of layers, over all ranks, of which some may have no images.
 
     Args:
         learner: The learner; its layers are evaluated in eval mode.
@@ -150,9 +150,14 @@ def measure_errors(
     """
     trained, learner.trained_taps = learner.trained_taps, list(taps or learner.student.stages)
     learner.eval()
-    sums: dict[str, Tensor] = {}
+    # All ranks add up the same sums, also one without images.
+    spec, sums = learner.student.spec, dict[str, Tensor]()
+    for tap in learner.student.stages:
+        if tap in learner.trained_taps:
+            channels = spec.widths.get(tap, len(spec.classes))
+            sums[tap] = torch.zeros(2 + 2 * channels, dtype=torch.float64, device=batches.device)
     for batch in batches.single_pass():
         for tap, part in learner.error_sums(batch).items():
-            sums[tap] = sums[tap] + part if tap in sums else part
+            sums[tap] += part
     learner.trained_taps = trained
     return {tap: relative_error(sum_over_ranks(total)) for tap, total in sums.items()}

@@ -40,13 +40,16 @@ def reads_teacher_images(config: Config) -> bool:
     return measured or config.student.start in ("auto", "average", "exact")
 
 
-def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher]) -> Mapping[str, Source]:
+def list_sources(
+    config: Config, spec: StudentSpec, teachers: Sequence[Teacher], same_origin: bool | None = None
+) -> Mapping[str, Source]:
     """List the starts that a config asks for.
 
     Args:
         config: Config of the run; its start is not random.
         spec: The student.
-        teachers: The teachers with their weights.
+        teachers: The teachers with their weights, or, to check the starts, without the values.
+        same_origin: Whether the teachers were fine-tuned from one network. None: found out by their weights.
 
     Returns:
         Name of each start -> its source.
@@ -58,7 +61,9 @@ def list_sources(config: Config, spec: StudentSpec, teachers: Sequence[Teacher])
     if source == "auto" and config.student.widths is not None:
         return {"exact": ExactSource(spec, teachers)}  # no teacher has weights of such widths
     # Aligning and solving take longer, and teachers of one origin need neither.
-    one_origin = source in ("auto", "average") and is_same_origin(spec, teachers)
+    one_origin = False
+    if source in ("auto", "average"):
+        one_origin = is_same_origin(spec, teachers) if same_origin is None else same_origin
     if source in ("auto", "average"):
         sources["average"] = WeightsSource(spec, partial(_average, spec, teachers))
         if not one_origin:
@@ -80,12 +85,26 @@ def is_same_origin(spec: StudentSpec, teachers: Sequence[Teacher]) -> bool:
         spec: The student.
         teachers: The teachers with their weights.
     """
+    distance = find_distance(spec, teachers, teachers)
+    return distance is not None and distance < SAME_ORIGIN
+
+
+def find_distance(
+    spec: StudentSpec, teachers: Sequence[Teacher], skeletons: Sequence[Teacher]
+) -> float | None:
+    """Return how far apart the teachers' weights are; None if their networks differ.
+
+    Args:
+        spec: The student.
+        teachers: The teachers with their weights, asked for one after the other.
+        skeletons: The same teachers, with or without the values of their weights.
+    """
     try:
-        check_same_network(spec, teachers)
+        check_same_network(spec, skeletons)
     except InputError:
-        return False
-    head = find_head(spec, teachers)
-    return weight_distance([teacher.network for teacher in teachers], head) < SAME_ORIGIN
+        return None
+    head = find_head(spec, skeletons)
+    return weight_distance((teachers[i].network for i in range(len(teachers))), head)
 
 
 def _average(spec: StudentSpec, teachers: Sequence[Teacher]) -> Start:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.storage.file_names import list_files
-from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, cache_folder, get_filesystem, is_remote
+from ka_ray.storage.files import (
+    MAX_PARALLEL_REQUESTS,
+    cache_folder,
+    get_filesystem,
+    is_remote,
+    replace_durably,
+)
 
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 """The entries of fsspec's ``info`` that change with a file's content, by the names that file systems use.
@@ -111,7 +117,7 @@ def _fetch(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Path:
             # If the file changed during the download, the copy may mix both versions: fetch it again.
             size, info = info.get("size"), fs.info(path)
             if _cache_path(fs, path, info)[0] == cached and size in (None, part.stat().st_size):
-                part.replace(cached)
+                replace_durably(part, cached)
                 return cached
     raise OSError(
         f"{fs.unstrip_protocol(path)} cannot be fetched: it changed during each of {MAX_FETCHES} downloads"

@@ -5,6 +5,7 @@ say ``Path`` for both: Python's ``open`` and libraries that take a file name ref
 pathlib lacks, and what an object store does differently. See :mod:`ka_ray.storage.cache` for local copies.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -100,6 +101,8 @@ def read_text(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Write a file in one step: readers see the old content or the new, never a part.
 
+    On a local disk the file is there after a power failure, too, see :func:`replace_durably`.
+
     Args:
         path: The file to write; an existing one is replaced.
 
@@ -116,9 +119,39 @@ def atomic_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         yield part
-        part.replace(path)
+        replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_durably(part: Path, path: Path) -> None:
+    """Rename a local file so that the new name survives a power failure, with all of the content.
+
+    Without the first sync the disk may know the new name before the content: after a failure the file is
+    there, but empty. Without the second one it may know neither.
+
+    Args:
+        part: A complete local file in the same folder.
+        path: Its new name; an existing file is replaced.
+    """
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a local file, or the names in a local folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder, because their server does so itself.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,7 +173,10 @@ def _upload(part: Path, path: "UPath") -> None:
     # Other file systems show a file while it grows: upload under another name, then rename.
     staged = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     path.fs.put_file(str(part), staged.path)
-    path.fs.mv(staged.path, path.path)
+    if path.protocol in ("file", "local"):
+        replace_durably(Path(staged.path), Path(path.path))
+    else:
+        path.fs.mv(staged.path, path.path)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config.student import STUDENT
 from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
+from ka_ray.numerics.ranks import on_any_rank
 from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
 from ka_ray.numerics.samples import Merge
@@ -114,8 +115,9 @@ def solve_student(
     with torch.no_grad():
         inputs = ([module(batch[name]) for name, module in modules.items()] for batch in batches)
         first = next(inputs, None)
-        if first is None:
+        if on_any_rank(first is None):  # all raise: one alone would leave the others waiting
             raise InputError("student.start exact: a worker got no images; give more images")
+        assert first is not None
         networks = StackedNetworks(student, {t.name: t.network for t in teachers}, first[-1][:4])
         solver = _BlockSolver(networks, label_sets, merge, settings)
         return student, solver.solve(itertools.chain([first], inputs), report)

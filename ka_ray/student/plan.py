@@ -16,7 +16,7 @@ from ka_ray.config import Config, EnergyWidths, LikeTeacher, Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.features.resize import check_resizable
 from ka_ray.features.stack import SCORES
-from ka_ray.images.views import IMAGE, NetworkViews, make_view, view_of
+from ka_ray.images.views import IMAGE, NetworkViews, View, make_view, view_of
 from ka_ray.student import FAMILIES, Student, StudentSpec, find_family
 from ka_ray.student.layer_widths import resolve_layer_widths
 from ka_ray.student.tap_paths import is_same_network, resolve_student_paths, resolve_teacher_paths
@@ -86,19 +86,19 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
 
     Args:
         config: Config of the run.
-        teachers: The teachers of the config, in its order.
+        teachers: The teachers of the config, in its order. Without ``student.widths`` in the config, they are
+            asked for one after the other, and not kept.
 
     Raises:
         InputError: A tap does not exist, the student cannot be cut at a tap, features cannot be resized to
             the student's, a code is wider than its stacked features, or the rule does not fit the label sets.
     """
-    label_sets = _match_label_sets(config, teachers)
+    label_sets, names = _match_label_sets(config), [t.name for t in config.teachers]
     network, arguments = _student_network(config)
     student_paths = resolve_student_paths(config, network, arguments, len(label_sets.classes))
     paths = resolve_teacher_paths(config, student_paths, network, arguments)
     views = _make_views(config)
-    paths = {t.name: t.resolve_paths(views.teachers[t.name], paths[t.name]) for t in teachers}
-    found = {t.name: t.check_forward_pass(views.teachers[t.name], paths[t.name]) for t in teachers}
+    paths, found = _probe_all(teachers, names, views, paths)
     spec = StudentSpec(
         network=network,
         arguments=arguments,
@@ -113,19 +113,41 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
     spec = replace(spec, layer_widths=resolve_layer_widths(spec, config.student.widths, teachers))
     student = Student(spec)  # it only shows the order of the taps and the shapes there
     taps = [tap for tap in student.stages if tap != SCORES]
-    channels = {tap: tuple(found[t.name][tap][0] for t in teachers) for tap in taps}
+    channels = {tap: tuple(found[name][tap][0] for name in names) for tap in taps}
     spaces = {tap: student.shapes[tap][1:] for tap in taps}
-    for tap, teacher in itertools.product(taps, teachers):
-        check_resizable(tap, teacher.name, found[teacher.name][tap], spaces[tap])
+    for tap, name in itertools.product(taps, names):
+        check_resizable(tap, name, found[name][tap], spaces[tap])
     widths = {tap: student.shapes[tap][0] for tap in taps}
     _check_widths(config, widths, channels, found)
     spec = replace(spec, paths={tap: student.paths[tap] for tap in taps}, widths=widths)
     return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
 
 
-def _match_label_sets(config: Config, teachers: Sequence[Teacher]) -> LabelSets:
+def _probe_all(
+    teachers: Sequence[Teacher],
+    names: Sequence[str],
+    views: NetworkViews,
+    paths: Mapping[str, Mapping[str, str]],
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, tuple[int, ...]]]]:
+    """Return, per teacher, the taps with their layouts, and the shapes of the features there."""
+    resolved, found = dict[str, dict[str, str]](), dict[str, dict[str, tuple[int, ...]]]()
+    for number, name in enumerate(names):
+        # Not in a variable: a teacher that is loaded on demand is freed when the function returns.
+        resolved[name], found[name] = _probe(teachers[number], views.teachers[name], paths[name])
+    return resolved, found
+
+
+def _probe(
+    teacher: Teacher, view: View, paths: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Return the taps of a teacher with their layouts, and the shapes of the features there."""
+    resolved = teacher.resolve_paths(view, paths)
+    return resolved, teacher.check_forward_pass(view, resolved)
+
+
+def _match_label_sets(config: Config) -> LabelSets:
     scores = config.scores
-    label_sets = LabelSets({t.name: t.classes for t in teachers}, scores.rule, scores.center)
+    label_sets = LabelSets({t.name: t.classes for t in config.teachers}, scores.rule, scores.center)
     return gated_label_sets(label_sets) if scores.gated else label_sets
 
 

@@ -6,8 +6,9 @@ Networks that were fine-tuned from one network are close to each other, and so i
 Shapes: K classes of the student, K_t classes of teacher t.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +154,17 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0).to(first.dtype)
 
 
-def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> float:
+def _flatten_kernels(network: nn.Module, head: Mapping[str, int]) -> Tensor:
+    """Return all kernels before the head, as one vector in float64."""
+    kernels = [
+        value.detach().flatten().double()
+        for key, value in network.named_parameters()
+        if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
+    ]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *kernels])
+
+
+def weight_distance(networks: Iterable[nn.Module], head: Mapping[str, int]) -> float:
     """Return how far apart the weights of networks are, relative to their norm.
 
     Weights of networks that were trained from different seeds are as far apart as random vectors, by a factor
@@ -166,13 +177,7 @@ def weight_distance(networks: Sequence[nn.Module], head: Mapping[str, int]) -> f
     Returns:
         The largest distance of a network to the first one, divided by the norm of the first one.
     """
-    kernels = [
-        torch.cat([torch.zeros(0, dtype=torch.float64)] + [
-            value.detach().flatten().double()
-            for key, value in network.named_parameters()
-            if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
-        ])
-        for network in networks
-    ]  # fmt: skip
-    first = kernels[0]
-    return max(float((other - first).norm() / first.norm()) for other in kernels[1:])
+    # By `map`, which keeps no network while it asks for the next one.
+    kernels = map(partial(_flatten_kernels, head=head), networks)
+    first = next(kernels)
+    return max(float((other - first).norm() / first.norm()) for other in kernels)

@@ -68,7 +68,7 @@ def measure_group_spectra(
 
     Args:
         networks: The teachers, and a student.
-        batches: This rank's images: the input of each teacher, `[B, C, H, W]`.
+        batches: This rank's images, possibly none: the input of each teacher, `[B, C, H, W]`.
 
     Returns:
         Index of a group -> its spectrum, the same on all ranks.
@@ -77,18 +77,18 @@ def measure_group_spectra(
         InputError: There are no images, or the features of a group never vary.
     """
     roots = {root: networks.group_index(root) for root in networks.sums if root is not networks.output}
-    meters = dict[fx.Node, MomentsMeter]()
+    device = next(networks.student.parameters()).device
+    # All ranks merge the same sums, also one without images.
+    meters = {root: MomentsMeter(networks.stacked[index], device) for root, index in roots.items()}
     generator = torch.Generator().manual_seed(0)
     for batch in batches:
         for root, rows in _compute_rows(networks, batch, set(roots), generator).items():
-            if root not in meters:
-                meters[root] = MomentsMeter(networks.stacked[roots[root]], rows.device)
             meters[root].add(rows)
-    if not meters:
-        raise InputError("student.widths.energy: a worker got no images; give more images")
     by_group = dict[int, list[Moments]]()
     for root, index in roots.items():
         by_group.setdefault(index, []).append(meters[root].total.merge_over_ranks())
+        if not by_group[index][-1].count:
+            raise InputError("student.widths.energy: there are no images; give more images")
     varying = {index: [part for part in moments if _varies(part)] for index, moments in by_group.items()}
     if constant := [index for index, moments in varying.items() if not moments]:
         name = networks.groups[constant[0]].values[0].name

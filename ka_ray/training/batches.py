@@ -74,6 +74,8 @@ class Batches:
         targets: Class index per row of the store, ``[N]``, to be added as ``target [b]``. Rows with -1 are
             left out. None: no such column, and no row is left out.
         rows: Numbers of the rows to read, ``[n]``; None: all.
+        trains: Whether epochs are read, in which every rank needs an image per batch. False: only single
+            passes, in which some ranks may have none.
 
     Attributes:
         rows: Row numbers of the store that are read, ``[n]``.
@@ -93,6 +95,7 @@ class Batches:
         device: torch.device | str = "cpu",
         targets: npt.NDArray[np.int64] | None = None,
         rows: npt.NDArray[np.int64] | None = None,
+        trains: bool = True,
     ) -> None:
         self.rows = np.arange(len(store)) if rows is None else rows
         if targets is not None:
@@ -103,7 +106,7 @@ class Batches:
                 f"batch_size {batch_size} is larger than the {len(self.rows)} images to train on; set it to "
                 f"at most {len(self.rows)}, or use more images"
             )
-        if batch_size < world_size():
+        if trains and batch_size < world_size():
             raise InputError(
                 f"batch_size {batch_size} is smaller than the {world_size()} workers, but each worker needs "
                 "at least one image per batch; raise it, or lower `ray.workers`"
@@ -156,7 +159,7 @@ class Batches:
         The last batch may be smaller. A row gets the same random numbers on whichever rank it is read, but
         they do not change from pass to pass.
         """
-        share = self.batch_size // world_size()
+        share = max(1, self.batch_size // world_size())
         mine = slice(rank(), None, world_size())
         rng = np.random.default_rng(self.seed)
         rows, draws = self.rows[mine], rng.random((len(self.rows), self.num_draws), dtype=np.float32)[mine]

@@ -30,7 +30,8 @@ from ka_ray.stages.joint import chooses_student
 from ka_ray.storage.files import make_folder, read_json
 from ka_ray.student import load_student
 from ka_ray.student.plan import make_plan
-from ka_ray.teachers import load_teacher
+from ka_ray.teachers import Teacher
+from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.tracking import Tracker
 from ka_ray.training.batches import count_held_out
 
@@ -96,7 +97,7 @@ def _method_runs(
     run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], gates: Gates
 ) -> list[MethodRun]:
     method_runs = []
-    teachers = [load_teacher(teacher) for teacher in run.config.teachers]
+    teachers = TeachersOnDemand(run.config.teachers)
     for label, change in overrides.items():
         plan = make_plan(resolve_gate(with_overrides(run.config, change), gates), teachers)
         for seed in seeds:
@@ -107,6 +108,10 @@ def _method_runs(
             folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
             method_runs.append(MethodRun(label, StudentJob(f"{label} seed {seed}", config, plan, folder)))
     return method_runs
+
+
+def _count_parameters(teacher: Teacher) -> int:
+    return sum(parameter.numel() for parameter in teacher.network.parameters())
 
 
 def _with_budget(config: Config, folder: Path) -> Config:
@@ -184,8 +189,8 @@ def _publish(
         for job in jobs:
             accuracy = measure_accuracy(counts[job.name], teachers)
             run.children[job.name].log_metrics(final_metrics(accuracy))
-    networks = [load_teacher(teacher).network for teacher in run.config.teachers]
-    total = sum(p.numel() for network in networks for p in network.parameters())
+    loaded = TeachersOnDemand(run.config.teachers)
+    total = sum(_count_parameters(loaded[i]) for i in range(len(loaded)))
     shared = sum(part.seconds for part in extraction_summaries(run.folder))
     # Without students, the evaluation has counted only the ensemble.
     counts_by_rule = counts_by_rule or {"": counts[TEACHERS_ONLY]}

@@ -56,7 +56,7 @@ def evaluate(
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
-        pools = Pools(extract, resources.placement, config.max_failures)
+        pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
         seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
         work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools)
         counts, _ = evaluate_images(work, on_images)

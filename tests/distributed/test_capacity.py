@@ -30,6 +30,14 @@ def host(
         ([host("a", 1, 1), host("b", 1, 1)], [demand(1, cpu=1, gpu=2)], False),
         ([host("a", 4, 1)], [demand(4, cpu=0.5, gpu=0.25)], True),
         ([host("a", 4, 1)], [demand(5, cpu=0.5, gpu=0.25)], False),
+        # A process gets its fraction from one device: 1.8 of 2 GPUs, but 0.4 is left of each, not 0.8 of one.
+        ([host("a", 4, 2)], [demand(3, cpu=0.5, gpu=0.6)], False),
+        ([host("a", 4, 2)], [demand(2, cpu=0.5, gpu=0.6)], True),
+        ([host("a", 4, 2)], [demand(2, cpu=0.5, gpu=0.6), demand(2, cpu=0.5, gpu=0.4)], True),
+        ([host("a", 4, 2)], [demand(2, cpu=0.5, gpu=0.5), demand(1, cpu=0.5, gpu=1)], True),
+        ([host("a", 4, 2)], [demand(3, cpu=0.5, gpu=0.3), demand(1, cpu=0.5, gpu=2)], False),
+        ([host("a", 4, 1), host("b", 4, 1)], [demand(3, cpu=0.5, gpu=0.6)], False),
+        ([host("a", 4, 1)], [demand(3, cpu=0.5, gpu=0.3333)], True),
         (
             [host("a", 4), host("b", 4, labels={"group": "x"})],
             [demand(2, cpu=4, label={"group": "x"})],
@@ -70,6 +78,24 @@ def test_the_message_of_a_shortage_has_the_arithmetic_the_nodes_and_the_key():
         "labelled group=x; the nodes have 10.0.0.1 4 CPU, 1 GPU group=x | 10.0.0.2 8 CPU, 0 GPU. "
         "Lower placement.teachers"
     )
+
+
+def test_the_message_of_a_shortage_of_parts_of_gpus_says_that_each_stays_on_one_device():
+    message = shortage("training", [demand(3, "ray.workers", cpu=1, gpu=0.6)], [host("a", 8, 2)])
+    assert message is not None
+    assert "3 processes x 0.6 = 1.8 GPU" in message
+    assert "a fraction of a GPU stays on one device: each has room for 1" in message
+
+
+def test_parts_of_gpus_fit_exactly_if_each_can_be_part_of_one_device():
+    """Try every way to put processes on devices, for equal parts: only then is the order no matter."""
+    for num_gpus, count, part in itertools.product((1, 2, 3), range(1, 7), (0.2, 0.3, 0.5, 0.6, 1.0)):
+        possible = any(
+            all(devices.count(i) * part <= 1 + 1e-9 for i in range(num_gpus))
+            for devices in itertools.product(range(num_gpus), repeat=count)
+        )
+        problem = shortage("x", [demand(count, cpu=0.1, gpu=part)], [host("a", 64, num_gpus)])
+        assert (problem is None) == possible, (num_gpus, count, part)
 
 
 def test_a_shortage_is_found_exactly_if_no_placement_is_possible():

@@ -7,6 +7,7 @@ import pytest
 
 from ka_ray.config import ExtractConfig, PlacementConfig, RayConfig, Resources
 from ka_ray.distributed.capacity import Host
+from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.placement import (
     STANDARD,
     Placement,
@@ -17,6 +18,8 @@ from ka_ray.distributed.placement import (
     pass_demands,
     training_demands,
 )
+from ka_ray.distributed.resource_plan import _check_gpus_of_workers, choose_resources
+from ka_ray.errors import InputError
 
 CPUS, TEACHERS = (1, 2, 4), (2, 3, 8)
 
@@ -122,6 +125,31 @@ def test_gpus_are_shared_if_there_are_fewer_than_teachers(
     assert (chosen, placement.trainers.gpu) == (workers, trainer_gpu)
     # A process gets its fraction from a single GPU, so each GPU has room for a whole number of actors.
     assert teachers <= gpus * int(1 / placement.teachers.gpu)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "workers", "gpus", "chosen", "shared"),
+    [
+        (0.5, None, 2, 1, False),  # two ranks of NCCL could get the same GPU, so one worker is chosen
+        (0.5, 2, 2, 2, True),
+        (0.6, None, 2, 2, False),  # two of 0.6 never share
+        (0.25, {"min": 1, "max": 3}, 1, 1, True),
+        (1, 2, 2, 2, False),
+        (0, 2, 1, 2, False),
+    ],
+)
+def test_training_workers_that_may_share_a_gpu_are_refused_with_the_word_nccl(
+    gpu, workers, gpus, chosen, shared
+):
+    placement = PlacementConfig.model_validate({"trainers": {"gpu": gpu}, "teachers": {"gpu": 0}})
+    cluster = Cluster((Host("here", {"CPU": 16, "GPU": gpus}),))
+    config = RayConfig(workers=workers)
+    plan = choose_resources(placement, Workload(2, ExtractConfig(), config), cluster)
+    assert plan.ray.worker_range[0] == chosen
+    if not shared:
+        return _check_gpus_of_workers(plan)
+    with pytest.raises(InputError, match=r"placement\.trainers\.gpu: .* NCCL, which refuses"):
+        _check_gpus_of_workers(plan)
 
 
 def test_resources_set_by_the_user_are_kept_and_the_others_reduced():

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from ka_ray.numerics.moments import BLOCK_COLUMNS, BUFFERED_ROWS, Moments, MomentsMeter
 
@@ -119,25 +118,6 @@ def test_a_meter_takes_maps_and_keeps_precision_with_a_large_mean():
     flat = maps.numpy().transpose(0, 2, 3, 1).reshape(-1, 4)
     covariance = meter_total(maps.split(1), 4).covariance
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), rtol=1e-5, atol=1e-6)
-
-
-def test_moments_merged_over_ranks_equal_those_of_all_features(monkeypatch):
-    features = make_features()
-    parts = [Moments.of(part) for part in features.split([10, 20, 30])]
-    packed = [
-        torch.cat([part.mean.new_tensor([part.count]), part.mean, part.scatter.flatten()]) for part in parts
-    ]
-
-    def all_gather(received, own):
-        assert any(torch.equal(own, other) for other in packed)
-        for target, source in zip(received, packed, strict=True):
-            target.copy_(source)
-
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    monkeypatch.setattr(dist, "all_gather", all_gather)
-    for part in parts:
-        assert_moments_equal(part.merge_over_ranks(), features.numpy())
 
 
 def test_without_a_process_group_merging_over_ranks_changes_nothing():

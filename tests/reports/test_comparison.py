@@ -7,6 +7,7 @@ import pytest
 
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison, ComparisonRow, SeedValues, make_ensemble_rows, make_row
+from ka_ray.sparse_counts import SparseCounts
 
 TEACHERS = ["low", "high"]
 
@@ -19,21 +20,21 @@ def counts_of(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         images: Number of images, all of class 0.
         changes: Fields of the counts that replace the default ones.
     """
-    student = np.array([[num_correct, images - num_correct], [0, 0]])
-    no_images = np.zeros((2, 2), np.int64)
+    student = SparseCounts.from_dense([[num_correct, images - num_correct], [0, 0]])
+    no_images = SparseCounts.zeros(2, 2)
     defaults = {
         "images": images,
         "agreed": num_correct // 2,
         "compared": images,
         "student": student,
-        "ensemble": np.array([[8, 2], [0, 0]]),
+        "ensemble": SparseCounts.from_dense([[8, 2], [0, 0]]),
         "over_views": no_images,
-        "predicted": np.array([8, 2]),
+        "predicted": SparseCounts.from_dense([8, 2]),
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),
     }
-    defaults |= {"gated": np.zeros((2, 2), np.int64), "owners": np.zeros(4, np.int64)}
+    defaults |= {"gated": no_images, "owners": np.zeros(4, np.int64)}
     return Counts(**defaults | changes)
 
 
@@ -105,7 +106,7 @@ def test_the_row_of_the_ensemble_has_the_accuracies_of_the_teachers():
 def test_every_rule_has_its_own_ensemble_row():
     by_rule = {
         "mean": counts_of(6),
-        "max": counts_of(6, ensemble=np.array([[9, 1], [0, 0]])),
+        "max": counts_of(6, ensemble=SparseCounts.from_dense([[9, 1], [0, 0]])),
     }
     rows = make_ensemble_rows(by_rule, TEACHERS, 99)
     assert {row.label: row.union.values for row in rows} == {
@@ -115,7 +116,7 @@ def test_every_rule_has_its_own_ensemble_row():
 
 
 def test_the_ensemble_over_views_has_an_additional_row():
-    over_views = np.array([[7, 3], [0, 0]])
+    over_views = SparseCounts.from_dense([[7, 3], [0, 0]])
     with_views, without = counts_of(6, over_views=over_views), counts_of(6)
     rows = make_ensemble_rows({"mean": with_views, "max": without}, TEACHERS, 99)
     labels = ["ensemble (mean)", "ensemble (mean), over views", "ensemble (max)"]

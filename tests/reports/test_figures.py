@@ -11,6 +11,7 @@ from PIL import Image
 
 from ka_ray.reports import figures
 from ka_ray.reports.comparison import Comparison
+from ka_ray.sparse_counts import SparseCounts
 
 CLASSES = [f"a class with a rather long name {i}" for i in range(4)]
 
@@ -102,7 +103,7 @@ def assert_pngs_are_not_empty(paths: list[Path]) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_labelled_run_draws_all_figures(tmp_path: Path) -> None:
-    confusion = np.diag([5, 3, 0, 1])
+    confusion = SparseCounts.from_dense(np.diag([5, 3, 0, 1]))
     paths = figures.draw_run_figures(make_report(True), make_histories(3), confusion, tmp_path / "figures")
     names = ["accuracy", "losses", "reconstruction", "confusion"]
     assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]
@@ -122,7 +123,7 @@ def test_figures_without_data_are_not_drawn(tmp_path: Path) -> None:
     assert figures.draw_accuracy_bars(empty, tmp_path) == []
     assert figures.draw_loss_curves({"codes": []}, tmp_path) == []
     assert figures.draw_reconstruction_error(empty | {"codes": {}}, tmp_path) == []
-    assert figures.draw_confusion_matrix(np.zeros((4, 4), int), CLASSES, tmp_path) == []
+    assert figures.draw_confusion_matrix(SparseCounts.zeros(4, 4), CLASSES, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 

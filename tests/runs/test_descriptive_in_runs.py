@@ -228,7 +228,7 @@ def test_the_evaluation_counts_what_the_gate_says_in_double_precision(gated_run)
     best = np.concatenate([np.log(p)[:, None] + q for p, q in zip(owners, own, strict=True)], 1).argmax(1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (np.arange(64) % 10, best), 1)
-    np.testing.assert_array_equal(counted, expected)
+    np.testing.assert_array_equal(counted.to_dense(), expected)
 
 
 def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(load_described, monkeypatch):

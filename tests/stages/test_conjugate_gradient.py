@@ -36,7 +36,7 @@ def test_the_solution_equals_that_with_the_gram_matrix(groups):
             yield True, part[:0]
         yield True, held_out
 
-    solution, passes = solve_iteratively(stream, groups, 3, CPU)
+    solution, passes = solve_iteratively(stream, groups, 12, 3, CPU)
     moments = [Moments.of(group) for group in learned_from.unbind(dim=1)]
     held_out_moments = [Moments.of(group) for group in held_out.unbind(dim=1)]
     for group, part in enumerate(moments):
@@ -63,7 +63,7 @@ def test_the_solution_equals_that_with_the_gram_matrix(groups):
 def test_constant_outputs_are_predicted_by_their_mean():
     samples = make_samples(1)
     samples[..., -1] = 4.0
-    solution, _ = solve_iteratively(lambda: iter([(False, samples), (True, samples)]), 1, 3, CPU)
+    solution, _ = solve_iteratively(lambda: iter([(False, samples), (True, samples)]), 1, 12, 3, CPU)
     assert solution.weight[0, -1].abs().max() == 0
     assert solution.bias[0, -1].item() == pytest.approx(4.0)
 
@@ -71,9 +71,9 @@ def test_constant_outputs_are_predicted_by_their_mean():
 def test_samples_without_held_out_or_without_fitted_images_are_refused():
     samples = make_samples(1)
     with pytest.raises(InputError, match="too few images to hold some out"):
-        solve_iteratively(lambda: iter([(False, samples)]), 1, 3, CPU)
-    with pytest.raises(InputError, match="a worker has no images"):
-        solve_iteratively(lambda: iter([(True, samples)]), 1, 3, CPU)
+        solve_iteratively(lambda: iter([(False, samples)]), 1, 12, 3, CPU)
+    with pytest.raises(InputError, match="no images to learn from"):
+        solve_iteratively(lambda: iter([(True, samples)]), 1, 12, 3, CPU)
 
 
 def solve_without_held_out(

@@ -1,9 +1,12 @@
 """Test that file operations do the same on a local disk, on a ``file://`` URI and on an S3 server."""
 
+import errno
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -77,6 +80,43 @@ def _write_repeatedly(folder: str, ready) -> None:
         with atomic_file(to_path(folder) / "big") as part:
             part.write_bytes(bytes([number]) * NUM_BYTES)
         ready.set()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_content_and_name_are_on_the_disk_before_and_after_the_rename(monkeypatch, tmp_path, scheme):
+    path, events = to_path(f"{scheme}{tmp_path}/note.txt"), list[str]()
+    fsync, replace = os.fsync, Path.replace
+
+    def record_sync(descriptor: int) -> None:
+        synced = Path(f"/proc/self/fd/{descriptor}").readlink()
+        is_complete = synced.is_dir() or synced.read_text() == "new"
+        events.append("folder" if synced == tmp_path else f"file, complete: {is_complete}")
+        fsync(descriptor)
+
+    def record_rename(part: Path, target: Path) -> Path:
+        events.append(f"renamed to {target.name}")
+        return replace(part, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_rename)
+    write_text(path, "new")
+    assert events == ["file, complete: True", "renamed to note.txt", "folder"]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_folder_that_cannot_be_synced_is_no_error_but_a_failing_disk_is(
+    monkeypatch, tmp_path, number, raises
+):
+    fsync = os.fsync
+
+    def fail_on_folders(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_on_folders)
+    with pytest.raises(OSError, match="error") if raises else nullcontext():
+        write_text(tmp_path / "note.txt", "new")
 
 
 def test_readers_never_see_a_partly_written_file(folder):

@@ -17,6 +17,7 @@ from ka_ray.reports.summaries import ExtractionSummary
 from ka_ray.runs import setup
 from ka_ray.runs.context import RunContext
 from ka_ray.runs.variants import expand_variants
+from ka_ray.sparse_counts import SparseCounts
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import SUMMARIES, LinkSummary, StageSummary
@@ -37,16 +38,16 @@ def make_counts(num_correct: int, images: int = 10, **changes: Any) -> Counts:
         images: Number of images, all of class 0.
         changes: Fields of the counts that replace the default ones.
     """
-    student = np.array([[num_correct, images - num_correct], [0, 0]])
-    no_images = np.zeros((2, 2), np.int64)
+    student = SparseCounts.from_dense([[num_correct, images - num_correct], [0, 0]])
+    no_images = SparseCounts.zeros(2, 2)
     defaults = {
         "images": images,
         "agreed": num_correct // 2,
         "compared": images,
         "student": student,
-        "ensemble": np.array([[8, 2], [0, 0]]),
+        "ensemble": SparseCounts.from_dense([[8, 2], [0, 0]]),
         "over_views": no_images,
-        "predicted": np.array([8, 2]),
+        "predicted": SparseCounts.from_dense([8, 2]),
         "teacher_images": np.array([4, 5]),
         "teacher_correct": np.array([3, 4]),
         "student_correct": np.array([num_correct // 2, 5]),

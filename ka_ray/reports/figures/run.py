@@ -17,6 +17,7 @@ from ka_ray.reports.figures.drawing import (
     save_figure,
     shorten,
 )
+from ka_ray.sparse_counts import SparseCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +31,14 @@ MAX_LABELLED_CLASSES = 40
 MAX_COUNTED_CLASSES = 20
 """With more classes, the cells of a confusion matrix are too small for numbers."""
 
+MAX_DRAWN_CLASSES = 1000
+"""With more classes, the cells are smaller than pixels, so that neighbouring classes are drawn as one."""
+
 
 def draw_run_figures(
     report: Mapping[str, Any],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    confusion: npt.NDArray[Any] | None,
+    confusion: SparseCounts | None,
     folder: Path,
 ) -> list[Path]:
     """Draw every figure for which the run has data.
@@ -141,9 +145,7 @@ def draw_reconstruction_error(report: Mapping[str, Any], folder: Path) -> list[P
     return save_figure(figure, folder, "reconstruction")
 
 
-def draw_confusion_matrix(
-    matrix: npt.NDArray[Any] | None, classes: Sequence[str], folder: Path
-) -> list[Path]:
+def draw_confusion_matrix(matrix: SparseCounts | None, classes: Sequence[str], folder: Path) -> list[Path]:
     """Draw ``confusion.png``: how often the student predicts each class for the images of each true class.
 
     Args:
@@ -155,18 +157,17 @@ def draw_confusion_matrix(
     Returns:
         The path of the file; nothing if no image has a label.
     """
-    if matrix is None or matrix.sum() == 0:
+    if matrix is None or matrix.total == 0:
         return []
-    count = len(classes)
-    # The row of a class without images becomes NaN, which is drawn as an empty row.
-    totals = matrix.sum(1, keepdims=True)
-    percent = 100 * np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+    group = math.ceil(len(classes) / MAX_DRAWN_CLASSES)
+    percent, together = _row_percentages(matrix.to_dense(group)), f", {group} classes in each row and column"
+    count = len(percent)
     side = min(3.6 + 0.42 * count, 12.0)
     figure, axes = make_figure(side + 0.8, side)
     image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="% of the images of the true class")
     step = math.ceil(count / MAX_LABELLED_CLASSES)
-    names = [shorten(name) for name in classes[::step]]
+    names = [shorten(name) for name in classes[:: step * group]]
     axes.set_xticks(range(0, count, step), names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(0, count, step), names)
     axes.tick_params(labelsize=9 if count <= MAX_COUNTED_CLASSES else 7)
@@ -174,8 +175,17 @@ def draw_confusion_matrix(
     axes.set_ylabel("true class")
     if count <= MAX_COUNTED_CLASSES:
         _write_percentages(axes, percent)
-    figure.suptitle(f"Confusion matrix of the student on {int(matrix.sum()):,} images")
+    title = f"Confusion matrix of the student on {matrix.total:,} images"
+    figure.suptitle(title + (together if group > 1 else ""))
     return save_figure(figure, folder, "confusion")
+
+
+def _row_percentages(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return shares of each row in percent; a row without images becomes NaN, which is drawn as empty."""
+    totals = matrix.sum(1, keepdims=True)
+    percent: npt.NDArray[Any] = np.full(matrix.shape, np.nan)
+    np.divide(100 * matrix, totals, out=percent, where=totals > 0)
+    return percent
 
 
 def _write_percentages(axes: "Axes", percent: npt.NDArray[Any]) -> None:

@@ -1,0 +1,57 @@
+"""Add up on the driver what the evaluators of a pass count, batch by batch."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ka_ray.amalgamation import LabelSets
+from ka_ray.images import Ids
+from ka_ray.metrics import Counts
+
+MAX_WAITING = 256
+"""Number of batches whose counts are added up at once. Each sum goes through all cells that are not 0."""
+
+
+class CountSums:
+    """The counts of every student on the images that were judged so far.
+
+    Args:
+        label_sets: The classes of the teachers.
+        students: The names of the students.
+    """
+
+    def __init__(self, label_sets: LabelSets, students: Iterable[str]) -> None:
+        blank = Counts.zeros(len(label_sets.classes), len(label_sets.by_teacher))
+        self._counts = {name: [blank] for name in students}
+        self._judged = set[int]()
+
+    def add(self, row: Mapping[str, Any]) -> int:
+        """Add the counts of a batch.
+
+        Args:
+            row: What an evaluator returned: the pickled ``counts`` of every student, and the ``image_ids``.
+
+        Returns:
+            The number of its images.
+        """
+        parts: dict[str, Counts] = pickle.loads(row["counts"])
+        seen = row["image_ids"].tolist()
+        if twice := self._judged.intersection(seen):
+            raise AssertionError(f"images were judged twice, among them {min(twice)}")
+        self._judged.update(seen)
+        for name, waiting in self._counts.items():
+            waiting.append(parts[name])
+            if len(waiting) > MAX_WAITING:
+                waiting[:] = [Counts.sum(waiting)]
+        return len(seen)
+
+    def find_judged(self) -> Ids:
+        """Return the ids of the images that were judged."""
+        return np.fromiter(self._judged, np.int64)
+
+    @property
+    def total(self) -> dict[str, Counts]:
+        """The counts of every student."""
+        return {name: Counts.sum(waiting) for name, waiting in self._counts.items()}
