@@ -58,7 +58,7 @@ class _Picky(nn.Module):
 
 @pytest.fixture
 def factory(tmp_path, monkeypatch) -> Path:
-    """The folder of a module `their_networks` of somebody else's; it holds `has_run` once its code has run."""
+    """The folder of somebody else's module `their_networks`; it holds `has_run` once its code has run."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     (folder / "their_networks.py").write_text(FACTORY)
@@ -237,7 +237,7 @@ def test_a_graph_with_a_missing_part_is_a_message(foreign, key):
 
 def test_a_network_that_cannot_be_exported_says_why(tmp_path, make_spec, factory):
     student = Student(make_spec("their_networks:build_data_dependent", {}, num_classes=4))
-    with pytest.raises(InputError, match="torch.export cannot trace it: "):
+    with pytest.raises(InputError, match=r"torch\.export cannot trace it: "):
         save_graph(student, tmp_path)
     assert list(tmp_path.glob("*.safetensors")) == []
     assert student.training
