@@ -101,7 +101,7 @@ def node_will_go() -> bool:
     Ray knows it from the provider of spot nodes by way of the autoscaler, or from ``ray drain-node``. Ray
     Train's function for it is alpha (Ray 2.60).
     """
-    return ray.train.get_preemption_info() is not None  # type: ignore[attr-defined]  # only in Ray Train V2
+    return ray.train.get_preemption_info() is not None
 
 
 def _check_failures(failures: int, config: RayConfig, error: Exception) -> None:

@@ -206,10 +206,11 @@ class _LossMeter:
         self.sums: dict[str, Tensor] = {}
 
     def go_to_middle(self) -> None:
-        if self.middle is not None:
-            self.middle.restore_random()
-            self.step, self.middle, saved = self.middle.step, None, self.middle.sums
-            self.sums = {name: value.to(self._batches.device) for name, value in saved.items()}
+        middle, self.middle = self.middle, None
+        if middle is not None:
+            middle.restore_random()
+            self.step = middle.step
+            self.sums = {name: value.to(self._batches.device) for name, value in middle.sums.items()}
 
     def add(self, losses: dict[str, Tensor]) -> None:
         self.step += 1
