@@ -40,7 +40,7 @@ _NAMES = """
     argmax avg_pool1d avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm cat ceil celu chunk clamp
     clamp_max clamp_min clone constant_pad_nd conv1d conv2d copy cos cumsum detach div einsum elu embedding
     eq erf exp expand expm1 eye fill flip floor floor_divide full full_like gather ge gelu glu group_norm gt
-    hardsigmoid hardswish hardtanh im2col index index_select instance_norm layer_norm le leaky_relu
+    hardsigmoid hardswish hardtanh im2col index index_select layer_norm le leaky_relu
     lift_fresh_copy linalg_vector_norm linear log log1p log_sigmoid log_softmax logical_and logical_not
     logical_or lt masked_fill matmul max max_pool2d maximum mean min minimum mish mm mul ne neg new_full
     new_ones new_zeros ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu reciprocal
@@ -101,7 +101,7 @@ class GraphStudent(nn.Module):
             self._tensors = {str(name): f"tensor{i}" for i, name in enumerate(graph["tensors"])}
             for name, key in graph["tensors"].items():
                 self.register_buffer(self._tensors[name], tensors[key])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{GRAPH}: is damaged or not complete: {error}") from None
         self._last_use = self._find_last_use()
 
@@ -131,7 +131,9 @@ class GraphStudent(nn.Module):
             for used in find_values((args, options)):
                 if self._last_use[used] == number:
                     values.pop(used, None)
-        scores: Tensor = values[self._scores]
+        scores, shape = values.get(self._scores), (len(images), len(self.spec.classes))
+        if not isinstance(scores, Tensor) or scores.shape != shape:
+            raise InputError(f"{GRAPH}: gives no scores of shape {shape}")
         return scores
 
 

@@ -49,7 +49,7 @@ def test_a_run_ends_with_its_student_and_report_on_disk(tmp_path, monkeypatch, c
     tree = config_tree | {
         "output": str(tmp_path / "run"),
         "student": {"network": "my_nets:build", "arguments": {"num_classes": 10}, "start": "random"},
-        "taps": {},
+        "baseline": "distill",  # needs no taps
         "joint": quick,
         "ray": {"workers": 1},
         "tracking": {"backend": "mlflow"},

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ka_ray.errors import InputError
+from ka_ray.storage.uris import to_path
 from ka_ray.student import Student, load_student, save_student
 from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.graph_student import GRAPH, OPERATIONS, GraphStudent, find_operation, load_graph
@@ -226,6 +227,32 @@ def test_a_damaged_graph_is_a_message(foreign, content):
     (foreign[0] / GRAPH).write_bytes(content)
     with pytest.raises(InputError, match=rf"{GRAPH}: is damaged"):
         load_student(foreign[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tensors", ["a"]), ("tensors", 3), ("steps", {"a": 1}), ("steps", [["a"]]), ("scores", "b")],
+)
+def test_a_graph_of_another_form_is_a_message(foreign, key, value):
+    change_steps(foreign[0], lambda graph: graph.__setitem__(key, value))
+    with pytest.raises(InputError, match=GRAPH):
+        load_student(foreign[0])(foreign[1])
+
+
+def test_a_graph_that_gives_something_else_than_scores_is_a_message(foreign):
+    """Its last step is left out."""
+    change_steps(foreign[0], lambda graph: graph.__setitem__("scores", graph["steps"][0][0]))
+    with pytest.raises(InputError, match=r"gives no scores of shape \(3, 4\)"):
+        load_student(foreign[0])(foreign[1])
+
+
+def test_a_folder_at_a_uri_has_a_graph_too(foreign, tmp_path, monkeypatch):
+    folder, images, scores = foreign
+    monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "cache"))
+    found = load_student(f"file://{folder}")
+    assert isinstance(found, GraphStudent)
+    save_graph(load_student(folder, trust=True), to_path(f"file://{folder}"))
+    torch.testing.assert_close(load_student(f"file://{folder}")(images), scores, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["steps", "image", "scores", "tensors", "student", "format"])
