@@ -99,10 +99,25 @@ find_folder() {
     folder="$(cd "$folder" && pwd -P)"
 }
 
+is_ours() { # whether `up` has made what is in the folder: it writes its settings there first
+    [[ -f $folder/settings && -O $folder/settings && ! -L $folder/settings ]] &&
+        grep -q '^KA_RAY_PORT=' "$folder/settings"
+}
+
+refuse_foreign_files() { # `up` and `down` delete files in the folder: those of somebody else's project must stay
+    if ! is_ours && [[ -n $(ls -A "$folder") ]]; then
+        fail "$folder holds files that this script did not make, and \`up\` would delete some of them; set" \
+            "KA_RAY_CLUSTER_DIR to a new or empty folder"
+    fi
+}
+
 make_folder() {
-    mkdir -p "$folder"
+    mkdir -p "$(dirname "$folder")"
+    mkdir -m 700 "$folder" 2>/dev/null || true # with its mode from the start, if it does not exist
     find_folder
+    refuse_foreign_files
     chmod 700 "$folder"
+    refuse_foreign_files # nobody else can put files there any more
     # Ray puts .../session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store_<i> below a node's folder, and
     # Linux limits the path of a socket to 107 characters.
     local longest="$folder/node250/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store_10"
@@ -332,9 +347,10 @@ up() {
         fi
     done
     umask 077
-    rm -rf "$folder"/node* "$folder/logs" "$folder/token"
-    mkdir -p "$folder/logs"
     write_settings
+    find "$folder" -mindepth 1 -maxdepth 1 -regex '.*/node[0-9]+' -exec rm -rf {} +
+    rm -rf "$folder/logs" "$folder/token"
+    mkdir -p "$folder/logs"
     if [[ $KA_RAY_AUTH == token ]]; then
         od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n' >"$folder/token"
     fi
@@ -405,7 +421,7 @@ status() {
 
 down() {
     stop_all
-    rm -f "$folder/token"
+    ! is_ours || rm -f "$folder/token"
 }
 
 main() {

@@ -51,7 +51,12 @@ ray_dir="/tmp/ka_ray_$SLURM_JOB_ID" # Ray's logs, sockets and spilled objects, o
 
 umask 077
 state="$KA_RAY_STATE/$SLURM_JOB_ID"
-mkdir -p "$state"
+mkdir -p "$KA_RAY_STATE"
+# Everyone knows the next job ids: a folder or link that somebody else made there must not receive our token.
+mkdir -m 700 "$state" 2>/dev/null || [[ -d $state && -O $state && ! -L $state ]] || # ours if Slurm requeued the job
+    fail 2 "KA_RAY_STATE: $state is not a folder that belongs to you; set KA_RAY_STATE to a private folder"
+chmod 700 "$state"
+rm -f "$state/token"
 export RAY_AUTH_MODE=disabled
 if [[ $KA_RAY_AUTH == token ]]; then
     od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n' >"$state/token"

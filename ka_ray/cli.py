@@ -12,7 +12,7 @@ import typer
 
 from ka_ray import __version__
 from ka_ray.errors import InputError, run_with_exit_code
-from ka_ray.terminal.summary import find_program, format_percent, show_machine, show_report
+from ka_ray.terminal.summary import escape_control, find_program, format_percent, show_machine, show_report
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -217,8 +217,8 @@ def predict(
     """Predict the class of image files."""
     from ka_ray import predict as predict_images
 
-    for prediction in predict_images(folder, images, trust=trust):
-        typer.echo(f"{prediction.path}\t{prediction.class_name}\t{prediction.probability:.3f}")
+    for one in predict_images(folder, images, trust=trust):
+        typer.echo("\t".join(map(escape_control, (one.path, one.class_name, f"{one.probability:.3f}"))))
 
 
 @app.command()

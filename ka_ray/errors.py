@@ -33,6 +33,12 @@ EXIT_TRY_AGAIN = 75
 """Exit code of a command whose machines failed; it may succeed next time. EX_TEMPFAIL of sysexits.h."""
 
 
+CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""Table for ``str.translate`` that makes control characters visible, except tabs and line breaks.
+
+Names of files and classes can hold them, and on a terminal they would do more than be printed."""
+
+
 def disk_full_error(error: BaseException) -> ClusterError | None:
     """Turn the operating system's "no space left on device" (ENOSPC) into an error for the user.
 
@@ -86,6 +92,6 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
             raise
         message, code = message_and_code
         # Not on standard output: it holds only results, which may be piped into another program.
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message.translate(CONTROL_CHARACTERS)}", file=sys.stderr)
         return code
     return 0

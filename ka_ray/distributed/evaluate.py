@@ -34,6 +34,7 @@ from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Gated, count_batch
 from ka_ray.sparse_counts import Scores
 from ka_ray.student import Student, load_student
+from ka_ray.student.graph_student import GraphStudent
 
 TEACHERS_ONLY = "teachers"
 """The key of the counts if only the teachers are evaluated."""
@@ -56,6 +57,7 @@ class Evaluation:
             those not named.
         gates: Student -> the gate of the scores that it learned from; students without one are left out.
         last_layers: Teacher, or descriptive network -> path of its last layer, for gates.
+        trust: Whether functions that the students' folders name may run; without it their graphs do.
     """
 
     images: ImageSet
@@ -68,6 +70,7 @@ class Evaluation:
     read_columns: Mapping[str, str] = field(default_factory=dict)
     gates: Mapping[str, OwnerGate] = field(default_factory=dict)
     last_layers: Mapping[str, str] = field(default_factory=dict)
+    trust: bool = False
 
 
 class Evaluator:
@@ -80,8 +83,9 @@ class Evaluator:
 
     def __init__(self, work: Evaluation, share: Resources) -> None:
         self._device, self._work = actor_device(share), work
-        self._students: dict[str, Student | None] = {
-            name: load_student(folder, trust=True).to(self._device) for name, folder in work.students.items()
+        self._students: dict[str, Student | GraphStudent | None] = {
+            name: load_student(folder, trust=work.trust).to(self._device)
+            for name, folder in work.students.items()
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
@@ -136,7 +140,7 @@ class Evaluator:
             gated=gated,
         )
 
-    def _scores(self, student: Student, images: torch.Tensor) -> npt.NDArray[np.float32]:
+    def _scores(self, student: Student | GraphStudent, images: torch.Tensor) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             scores: torch.Tensor = student(images)
         array: npt.NDArray[np.float32] = scores.float().cpu().numpy()

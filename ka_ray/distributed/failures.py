@@ -94,6 +94,11 @@ def lost(error: BaseException) -> bool:
     return any(_is_lost(inner) for inner in _chain(error))
 
 
+def preempted(error: BaseException) -> bool:
+    """Return whether a node was taken away after a notice, as providers do with spot nodes."""
+    return any(type(inner).__name__ == "PreemptionError" for inner in _chain(error))
+
+
 def _is_lost(error: BaseException) -> bool:
     name = type(error).__name__
     if isinstance(error, LOST) or name in LOST_TRAINING:

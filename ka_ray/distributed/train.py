@@ -18,11 +18,12 @@ from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.capacity import ray_resources
 from ka_ray.distributed.epoch_reports import WorkerReporter
-from ka_ray.distributed.failures import last_line, lost, unwrap
+from ka_ray.distributed.failures import last_line, lost, preempted, unwrap
 from ka_ray.distributed.ray_storage import new_experiment_names, storage_arguments
 from ka_ray.distributed.resource_plan import shortage_of_workers, workers_with_room
 from ka_ray.errors import ClusterError
 from ka_ray.training.fit import Progress, ProgressCallback
+from ka_ray.training.interruption import ask_for_notice
 
 Work = Callable[[torch.device, ProgressCallback], None]
 """The code of every worker, called with its device and a callback for progress reports."""
@@ -84,13 +85,23 @@ def train_in_workers(
             user_error = unwrap(error)  # `error` itself if it wraps no error that is meant for the user
             if user_error is not error or not lost(error):
                 raise user_error from error  # a new group would raise it again
-            # An epoch that ended in this group is progress: the count of failures starts again.
-            failures = 1 if len(ended) > ended_before else failures + 1
+            # An epoch that ended in this group is progress: the count of failures starts again. A node that
+            # the provider took away after a notice is no failure: training was saved before.
+            failures = (0 if len(ended) > ended_before else failures) + (0 if preempted(error) else 1)
             _check_failures(failures, group.config, error)
             notify(f"training workers were lost, starting others: {last_line(str(error))}")
             _wait_for_room(group.config, group.share, notify)
     if errors:
         raise errors[0]
+
+
+def node_will_go() -> bool:
+    """Return whether a node of this group of workers will be taken away; all ranks call this together.
+
+    Ray knows it from the provider of spot nodes by way of the autoscaler, or from ``ray drain-node``. Ray
+    Train's function for it is alpha (Ray 2.60).
+    """
+    return ray.train.get_preemption_info() is not None
 
 
 def _check_failures(failures: int, config: RayConfig, error: Exception) -> None:
@@ -108,6 +119,7 @@ def _run_group(work: Work, group: WorkerGroup, experiment: str, forwarder: "Repo
     def train_loop_per_worker() -> None:
         torch.set_num_threads(max(1, round(group.share.cpu)))
         reporter = WorkerReporter(queue, group.output)
+        ask_for_notice(node_will_go)
         work(ray.train.torch.get_device(), reporter)
         reporter.report_epoch()  # the last epoch: reports to Ray Train are only made now and then
 
@@ -152,7 +164,8 @@ def _trainer(train_loop_per_worker: Callable[[], None], group: WorkerGroup, expe
             # Ray Train's own retries would start a group again after any error, also one that happens every
             # time, and would count all failures of a run. `train_in_workers` retries only after lost workers,
             # counts only failures without a finished epoch in between, and says when it waits for nodes.
-            failure_config=FailureConfig(max_failures=0),
+            # The same holds for spot nodes that are taken away, which Ray Train counts by themselves.
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(timeout_s=config.timeout_s),
     )

@@ -1,6 +1,7 @@
 """The section of a report that says whose images the gates found, and which gate was used."""
 
 from ka_ray.reports.gates import GateQuality
+from ka_ray.reports.plain_text import escape_markdown, format_code
 from ka_ray.reports.sections import Accuracy, ReportContent
 from ka_ray.reports.tables import format_share, format_table
 
@@ -28,12 +29,12 @@ def _describe_gate(name: str, gate: GateQuality) -> str:
     text = f"`{name}`: gives {changed} of the images to another teacher than the scores alone do"
     if gate.left_out:
         text += f", and leaves out {format_share(gate.left_out)}, which belong to nobody"
-    hints = ", ".join(f"{count:,} images of {owner}" for owner, count in gate.hints.items())
+    hints = ", ".join(f"{count:,} images of {escape_markdown(owner)}" for owner, count in gate.hints.items())
     check = gate.check
     if gate.extended is not None:
         text += (
-            f". Among the teachers of `{gate.extended}`, it divides by the gate of that run; between these "
-            "together and each added teacher, the scores decide."
+            f". Among the teachers of {format_code(str(gate.extended))}, it divides by the gate of that run; "
+            "between these together and each added teacher, the scores decide."
         )
         return text + (f" Known are {hints}." if hints else "")
     if check is None:

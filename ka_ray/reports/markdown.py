@@ -5,6 +5,7 @@ from typing import get_args
 
 from ka_ray.reports.choices import HeldOutQuality
 from ka_ray.reports.gate_section import gate_section
+from ka_ray.reports.plain_text import Markdown, escape_markdown, format_code
 from ka_ray.reports.sections import Accuracy, ReportContent, StageName
 from ka_ray.reports.tables import format_share, format_table
 from ka_ray.reports.warnings import describe_choice
@@ -20,7 +21,7 @@ def report_to_markdown(report: ReportContent) -> str:
     """Return the report of a run as Markdown. Sections for which the run has no content are left out."""
     num_teachers = len(report.accuracy.per_teacher)
     sections = [
-        "\n".join(f"> **Warning:** {warning}" for warning in report.warnings),
+        "\n".join(f"> **Warning:** {escape_markdown(warning)}" for warning in report.warnings),
         f"# {report.name}: {len(report.classes)} classes, {num_teachers} teachers, one student",
         _method_section(report),
         _accuracy_section(report.accuracy),
@@ -43,7 +44,7 @@ def _method_section(report: ReportContent) -> str:
     lines = [f"Method: `{report.method}`. The teachers' scores are combined by `{report.rule}`{centered}."]
     if report.overlap:
         shared = ", ".join(f"{name} ({', '.join(teachers)})" for name, teachers in report.overlap.items())
-        lines.append(f"Classes that several teachers know: {shared}.")
+        lines.append(escape_markdown(f"Classes that several teachers know: {shared}."))
     extension = report.extension
     if extension is not None:
         saved = (
@@ -52,8 +53,8 @@ def _method_section(report: ReportContent) -> str:
             else "All auto-encoders were trained again, so no time was saved."
         )
         lines.append(
-            f"This run extends `{extension.extended}`. Per tap it reused {extension.reused} auto-encoder(s) "
-            f"and trained {extension.trained} in {extension.seconds:.1f} s. {saved}"
+            f"This run extends {format_code(extension.extended)}. Per tap it reused {extension.reused} "
+            f"auto-encoder(s) and trained {extension.trained} in {extension.seconds:.1f} s. {saved}"
         )
     return "\n\n".join(lines)
 
@@ -93,13 +94,16 @@ def _start_section(report: ReportContent) -> str:
     ]
     table = format_table(("student", "accuracy on all classes", "agreement with the ensemble"), rows)
     random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
-    parts = [f"The student started from: {start.source}.{random}", table]
+    parts = [escape_markdown(f"The student started from: {start.source}.{random}"), table]
     if len(start.candidates) > 1:
         judged = [(c.name, *_format_quality(c), f"{c.seconds:.1f}") for c in start.candidates]
         images = start.candidates[0].images
         parts.append(f"Judged without labels, on {images:,} held-out training images:")
         parts.append(format_table(("start", *QUALITY_HEADER, "seconds"), judged))
-    parts += [f"- {name} does not apply: {reason}" for name, reason in start.skipped.items()]
+    parts += [
+        f"- {escape_markdown(f'{name} does not apply: {reason}', True)}"
+        for name, reason in start.skipped.items()
+    ]
     return "## Start\n\n" + "\n\n".join(parts)
 
 
@@ -139,7 +143,7 @@ def _curve_section(report: ReportContent) -> str:
 def _size_section(report: ReportContent) -> str:
     size = report.size
     # The student comes first and in bold, because its size is what the reader looks for.
-    networks = {"**student**": size.student, "all teachers": size.teachers, **size.per_teacher}
+    networks = {Markdown("**student**"): size.student, "all teachers": size.teachers, **size.per_teacher}
     rows = [
         (name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}")
         for name, one in networks.items()
@@ -147,7 +151,8 @@ def _size_section(report: ReportContent) -> str:
     header = ("network", "parameters", "million multiply-accumulates per image", "MiB")
     note = ""
     if report.kept_adapters:
-        taps = ", ".join(f"{tap} ({count:,} parameters)" for tap, count in report.kept_adapters.items())
+        kept = ", ".join(f"{tap} ({count:,} parameters)" for tap, count in report.kept_adapters.items())
+        taps = escape_markdown(kept)
         note = f"\n\nAdapters that could not be folded are kept as layers of the student: {taps}."
     return f"## Size\n\n{format_table(header, rows)}{note}"
 
@@ -200,7 +205,7 @@ def _placements_section(report: ReportContent) -> str:
 def _unreadable_section(report: ReportContent) -> str:
     if not report.unreadable:
         return ""
-    names = "\n".join(f"- {name}" for name in report.unreadable)
+    names = "\n".join(f"- {escape_markdown(name, starts_line=True)}" for name in report.unreadable)
     return f"## Skipped images: {len(report.unreadable)} could not be read\n\n{names}"
 
 

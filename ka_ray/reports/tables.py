@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 
+from ka_ray.reports.plain_text import escape_markdown
+
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table. The first column is aligned to the left, the others to the right.
 
     Args:
         header: Titles of the columns.
-        rows: One cell per column for each row. A ``|`` in a cell is escaped.
+        rows: One cell per column for each row. All cells are shown as they are, see :func:`escape_markdown`,
+            except :class:`Markdown`; a ``|`` is escaped in these, too.
     """
     rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [header, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    cells = ([escape_markdown(cell).replace("|", r"\|") for cell in row] for row in [header, *rows])
+    lines = [next(cells), rule, *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

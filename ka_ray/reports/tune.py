@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.reports.choices import ReportSection
+from ka_ray.reports.plain_text import escape_markdown
 from ka_ray.reports.tables import format_table
 from ka_ray.storage.files import write_json, write_text
 
@@ -82,7 +83,7 @@ class TuneResult(ReportSection):
             f"# {self.name}: {len(self.trials)} students tried",
             f"Agreement with the ensemble was measured on {self.images:,} held-out images. The pass over the "
             f"images took {self.pass_seconds:.1f} s, all trials {self.search_seconds:.1f} s. A row lists the "
-            f"widths of a student in this order: {', '.join(taps)}.",
+            f"widths of a student in this order: {escape_markdown(', '.join(taps))}.",
             f"## Pareto front: agreement against {self.cost}",
             _format_trials(front, self.chosen),
             f"The student marked * was chosen: it has the best agreement of those with at most "
@@ -94,7 +95,7 @@ class TuneResult(ReportSection):
             _format_trials(ordered, self.chosen),
         ]
         if self.failed:
-            lines = "\n".join(f"- `{key}`: {error}" for key, error in self.failed.items())
+            lines = "\n".join(f"- `{key}`: {escape_markdown(error)}" for key, error in self.failed.items())
             parts.append(f"## Failed trials\n\nRun the same command again to repeat them.\n\n{lines}")
         return "\n\n".join(parts) + "\n"
 

@@ -96,7 +96,7 @@ def open_context(
     with (
         Display() as display,
         connect(config.ray) as cluster,
-        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file)) as tracker,
+        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.note) as tracker,
     ):
         resources = plan_resources(config, cluster)
         check_resources(resources, cluster)

@@ -49,6 +49,7 @@ def evaluate_students(
         read_columns=views.read_columns,
         gates=gates.of_students,
         last_layers=last_layers,
+        trust=True,  # the run has named the function itself
     )
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)

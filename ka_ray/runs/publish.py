@@ -28,6 +28,7 @@ from ka_ray.reports.sections import (
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.reports.warnings import list_warnings
 from ka_ray.runs.context import Run
+from ka_ray.runs.figures import draw_or_notify
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import (
@@ -38,6 +39,7 @@ from ka_ray.stages.summaries import (
     StageSummary,
     StartSummary,
 )
+from ka_ray.storage.files import exists
 from ka_ray.student import load_student
 from ka_ray.teachers import load_teacher
 
@@ -76,12 +78,15 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
     # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
     counts = evaluated.confusion.to_counts(len(report.classes))
     confusion = counts if report.accuracy.union is not None else None
-    draw_run_figures(report.model_dump(), histories, confusion, folder / "figures")
+    figures = folder / "figures"
+    draw_or_notify(
+        lambda: draw_run_figures(report.model_dump(), histories, confusion, figures), figures, run.notify
+    )
     run.notify(*report.warnings)
     tracker.log_warnings(report.warnings)
     tracker.log_metrics(_all_metrics(report))
-    for name in ("report.json", "report.md", "figures"):
-        tracker.log_artifact(folder / name)
+    for path in filter(exists, (folder / "report.json", folder / "report.md", figures)):
+        tracker.log_artifact(path)
     tracker.log_student(load_student(folder, trust=True))
     return report
 

@@ -22,7 +22,9 @@ from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.stages.start_list import reads_teacher_images
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
+from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.from_moments import unsupported_reason
+from ka_ray.student.network import find_foreign_function
 from ka_ray.student.plan import Plan
 from ka_ray.training.fit import Progress, ProgressCallback
 
@@ -147,7 +149,30 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
         if not (job.folder / "student.json").exists():
             student = Student(job.plan.spec)
             load_stage(job.folder, "joint", student)
+            run.notify(export_graph(student, job.folder))
             save_student(student, job.folder)
+
+
+def export_graph(student: Student, folder: Path) -> str | None:
+    """Write the graph of a student whose network is built by a function of the user's.
+
+    With it, others can use the student without the function, see :func:`ka_ray.student.load_student`.
+    Students of other networks need none.
+
+    Args:
+        student: The student.
+        folder: Its folder.
+
+    Returns:
+        A note for the user if the network cannot be exported, or the graph not be written; otherwise None.
+    """
+    if find_foreign_function(student.spec) is None:
+        return None
+    try:
+        save_graph(student, folder)
+    except (InputError, OSError) as error:
+        return f"the student has no exported graph, so using it needs its function and --trust: {error}"
+    return None
 
 
 def solver_notes(job: StudentJob) -> list[str | None]:

@@ -127,5 +127,8 @@ def _fetch(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Path:
 def _cache_path(fs: Any, path: str, info: Mapping[str, Any]) -> tuple[Path, bool]:
     """Return where this version of a file is cached, and whether the file system tells versions apart."""
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
+    name = path.rpartition("/")[2]
+    if name in ("", ".", ".."):  # an object store accepts such keys
+        raise OSError(f"{fs.unstrip_protocol(path)} names no file")
     key = sha256(f"{fs.unstrip_protocol(path)}\n{info.get('size')}\n{version}".encode()).hexdigest()
-    return cache_folder() / key[:32] / path.rpartition("/")[2], bool(version)
+    return cache_folder() / key[:32] / name, bool(version)

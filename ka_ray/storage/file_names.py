@@ -19,7 +19,7 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
         Paths relative to the folder, sorted folder by folder (``a/z`` comes before ``a-b/c``).
 
     Raises:
-        InputError: A local folder cannot be listed.
+        InputError: A local folder cannot be listed, or an object of a store has a key with a part ``..``.
 
     Example:
         >>> list_files(Path(__file__).parent, {".py"})[:2]
@@ -33,6 +33,9 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
         return [name for name in _walk(str(folder), "") if wanted(name)]
     fs, root = get_filesystem(folder)
     names = [name[len(root.rstrip("/")) + 1 :] for name in fs.find(root) if wanted(name)]
+    for name in names:  # an object store accepts any key, but as a file name this leads out of a folder
+        if {"..", "."} & set(name.split("/")):
+            raise InputError(f"{folder}: {printable(name)!r} is no name of a file in it; rename the object")
     # "\0" sorts before every other character, so this is the order of the lists of a name's parts.
     return sorted(names, key=lambda name: name.replace("/", "\0"))
 

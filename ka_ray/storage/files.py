@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ka_ray.errors import InputError
+from ka_ray.storage.private_folder import make_private_folder
 from ka_ray.storage.uris import OBJECT_STORES
 
 if TYPE_CHECKING:  # importing it takes a tenth of a second, which only users of URIs should pay
     from upath import UPath
 
 CACHE_VARIABLE = "KA_RAY_CACHE"
-"""The environment variable that names the folder of local copies."""
+"""The environment variable that names the folder in which the folder of local copies is made."""
 
 MAX_PARALLEL_REQUESTS = 16
 """Number of simultaneous requests: an object store takes long to answer one, but answers many at once."""
@@ -199,16 +200,14 @@ def cache_folder() -> Path:
     """Return this node's folder of local copies; it is made if it does not exist.
 
     Raises:
-        InputError: The folder in the system's temporary folder was made by another user.
+        InputError: The folder is a link, was made by another user, or can be written to by others.
     """
-    configured = os.environ.get(CACHE_VARIABLE)
-    user = getattr(os, "getuid", int)()  # Windows has no getuid; there, `st_uid` is 0, as is int()
-    folder = Path(configured) if configured else Path(gettempdir()) / f"ka_ray-{user}"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Anyone can make folders in the temporary folder: weights from a stranger's folder must not be loaded.
-    if not configured and folder.stat().st_uid != user:
-        raise InputError(f"{folder} belongs to someone else; set {CACHE_VARIABLE} to a folder of yours")
-    return folder
+    parent = Path(os.environ.get(CACHE_VARIABLE) or gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    user = getattr(os, "getuid", int)()  # Windows has no getuid
+    return make_private_folder(
+        parent / f"ka_ray-{user}", f"remove it, or set {CACHE_VARIABLE} to a folder of yours"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

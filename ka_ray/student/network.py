@@ -4,11 +4,11 @@ Shapes: B images, H and W height and width in pixels, C channels of a code, K cl
 """
 
 import itertools
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from safetensors.torch import load_file
@@ -26,11 +26,14 @@ from ka_ray.student.adapter import build_identity_layer
 from ka_ray.student.cut import cut_into_stages
 from ka_ray.student.families import build_family_stages, find_family, get_channelwise_prefix
 from ka_ray.student.fold import can_fold
+from ka_ray.student.graph_student import GRAPH, GraphStudent, load_graph
 from ka_ray.student.spec import StudentSpec
 from ka_ray.teachers import Preprocess
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.teachers.factories import is_known_source
 from ka_ray.teachers.networks import STUDENT_NETWORK
+
+_logger = logging.getLogger(__name__)
 
 
 class Student(nn.Module):
@@ -151,10 +154,19 @@ def save_student(student: Student, folder: Path) -> None:
     write_json(folder / "student.json", asdict(student.spec) | {"classes": student.spec.classes})
 
 
-def load_student(folder: str | Path, *, trust: bool = False) -> Student:
+@overload
+def load_student(folder: str | Path, *, trust: Literal[True]) -> Student: ...
+
+
+@overload
+def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphStudent: ...
+
+
+def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphStudent:
     """Load a student from the output folder of a run, in eval mode.
 
-    Only the two files that :func:`save_student` wrote are needed.
+    Only ``student.json`` and ``student.safetensors`` are needed, and without trust in a function that they
+    name also the exported graph, which is then used instead; it gives the same scores.
 
     Args:
         folder: The folder.
@@ -162,7 +174,8 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student:
             it, and it runs: say so only for a folder that you know.
 
     Raises:
-        InputError: One of the files is missing, or the network needs a function that is not trusted.
+        InputError: One of the files is missing, or the network needs a function that is not trusted, and
+            there is no graph.
     """
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
@@ -172,20 +185,30 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student:
     content.pop("classes")  # written for other readers; the label sets contain them
     # JSON turned the tuples into lists, with which the spec would not equal the saved one.
     content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
-    if not trust:
-        _check_origin(folder, content)
-    student = Student(StudentSpec(**content))
+    spec = StudentSpec(**content)
+    function = None if trust else find_foreign_function(spec)
+    if function is not None:
+        graph = load_graph(folder, spec)
+        if graph is None:
+            raise InputError(
+                f"the student in {folder} is built by the function {function!r}, which would run, and there "
+                f"is no {GRAPH} to use instead. If you trust it, say so: --trust, or load_student(folder, "
+                "trust=True)"
+            )
+        _logger.warning("%s: using the exported graph; the function %r was not run", folder, function)
+        return graph
+    student = Student(spec)
     student.load_state_dict(load_file(fetch_local_copy(folder / "student.safetensors")))
     return student.eval()
 
 
-def _check_origin(folder: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a student that is built by a function of neither this package, torchvision nor timm."""
-    network = str(content["network"])
-    if network == STUDENT_NETWORK:  # a student of students: the network is inside of it
-        _check_origin(folder, content["arguments"])
-    elif ":" in network and not is_known_source(network):
-        raise InputError(
-            f"the student in {folder} is built by the function {network!r}, which would run. If you trust "
-            "it, say so: --trust, or load_student(folder, trust=True)"
-        )
+def find_foreign_function(spec: StudentSpec) -> str | None:
+    """Return the function that builds a student; None if it is of this package, torchvision or timm.
+
+    Args:
+        spec: What the student is; in a student of students, the inner one names the function.
+    """
+    network, arguments = spec.network, spec.arguments
+    while network == STUDENT_NETWORK:
+        network, arguments = str(arguments["network"]), arguments["arguments"]
+    return network if ":" in network and not is_known_source(network) else None

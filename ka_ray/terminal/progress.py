@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Column
 
+from ka_ray.errors import CONTROL_CHARACTERS
+
 if TYPE_CHECKING:  # importing it would load torch, which following a job on a cluster does not need
     from ka_ray.training.fit import Progress
 
@@ -56,8 +58,8 @@ class Display:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        """Print one line as it is."""
-        self._console.print(text, markup=False, emoji=False)
+        """Print a text as it is; control characters in it, which names may hold, are made visible."""
+        self._console.print(text.translate(CONTROL_CHARACTERS), markup=False, emoji=False)
 
     @contextmanager
     def track_images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -82,12 +84,12 @@ class Display:
             self._bar(stage, done, total, f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s")
             if not self._terminal and now - printed >= PRINT_INTERVAL_S:
                 printed = now
-                self._console.print(f"{stage} {unit}={done}/{total} seconds={now - began:.1f}")
+                self.note(f"{stage} {unit}={done}/{total} seconds={now - began:.1f}")
 
         self._bar(stage, 0, total, "")
         yield advance
         if not self._terminal:
-            self._console.print(f"{stage} {unit}={done} seconds={time.perf_counter() - began:.1f}")
+            self.note(f"{stage} {unit}={done} seconds={time.perf_counter() - began:.1f}")
 
     def forward_line(self, text: str) -> None:
         """Print a line of a run in another process; on a terminal, its progress moves the stage's bar."""
@@ -109,7 +111,7 @@ class Display:
             self._bar(progress.stage, done, total, f"{rate} {losses}"[:MAX_INFO_LENGTH])
         elif progress.epoch_ended:
             # `forward_line` of another process parses this line: see _PROGRESS.
-            self._console.print(
+            self.note(
                 f"{progress.stage} epoch={progress.epoch}/{progress.epochs} images={progress.images} "
                 f"seconds={progress.seconds:.1f} {losses}"
             )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ka_ray.errors import CONTROL_CHARACTERS
+
 if TYPE_CHECKING:
     from ka_ray.reports.report import Report
     from ka_ray.reports.sections import Accuracy
@@ -21,6 +23,16 @@ def format_percent(share: float | None) -> str:
         ('93.8 %', '-')
     """
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def escape_control(text: str) -> str:
+    r"""Return a text on one line whose control characters are visible: names of files may hold some.
+
+    Example:
+        >>> print(escape_control("two\nlines"), escape_control("\x1b[2J"))
+        two\nlines \x1b[2J
+    """
+    return text.translate(CONTROL_CHARACTERS | {ord("\n"): r"\n", ord("\t"): r"\t"})
 
 
 def find_program(name: str) -> str:
@@ -39,10 +51,11 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         images: Image files for the suggested ``ka-ray predict`` command.
     """
     from rich.console import Console  # here, so that other commands start without loading rich
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    console, accuracy = Console(soft_wrap=True), report.accuracy
+    # Names of classes, teachers and folders may hold square brackets, which rich would take for its markup.
+    console, accuracy = Console(soft_wrap=True, markup=False, emoji=False), report.accuracy
     table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
@@ -53,9 +66,9 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
             key, *(f"{getattr(size, key):,}" for size in (report.size.teachers, report.size.student))
         )
     for warning in report.warnings:
-        console.print(f"[bold red]warning:[/] {escape(warning)}")
+        console.print(Text("warning:", "bold red"), escape_control(warning))
     if report.start is not None:
-        console.print(f"start:   {escape(report.start.source)}")
+        console.print(f"start:   {escape_control(report.start.source)}")
     if report.gate is not None:
         console.print(f"gate:    {report.gate.used}")
     console.print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ka_ray.config import TrackingConfig
 from ka_ray.tracking.base import Tracker, tracking_uri
 from ka_ray.tracking.null import NullTracker
+from ka_ray.tracking.tolerant import TolerantTracker
 
 __all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
 
@@ -29,7 +30,13 @@ TRACKERS: dict[str, Callable[[TrackingConfig, str, Path, str | None], Tracker]] 
 
 
 @contextmanager
-def open_tracker(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Iterator[Tracker]:
+def open_tracker(
+    config: TrackingConfig,
+    name: str,
+    output: Path,
+    run_id: str | None,
+    notify: Callable[[str], None] | None = None,
+) -> Iterator[Tracker]:
     """Track one run; the tracked run ends as failed if the block raises, otherwise as finished.
 
     Args:
@@ -37,11 +44,15 @@ def open_tracker(config: TrackingConfig, name: str, output: Path, run_id: str | 
         name: The run's name.
         output: The run's output folder. If no tracking server is configured, MLflow's database is made there.
         run_id: The tracker's id of an earlier attempt at the same run, to continue it; None for a new run.
+        notify: Called with messages for the user if something cannot be stored; the run then goes on. None:
+            errors of the tracker are raised. Errors of opening it always are.
 
     Yields:
         The tracker.
     """
     tracker = TRACKERS[config.backend](config, name, output, run_id)
+    if notify is not None and tracker.tracking_uri is not None:
+        tracker = TolerantTracker(tracker, notify)
     try:
         yield tracker
     except BaseException:  # Ctrl-C, too: otherwise the run would be shown as running for ever

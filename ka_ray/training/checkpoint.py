@@ -1,4 +1,4 @@
-"""Save and load the state of training after each epoch, so that lost workers cost at most one epoch."""
+"""Save and load the state of training, mostly after each epoch, so that lost workers cost at most one."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 
 from ka_ray.errors import InputError
 from ka_ray.storage.files import atomic_file, make_folder, read_bytes
+from ka_ray.training.interruption import MiddleOfEpoch
 
 
 class Stateful(Protocol):
@@ -23,7 +24,11 @@ class Stateful(Protocol):
 
 
 def save_training_state(
-    path: Path, parts: Mapping[str, Stateful], steps: int, history: Sequence[Any]
+    path: Path,
+    parts: Mapping[str, Stateful],
+    steps: int,
+    history: Sequence[Any],
+    middle: MiddleOfEpoch | None = None,
 ) -> None:
     """Write the state of training to a file, atomically.
 
@@ -32,15 +37,19 @@ def save_training_state(
         parts: Name -> what has a state: learner, optimizer, and others.
         steps: Number of optimizer steps taken so far.
         history: One :class:`ka_ray.training.fit.Progress` per finished epoch.
+        middle: The place in the epoch that has begun; None after an epoch.
     """
     state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
     state |= {"steps": steps, "history": [asdict(record) for record in history]}
+    state |= {"middle": None if middle is None else middle.state}
     make_folder(path.parent)
     with atomic_file(path) as part_file:
         torch.save(state, part_file)
 
 
-def load_training_state(path: Path, parts: Mapping[str, Stateful]) -> tuple[int, list[dict[str, Any]]]:
+def load_training_state(
+    path: Path, parts: Mapping[str, Stateful]
+) -> tuple[int, list[dict[str, Any]], MiddleOfEpoch | None]:
     """Restore the state of training from a file, in place.
 
     Args:
@@ -48,8 +57,8 @@ def load_training_state(path: Path, parts: Mapping[str, Stateful]) -> tuple[int,
         parts: The same parts, of the same architecture as the saved ones.
 
     Returns:
-        Number of optimizer steps taken, and per finished epoch the fields of its
-        :class:`ka_ray.training.fit.Progress`.
+        Number of optimizer steps taken, per finished epoch the fields of its
+        :class:`ka_ray.training.fit.Progress`, and the place in the next epoch, if it has begun.
 
     Raises:
         InputError: The file is damaged, or belongs to another learner.
@@ -58,7 +67,8 @@ def load_training_state(path: Path, parts: Mapping[str, Stateful]) -> tuple[int,
         state = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        return int(state["steps"]), list(state["history"])
+        middle = MiddleOfEpoch.load(state.get("middle"))  # files of earlier versions have none
+        return int(state["steps"]), list(state["history"]), middle
     except Exception as error:  # torch raises many different exceptions for damaged files
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(

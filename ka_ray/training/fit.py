@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,13 @@ from ka_ray.numerics.ranks import copy_buffers_from_rank_zero, rank, sum_over_ra
 from ka_ray.training.averaging import WeightAverage
 from ka_ray.training.batches import Batches
 from ka_ray.training.checkpoint import Stateful, load_training_state, save_training_state
+from ka_ray.training.interruption import MiddleOfEpoch, NoticeWatcher
 from ka_ray.training.network_call import check_precision, explain_compile_errors
 from ka_ray.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from ka_ray.training.progress import Progress, ProgressCallback
 from ka_ray.training.settings import FitSettings
+
+__all__ = ["Progress", "ProgressCallback", "fit"]
 
 REPORT_INTERVAL_S = 2.0
 """Seconds between two progress reports within an epoch."""
@@ -29,41 +32,6 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 EPOCH_SEED_STRIDE = 1_000_003
 """The seed of an epoch is ``run seed * this + epoch``. A large prime keeps the seeds of two runs apart."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a stage.
-
-    Attributes:
-        stage: Name of the stage.
-        epoch: Number of the current epoch, from 1.
-        epochs: Total number of epochs.
-        step: Number of steps finished in this epoch.
-        steps: Number of steps of this epoch.
-        images: Number of images processed since the start of the stage, over all ranks, counting repeats.
-        seconds: Seconds since the start of the stage, including those of earlier attempts.
-        losses: Name -> mean loss over the steps of this epoch. Within an epoch it is rank 0's mean, at the
-            end of the epoch the mean over all ranks.
-    """
-
-    stage: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    images: int
-    seconds: float
-    losses: dict[str, float]
-
-    @property
-    def epoch_ended(self) -> bool:
-        """Whether this is the report at the end of its epoch."""
-        return self.step == self.steps
-
-
-ProgressCallback = Callable[[Progress], None]
-"""Function that is called with each progress report."""
 
 
 def fit(
@@ -94,16 +62,16 @@ def fit(
     steps, meter = _Steps(learner, batches, settings, average), _LossMeter(batches, settings, report)
     _resume(settings.checkpoint, learner, steps, meter)
     model = learner if world_size() == 1 else _data_parallel(learner, settings)
+    watcher = NoticeWatcher()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
         _set_training_mode(learner, settings)
         torch.manual_seed(batches.seed * EPOCH_SEED_STRIDE + epoch)  # dropout is the same after a resume
-        for batch in islice(batches.epoch(epoch), meter.steps):
-            meter.add(steps.take(model, batch))
+        _take_steps(model, batches.epoch(epoch), steps, meter, watcher)
         steps.synchronise()
         meter.end_epoch()
-        if settings.checkpoint is not None and rank() == 0 and epoch < meter.epochs:
-            save_training_state(settings.checkpoint, steps.parts, steps.taken, meter.history)
+        if epoch < meter.epochs:
+            _save(steps, meter)
     learner.eval()
     return meter.history
 
@@ -119,7 +87,7 @@ class _Steps:
         average: WeightAverage[Any] | None,
     ) -> None:
         on_gpu = batches.device.type == "cuda"
-        self._learner, self._settings, self._average = learner, settings, average
+        self._learner, self.settings, self._average = learner, settings, average
         self._loss_weight, self._total_steps = batches.loss_weight, settings.steps(batches)
         self._optimizer = build_optimizer(learner, settings, fused=on_gpu)
         self._scaler = torch.amp.GradScaler(batches.device.type, enabled=settings.amp == "fp16")
@@ -130,7 +98,7 @@ class _Steps:
 
     def take(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take a step, and return the losses before it. The model is the learner, or its DDP."""
-        settings = self._settings
+        settings = self.settings
         factor = learning_rate_factor(self.taken, self._total_steps, settings.warmup)
         set_learning_rate(self._optimizer, settings.learning_rate * factor)
         with explain_compile_errors(settings.stage):
@@ -157,11 +125,37 @@ class _Steps:
             copy_buffers_from_rank_zero(self._average.module)
 
 
+def _take_steps(
+    model: nn.Module,
+    batches: Iterator[dict[str, Tensor]],
+    steps: _Steps,
+    meter: "_LossMeter",
+    watcher: NoticeWatcher,
+) -> None:
+    """Take the steps of an epoch, or the rest of them if training was saved in the middle of it."""
+    meter.go_to_middle()
+    for batch in islice(batches, meter.step, meter.steps):
+        meter.add(steps.take(model, batch))
+        if watcher.step_ended():
+            _save(steps, meter, in_epoch=True)
+
+
+def _save(steps: _Steps, meter: "_LossMeter", in_epoch: bool = False) -> None:
+    checkpoint, middle = steps.settings.checkpoint, None
+    if checkpoint is None:
+        return
+    if in_epoch:
+        steps.synchronise()
+        middle = MiddleOfEpoch.now(meter.step, meter.sums)
+    if rank() == 0:
+        save_training_state(checkpoint, steps.parts, steps.taken, meter.history, middle)
+
+
 def _resume(checkpoint: Path | None, learner: nn.Module, steps: _Steps, meter: "_LossMeter") -> None:
     """Restore the state after the last saved epoch, if one exists."""
     records = list[dict[str, Any]]()
     if checkpoint is not None and checkpoint.exists():
-        steps.taken, records = load_training_state(checkpoint, steps.parts)
+        steps.taken, records, meter.middle = load_training_state(checkpoint, steps.parts)
     meter.resume([Progress(**record) for record in records])
     # Ranks that resume from different epochs would wait for each other forever.
     total = sum_over_ranks(torch.tensor([float(steps.taken)], device=next(learner.parameters()).device))
@@ -194,6 +188,7 @@ class _LossMeter:
     def __init__(self, batches: Batches, settings: FitSettings, report: ProgressCallback) -> None:
         self._batches, self._settings, self._report = batches, settings, report
         self.history: list[Progress] = []
+        self.middle: MiddleOfEpoch | None = None
         self.total_steps = settings.steps(batches)
         self.epochs = math.ceil(self.total_steps / batches.steps_per_epoch)
         self._began = self._reported = time.perf_counter()
@@ -204,23 +199,30 @@ class _LossMeter:
         self._began -= history[-1].seconds if history else 0.0
 
     def start_epoch(self, epoch: int) -> None:
-        self._epoch, self._step = epoch, 0
+        self._epoch, self.step = epoch, 0
         # With a budget of images the last epoch may be shorter.
         steps_before = (epoch - 1) * self._batches.steps_per_epoch
         self.steps = min(self._batches.steps_per_epoch, self.total_steps - steps_before)
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def go_to_middle(self) -> None:
+        middle, self.middle = self.middle, None
+        if middle is not None:
+            middle.restore_random()
+            self.step = middle.step
+            self.sums = {name: value.to(self._batches.device) for name, value in middle.sums.items()}
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        self._step += 1
+        self.step += 1
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + loss.detach() * self._batches.loss_weight
+            self.sums[name] = self.sums.get(name, 0) + loss.detach() * self._batches.loss_weight
         due = time.perf_counter() - self._reported > REPORT_INTERVAL_S
-        if rank() == 0 and due and self._step < self.steps:
-            self._report(self._progress(torch.stack(list(self._sums.values()))))
+        if rank() == 0 and due and self.step < self.steps:
+            self._report(self._progress(torch.stack(list(self.sums.values()))))
             self._reported = time.perf_counter()
 
     def end_epoch(self) -> None:
-        sums = sum_over_ranks(torch.stack(list(self._sums.values()))) / world_size()
+        sums = sum_over_ranks(torch.stack(list(self.sums.values()))) / world_size()
         progress = self._progress(sums)
         if not all(math.isfinite(loss) for loss in progress.losses.values()):
             raise FloatingPointError(
@@ -231,15 +233,15 @@ class _LossMeter:
         self._report(progress)
 
     def _progress(self, sums: Tensor) -> Progress:
-        means = (sums / self._step).tolist()
-        steps_taken = (self._epoch - 1) * self._batches.steps_per_epoch + self._step
+        means = (sums / self.step).tolist()
+        steps_taken = (self._epoch - 1) * self._batches.steps_per_epoch + self.step
         return Progress(
             stage=self._settings.stage,
             epoch=self._epoch,
             epochs=self.epochs,
-            step=self._step,
+            step=self.step,
             steps=self.steps,
             images=steps_taken * self._batches.batch_size,
             seconds=time.perf_counter() - self._began,
-            losses=dict(zip(self._sums, means, strict=True)),
+            losses=dict(zip(self.sums, means, strict=True)),
         )

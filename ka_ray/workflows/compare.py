@@ -16,6 +16,7 @@ from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
+from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
@@ -201,7 +202,8 @@ def _publish(
         shared_seconds=shared,
     )
     result.save(run.folder)
-    figures = draw_comparison(result.model_dump(), run.folder / "figures")
+    folder = run.folder / "figures"
+    figures = draw_or_notify(lambda: draw_comparison(result.model_dump(), folder), folder, run.notify)
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)
     return result

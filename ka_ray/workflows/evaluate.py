@@ -58,7 +58,8 @@ def evaluate(
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
         seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
-        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools)
+        label_sets = student.spec.unified_label_sets
+        work = Evaluation(seen, label_sets, [], students, pools, trust=trust)
         counts, _ = evaluate_images(work, on_images)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 

@@ -3,6 +3,7 @@
 from ka_ray.config import Config, with_overrides
 from ka_ray.reports.figures import draw_spectrum
 from ka_ray.reports.spectrum import Spectrum
+from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import measure_spectrum_of_taps
 
@@ -29,7 +30,8 @@ def measure_spectrum(config: Config) -> Spectrum:
     with start_run(plan_run(config), "_spectrum", SPECTRUM_RUN) as run:
         spectrum = measure_spectrum_of_taps(run)
         spectrum.save(run.folder)
-        figures = draw_spectrum(spectrum.model_dump(), run.folder / "figures")
+        folder = run.folder / "figures"
+        figures = draw_or_notify(lambda: draw_spectrum(spectrum.model_dump(), folder), folder, run.notify)
         for path in (run.folder / "spectrum.json", run.folder / "spectrum.md", *figures):
             run.tracker.log_artifact(path)
         lost = {

@@ -20,6 +20,7 @@ from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import store_images
+from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.layer_search import SearchSpace, list_layer_widths, prepare_layer_search
 from ka_ray.runs.search_space import build_search_space, list_points
 from ka_ray.runs.setup import RunPlan, plan_run, start_run
@@ -167,11 +168,9 @@ def _publish(
         chosen=None if chosen is None else chosen.key,
     )
     result.save(folder)
-    files = [
-        folder / "tune.json",
-        folder / "tune.md",
-        *draw_tune_result(result.model_dump(), folder / "figures"),
-    ]
+    figures = folder / "figures"
+    drawn = draw_or_notify(lambda: draw_tune_result(result.model_dump(), figures), figures, run.notify)
+    files = [folder / "tune.json", folder / "tune.md", *drawn]
     if chosen is not None:
         files.append(folder / "best.yaml")
         write_text(files[-1], yaml.safe_dump(build_run_config(config, chosen), sort_keys=False))

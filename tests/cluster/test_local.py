@@ -176,6 +176,67 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path):
     assert "is not a folder that belongs to you; set KA_RAY_CLUSTER_DIR" in done.stderr
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """An empty folder whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def list_tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("command", [["up", "1"], ["down"]])
+def test_a_folder_with_somebody_elses_files_is_left_as_it_is(short_folder, command):
+    """A project has such names, too; `settings` alone does not say that the script has made them."""
+    for name in ("node_modules/left-pad/index.js", "logs/today.log", "token", "settings"):
+        (short_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (short_folder / name).write_text("precious")
+    short_folder.chmod(0o755)
+    before = list_tree(short_folder)
+    done = LocalScript(short_folder, {})(*command)
+    assert list_tree(short_folder) == before
+    assert short_folder.stat().st_mode & 0o777 == 0o755
+    if command == ["down"]:  # there is no cluster to end
+        assert done.returncode == 0
+        return
+    assert done.returncode == 1
+    assert f"{short_folder} holds files that this script did not make" in done.stderr
+    assert "set KA_RAY_CLUSTER_DIR to a new or empty folder" in done.stderr
+
+
+def test_settings_that_link_elsewhere_do_not_make_a_folder_ours(short_folder, tmp_path):
+    (tmp_path / "settings").write_text("KA_RAY_PORT=24000\n")
+    (short_folder / "settings").symlink_to(tmp_path / "settings")
+    done = LocalScript(short_folder, {})("up", "1")
+    assert (done.returncode, list_tree(short_folder)) == (1, {"settings"})
+    assert "holds files that this script did not make" in done.stderr
+
+
+def test_up_deletes_only_what_an_earlier_up_has_made(short_folder):
+    """Python fails to start a node here, so that `up` ends at once: it has cleaned the folder before."""
+    (short_folder / "settings").write_text("KA_RAY_PORT=24000\n")
+    for name in ("node0/old", "node12/old", "node_modules/index.js", "mlflow/mlflow.db", "logs/node0.log"):
+        (short_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (short_folder / name).write_text("")
+    bin_folder = short_folder / "mlflow" / "bin"  # programs that end at once
+    bin_folder.mkdir()
+    for program in ("python", "ray", "mlflow"):
+        script = f"#!/bin/sh\n[ {program} = python ] && echo {bin_folder} || exit 1\n"
+        (bin_folder / program).write_text(script)
+        (bin_folder / program).chmod(0o755)
+    environment = {**os.environ, "KA_RAY_CLUSTER_DIR": str(short_folder), "KA_RAY_TIMEOUT": "5"}
+    environment |= {"PATH": f"{bin_folder}:/usr/bin:/bin", "KA_RAY_PORT": str(find_free_port_pair())}
+    command = ["bash", str(SCRIPT), "up", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1, done.stdout + done.stderr
+    left = list_tree(short_folder)
+    assert {"node_modules/index.js", "mlflow/mlflow.db"} <= left
+    assert not {"node0/old", "node12", "node12/old"} & left
+    assert short_folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_port_in_use_is_named(tmp_path):
     with socket.socket() as listener, tempfile.TemporaryDirectory(dir="/tmp") as folder:
         listener.bind(("127.0.0.1", 0))

@@ -97,6 +97,17 @@ def test_missing_and_wrong_settings_are_refused(
     assert not (tmp_path / "state").exists()
 
 
+def test_a_folder_for_the_token_that_leads_elsewhere_is_refused(slurm_environment, tmp_path):
+    """The ids of the next jobs are known, so somebody else can be there first."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / slurm_environment["SLURM_JOB_ID"]).symlink_to(tmp_path / "theirs")
+    job = start_script(slurm_environment, "config.yaml")
+    assert "is not a folder that belongs to you; set KA_RAY_STATE" in job.communicate(timeout=30)[0]
+    assert job.returncode == 2
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_script_exits_with_the_code_of_the_job_and_leaves_no_files_or_processes(

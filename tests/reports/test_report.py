@@ -1,6 +1,8 @@
 """Test the report of a run: its JSON schema, its Markdown, and the sizes of networks in it."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +343,28 @@ def test_measure_size_counts_attention_that_torch_computes_in_one_operation() ->
     macs = measure_size(layer, torch.zeros(1, tokens, width)).macs
     assert macs == attention + 2 * tokens * width * 16
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>x()</script>", "[x](javascript:x())", "![x](http://evil)", "**x** _y_ $z$", "a|b`c`"]
+)
+def test_names_of_classes_files_and_taps_are_no_markup(name: str) -> None:
+    from markdown_it import MarkdownIt
+
+    content = make_content()
+    page = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(
+            make_markdown(
+                overlap={name: ["low", "high"]},
+                warnings=[f"the class {name} was never predicted"],
+                kept_adapters={name: 3},
+                unreadable=[name, f"- {name}.png (truncated)"],
+                codes={name: content["codes"]["conv1"]},
+            )
+        )
+    )
+    assert not re.search(r"<(script|img|a|em)\b", page)
+    shown = html.unescape(re.sub(r"</?code>", "", page)).replace("a|bc", "a|b`c`")
+    assert shown.count(name) >= 5

@@ -13,12 +13,10 @@ import fsspec
 import pytest
 
 from ka_ray.errors import InputError
-from ka_ray.storage import files
 from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.file_names import list_files
 from ka_ray.storage.files import (
     atomic_file,
-    cache_folder,
     exists,
     is_remote,
     make_folder,
@@ -261,18 +259,6 @@ def test_exists_reports_a_store_that_cannot_be_reached(monkeypatch, tmp_path):
     monkeypatch.setattr(type(path.fs), "exists", refuse)
     with pytest.raises(InputError, match=r"file://.*/x cannot be reached: Unable to locate credentials"):
         exists(path)
-
-
-def test_a_cache_folder_of_another_user_is_refused(monkeypatch, tmp_path):
-    monkeypatch.delenv("KA_RAY_CACHE", raising=False)
-    monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
-    folder, user = cache_folder(), files.os.getuid()
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr(files.os, "getuid", lambda: user + 1)
-    folder.rename(tmp_path / f"ka_ray-{user + 1}")
-    with pytest.raises(InputError, match="belongs to someone else; set KA_RAY_CACHE"):
-        cache_folder()
 
 
 def test_no_file_system_is_imported_before_a_uri_is_used():

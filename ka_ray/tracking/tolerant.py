@@ -1,0 +1,167 @@
+"""A tracker that outlives its server: what cannot be stored now is stored later, or named at the end."""
+
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ka_ray.tracking.base import Tracker
+from ka_ray.tracking.null import NullTracker
+
+if TYPE_CHECKING:  # at run time, this import would load torch, which takes seconds
+    from ka_ray.student import Student
+
+RETRY_S = 60.0
+"""Least number of seconds until what could not be stored is tried again."""
+
+RETRY_FACTOR = 10
+"""The pause is at least this many times as long as the failed try: a server that is gone can take minutes to
+fail, because MLflow repeats each request."""
+
+CONNECT_S = 5.0
+"""Seconds in which a tracking server must accept a connection."""
+
+Call = tuple[str, Callable[[], None]]
+"""What is stored, for messages, and the call that stores it."""
+
+
+class TolerantTracker(Tracker):
+    """Passes everything on to a tracker; if that fails, the run goes on without it.
+
+    A tracker's server or its disk can fail in the middle of hours of training. Its calls then wait here, in
+    their order, and are tried again with the later ones and at the end. A call that fails while a later one
+    works is refused for good, and no longer waits. What is missing at the end is said.
+
+    Args:
+        tracker: The tracker.
+        notify: Called with messages for the user.
+        clock: Returns seconds, of which only differences matter.
+
+    Attributes:
+        tracking_uri: As of the tracker.
+        run_id: As of the tracker.
+        link: As of the tracker.
+    """
+
+    def __init__(
+        self, tracker: Tracker, notify: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.tracking_uri, self.run_id, self.link = tracker.tracking_uri, tracker.run_id, tracker.link
+        self._tracker, self._notify, self._clock = tracker, notify, clock
+        self._lock = threading.RLock()
+        self._waiting: deque[Call] = deque()
+        self._refused: list[str] = []
+        self._error: Exception | None = None
+        self._next_try = clock()
+
+    def child(self, name: str, run_id: str | None) -> Tracker:
+        """Start or continue a nested run; if that fails, return a tracker that keeps nothing.
+
+        Args:
+            name: The nested run's name.
+            run_id: The tracker's id of the nested run to continue; None for a new one.
+        """
+        try:
+            self._check_server()
+            child = self._tracker.child(name, run_id)
+        except Exception as error:  # every kind of store raises its own types
+            self._notify(f"tracking: the nested run {name!r} cannot be opened and is not tracked: {error}")
+            return NullTracker()
+        return TolerantTracker(child, self._notify, self._clock)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters.
+
+        Args:
+            params: Values by dotted key.
+        """
+        copied = dict(params)
+        self._store("parameters", lambda: self._tracker.log_params(copied))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log the values of metrics at one step.
+
+        Args:
+            metrics: Values by name.
+            step: The step.
+        """
+        copied = dict(metrics)
+        stage = next(iter(copied), "").partition("/")[0]
+        self._store(f"metrics of {stage}", lambda: self._tracker.log_metrics(copied, step))
+
+    def log_warnings(self, warnings: Sequence[str]) -> None:
+        """Mark the run with warnings.
+
+        Args:
+            warnings: Sentences for the user.
+        """
+        copied = list(warnings)
+        self._store("warnings", lambda: self._tracker.log_warnings(copied))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a copy of a file or folder.
+
+        Args:
+            path: The local or remote file or folder.
+            folder: Folder among the run's artifacts; None for their top folder.
+        """
+        self._store(path.name, lambda: self._tracker.log_artifact(path, folder))
+
+    def log_student(self, student: "Student") -> None:
+        """Log the student as a model."""
+        self._store("the student as a model", lambda: self._tracker.log_student(student))
+
+    def finish(self, failed: bool) -> None:
+        """End the run, and say what the tracker has not got.
+
+        Args:
+            failed: Whether the run is marked as failed; otherwise it is marked as finished.
+        """
+        with self._lock:
+            self._waiting.append(("its end", lambda: self._tracker.finish(failed)))
+            self._send()
+            missing = Counter([*self._refused, *(what for what, _ in self._waiting)])
+        if missing:
+            times = (f"{what} ({count} times)" if count > 1 else what for what, count in missing.items())
+            self._notify(
+                f"tracking: {self.tracking_uri} lacks {', '.join(times)} of this run. The output folder has "
+                f"the student and the report. The last error was: {self._error}"
+            )
+
+    def _store(self, what: str, call: Callable[[], None]) -> None:
+        with self._lock:
+            self._waiting.append((what, call))
+            if self._clock() >= self._next_try:
+                self._send()
+
+    def _send(self) -> None:
+        """Make the waiting calls in their order, until two fail one after the other."""
+        failed, began = list[Call](), self._clock()
+        while self._waiting and len(failed) < 2:
+            what, call = self._waiting.popleft()
+            try:
+                self._check_server()
+                call()
+            except Exception as error:  # every kind of store raises its own types
+                failed.append((what, call))
+                if self._error is None:
+                    self._notify(f"tracking: {what} could not be stored; the run goes on: {error}")
+                self._error = error
+            else:  # the store works, so the calls before were refused for good
+                self._refused += [refused for refused, _ in failed]
+                failed = []
+        self._waiting.extendleft(reversed(failed))
+        if failed:
+            now = self._clock()
+            self._next_try = now + max(RETRY_S, RETRY_FACTOR * (now - began))
+
+    def _check_server(self) -> None:
+        """Raise an OSError at once if a tracking server is gone: MLflow would find out after minutes."""
+        server = urlsplit(self.tracking_uri or "")
+        if server.scheme in ("http", "https") and server.hostname is not None:
+            port = server.port or (443 if server.scheme == "https" else 80)
+            socket.create_connection((server.hostname, port), timeout=CONNECT_S).close()
