@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import AnySection, Section
 from ka_ray.config.job_paths import ClusterContext, without_job_folder
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.module_folders import add_module_folders
+from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
 from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
@@ -114,8 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not exists(path):
         raise InputError(f"config {path} does not exist")
     try:
-        tree = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = parse_yaml(read_text(path))
+    except (ValueError, OSError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path} must be a mapping of keys, it is a {type(tree).__name__}")
@@ -128,8 +128,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"--set {override!r}: must read dotted.key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = parse_yaml(value)
+    except ValueError as error:
         raise InputError(f"--set {override!r}: the value is not YAML: {error}") from None
     *parents, last = key.split(".")
     node: Any = tree
@@ -148,7 +148,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if part not in map(str, range(len(node))):
             raise InputError(f"--set {override!r}: {part!r} must be an index below {len(node)}")
         return node[int(part)]
     if isinstance(node, dict):

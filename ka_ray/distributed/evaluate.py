@@ -21,7 +21,7 @@ from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.config import DESCRIPTIVE, Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.device import actor_device
-from ka_ray.distributed.images import Columns, read_images
+from ka_ray.distributed.images import Columns, check_any_readable, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
@@ -185,7 +185,7 @@ def evaluate_images(
         content of a :class:`ka_ray.reports.summaries.PassSummary`.
 
     Raises:
-        InputError: Too many images are unreadable.
+        InputError: Too many images are unreadable, or all of them.
     """
     began = time.perf_counter()
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
@@ -208,6 +208,7 @@ def evaluate_images(
 
     repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
     summary = ray.get(monitor.summary.remote())
+    check_any_readable(len(judged), summary["unreadable"])
     return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
 

@@ -21,7 +21,7 @@ from ka_ray.config import Resources, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, ReportQueue, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.extract import Extraction
-from ka_ray.distributed.images import read_images
+from ka_ray.distributed.images import check_any_readable, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
 from ka_ray.distributed.teachers import ReadSpec, run_teachers
@@ -159,6 +159,7 @@ def reduce_images(
         return _reduce(rows, reducers, on_images)
 
     sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
+    check_any_readable(summary["images"], ray.get(monitor.summary.remote())["unreadable"])
     _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
     return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 

@@ -107,8 +107,8 @@ class Store:
 
     Raises:
         FileNotFoundError: A folder is not finished.
-        InputError: A shard is damaged.
-        ValueError: An image id occurs twice, or the folders have no rows.
+        InputError: A shard is damaged, or the folders have no rows.
+        ValueError: An image id occurs twice.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -118,7 +118,7 @@ class Store:
             _Shard(path) for f, done in parts for path in fetch_local_copies(f, _shard_names(f, done))
         ]
         if not self._shards:
-            raise ValueError(f"no images in {', '.join(map(str, folders))}: the folder has no shards")
+            raise InputError(_describe_empty(folders, self.summaries))
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])
         # For row i of the sorted set: the number of its shard, and its row number within that shard.
         shard_of_row = np.repeat(
@@ -185,6 +185,12 @@ class Store:
         if draws is not None:
             return {column: part.reshape(-1, part.shape[-1]) for column, part in gathered.items()}
         return gathered
+
+
+def _describe_empty(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> str:
+    unreadable = [name for done in summaries for name in done.get("unreadable", [])]
+    why = f"none of the images could be read, for example {unreadable[0]}" if unreadable else "no shards"
+    return f"no images in {', '.join(map(str, folders))}: {why}"
 
 
 def _at_positions(

@@ -1,7 +1,6 @@
 """`ka-ray compare`: compare methods on the same teachers, seeds, images and number of images processed."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
-from ka_ray.runs.variants import PARTS, default_methods, expand_variants, with_one_start
+from ka_ray.runs.variants import PARTS, default_methods, expand_variants, name_folders, with_one_start
 from ka_ray.stages.gated_store import count_left_out
 from ka_ray.stages.inputs import owners_folder
 from ka_ray.stages.joint import chooses_student
@@ -95,7 +94,7 @@ def compare(
 def _method_runs(
     run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], gates: Gates
 ) -> list[MethodRun]:
-    method_runs = []
+    method_runs, folders = [], name_folders(list(overrides))
     teachers = [load_teacher(teacher) for teacher in run.config.teachers]
     for label, change in overrides.items():
         plan = make_plan(resolve_gate(with_overrides(run.config, change), gates), teachers)
@@ -104,7 +103,7 @@ def _method_runs(
             config = resolve_gate(with_overrides(run.config, seeded), gates)
             if config.baseline is not None and label.split()[0] not in PARTS:
                 config = _with_budget(config, run.folder)
-            folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
+            folder = run.folder / "methods" / folders[label] / f"seed_{seed}"
             method_runs.append(MethodRun(label, StudentJob(f"{label} seed {seed}", config, plan, folder)))
     return method_runs
 
