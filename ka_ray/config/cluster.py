@@ -58,7 +58,10 @@ class RayConfig(Section):
         3, description="Maximum number of consecutive failures of workers or nodes without progress."
     )
     timeout_s: int = Field(
-        1800, ge=1, le=31_536_000, description="Seconds after which a stuck collective operation fails the stage."
+        1800,
+        ge=1,
+        le=31_536_000,
+        description="Seconds after which a stuck collective operation fails the stage.",
     )
 
     @property

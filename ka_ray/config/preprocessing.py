@@ -69,7 +69,9 @@ class Preprocessing(Section):
     )
     channel_order: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colour channels.")
     channels: Literal[1, 3] = Field(3, description="1: the network takes grey images.")
-    rescale: float = Field(1 / 255, ge=1e-6, le=1e6, description="Factor of the pixels 0 ... 255; 1: no scaling.")
+    rescale: float = Field(
+        1 / 255, ge=1e-6, le=1e6, description="Factor of the pixels 0 ... 255; 1: no scaling."
+    )
     mean: Colour = Field(
         IMAGENET["mean"], description="Mean of the rescaled pixels, per channel; it is subtracted."
     )

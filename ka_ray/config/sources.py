@@ -21,7 +21,9 @@ class Images(Section):
     """The keys that all sources share."""
 
     size: int = Field(
-        ge=4, le=4096, description="Height and width, in pixels, for networks whose preprocessing names no size."
+        ge=4,
+        le=4096,
+        description="Height and width, in pixels, for networks whose preprocessing names no size.",
     )
     resize: Literal["squash", "crop"] = Field(
         "crop",
@@ -73,7 +75,10 @@ class DigitsImages(Images):
 
     source: Literal["digits"] = Field(description="The kind of source.")
     size: int = Field(
-        8, ge=4, le=4096, description="Height and width, in pixels, for networks whose preprocessing names no size."
+        8,
+        ge=4,
+        le=4096,
+        description="Height and width, in pixels, for networks whose preprocessing names no size.",
     )
     split: Literal["train", "test", "all"] = Field("train", description="test: every fifth image.")
 

@@ -34,7 +34,10 @@ class ExtractConfig(Section):
         description="Approximate limit of the data that waits between actors; null: Ray Data's own limit.",
     )
     shard_mib: float = Field(
-        64, ge=0.001, le=1e6, description="Approximate size of a file of features; a lost worker loses at most one file."
+        64,
+        ge=0.001,
+        le=1e6,
+        description="Approximate size of a file of features; a lost worker loses at most one file.",
     )
 
 

@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ListImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import locate, text_to_label, to_label, to_owner
+from ka_ray.images.cells import (
+    check_column_type,
+    check_label_type,
+    locate,
+    text_to_label,
+    to_label,
+    to_owner,
+)
 from ka_ray.images.listed_files import read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.files import read_bytes
@@ -118,7 +125,16 @@ def _read_csv(content: bytes, config: ListImages) -> Any:
 
 def _read_parquet(content: bytes, config: ListImages) -> Any:
     file = pq.ParquetFile(io.BytesIO(content))
-    return file.read(columns=_check_columns(file.schema_arrow.names, config))
+    columns = _check_columns(file.schema_arrow.names, config)
+    kinds = {column: file.schema_arrow.field(column).type for column in columns}
+    check_column_type("path_column", config.path_column, kinds[config.path_column], config.path)
+    if config.owner_column is not None:
+        check_column_type("owner_column", config.owner_column, kinds[config.owner_column], config.path)
+    if config.label_column is not None:
+        check_label_type(
+            config.label_column, kinds[config.label_column], config.classes is not None, config.path
+        )
+    return file.read(columns=columns)
 
 
 def _check_columns(names: list[str], config: ListImages) -> list[str]:
