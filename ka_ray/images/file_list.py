@@ -80,7 +80,9 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str], list[list[str]
         return _read_lines(content, config)
     try:
         table = _read_parquet(content, config) if suffix == ".parquet" else _read_csv(content, config)
-    except pa.ArrowException as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the content is in memory already
         raise InputError(f"images.path: the list {config.path} cannot be read: {error}") from None
     paths = [_decode(path) for path in _values(table[config.path_column])]
     owners = (
@@ -134,7 +136,9 @@ def _read_parquet(content: bytes, config: ListImages) -> Any:
         check_label_type(
             config.label_column, kinds[config.label_column], config.classes is not None, config.path
         )
-    return file.read(columns=columns)
+    table = file.read(columns=columns)
+    table.validate(full=True)  # text that is no UTF-8 would raise only where it is used
+    return table
 
 
 def _check_columns(names: list[str], config: ListImages) -> list[str]:

@@ -113,7 +113,9 @@ def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
         with open_random_access(where) as source:
             # Pre-buffering joins the ranges of the columns into few requests, which only pays off remotely.
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
-            yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                batch.validate(full=True)  # text that is no UTF-8 would raise only where it is used
+                yield batch
     except (ConnectionError, TimeoutError):
         raise  # the file itself may be fine: the chunk is read again
     except (pa.ArrowException, OSError) as error:

@@ -138,7 +138,7 @@ def _count_stored(config: Config, folder: Path, part: str) -> int:
     """Count the images of a part of the extraction, without those that the gate says belong to nobody."""
     if not (folder / part / DONE).exists():
         return 0
-    images = int(read_json(folder / part / DONE)["images"])
+    images = int(read_json(folder / part / DONE, images=int)["images"])
     if not config.scores.gated:
         return images
     return images - count_left_out(folder / part, owners_folder(folder, config.scores.gate))

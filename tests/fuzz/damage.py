@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 VALUES: tuple[Any, ...] = (
-    None, True, "", "x", "../../x", -1, 0, 10**30, 0.5, float("nan"), [], {}, [None], {"a": 1}, ["a", "a"], [[1]],
+    None, True, "", "x", "../../x", -1, 0, 10**30, 0.5, float("nan"), [], {}, [None], {"a": 1}, ["a", "a"],
+    [[1]],
 )  # fmt: skip
 """Values that replace others in JSON."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 HOSTILE: tuple[Any, ...] = (
     None, True, False, "", " ", "a/b", "../up", "x" * 300, "caf\u00e9 \u2603", "a\nb", "a\0b", "$x$", "<b>",
-    "*", ".", "..", "a.b", "-", "~nobody_here/x", "nowhere.txt", "null", "nan", "1e-3", "0x10", "-1", "training",
+    "*", ".", "..", "a.b", "-", "~nobody_here/x", "nowhere.txt", "null", "nan", "1e-3", "0x10", "training",
     "forward", "scores", "__class__", ".os:system", "os:system", ":", "json:", "a:b", "student", "nobody",
     "descriptive", "gopher://x/y", "s3://", "memory://x/y", "hf-hub:a", "timm/", "resnet18", "{}", "[1,",
     -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**30, -(10**30), 0.0, -0.5, 0.5, 1.5, 1e-320, 1e-12, 1e12, 1e308,

@@ -22,8 +22,8 @@ from ka_ray.config import Config, load_images
 from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.store import Store
 from ka_ray.gates.gate import Gate
-from ka_ray.images.split import ImageSet, read_sample
 from ka_ray.images import open_source
+from ka_ray.images.split import ImageSet, read_sample
 from ka_ray.numerics.moments import MomentsMeter
 from ka_ray.numerics.named_moments import load_moments, save_moments
 from ka_ray.reports.report import Report
@@ -188,7 +188,9 @@ def add_stages(add: Callable[[str, Read], Path], student: Student) -> None:
     save_file(dict(student.state_dict()), kept / "joint_kept.epoch", metadata={CHOICE: choice})
     meter = MomentsMeter(3)
     meter.add(torch.rand(9, 3))
-    save_moments({"conv1": meter.total}, add("moments", lambda f: load_moments(f / "m.safetensors")) / "m.safetensors")
+    save_moments(
+        {"conv1": meter.total}, add("moments", lambda f: load_moments(f / "m.safetensors")) / "m.safetensors"
+    )
 
 
 def add_finished_run(add: Callable[[str, Read], Path], tree: dict[str, Any], student: Student) -> None:
@@ -201,7 +203,9 @@ def add_finished_run(add: Callable[[str, Read], Path], tree: dict[str, Any], stu
         report.to_markdown()
         load_run_id(folder)
         prepare_output_dir(Config.load(folder.parent / "run.yaml", [f"output={folder}"]))
-        extending = Config.model_validate(tree | {"teachers": [*tree["teachers"], third], "extend": str(folder)})
+        extending = Config.model_validate(
+            tree | {"teachers": [*tree["teachers"], third], "extend": str(folder)}
+        )
         check_extended_teachers(extending)
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in extending.teachers})
         load_finished_gate(extending, SimpleNamespace(label_sets=label_sets))  # type: ignore[arg-type]
