@@ -108,8 +108,7 @@ class Store:
 
     Raises:
         FileNotFoundError: A folder is not finished.
-        InputError: A shard is damaged, or the folders have no rows.
-        ValueError: An image id occurs twice.
+        InputError: A shard is damaged, the folders have no rows, or an image id occurs twice.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -131,7 +130,7 @@ class Store:
         self._shard_of_row, self._row_in_shard = shard_of_row[order], row_in_shard[order]
         if len(np.unique(ids)) < len(ids):
             names = ", ".join(map(str, folders))
-            raise ValueError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
+            raise InputError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
 
     def _keep(self, rows: npt.NDArray[np.bool_]) -> None:
         """Forget all rows but those of a mask ``[n]``; for stores that leave images out."""

@@ -154,7 +154,7 @@ def read_spec(path: Path) -> StudentSpec:
         spec = TypeAdapter(StudentSpec).validate_python(content)
         # Each raises if its part of the content is not as it was written.
         _ = spec.view, spec.decoding_rules, spec.classes
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is damaged, or was written by another version of ka_ray: {error}") from None
     return spec
 
