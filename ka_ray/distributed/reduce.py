@@ -159,12 +159,13 @@ def reduce_images(
         return _reduce(rows, reducers, on_images)
 
     sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
-    check_any_readable(summary["images"], ray.get(monitor.summary.remote())["unreadable"])
-    _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
+    _check_count(summary["images"], len(work.images.ids), monitor)
     return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 
-def _check_count(images: int, wanted: int) -> None:
+def _check_count(images: int, listed: int, monitor: Any) -> None:
+    check_any_readable(images, ray.get(monitor.summary.remote())["unreadable"])
+    wanted = listed - len(ray.get(monitor.without_row.remote()))
     if images != wanted:
         raise ClusterError(f"{images} images were added up instead of {wanted}")
 

@@ -11,7 +11,7 @@ from ka_ray.student import FAMILIES, find_family, find_valid_taps
 from ka_ray.student.value_chain import is_child_name
 from ka_ray.teachers import build_network
 
-RESERVED = {"image_id", "image", "label", OWNER, "draws", "target", SCORES, TARGETS, EMBEDDING}
+RESERVED = {"image_id", "image", "label", OWNER, "draws", "target", TARGETS, EMBEDDING}
 RESERVED |= {OWNERS, P_NOBODY}
 """Names that a tap cannot have, because other columns of the stored features have them."""
 
