@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MAX_SEED = 2**32 - 1
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 """A seed of random choices; numpy, torch and Optuna all take these."""
 
 Count = Annotated[int, Field(ge=1, le=10**9)]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
+from ka_ray.config.ranges import MAX_SEED
 from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
@@ -74,6 +75,8 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
+    if config.seed + num_seeds - 1 > MAX_SEED:
+        raise InputError(f"--seeds: {num_seeds} from seed {config.seed} go past the largest one, {MAX_SEED}")
     config = with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
