@@ -58,7 +58,7 @@ def test_an_invalid_comparison_leaves_no_output_folder(load_config, tmp_path, me
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 0), (2**32 - 1, 2), (5, 2**32)])
-def test_a_comparison_with_seeds_that_do_not_exist_leaves_no_output_folder(load_config, tmp_path, seed, count):
+def test_a_comparison_past_the_last_seed_leaves_no_output_folder(load_config, tmp_path, seed, count):
     config = load_config(f"output={tmp_path / 'run'}", f"seed={seed}")
     with pytest.raises(ka_ray.InputError, match="--seeds: "):
         ka_ray.compare(config, num_seeds=count)
