@@ -4,6 +4,7 @@ Any other exception is a bug: the command ends with a traceback.
 """
 
 import errno
+import io
 import sys
 from collections.abc import Callable
 
@@ -84,6 +85,10 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
     Returns:
         0 if the function returned, :data:`EXIT_BAD_INPUT` or :data:`EXIT_TRY_AGAIN` otherwise.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8 shows letters that it lacks as escapes; by default, Python would raise.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         work()
     except Exception as error:

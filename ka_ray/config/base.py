@@ -13,18 +13,36 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationInfo,
+    model_validator,
 )
 
 from ka_ray.config.class_names import ACCEPTED_FORMS, normalise, parse_names
 from ka_ray.config.job_paths import ClusterContext, is_absolute, is_on_cluster
+from ka_ray.config.ranges import MAX_TEXT_LENGTH, find_flag
 from ka_ray.storage.files import absolute, exists, is_path, read_text
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials, to_path
 
 
 class Section(BaseModel):
-    """A config section: immutable, unknown keys refused."""
+    """A config section: immutable; unknown keys, numbers that are not finite and endless text are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        str_max_length=MAX_TEXT_LENGTH,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_flags(cls, given: Any) -> Any:
+        # Not a validator of all fields: pydantic refuses one on the key that tells the kind of a source.
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            field = cls.model_fields.get(key)
+            if field is not None and find_flag(value, field.annotation):
+                raise ValueError(f"{key}: {value!r}; true and false are no values of this key")
+        return given
 
 
 def drop_nulls(given: Any, keys: Collection[str]) -> Any:
@@ -121,6 +139,8 @@ def read_names(value: Any, info: ValidationInfo) -> Any:
 
 def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(normalise(name) for name in names)
+    if not all(name.strip() for name in names):
+        raise ValueError("a class name is empty; an image without a class has an empty label")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"class named twice: {', '.join(twice)}; every class name must be unique")

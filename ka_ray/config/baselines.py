@@ -6,14 +6,15 @@ from pydantic import Field
 
 from ka_ray.config.base import Section
 from ka_ray.config.joint import JointConfig
+from ka_ray.config.ranges import Count, Positive, Rate
 from ka_ray.config.teachers import Augmentation
 
 
 class ScratchConfig(Section):
     """How training from labels differs from the config's `joint` section; null: the value from `joint`."""
 
-    batch_size: int | None = Field(None, ge=1, description="Images per step.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak of the one-cycle schedule.")
+    batch_size: Count | None = Field(None, description="Images per step.")
+    learning_rate: Rate | None = Field(None, description="Peak of the one-cycle schedule.")
     augment: Augmentation | None = Field(None, description="Random views of the training images.")
 
     def apply_to(self, joint: JointConfig, images: int) -> JointConfig:
@@ -32,7 +33,7 @@ class DistillConfig(ScratchConfig):
     """How distillation differs from the config's `joint` section; null: the value from `joint`."""
 
     loss: Literal["mse", "kl"] | None = Field(None, description="Loss between scores.")
-    temperature: float | None = Field(None, gt=0, description="Temperature of both distributions in `kl`.")
+    temperature: Positive | None = Field(None, description="Temperature of both distributions in `kl`.")
 
 
 class BaselinesConfig(Section):

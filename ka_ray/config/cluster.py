@@ -5,13 +5,14 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ka_ray.config.base import Section
+from ka_ray.config.ranges import Count, CountOrZero
 
 
 class WorkerRange(Section):
     """An elastic group: training starts with the workers that fit, and grows when nodes are added."""
 
-    min: int = Field(ge=1, description="Smallest number of training workers.")
-    max: int = Field(ge=1, description="Largest number of training workers.")
+    min: Count = Field(description="Smallest number of training workers.")
+    max: Count = Field(description="Largest number of training workers.")
 
     @model_validator(mode="after")
     def _in_order(self) -> "WorkerRange":
@@ -21,7 +22,7 @@ class WorkerRange(Section):
 
 
 Workers = Annotated[
-    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")],
+    Annotated[Count, Tag("number")] | Annotated[WorkerRange, Tag("range")],
     Discriminator(lambda v: "range" if isinstance(v, dict | WorkerRange) else "number"),
 ]
 
@@ -37,11 +38,11 @@ class RayConfig(Section):
         None,
         description="Address of the cluster; null: RAY_ADDRESS if set, otherwise Ray starts on this machine.",
     )
-    num_cpus: int | None = Field(
-        None, ge=1, description="CPUs of the Ray that starts on this machine; null: all."
+    num_cpus: Count | None = Field(
+        None, description="CPUs of the Ray that starts on this machine; null: all."
     )
-    num_gpus: int | None = Field(
-        None, ge=0, description="GPUs of the Ray that starts on this machine; null: all."
+    num_gpus: CountOrZero | None = Field(
+        None, description="GPUs of the Ray that starts on this machine; null: all."
     )
     autoscaling: bool | None = Field(
         None,
@@ -53,12 +54,13 @@ class RayConfig(Section):
         description="Training workers: a number, or {min, max}, as many as the cluster has room for; "
         "null: 2, or 1 on one core or one GPU.",
     )
-    max_failures: int = Field(
-        3, ge=0, description="Maximum number of consecutive failures of workers or nodes without progress."
+    max_failures: CountOrZero = Field(
+        3, description="Maximum number of consecutive failures of workers or nodes without progress."
     )
     timeout_s: int = Field(
         1800,
         ge=1,
+        le=31_536_000,
         description="Seconds without progress after which training, or a pass over images, fails.",
     )
 

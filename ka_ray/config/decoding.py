@@ -23,7 +23,8 @@ class Decoding(Section):
     )
     white: float | None = Field(
         None,
-        gt=0,
+        ge=1e-12,
+        le=1e12,
         description="Value that is white in images of more than 8 bits per channel, such as 4095 for 12-bit "
         "X-rays. null: the largest value of the file's format; 1 for floats.",
     )
@@ -33,5 +34,6 @@ class Decoding(Section):
     max_pixels: int = Field(
         178_956_970,
         ge=1,
+        le=10**12,
         description="Larger images are unreadable: a small file can hold an image that fills the memory.",
     )

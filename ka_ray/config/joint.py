@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ka_ray.config.base import drop_nulls
 from ka_ray.config.network_training import NetworkTrainingConfig
+from ka_ray.config.ranges import Count, CountOrZero, Positive
 from ka_ray.config.stages import TrainingConfig
 from ka_ray.config.teachers import Augmentation
 
@@ -19,14 +20,12 @@ Frozen batch norms were as good as trained ones, faster, and do not depend on th
 class JointConfig(NetworkTrainingConfig, TrainingConfig):
     """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
 
-    epochs: int = Field(
+    epochs: CountOrZero = Field(
         10,
-        ge=0,
         description="Number of passes over the images; 0: no joint learning. null: 10, or 3 behind a start.",
     )
-    batch_size: int = Field(
+    batch_size: Count = Field(
         64,
-        ge=1,
         description="Images per step, over all workers together; null: 64, or 32 behind a start.",
     )
     beta2: float = Field(
@@ -42,14 +41,14 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
         description="best: of the start and the epochs, keep the student that follows the ensemble best "
         "on held-out images; last: the student of the last epoch. null: last, or best behind a start.",
     )
-    temperature: float = Field(
-        2.0, gt=0, description="Temperature of both distributions in `kl`; unused by `mse`."
+    temperature: Positive = Field(
+        2.0, description="Temperature of both distributions in `kl`; unused by `mse`."
     )
     augment: Augmentation = Field(
         Augmentation(), description="Augmentation; the teachers score the same view as the student."
     )
-    images: int | None = Field(
-        None, ge=1, description="Stop after this many images instead of after `epochs`; null: use `epochs`."
+    images: Count | None = Field(
+        None, description="Stop after this many images instead of after `epochs`; null: use `epochs`."
     )
 
     @model_validator(mode="before")

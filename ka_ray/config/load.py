@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ka_ray.config.base import AnySection, Section
 from ka_ray.config.job_paths import ClusterContext, without_job_folder
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.module_folders import add_module_folders
+from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
 from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
@@ -20,6 +20,9 @@ SAME_RESULT = ("output", "ray", "placement", "tracking")
 
 CHANGEABLE_EXTRACT_KEYS = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
 """Keys of `extract` that may change when a run resumes, for example because memory ran out."""
+
+MAX_PROBLEMS = 20
+"""Largest number of mistakes that an error message lists."""
 
 HOLDOUT = "tune.holdout"
 """The only key of `tune` that changes which images students are computed from."""
@@ -114,8 +117,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not exists(path):
         raise InputError(f"config {path} does not exist")
     try:
-        tree = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = parse_yaml(read_text(path))
+    except (ValueError, OSError) as error:
         raise InputError(f"config {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path} must be a mapping of keys, it is a {type(tree).__name__}")
@@ -128,8 +131,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"--set {override!r}: must read dotted.key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = parse_yaml(value)
+    except ValueError as error:
         raise InputError(f"--set {override!r}: the value is not YAML: {error}") from None
     *parents, last = key.split(".")
     node: Any = tree
@@ -148,7 +151,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if part not in map(str, range(len(node))):
             raise InputError(f"--set {override!r}: {part!r} must be an index below {len(node)}")
         return node[int(part)]
     if isinstance(node, dict):
@@ -158,7 +161,7 @@ def _child(node: Any, part: str, override: str) -> Any:
 
 def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
     lines = [f"{path}: {error.error_count()} problem(s)"]
-    for problem in error.errors():
+    for problem in error.errors()[:MAX_PROBLEMS]:
         is_about_key = problem["type"] in ("extra_forbidden", "missing")  # not about its value
         key = ".".join(_written_keys(tree, problem["loc"], is_about_key))
         message = problem["msg"].removeprefix("Value error, ")
@@ -167,6 +170,8 @@ def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
         secret = CREDENTIALS_PATTERN.search(repr(problem["input"]))
         given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
         lines.append(f"  {key + ': ' if key else ''}{message}{given}")
+    if error.error_count() > MAX_PROBLEMS:
+        lines.append(f"  and {error.error_count() - MAX_PROBLEMS} more")
     return "\n".join(lines)
 
 
@@ -174,12 +179,16 @@ def _written_keys(tree: Any, loc: tuple[Any, ...], is_about_key: bool) -> list[s
     """Return only the keys that the user wrote; pydantic adds the names of union members to the location."""
     keys = []
     for place, part in enumerate(loc):
-        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
+        if (isinstance(tree, dict) and part in tree) or _has_item(tree, part):
             tree = tree[part]
         elif place < len(loc) - 1 or not isinstance(tree, dict) or not is_about_key:
             continue
         keys.append(str(part))
     return keys
+
+
+def _has_item(tree: Any, part: Any) -> bool:
+    return isinstance(tree, list) and isinstance(part, int) and part < len(tree)
 
 
 def _is_short(value: Any) -> bool:

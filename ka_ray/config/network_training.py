@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ka_ray.config.base import Section
+from ka_ray.config.ranges import Positive, PositiveOrZero
 
 
 class NetworkTrainingConfig(Section):
@@ -23,8 +24,8 @@ class NetworkTrainingConfig(Section):
         lt=1,
         description="Share of all steps during which the learning rate rises to its peak; 0: none.",
     )
-    weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay of AdamW; biases and norms are not decayed."
+    weight_decay: PositiveOrZero = Field(
+        0.0, description="Weight decay of AdamW; biases and norms are not decayed."
     )
     batch_norms: Literal["train", "frozen"] = Field(
         "train",
@@ -38,9 +39,8 @@ class NetworkTrainingConfig(Section):
         description="Decay of an exponential moving average of the weights, such as 0.999; the averaged "
         "weights are the result. null: no average.",
     )
-    clip_norm: float | None = Field(
+    clip_norm: Positive | None = Field(
         None,
-        gt=0,
         description="Largest norm of the gradient of all weights together; a larger one is scaled down to "
         "it. null: no limit.",
     )

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveFloat, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from ka_ray.config.base import Section
+from ka_ray.config.ranges import Text
 
 
 def _whole_or_part(gpu: float) -> float:
@@ -13,15 +14,15 @@ def _whole_or_part(gpu: float) -> float:
     return gpu
 
 
-Cpus = Annotated[float, Field(gt=0)]
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_or_part)]
+Cpus = Annotated[float, Field(ge=0.0001, le=1e6)]
+Gpus = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_whole_or_part)]
 
 
 class _Resources(Section):
-    resources: dict[str, PositiveFloat] = Field(
+    resources: dict[Text, Cpus] = Field(
         default_factory=dict, description="Custom Ray resources: name -> amount."
     )
-    label: dict[str, str] = Field(
+    label: dict[Text, str] = Field(
         default_factory=dict,
         description="Labels that the node must have; a value may be !x, in(x,y) or !in(x,y).",
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ka_ray.config.base import Section
+from ka_ray.config.ranges import Pixels
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Mean and standard deviation of ImageNet's training images."""
@@ -44,15 +45,15 @@ class Preprocessing(Section):
         "scale the longer side to size and pad the other one; none: images have this size already; null: as "
         "images.resize says.",
     )
-    size: int | None = Field(
-        None, ge=1, description="Pixels of the resized side; null: crop / crop_fraction, or images.size."
+    size: Pixels | None = Field(
+        None, description="Pixels of the resized side; null: crop / crop_fraction, or images.size."
     )
-    crop: int | None = Field(
-        None, ge=1, description="Cut crop x crop pixels out of the centre; null: size x size."
+    crop: Pixels | None = Field(
+        None, description="Cut crop x crop pixels out of the centre; null: size x size."
     )
     crop_fraction: float | None = Field(
         None,
-        gt=0,
+        ge=0.05,
         le=2,
         description="Side of the crop as a share of the resized side, at most 1 unless the image shall be "
         "padded; null: size says it.",
@@ -68,7 +69,9 @@ class Preprocessing(Section):
     )
     channel_order: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colour channels.")
     channels: Literal[1, 3] = Field(3, description="1: the network takes grey images.")
-    rescale: float = Field(1 / 255, gt=0, description="Factor of the pixels 0 ... 255; 1: no scaling.")
+    rescale: float = Field(
+        1 / 255, ge=1e-6, le=1e6, description="Factor of the pixels 0 ... 255; 1: no scaling."
+    )
     mean: Colour = Field(
         IMAGENET["mean"], description="Mean of the rescaled pixels, per channel; it is subtracted."
     )
@@ -105,9 +108,10 @@ class Preprocessing(Section):
                 f"mean: {list(self.mean)} does not fit pixels of 0 ... {brightest:g}. Give it in these "
                 "units; rescale says which: 1/255 (0.00392) for 0 ... 1, 1 for 0 ... 255"
             )
-        if min(self.std) <= 0 or max(self.std) > brightest:
+        if min(self.std) < brightest / 1e6 or max(self.std) > brightest:
             raise ValueError(
-                f"std: {list(self.std)} does not fit pixels of 0 ... {brightest:g}; each must be above 0"
+                f"std: {list(self.std)} does not fit pixels of 0 ... {brightest:g}; each must lie in "
+                f"{brightest / 1e6:g} ... {brightest:g}"
             )
         return self
 

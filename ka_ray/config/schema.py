@@ -15,6 +15,7 @@ from ka_ray.config.joint import BEHIND_START, JointConfig
 from ka_ray.config.load import load
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.placement import PlacementConfig
+from ka_ray.config.ranges import Name, Seed
 from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.stages import CodesConfig, ExtractConfig, LayersConfig, LikeTeacher
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig, TapName, TapPath
@@ -58,8 +59,8 @@ class TrackingConfig(Section):
 
 
 class _Run(FactoriesSection):
-    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", description="Names the MLflow run and the output folder.")
-    seed: int = Field(0, description="Seed of all random choices.")
+    name: Name = Field(description="Names the MLflow run and the output folder.")
+    seed: Seed = Field(0, description="Seed of all random choices.")
     output: AbsolutePath | None = Field(None, description="null: runs/NAME")
     images: ImagesConfig
     evaluation: EvaluationConfig = EvaluationConfig()

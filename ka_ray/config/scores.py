@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, field_validator
 
 from ka_ray.config.base import ExistingPath, Section
 from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
+from ka_ray.config.ranges import Pixels, Positive
 from ka_ray.config.sources import NOBODY
 
 
@@ -26,8 +27,8 @@ class ScoresConfig(Section):
     views: tuple[Literal["flip", "shift"], ...] = Field(
         (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
     )
-    shift: int = Field(
-        2, ge=1, description="Pixels that the view `shift` moves the image up, down, left and right."
+    shift: Pixels = Field(
+        2, description="Pixels that the view `shift` moves the image up, down, left and right."
     )
 
     gate: Literal["none", "owners", "hints", "self", "extended", "auto"] = Field(
@@ -46,7 +47,7 @@ class ScoresConfig(Section):
         "`gate`. They are no class labels, and the student does not learn from them.",
     )
 
-    shares: dict[str, PositiveFloat] = Field(
+    shares: dict[str, Positive] = Field(
         default_factory=dict,
         description="Teacher -> its share of the images, for `gate: self`, as numbers in proportion; empty: "
         "as the scores have them. Wrong shares do more harm than this gate does good.",

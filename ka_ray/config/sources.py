@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import ClusterContext, is_absolute
+from ka_ray.config.ranges import Count, CountOrZero, Text
 
 NOBODY = "nobody"
 """The owner of images that show no teacher's classes; no teacher may have this name."""
@@ -20,7 +21,9 @@ class Images(Section):
     """The keys that all sources share."""
 
     size: int = Field(
-        ge=4, description="Height and width, in pixels, for networks whose preprocessing names no size."
+        ge=4,
+        le=4096,
+        description="Height and width, in pixels, for networks whose preprocessing names no size.",
     )
     resize: Literal["squash", "crop"] = Field(
         "crop",
@@ -28,14 +31,14 @@ class Images(Section):
         "scale both sides to size.",
     )
     decoding: Decoding = Field(Decoding(), description="How image files become RGB pixels.")
-    limit: int | None = Field(
-        None, ge=1, description="Number of images to use, chosen at random by the seed; null: all."
+    limit: Count | None = Field(
+        None, description="Number of images to use, chosen at random by the seed; null: all."
     )
-    max_unreadable: int = Field(
-        0, ge=0, description="Number of unreadable images to skip and list; more end the run."
+    max_unreadable: CountOrZero = Field(
+        0, description="Number of unreadable images to skip and list; more end the run."
     )
 
-    owner: str | None = Field(
+    owner: Text | None = Field(
         None,
         description="Name of the teacher whose classes all of these images show, for `scores.gate`; nobody: "
         "they show no teacher's classes, and the student does not learn from them; null: not known.",
@@ -72,7 +75,10 @@ class DigitsImages(Images):
 
     source: Literal["digits"] = Field(description="The kind of source.")
     size: int = Field(
-        8, ge=4, description="Height and width, in pixels, for networks whose preprocessing names no size."
+        8,
+        ge=4,
+        le=4096,
+        description="Height and width, in pixels, for networks whose preprocessing names no size.",
     )
     split: Literal["train", "test", "all"] = Field("train", description="test: every fifth image.")
 
@@ -93,8 +99,8 @@ class FolderImages(Images):
 class _TableImages(Images):
     """Images that a table lists, one in each row."""
 
-    label_column: str | None = Field(None, description=LABELS)
-    owner_column: str | None = Field(None, description=OWNERS)
+    label_column: Text | None = Field(None, description=LABELS)
+    owner_column: Text | None = Field(None, description=OWNERS)
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
 
     @property
@@ -124,8 +130,8 @@ class ParquetImages(_TableImages):
 
     source: Literal["parquet"] = Field(description="The kind of source.")
     path: ExistingPath = Field(description="A file, or a folder of files.")
-    files: str = Field("*.parquet", description="Which files of the folder: a glob pattern.")
-    image_column: str = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
+    files: Text = Field("*.parquet", description="Which files of the folder: a glob pattern.")
+    image_column: Text = Field("image", description="Encoded bytes, or a struct of `bytes` and `path`.")
 
 
 class ListImages(_TableImages):
@@ -135,7 +141,7 @@ class ListImages(_TableImages):
     path: ExistingPath = Field(
         description="The list: .csv or .tsv with a header, .parquet, or .txt with one path per line."
     )
-    path_column: str = Field("path", description="Column of paths and URIs; not used for .txt.")
+    path_column: Text = Field("path", description="Column of paths and URIs; not used for .txt.")
     root: ExistingPath | None = Field(
         None, description="Folder from which relative paths count; null: the folder of the list."
     )
@@ -158,9 +164,9 @@ class DatasetsImages(Images):
 
     source: Literal["datasets"] = Field(description="The kind of source.")
     path: ExistingPath = Field(description="The folder that save_to_disk has written.")
-    split: str | None = Field(None, description="Which split of a DatasetDict; null: a single Dataset.")
-    image_column: str | None = Field(None, description="Column of images; null: the only one.")
-    label_column: str | None = Field(
+    split: Text | None = Field(None, description="Which split of a DatasetDict; null: a single Dataset.")
+    image_column: Text | None = Field(None, description="Column of images; null: the only one.")
+    label_column: Text | None = Field(
         None, description="Column of ClassLabel, class names, or integers into `classes`; null: no labels."
     )
     classes: ClassNames | None = Field(
@@ -178,11 +184,11 @@ class WebDatasetImages(Images):
 
     source: Literal["webdataset"] = Field(description="The kind of source.")
     path: ExistingPath = Field(description="A tar file, or a folder of them.")
-    files: str = Field("*.tar", description="Which files of the folder: a glob pattern.")
-    image_key: str | None = Field(
+    files: Text = Field("*.tar", description="Which files of the folder: a glob pattern.")
+    image_key: Text | None = Field(
         None, description="Extension of the image, such as `jpg` or `jpg;png`; null: the only image."
     )
-    label_key: str | None = Field(
+    label_key: Text | None = Field(
         None, description="Extension of the label, such as `cls`, or `json.NAME`: an entry of it; null: none."
     )
     classes: ClassNames | None = Field(None, description=INDEXED_NAMES)
@@ -197,7 +203,7 @@ class TorchvisionImages(Images):
     """A dataset of ``torchvision.datasets`` whose files are on disk; nothing is downloaded."""
 
     source: Literal["torchvision"] = Field(description="The kind of source.")
-    dataset: str = Field(description="Name of a class of torchvision.datasets, such as CIFAR10.")
+    dataset: Text = Field(description="Name of a class of torchvision.datasets, such as CIFAR10.")
     root: ExistingPath | None = Field(None, description="The dataset's `root`: the folder with its files.")
     arguments: dict[str, Any] = Field({}, description="Other keyword arguments, such as `train: false`.")
     labelled: bool = Field(True, description="true: its targets are classes; false: they are not used.")

@@ -2,49 +2,51 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ka_ray.config.base import Section, drop_nulls
+from ka_ray.config.ranges import Count, Positive, PositiveOrZero, Rate
 
 
 class ExtractConfig(Section):
     """How the teachers turn images into stacked features."""
 
-    images: int | None = Field(
+    images: Count | None = Field(
         10_000,
-        ge=1,
         description="Number of images whose features are stored; for the others, only scores are stored. "
         "null: all images.",
     )
-    batch_size: int = Field(64, ge=1, description="Images per call of a teacher.")
-    actors_per_teacher: int = Field(
+    batch_size: Count = Field(64, description="Images per call of a teacher.")
+    actors_per_teacher: Count = Field(
         1,
-        ge=1,
         description="Copies of each teacher that run in parallel. Students are evaluated by the same number "
         "of actors, or fewer if the cluster has no room.",
     )
-    reducers: int = Field(
+    reducers: Count = Field(
         1,
-        ge=1,
         description="Actors that sum over the stacked features of all images, for `spectrum`, `tune` and "
         "`codes.widths.energy`. Each gets the resources of a teacher.",
     )
     object_store_gib: float | None = Field(
         None,
         ge=0.001,
+        le=1e9,
         description="Approximate limit of the data that waits between actors; null: Ray Data's own limit.",
     )
     shard_mib: float = Field(
-        64, gt=0, description="Approximate size of a file of features; a lost worker loses at most one file."
+        64,
+        ge=0.001,
+        le=1e6,
+        description="Approximate size of a file of features; a lost worker loses at most one file.",
     )
 
 
 class TrainingConfig(Section):
     """One stage of training: Adam with a one-cycle learning rate."""
 
-    epochs: int = Field(6, ge=1, description="Number of passes over the stored images.")
-    batch_size: int = Field(64, ge=1, description="Images per step, over all workers together.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak of the one-cycle schedule.")
+    epochs: Count = Field(6, description="Number of passes over the stored images.")
+    batch_size: Count = Field(64, description="Images per step, over all workers together.")
+    learning_rate: Rate = Field(1e-3, description="Peak of the one-cycle schedule.")
     beta2: float = Field(
         0.95,
         ge=0,
@@ -77,7 +79,7 @@ def _kind_of_widths(given: Any) -> str:
 Widths = Annotated[
     Annotated[LikeTeacher, Tag("like")]
     | Annotated[EnergyWidths, Tag("energy")]
-    | Annotated[dict[str, PositiveInt], Tag("taps")],
+    | Annotated[dict[str, Count], Tag("taps")],
     Discriminator(_kind_of_widths),
 ]
 
@@ -106,13 +108,12 @@ class CodesConfig(TrainingConfig):
         description="{like: TEACHER}, {energy: share of the variance} or {TAP: channels, ...}; null: as "
         "many channels as the student's network has at the tap.",
     )
-    positions_per_image: int = Field(
+    positions_per_image: Count = Field(
         16,
-        ge=1,
         description="Positions drawn at random from each feature map: by `sgd` in every epoch, by "
         "`exact` once.",
     )
-    learning_rate: float = Field(2e-2, gt=0, description="Peak of the one-cycle schedule.")
+    learning_rate: Rate = Field(2e-2, description="Peak of the one-cycle schedule.")
 
     @model_validator(mode="before")
     @classmethod
@@ -149,24 +150,21 @@ class LayersConfig(TrainingConfig):
         "layers in one pass; student: layer after layer, each gets the student's own features and "
         "compensates earlier errors.",
     )
-    positions_per_image: int = Field(
+    positions_per_image: Count = Field(
         64,
-        ge=1,
         description="Used by `least_squares`: largest number of positions taken from each feature map.",
     )
-    ridge: float | None = Field(
+    ridge: Positive | None = Field(
         None,
-        gt=0,
         description="Used by `least_squares`: strength of ridge regression, relative to a layer's mean input "
         "variance; null: chosen layer by layer on held-out images.",
     )
-    max_gram_gib: float = Field(
+    max_gram_gib: PositiveOrZero = Field(
         4,
-        ge=0,
         description="Used by `least_squares`: a layer with a larger Gram matrix is solved by conjugate "
         "gradients, which need many passes over the images instead of the matrix.",
     )
-    learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
+    learning_rate: Rate = Field(5e-3, description="Peak of the one-cycle schedule.")
 
     @model_validator(mode="after")
     def _can_be_computed(self) -> "LayersConfig":

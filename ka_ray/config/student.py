@@ -2,17 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ka_ray.config.base import ExistingPath, Section, drop_nulls
 from ka_ray.config.preprocessing import Preprocessing
+from ka_ray.config.ranges import Count, Name, Text
 from ka_ray.config.stages import EnergyWidths
 
 STUDENT = "student"
 """The name of the student in `taps`, beside those of the teachers."""
 
 
-TapName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
+TapName = Name
 TapPath = Annotated[
     Annotated[str, Tag("path")] | Annotated[dict[str, str], Tag("paths")],
     # Choose the alternative by type, so that an error names only what is wrong with that one.
@@ -50,9 +51,9 @@ def _kind_of_widths(given: Any) -> str:
 
 
 LayerWidths = Annotated[
-    Annotated[PositiveFloat, Tag("factor")]
+    Annotated[Annotated[float, Field(ge=0.001, le=1000)], Tag("factor")]
     | Annotated[EnergyWidths, Tag("energy")]
-    | Annotated[dict[str, PositiveInt], Tag("layers")],
+    | Annotated[dict[str, Count], Tag("layers")],
     Discriminator(_kind_of_widths),
 ]
 """Widths of the student's layers: a multiple of its own, a share of the variance, or channels by layer."""
@@ -61,7 +62,7 @@ LayerWidths = Annotated[
 class StudentConfig(Section):
     """The one network over all classes."""
 
-    network: str | None = Field(
+    network: Text | None = Field(
         None,
         description="plain, a torchvision model name, or package.module:factory; null: the first teacher's.",
     )

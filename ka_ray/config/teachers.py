@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from ka_ray.config.base import ClassNames, ExistingPath, ModelSource, Section
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.preprocessing import Preprocessing
+from ka_ray.config.ranges import MAX_NAME_LENGTH, Count, CountOrZero, Name, PositiveOrZero, Rate, Seed, Text
 from ka_ray.storage.files import is_path
 
 NETWORK_NAMES = "plain, a torchvision model name, timm/MODEL, or package.module:factory"
@@ -23,7 +24,7 @@ class Augmentation(Section):
     """Label-preserving views of an image, drawn again in every epoch."""
 
     flip: bool = Field(False, description="Mirror left-right with probability 1/2.")
-    shift: int = Field(0, ge=0, description="Shift by up to this many pixels in each direction.")
+    shift: int = Field(0, ge=0, le=4096, description="Shift by up to this many pixels in each direction.")
 
     @property
     def on(self) -> bool:
@@ -34,14 +35,14 @@ class Augmentation(Section):
 class TeachingConfig(NetworkTrainingConfig):
     """How a teacher is trained on labelled images (cross-entropy, AdamW, one-cycle learning rate)."""
 
-    epochs: int = Field(10, ge=1, description="Number of passes over the images.")
-    batch_size: int = Field(128, ge=1, description="Images per step, over all workers together.")
-    learning_rate: float = Field(5e-3, gt=0, description="Peak of the one-cycle schedule.")
-    weight_decay: float = Field(
-        5e-4, ge=0, description="Weight decay of AdamW, for all parameters, also biases and norms."
+    epochs: Count = Field(10, description="Number of passes over the images.")
+    batch_size: Count = Field(128, description="Images per step, over all workers together.")
+    learning_rate: Rate = Field(5e-3, description="Peak of the one-cycle schedule.")
+    weight_decay: PositiveOrZero = Field(
+        5e-4, description="Weight decay of AdamW, for all parameters, also biases and norms."
     )
     augment: Augmentation = Field(Augmentation(), description="Views of the images that it learns from.")
-    seed: int | None = Field(
+    seed: Seed | None = Field(
         None, description="Seed of its first weights, of shuffling and of views; null: that of the run."
     )
     start: ExistingPath | None = Field(
@@ -61,9 +62,7 @@ class TeacherConfig(Section):
 
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9_\-]+$", description="Unique among the teachers; by default from the path."
-    )
+    name: Name = Field(description="Unique among the teachers; by default from the path.")
     from_: ModelSource | None = Field(
         None,
         alias="from",
@@ -78,12 +77,12 @@ class TeacherConfig(Section):
         "found in `from`.",
     )
     checkpoint: ExistingPath | None = Field(None, description=".safetensors, or .pt / .pth with a state dict")
-    weights: str | None = Field(
+    weights: Text | None = Field(
         None,
         description="For a torchvision model, the name of published weights, such as IMAGENET1K_V1: their "
         "preprocessing is the default, and they are loaded if there is neither `checkpoint` nor `training`.",
     )
-    output: str | int | None = Field(
+    output: Text | CountOrZero | None = Field(
         None,
         description="For a network that returns several outputs, which one is the scores: its name, or its "
         "position from 0; null: the one named `logits`, or the only one with a score per class.",
@@ -150,4 +149,5 @@ def name_of_source(source: str) -> str:
     # Only suffixes of files are removed: a dot can be part of a name, as in `resnet18.a1_in1k`.
     stems = [SUFFIX.sub("", part) for part in parts]
     telling = [stem for stem in stems if not GENERIC_NAMES.fullmatch(stem.lower())]
-    return re.sub(r"[^A-Za-z0-9_\-]+", "_", (telling or stems or ["teacher"])[-1]).strip("_") or "teacher"
+    name = re.sub(r"[^A-Za-z0-9_\-]+", "_", (telling or stems or ["teacher"])[-1]).strip("_")
+    return name[:MAX_NAME_LENGTH] or "teacher"

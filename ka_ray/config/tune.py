@@ -2,24 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ka_ray.config.base import Section
+from ka_ray.config.ranges import Count, Positive, Rate
 
-Choices = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Choices = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 class TuneConfig(Section):
     """Which students `ka-ray tune` tries, and how it compares agreement on held-out images with cost."""
 
-    trials: int = Field(
-        24, ge=1, description="Number of students to try; for a grid, the largest number allowed."
+    trials: Count = Field(
+        24, description="Number of students to try; for a grid, the largest number allowed."
     )
     algorithm: Literal["random", "grid", "optuna"] = Field(
         "random",
         description="random: some combinations; grid: all combinations; optuna: TPE (extra `optuna`).",
     )
-    factors: tuple[PositiveFloat, ...] = Field(
+    factors: tuple[Annotated[float, Field(ge=0.001, le=1000)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25),
         min_length=1,
         description="Widths to try at every tap or layer, as multiples of the student's own width.",
@@ -27,20 +28,19 @@ class TuneConfig(Section):
     widths: dict[str, Choices] = Field(
         default_factory=dict, description="tap or layer: the widths to try there, instead of `factors`."
     )
-    ridges: tuple[PositiveFloat, ...] = Field(
+    ridges: tuple[Positive, ...] = Field(
         (),
         description="Ridges to try, relative to a layer's mean input variance; empty: chosen layer by layer.",
     )
-    learning_rates: tuple[PositiveFloat, ...] = Field(
+    learning_rates: tuple[Rate, ...] = Field(
         (),
         description="Learning rates to try in joint learning after the layers; empty: no joint learning.",
     )
     cost: Literal["parameters", "macs"] = Field(
         "parameters", description="What a student costs: its parameters, or its multiply-accumulates."
     )
-    budget: int | None = Field(
+    budget: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
         None,
-        ge=1,
         description="Largest cost of the chosen student; null: the cost of the student as configured.",
     )
     holdout: float = Field(
@@ -49,8 +49,8 @@ class TuneConfig(Section):
         lt=1,
         description="Share of `images` on which trials are judged; no trial is computed from them.",
     )
-    max_concurrent: int | None = Field(
-        None, ge=1, description="Trials that run at the same time; null: as many as fit on the cluster."
+    max_concurrent: Count | None = Field(
+        None, description="Trials that run at the same time; null: as many as fit on the cluster."
     )
 
     @model_validator(mode="after")

@@ -65,7 +65,9 @@ class WorkerReporter:
         with TemporaryDirectory() as folder:
             checkpoint = None
             if rank() == 0:  # Ray Train would merge the same file of every rank
-                (Path(folder) / POINTER).write_text(json.dumps({"output_folder": str(self._output)}))
+                (Path(folder) / POINTER).write_text(
+                    json.dumps({"output_folder": str(self._output)}), encoding="utf-8"
+                )
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report(_metrics(epoch), checkpoint=checkpoint)
         self._reported = time.monotonic()

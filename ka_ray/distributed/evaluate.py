@@ -21,7 +21,7 @@ from ka_ray.amalgamation.gated_scores import compute_energies
 from ka_ray.config import DESCRIPTIVE, Resources, ScoresConfig, TeacherConfig
 from ka_ray.distributed.count_sums import CountSums
 from ka_ray.distributed.device import actor_device
-from ka_ray.distributed.images import Columns, read_images
+from ka_ray.distributed.images import Columns, check_any_readable, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
@@ -191,7 +191,7 @@ def evaluate_images(
         content of a :class:`ka_ray.reports.summaries.PassSummary`.
 
     Raises:
-        InputError: Too many images are unreadable.
+        InputError: Too many images are unreadable, or all of them.
         ClusterError: There was no progress for ``ray.timeout_s``.
     """
     began, sums = time.perf_counter(), CountSums(work.label_sets, work.students or (TEACHERS_ONLY,))
@@ -205,8 +205,9 @@ def evaluate_images(
 
     repeat_until_complete(work.images.ids, sums.find_judged, one_pass, watch.monitor)
     summary = ray.get(watch.monitor.summary.remote())
-    summary |= {"images": len(sums.find_judged()), "seconds": time.perf_counter() - began}
-    return sums.total, summary
+    judged = len(sums.find_judged())
+    check_any_readable(judged, summary["unreadable"])
+    return sums.total, summary | {"images": judged, "seconds": time.perf_counter() - began}
 
 
 def _judged(work: Evaluation, reading: ReadSpec, monitor: Any) -> ray.data.Dataset:

@@ -1,7 +1,7 @@
 """Image sources as Ray Datasets: listed on the driver, read and decoded in parallel tasks."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,23 @@ class _ChunkReader:
         if ray.get(self.monitor.record_unreadable.remote(image_id, name)):
             limit = self.images.config.max_unreadable
             raise InputError(f"image {name} cannot be read; images.max_unreadable = {limit} allows no more")
+
+
+def check_any_readable(images: int, unreadable: Sequence[str]) -> None:
+    """Check that a pass has read at least one image, if it wanted any.
+
+    Args:
+        images: The number of images of the pass that have a row.
+        unreadable: The images that could not be read, each with the reason.
+
+    Raises:
+        InputError: All images are unreadable, which ``max_unreadable`` allows.
+    """
+    if not images and unreadable:
+        raise InputError(
+            f"images: none of {len(unreadable)} images can be read, for example {unreadable[0]}; "
+            "images.max_unreadable allows it, but nothing is left"
+        )
 
 
 def _overlaps(first_id: int, num_images: int, ids: npt.NDArray[np.int64]) -> bool:

@@ -21,7 +21,7 @@ from ka_ray.config import Resources, TeacherConfig
 from ka_ray.distributed.actors import ReportQueue, beside_driver
 from ka_ray.distributed.device import actor_device
 from ka_ray.distributed.extract import Extraction
-from ka_ray.distributed.images import read_images
+from ka_ray.distributed.images import check_any_readable, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
 from ka_ray.distributed.stalled import PassWatch, start_watch
@@ -160,7 +160,7 @@ def reduce_images(
         return _reduce(rows, reducers, on_images, watch)
 
     sums, summary = repeat_if_lost(one_pass, monitor, pools.max_failures)
-    _check_count(summary["images"], len(work.images.ids) - len(ray.get(monitor.without_row.remote())))
+    _check_count(summary["images"], len(work.images.ids), monitor)
     return sums, ray.get(monitor.summary.remote()) | summary | {"seconds": time.perf_counter() - began}
 
 
@@ -171,7 +171,9 @@ def _start_reducers(
     return [start(make_meter, pools, share, reading, seed) for _ in range(pools.extract.reducers)]
 
 
-def _check_count(images: int, wanted: int) -> None:
+def _check_count(images: int, listed: int, monitor: Any) -> None:
+    check_any_readable(images, ray.get(monitor.summary.remote())["unreadable"])
+    wanted = listed - len(ray.get(monitor.without_row.remote()))
     if images != wanted:
         raise ClusterError(f"{images} images were added up instead of {wanted}")
 

@@ -195,7 +195,7 @@ def _local_journal(folder: Path) -> Path:
         return folder / JOURNAL
     journal = Path(mkdtemp(dir=cache_folder())) / JOURNAL
     if exists(folder / JOURNAL):
-        journal.write_text(read_text(folder / JOURNAL))
+        journal.write_text(read_text(folder / JOURNAL), encoding="utf-8")
     return journal
 
 
@@ -206,7 +206,7 @@ def _with_journal_upload(on_trial: OnTrial, journal: Path | None, folder: Path) 
 
     def on_trial_and_upload(point: Point, result: dict[str, Any]) -> None:
         on_trial(point, result)
-        write_text(folder / JOURNAL, journal.read_text())
+        write_text(folder / JOURNAL, journal.read_text(encoding="utf-8"))
 
     return on_trial_and_upload
 

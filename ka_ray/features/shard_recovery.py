@@ -73,8 +73,13 @@ def _ids_if_complete(shard: Path) -> Ids | None:
     """Return the image ids of a shard, or None if the shard is damaged."""
     try:
         return read_image_ids(shard)
-    except (pa.ArrowException, KeyError):
-        # An OSError is not caught: then the disk or the network failed, which is no reason to remove a shard.
+    except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError):
+        return None
+    except OSError as error:
+        # The disk or the network failed, which is no reason to remove a shard; unless Arrow says that the
+        # content is damaged, for which it has no type of its own.
+        if "flatbuffer" not in str(error).lower():
+            raise
         return None
 
 

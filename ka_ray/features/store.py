@@ -5,6 +5,7 @@ memory map loads only the pages of those rows. So each rank reads only its own r
 than memory.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -107,18 +108,17 @@ class Store:
 
     Raises:
         FileNotFoundError: A folder is not finished.
-        InputError: A shard is damaged.
-        ValueError: An image id occurs twice, or the folders have no rows.
+        InputError: A shard is damaged, the folders have no rows, or an image id occurs twice.
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.summaries: list[dict[str, Any]] = [read_json(f / DONE) for f in folders]
+        self.summaries: list[dict[str, Any]] = [_read_done(f) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
         self._shards = [
             _Shard(path) for f, done in parts for path in fetch_local_copies(f, _shard_names(f, done))
         ]
         if not self._shards:
-            raise ValueError(f"no images in {', '.join(map(str, folders))}: the folder has no shards")
+            raise InputError(_describe_empty(folders, self.summaries))
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])
         # For row i of the sorted set: the number of its shard, and its row number within that shard.
         shard_of_row = np.repeat(
@@ -130,7 +130,7 @@ class Store:
         self._shard_of_row, self._row_in_shard = shard_of_row[order], row_in_shard[order]
         if len(np.unique(ids)) < len(ids):
             names = ", ".join(map(str, folders))
-            raise ValueError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
+            raise InputError(f"{names} contain {len(ids) - len(np.unique(ids))} image ids twice")
 
     def _keep(self, rows: npt.NDArray[np.bool_]) -> None:
         """Forget all rows but those of a mask ``[n]``; for stores that leave images out."""
@@ -187,6 +187,20 @@ class Store:
         return gathered
 
 
+def _read_done(folder: Path) -> dict[str, Any]:
+    done = read_json(folder / DONE)
+    names = done.get(SHARDS_KEY) or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and "/" not in n and n for n in names):
+        raise InputError(f"{folder / DONE} is damaged: {SHARDS_KEY} is no list of file names")
+    return done
+
+
+def _describe_empty(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> str:
+    unreadable = [name for done in summaries for name in done.get("unreadable", [])]
+    why = f"none of the images could be read, for example {unreadable[0]}" if unreadable else "no shards"
+    return f"no images in {', '.join(map(str, folders))}: {why}"
+
+
 def _at_positions(
     values: npt.NDArray[Any], rows: npt.NDArray[np.int64], draws: npt.NDArray[np.float32]
 ) -> npt.NDArray[Any]:
@@ -207,12 +221,17 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        except (pa.ArrowException, FileNotFoundError) as error:
+            table.validate(full=True)  # else damaged positions of text would be read outside of the file
+            self.columns = {field.name: _to_numpy(table.column(field.name), field) for field in table.schema}
+            if (ids := self.columns["image_id"]).dtype != np.int64 or ids.ndim != 1:
+                raise ValueError("its image ids are no integers")
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the disk failed; Arrow's own OSErrors, about the content, have no number
             raise InputError(
                 f"features {path} are damaged ({error}). Delete this file and {path.with_name(DONE)}, then "
                 "run the same command again: only the images of this file are read again"
             ) from None
-        self.columns = {field.name: _to_numpy(table.column(field.name), field) for field in table.schema}
 
 
 def _to_numpy(column: pa.ChunkedArray, field: pa.Field) -> npt.NDArray[Any]:

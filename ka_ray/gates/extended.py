@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ka_ray.amalgamation.gated_scores import amalgamate_by_owner, compute_energies
 from ka_ray.amalgamation.label_sets import LabelSets
+from ka_ray.errors import InputError
 from ka_ray.gates.gate import Gate
 from ka_ray.gates.inputs import GateSample
 
@@ -92,6 +93,8 @@ class ExtendedGate:
                 the state is incomplete.
         """
         learned = description.get(EXTENDS, description)
+        if not isinstance(learned, Mapping) or not isinstance(learned.get("teachers"), Mapping):
+            raise InputError("the description of the gate is damaged; learn it again")
         first = dict(islice(label_sets.by_teacher.items(), len(learned["teachers"])))
         gate = Gate.from_state(state, learned, LabelSets(first, center=label_sets.center))
         return ExtendedGate(label_sets, gate)

@@ -127,11 +127,14 @@ class Gate:
         Raises:
             InputError: The gate was learned for other teachers or classes, or the state is incomplete.
         """
-        teachers = {name: tuple(classes) for name, classes in description["teachers"].items()}
+        try:
+            teachers = {name: tuple(classes) for name, classes in description["teachers"].items()}
+            sources, center = tuple(map(str, description["sources"])), description["center"]
+            learned_from = str(description["learned_from"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the description of the gate is damaged ({error}); learn it again") from None
         # Lists, because dicts are equal in any order.
-        if [*teachers.items()] != [*label_sets.by_teacher.items()] or description[
-            "center"
-        ] != label_sets.center:
+        if [*teachers.items()] != [*label_sets.by_teacher.items()] or center != label_sets.center:
             raise InputError(
                 f"the gate was learned for the teachers {', '.join(teachers)} with other classes, order or "
                 "centring than those of this run; learn it again"
@@ -139,9 +142,9 @@ class Gate:
         absent = [name for name in TENSORS if name not in state]
         if absent:
             raise InputError(f"the gate's file lacks {', '.join(absent)}; learn the gate again")
-        scaling = InputScaling(tuple(description["sources"]), state["mean"], state["scale"])
+        scaling = InputScaling(sources, state["mean"], state["scale"])
         learned = (state["weight"], state["bias"], state["score_scale"])
-        return Gate(label_sets, scaling, *learned, str(description["learned_from"]))
+        return Gate(label_sets, scaling, *learned, learned_from)
 
 
 def believe_owners(log_owners: Tensor, owners: Tensor) -> Tensor:

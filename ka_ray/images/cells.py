@@ -1,21 +1,34 @@
 """Labels and images as tables and lists hold them: names, integers, encoded bytes, paths."""
 
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from ka_ray.config.class_names import normalise
 from ka_ray.errors import InputError
 from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.file_names import printable
 
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+BINARY = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+"""Checks of the types of columns that hold text, and of those that hold bytes."""
+
 
 def to_label(value: Any, classes: Sequence[str] | None = None) -> str:
     """Return the class name of a label.
 
     Args:
-        value: A class name, an integer into `classes`, or None if the image has no label.
+        value: A class name, an integer into `classes`, or None if the image has no label. A whole number may
+            be a float, and NaN is no label: so pandas writes a column of integers with missing values.
         classes: Names of the classes; None if labels are names.
 
     Returns:
@@ -25,14 +38,16 @@ def to_label(value: Any, classes: Sequence[str] | None = None) -> str:
     Raises:
         InputError: An integer is beyond the classes, or the label is neither text nor an integer.
     """
+    if isinstance(value, float) and (value.is_integer() or math.isnan(value)):
+        value = None if math.isnan(value) else int(value)
     if value is None:
         return ""
     if isinstance(value, str):
         return sys.intern(normalise(printable(value)))
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(
-            f"images.label_column: label {value!r} is a {type(value).__name__}; labels are class names, or "
-            "integers into images.classes"
+            f"images.label_column: label {repr(value)[:80]} is a {type(value).__name__}; labels are class "
+            "names, or integers into images.classes"
         )
     if classes is None or not 0 <= value < len(classes):
         known = 0 if classes is None else len(classes)
@@ -59,11 +74,70 @@ def to_owner(value: Any) -> str:
     return sys.intern(text or "")
 
 
+def check_label_type(column: str, kind: pa.DataType, named: bool, where: object) -> None:
+    """Check the type of a column of labels before the first row is read.
+
+    Args:
+        column: Name of the column.
+        kind: Its type.
+        named: Whether `images.classes` names the classes into which integers are indices.
+        where: The file, for the error message.
+
+    Raises:
+        InputError: The column holds neither text nor numbers, or numbers without `images.classes`.
+    """
+    kind = _value_type(kind)
+    text = _is_any(kind, TEXT)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (text or number or pa.types.is_null(kind)):
+        raise InputError(
+            f"images.label_column: column {column!r} of {where} holds {kind}; labels are text (class names), "
+            "or integers into images.classes"
+        )
+    # Numbers are positions in a list of names that only the user knows.
+    if not named and not text:
+        raise InputError(
+            f"images.classes: column {column!r} of {where} holds {kind}, not text; set images.classes to the "
+            "list of class names that these labels are indices into"
+        )
+
+
+def check_column_type(key: str, column: str, kind: pa.DataType, where: object) -> None:
+    """Check the type of a column of images, paths or owners before the first row is read.
+
+    Args:
+        key: The config key that names the column, without ``images.``.
+        column: Name of the column.
+        kind: Its type.
+        where: The file, for the error message.
+
+    Raises:
+        InputError: The column cannot hold what the key says.
+    """
+    kind = _value_type(kind)
+    if key == "image_column":
+        parts = {field.name for field in kind} if pa.types.is_struct(kind) else set[str]()
+        allowed, wanted = bool(parts & {"bytes", "path"}), "images (binary, or a struct of bytes and path)"
+    else:
+        allowed, wanted = _is_any(kind, TEXT), "text"
+    if not (allowed or _is_any(kind, BINARY) or pa.types.is_null(kind)):
+        raise InputError(f"images.{key}: column {column!r} of {where} holds {kind}, not {wanted}")
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a column; pandas stores categories as indices into a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_any(kind: pa.DataType, checks: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(check(kind) for check in checks)
+
+
 def text_to_label(text: str, classes: Sequence[str] | None) -> str:
     """Return the class name of a label that is written as text.
 
     Args:
-        text: A class name, or an integer if `classes` are given; empty if the image has no label.
+        text: A class name, or a whole number if `classes` are given; empty if the image has no label.
         classes: Names of the classes; None if labels are names.
 
     Raises:
@@ -72,10 +146,10 @@ def text_to_label(text: str, classes: Sequence[str] | None) -> str:
     if not text or classes is None:
         return to_label(text)
     try:
-        number = int(text)
+        number = int(text.removesuffix(".0"))  # pandas writes integers with missing values as floats
     except ValueError:
         raise InputError(
-            f"images.classes: label {text!r} is no integer; leave out images.classes if labels are names"
+            f"images.classes: label {text[:80]!r} is no integer; leave out images.classes if labels are names"
         ) from None
     return to_label(number, classes)
 

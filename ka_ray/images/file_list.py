@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ListImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import locate, text_to_label, to_label, to_owner
+from ka_ray.images.cells import (
+    check_column_type,
+    check_label_type,
+    locate,
+    text_to_label,
+    to_label,
+    to_owner,
+)
 from ka_ray.images.listed_files import read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.files import read_bytes
@@ -73,7 +80,9 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str], list[list[str]
         return _read_lines(content, config)
     try:
         table = _read_parquet(content, config) if suffix == ".parquet" else _read_csv(content, config)
-    except pa.ArrowException as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the content is in memory already
         raise InputError(f"images.path: the list {config.path} cannot be read: {error}") from None
     paths = [_decode(path) for path in _values(table[config.path_column])]
     owners = (
@@ -118,7 +127,18 @@ def _read_csv(content: bytes, config: ListImages) -> Any:
 
 def _read_parquet(content: bytes, config: ListImages) -> Any:
     file = pq.ParquetFile(io.BytesIO(content))
-    return file.read(columns=_check_columns(file.schema_arrow.names, config))
+    columns = _check_columns(file.schema_arrow.names, config)
+    kinds = {column: file.schema_arrow.field(column).type for column in columns}
+    check_column_type("path_column", config.path_column, kinds[config.path_column], config.path)
+    if config.owner_column is not None:
+        check_column_type("owner_column", config.owner_column, kinds[config.owner_column], config.path)
+    if config.label_column is not None:
+        check_label_type(
+            config.label_column, kinds[config.label_column], config.classes is not None, config.path
+        )
+    table = file.read(columns=columns)
+    table.validate(full=True)  # text that is no UTF-8 would raise only where it is used
+    return table
 
 
 def _check_columns(names: list[str], config: ListImages) -> list[str]:

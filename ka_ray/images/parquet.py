@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import read_cells, to_label, to_owner
+from ka_ray.images.cells import check_column_type, check_label_type, read_cells, to_label, to_owner
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote, open_random_access
 from ka_ray.storage.uris import to_path
@@ -51,22 +51,19 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
     try:
         with open_random_access(path) as source:
             file = pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"images.path: {path} is not a Parquet file: {error}") from None
     keys = ("image_column", "label_column", "owner_column")
-    wanted = {f"images.{key}": getattr(config, key) for key in keys}
     columns = file.schema_arrow.names
-    for key, column in wanted.items():
-        if column is not None and column not in columns:
-            raise InputError(f"{key}: {path} has no column {column!r}; it has {columns}")
-    if config.label_column is not None and config.classes is None:
-        label_type = file.schema_arrow.field(config.label_column).type
-        # Integer labels are positions in a list of names that only the user knows.
-        if not (pa.types.is_string(label_type) or pa.types.is_large_string(label_type)):
-            raise InputError(
-                f"images.classes: column {config.label_column!r} of {path} holds {label_type}, not text; "
-                "set images.classes to the list of class names that these labels are indices into"
-            )
+    for key, column in {key: getattr(config, key) for key in keys}.items():
+        if column is not None and columns.count(column) != 1:
+            found = "several columns" if column in columns else "no column"
+            raise InputError(f"images.{key}: {path} has {found} {column!r}; it has {columns}")
+        if column is not None and key != "label_column":
+            check_column_type(key, column, file.schema_arrow.field(column).type, path)
+    if config.label_column is not None:
+        kind = file.schema_arrow.field(config.label_column).type
+        check_label_type(config.label_column, kind, config.classes is not None, path)
     return file.metadata
 
 
@@ -116,7 +113,9 @@ def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
         with open_random_access(where) as source:
             # Pre-buffering joins the ranges of the columns into few requests, which only pays off remotely.
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
-            yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                batch.validate(full=True)  # text that is no UTF-8 would raise only where it is used
+                yield batch
     except (ConnectionError, TimeoutError):
         raise  # the file itself may be fine: the chunk is read again
     except (pa.ArrowException, OSError) as error:

@@ -76,17 +76,24 @@ def read_sample(images: ImageSet) -> Columns | None:
 
     Returns:
         Columns as :func:`ka_ray.images.sources.read_chunk` yields them; None if none of the few is readable.
+
+    Raises:
+        InputError: None is readable, and these are already more than ``max_unreadable``.
     """
     chunks = images.source.chunks
     numbers = np.unique(np.linspace(0, len(chunks) - 1, SAMPLED_CHUNKS, dtype=int))
-    parts: list[Columns] = []
+    parts, unreadable = list[Columns](), list[str]()
     for chunk in (chunks[number] for number in numbers):
         start, end = np.searchsorted(images.ids, [chunk.first_id, chunk.first_id + chunk.num_images])
         ids = images.ids[start:end]
         ids = ids[np.unique(np.linspace(0, len(ids) - 1, IMAGES_PER_CHUNK, dtype=int))] if len(ids) else ids
         # Unreadable images are counted when all images are read.
-        parts += read_chunk(
-            images.config, images.source.read, chunk, ids, None, lambda *_: None, images.views
+        note = lambda _, name: unreadable.append(name)  # noqa: E731
+        parts += read_chunk(images.config, images.source.read, chunk, ids, None, note, images.views)
+    if not parts and len(unreadable) > images.config.max_unreadable:
+        raise InputError(
+            f"images: none of {len(unreadable)} images that were tried can be read, for example "
+            f"{unreadable[0]}; images.max_unreadable = {images.config.max_unreadable} allows no more"
         )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
 

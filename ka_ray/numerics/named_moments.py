@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from ka_ray.errors import InputError
 from ka_ray.numerics.moments import Moments
-from ka_ray.storage.cache import fetch_local_copy
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.storage.files import atomic_file
 
 NamedMoments = Mapping[str, Moments]
@@ -46,10 +47,17 @@ def save_moments(moments: NamedMoments, path: Path) -> None:
 
 
 def load_moments(path: Path) -> dict[str, Moments]:
-    """Read a file that :func:`save_moments` wrote."""
-    tensors = load_file(fetch_local_copy(path))
+    """Read a file that :func:`save_moments` wrote.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    tensors = load_tensors(path)
     names = [name.removesuffix(".count") for name in tensors if name.endswith(".count")]
-    return {
-        name: Moments(int(tensors[f"{name}.count"]), tensors[f"{name}.mean"], tensors[f"{name}.scatter"])
-        for name in names
-    }
+    try:
+        return {
+            name: Moments(int(tensors[f"{name}.count"]), tensors[f"{name}.mean"], tensors[f"{name}.scatter"])
+            for name in names
+        }
+    except (KeyError, ValueError, RuntimeError) as error:  # a name, or a count that is no number
+        raise InputError(f"{path} is damaged: {error}") from None

@@ -5,7 +5,8 @@ from typing import Any
 
 from ka_ray.reports.markdown import report_to_markdown
 from ka_ray.reports.sections import ReportContent
-from ka_ray.storage.files import read_json, write_json, write_text
+from ka_ray.reports.summaries import read_model
+from ka_ray.storage.files import write_json, write_text
 from ka_ray.storage.uris import to_path
 
 
@@ -20,8 +21,13 @@ class Report(ReportContent):
 
     @staticmethod
     def load(folder: str | Path) -> "Report":
-        """Read ``report.json`` from the output folder of a finished run, which may be a URI."""
-        return Report.model_validate(read_json(to_path(folder) / "report.json"))
+        """Read ``report.json`` from the output folder of a finished run, which may be a URI.
+
+        Raises:
+            FileNotFoundError: The folder holds no report.
+            InputError: The report is damaged, or was written by another version of ka_ray.
+        """
+        return read_model(Report, to_path(folder) / "report.json")
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, for people."""

@@ -1,7 +1,7 @@
 """The summaries of passes over images, as typed models. Each is a JSON file in the output folder."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -10,6 +10,31 @@ from ka_ray.errors import InputError
 from ka_ray.reports.sections import Accuracy, ActorPlacement, CurvePoint
 from ka_ray.sparse_counts import SparseCounts
 from ka_ray.storage.files import read_json, write_json
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+def read_model(kind: type[AnyModel], path: Path) -> AnyModel:
+    """Read a JSON file of an output folder as a typed model.
+
+    Args:
+        kind: The class of the model.
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged, or was written by another version of ka_ray.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        # One key is enough to tell the user; the others have the same cause.
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise InputError(
+            f"{path} is damaged, or was written by another version of ka_ray ({key}: {problem['msg']}); "
+            "give another --output, or the folder of a run of this version"
+        ) from None
 
 
 class Summary(BaseModel):
@@ -22,18 +47,9 @@ class Summary(BaseModel):
         """Read a summary from its file.
 
         Raises:
-            InputError: The file was written by another version of ka_ray.
+            InputError: The file is damaged, or was written by another version of ka_ray.
         """
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            # One key is enough to tell the user; the others have the same cause.
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            raise InputError(
-                f"{path} was written by another version of ka_ray ({key}: {problem['msg']}); "
-                "give another --output, or the folder of a run of this version"
-            ) from None
+        return read_model(cls, path)
 
     def save(self, path: Path) -> None:
         """Write the summary in one atomic step."""

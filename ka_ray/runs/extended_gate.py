@@ -3,23 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import DESCRIPTIVE, Config
 from ka_ray.errors import InputError
 from ka_ray.gates import ExtendedGate
 from ka_ray.gates.extended import EXTENDS
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.runs.extension import check_extended_teachers
-from ka_ray.runs.gate_choice import EXTENDED, OWNERS
+from ka_ray.runs.gate_choice import EXTENDED
 from ka_ray.runs.output_folder import DIGESTS, read_output_config
-from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import Plan
 from ka_ray.teachers.descriptive import digest_descriptive
 
 REPORT = "report.json"
 """The file in which a finished run says from which gate its student learned."""
+
+LEARNED = ("hints", "self", EXTENDED)
+"""Names of the gates that are learned, and not in the scores already."""
 
 GATE_FILE, DESCRIPTION_FILE = "gate.safetensors", "gate.json"
 """The files of a gate in its folder, ``gates/NAME`` in the output folder of a run."""
@@ -43,7 +44,7 @@ def load_finished_gate(config: Config, plan: Plan) -> ExtendedGate:
     folder = find_gate(config)
     label_sets = LabelSets(plan.label_sets.by_teacher, center=config.scores.center)
     try:
-        tensors = load_file(fetch_local_copy(folder / GATE_FILE))
+        tensors = load_tensors(folder / GATE_FILE)
         gate = ExtendedGate.from_state(tensors, read_json(folder / DESCRIPTION_FILE), label_sets)
     except InputError as error:
         raise NoGateToReuse(f"{folder}: {error}") from None
@@ -66,8 +67,9 @@ def find_gate(config: Config) -> Path:
         raise NoGateToReuse("it reuses the gate of a finished run; name that run's output folder in `extend`")
     if not (folder / REPORT).exists():
         raise NoGateToReuse(f"{folder} holds no {REPORT}; give the folder of a finished run")
-    used = (read_json(folder / REPORT).get("gate") or {"used": "none"})["used"]
-    if used in ("none", OWNERS):
+    gate_section = read_json(folder / REPORT).get("gate")
+    used = gate_section.get("used") if isinstance(gate_section, dict) else None
+    if used not in LEARNED:
         raise NoGateToReuse(f"the student of {folder} learned from no gate that could be reused")
     gate: Path = folder / "gates" / used
     for name in (GATE_FILE, DESCRIPTION_FILE):
@@ -80,9 +82,11 @@ def _has_same_descriptive(config: Config) -> bool:
     section, folder = config.scores.descriptive, config.extend
     if section is None or folder is None:
         return False
-    old, new = read_output_config(folder, Config)["scores"][DESCRIPTIVE], section.model_dump(mode="json")
-    described = all(old[key] == new[key] for key in ("network", "arguments", "preprocessing"))
-    return described and read_json(folder / DIGESTS)[DESCRIPTIVE] == digest_descriptive(section)
+    scores, new = read_output_config(folder, Config).get("scores"), section.model_dump(mode="json")
+    old = scores.get(DESCRIPTIVE) if isinstance(scores, dict) else None
+    keys = ("network", "arguments", "preprocessing")
+    described = isinstance(old, dict) and all(old.get(key) == new[key] for key in keys)
+    return described and read_json(folder / DIGESTS).get(DESCRIPTIVE) == digest_descriptive(section)
 
 
 def sees_descriptive(config: Config) -> bool:
@@ -95,7 +99,8 @@ def sees_descriptive(config: Config) -> bool:
         description = read_json(find_gate(config) / DESCRIPTION_FILE)
     except NoGateToReuse:
         return False
-    return DESCRIPTIVE in description.get(EXTENDS, description)["sources"]
+    learned = description.get(EXTENDS, description)
+    return isinstance(learned, dict) and DESCRIPTIVE in (learned.get("sources") or ())
 
 
 def has_finished_gate(config: Config, plan: Plan) -> bool:

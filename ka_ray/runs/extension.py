@@ -79,9 +79,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], CodesSummary]:
                 f"extend: {folder} holds no {path.relative_to(folder)}; give the folder of a finished run"
             )
     try:
-        return read_output_config(folder, Config), CodesSummary.load(stage_summary_path(folder, "codes"))
+        config = read_output_config(folder, Config)
+        _check_described(config, folder)
+        return config, CodesSummary.load(stage_summary_path(folder, "codes"))
     except InputError as error:
         raise InputError(f"extend: {error}") from None
+
+
+def _check_described(config: dict[str, Any], folder: Path) -> None:
+    """Check that a config that was read has what is compared of it; this version may refuse all of it."""
+    try:
+        found = [teacher[key] for teacher in config["teachers"] for key in ("name", *UNCHANGED_KEYS)]
+        found.append(config["codes"]["method"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG} is damaged: it lacks {error}") from None
 
 
 def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str, str]) -> None:
@@ -99,7 +110,7 @@ def _check_teachers(config: Config, old: list[dict[str, Any]], digests: dict[str
                 f"teachers.{teacher.name}: {', '.join(changed)} differ from those in {config.extend}"
             )
         checkpoint = teacher.checkpoint or find_earlier_checkpoint(config, teacher)
-        if checkpoint is None or checkpoint_digest(checkpoint) != digests[teacher.name]:
+        if checkpoint is None or checkpoint_digest(checkpoint) != digests.get(teacher.name):
             raise InputError(
                 f"teachers.{teacher.name}.checkpoint: {checkpoint} is not the file that {config.extend} used"
             )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Config
@@ -20,7 +20,9 @@ from ka_ray.gates.cross_validation import choose_gate, measure_learning_curve
 from ka_ray.gates.fit import MIN_HINTS, GateProblem, TooFewOwners
 from ka_ray.gates.gate import measure_owner_changes
 from ka_ray.gates.self_taught import fit_self_gate
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.reports.gates import GateChoice, GateQuality, OwnerCheck
+from ka_ray.reports.summaries import read_model
 from ka_ray.runs.context import Run
 from ka_ray.runs.descriptive import score_by_name
 from ka_ray.runs.execution import is_stored
@@ -37,7 +39,6 @@ from ka_ray.runs.gate_samples import (
     store_owners,
 )
 from ka_ray.stages.inputs import owners_folder
-from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import atomic_file, make_folder, read_json, write_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers.on_demand import TeachersOnDemand
@@ -140,13 +141,13 @@ def _learn_or_load(
     embeddings = {} if name == OWNERS else embeddings
     store = open_stored(run.folder, embedded=name != OWNERS)
     if (folder / QUALITY_FILE).exists():
-        state = load_file(fetch_local_copy(folder / GATE_FILE))
+        state = load_tensors(folder / GATE_FILE)
         kind = ExtendedGate if name == EXTENDED else Gate
         gate: OwnerGate = kind.from_state(
             state, read_json(folder / DESCRIPTION_FILE), _ungated_label_sets(run)
         )
         store_owners(gate, store, embeddings, said)
-        return gate, GateQuality.model_validate(read_json(folder / QUALITY_FILE))
+        return gate, read_model(GateQuality, folder / QUALITY_FILE)
     began = time.perf_counter()
     sample, owners = _read_pool(run, store, embeddings, name)
     gate, check = _fit(name, sample, owners, run, min_nobody)
@@ -156,7 +157,7 @@ def _learn_or_load(
         save_file(gate.to_state(), part)
     write_json(folder / DESCRIPTION_FILE, gate.describe())
     store_owners(gate, store, embeddings, said)
-    done = read_json(said / DONE)
+    done = read_json(said / DONE, images=int)
     quality = GateQuality(
         hints=count_owners(owners, list(run.plan.label_sets.by_teacher)) if name != "self" else {},
         check=check,

@@ -47,6 +47,8 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
                 "\n".join([f"output {folder} holds a run of another config:", *lines])
                 + "\ngive another --output, or the config that made it"
             )
+    elif exists(folder) and not folder.is_dir():
+        raise InputError(f"output {folder} is a file; give a folder as --output")
     elif exists(folder) and any(folder.iterdir()):
         raise InputError(f"output {folder} is not empty and no run made it; give another --output")
     try:

@@ -12,6 +12,7 @@ from ka_ray.config import Config
 from ka_ray.distributed.trials import Search, search
 from ka_ray.features.store import DONE, IMAGES
 from ka_ray.reports.network_size import measure_size
+from ka_ray.reports.summaries import read_model
 from ka_ray.reports.tune import Trial
 from ka_ray.runs.context import Run
 from ka_ray.runs.output_folder import load_run_id, save_run_id
@@ -64,7 +65,7 @@ def run_trials(
         error message.
     """
     config, folder = run.config, run.folder / TRIALS
-    done = {path.parent.name: Trial.model_validate(read_json(path)) for path in folder.glob("*/trial.json")}
+    done = {path.parent.name: read_model(Trial, path) for path in folder.glob("*/trial.json")}
     waiting = None if points is None else [point for point in points if trial_key(point) not in done]
     num_left = config.tune.trials - len(done) if waiting is None else len(waiting)
     if done:
@@ -93,7 +94,7 @@ def _joint_epochs(config: Config, folder: Path) -> int:
     """Return how many epochs of joint learning a trial has; the last one may be incomplete."""
     if config.joint.images is None:
         return config.joint.epochs
-    stored = int(read_json(folder / DATA / IMAGES / DONE)["images"])
+    stored = int(read_json(folder / DATA / IMAGES / DONE, images=int)["images"])
     images_per_epoch = stored // config.joint.batch_size * config.joint.batch_size
     return math.ceil(config.joint.images / images_per_epoch)
 

@@ -1,13 +1,15 @@
 """What `ka-ray compare` runs: methods, baselines, and the values of varied keys."""
 
+import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import Config, with_overrides
+from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
 
@@ -52,6 +54,10 @@ def with_one_start(config: Config) -> Config:
     return with_overrides(config, ["baseline=null", f"student.start={json.dumps(start)}"])
 
 
+MAX_FOLDER_BYTES = 100
+"""Largest number of bytes of a variant's label in the name of its folder; file systems take 255."""
+
+
 def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[str, list[str]]:
     """Combine methods with the values of all varied keys.
 
@@ -89,6 +95,30 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
     return variants
 
 
+def name_folders(labels: Sequence[str]) -> dict[str, str]:
+    """Return the name of the folder of each variant, which every file system takes.
+
+    Args:
+        labels: The labels of the variants, each once.
+
+    Returns:
+        Label -> the label in the characters of file names. If it is too long, or two labels have the same
+        characters, it ends in a digest of the label.
+
+    Example:
+        >>> name_folders(["direct scores.rule=mean"])
+        {'direct scores.rule=mean': 'direct_scores.rule=mean'}
+    """
+    plain = {label: re.sub(r"[^\w.=\-]", "_", label) for label in labels}
+    names = Counter(plain.values())
+    for label, name in plain.items():
+        if len(name.encode()) > MAX_FOLDER_BYTES or names[name] > 1:
+            digest = hashlib.sha256(label.encode()).hexdigest()[:12]
+            short = name.encode()[:MAX_FOLDER_BYTES].decode(errors="ignore")
+            plain[label] = f"{short}-{digest}"
+    return plain
+
+
 def _check_random_start(item: str, key: str, values: Sequence[Any], methods: Sequence[str]) -> None:
     if key == "student.start" and "random" in values and {"start", "start+layers"} & {*methods}:
         raise InputError(
@@ -109,8 +139,8 @@ def _parse(item: str) -> tuple[str, list[Any]]:
     """Split ``key=value,value`` into its key and its values, which are YAML."""
     key, _, text = item.partition("=")
     try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
+        values = parse_yaml(f"[{text}]")
+    except ValueError:
         values = []
     if any(isinstance(value, dict) and "energy" in value for value in values):
         raise InputError(

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.config import Config, NetworkTrainingConfig, TrainingConfig
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, Store
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.stages.gated_store import GatedStore
-from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.storage.files import make_folder, write_json
 from ka_ray.student.plan import Plan
 from ka_ray.teachers.checkpoint import save_weights
@@ -174,7 +172,7 @@ def load_stage(folder: Path, stage: str, module: nn.Module) -> None:
     path = stage_summary_path(folder, stage).with_suffix(".safetensors")
     try:
         module.load_state_dict(load_stage_weights(folder, stage))
-    except (SafetensorError, RuntimeError, FileNotFoundError) as error:
+    except (InputError, RuntimeError, FileNotFoundError) as error:
         raise InputError(
             f"checkpoint {path} cannot be used ({str(error).splitlines()[0]}). Delete "
             f"{path.with_suffix('.json').name} in the same folder, then run the same command again to repeat "
@@ -190,8 +188,7 @@ def load_stage_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
         stage: Name of the stage.
     """
     path = stage_summary_path(folder, stage).with_suffix(".safetensors")
-    weights: dict[str, torch.Tensor] = load_file(fetch_local_copy(path))
-    return weights
+    return load_tensors(path)
 
 
 def epoch_students_folder(folder: Path) -> Path:

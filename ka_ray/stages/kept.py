@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,12 +57,23 @@ class KeptStudent:
                 "share, or to a URI"
             )
         if exists:
+            self._read()
+        wait_for_all()  # before rank 0 writes the file again
+
+    def _read(self) -> None:
+        try:
             with safe_open(fetch_local_copy(self._path), framework="pt") as file:
                 choice = json.loads(file.metadata()[CHOICE])
                 self._state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.best = choice["best"]
             self.qualities = {name: Quality(**fields) for name, fields in choice["qualities"].items()}
-        wait_for_all()  # before rank 0 writes the file again
+            self.best = choice["best"]
+            if self.best not in self.qualities:
+                raise ValueError(f"no quality of {self.best!r}")
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{self._path} is damaged ({error}). Delete it and the file joint.epoch beside it, and the "
+                "stage starts from its first epoch"
+            ) from None
 
     def offer(self, name: str, student: Student) -> None:
         """Judge a student, and keep it if it is closer to the ensemble than all others so far.
@@ -107,5 +118,12 @@ class KeptStudent:
         return {"best": self.best, "qualities": {n: q.to_json() for n, q in self.qualities.items()}}
 
     def load_best(self, student: Student) -> None:
-        """Load the best student's weights, in place."""
-        student.load_state_dict(self._state)
+        """Load the best student's weights, in place.
+
+        Raises:
+            InputError: They are those of another student.
+        """
+        try:
+            student.load_state_dict(self._state)
+        except RuntimeError as error:
+            raise InputError(f"{self._path} does not fit the student: {str(error).splitlines()[0]}") from None

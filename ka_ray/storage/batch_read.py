@@ -83,3 +83,5 @@ def _read(read: Callable[[Any], bytes], what: Any) -> bytes | OSError:
         return read(what)
     except OSError as error:
         return error
+    except ValueError as error:  # a name that cannot be one, such as with a null character
+        return OSError(f"{what}: {error}")

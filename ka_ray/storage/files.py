@@ -95,7 +95,7 @@ def read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file; see :func:`read_bytes`."""
-    return read_bytes(path).decode()
+    return read_bytes(path).decode("utf-8")
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def write_text(path: Path, text: str) -> None:
         text: The new content.
     """
     with atomic_file(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def _upload(part: Path, path: "UPath") -> None:
@@ -220,9 +220,28 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
-    content: dict[str, Any] = json.loads(read_text(path))
+def read_json(path: Path, **kinds: type) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        kinds: Key that the object must have -> type of its value.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged, or lacks a key.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind) or (kind is int and isinstance(content[key], bool)):
+            raise InputError(
+                f"{path} is damaged: {key} is {content.get(key)!r:.80}, not of type {kind.__name__}"
+            )
     return content
 
 

@@ -68,11 +68,16 @@ def to_path(name: str | Path) -> Path:
 
     Raises:
         InputError: A URI holds credentials or wildcards, has nothing after its protocol, or has a protocol
-            that is unknown or needs a package that is not installed.
+            that is unknown or needs a package that is not installed; or a local name is no path.
     """
     text = str(name)
+    if "\0" in text:
+        raise InputError(f"{text!r} is no path: it holds a null character")
     if "://" not in text:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:  # the home folder of a user that does not exist
+            raise InputError(f"{text}: {error}") from None
     refuse_credentials(text, CREDENTIALS_ADVICE)
     protocol, _, place = text.partition("://")
     if re.search(r"[*?\[\]]", text):

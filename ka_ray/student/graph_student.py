@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.storage.cache import fetch_local_copy
 from ka_ray.student.spec import StudentSpec
 
@@ -235,7 +236,7 @@ def load_graph(folder: Path, spec: StudentSpec) -> GraphStudent | None:
         raise InputError(f"{folder / GRAPH}: is damaged: {error}") from None
     if version != FORMAT or student != describe_student(spec):
         return None
-    weights = load_file(fetch_local_copy(folder / "student.safetensors"))
+    weights = load_tensors(folder / "student.safetensors")
     return GraphStudent(spec, graph, weights | others).eval()
 
 

@@ -6,12 +6,13 @@ Shapes: B images, H and W height and width in pixels, C channels of a code, K cl
 import itertools
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal, overload
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka_ray.config import Preprocessing
@@ -19,15 +20,15 @@ from ka_ray.errors import InputError
 from ka_ray.features.find_layout import find_layout
 from ka_ray.features.layouts import Layout, parse_tap_path
 from ka_ray.features.stack import SCORES
-from ka_ray.storage.cache import fetch_local_copy
-from ka_ray.storage.files import make_folder, read_json, write_json
+from ka_ray.numerics.tensor_file import load_tensors
+from ka_ray.storage.files import make_folder, write_json
 from ka_ray.storage.uris import to_path
 from ka_ray.student.adapter import build_identity_layer
 from ka_ray.student.cut import cut_into_stages
 from ka_ray.student.families import build_family_stages, find_family, get_channelwise_prefix
 from ka_ray.student.fold import can_fold
 from ka_ray.student.graph_student import GRAPH, GraphStudent, load_graph
-from ka_ray.student.spec import StudentSpec
+from ka_ray.student.spec import StudentSpec, read_spec
 from ka_ray.teachers import Preprocess
 from ka_ray.teachers.checkpoint import save_weights
 from ka_ray.teachers.factories import is_known_source
@@ -174,18 +175,14 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
             it, and it runs: say so only for a folder that you know.
 
     Raises:
-        InputError: One of the files is missing, or the network needs a function that is not trusted, and
-            there is no graph.
+        InputError: One of the files is missing or damaged, or the network needs a function that is not
+            trusted, and there is no graph.
     """
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
-    content = read_json(folder / "student.json")
-    content.pop("classes")  # written for other readers; the label sets contain them
-    # JSON turned the tuples into lists, with which the spec would not equal the saved one.
-    content["label_sets"] = {name: tuple(names) for name, names in content["label_sets"].items()}
-    spec = StudentSpec(**content)
+    spec = read_spec(folder / "student.json")
     function = None if trust else find_foreign_function(spec)
     if function is not None:
         graph = load_graph(folder, spec)
@@ -197,8 +194,16 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
             )
         _logger.warning("%s: using the exported graph; the function %r was not run", folder, function)
         return graph
-    student = Student(spec)
-    student.load_state_dict(load_file(fetch_local_copy(folder / "student.safetensors")))
+    try:
+        student = Student(spec)
+        student.load_state_dict(load_tensors(folder / "student.safetensors"))
+    except InputError:
+        raise
+    except Exception as error:  # what is damaged in the files decides which error building a network ends in
+        reason = shorten(str(error), 300)
+        raise InputError(
+            f"the student in {folder} cannot be built: its files are damaged ({reason})"
+        ) from None
     return student.eval()
 
 
@@ -209,6 +214,6 @@ def find_foreign_function(spec: StudentSpec) -> str | None:
         spec: What the student is; in a student of students, the inner one names the function.
     """
     network, arguments = spec.network, spec.arguments
-    while network == STUDENT_NETWORK:
-        network, arguments = str(arguments["network"]), arguments["arguments"]
+    while network == STUDENT_NETWORK and isinstance(arguments, Mapping):
+        network, arguments = str(arguments.get("network")), arguments.get("arguments", {})
     return network if ":" in network and not is_known_source(network) else None

@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Decoding, Preprocessing
+from ka_ray.errors import InputError
 from ka_ray.images.views import View, view_of
+from ka_ray.storage.files import read_json
 from ka_ray.student.families import FAMILIES
 from ka_ray.student.resized import WidthGroup, find_width_groups, resize_network
 from ka_ray.teachers import Preprocess, build_network
@@ -130,6 +134,29 @@ class StudentSpec:
         if not self.layer_widths:
             return network
         return resize_network(network, self.width_groups, self.layer_widths, self.example)
+
+
+def read_spec(path: Path) -> StudentSpec:
+    """Read what a saved student is.
+
+    Args:
+        path: The file ``student.json`` in its folder.
+
+    Raises:
+        InputError: The file is damaged, or was written by another version of ka_ray.
+    """
+    content = read_json(path)
+    content.pop("classes", None)  # written for other readers; the label sets contain them
+    unknown = sorted(content.keys() - {part.name for part in fields(StudentSpec)})
+    try:
+        if unknown:
+            raise ValueError(f"it has unknown keys: {', '.join(unknown)}")
+        spec = TypeAdapter(StudentSpec).validate_python(content)
+        # Each raises if its part of the content is not as it was written.
+        _ = spec.view, spec.decoding_rules, spec.classes
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"{path} is damaged, or was written by another version of ka_ray: {error}") from None
+    return spec
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from ka_ray.config import STUDENT, Config, TeacherConfig
 from ka_ray.errors import InputError
-from ka_ray.features.stack import SCORES, TARGETS
+from ka_ray.features.stack import EMBEDDING, OWNERS, P_NOBODY, SCORES, TARGETS
+from ka_ray.images.sources import OWNER
 from ka_ray.student import FAMILIES, find_family, find_valid_taps
+from ka_ray.student.value_chain import is_child_name
 from ka_ray.teachers import build_network
 
-RESERVED = {"image_id", "image", "label", "draws", "target", TARGETS}
+RESERVED = {"image_id", "image", "label", OWNER, "draws", "target", TARGETS, EMBEDDING}
+RESERVED |= {OWNERS, P_NOBODY}
 """Names that a tap cannot have, because other columns of the stored features have them."""
 
 MAX_LISTED = 12
@@ -62,7 +63,7 @@ def resolve_student_paths(
 def _check_names(config: Config) -> None:
     # A tap is a column of the stored features and a child of a ModuleDict, whose methods have names, too.
     for tap in config.taps or ():
-        if tap in RESERVED or hasattr(nn.ModuleDict, tap):
+        if tap in RESERVED or not is_child_name(tap):
             raise InputError(f"taps.{tap}: a tap cannot have this name; choose another one")
 
 

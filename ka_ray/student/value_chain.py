@@ -125,8 +125,7 @@ class ValueChain:
         Raises:
             InputError: The network cannot be cut there, or the name cannot be used for a tap.
         """
-        # Stages are children of a ModuleDict, which refuses dots and the names of its own methods.
-        if tap == SCORES or not tap or "." in tap or hasattr(nn.ModuleDict, tap):
+        if tap == SCORES or not is_child_name(tap):
             raise InputError(f"taps.{tap}: a tap cannot have this name; choose another one, without dots")
         find_module(self.network, tap, path)
         if path not in self.results:
@@ -200,6 +199,14 @@ def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
     if not isinstance(shape, fx.Node) or shape.args[:1] != (image,):
         return False
     return (shape.target == "size" and len(shape.args) == 1) or shape.args[1:] == ("shape",)
+
+
+def is_child_name(name: str) -> bool:
+    """Return whether a ``ModuleDict``, whose children are the stages, takes a name.
+
+    It refuses dots, and what it has itself: methods, and attributes such as ``training``.
+    """
+    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
 
 
 def _is_unpacked(node: fx.Node) -> bool:

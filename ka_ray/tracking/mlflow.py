@@ -90,7 +90,7 @@ class MlflowTracker(Tracker):
         run = _resume_run(self._client, run_id)
         if run is None:
             tags = {MLFLOW_PARENT_RUN_ID: self._run_id}
-            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+            run = self._client.create_run(self._experiment_id, run_name=name[:MAX_KEY_CHARS], tags=tags)
         child = copy.copy(self)
         child._set_run(self.tracking_uri or "", run)
         return child

@@ -1,12 +1,12 @@
 """`ka-ray compare`: compare methods on the same teachers, seeds, images and number of images processed."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
+from ka_ray.config.ranges import MAX_SEED
 from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
@@ -24,7 +24,7 @@ from ka_ray.runs.setup import plan_run, start_run
 from ka_ray.runs.statistics import resolve_widths
 from ka_ray.runs.steps import StudentJob, extract, learn
 from ka_ray.runs.student_widths import resolve_student_widths
-from ka_ray.runs.variants import PARTS, default_methods, expand_variants, with_one_start
+from ka_ray.runs.variants import PARTS, default_methods, expand_variants, name_folders, with_one_start
 from ka_ray.stages.gated_store import count_left_out
 from ka_ray.stages.inputs import owners_folder
 from ka_ray.stages.joint import chooses_student
@@ -77,6 +77,8 @@ def compare(
     """
     if num_seeds < 1:
         raise InputError(f"--seeds: {num_seeds} must be 1 or more")
+    if config.seed + num_seeds - 1 > MAX_SEED:
+        raise InputError(f"--seeds: {num_seeds} from seed {config.seed} go past the largest one, {MAX_SEED}")
     config = with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
@@ -97,7 +99,7 @@ def compare(
 def _method_runs(
     run: Run, seeds: Sequence[int], overrides: Mapping[str, Sequence[str]], gates: Gates
 ) -> list[MethodRun]:
-    method_runs = []
+    method_runs, folders = [], name_folders(list(overrides))
     teachers = TeachersOnDemand(run.config.teachers)
     for label, change in overrides.items():
         plan = make_plan(resolve_gate(with_overrides(run.config, change), gates), teachers)
@@ -106,7 +108,7 @@ def _method_runs(
             config = resolve_gate(with_overrides(run.config, seeded), gates)
             if config.baseline is not None and label.split()[0] not in PARTS:
                 config = _with_budget(config, run.folder)
-            folder = run.folder / "methods" / re.sub(r"[^\w.=\-]", "_", label) / f"seed_{seed}"
+            folder = run.folder / "methods" / folders[label] / f"seed_{seed}"
             method_runs.append(MethodRun(label, StudentJob(f"{label} seed {seed}", config, plan, folder)))
     return method_runs
 
@@ -145,7 +147,7 @@ def _count_stored(config: Config, folder: Path, part: str) -> int:
     """Count the images of a part of the extraction, without those that the gate says belong to nobody."""
     if not (folder / part / DONE).exists():
         return 0
-    images = int(read_json(folder / part / DONE)["images"])
+    images = int(read_json(folder / part / DONE, images=int)["images"])
     if not config.scores.gated:
         return images
     return images - count_left_out(folder / part, owners_folder(folder, config.scores.gate))

@@ -81,8 +81,8 @@ MISTAKES = {
         ["codes.widths.conv1=wide"],
         ["codes.widths.conv1: ", "integer", "'wide'"],
     ),
-    "width of zero": (["codes.widths.conv1=0"], ["codes.widths.conv1: ", "greater than 0", "0"]),
-    "negative width": (["codes.widths.conv1=-4"], ["codes.widths.conv1: ", "greater than 0", "-4"]),
+    "width of zero": (["codes.widths.conv1=0"], ["codes.widths.conv1: ", "greater than or equal to 1", "0"]),
+    "negative width": (["codes.widths.conv1=-4"], ["codes.widths.conv1: ", "greater than or equal", "-4"]),
     "tap without one of the teachers": (
         ["taps.conv1={low: norm1}"],
         ["taps.conv1: ", "['low', 'high']", "'student'"],

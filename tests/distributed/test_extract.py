@@ -196,6 +196,23 @@ def test_unreadable_images_within_the_limit_are_counted_and_named(
     assert len(Store(tmp_path / "out")) == 5
 
 
+def test_where_all_images_are_unreadable_the_message_names_one(cluster, tmp_path, load_config):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    config = FolderImages(source="folder", path=tmp_path, labelled=False, size=8, max_unreadable=2)
+    source = open_source(config)
+    images = ImageSet(config, source, np.arange(2))
+    work = Extraction(images, tmp_path / "out", 200)
+    summary = extract_features(work, [], Pools(), ReadSpec({}, {}, ScoresConfig()), lambda _: None)
+    assert summary["images"] == 0
+    with pytest.raises(InputError, match=r"none of the images could be read, for example \S*a\.png"):
+        Store(tmp_path / "out")
+    run = load_config()
+    plan = make_plan(run, [load_teacher(teacher) for teacher in run.teachers])
+    with pytest.raises(InputError, match=r"images: none of 2 images can be read, for example \S*a\.png"):
+        evaluate_images(Evaluation(images, plan.label_sets, run.teachers, {}), lambda _: None)
+
+
 def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_config, tmp_path):
     """Ray Data fuses stages with equal arguments; then one task would read the images of a whole shard."""
     config = load_config("images.limit=60", "placement.teachers.cpu=0.25")

@@ -99,3 +99,9 @@ def test_a_local_disk_must_have_space_for_the_features_not_yet_written(location,
     with (tmp_path / "features" / "0.arrow").open("wb") as shard:
         shard.truncate(1024**3)
     return check_disk(folder, 2 * 1024**3, [tmp_path / "features"])
+
+
+def test_an_output_that_is_a_file_is_refused(load_config, tmp_path):
+    (tmp_path / "out").write_text("not a folder", encoding="utf-8")
+    with pytest.raises(InputError, match=r"out is a file; give a folder as --output"):
+        prepare_output_dir(load_config(f"output={tmp_path / 'out'}", "tracking.backend=none"))

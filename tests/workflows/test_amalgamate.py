@@ -57,6 +57,14 @@ def test_an_invalid_comparison_leaves_no_output_folder(load_config, tmp_path, me
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("seed", "count"), [(0, 0), (2**32 - 1, 2), (5, 2**32)])
+def test_a_comparison_past_the_last_seed_leaves_no_output_folder(load_config, tmp_path, seed, count):
+    config = load_config(f"output={tmp_path / 'run'}", f"seed={seed}")
+    with pytest.raises(ka_ray.InputError, match="--seeds: "):
+        ka_ray.compare(config, num_seeds=count)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_whose_network_does_not_exist_leaves_no_output_folder(tmp_path):
     teacher = {
         "name": "low",

@@ -110,7 +110,7 @@ def preprocessing_of_transformers(settings: Mapping[str, Any]) -> dict[str, Any]
     known = {key: value for key, value in settings.items() if key != "auto_map"}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "preprocessor_config.json").write_text(json.dumps(known))
+            (Path(folder) / "preprocessor_config.json").write_text(json.dumps(known), encoding="utf-8")
             # The pixels of the library's other backend, torchvision, differ by one grey value here and there.
             processor = load(folder, backend="pil", trust_remote_code=False)
         found = _describe_processor(processor)
