@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import TrackingConfig
-from ka_ray.tracking.base import Tracker, tracking_uri
+from ka_ray.tracking.base import Tracker, check_tracker, tracking_uri
 from ka_ray.tracking.null import NullTracker
 
-__all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
+__all__ = ["TRACKERS", "NullTracker", "Tracker", "check_tracker", "open_tracker", "tracking_uri"]
 
 
 def _open_mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
@@ -40,7 +40,11 @@ def open_tracker(config: TrackingConfig, name: str, output: Path, run_id: str | 
 
     Yields:
         The tracker.
+
+    Raises:
+        InputError: The tracker cannot be opened; the message says why.
     """
+    check_tracker(config, output)
     tracker = TRACKERS[config.backend](config, name, output, run_id)
     try:
         yield tracker
