@@ -48,7 +48,7 @@ def opening_error(error: Exception, address: str) -> Exception:
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
         return InputError(f"{address}: cannot write its files: {text}; set RAY_TMPDIR to a folder of yours")
     return ClusterError(
-        f"{address}: cannot be opened: {last_line(text) or type(error).__name__}. Ray's own logs are in "
+        f"{address}: cannot be opened: {last_line(text).rstrip('.') or type(error).__name__}. Ray's own logs are in "
         f"{folder}/ray/session_latest/logs"
     )
 

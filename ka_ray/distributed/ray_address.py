@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.utils import read_ray_address
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from ka_ray.config import RayConfig
@@ -70,7 +70,12 @@ def find_cluster(config: RayConfig) -> RayAddress:
         return RayAddress(START_HERE)
     if given is None or given == "auto":
         return _find_running(config, required=given == "auto", source=source)
-    address = RayAddress(given, source)
+    return _check_given(RayAddress(given, source))
+
+
+def _check_given(address: RayAddress) -> RayAddress:
+    """Return an address that the user has given, if a cluster answers there."""
+    given = address.value
     if given.startswith(("http://", "https://")):
         raise InputError(
             f"{address}: is the address of a cluster's job server; send it a job with "
@@ -89,7 +94,7 @@ def find_cluster(config: RayConfig) -> RayAddress:
         raise InputError(
             f"{address}: no Ray cluster answers there: {problem or 'what answers is no head of a cluster'}. "
             "Start it (`ray start --head`), or give the HOST:PORT that it printed; without "
-            f"{source}, Ray starts on this machine"
+            f"{address.source}, Ray starts on this machine"
         )
     _check_version(address, version)
     return address
@@ -128,12 +133,12 @@ def _find_version(address: str) -> str | None:
         The version; empty if a cluster does not tell it, because it wants another token. None if what answers
         is no head of a cluster.
     """
-    stub: Any = NodeInfoGcsServiceStub(init_grpc_channel(address))  # type: ignore[no-untyped-call]
+    stub: Any = NodeInfoGcsServiceStub(init_grpc_channel(address))
     try:
         return str(stub.CheckAlive(CheckAliveRequest(), timeout=PROBE_S).ray_version)
     except grpc.RpcError as error:
         refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-        return "" if error.code() in refused else None  # type: ignore[attr-defined]
+        return "" if error.code() in refused else None
 
 
 def _check_version(address: RayAddress, version: str) -> None:
