@@ -47,9 +47,9 @@ def opening_error(error: Exception, address: str) -> Exception:
             return InputError(f"{address}: {advice.format(folder=folder, versions=_versions(text))}")
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
         return InputError(f"{address}: cannot write its files: {text}; set RAY_TMPDIR to a folder of yours")
+    cause = last_line(text).rstrip(".") or type(error).__name__
     return ClusterError(
-        f"{address}: cannot be opened: {last_line(text).rstrip('.') or type(error).__name__}. Ray's own logs are in "
-        f"{folder}/ray/session_latest/logs"
+        f"{address}: cannot be opened: {cause}. Ray's own logs are in {folder}/ray/session_latest/logs"
     )
 
 

@@ -89,7 +89,7 @@ def _check_given(address: RayAddress) -> RayAddress:
         )
     problem = why_unreachable(*place, PROBE_S)
     # ray:// is Ray Client's own protocol; its server tells the versions itself.
-    version = "" if problem or "://" in given else _find_version(given)
+    version = "" if problem or "://" in given else find_version(given)
     if problem or version is None:
         raise InputError(
             f"{address}: no Ray cluster answers there: {problem or 'what answers is no head of a cluster'}. "
@@ -106,7 +106,7 @@ def _find_running(config: RayConfig, required: bool, source: str) -> RayAddress:
     place = split_host_and_port(recorded or "")
     # A head that was killed leaves its address behind, in a file of the temporary folder.
     lives = recorded and place and why_unreachable(*place, PROBE_S) is None
-    version = _find_version(recorded) if recorded and lives else None
+    version = find_version(recorded) if recorded and lives else None
     if recorded is None or version is None:
         if required:
             raise InputError(
@@ -126,8 +126,11 @@ def _find_running(config: RayConfig, required: bool, source: str) -> RayAddress:
     return address
 
 
-def _find_version(address: str) -> str | None:
-    """Ask what answers at ``host:port`` for its version of Ray.
+def find_version(address: str) -> str | None:
+    """Ask what answers at ``host:port`` for its version of Ray; takes at most :data:`PROBE_S` seconds.
+
+    Args:
+        address: The address, ``host:port``.
 
     Returns:
         The version; empty if a cluster does not tell it, because it wants another token. None if what answers
