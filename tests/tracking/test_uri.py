@@ -121,10 +121,10 @@ def test_a_server_behind_a_gateway_that_has_failed_counts_as_down(server, code):
         check_answer(f"{server}/{code}", KEY)
 
 
-def test_an_empty_experiment_is_refused():
-    for name in ("", " \t"):
-        with pytest.raises(ValueError, match="is empty; give a name"):
-            TrackingConfig(experiment=name)
+@pytest.mark.parametrize("name", ["''", "' '"])
+def test_an_empty_experiment_is_refused(load_config, name):
+    with pytest.raises(InputError, match=rf"tracking\.experiment: {name} is empty; give a name"):
+        load_config(f"tracking.experiment={name}")
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
