@@ -21,6 +21,9 @@ from ka_ray.storage.endpoints import split_host_and_port, why_unreachable
 PROBE_S = 5.0
 """Seconds for each of the two questions: does anything answer, and is it the head of a Ray cluster?"""
 
+REFUSED = "refused"
+"""What :func:`find_version` returns for a cluster that wants another token."""
+
 START_HERE = "local"
 """The address with which Ray starts a cluster on this machine, even if one is running already."""
 
@@ -88,9 +91,18 @@ def _check_given(address: RayAddress) -> RayAddress:
             "10.0.0.1:6379, or leave it out to start Ray on this machine"
         )
     problem = why_unreachable(*place, PROBE_S)
-    # ray:// is Ray Client's own protocol; its server tells the versions itself.
-    version = "" if problem or "://" in given else find_version(given)
-    if problem or version is None:
+    if (
+        problem is None and "://" in given
+    ):  # ray:// is Ray Client's own protocol, which compares versions itself
+        return address
+    version = None if problem else find_version(given)
+    if version == REFUSED:
+        raise InputError(
+            f"{address}: the cluster asks for a token, and this shell has none or a wrong one: set "
+            "RAY_AUTH_MODE=token and the cluster's token, in RAY_AUTH_TOKEN or in a file that "
+            "RAY_AUTH_TOKEN_PATH names"
+        )
+    if version is None:
         raise InputError(
             f"{address}: no Ray cluster answers there: {problem or 'what answers is no head of a cluster'}. "
             "Start it (`ray start --head`), or give the HOST:PORT that it printed; without "
@@ -133,19 +145,20 @@ def find_version(address: str) -> str | None:
         address: The address, ``host:port``.
 
     Returns:
-        The version; empty if a cluster does not tell it, because it wants another token. None if what answers
-        is no head of a cluster.
+        The version; :data:`REFUSED` if it is a cluster that wants another token. None if what answers is no
+        head of a cluster.
     """
     stub: Any = NodeInfoGcsServiceStub(init_grpc_channel(address))
     try:
         return str(stub.CheckAlive(CheckAliveRequest(), timeout=PROBE_S).ray_version)
     except grpc.RpcError as error:
         refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-        return "" if error.code() in refused else None
+        return REFUSED if error.code() in refused else None
 
 
 def _check_version(address: RayAddress, version: str) -> None:
-    if version and version != ray.__version__:
+    # Ray itself finds the token of a cluster that nobody has named.
+    if version not in (REFUSED, ray.__version__):
         raise InputError(
             f"{address}: runs version {version} of Ray, and here is {ray.__version__}: both must be the "
             f"same. Install ray=={version} here, or use another cluster (ray.address={START_HERE} starts one)"

@@ -75,9 +75,15 @@ def test_a_head_of_the_same_version_is_used(start_head, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
-def test_a_head_that_wants_a_token_is_left_to_ray(start_head, code):
+def test_a_head_that_wants_a_token_is_named_unless_ray_itself_knows_the_token(start_head, code, tmp_path):
     address = start_head(code=code)
-    assert find_cluster(RayConfig(address=address)).value == address
+    with pytest.raises(
+        InputError, match=rf"ray\.address {address}: .* asks for a token.*RAY_AUTH_MODE=token"
+    ):
+        find_cluster(RayConfig(address=address))
+    # Of the Ray that is running on this machine, ray.init finds the token.
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    assert find_cluster(RayConfig()).value == address
 
 
 def test_a_head_of_another_version_is_refused_with_both_versions(start_head):

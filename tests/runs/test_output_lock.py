@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from ka_ray import TeachConfig, amalgamate, compare, measure_spectrum, search_widths, teach
 from ka_ray.errors import InputError
 from ka_ray.runs import output_lock
 from ka_ray.runs.output_folder import CONFIG, claim_output_dir
@@ -183,3 +184,27 @@ def test_a_claimed_folder_keeps_the_first_commands_config(load_config, tmp_path)
     ):
         pass
     assert (tmp_path / "thesis").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("command", [amalgamate, compare, measure_spectrum, search_widths])
+def test_every_command_that_writes_a_run_is_refused(load_config, tmp_path, command):
+    output = tmp_path / "out"
+    config = load_config(f"output={output}", "tracking.backend=none", "extract.images=50")
+    with lock_folder(output), pytest.raises(InputError, match=f"another command .* process {os.getpid()}"):
+        command(config)
+    assert list(output.iterdir()) == []
+
+
+def test_teach_is_refused_too(tmp_path):
+    network = {"network": "plain", "arguments": {"widths": [4]}, "classes": [f"digit_{i}" for i in range(5)]}
+    config = {
+        "name": "low",
+        "images": {"source": "digits"},
+        "teacher": {"name": "low", **network, "training": {"epochs": 1}},
+    }
+    path = tmp_path / "teach.yaml"
+    path.write_text(json.dumps(config))
+    loaded = TeachConfig.load(path, [f"output={tmp_path / 'out'}", "tracking.backend=none"])
+    with lock_folder(tmp_path / "out"), pytest.raises(InputError, match=f"process {os.getpid()}"):
+        teach(loaded)
+    assert list((tmp_path / "out").iterdir()) == []
