@@ -98,5 +98,7 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
         message, code = message_and_code
         # Not on standard output: it holds only results, which may be piped into another program.
         print(f"error: {message.translate(CONTROL_CHARACTERS)}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):  # such as the path of a log
+            print(note, file=sys.stderr)
         return code
     return 0

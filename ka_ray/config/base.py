@@ -147,6 +147,15 @@ def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"{value!r} is empty; give a name, or leave the key out")
+    return value
+
+
+NotBlank = Annotated[str, AfterValidator(_not_blank)]
+"""A text with at least one character that can be seen."""
+
 AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
 """A URI, or a path that is made absolute when the config is loaded: Ray's workers run in other folders."""
 

@@ -36,7 +36,8 @@ class RayConfig(Section):
 
     address: str | None = Field(
         None,
-        description="Address of the cluster; null: RAY_ADDRESS if set, otherwise Ray starts on this machine.",
+        description="HOST:PORT of the cluster; null: RAY_ADDRESS if set, otherwise the Ray that `ray start` "
+        "has started on this machine, otherwise Ray starts here; local: Ray always starts here.",
     )
     num_cpus: Count | None = Field(
         None, description="CPUs of the Ray that starts on this machine; null: all."

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ka_ray.config.base import AbsolutePath, ExistingPath, Section, with_defaults
+from ka_ray.config.base import AbsolutePath, ExistingPath, NotBlank, Section, with_defaults
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.factories import FactoriesSection
@@ -48,7 +48,7 @@ class TrackingConfig(Section):
         None,
         description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
     )
-    experiment: str = Field("ka_ray", description="Name of the MLflow experiment.")
+    experiment: NotBlank = Field("ka_ray", description="Name of the MLflow experiment.")
 
     @field_validator("uri")
     @classmethod

@@ -10,18 +10,18 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import AuthenticationError
 
 from ka_ray.config import RayConfig
 from ka_ray.config.module_folders import VARIABLE, module_folders
 from ka_ray.distributed.capacity import CPU, GPU, Host
+from ka_ray.distributed.opening_errors import opening_error
 from ka_ray.distributed.process_state import (
     attributes,
     environment_restored,
     log_level,
     set_missing,
 )
-from ka_ray.errors import InputError
+from ka_ray.distributed.ray_address import find_cluster
 
 LOCAL_RAY_VARIABLES = {
     # Starting a worker process costs seconds (it imports torch), and Ray ends idle ones after a second if
@@ -68,7 +68,9 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
     what they were before: warning filters, log levels, environment variables, Ray Data's context.
 
     Raises:
-        InputError: No cluster answers, or it refuses the token.
+        InputError: No cluster answers within 10 seconds, it has another version, it refuses the token, or Ray
+            cannot start on this machine.
+        ClusterError: Ray could not be opened, for a cause that may pass.
     """
     with ExitStack() as undo:
         undo.enter_context(warnings.catch_warnings())
@@ -81,6 +83,19 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
         quiet = {"enable_progress_bars": False, "print_on_execution_start": False}
         undo.enter_context(attributes(DataContext.get_current(), **quiet))
         yield Cluster(current_hosts(), _grows() if config.autoscaling is None else config.autoscaling)
+
+
+def check_cluster(config: RayConfig) -> None:
+    """Check that the cluster to connect to answers; takes at most 10 seconds.
+
+    Args:
+        config: The config's ``ray`` section.
+
+    Raises:
+        InputError: See :func:`ka_ray.distributed.ray_address.find_cluster`.
+    """
+    if not ray.is_initialized():
+        find_cluster(config)
 
 
 def current_hosts() -> tuple[Host, ...]:
@@ -105,28 +120,20 @@ def _grows() -> bool:
 
 def _init(config: RayConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
-    if address.startswith("http"):
-        raise InputError(
-            f"ray.address {address}: is the address of a cluster's job server; send it a job with "
-            "`ka-ray submit`, or give the address of the cluster itself (host:port, printed by `ray start`)"
-        )
-    # Without an address Ray itself takes that of RAY_ADDRESS, which a submitted job has; if there is none
-    # either, it starts a cluster on this machine. A cluster that is already there has its own settings.
-    here = config.address is None and "RAY_ADDRESS" not in os.environ
-    if here:
+    address = find_cluster(config)
+    if address.starts_here:
         # Factories in these folders are imported by the workers, too. A cluster has its own copies.
         set_missing(LOCAL_RAY_VARIABLES | {VARIABLE: os.pathsep.join(module_folders())})
     try:
         ray.init(
-            address=config.address,
-            num_cpus=config.num_cpus if here else None,
-            num_gpus=config.num_gpus if here else None,
+            # Ray looks for a token of its own only if it finds the running cluster itself.
+            address=None if address.found_here else address.value,
+            # A cluster that is already there has its own settings.
+            num_cpus=config.num_cpus if address.starts_here else None,
+            num_gpus=config.num_gpus if address.starts_here else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (AuthenticationError, ConnectionError) as error:
-        raise InputError(
-            f"ray.address {address}: no cluster answers there, or it refuses this shell's token "
-            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {error}"
-        ) from None
+    except Exception as error:  # ray.init raises OSError, ValueError, RuntimeError, ConnectionError, ...
+        ray.shutdown()  # what it has opened already
+        raise opening_error(error, str(address)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ka_ray.config import Config, TeachConfig, flatten
 from ka_ray.distributed.cluster import Cluster, connect
+from ka_ray.distributed.error_log import log_errors
 from ka_ray.distributed.resource_plan import ResourcePlan, plan_resources
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
@@ -14,6 +15,9 @@ from ka_ray.student.plan import Plan
 from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
 from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
+
+ERROR_LOG = "errors.log"
+"""The file in an output folder with what Ray logged and with the tracebacks of errors, if there were any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,8 @@ def open_context(
 ) -> Iterator[RunContext]:
     """Connect to the cluster and the tracker, and close both; a run that raises is tracked as failed.
 
+    What Ray logs goes to a file in the output folder, see :data:`ERROR_LOG`.
+
     Args:
         config: The config of the run.
         folder: The output folder, which exists already.
@@ -96,6 +102,7 @@ def open_context(
     with (
         Display() as display,
         connect(config.ray) as cluster,
+        log_errors(folder / ERROR_LOG),
         open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.note) as tracker,
     ):
         resources = plan_resources(config, cluster)

@@ -1,12 +1,14 @@
 """The output folder of a run: which config it belongs to, the tracker's run id, and room on its disk."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ka_ray.config import Config, TeachConfig, differing_keys
 from ka_ray.errors import InputError
+from ka_ray.runs.output_lock import LOCK, lock_folder
 from ka_ray.storage.files import (
     exists,
     format_bytes,
@@ -27,6 +29,25 @@ RUN = "mlflow_run.json"
 """The file with the id of the tracker's run, with which later attempts continue."""
 
 
+@contextmanager
+def claim_output_dir(config: Config | TeachConfig) -> Iterator[Path]:
+    """Prepare the output folder, and keep other commands out of it while the block runs.
+
+    Args:
+        config: The config of the command.
+
+    Yields:
+        The output folder.
+
+    Raises:
+        InputError: As :func:`prepare_output_dir`, or another command is working in the folder.
+    """
+    _check_output_dir(config)
+    with lock_folder(config.output_dir):
+        # Checked again: another command may have used the folder in the meantime.
+        yield prepare_output_dir(config)
+
+
 def prepare_output_dir(config: Config | TeachConfig) -> Path:
     """Make the output folder, or continue in one that the same config made.
 
@@ -38,7 +59,19 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
             was not made by a run, or cannot be written to; or the tracker has no place to keep the run.
     """
     folder, new = config.output_dir, config.model_dump(mode="json")
-    tracking_uri(config.tracking, folder)  # raises where runs cannot be tracked, before anything is written
+    _check_output_dir(config)
+    try:
+        make_folder(folder)
+        write_json(folder / CONFIG, new)
+    except Exception as error:  # every file system raises its own kinds
+        raise InputError(f"output {folder} cannot be written to: {error}") from None
+    return folder
+
+
+def _check_output_dir(config: Config | TeachConfig) -> None:
+    """Refuse an output folder that is not for this config, before anything is written to it."""
+    folder, new = config.output_dir, config.model_dump(mode="json")
+    tracking_uri(config.tracking, folder)  # raises where runs cannot be tracked
     if exists(folder / CONFIG):
         differing = differing_keys(read_output_config(folder, type(config)), new)
         if differing:
@@ -49,14 +82,8 @@ def prepare_output_dir(config: Config | TeachConfig) -> Path:
             )
     elif exists(folder) and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder as --output")
-    elif exists(folder) and any(folder.iterdir()):
+    elif exists(folder) and any(LOCK not in path.name for path in folder.iterdir()):
         raise InputError(f"output {folder} is not empty and no run made it; give another --output")
-    try:
-        make_folder(folder)
-        write_json(folder / CONFIG, new)
-    except Exception as error:  # every file system raises its own kinds
-        raise InputError(f"output {folder} cannot be written to: {error}") from None
-    return folder
 
 
 def read_output_config(folder: Path, kind: type[Config] | type[TeachConfig]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
-from ka_ray.runs.output_folder import RUN, prepare_output_dir
+from ka_ray.runs.output_folder import RUN, claim_output_dir
+from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.joint import chooses_student
@@ -51,7 +52,7 @@ class RunPlan:
 
 
 def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
-    """Plan a run and check all that can be checked without a cluster; nothing is written.
+    """Plan a run and check all that can be checked before it starts; nothing is written.
 
     Args:
         config: The config of the run.
@@ -64,6 +65,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     Raises:
         InputError: Something in the config cannot work; the message names the key.
     """
+    check_servers(config)
     config, descriptions = describe_teachers(config)
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
     notes: list[str | None] = [*descriptions, *found]
@@ -175,11 +177,14 @@ def start_run(
             what this command needs in addition.
 
     Raises:
-        InputError: The output folder belongs to another run, or the cluster is too small.
+        InputError: The output folder belongs to another run, another command is working in it, or the cluster
+            is too small.
     """
     config = planned.config
-    folder = prepare_output_dir(config)
-    with open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context:
+    with (
+        claim_output_dir(config) as folder,
+        open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context,
+    ):
         context.notify(*planned.notes)
         run = Run(
             config=config,

@@ -6,17 +6,24 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, urlopen
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from ka_ray.distributed.process_state import environment_restored, log_level
 from ka_ray.errors import InputError
+from ka_ray.storage.endpoints import split_host_and_port, why_unreachable
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VERBOSE_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+
+PROBE_S = 5.0
+"""Seconds for each of two questions: can the job server be reached, and does it answer? Ray's own client
+would wait for ever."""
 
 SUBMIT_RETRY_PAUSES_S = (2.0, 4.0, 8.0, 16.0)
 """Pauses in seconds between attempts to submit to a cluster that is still starting.
@@ -132,9 +139,12 @@ def connect_job_client(address: str) -> JobClient:
         address: Its URL: ``http://HOST:8265`` or ``https://...``.
 
     Raises:
-        InputError: Nothing answers there, or the cluster refuses the token.
+        InputError: Nothing answers there within 10 seconds, or the cluster refuses the token.
     """
     address = address.rstrip("/")
+    problem = _why_unreachable(address)
+    if problem is not None:
+        raise InputError(_no_cluster(address, problem))
     # If RAY_ADDRESS is set, Ray's client uses it instead of its argument; this variable precedes both.
     try:
         with environment_restored(lambda: os.environ.update({_ADDRESS_VARIABLE: address})):
@@ -143,10 +153,33 @@ def connect_job_client(address: str) -> JobClient:
         translated = _translate_error(error, address)
         if isinstance(translated, InputError):
             raise translated from None
-        raise InputError(
-            f"--address {address}: no Ray cluster answers there ({translated}); give the address of the "
-            "cluster's dashboard, e.g. http://HOST:8265"
-        ) from None
+        raise InputError(_no_cluster(address, str(translated))) from None
+
+
+def _why_unreachable(address: str) -> str | None:
+    """Return why no server answers at a URL; None if one does, whatever it says."""
+    place = split_host_and_port(address)
+    if place is None:  # without a port
+        host = address.partition("://")[2].partition("/")[0]
+        place = (host, 443 if address.startswith("https") else 80)
+    if not getproxies().get(address.partition("://")[0]):
+        problem = why_unreachable(*place, PROBE_S)
+        if problem is not None:
+            return problem
+    try:
+        urlopen(f"{address}/api/version", timeout=PROBE_S).close()
+    except TimeoutError:
+        return f"no answer within {PROBE_S:g} s"
+    except (OSError, HTTPException, ValueError):  # of HTTP, or of a certificate: Ray's client says which
+        return None
+    return None
+
+
+def _no_cluster(address: str, problem: str) -> str:
+    return (
+        f"--address {address}: no Ray cluster answers there ({problem}); give the address of the "
+        "cluster's dashboard, e.g. http://HOST:8265"
+    )
 
 
 def _translate_error(error: Exception, address: str, job_id: str = "") -> Exception:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ka_ray.config import TrackingConfig
-from ka_ray.tracking.base import Tracker, tracking_uri
+from ka_ray.tracking.base import Tracker, check_tracker, tracking_uri
 from ka_ray.tracking.null import NullTracker
 from ka_ray.tracking.tolerant import TolerantTracker
 
-__all__ = ["TRACKERS", "NullTracker", "Tracker", "open_tracker", "tracking_uri"]
+__all__ = ["TRACKERS", "NullTracker", "Tracker", "check_tracker", "open_tracker", "tracking_uri"]
 
 
 def _open_mlflow(config: TrackingConfig, name: str, output: Path, run_id: str | None) -> Tracker:
@@ -49,7 +49,11 @@ def open_tracker(
 
     Yields:
         The tracker.
+
+    Raises:
+        InputError: The tracker cannot be opened; the message says why.
     """
+    check_tracker(config, output)
     tracker = TRACKERS[config.backend](config, name, output, run_id)
     if notify is not None and tracker.tracking_uri is not None:
         tracker = TolerantTracker(tracker, notify)

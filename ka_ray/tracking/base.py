@@ -9,6 +9,7 @@ from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import is_remote
 from ka_ray.storage.uris import refuse_credentials
+from ka_ray.tracking.uri import check_answer, check_form, check_sqlite_file
 
 if TYPE_CHECKING:  # at run time, this import would load torch, which takes seconds
     from ka_ray.student import Student
@@ -27,13 +28,14 @@ def tracking_uri(config: TrackingConfig, output: Path) -> str | None:
 
     Raises:
         InputError: Neither URI is set, and the output folder is remote, where SQLite cannot write; or the URI
-            holds credentials.
+            holds credentials, or is none that MLflow knows.
     """
     if config.backend == "none":
         return None
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri, key = _configured_uri(config)
     if uri:
         refuse_credentials(uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+        check_form(uri, key)
         return uri
     if is_remote(output):
         raise InputError(
@@ -42,6 +44,30 @@ def tracking_uri(config: TrackingConfig, output: Path) -> str | None:
             "tracking.backend=none"
         )
     return None
+
+
+def check_tracker(config: TrackingConfig, output: Path) -> None:
+    """Check that the tracker can be opened, without loading it; takes at most about 10 seconds.
+
+    Args:
+        config: The config's ``tracking`` section.
+        output: The run's output folder.
+
+    Raises:
+        InputError: As for :func:`tracking_uri`; or no server answers, or the run's database is damaged.
+    """
+    uri, key = tracking_uri(config, output), _configured_uri(config)[1]
+    if uri is not None:
+        check_answer(uri, key)
+    elif config.backend != "none":
+        check_sqlite_file(output / "mlflow.db")
+
+
+def _configured_uri(config: TrackingConfig) -> tuple[str | None, str]:
+    """Return the URI that the user has set, if any, and the key or variable that holds it."""
+    if config.uri:
+        return config.uri, "tracking.uri"
+    return os.environ.get("MLFLOW_TRACKING_URI"), "MLFLOW_TRACKING_URI"
 
 
 class Tracker(Protocol):

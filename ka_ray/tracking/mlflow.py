@@ -34,6 +34,7 @@ from ka_ray.storage.cache import download_into
 from ka_ray.storage.files import is_remote
 from ka_ray.student import Student
 from ka_ray.tracking.base import Tracker, tracking_uri
+from ka_ray.tracking.uri import sqlite_uri, translated_errors
 
 MODEL_NAME = "student"
 """The name of the logged model; MLflow loads it as ``runs:/RUN_ID/student``."""
@@ -59,12 +60,11 @@ class MlflowTracker(Tracker):
     """
 
     def __init__(self, config: TrackingConfig, name: str, output: Path, run_id: str | None) -> None:
-        configured, artifacts = tracking_uri(config, output), None
-        if configured is None:
-            # MLflow's default would be a folder in the current folder, not in the run's.
-            artifacts = (output.absolute() / "mlartifacts").as_uri()
-        uri = configured or f"sqlite:///{output.absolute() / 'mlflow.db'}"
-        with _without_info_logs():
+        configured = tracking_uri(config, output)
+        # MLflow's default would be a folder in the current folder, not in the run's.
+        artifacts = None if configured else (output.absolute() / "mlartifacts").as_uri()
+        uri = configured or sqlite_uri(output.absolute() / "mlflow.db")
+        with _without_info_logs(), translated_errors(uri):
             self._client = MlflowClient(uri)
             run = _resume_run(self._client, run_id)
             if run is None:
@@ -242,7 +242,7 @@ def _save_model(student: Student, path: Path, model: Model) -> None:
 @contextmanager
 def _without_info_logs() -> Iterator[None]:
     """Hide MLflow's log messages below warnings; creating a database alone prints dozens of them."""
-    logger, level = logging.getLogger("mlflow"), logging.getLogger("mlflow").level
+    level = (logger := logging.getLogger("mlflow")).level
     logger.setLevel(max(level, logging.WARNING))
     try:
         yield

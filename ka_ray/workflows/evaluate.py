@@ -6,6 +6,7 @@ from typing import Any
 
 from ka_ray.config import ExtractConfig, ImagesConfig, PlacementConfig, RayConfig, load_images
 from ka_ray.distributed.cluster import connect
+from ka_ray.distributed.error_log import log_errors
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.placement import Workload
 from ka_ray.distributed.resource_plan import choose_resources
@@ -17,7 +18,7 @@ from ka_ray.images.split import ImageSet
 from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import Accuracy
-from ka_ray.storage.files import absolute
+from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
@@ -53,6 +54,7 @@ def evaluate(
     with (
         Display() as display,
         connect(config) as cluster,
+        log_errors(cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)

@@ -12,7 +12,8 @@ from ka_ray.images.split import ImageSet, split_images
 from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.runs.context import RunContext, open_context
-from ka_ray.runs.output_folder import prepare_output_dir
+from ka_ray.runs.output_folder import claim_output_dir
+from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import write_json
@@ -50,21 +51,23 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     Raises:
         InputError: Something in the config cannot work.
     """
+    check_servers(config)
     teacher, note = describe_teacher(config.teacher)
     config = config.model_copy(update={"teacher": teacher})
     view = make_view(config.teacher.preprocessing, config.images)
     build_teacher(config.teacher).check_forward_pass(view, {})
     training_images, evaluation_images = (images.with_views({IMAGE: view}) for images in split_images(config))
-    folder = prepare_output_dir(config)
-    checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
-    with open_context(config, folder, config.name) as context:
-        context.notify(note)
-        if not checkpoint.exists():
-            train_teachers(context, [config.teacher], training_images, folder, {config.teacher.name: IMAGE})
-        result = _evaluate(context, config, checkpoint, evaluation_images)
-        if result.accuracy is not None:
-            context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})
-    write_json(folder / "teacher.json", result.model_dump(mode="json"))
+    with claim_output_dir(config) as folder:
+        with open_context(config, folder, config.name) as context:
+            context.notify(note)
+            checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
+            if not checkpoint.exists():
+                columns = {config.teacher.name: IMAGE}
+                train_teachers(context, [config.teacher], training_images, folder, columns)
+            result = _evaluate(context, config, checkpoint, evaluation_images)
+            if result.accuracy is not None:
+                context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})
+        write_json(folder / "teacher.json", result.model_dump(mode="json"))
     return result
 
 

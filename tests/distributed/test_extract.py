@@ -13,6 +13,7 @@ from PIL import Image
 
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
+from ka_ray.distributed.error_log import log_errors
 from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.images import read_images
@@ -184,6 +185,21 @@ def test_an_unreadable_image_is_an_error_that_names_the_file(cluster, folder_wit
         extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=0)
     with pytest.raises(FileNotFoundError):
         Store(tmp_path / "out")  # the folder does not count as finished
+
+
+def test_of_a_failed_pass_the_terminal_gets_only_the_message_and_the_log_the_rest(
+    cluster, folder_with_a_broken_file, tmp_path, capfd
+):
+    log = tmp_path / "errors.log"
+    with pytest.raises(InputError) as error, log_errors(log):
+        extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=0)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    assert error.value.__notes__ == [f"log: {log}"]
+    text = log.read_text()
+    assert "ERROR ray.data" in text
+    assert "Traceback" in text
+    assert "read_chunk" in text  # the frame of the worker that raised it
 
 
 def test_unreadable_images_within_the_limit_are_counted_and_named(

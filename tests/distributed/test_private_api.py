@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import typing
 import warnings
 
@@ -16,9 +17,11 @@ from ray.train.v2._internal import exceptions as private_exceptions
 from ray.train.v2.api import exceptions as public_exceptions
 from ray.util.state.common import TypeWorkerExitType
 
-from ka_ray.config import Resources
+from ka_ray.config import RayConfig, Resources
 from ka_ray.distributed.actors import ReportQueue
+from ka_ray.distributed.error_log import LISTENER
 from ka_ray.distributed.failures import LOST_TRAINING
+from ka_ray.distributed.ray_address import find_cluster, find_version
 from ka_ray.distributed.resources import remote_options
 from ka_ray.distributed.restarts import OUT_OF_MEMORY, why_died
 from ka_ray.submission import client
@@ -52,6 +55,20 @@ def test_the_job_client_reads_the_variable_that_overrides_ray_address():
 def test_ray_has_an_exit_type_for_workers_killed_for_lack_of_memory():
     """restarts.why_died compares it. If it is renamed, messages no longer say that memory ran out."""
     assert OUT_OF_MEMORY in typing.get_args(TypeWorkerExitType)
+
+
+@pytest.mark.ray
+def test_a_head_tells_its_version_of_ray(cluster):
+    """ray_address asks for it. If that changes, a running head is taken for something else, or not found."""
+    address = ray.get_runtime_context().gcs_address
+    assert find_version(address) == ray.__version__
+    assert find_cluster(RayConfig(address=address)).value == address
+
+
+@pytest.mark.ray
+def test_rays_listener_thread_has_the_name_by_which_its_lines_are_found(cluster):
+    """error_log.LISTENER. If it is renamed, Ray's lines about dead workers appear on the terminal again."""
+    assert LISTENER in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 """Test the job client without a cluster; tests/end_to_end/test_job.py sends real jobs."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_a_refused_token_is_reported_without_the_token(error):
 
 
 def test_the_given_address_takes_precedence_over_ray_address(monkeypatch):
+    monkeypatch.setattr(client_module, "_why_unreachable", lambda address: None)
     used_addresses = []
 
     def make_client(address):
@@ -86,3 +88,18 @@ def test_the_given_address_takes_precedence_over_ray_address(monkeypatch):
 def test_an_address_without_a_cluster_is_reported():
     with pytest.raises(InputError, match=r"--address http://127\.0\.0\.1:9: no Ray cluster answers there"):
         connect_job_client("http://127.0.0.1:9")
+
+
+def test_a_server_that_is_reached_but_does_not_answer_is_reported(monkeypatch):
+    monkeypatch.setattr(client_module, "PROBE_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(InputError, match=r"no Ray cluster answers there \(no answer within 0\.5 s\)"):
+            connect_job_client(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["http://", "http://no.such.invalid", "https://[::1", "http://a b:1"])
+def test_an_address_that_names_no_host_is_reported(address):
+    with pytest.raises(InputError, match="no Ray cluster answers there"):
+        connect_job_client(address)
