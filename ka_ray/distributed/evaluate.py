@@ -5,6 +5,7 @@ Shapes: n images of a batch, K classes.
 
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ class Evaluator:
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: the pickled counts of every student, and the ids of the images."""
+        """Turn a batch into one row: the pickled counts of every student, the images' ids and labels."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -105,7 +106,10 @@ class Evaluator:
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
         ids = np.empty(1, dtype=object)
         ids[0] = np.asarray(batch["image_id"], np.int64)
-        return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
+        packed = np.array([pickle.dumps(counts)], dtype=object)
+        # In bytes, as the counts are: Arrow has no column of dicts with any keys.
+        labels = np.array([pickle.dumps(Counter(batch["label"].tolist()))], dtype=object)
+        return {"counts": packed, "image_ids": ids, "labels": labels}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
         names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
@@ -182,7 +186,8 @@ def evaluate_images(
 
     Returns:
         The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
-        content of a :class:`ka_ray.reports.summaries.PassSummary`.
+        content of a :class:`ka_ray.reports.summaries.PassSummary` with one more key, ``labels``: label -> its
+        number of images, also of labels that are no classes; the empty one for images without a label.
 
     Raises:
         InputError: Too many images are unreadable.
@@ -191,7 +196,7 @@ def evaluate_images(
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ONLY,), blank)
-    judged = set[int]()
+    judged, labels = set[int](), Counter[str]()
 
     def one_pass(ids: Ids) -> None:
         for row in _judged(replace(work, images=work.images.with_ids(ids)), monitor).iter_rows():
@@ -200,6 +205,7 @@ def evaluate_images(
             if judged.intersection(seen):
                 raise AssertionError(f"images were judged twice, among them {min(judged.intersection(seen))}")
             judged.update(seen)
+            labels.update(pickle.loads(row["labels"]))
             totals.update({name: total + parts[name] for name, total in totals.items()})
             on_images(len(seen))
 
@@ -208,7 +214,8 @@ def evaluate_images(
 
     repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
     summary = ray.get(monitor.summary.remote())
-    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
+    summary |= {"images": len(judged), "seconds": time.perf_counter() - began, "labels": labels}
+    return totals, summary
 
 
 def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:

@@ -98,8 +98,8 @@ class ParquetReader:
             return list_no_labels(chunks)
         return [
             to_label(value.as_py(), self.classes)
-            for chunk in chunks
-            for batch in _read_row_group(*chunk.payload, [self.label_column])
+            for path, group in (chunk.payload for chunk in chunks)
+            for batch in _read_row_group(path, group, [self.label_column])
             for value in batch.column(0)
         ]
 

@@ -77,7 +77,7 @@ def list_torchvision(config: TorchvisionImages) -> Source:
 def _find_targets(dataset: Any) -> list[int] | None:
     """Return the targets of all samples of a dataset; None if it has no list of them."""
     for name in ("targets", "labels", "_labels"):
-        values = getattr(dataset, name, None)
+        values: Any = getattr(dataset, name, None)
         targets = values.tolist() if hasattr(values, "tolist") else values
         if isinstance(targets, list) and len(targets) == len(dataset):
             return targets if all(type(target) is int for target in targets) else None

@@ -16,6 +16,7 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
+from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.stages.describe_start import describe_start
@@ -79,13 +80,14 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
         images.with_views(plan.views.columns) for images in split_images(config)
     )
     notes += [images.source.note for images in (training_images, evaluation_images)]
+    notes.append(check_evaluation_labels(evaluation_images, plan.label_sets.classes, "the student"))
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
         check_batches(config, training_images, count_held_out(len(training_images.ids)) if holds_out else 0)
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
-        check_labels(plan.spec.classes, training_images)
+        check_labels(plan.spec.classes, training_images, "baseline scratch")
     # Several students may cause the same note: it is kept once.
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)

@@ -38,8 +38,8 @@ def list_files(
         return not suffixes or PurePosixPath(name).suffix.lower() in suffixes
 
     if not is_remote(folder):
-        names = _walk(str(folder), "", (os.path.realpath(folder),), leave_out)
-        return [name for name in names if wanted(name)]
+        walked = _walk(str(folder), "", (os.path.realpath(folder),), leave_out)
+        return [name for name in walked if wanted(name)]
     names = [name for name in _find_remote(folder) if wanted(name)]
     # "\0" sorts before every other character, so this is the order of the lists of a name's parts.
     return sorted(_without(names, leave_out), key=lambda name: name.replace("/", "\0"))
