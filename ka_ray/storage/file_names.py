@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ka_ray.errors import InputError
 from ka_ray.storage.files import get_filesystem, is_remote
@@ -37,24 +38,43 @@ def list_files(
     def wanted(name: str) -> bool:
         return not suffixes or PurePosixPath(name).suffix.lower() in suffixes
 
-    if not is_remote(folder):
-        walked = _walk(str(folder), "", (os.path.realpath(folder),), leave_out)
+    if not is_remote(folder) or _protocol(folder) in LOCAL_PROTOCOLS:
+        local = get_filesystem(folder)[1] if is_remote(folder) else str(folder)
+        walked = _walk(local, "", (os.path.realpath(local),), leave_out)
         return [name for name in walked if wanted(name)]
     names = [name for name in _find_remote(folder) if wanted(name)]
     # "\0" sorts before every other character, so this is the order of the lists of a name's parts.
     return sorted(_without(names, leave_out), key=lambda name: name.replace("/", "\0"))
 
 
+LOCAL_PROTOCOLS = ("file", "local")
+"""Protocols of URIs of local files; fsspec would not follow links there."""
+
+
+def _protocol(path: Path) -> str:
+    """Return the protocol of a URI; empty for a local path."""
+    return path.protocol if is_remote(path) else ""  # type: ignore[attr-defined]
+
+
 def _find_remote(folder: Path) -> list[str]:
     """Return the names of all files below a remote folder, relative to it."""
     fs, root = get_filesystem(folder)
-    # Without `on_error`, fsspec silently leaves out folders that cannot be listed. Object stores have none.
-    options = {} if folder.protocol in OBJECT_STORES else {"on_error": "raise"}  # type: ignore[attr-defined]
     try:
-        found = read_again(lambda: fs.find(root, **options))
+        # An object store lists all names at once. Of folders, fsspec's `find` would silently leave out those
+        # that cannot be listed.
+        has_folders = _protocol(folder) not in OBJECT_STORES
+        found = [*_walk_remote(fs, root)] if has_folders else read_again(lambda: fs.find(root))
     except OSError as error:
         raise _listing_error(error, str(folder)) from None
     return [name[len(root.rstrip("/")) + 1 :] for name in found]
+
+
+def _walk_remote(fs: Any, folder: str) -> Iterator[str]:
+    for entry in read_again(lambda: fs.ls(folder, detail=True)):
+        if entry["type"] != "directory":
+            yield entry["name"]
+        elif entry["name"].rstrip("/") != folder.rstrip("/"):
+            yield from _walk_remote(fs, entry["name"])
 
 
 def _without(names: list[str], leave_out: Callable[[str], bool]) -> list[str]:
