@@ -186,8 +186,8 @@ def evaluate_images(
 
     Returns:
         The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
-        content of a :class:`ka_ray.reports.summaries.PassSummary` with one more key, ``labels``: label -> its
-        number of images, also of labels that are no classes; the empty one for images without a label.
+        content of a :class:`ka_ray.reports.summaries.PassSummary` with one more key, ``labels``: label, also
+        if it is no class, -> its number of images; the empty label is that of images without one.
 
     Raises:
         InputError: Too many images are unreadable.
@@ -213,9 +213,8 @@ def evaluate_images(
         return np.fromiter(judged, np.int64)
 
     repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
-    summary = ray.get(monitor.summary.remote())
-    summary |= {"images": len(judged), "seconds": time.perf_counter() - began, "labels": labels}
-    return totals, summary
+    summary = ray.get(monitor.summary.remote()) | {"labels": labels}
+    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
 
 
 def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:

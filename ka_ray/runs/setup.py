@@ -79,8 +79,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
-    notes += [images.source.note for images in (training_images, evaluation_images)]
-    notes.append(check_evaluation_labels(evaluation_images, plan.label_sets.classes, "the student"))
+    notes += _describe_images(training_images, evaluation_images, plan.label_sets.classes)
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
@@ -103,6 +102,12 @@ def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) 
     if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
     return [*notes, describe_start(student, plan.spec, teachers)]
+
+
+def _describe_images(training: ImageSet, evaluation: ImageSet, classes: Sequence[str]) -> list[str]:
+    """Check the labels of evaluation images, and return what is left out of the sources and why."""
+    notes = [images.source.note for images in (training, evaluation)]
+    return [*notes, check_evaluation_labels(evaluation, classes, "the student")]
 
 
 def describe_teachers(config: Config) -> tuple[Config, list[str]]:

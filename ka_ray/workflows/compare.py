@@ -90,11 +90,13 @@ def compare(
             students = {one.job.name: one.job.folder for one in method_runs}
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
-            left_out = describe_unmatched(
-                match_labels(summary["labels"], run.plan.label_sets.classes), "the student"
-            )
-            run.notify(left_out)
+            left_out = _describe_left_out(run, summary["labels"])
             return _publish(run, method_runs, counts, list(seeds), left_out)
+
+
+def _describe_left_out(run: Run, labels: Mapping[str, int]) -> str:
+    """Return which images the accuracies leave out, by the labels of all evaluation images."""
+    return describe_unmatched(match_labels(labels, run.plan.label_sets.classes), "the student")
 
 
 def _method_runs(
@@ -169,11 +171,7 @@ def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]
 
 
 def _publish(
-    run: Run,
-    method_runs: Sequence[MethodRun],
-    counts: Mapping[str, Counts],
-    seeds: list[int],
-    left_out: str,
+    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int], left_out: str
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()

@@ -54,6 +54,8 @@ def evaluate(
         connect(config) as cluster,
         display.track_images("evaluate", len(ids)) as on_images,
     ):
+        if source.note:
+            display.note(source.note)
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures)
         work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools)
