@@ -2,7 +2,9 @@
 
 import csv
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ from PIL import Image
 
 from ka_ray.config import Config, RayConfig, TeachConfig
 from ka_ray.config.load import load_images
+from ka_ray.distributed.evaluate import TEACHERS_ONLY
 from ka_ray.errors import InputError
+from ka_ray.metrics import Counts
 from ka_ray.runs.setup import plan_run
 from ka_ray.student import Student, load_student, save_student
 from ka_ray.workflows import evaluate as evaluate_module
 from ka_ray.workflows import teach as teach_module
 from ka_ray.workflows.evaluate import evaluate
+from ka_ray.workflows.teach import TaughtTeacher
 
 
 @pytest.fixture
@@ -207,3 +212,28 @@ def count_correct(folder: Path, photos: Path) -> dict[str, int]:
                 student.spec.classes[int(student(pixels).argmax())] == path.parent.name
             )
     return correct
+
+
+def test_teach_says_what_its_accuracy_leaves_out(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other two classes are another teacher's; one of them is misspelled, which nobody can know."""
+    notes: list[str] = []
+    context = SimpleNamespace(
+        notify=lambda *lines: notes.extend(filter(None, lines)),
+        tracker=SimpleNamespace(log_metrics=lambda metrics: None),
+        display=SimpleNamespace(track_images=lambda *_: nullcontext(lambda images: None)),
+        resources=SimpleNamespace(placement=None),
+    )
+    monkeypatch.setattr(teach_module, "open_context", lambda *_: nullcontext(context))
+    monkeypatch.setattr(teach_module, "train_teachers", lambda *_: None)
+    monkeypatch.setattr(teach_module, "pools_of", lambda *_: None)
+    counted = {TEACHERS_ONLY: Counts.zeros(2, 1)}, {"images": 12}
+    monkeypatch.setattr(teach_module, "evaluate_images", lambda *_: counted)
+    rename(photos, {"class_3": "Class_3"})
+    (photos / "class_0" / "._00.png").write_bytes(b"")
+    result = teach_module.teach(teach_config(photos, tmp_path))
+    assert result.left_out == {"Class_3": 6, "class_2": 6}
+    assert TaughtTeacher.model_validate_json((tmp_path / "out" / "teacher.json").read_text()) == result
+    assert "12 of 24 images are left out, because their labels are no classes of teacher a" in notes[-1]
+    assert f"{photos}: left out hidden files and folders: 1 ._*" in notes
