@@ -12,7 +12,14 @@ import typer
 
 from ka_ray import __version__
 from ka_ray.errors import InputError, run_with_exit_code
-from ka_ray.terminal.summary import escape_control, find_program, format_percent, show_machine, show_report
+from ka_ray.terminal.summary import (
+    escape_control,
+    find_program,
+    show_accuracy,
+    show_machine,
+    show_report,
+    show_teacher,
+)
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -140,7 +147,7 @@ def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None
     from ka_ray import teach as teach_one
 
     result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
-    typer.echo(f"teacher {result.teacher}: accuracy {format_percent(result.accuracy)}")
+    show_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
     typer.echo(f"checkpoint: {result.checkpoint}")
 
 
@@ -202,10 +209,7 @@ def evaluate(
     from ka_ray.workflows.evaluate import build_images_config
 
     config = build_images_config(folder, images, overrides or [], trust=trust)
-    accuracy = evaluate_folder(folder, config, trust=trust)
-    typer.echo(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images")
-    for name, pair in accuracy.per_teacher.items():
-        typer.echo(f"classes of {name}: {format_percent(pair.student)}")
+    show_accuracy(evaluate_folder(folder, config, trust=trust))
 
 
 @app.command()

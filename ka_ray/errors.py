@@ -23,7 +23,14 @@ class ClusterError(RuntimeError):
     """
 
 
-USER_ERRORS = (InputError, FloatingPointError, ClusterError)
+class ReadError(ClusterError):
+    """A file cannot be read, and not because of what is in it: see :mod:`ka_ray.storage.read_errors`.
+
+    It has a type of its own because another node may be able to read the file.
+    """
+
+
+USER_ERRORS = (InputError, FloatingPointError, ClusterError, ReadError)
 """The errors that a user can resolve: with other input, with a lower learning rate (``FloatingPointError``: a
 value became infinite or NaN), or by running the command again."""
 

@@ -1,6 +1,7 @@
 """Add up on the driver what the evaluators of a pass count, batch by batch."""
 
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,18 +21,23 @@ class CountSums:
     Args:
         label_sets: The classes of the teachers.
         students: The names of the students.
+
+    Attributes:
+        labels: Label -> number of its images so far; the empty label is that of images without one.
     """
 
     def __init__(self, label_sets: LabelSets, students: Iterable[str]) -> None:
         blank = Counts.zeros(len(label_sets.classes), len(label_sets.by_teacher))
         self._counts = {name: [blank] for name in students}
         self._judged = set[int]()
+        self.labels = Counter[str]()
 
     def add(self, row: Mapping[str, Any]) -> int:
         """Add the counts of a batch.
 
         Args:
-            row: What an evaluator returned: the pickled ``counts`` of every student, and the ``image_ids``.
+            row: What an evaluator returned: the pickled ``counts`` of every student, the ``image_ids``, and
+                the pickled counts of ``labels``.
 
         Returns:
             The number of its images.
@@ -41,6 +47,7 @@ class CountSums:
         if twice := self._judged.intersection(seen):
             raise AssertionError(f"images were judged twice, among them {min(twice)}")
         self._judged.update(seen)
+        self.labels.update(pickle.loads(row["labels"]))
         for name, waiting in self._counts.items():
             waiting.append(parts[name])
             if len(waiting) > MAX_WAITING:

@@ -5,6 +5,7 @@ Shapes: n images of a batch, K classes.
 
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ class Evaluator:
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: the pickled counts of every student, and the ids of the images."""
+        """Turn a batch into one row: the pickled counts of every student, the images' ids and labels."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -111,7 +112,10 @@ class Evaluator:
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
         ids = np.empty(1, dtype=object)
         ids[0] = np.asarray(batch["image_id"], np.int64)
-        return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
+        packed = np.array([pickle.dumps(counts)], dtype=object)
+        # In bytes, as the counts are: Arrow has no column of dicts with any keys.
+        labels = np.array([pickle.dumps(Counter(batch["label"].tolist()))], dtype=object)
+        return {"counts": packed, "image_ids": ids, "labels": labels}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
         names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
@@ -188,7 +192,8 @@ def evaluate_images(
 
     Returns:
         The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
-        content of a :class:`ka_ray.reports.summaries.PassSummary`.
+        content of a :class:`ka_ray.reports.summaries.PassSummary` with one more key, ``labels``: label, also
+        if it is no class, -> its number of images; the empty label is that of images without one.
 
     Raises:
         InputError: Too many images are unreadable, or all of them.
@@ -204,7 +209,7 @@ def evaluate_images(
             on_images(sums.add(row))
 
     repeat_until_complete(work.images.ids, sums.find_judged, one_pass, watch.monitor)
-    summary = ray.get(watch.monitor.summary.remote())
+    summary = ray.get(watch.monitor.summary.remote()) | {"labels": sums.labels}
     judged = len(sums.find_judged())
     check_any_readable(judged, summary["unreadable"])
     return sums.total, summary | {"images": judged, "seconds": time.perf_counter() - began}

@@ -16,7 +16,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ka_ray.errors import USER_ERRORS, ClusterError, InputError, disk_full_error
+from ka_ray.errors import USER_ERRORS, ClusterError, InputError, ReadError, disk_full_error
 
 
 class RestartsExhausted(RuntimeError):
@@ -34,8 +34,10 @@ LOST = (
     WorkerCrashedError,
     ConnectionError,
     TimeoutError,
+    ReadError,
 )
-"""Errors that mean lost workers, nodes or connections; the last two also come from remote storage."""
+"""Errors that mean lost workers, nodes or connections; the last three also come from storage: another node
+may be able to read what this one could not."""
 
 LOST_TRAINING = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
 LOST_TRAINING |= {"WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError"}
@@ -105,7 +107,8 @@ def _is_lost(error: BaseException) -> bool:
         # An actor whose __init__ raised an error would raise it again.
         return not getattr(error, "actor_init_failed", False)
     # As in `unwrap`: an error that was passed on twice is only text.
-    if re.search(rf"^(?:[\w.]+\.)?{RestartsExhausted.__name__}: ", str(error), re.MULTILINE):
+    names = f"{RestartsExhausted.__name__}|{ReadError.__name__}"
+    if re.search(rf"^(?:[\w.]+\.)?({names}): ", str(error), re.MULTILINE):
         return True
     # An error that says in the words of this project what was lost is final; it may mention `ray.timeout_s`.
     if type(error) is ClusterError:

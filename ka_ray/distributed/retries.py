@@ -60,7 +60,9 @@ def repeat_until_complete(
             raise explain(error, monitor) from error
         if error is not None:
             logger.warning(
-                "workers were lost; %d images are read again (%s)", len(missing), last_line(str(error))
+                "workers were lost, or could not read: %d images are read again (%s)",
+                len(missing),
+                last_line(str(error)),
             )
         if error is None and idle >= MAX_IDLE_PASSES:
             raise ClusterError(f"{len(missing)} images yield no row, for example the one of id {missing[0]}")

@@ -12,6 +12,7 @@ from ka_ray.config.class_names import normalise
 from ka_ray.errors import InputError
 from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.file_names import printable
+from ka_ray.storage.read_errors import is_fault_of_machine, to_user_error
 
 TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 BINARY = (
@@ -168,11 +169,15 @@ def read_cells(cells: Sequence[Any], folder: str) -> Iterator[bytes]:
     Raises:
         ConnectionError: The network failed, not the file; the caller may try again.
         TimeoutError: The network did not answer; the caller may try again.
+        ReadError: The machine or its disk could not read a file, not even when tried again.
+        InputError: The permission to read a file is missing.
     """
     paths = [_path_of(cell, folder) for cell in cells]
     files = read_files([path for path in paths if path])
     for cell, path in zip(cells, paths, strict=True):
-        content = or_raise(next(files)) if path else cell.get("bytes") if isinstance(cell, dict) else cell
+        content = (
+            or_raise(next(files), path) if path else cell.get("bytes") if isinstance(cell, dict) else cell
+        )
         yield content if isinstance(content, bytes) else b""
 
 
@@ -187,13 +192,22 @@ def locate(path: str, folder: str) -> str:
     return path if os.path.isabs(path) or "://" in path else f"{folder}/{path}"  # noqa: PTH117
 
 
-def or_raise(content: bytes | OSError) -> bytes:
+def or_raise(content: bytes | OSError, place: str) -> bytes:
     """Return the content of a file that was read; empty if the file is missing or damaged.
+
+    Args:
+        content: What :func:`ka_ray.storage.batch_read.read_files` yielded: the content, or the error of the
+            last attempt.
+        place: What was read, for the message.
 
     Raises:
         ConnectionError: The network failed; the file itself may be fine, and the chunk is read again.
         TimeoutError: The network did not answer.
+        ReadError: The machine or its disk cannot read the file, which says nothing about the image.
+        InputError: Permissions are missing.
     """
     if isinstance(content, ConnectionError | TimeoutError):
         raise content
+    if isinstance(content, OSError) and is_fault_of_machine(content):
+        raise to_user_error(content, place)
     return b"" if isinstance(content, OSError) else content

@@ -1,6 +1,6 @@
 """The image source that is built in: scikit-learn's handwritten digits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,7 +32,16 @@ def list_digits(config: DigitsImages) -> Source:
         part = rows[start : start + CHUNK_IMAGES]
         # The pixels are few, so they travel in the chunk: no worker has to import scikit-learn.
         chunks.append(Chunk(start, len(part), (part, grey[part], digits.target[part])))
-    return Source(chunks, read_digits, CLASS_NAMES)
+    return Source(chunks, read_digits, CLASS_NAMES, "", labels_of_digits)
+
+
+def labels_of_digits(chunks: Sequence[Chunk]) -> list[str]:
+    """Return the labels of digits.
+
+    Args:
+        chunks: Chunks of :func:`list_digits`.
+    """
+    return [CLASS_NAMES[target] for chunk in chunks for target in chunk.payload[2]]
 
 
 def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:

@@ -24,9 +24,10 @@ from ka_ray.images.cells import (
     to_label,
     to_owner,
 )
-from ka_ray.images.listed_files import read_listed_files, split_into_chunks
+from ka_ray.images.listed_files import labels_of_files, read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.files import read_bytes
+from ka_ray.storage.read_errors import read_again, to_user_error
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -54,7 +55,9 @@ def list_files_of_list(config: ListImages) -> Source:
         if "://" in path:
             refuse_credentials(path, CREDENTIALS_ADVICE)
         entries.append((locate(path, folder), *texts))
-    return Source(split_into_chunks(entries), read_listed_files, _class_names(config, labels))
+    return Source(
+        split_into_chunks(entries), read_listed_files, _class_names(config, labels), "", labels_of_files
+    )
 
 
 def _class_names(config: ListImages, labels: Iterable[str]) -> tuple[str, ...] | None:
@@ -73,7 +76,10 @@ def _read_list(config: ListImages) -> tuple[list[str], list[str], list[list[str]
     suffix = config.path.suffix.lower()
     if suffix not in SUFFIXES or not config.path.is_file():
         raise InputError(f"images.path: {config.path} must be a file that ends in {', '.join(SUFFIXES)}")
-    content = read_bytes(config.path)
+    try:
+        content = read_again(lambda: read_bytes(config.path))
+    except OSError as error:
+        raise to_user_error(error, config.path) from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"images.path: {config.path} is UTF-16; save it as UTF-8")
     if suffix == ".txt":

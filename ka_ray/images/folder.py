@@ -2,15 +2,18 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ka_ray.config import FolderImages
 from ka_ray.errors import InputError
-from ka_ray.images.cells import to_label
-from ka_ray.images.listed_files import read_listed_files, split_into_chunks
+from ka_ray.images.cells import or_raise, to_label
+from ka_ray.images.hidden_files import HiddenFiles, is_hidden
+from ka_ray.images.listed_files import labels_of_files, read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.batch_read import read_files
-from ka_ray.storage.file_names import list_files, printable
+from ka_ray.storage.file_names import join_names, list_files, printable
+from ka_ray.storage.files import is_remote
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -28,9 +31,6 @@ OTHER_SUFFIXES = frozenset((
 ))
 # fmt: on
 """Suffixes of other files. A file with none of all these suffixes is judged by its content."""
-
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-"""Lower-case names of files and folders that operating systems add; they are left out, as hidden ones are."""
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP")
 """First bytes of JPEG, PNG, GIF, BMP, TIFF and JPEG 2000 files."""
@@ -51,25 +51,31 @@ def list_folder(config: FolderImages) -> Source:
     Raises:
         InputError: There is no image file, or a labelled folder has image files outside of class folders.
     """
-    names, note = _find_images(config.path)
+    names, notes = _find_images(config.path)
     if not names:
         raise InputError(
             f"images.path {config.path}: no image files; accepted: {', '.join(sorted(SUFFIXES))}, and files "
-            f"without such a suffix whose content is an image. {note}".rstrip()
+            f"without such a suffix whose content is an image. {'; '.join(notes)}".rstrip()
         )
     folder = str(config.path)
     labels = (_class_of(name, config) if config.labelled else "" for name in names)
     entries = [(f"{folder}/{name}", label) for name, label in zip(names, labels, strict=True)]
     classes = tuple(sorted({label for _, label in entries})) if config.labelled else None
-    return Source(split_into_chunks(entries), read_listed_files, classes, note)
+    if classes is not None:
+        notes += _describe_empty(config.path, classes)
+    note = f"{folder}: {'; '.join(notes)}" if notes else ""
+    return Source(split_into_chunks(entries), read_listed_files, classes, note, labels_of_files)
 
 
-def _find_images(folder: Path) -> tuple[list[str], str]:
-    """Return the sorted paths of the image files below a folder, and a note on the other files."""
-    names = [name for name in list_files(folder) if not _is_hidden(name)]
+def _find_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted paths of the image files below a folder, and notes on the other files."""
+    hidden = HiddenFiles()
+    names = list_files(folder, leave_out=hidden)
     unclear = [name for name in names if _suffix(name) not in KNOWN_SUFFIXES]
     beginnings = read_files([f"{folder}/{name}" for name in unclear], SIGNATURE_BYTES)
-    by_content = {name for name, head in zip(unclear, beginnings, strict=True) if _is_image(head)}
+    by_content = {
+        name for name, head in zip(unclear, beginnings, strict=True) if _is_image(head, f"{folder}/{name}")
+    }
     images: list[str] = []
     others: Counter[str] = Counter()
     for name in names:
@@ -78,19 +84,32 @@ def _find_images(folder: Path) -> tuple[list[str], str]:
         else:
             others[printable(suffix) or "without suffix"] += 1
     found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    return images, f"{folder}: left out files that are no images: {found}" if found else ""
+    notes = [f"left out files that are no images: {found}" if found else "", hidden.note]
+    return images, [note for note in notes if note]
+
+
+def _describe_empty(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Return a note on the class folders that hold no image; object stores have no empty folders."""
+    if is_remote(folder):
+        return []
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)]
+    empty = sorted({to_label(name) for name in names} - {*classes})
+    return [f"class folders without an image: {join_names(empty)}"] if empty else []
 
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122  # pathlib takes four times as long
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in name.split("/"))
-
-
-def _is_image(beginning: bytes | OSError) -> bool:
+def _is_image(beginning: bytes | OSError, path: str) -> bool:
+    """Return whether a file is an image by its first bytes."""
     if isinstance(beginning, OSError):
+        or_raise(beginning, printable(path))
+        if isinstance(beginning, FileNotFoundError) and os.path.islink(path):  # noqa: PTH114
+            raise InputError(
+                f"images.path: {printable(path)} is a link to {printable(os.path.realpath(path))}, which "
+                "does not exist; if that is on another file system, mount it, else remove the link"
+            )
         return True  # it is counted as unreadable, under its name, when it is read
     boxes = beginning[4:8] == b"ftyp" and beginning[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1")
     webp = beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP"

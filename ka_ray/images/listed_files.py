@@ -22,6 +22,15 @@ def split_into_chunks(entries: Sequence[tuple[str, ...]]) -> list[Chunk]:
     return [Chunk(number * CHUNK_IMAGES, len(part), part) for number, part in enumerate(parts)]
 
 
+def labels_of_files(chunks: Sequence[Chunk]) -> list[str]:
+    """Return the labels of image files, which are listed with them.
+
+    Args:
+        chunks: Chunks of :func:`split_into_chunks`.
+    """
+    return [label for chunk in chunks for _, label, *_ in chunk.payload]
+
+
 def read_listed_files(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
     """Yield the wanted files of a chunk; a file that cannot be opened has empty content.
 
@@ -32,6 +41,8 @@ def read_listed_files(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[E
     Raises:
         ConnectionError: The network failed, not the file; the caller may try again.
         TimeoutError: The network did not answer; the caller may try again.
+        ReadError: The machine or its disk could not read a file, not even when tried again.
+        InputError: The permission to read a file is missing.
     """
     chosen = [
         (chunk.first_id + offset, path, texts)
@@ -41,4 +52,4 @@ def read_listed_files(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[E
     contents = read_files([path for _, path, _ in chosen])
     for (image_id, path, texts), content in zip(chosen, contents, strict=True):
         # The decoder refuses empty content, so the image is counted as unreadable under its name.
-        yield EncodedImage(image_id, printable(path), or_raise(content), *texts)
+        yield EncodedImage(image_id, printable(path), or_raise(content, printable(path)), *texts)

@@ -1,8 +1,9 @@
 """The image source that combines others: the images of its parts, one part after another, under new ids."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,9 @@ def list_mixed(config: MixedImages) -> Source:
                 first_id += len(payload.ids)
     note = "; ".join(part.note for part in parts if part.note)
     reader = MixedReader(tuple(part.read for part in parts), tuple(part.owner or "" for part in config.parts))
-    return Source(chunks, reader, _merge_classes(parts), note)
+    listers = [part.list_labels for part in parts if part.list_labels is not None]
+    list_labels = MixedLabels(tuple(listers)) if len(listers) == len(parts) else None
+    return Source(chunks, reader, _merge_classes(parts), note, list_labels)
 
 
 def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
@@ -92,6 +95,30 @@ def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:
             return None
         names |= dict.fromkeys(part.class_names)
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class MixedLabels:
+    """Lists the labels of a mixture; an object and not a closure, because it is pickled with its source.
+
+    Attributes:
+        parts: What lists the labels of each part, in the order of the config.
+    """
+
+    parts: tuple[Callable[[Sequence[Chunk]], list[str]], ...]
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[str]:
+        """Return the labels of the images of some chunks."""
+        labels: list[str] = []
+        for part, of_part in groupby((chunk.payload for chunk in chunks), lambda payload: payload.part):
+            payloads = list(of_part)
+            with _part_in_errors(part):
+                listed = self.parts[part]([payload.chunk for payload in payloads])
+            start = 0
+            for payload in payloads:
+                labels += [listed[start + i] for i in (payload.ids - payload.chunk.first_id).tolist()]
+                start += payload.chunk.num_images
+        return labels
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The image source of Parquet files with one encoded image per row."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 from ka_ray.config import ParquetImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import check_column_type, check_label_type, read_cells, to_label, to_owner
-from ka_ray.images.sources import Chunk, EncodedImage, Source
+from ka_ray.images.hidden_files import find_files
+from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote, open_random_access
+from ka_ray.storage.read_errors import is_fault_of_machine, iterate_again, read_again, to_user_error
 from ka_ray.storage.uris import to_path
 
 BATCH_ROWS = 256
@@ -31,9 +33,7 @@ def list_parquet(config: ParquetImages) -> Source:
     Raises:
         InputError: No file matches, a file is not Parquet, or a column that the config names is missing.
     """
-    paths = [config.path] if config.path.is_file() else sorted(config.path.glob(config.files))
-    if not paths:
-        raise InputError(f"images.path {config.path}: no file matches images.files = {config.files!r}")
+    paths, notes = find_files(config.path, config.files)
     chunks, first_id = [], 0
     for path in paths:
         footer = _read_footer(path, config)
@@ -43,15 +43,16 @@ def list_parquet(config: ParquetImages) -> Source:
             first_id += num_images
     names = config.classes if config.label_column is not None else None
     reader = ParquetReader(config.image_column, config.label_column, config.classes, config.owner_column)
-    return Source(chunks, reader, names)
+    return Source(chunks, reader, names, "; ".join(notes), reader.list_labels)
 
 
 def _read_footer(path: Path, config: ParquetImages) -> Any:
     """Return the metadata of a file after checking that it has the columns that the config names."""
     try:
-        with open_random_access(path) as source:
-            file = pq.ParquetFile(source)
+        file = read_again(lambda: _open_footer(path))
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_fault_of_machine(error):
+            raise to_user_error(error, path) from None
         raise InputError(f"images.path: {path} is not a Parquet file: {error}") from None
     keys = ("image_column", "label_column", "owner_column")
     columns = file.schema_arrow.names
@@ -65,6 +66,11 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
         kind = file.schema_arrow.field(config.label_column).type
         check_label_type(config.label_column, kind, config.classes is not None, path)
     return file.metadata
+
+
+def _open_footer(path: Path) -> Any:
+    with open_random_access(path) as source:
+        return pq.ParquetFile(source)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,17 @@ class ParquetReader:
     label_column: str | None
     classes: tuple[str, ...] | None
     owner_column: str | None = None
+
+    def list_labels(self, chunks: Sequence[Chunk]) -> list[str]:
+        """Return the labels of row groups; of their columns, only that of the labels is read."""
+        if self.label_column is None:
+            return list_no_labels(chunks)
+        return [
+            to_label(value.as_py(), self.classes)
+            for path, group in (chunk.payload for chunk in chunks)
+            for batch in _read_row_group(path, group, [self.label_column])
+            for value in batch.column(0)
+        ]
 
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted rows of one row group; relative paths count from the folder of the file."""
@@ -109,14 +126,20 @@ class ParquetReader:
 def _read_row_group(path: str, group: int, columns: list[str]) -> Iterator[Any]:
     """Yield some columns of one row group in batches; of a remote file, only these bytes are fetched."""
     where = to_path(path)
-    try:
+
+    def read() -> Iterator[Any]:
         with open_random_access(where) as source:
             # Pre-buffering joins the ranges of the columns into few requests, which only pays off remotely.
             file = pq.ParquetFile(source, pre_buffer=is_remote(where))
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                 batch.validate(full=True)  # text that is no UTF-8 would raise only where it is used
                 yield batch
+
+    try:
+        yield from iterate_again(read)
     except (ConnectionError, TimeoutError):
         raise  # the file itself may be fine: the chunk is read again
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_fault_of_machine(error):
+            raise to_user_error(error, f"row group {group} of {path}") from None
         raise InputError(f"images.path: row group {group} of {path} cannot be read: {error}") from None

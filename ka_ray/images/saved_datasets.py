@@ -6,7 +6,7 @@ numbers of their rows, and an image's id is its row number.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from ka_ray.config import DatasetsImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import read_cells, to_label
-from ka_ray.images.sources import Chunk, EncodedImage, Source
+from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote, read_text
 
 CHUNK_IMAGES = 64
@@ -65,7 +65,8 @@ def list_saved_dataset(config: DatasetsImages) -> Source:
     chunks = [Chunk(i, min(CHUNK_IMAGES, num_rows - i), (folder, fingerprint)) for i in starts]
     if not chunks:
         raise InputError(f"images.path: the dataset {folder} has no rows")
-    return Source(chunks, reader, classes if label_column is not None else None)
+    names = classes if label_column is not None else None
+    return Source(chunks, reader, names, "", reader.list_labels)
 
 
 def _find_dataset(config: DatasetsImages) -> Path:
@@ -151,6 +152,18 @@ class SavedDatasetReader:
         """
         return _open_columns(self.folder, fingerprint, self.image_column, self.label_column)
 
+    def list_labels(self, chunks: Sequence[Chunk]) -> list[str]:
+        """Return the labels of the rows of chunks."""
+        if self.label_column is None:
+            return list_no_labels(chunks)
+        column = self.open(chunks[0].payload[1]).select_columns([self.label_column])
+        ids = [chunk.first_id + i for chunk in chunks for i in range(chunk.num_images)]
+        return [self._label(value) for value in column[ids][self.label_column]]
+
+    def _label(self, value: Any) -> str:
+        is_missing = self.has_class_label and value == NO_LABEL
+        return to_label(None if is_missing else value, self.classes)
+
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted rows of a chunk."""
         ids = [i for i in range(chunk.first_id, chunk.first_id + chunk.num_images) if wanted(i)]
@@ -158,9 +171,7 @@ class SavedDatasetReader:
         labels = rows[self.label_column] if self.label_column is not None else [None] * len(ids)
         contents = read_cells(rows[self.image_column], self.folder)
         for image_id, label, content in zip(ids, labels, contents, strict=True):
-            is_missing = self.has_class_label and label == NO_LABEL
-            name = f"{self.folder}, row {image_id}"
-            yield EncodedImage(image_id, name, content, to_label(None if is_missing else label, self.classes))
+            yield EncodedImage(image_id, f"{self.folder}, row {image_id}", content, self._label(label))
 
 
 @lru_cache(maxsize=8)

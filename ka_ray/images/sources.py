@@ -76,12 +76,15 @@ class Source:
         read: Reads the images of a chunk.
         class_names: The classes that the source lists; None if it does not know them before it is read.
         note: What the user should know of the listing, such as files that were left out; empty if nothing.
+        list_labels: Returns the labels of all images of some of the chunks, in their order, without reading
+            images; None if that would take as long as reading them. It must pickle.
     """
 
     chunks: list[Chunk]
     read: "SourceReader"
     class_names: tuple[str, ...] | None = field(default=None)
     note: str = ""
+    list_labels: "Callable[[Sequence[Chunk]], list[str]] | None" = None
 
     @property
     def num_images(self) -> int:
@@ -98,6 +101,15 @@ class Source:
                 # Files uploaded with a job are in another folder for each job, so that folder is left out.
                 listed.update(JOB_FOLDERS.sub("", text).encode())
         return listed.hexdigest()
+
+
+def list_no_labels(chunks: Sequence[Chunk]) -> list[str]:
+    """Return that no image has a label, for :attr:`Source.list_labels` of sources without labels.
+
+    Args:
+        chunks: The chunks of the images.
+    """
+    return [""] * sum(chunk.num_images for chunk in chunks)
 
 
 class SourceReader(Protocol):

@@ -1,5 +1,6 @@
 """Choose the images that students learn from, and those that they are evaluated on."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from ka_ray.errors import InputError
 from ka_ray.images import Ids, Source, open_source, read_chunk, sample_ids
 from ka_ray.images.sources import Columns
 from ka_ray.images.views import View
+from ka_ray.storage.file_names import join_names
 
 
 @dataclass(frozen=True)
@@ -145,20 +147,49 @@ def _divide(images: ImageSet, count: int | None, seed: int) -> tuple[ImageSet, I
     return replace(images, ids=images.ids[chosen]), replace(images, ids=images.ids[~chosen])
 
 
-def check_labels(classes: Sequence[str], images: ImageSet) -> None:
-    """Check before anything starts that the source lists images of every class.
+def count_labels(images: ImageSet) -> Counter[str] | None:
+    """Count the labels of images before any image is read.
+
+    Args:
+        images: The images.
+
+    Returns:
+        Label -> its number of images; the empty label is that of images without one. None if the source does
+        not list its labels.
+    """
+    source = images.source
+    if source.list_labels is None:
+        return None
+    labels = source.list_labels(source.chunks)
+    return Counter(labels[image_id] for image_id in images.ids.tolist())
+
+
+def check_labels(classes: Sequence[str], images: ImageSet, what: str) -> Counter[str] | None:
+    """Check before anything starts that there are images of every class.
 
     Args:
         classes: The classes to learn by their labels.
-        images: The training images. A source that does not list its classes is checked when it is read.
+        images: The training images. A source that does not list its labels is checked when it is read.
+        what: What learns the classes, for the message.
+
+    Returns:
+        What :func:`count_labels` returns.
 
     Raises:
-        InputError: The source has no images of a class.
+        InputError: There is no image of a class.
     """
-    known = images.source.class_names
-    missing = [] if known is None else [name for name in classes if name not in known]
+    counts, known = count_labels(images), images.source.class_names
+    if counts is not None:
+        missing = [name for name in classes if not counts[name]]
+    else:
+        missing = [] if known is None else [name for name in classes if name not in known]
     if missing:
-        raise InputError(f"baseline scratch: no image is labelled {', '.join(missing)}")
+        labels = "" if counts is None else f"; the labels are {join_names(sorted({*counts} - {''}))}"
+        raise InputError(
+            f"{what}: no image is labelled {join_names(missing)}{labels}. Class names and labels must be "
+            "spelled the same"
+        )
+    return counts
 
 
 def check_batches(config: Config, images: ImageSet, held_out: int = 0) -> None:

@@ -9,7 +9,7 @@ Each process that reads opens the dataset once. Some datasets (CIFAR, MNIST) the
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,9 @@ from PIL import Image
 from ka_ray.config import TorchvisionImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import to_label
-from ka_ray.images.sources import Chunk, EncodedImage, Source
+from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote
+from ka_ray.storage.read_errors import is_fault_of_machine, read_again, to_user_error
 
 CHUNK_IMAGES = 64
 """Number of images per chunk."""
@@ -56,11 +57,31 @@ def list_torchvision(config: TorchvisionImages) -> Source:
     reader = TorchvisionReader(config.dataset, root, json.dumps(config.arguments, sort_keys=True), classes)
     if not len(dataset):
         raise InputError(f"images.dataset: torchvision's {config.dataset} has no images")
-    reader.split_sample(dataset[0])
+    targets = _find_targets(dataset)
+    try:
+        first = read_again(lambda: dataset[0])
+    except Exception as error:  # unreadable images are counted when all are read
+        if is_fault_of_machine(error):
+            raise to_user_error(error, f"{config.dataset}[0]") from None
+    else:
+        reader.split_sample(first)
+        if targets is not None and targets[0] != first[1]:
+            targets = None
     where = (config.dataset, root, reader.arguments)
     starts = range(0, len(dataset), CHUNK_IMAGES)
     chunks = [Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where) for i in starts]
-    return Source(chunks, reader, classes)
+    knows_labels = classes is None or targets is not None
+    return Source(chunks, reader, classes, "", reader.list_labels if knows_labels else None)
+
+
+def _find_targets(dataset: Any) -> list[int] | None:
+    """Return the targets of all samples of a dataset; None if it has no list of them."""
+    for name in ("targets", "labels", "_labels"):
+        values: Any = getattr(dataset, name, None)
+        targets = values.tolist() if hasattr(values, "tolist") else values
+        if isinstance(targets, list) and len(targets) == len(dataset):
+            return targets if all(type(target) is int for target in targets) else None
+    return None
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
@@ -125,6 +146,14 @@ class TorchvisionReader:
     arguments: str
     classes: tuple[str, ...] | None
 
+    def list_labels(self, chunks: Sequence[Chunk]) -> list[str]:
+        """Return the labels of the samples of chunks."""
+        targets = _find_targets(_open_dataset(self.dataset, self.root, self.arguments))
+        if self.classes is None or targets is None:
+            return list_no_labels(chunks)
+        ids = [chunk.first_id + i for chunk in chunks for i in range(chunk.num_images)]
+        return [to_label(targets[i], self.classes) for i in ids]
+
     def __call__(self, chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:
         """Yield the wanted images of a chunk, decoded by torchvision."""
         dataset = _open_dataset(self.dataset, self.root, self.arguments)
@@ -133,8 +162,10 @@ class TorchvisionReader:
                 continue
             name = f"{self.dataset}[{image_id}]"
             try:
-                sample = dataset[image_id]
+                sample = read_again(lambda: dataset[image_id])  # noqa: B023  # it is called at once
             except Exception as error:  # a damaged or missing file; decoders raise many types
+                if is_fault_of_machine(error):
+                    raise to_user_error(error, name) from None
                 yield EncodedImage(image_id, f"{name}: {error}", b"", "")
                 continue
             yield EncodedImage(image_id, name, *self.split_sample(sample))

@@ -8,7 +8,7 @@ images would read whole shards.
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,10 +19,12 @@ from ka_ray.config import WebDatasetImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import or_raise, text_to_label, to_label
 from ka_ray.images.folder import SUFFIXES
-from ka_ray.images.sources import Chunk, EncodedImage, Source
+from ka_ray.images.hidden_files import find_files
+from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.batch_read import read_ranges
 from ka_ray.storage.file_names import printable
 from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, get_filesystem, is_remote
+from ka_ray.storage.read_errors import read_again, to_user_error
 
 CHUNK_IMAGES = 64
 """Number of images per chunk: their encoded files are in memory at the same time."""
@@ -54,14 +56,12 @@ def list_webdataset(config: WebDatasetImages) -> Source:
         InputError: No shard matches, one is compressed or damaged, or no sample has the image that the config
             names.
     """
-    paths = [config.path] if config.path.is_file() else sorted(config.path.glob(config.files))
-    if not paths:
-        raise InputError(f"images.path {config.path}: no file matches images.files = {config.files!r}")
+    paths, notes = find_files(config.path, config.files)
     chunks: list[Chunk] = []
     first_id, without_image, other = 0, 0, set[str]()
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS if is_remote(paths[0]) else 1) as pool:
         for path, (samples, left_out) in zip(
-            paths, pool.map(lambda p: _index(p, config), paths), strict=True
+            paths, pool.map(lambda p: _index_again(p, config), paths), strict=True
         ):
             for start in range(0, len(samples), CHUNK_IMAGES):
                 part = samples[start : start + CHUNK_IMAGES]
@@ -78,9 +78,21 @@ def list_webdataset(config: WebDatasetImages) -> Source:
         sample[2][1] for chunk in chunks for sample in chunk.payload[1]
     ):
         raise InputError(f"images.label_key: no sample of {config.path} has a member {config.label_key!r}")
-    note = f"{config.path}: left out {without_image} samples without an image" if without_image else ""
+    if without_image:
+        notes.append(f"{config.path}: left out {without_image} samples without an image")
     names = config.classes if config.label_key is not None else None
-    return Source(chunks, WebDatasetReader(config.label_key, config.classes), names, note)
+    reader = WebDatasetReader(config.label_key, config.classes)
+    # Each label is a small file of its own: too many requests, if the shards are remote.
+    list_labels = None if config.label_key is not None and is_remote(paths[0]) else reader.list_labels
+    return Source(chunks, reader, names, "; ".join(notes), list_labels)
+
+
+def _index_again(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:
+    """Index a shard, several times if the machine could not read it."""
+    try:
+        return read_again(lambda: _index(path, config))
+    except OSError as error:
+        raise to_user_error(error, path) from None
 
 
 def _index(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:
@@ -164,9 +176,21 @@ class WebDatasetReader:
         chosen = [(i, sample) for i, sample in enumerate(samples, chunk.first_id) if wanted(i)]
         parts = read_ranges(path, [place for _, sample in chosen for place in sample[1:]])
         for image_id, (key, _, (_, label_bytes)) in chosen:
-            content, label = or_raise(next(parts)), or_raise(next(parts))
             name = f"{path}, sample {key}"
+            content, label = or_raise(next(parts), name), or_raise(next(parts), name)
             yield EncodedImage(image_id, name, content, self._label(label, name) if label_bytes else "")
+
+    def list_labels(self, chunks: Sequence[Chunk]) -> list[str]:
+        """Return the labels of the samples of chunks, which are read at their positions."""
+        if self.label_key is None:
+            return list_no_labels(chunks)
+        labels = []
+        for path, samples in (chunk.payload for chunk in chunks):
+            contents = read_ranges(path, [place for _, _, place in samples])
+            for (key, _, (_, num_bytes)), content in zip(samples, contents, strict=True):
+                name = f"{path}, sample {key}"
+                labels.append(self._label(or_raise(content, name), name) if num_bytes else "")
+        return labels
 
     def _label(self, content: bytes, name: str) -> str:
         assert self.label_key is not None

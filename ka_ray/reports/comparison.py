@@ -83,6 +83,8 @@ class Comparison(ReportSection):
     """First the ensembles, for each rule of combining the teachers' scores; then one row per method."""
     shared_seconds: float
     """Time to read the images and to run the teachers, in seconds. It is spent once for all methods."""
+    left_out: str = ""
+    """Which images the accuracies leave out, because their labels are no classes; empty if none."""
 
     def row(self, label: str) -> ComparisonRow:
         """Return the row with a label.
@@ -121,7 +123,9 @@ class Comparison(ReportSection):
         spread = "; values are mean ± standard deviation" if len(self.seeds) > 1 else ""
         seeds = f"Seeds: {', '.join(map(str, self.seeds))}{spread}."
         shared = f"Reading the images and running the teachers took {self.shared_seconds:.0f} s once."
-        return f"# {self.name}: comparison of methods\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
+        warning = f"> **Warning:** {self.left_out}\n\n" if self.left_out else ""
+        title = f"{warning}# {self.name}: comparison of methods"
+        return f"{title}\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
 
 
 def make_row(

@@ -79,6 +79,9 @@ def _accuracy_section(accuracy: Accuracy) -> str:
         rows.append((f"classes of {name}", format_share(pair.teacher), format_share(pair.student)))
     table = format_table(("accuracy on images of", "teachers", "student"), rows)
     notes = [f"Measured on {accuracy.labelled:,} labelled images out of {accuracy.images:,}."]
+    if accuracy.unmatched:
+        left_out = sum(accuracy.unmatched.values())
+        notes.append(f"Left out are {left_out:,} images whose labels are no classes of the student.")
     if accuracy.per_teacher:
         notes.append("On the classes of one teacher, only the scores of these classes are compared.")
     return f"## Accuracy\n\n{table}\n\n{' '.join([*notes, agreement])}"

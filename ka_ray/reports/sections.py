@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
 from ka_ray.reports.gates import GateAccuracy, GateChoice
 
@@ -43,7 +45,11 @@ class Accuracy(ReportSection):
     images: int
     """Number of images that were evaluated, with and without labels."""
     labelled: int
-    """Number of these images that have labels."""
+    """Number of these images whose label is a class: those that the accuracies are measured on."""
+    unmatched: dict[str, int] = Field({})
+    """Label that is no class -> number of images with it, which the accuracies leave out."""
+    missing: list[str] = Field([])
+    """Classes of which no image was evaluated, although images have labels."""
 
 
 class NetworkSize(ReportSection):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ka_ray.reports.choices import HeldOutQuality
+from ka_ray.reports.labels import LabelMatch, describe_unmatched
 from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality, StageName
 
 NOTHING_LEARNED = 0.9
@@ -39,6 +40,7 @@ def list_warnings(
     """
     advice = _advice(starts_random)
     return [
+        *warn_of_labels(accuracy),
         *_student_warnings(accuracy, advice),
         *_code_warnings(codes),
         *_layer_warnings(layers),
@@ -69,6 +71,18 @@ def _student_warnings(accuracy: Accuracy, advice: str) -> Iterator[str]:
         )
     elif accuracy.union is None and agreement is not None and agreement < LOW_AGREEMENT:
         yield f"The student agrees with its teachers on only {agreement:.3f} of the images. {advice}."
+
+
+def warn_of_labels(accuracy: Accuracy) -> Iterator[str]:
+    """Yield a warning if accuracies leave out images because their labels are no classes.
+
+    Args:
+        accuracy: The accuracies of a student.
+    """
+    match = LabelMatch(accuracy.images, accuracy.labelled, accuracy.unmatched, accuracy.missing)
+    left_out = describe_unmatched(match, "the student")
+    if left_out:
+        yield f"Accuracies are those of {accuracy.labelled:,} of {accuracy.images:,} images. {left_out}"
 
 
 def _code_warnings(codes: Mapping[str, CodeQuality]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from ka_ray.config import DESCRIPTIVE
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
 from ka_ray.metrics import Counts
-from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.accuracy import measure_accuracy, with_labels
 from ka_ray.reports.sections import CurvePoint
 from ka_ray.reports.summaries import Confusion, EvaluationSummary
 from ka_ray.runs.context import Run
@@ -75,6 +75,7 @@ def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
             students["start"] = start_student_folder(run.folder)
         gates = gates.used_by(dict.fromkeys(students, run.config.scores.gate))
         counts, summary = evaluate_students(run, plan.label_sets, students, gates)
+        labels = summary.pop("labels")
         names = list(plan.label_sets.by_teacher)
         history = JointSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [
@@ -82,7 +83,7 @@ def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
             for record, epoch in zip(history, epochs, strict=False)  # without `each_epoch`, none was kept
         ]
         EvaluationSummary(
-            accuracy=measure_accuracy(counts["student"], names),
+            accuracy=with_labels(measure_accuracy(counts["student"], names), labels, plan.label_sets.classes),
             start=measure_accuracy(counts["start"], names) if "start" in counts else None,
             confusion=Confusion.of(counts["student"].student),
             curve=curve,

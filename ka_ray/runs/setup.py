@@ -16,6 +16,7 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
+from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.output_folder import RUN, claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import teach_missing
@@ -81,14 +82,14 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
-    notes += [images.source.note for images in (training_images, evaluation_images)]
+    notes += _describe_images(training_images, evaluation_images, plan.label_sets.classes)
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
         check_batches(config, training_images, count_held_out(len(training_images.ids)) if holds_out else 0)
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
-        check_labels(plan.spec.classes, training_images)
+        check_labels(plan.spec.classes, training_images, "baseline scratch")
     # Several students may cause the same note: it is kept once.
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
@@ -108,6 +109,12 @@ def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) 
 
 def _describe_checkpoint(teacher: Teacher) -> str | None:
     return f"teacher {teacher.name}: checkpoint: {teacher.note}" if teacher.note else None
+
+
+def _describe_images(training: ImageSet, evaluation: ImageSet, classes: Sequence[str]) -> list[str]:
+    """Check the labels of evaluation images, and return what is left out of the sources and why."""
+    notes = [images.source.note for images in (training, evaluation)]
+    return [*notes, check_evaluation_labels(evaluation, classes, "the student")]
 
 
 def describe_teachers(config: Config) -> tuple[Config, list[str]]:

@@ -85,6 +85,7 @@ def _list_parts(
         yield IMAGES, others, image_bytes, scores
     hints = list_hints(config) if any("hints" in student.gates for student in students) else None
     if hints is not None:
+        run.notify(hints.source.note)
         hints = hints.with_views(plan.views.columns)
         yield HINTS, hints, image_bytes, dataclasses.replace(scores, stored_images=())
 

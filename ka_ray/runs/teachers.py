@@ -16,6 +16,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.runs.context import Run, RunContext
 from ka_ray.runs.execution import NO_TEACHERS, store_images, train_in_group
 from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
+from ka_ray.runs.label_checks import check_training_labels
 from ka_ray.runs.output_folder import DIGESTS
 from ka_ray.stages.teacher import teacher_checkpoint_path, train_teacher
 from ka_ray.storage.files import read_json, write_json
@@ -67,7 +68,11 @@ def train_teachers(
         images: Labelled images.
         folder: Gets one folder per teacher, and the decoded images.
         columns: Teacher -> the column of ``images`` that it sees.
+
+    Raises:
+        InputError: There is no image of a class of a teacher.
     """
+    run.notify(*check_training_labels(images, teachers))
     seed, stored = run.config.seed, folder / IMAGES
     classes = frozenset(name for teacher in teachers for name in teacher.classes)
     views = images.views or {}

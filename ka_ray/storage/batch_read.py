@@ -1,11 +1,13 @@
 """Read many files, or many ranges of one; remote files are read with several requests at a time."""
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ka_ray.storage.files import MAX_PARALLEL_REQUESTS
+from ka_ray.storage.read_errors import read_again
 
 
 def read_files(names: Sequence[str], num_bytes: int | None = None) -> Iterator[bytes | OSError]:
@@ -16,7 +18,8 @@ def read_files(names: Sequence[str], num_bytes: int | None = None) -> Iterator[b
         num_bytes: Read only so many bytes from the beginning of each file; None: all.
 
     Yields:
-        For each name, in order: the file's content, or the error if the file cannot be read.
+        For each name, in order: the file's content, or the error if the file cannot be read. What is no fault
+        of the file was tried again before; see :mod:`ka_ray.storage.read_errors`.
     """
     if not any("://" in name for name in names):
         yield from (_read(lambda name: _read_local(name, 0, num_bytes), name) for name in names)
@@ -45,7 +48,7 @@ def read_ranges(name: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes 
 
     Yields:
         For each range, in order: its bytes (fewer if the file ends before), or the error if it cannot be
-        read.
+        read, as in :func:`read_files`.
     """
     if "://" not in name:
         yield from (_read(lambda part: _read_local(name, *part), part) for part in ranges)
@@ -79,9 +82,20 @@ def _read_local(name: str, start: int, num_bytes: int | None) -> bytes:
 
 
 def _read(read: Callable[[Any], bytes], what: Any) -> bytes | OSError:
+    """Return what a function reads, or the error of its last attempt."""
     try:
-        return read(what)
+        return read_again(lambda: _with_os_errors(read, what))
     except OSError as error:
         return error
-    except ValueError as error:  # a name that cannot be one, such as with a null character
-        return OSError(f"{what}: {error}")
+
+
+def _with_os_errors(read: Callable[[Any], bytes], what: Any) -> bytes:
+    """Read, and turn errors that are no OSError into one, such as those of the client of an HTTP server."""
+    try:
+        return read(what)
+    except OSError:
+        raise
+    except ValueError as error:  # a name with a zero byte; some file systems say so of other names, too
+        raise OSError(errno.EINVAL, str(error), str(what)) from None
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", str(what)) from error

@@ -56,7 +56,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
 
     # Names of classes, teachers and folders may hold square brackets, which rich would take for its markup.
     console, accuracy = Console(soft_wrap=True, markup=False, emoji=False), report.accuracy
-    table = Table(title=f"{report.name}: {len(report.classes)} classes, {accuracy.images} images")
+    table = Table(title=f"{report.name}: {len(report.classes)} classes, {_describe_images(accuracy)}")
     for column in ("", "teachers", "student"):
         table.add_column(column, justify="left" if not column else "right")
     for row in _list_accuracies(accuracy):
@@ -82,6 +82,41 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
     elif uri is not None:  # a database, which a browser shows only through a local server
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
     console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
+
+
+def _describe_images(accuracy: "Accuracy") -> str:
+    """Return the number of images; with that of the others, if labels of some are no classes."""
+    images = f"{accuracy.images:,} images"
+    return f"accuracies on {accuracy.labelled:,} of {images}" if accuracy.unmatched else images
+
+
+def show_accuracy(accuracy: "Accuracy") -> None:
+    """Print the accuracies of a student, after a warning if they are not those of all labelled images.
+
+    Args:
+        accuracy: The accuracies of the student on labelled images.
+    """
+    from ka_ray.reports.warnings import warn_of_labels  # here, as above: loading it takes time
+
+    for warning in warn_of_labels(accuracy):
+        print(f"warning: {warning}")
+    others = f", of {accuracy.images} images" if accuracy.labelled < accuracy.images else ""
+    print(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images{others}")
+    for name, pair in accuracy.per_teacher.items():
+        print(f"classes of {name}: {format_percent(pair.student)}")
+
+
+def show_teacher(name: str, accuracy: float | None, images: int, left_out: int) -> None:
+    """Print the accuracy of a teacher that was trained.
+
+    Args:
+        name: The name of the teacher.
+        accuracy: Its accuracy, in [0, 1]; None if no image of its classes has a label.
+        images: Number of images that it was measured on.
+        left_out: Number of images that were left out because their labels are no classes of the teacher.
+    """
+    others = f"; left out are {left_out} images of other classes" if left_out else ""
+    print(f"teacher {name}: accuracy {format_percent(accuracy)} on {images} images{others}")
 
 
 def _list_accuracies(accuracy: "Accuracy") -> Iterator[tuple[str, str, str]]:

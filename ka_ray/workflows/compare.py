@@ -14,6 +14,7 @@ from ka_ray.metrics import Counts
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
+from ka_ray.reports.labels import describe_unmatched, match_labels
 from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.figures import draw_or_notify
@@ -92,8 +93,14 @@ def compare(
             learn(run, [one.job for one in method_runs])
             students = {one.job.name: one.job.folder for one in method_runs}
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
-            counts, _ = evaluate_students(run, run.plan.label_sets, students, gates)
-            return _publish(run, method_runs, counts, list(seeds))
+            counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
+            left_out = _describe_left_out(run, summary["labels"])
+            return _publish(run, method_runs, counts, list(seeds), left_out)
+
+
+def _describe_left_out(run: Run, labels: Mapping[str, int]) -> str:
+    """Return which images the accuracies leave out, by the labels of all evaluation images."""
+    return describe_unmatched(match_labels(labels, run.plan.label_sets.classes), "the student")
 
 
 def _method_runs(
@@ -172,7 +179,7 @@ def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]
 
 
 def _publish(
-    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
+    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int], left_out: str
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
@@ -202,6 +209,7 @@ def _publish(
         seeds=seeds,
         rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
+        left_out=left_out,
     )
     result.save(run.folder)
     folder = run.folder / "figures"

@@ -1,6 +1,6 @@
 """`ka-ray evaluate`: evaluate a finished student on labelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
 from ka_ray.images.saved_datasets import SPLITS, STATE
-from ka_ray.images.split import ImageSet
+from ka_ray.images.split import ImageSet, count_labels
 from ka_ray.images.views import IMAGE
-from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.accuracy import measure_accuracy, with_labels
+from ka_ray.reports.labels import match_labels, require_match
 from ka_ray.reports.sections import Accuracy
 from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
@@ -31,7 +32,8 @@ def evaluate(
 
     Args:
         folder: The output folder of a run.
-        images: The config of labelled images; images of classes that the student does not know are left out.
+        images: The config of labelled images. Those of classes that the student does not know are left out of
+            the accuracies, and counted in ``unmatched``.
         ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
         trust: See :func:`ka_ray.student.load_student`.
 
@@ -39,16 +41,13 @@ def evaluate(
         The ``accuracy`` section of a report; values that need the teachers are None.
 
     Raises:
-        InputError: The folder holds no student, or the student knows none of the images' classes.
+        InputError: The folder holds no student, the images have no labels, or the student knows none of them.
     """
     student = load_student(folder, trust=trust)
     source = open_source(images)
     ids = sample_ids(source.num_images, images.limit, seed=0)
-    if source.class_names is not None and not set(source.class_names) & set(student.spec.classes):
-        raise InputError(
-            f"the student knows none of the images' classes {list(source.class_names)[:10]}; "
-            f"it knows {list(student.spec.classes)[:10]}"
-        )
+    seen, classes = ImageSet(images, source, ids, {IMAGE: student.spec.view}), student.spec.classes
+    _require_labels(count_labels(seen), images, classes)
     students = {"student": absolute(to_path(folder))}
     config, extract = ray or RayConfig(), ExtractConfig()
     with (
@@ -57,13 +56,29 @@ def evaluate(
         log_errors(cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
         display.track_images("evaluate", len(ids)) as on_images,
     ):
+        if source.note:
+            display.note(source.note)
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
-        seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
-        label_sets = student.spec.unified_label_sets
-        work = Evaluation(seen, label_sets, [], students, pools, trust=trust)
-        counts, _ = evaluate_images(work, on_images)
-    return measure_accuracy(counts["student"], list(student.spec.label_sets))
+        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools, trust=trust)
+        counts, summary = evaluate_images(work, on_images)
+    # Some sources tell their labels only with the images.
+    _require_labels(summary["labels"], images, classes)
+    accuracy = measure_accuracy(counts["student"], list(student.spec.label_sets))
+    return with_labels(accuracy, summary["labels"], classes)
+
+
+def _require_labels(counts: Mapping[str, int] | None, images: ImagesConfig, classes: Sequence[str]) -> None:
+    """Refuse images without a label that is a class; without teachers, nothing else could be measured."""
+    if counts is None:
+        return
+    match = match_labels(counts, classes)
+    require_match(match, classes, "the student", "see `ka-ray evaluate --help` for how to name a column")
+    if not match.matched:
+        raise InputError(
+            f"none of the {match.images:,} images has a label, so no accuracy can be measured"
+            + ("" if images.has_labels else "; set what holds the labels, such as --set label_column=label")
+        )
 
 
 def build_images_config(

@@ -9,6 +9,7 @@ import torch
 from ka_ray.errors import InputError
 from ka_ray.images.decode import decode_image
 from ka_ray.storage.files import read_bytes
+from ka_ray.storage.read_errors import is_fault_of_machine, read_again, to_user_error
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
 
@@ -41,13 +42,17 @@ def predict(folder: str | Path, images: Sequence[str | Path], *, trust: bool = F
 
     Raises:
         InputError: The folder holds no student, or an image cannot be read.
+        ReadError: The machine or its disk could not read an image, not even when tried again.
     """
     student = load_student(folder, trust=trust)
     spec, predictions = student.spec, []
     for path in map(to_path, images):
         try:
-            pixels = spec.view.apply(decode_image(read_bytes(path), spec.decoding_rules))
+            content = read_again(lambda: read_bytes(path))  # noqa: B023  # it is called at once
+            pixels = spec.view.apply(decode_image(content, spec.decoding_rules))
         except Exception as error:  # decoders raise many kinds; each means: this image is unreadable
+            if is_fault_of_machine(error):
+                raise to_user_error(error, path) from None
             raise InputError(f"image {path} cannot be read: {error}") from None
         with torch.inference_mode():
             probabilities = student(torch.from_numpy(pixels)[None]).softmax(dim=1)[0]

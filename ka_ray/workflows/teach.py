@@ -8,10 +8,12 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
 from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
 from ka_ray.distributed.resources import pools_of
-from ka_ray.images.split import ImageSet, split_images
+from ka_ray.images.split import ImageSet, check_labels, count_labels, split_images
 from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
+from ka_ray.reports.labels import match_labels
 from ka_ray.runs.context import RunContext, open_context
+from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.output_folder import claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
@@ -29,6 +31,8 @@ class TaughtTeacher(BaseModel):
         checkpoint: The path of its weights.
         accuracy: Its accuracy on the evaluation images of its classes; None if there are none with labels.
         images: The number of these images.
+        left_out: Label that is no class of the teacher -> number of evaluation images with it, which are not
+            read; empty also if the source does not list its labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +41,7 @@ class TaughtTeacher(BaseModel):
     checkpoint: str
     accuracy: float | None
     images: int
+    left_out: dict[str, int] = {}
 
 
 def teach(config: TeachConfig) -> TaughtTeacher:
@@ -57,9 +62,13 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     view = make_view(config.teacher.preprocessing, config.images)
     build_teacher(config.teacher).check_forward_pass(view, {})
     training_images, evaluation_images = (images.with_views({IMAGE: view}) for images in split_images(config))
+    classes, whose = teacher.classes, f"teacher {teacher.name}"
+    check_labels(classes, training_images, whose)
+    note_on_labels = check_evaluation_labels(evaluation_images, classes, whose)
+    notes = [images.source.note for images in (training_images, evaluation_images)]
     with claim_output_dir(config) as folder:
         with open_context(config, folder, config.name) as context:
-            context.notify(note)
+            context.notify(note, *dict.fromkeys(notes), note_on_labels)
             checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
             if not checkpoint.exists():
                 columns = {config.teacher.name: IMAGE}
@@ -84,9 +93,11 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
     accuracy = measure_accuracy(counts[TEACHERS_ONLY], [teacher.name])
+    labels = match_labels(count_labels(images) or {}, teacher.classes)
     return TaughtTeacher(
         teacher=teacher.name,
         checkpoint=str(checkpoint),
         accuracy=accuracy.per_teacher[teacher.name].teacher,
         images=summary["images"],
+        left_out=labels.unmatched,
     )

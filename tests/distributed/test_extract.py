@@ -21,7 +21,7 @@ from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import Pools, pools_of, remote_options
 from ka_ray.distributed.shard_writer import ShardWriter
 from ka_ray.distributed.teachers import ReadSpec, run_teachers
-from ka_ray.errors import InputError
+from ka_ray.errors import InputError, ReadError
 from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
 from ka_ray.images import open_source, read_chunk
@@ -227,6 +227,17 @@ def test_where_all_images_are_unreadable_the_message_names_one(cluster, tmp_path
     plan = make_plan(run, [load_teacher(teacher) for teacher in run.teachers])
     with pytest.raises(InputError, match=r"images: none of 2 images can be read, for example \S*a\.png"):
         evaluate_images(Evaluation(images, plan.label_sets, run.teachers, {}), lambda _: None)
+
+
+def test_a_disk_that_fails_ends_the_pass_with_its_own_words(cluster, folder_with_a_broken_file, tmp_path):
+    # The memory of a process is a file that opens, and whose first byte cannot be read (EIO).
+    (folder_with_a_broken_file / "cat" / "9.png").symlink_to("/proc/self/mem")
+    with pytest.raises(
+        ReadError, match=r"^\S*cat/9\.png cannot be read, after 3 attempts: .*input/output error"
+    ):
+        extract_folder(folder_with_a_broken_file, tmp_path / "out", max_unreadable=99)
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path / "out")
 
 
 def test_decoding_is_fused_neither_with_teachers_nor_with_writing(cluster, load_config, tmp_path):

@@ -270,7 +270,7 @@ class FakeStages:
         no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
         self.evaluated = dict(students)
         counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
-        return counts or {"teachers": no_student}, {}
+        return counts or {"teachers": no_student}, {"labels": {"digit_1": 3, "digit-2": 2, "": 1}}
 
     def jobs_by_name(self) -> dict[str, Any]:
         return {job.name: job for job in self.student_jobs}
@@ -419,6 +419,14 @@ def test_all_tracked_runs_end_as_failed_if_a_stage_fails(fake_stages, load_confi
     with pytest.raises(StageFailed):
         compare(load_config(*STAGES), ["direct", "distill"])
     assert [child.failed for child in fake_stages.tracker.children.values()] == [True, True]
+
+
+def test_labels_that_are_no_classes_are_named_above_the_table(load_config, fake_stages):
+    result = compare(load_config(*STAGES), ["direct"])
+    assert result.left_out.startswith(
+        "2 of 6 images are left out, because their labels are no classes of the "
+    )
+    assert "'digit-2' (2; is it 'digit_2'?)" in result.to_markdown().splitlines()[0]
 
 
 def test_deviations_are_those_over_seeds(fake_stages, load_config):
