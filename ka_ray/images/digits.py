@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ka_ray.config import DigitsImages
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 
 CLASS_NAMES = tuple(f"digit_{i}" for i in range(10))
@@ -32,7 +33,12 @@ def list_digits(config: DigitsImages) -> Source:
         part = rows[start : start + CHUNK_IMAGES]
         # The pixels are few, so they travel in the chunk: no worker has to import scikit-learn.
         chunks.append(Chunk(start, len(part), (part, grey[part], digits.target[part])))
-    return Source(chunks, read_digits, CLASS_NAMES)
+    return Source(chunks, read_digits, CLASS_NAMES, identify=identify_digits)
+
+
+def identify_digits(chunk: Chunk) -> Identities:
+    """Identify digits by their numbers in scikit-learn's list, whichever split they are from."""
+    return identify((f"digits[{row}]", "", -1) for row in chunk.payload[0])
 
 
 def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:

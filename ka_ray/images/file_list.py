@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from ka_ray.config import ListImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import locate, text_to_label, to_label, to_owner
-from ka_ray.images.listed_files import read_listed_files, split_into_chunks
+from ka_ray.images.listed_files import identify_listed_files, read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
+from ka_ray.storage.file_names import measure_files
 from ka_ray.storage.files import read_bytes
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials
 
@@ -47,7 +48,8 @@ def list_files_of_list(config: ListImages) -> Source:
         if "://" in path:
             refuse_credentials(path, CREDENTIALS_ADVICE)
         entries.append((locate(path, folder), *texts))
-    return Source(split_into_chunks(entries), read_listed_files, _class_names(config, labels))
+    chunks = split_into_chunks(entries, measure_files([path for path, *_ in entries]))
+    return Source(chunks, read_listed_files, _class_names(config, labels), identify=identify_listed_files)
 
 
 def _class_names(config: ListImages, labels: Iterable[str]) -> tuple[str, ...] | None:

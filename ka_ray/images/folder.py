@@ -7,10 +7,10 @@ from pathlib import Path
 from ka_ray.config import FolderImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import to_label
-from ka_ray.images.listed_files import read_listed_files, split_into_chunks
+from ka_ray.images.listed_files import identify_listed_files, read_listed_files, split_into_chunks
 from ka_ray.images.sources import Source
 from ka_ray.storage.batch_read import read_files
-from ka_ray.storage.file_names import list_files, printable
+from ka_ray.storage.file_names import list_files_with_sizes, printable
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -51,22 +51,24 @@ def list_folder(config: FolderImages) -> Source:
     Raises:
         InputError: There is no image file, or a labelled folder has image files outside of class folders.
     """
-    names, note = _find_images(config.path)
-    if not names:
+    sizes, note = _find_images(config.path)
+    if not sizes:
         raise InputError(
             f"images.path {config.path}: no image files; accepted: {', '.join(sorted(SUFFIXES))}, and files "
             f"without such a suffix whose content is an image. {note}".rstrip()
         )
     folder = str(config.path)
-    labels = (_class_of(name, config) if config.labelled else "" for name in names)
-    entries = [(f"{folder}/{name}", label) for name, label in zip(names, labels, strict=True)]
+    labels = (_class_of(name, config) if config.labelled else "" for name in sizes)
+    entries = [(f"{folder}/{name}", label) for name, label in zip(sizes, labels, strict=True)]
     classes = tuple(sorted({label for _, label in entries})) if config.labelled else None
-    return Source(split_into_chunks(entries), read_listed_files, classes, note)
+    chunks = split_into_chunks(entries, list(sizes.values()))
+    return Source(chunks, read_listed_files, classes, note, identify_listed_files)
 
 
-def _find_images(folder: Path) -> tuple[list[str], str]:
-    """Return the sorted paths of the image files below a folder, and a note on the other files."""
-    names = [name for name in list_files(folder) if not _is_hidden(name)]
+def _find_images(folder: Path) -> tuple[dict[str, int], str]:
+    """Return the sorted paths of the image files below a folder with their sizes; and a note on others."""
+    sizes = list_files_with_sizes(folder)
+    names = [name for name in sizes if not _is_hidden(name)]
     unclear = [name for name in names if _suffix(name) not in KNOWN_SUFFIXES]
     beginnings = read_files([f"{folder}/{name}" for name in unclear], SIGNATURE_BYTES)
     by_content = {name for name, head in zip(unclear, beginnings, strict=True) if _is_image(head)}
@@ -78,7 +80,8 @@ def _find_images(folder: Path) -> tuple[list[str], str]:
         else:
             others[printable(suffix) or "without suffix"] += 1
     found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    return images, f"{folder}: left out files that are no images: {found}" if found else ""
+    note = f"{folder}: left out files that are no images: {found}" if found else ""
+    return {name: sizes[name] for name in images}, note
 
 
 def _suffix(name: str) -> str:

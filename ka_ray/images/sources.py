@@ -17,6 +17,7 @@ from PIL import Image
 
 from ka_ray.config import JOB_FOLDERS, ImagesConfig, Preprocessing
 from ka_ray.images.decode import decode_image
+from ka_ray.images.identity import Identities, identify, join
 from ka_ray.images.views import IMAGE, View, make_view
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -40,11 +41,14 @@ class Chunk:
         first_id: Id of the first image.
         num_images: Number of images.
         payload: What the source's reader needs to find them, e.g. file names; it must pickle.
+        stamps: Numbers that change with the images, such as the sizes of their files in bytes; one per image,
+            or one for the chunk. They are not in the payload, because a source's digest must stay the same.
     """
 
     first_id: int
     num_images: int
     payload: Any
+    stamps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class EncodedImage:
     owner: str = ""
 
 
+def identify_chunk(chunk: Chunk) -> Identities:
+    """Identify the images of a chunk by its payload, which differs from that of every other chunk."""
+    return identify([(repr(chunk.payload), "", *(chunk.stamps or (-1,)))], [chunk.num_images])
+
+
 @dataclass(frozen=True)
 class Source:
     """A source whose images are listed, but not read yet. Their ids count from 0, always in the same order.
@@ -76,17 +85,24 @@ class Source:
         read: Reads the images of a chunk.
         class_names: The classes that the source lists; None if it does not know them before it is read.
         note: What the user should know of the listing, such as files that were left out; empty if nothing.
+        identify: Returns which images those of a chunk are, wherever they stand in the list.
     """
 
     chunks: list[Chunk]
     read: "SourceReader"
     class_names: tuple[str, ...] | None = field(default=None)
     note: str = ""
+    identify: Callable[[Chunk], Identities] = identify_chunk
 
     @property
     def num_images(self) -> int:
         """Number of images that the source lists, readable or not."""
         return sum(chunk.num_images for chunk in self.chunks)
+
+    @property
+    def identities(self) -> Identities:
+        """Which image has which id: a place and a stamp for each, in the order of the ids."""
+        return join(map(self.identify, self.chunks))
 
     @property
     def digest(self) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from ka_ray.config import TorchvisionImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import to_label
+from ka_ray.images.identity import Identities, hash_text, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.files import is_remote
 
@@ -59,8 +60,23 @@ def list_torchvision(config: TorchvisionImages) -> Source:
     reader.split_sample(dataset[0])
     where = (config.dataset, root, reader.arguments)
     starts = range(0, len(dataset), CHUNK_IMAGES)
-    chunks = [Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where) for i in starts]
-    return Source(chunks, reader, classes)
+    chunks = [
+        Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where, _stamp_samples(dataset, i)) for i in starts
+    ]
+    return Source(chunks, reader, classes, identify=identify_samples)
+
+
+def identify_samples(chunk: Chunk) -> Identities:
+    """Identify samples by the dataset and their index."""
+    return identify([(f"{chunk.payload} {chunk.first_id}", "", *chunk.stamps)], [chunk.num_images])
+
+
+def _stamp_samples(dataset: Any, start: int) -> tuple[int]:
+    """Return a number that changes with the files of a chunk's samples; -1 if the dataset lists none."""
+    listed = getattr(dataset, "samples", None)  # as ImageFolder and ImageNet call it
+    if not isinstance(listed, list):
+        return (-1,)
+    return (int.from_bytes(hash_text(repr(listed[start : start + CHUNK_IMAGES]))[:7]),)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from ka_ray.config import WebDatasetImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import or_raise, text_to_label, to_label
 from ka_ray.images.folder import SUFFIXES
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 from ka_ray.storage.batch_read import read_ranges
 from ka_ray.storage.file_names import printable
@@ -80,7 +81,14 @@ def list_webdataset(config: WebDatasetImages) -> Source:
         raise InputError(f"images.label_key: no sample of {config.path} has a member {config.label_key!r}")
     note = f"{config.path}: left out {without_image} samples without an image" if without_image else ""
     names = config.classes if config.label_key is not None else None
-    return Source(chunks, WebDatasetReader(config.label_key, config.classes), names, note)
+    reader = WebDatasetReader(config.label_key, config.classes)
+    return Source(chunks, reader, names, note, identify_members)
+
+
+def identify_members(chunk: Chunk) -> Identities:
+    """Identify samples by shard and key; with members of other sizes, a sample is another image."""
+    path, samples = chunk.payload
+    return identify((f"{path} {key}", str(label[1]), image[1]) for key, image, label in samples)
 
 
 def _index(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:

@@ -16,6 +16,8 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
+from ka_ray.runs.gate_samples import list_hints
+from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.stages.describe_start import describe_start
@@ -166,10 +168,14 @@ def start_run(
             what this command needs in addition.
 
     Raises:
-        InputError: The output folder belongs to another run, or the cluster is too small.
+        InputError: The output folder belongs to another run, the list of images has changed since then, or
+            the cluster is too small.
     """
     config = planned.config
     folder = prepare_output_dir(config)
+    uses_hints = any("hints" in student.gates for student in planned.students)
+    hints = list_hints(config) if uses_hints else None
+    check_listings(folder, list_sources(planned.training_images, planned.evaluation_images, hints))
     with open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context:
         context.notify(*planned.notes)
         run = Run(

@@ -1,11 +1,15 @@
 """List the names of the files in a folder, and print names that are not UTF-8."""
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from ka_ray.errors import InputError
-from ka_ray.storage.files import get_filesystem, is_remote
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, get_filesystem, is_remote
+
+MEASURED_FILES = 1000
+"""Number of files that a thread asks the size of at a time."""
 
 
 def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
@@ -33,8 +37,50 @@ def list_files(folder: Path, suffixes: Set[str] = frozenset()) -> list[str]:
         return [name for name in _walk(str(folder), "") if wanted(name)]
     fs, root = get_filesystem(folder)
     names = [name[len(root.rstrip("/")) + 1 :] for name in fs.find(root) if wanted(name)]
+    return sorted(names, key=_folder_order)
+
+
+def list_files_with_sizes(folder: Path) -> dict[str, int]:
+    """List all files below a folder as :func:`list_files` does: name -> size in bytes.
+
+    Args:
+        folder: A local or remote folder. A remote one is listed once: its list has the sizes.
+
+    Raises:
+        InputError: A local folder cannot be listed.
+    """
+    if not is_remote(folder):
+        names = list_files(folder)
+        return dict(zip(names, measure_files([f"{folder}/{name}" for name in names]), strict=True))
+    fs, root = get_filesystem(folder)
+    found = fs.find(root, detail=True)
+    sizes = {name[len(root.rstrip("/")) + 1 :]: info.get("size") for name, info in found.items()}
+    known = {name: -1 if size is None else int(size) for name, size in sizes.items()}
+    return {name: known[name] for name in sorted(known, key=_folder_order)}
+
+
+def measure_files(names: Sequence[str]) -> list[int]:
+    """Return the size of each file in bytes; -1 if it is missing.
+
+    Args:
+        names: Local file names, or URIs, whose size is given as -1: each would take a request.
+    """
+    # In threads, because a network file system answers slowly, but many at once.
+    parts = [names[i : i + MEASURED_FILES] for i in range(0, len(names), MEASURED_FILES)]
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
+        return [size for sizes in pool.map(lambda part: [*map(_measure, part)], parts) for size in sizes]
+
+
+def _measure(name: str) -> int:
+    try:
+        return -1 if "://" in name else os.stat(name).st_size  # noqa: PTH116  # pathlib takes twice as long
+    except OSError:
+        return -1  # it is counted as unreadable, under its name, when it is read
+
+
+def _folder_order(name: str) -> str:
     # "\0" sorts before every other character, so this is the order of the lists of a name's parts.
-    return sorted(names, key=lambda name: name.replace("/", "\0"))
+    return name.replace("/", "\0")
 
 
 def _walk(folder: str, prefix: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from ka_ray.images.split import ImageSet, split_images
 from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.runs.context import RunContext, open_context
+from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import prepare_output_dir
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
 from ka_ray.stages.teacher import teacher_checkpoint_path
@@ -56,6 +57,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     build_teacher(config.teacher).check_forward_pass(view, {})
     training_images, evaluation_images = (images.with_views({IMAGE: view}) for images in split_images(config))
     folder = prepare_output_dir(config)
+    check_listings(folder, list_sources(training_images, evaluation_images))
     checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
     with open_context(config, folder, config.name) as context:
         context.notify(note)
