@@ -29,6 +29,7 @@ from ka_ray.distributed.teachers import ReadSpec, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
+from ka_ray.images.pixel_digests import Digests, digest_pixels
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Gated, Scores, count_batch
 from ka_ray.student import Student, load_student
@@ -54,6 +55,7 @@ class Evaluation:
             those not named.
         gates: Student -> the gate of the scores that it learned from; students without one are left out.
         last_layers: Teacher, or descriptive network -> path of its last layer, for gates.
+        learned: Digests of images that were learned from, which are counted; None if they are not known.
     """
 
     images: ImageSet
@@ -66,6 +68,7 @@ class Evaluation:
     read_columns: Mapping[str, str] = field(default_factory=dict)
     gates: Mapping[str, OwnerGate] = field(default_factory=dict)
     last_layers: Mapping[str, str] = field(default_factory=dict)
+    learned: Digests | None = None
 
 
 class Evaluator:
@@ -83,7 +86,7 @@ class Evaluator:
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: the pickled counts of every student, and the ids of the images."""
+        """Turn a batch into one row: the pickled counts of every student, ids and digests of the images."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -103,9 +106,13 @@ class Evaluator:
             gated = None if gate is None else _apply_gate(gate, batch, own[SCORES])
             both = amalgamated[key]
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
-        ids = np.empty(1, dtype=object)
-        ids[0] = np.asarray(batch["image_id"], np.int64)
-        return {"counts": np.array([pickle.dumps(counts)], dtype=object), "image_ids": ids}
+        ids, digests = np.empty(1, dtype=object), np.empty(1, dtype=object)
+        ids[0], digests[0] = np.asarray(batch["image_id"], np.int64), digest_pixels(batch["image"])
+        return {
+            "counts": np.array([pickle.dumps(counts)], dtype=object),
+            "image_ids": ids,
+            "digests": digests,
+        }
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
         names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
@@ -182,7 +189,7 @@ def evaluate_images(
 
     Returns:
         The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
-        content of a :class:`ka_ray.reports.summaries.PassSummary`.
+        content of a :class:`ka_ray.reports.summaries.EvaluationPass`.
 
     Raises:
         InputError: Too many images are unreadable.
@@ -191,7 +198,7 @@ def evaluate_images(
     monitor = beside_driver(PassMonitor, work.images.config.max_unreadable, work.pools.max_failures)
     blank = Counts.zeros(len(work.label_sets.classes), len(work.label_sets.by_teacher))
     totals = dict.fromkeys(work.students or (TEACHERS_ONLY,), blank)
-    judged = set[int]()
+    judged, learned = set[int](), list[int]()
 
     def one_pass(ids: Ids) -> None:
         for row in _judged(replace(work, images=work.images.with_ids(ids)), monitor).iter_rows():
@@ -201,6 +208,7 @@ def evaluate_images(
                 raise AssertionError(f"images were judged twice, among them {min(judged.intersection(seen))}")
             judged.update(seen)
             totals.update({name: total + parts[name] for name, total in totals.items()})
+            learned.append(_count_learned(row["digests"], work.learned))
             on_images(len(seen))
 
     def find_judged() -> Ids:
@@ -208,7 +216,12 @@ def evaluate_images(
 
     repeat_until_complete(work.images.ids, find_judged, one_pass, monitor)
     summary = ray.get(monitor.summary.remote())
-    return totals, summary | {"images": len(judged), "seconds": time.perf_counter() - began}
+    summary |= {"images": len(judged), "learned_images": sum(learned)}
+    return totals, summary | {"seconds": time.perf_counter() - began}
+
+
+def _count_learned(digests: Digests, learned: Digests | None) -> int:
+    return 0 if learned is None else int(np.isin(digests, learned).sum())
 
 
 def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
@@ -223,7 +236,7 @@ def _judged(work: Evaluation, monitor: Any) -> ray.data.Dataset:
     return rows.map_batches(
         EvaluatorActor,
         fn_constructor_args=(
-            replace(work, images=unlisted),
+            replace(work, images=unlisted, learned=None),
             share,
             monitor,
         ),

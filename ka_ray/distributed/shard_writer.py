@@ -15,6 +15,8 @@ from ka_ray.distributed.images import Columns
 from ka_ray.distributed.restarts import WRITING, StartCount
 from ka_ray.features.stack import SCORES, stack_columns
 from ka_ray.features.store import write_shard
+from ka_ray.images.pixel_digests import DIGEST, digest_pixels
+from ka_ray.images.views import IMAGE
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class ShardWriter:
         """Write a batch; return its ``images`` and ``bytes`` as one row."""
         # A repeated task writes the same batches again: the smallest id says which batch of the task it is.
         StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
-        written = write_shard(
-            self.folder, stack_columns(batch, self.taps, self.teachers, self.scores, self.stored_images)
-        )
+        columns = stack_columns(batch, self.taps, self.teachers, self.scores, self.stored_images)
+        written = write_shard(self.folder, columns | {DIGEST: digest_pixels(batch[IMAGE])})
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

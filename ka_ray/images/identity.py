@@ -90,7 +90,8 @@ def identify(items: Iterable[tuple[str, str, int]], num_images: Iterable[int] | 
 def join(parts: Iterable[Identities]) -> Identities:
     """Join the identities of several groups of images, one behind the other."""
     listed = list(parts)
-    return Identities(*(np.concatenate([getattr(p, key) for p in listed]) for key in ("places", "stamps")))
+    places = np.concatenate([part.places for part in listed])
+    return Identities(places, np.concatenate([part.stamps for part in listed]))
 
 
 def find_changes(old: Identities, new: Identities) -> Changes:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class EncodedImage:
 
 def identify_chunk(chunk: Chunk) -> Identities:
     """Identify the images of a chunk by its payload, which differs from that of every other chunk."""
-    return identify([(repr(chunk.payload), "", *(chunk.stamps or (-1,)))], [chunk.num_images])
+    return identify([(repr(chunk.payload), "", chunk.stamps[0] if chunk.stamps else -1)], [chunk.num_images])
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Source:
         """Number of images that the source lists, readable or not."""
         return sum(chunk.num_images for chunk in self.chunks)
 
-    @property
+    @cached_property
     def identities(self) -> Identities:
         """Which image has which id: a place and a stamp for each, in the order of the ids."""
         return join(map(self.identify, self.chunks))

@@ -68,7 +68,7 @@ def list_torchvision(config: TorchvisionImages) -> Source:
 
 def identify_samples(chunk: Chunk) -> Identities:
     """Identify samples by the dataset and their index."""
-    return identify([(f"{chunk.payload} {chunk.first_id}", "", *chunk.stamps)], [chunk.num_images])
+    return identify([(f"{chunk.payload} {chunk.first_id}", "", chunk.stamps[0])], [chunk.num_images])
 
 
 def _stamp_samples(dataset: Any, start: int) -> tuple[int]:

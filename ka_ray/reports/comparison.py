@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.reports.choices import ReportSection
 from ka_ray.reports.tables import format_table
@@ -83,6 +85,8 @@ class Comparison(ReportSection):
     """First the ensembles, for each rule of combining the teachers' scores; then one row per method."""
     shared_seconds: float
     """Time to read the images and to run the teachers, in seconds. It is spent once for all methods."""
+    warnings: list[str] = Field(default_factory=list)
+    """What the accuracies cannot be trusted for, such as evaluation images that were learned from."""
 
     def row(self, label: str) -> ComparisonRow:
         """Return the row with a label.
@@ -121,7 +125,8 @@ class Comparison(ReportSection):
         spread = "; values are mean ± standard deviation" if len(self.seeds) > 1 else ""
         seeds = f"Seeds: {', '.join(map(str, self.seeds))}{spread}."
         shared = f"Reading the images and running the teachers took {self.shared_seconds:.0f} s once."
-        return f"# {self.name}: comparison of methods\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
+        table = f"# {self.name}: comparison of methods\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
+        return table + "".join(f"\n**Warning:** {warning}\n" for warning in self.warnings)
 
 
 def make_row(

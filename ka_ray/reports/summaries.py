@@ -88,7 +88,17 @@ class ReductionSummary(PassSummary):
     shards: list[str] = []
 
 
-class EvaluationSummary(PassSummary):
+class EvaluationPass(PassSummary):
+    """The summary of a pass that counted how students do.
+
+    Attributes:
+        learned_images: Number of evaluation images that were learned from, by their pixels.
+    """
+
+    learned_images: int = 0
+
+
+class EvaluationSummary(EvaluationPass):
     """The summary of the evaluation of a student.
 
     Attributes:

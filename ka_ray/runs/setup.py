@@ -17,6 +17,7 @@ from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.gate_samples import list_hints
+from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, prepare_output_dir
 from ka_ray.runs.teachers import teach_missing
@@ -81,6 +82,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
         images.with_views(plan.views.columns) for images in split_images(config)
     )
     notes += [images.source.note for images in (training_images, evaluation_images)]
+    notes += warn_of_learned_images(training_images, evaluation_images)
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)

@@ -17,6 +17,7 @@ from ka_ray.reports.figures import draw_comparison
 from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
+from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
 from ka_ray.runs.setup import plan_run, start_run
@@ -88,8 +89,10 @@ def compare(
             learn(run, [one.job for one in method_runs])
             students = {one.job.name: one.job.folder for one in method_runs}
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
-            counts, _ = evaluate_students(run, run.plan.label_sets, students, gates)
-            return _publish(run, method_runs, counts, list(seeds))
+            counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
+            learned = summary["learned_images"]
+            warnings = warn_of_learned_images(run.training_images, run.evaluation_images, learned)
+            return _publish(run, method_runs, counts, list(seeds), warnings)
 
 
 def _method_runs(
@@ -164,7 +167,11 @@ def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]
 
 
 def _publish(
-    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int]
+    run: Run,
+    method_runs: Sequence[MethodRun],
+    counts: Mapping[str, Counts],
+    seeds: list[int],
+    warnings: list[str],
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
@@ -194,7 +201,10 @@ def _publish(
         seeds=seeds,
         rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
+        warnings=warnings,
     )
+    run.notify(*warnings)
+    run.tracker.log_warnings(warnings)
     result.save(run.folder)
     figures = draw_comparison(result.model_dump(), run.folder / "figures")
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):

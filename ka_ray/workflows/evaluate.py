@@ -17,6 +17,7 @@ from ka_ray.images.split import ImageSet
 from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.sections import Accuracy
+from ka_ray.runs.learned_images import describe_learned_images, read_learned_digests
 from ka_ray.storage.files import absolute
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
@@ -58,8 +59,12 @@ def evaluate(
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures)
         seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
-        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools)
-        counts, _ = evaluate_images(work, on_images)
+        learned = read_learned_digests(students.values())  # those of its run, if its features are still there
+        label_sets = student.spec.unified_label_sets
+        work = Evaluation(seen, label_sets, [], students, pools, learned=learned)
+        counts, summary = evaluate_images(work, on_images)
+        if summary["learned_images"]:
+            display.note(describe_learned_images(summary["learned_images"], summary["images"]))
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
 
 

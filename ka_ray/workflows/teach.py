@@ -12,6 +12,7 @@ from ka_ray.images.split import ImageSet, split_images
 from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.runs.context import RunContext, open_context
+from ka_ray.runs.learned_images import read_learned_digests, warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import prepare_output_dir
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
@@ -29,6 +30,7 @@ class TaughtTeacher(BaseModel):
         checkpoint: The path of its weights.
         accuracy: Its accuracy on the evaluation images of its classes; None if there are none with labels.
         images: The number of these images.
+        learned_images: The number of them that it has learned from, by their pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class TaughtTeacher(BaseModel):
     checkpoint: str
     accuracy: float | None
     images: int
+    learned_images: int = 0
 
 
 def teach(config: TeachConfig) -> TaughtTeacher:
@@ -64,6 +67,9 @@ def teach(config: TeachConfig) -> TaughtTeacher:
         if not checkpoint.exists():
             train_teachers(context, [config.teacher], training_images, folder, {config.teacher.name: IMAGE})
         result = _evaluate(context, config, checkpoint, evaluation_images)
+        warnings = warn_of_learned_images(training_images, evaluation_images, result.learned_images)
+        context.notify(*warnings)
+        context.tracker.log_warnings(warnings)
         if result.accuracy is not None:
             context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})
     write_json(folder / "teacher.json", result.model_dump(mode="json"))
@@ -79,6 +85,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         students={},
         pools=pools_of(config, context.resources.placement),
         only_classes=frozenset(teacher.classes),
+        learned=read_learned_digests([context.folder]),
     )
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
@@ -88,4 +95,5 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         checkpoint=str(checkpoint),
         accuracy=accuracy.per_teacher[teacher.name].teacher,
         images=summary["images"],
+        learned_images=summary["learned_images"],
     )

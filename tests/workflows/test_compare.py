@@ -269,7 +269,7 @@ class FakeStages:
         no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
         self.evaluated = dict(students)
         counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
-        return counts or {"teachers": no_student}, {}
+        return counts or {"teachers": no_student}, {"learned_images": 0}
 
     def jobs_by_name(self) -> dict[str, Any]:
         return {job.name: job for job in self.student_jobs}
