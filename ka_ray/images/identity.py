@@ -84,7 +84,8 @@ def identify(items: Iterable[tuple[str, str, int]], num_images: Iterable[int] | 
             return Identities(places, stamps)
         counts = np.fromiter(num_images, np.int64)
         rows = np.concatenate([np.arange(count, dtype=np.uint64) for count in counts])
-        return Identities(np.repeat(places, counts) + rows * _ROW_STEP, np.repeat(stamps, counts))
+        offsets: Words = rows * _ROW_STEP
+        return Identities(np.repeat(places, counts) + offsets, np.repeat(stamps, counts))
 
 
 def join(parts: Iterable[Identities]) -> Identities:

@@ -80,8 +80,8 @@ def check_descriptive(config: Config, plan: Plan, images: Tensor | None) -> Iter
         yield f"{KEY}: checkpoint: {network.note}"
     if images is None:
         return
-    embedding = network.embed(images, path).half()
-    if not embedding.isfinite().all():
+    embedding = network.embed(images, path).float()
+    if not embedding.half().isfinite().all():
         raise InputError(f"{KEY}: its embeddings are not finite in float16; check its preprocessing")
     if bool((images != images[:1]).any()) and torch.equal(embedding, embedding[:1].expand_as(embedding)):
         raise InputError(
