@@ -80,13 +80,17 @@ def stack_columns(
         # Half precision halves the disk space, and most features need no more than its three digits.
         dtype = np.float32 if tap in float32 else np.float16
         stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(dtype)
-        if not np.isfinite(stacked[tap]).all():
-            raise InputError(
-                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as "
-                f"{dtype.__name__}: no NaN, and nothing above {np.finfo(dtype).max:.6g}; check the teachers' "
-                "preprocessing, or tap behind a norm"
-            )
+        _check_finite(stacked[tap], tap, teachers)
     return stacked
+
+
+def _check_finite(values: npt.NDArray[Any], tap: str, teachers: Sequence[str]) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as {values.dtype}: "
+            f"no NaN, and nothing above {np.finfo(values.dtype).max:.6g}; check the teachers' preprocessing, "
+            "or tap behind a norm"
+        )
 
 
 def _list_embeddings(columns: Collection[str], teachers: Sequence[str]) -> list[str]:

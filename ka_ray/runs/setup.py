@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,8 +82,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
-    notes += [images.source.note for images in (training_images, evaluation_images)]
-    notes += warn_of_learned_images(training_images, evaluation_images)
+    notes += _describe_images(training_images, evaluation_images)
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
@@ -93,6 +93,10 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     # Several students may cause the same note: it is kept once.
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
+
+
+def _describe_images(training: ImageSet, evaluation: ImageSet) -> list[str]:
+    return [training.source.note, evaluation.source.note, *warn_of_learned_images(training, evaluation)]
 
 
 def _apply(config: Config, change: Sequence[str]) -> Config:
@@ -153,6 +157,12 @@ def _check_teachers(
             yield describe_answers(teacher, pixels, labels)
 
 
+def _check_listings(planned: RunPlan, folder: Path) -> None:
+    uses_hints = any("hints" in student.gates for student in planned.students)
+    hints = list_hints(planned.config) if uses_hints else None
+    check_listings(folder, list_sources(planned.training_images, planned.evaluation_images, hints))
+
+
 @contextmanager
 def start_run(
     planned: RunPlan,
@@ -175,9 +185,7 @@ def start_run(
     """
     config = planned.config
     folder = prepare_output_dir(config)
-    uses_hints = any("hints" in student.gates for student in planned.students)
-    hints = list_hints(config) if uses_hints else None
-    check_listings(folder, list_sources(planned.training_images, planned.evaluation_images, hints))
+    _check_listings(planned, folder)
     with open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context:
         context.notify(*planned.notes)
         run = Run(

@@ -90,9 +90,7 @@ def compare(
             students = {one.job.name: one.job.folder for one in method_runs}
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
-            learned = summary["learned_images"]
-            warnings = warn_of_learned_images(run.training_images, run.evaluation_images, learned)
-            return _publish(run, method_runs, counts, list(seeds), warnings)
+            return _publish(run, method_runs, counts, list(seeds), summary["learned_images"])
 
 
 def _method_runs(
@@ -171,7 +169,7 @@ def _publish(
     method_runs: Sequence[MethodRun],
     counts: Mapping[str, Counts],
     seeds: list[int],
-    warnings: list[str],
+    learned_images: int,
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
@@ -201,12 +199,16 @@ def _publish(
         seeds=seeds,
         rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
-        warnings=warnings,
+        warnings=warn_of_learned_images(run.training_images, run.evaluation_images, learned_images),
     )
-    run.notify(*warnings)
-    run.tracker.log_warnings(warnings)
+    _write(run, result)
+    return result
+
+
+def _write(run: Run, result: Comparison) -> None:
+    run.notify(*result.warnings)
+    run.tracker.log_warnings(result.warnings)
     result.save(run.folder)
     figures = draw_comparison(result.model_dump(), run.folder / "figures")
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)
-    return result

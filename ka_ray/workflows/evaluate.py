@@ -1,6 +1,6 @@
 """`ka-ray evaluate`: evaluate a finished student on labelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,15 @@ def evaluate(
         pools = Pools(extract, resources.placement, config.max_failures)
         seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
         learned = read_learned_digests(students.values())  # those of its run, if its features are still there
-        label_sets = student.spec.unified_label_sets
-        work = Evaluation(seen, label_sets, [], students, pools, learned=learned)
+        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools, learned=learned)
         counts, summary = evaluate_images(work, on_images)
-        if summary["learned_images"]:
-            display.note(describe_learned_images(summary["learned_images"], summary["images"]))
+        _warn_of_learned_images(summary, display)
     return measure_accuracy(counts["student"], list(student.spec.label_sets))
+
+
+def _warn_of_learned_images(summary: Mapping[str, Any], display: Display) -> None:
+    if summary["learned_images"]:
+        display.note(describe_learned_images(summary["learned_images"], summary["images"]))
 
 
 def build_images_config(
