@@ -87,7 +87,7 @@ def stack_columns(
 def _check_finite(values: npt.NDArray[Any], tap: str, teachers: Sequence[str]) -> None:
     if not np.isfinite(values).all():
         raise InputError(
-            f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as {values.dtype}: "
+            f"tap {tap}: features of {', '.join(teachers)} are not finite. They are kept as {values.dtype}: "
             f"no NaN, and nothing above {np.finfo(values.dtype).max:.6g}; check the teachers' preprocessing, "
             "or tap behind a norm"
         )
