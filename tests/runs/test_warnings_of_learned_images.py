@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ka_ray.images.pixel_digests import DIGEST
 from ka_ray.images.split import split_images
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows
 from ka_ray.reports.sections import Accuracy
 from ka_ray.reports.summaries import EvaluationSummary
+from ka_ray.runs.learned_images import read_learned_digests
 from ka_ray.runs.publish import _list_warnings
 from ka_ray.runs.setup import plan_run
 
@@ -73,3 +75,19 @@ def test_a_comparison_says_it_in_its_table():
     keys = {"name": "run", "seeds": [0], "rows": rows, "shared_seconds": 1.0}
     assert "Warning" not in Comparison(**keys).to_markdown()
     assert Comparison(**keys, warnings=["Bad."]).to_markdown().endswith("\n**Warning:** Bad.\n")
+
+
+def test_digests_are_read_of_every_finished_part_and_extended_run(make_store, tmp_path):
+    def store(folder, *digests, name=DIGEST):
+        values = np.array(digests, np.int64)
+        make_store({"image_id": np.arange(len(digests)), name: values}, shards=2, folder=folder)
+
+    store("new/features", 1, 2)
+    store("new/images", 3, 4)
+    store("old/teachers/images", 4, 5)
+    store("old/hints", 6, 7)
+    store("old/tune/images", 8, 9)  # trials judge no student on evaluation images
+    found = read_learned_digests([tmp_path / "new", tmp_path / "old", tmp_path / "nothing"])
+    assert found.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    store("earlier/features", 1, 2, name="scores")  # a version of ka_ray that stored no digests
+    assert read_learned_digests([tmp_path / "earlier"]) is None

@@ -131,3 +131,16 @@ def test_a_folder_of_an_earlier_version_is_judged_by_the_digest_beside_its_featu
     add_images(photos)
     with pytest.raises(InputError, match="holds images of another list"):
         check_listings(folder, list_sources(*split_images(config)))
+
+
+def test_changed_hints_are_refused(load_run, photos, tmp_path):
+    hints = tmp_path / "hints"
+    hints.mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(hints / f"{i}.png")
+    config = load_run(f"scores.hints={{low: {hints}, high: {photos / 'digit_5'}}}", "scores.gate=hints")
+    with pytest.raises(Stopped):
+        ka_ray.amalgamate(config)
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(hints / "9.png")
+    with pytest.raises(InputError, match=r"scores\.hints: .*1 images added.*learned from the hints of then"):
+        ka_ray.amalgamate(config)
