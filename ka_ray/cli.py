@@ -12,14 +12,7 @@ import typer
 
 from ka_ray import __version__
 from ka_ray.errors import InputError, run_with_exit_code
-from ka_ray.terminal.summary import (
-    escape_control,
-    find_program,
-    show_accuracy,
-    show_machine,
-    show_report,
-    show_teacher,
-)
+from ka_ray.terminal import summary
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -80,7 +73,7 @@ def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     config = Config.load(demo_config(), with_output(overrides, output))
     report = amalgamate(config)
     samples = save_samples(config.evaluation.images or config.images, config.output_dir / "samples")
-    show_report(report, config.output_dir, " ".join(map(str, samples)))
+    summary.show_report(report, config.output_dir, " ".join(map(str, samples)))
 
 
 @app.command()
@@ -92,7 +85,7 @@ def run(
 
     extended = [f"extend={extend}"] if extend is not None else []
     loaded = Config.load(config, [*with_output(overrides, output), *extended])
-    show_report(amalgamate(loaded), loaded.output_dir)
+    summary.show_report(amalgamate(loaded), loaded.output_dir)
 
 
 @app.command()
@@ -137,7 +130,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None)
     typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
     if result.chosen is not None:
-        typer.echo(f"next:    {find_program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
+        typer.echo(f"next:    {summary.find_program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
 
 
 @app.command()
@@ -147,7 +140,7 @@ def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None
     from ka_ray import teach as teach_one
 
     result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
-    show_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
+    summary.show_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
     typer.echo(f"checkpoint: {result.checkpoint}")
 
 
@@ -209,7 +202,7 @@ def evaluate(
     from ka_ray.workflows.evaluate import build_images_config
 
     config = build_images_config(folder, images, overrides or [], trust=trust)
-    show_accuracy(evaluate_folder(folder, config, trust=trust))
+    summary.show_accuracy(evaluate_folder(folder, config, trust=trust))
 
 
 @app.command()
@@ -222,13 +215,15 @@ def predict(
     from ka_ray import predict as predict_images
 
     for one in predict_images(folder, images, trust=trust):
-        typer.echo("\t".join(map(escape_control, (one.path, one.class_name, f"{one.probability:.3f}"))))
+        typer.echo(
+            "\t".join(map(summary.escape_control, (one.path, one.class_name, f"{one.probability:.3f}")))
+        )
 
 
 @app.command()
 def doctor() -> None:
     """Show this machine's Python, libraries, CPUs, GPUs and free disk space."""
-    show_machine()
+    summary.show_machine()
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.images import Ids
+from ka_ray.images.pixel_digests import Digests
 from ka_ray.metrics import Counts
 
 MAX_WAITING = 256
@@ -21,23 +22,28 @@ class CountSums:
     Args:
         label_sets: The classes of the teachers.
         students: The names of the students.
+        learned: Digests of images that were learned from; None if they are not known.
 
     Attributes:
         labels: Label -> number of its images so far; the empty label is that of images without one.
+        learned_images: Number of images so far that were learned from.
     """
 
-    def __init__(self, label_sets: LabelSets, students: Iterable[str]) -> None:
+    def __init__(
+        self, label_sets: LabelSets, students: Iterable[str], learned: Digests | None = None
+    ) -> None:
         blank = Counts.zeros(len(label_sets.classes), len(label_sets.by_teacher))
         self._counts = {name: [blank] for name in students}
         self._judged = set[int]()
-        self.labels = Counter[str]()
+        self._learned = learned
+        self.labels, self.learned_images = Counter[str](), 0
 
     def add(self, row: Mapping[str, Any]) -> int:
         """Add the counts of a batch.
 
         Args:
-            row: What an evaluator returned: the pickled ``counts`` of every student, the ``image_ids``, and
-                the pickled counts of ``labels``.
+            row: What an evaluator returned: the pickled ``counts`` of every student, the ``image_ids``, the
+                pickled counts of ``labels``, and the ``digests`` of the images.
 
         Returns:
             The number of its images.
@@ -48,6 +54,8 @@ class CountSums:
             raise AssertionError(f"images were judged twice, among them {min(twice)}")
         self._judged.update(seen)
         self.labels.update(pickle.loads(row["labels"]))
+        if self._learned is not None:
+            self.learned_images += int(np.isin(row["digests"], self._learned).sum())
         for name, waiting in self._counts.items():
             waiting.append(parts[name])
             if len(waiting) > MAX_WAITING:

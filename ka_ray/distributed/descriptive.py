@@ -38,8 +38,8 @@ class DescriptiveActor:
             self._network = load_descriptive(config).to(self._device)
 
     def __call__(self, batch: Columns) -> Columns:
-        """Add ``embedding@descriptive [n, D]`` in fp16."""
+        """Add ``embedding@descriptive [n, D]`` in float32; stacking rounds it."""
         self._starts.check()
         embedding = self._network.embed(torch.tensor(batch[self._column]).to(self._device), self._path)
-        batch[feature_column(EMBEDDING, DESCRIPTIVE)] = embedding.half().cpu().numpy()
+        batch[feature_column(EMBEDDING, DESCRIPTIVE)] = embedding.float().cpu().numpy()
         return batch

@@ -31,6 +31,7 @@ from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
+from ka_ray.images.pixel_digests import Digests, digest_pixels
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Gated, count_batch
 from ka_ray.sparse_counts import Scores
@@ -59,6 +60,7 @@ class Evaluation:
         gates: Student -> the gate of the scores that it learned from; students without one are left out.
         last_layers: Teacher, or descriptive network -> path of its last layer, for gates.
         trust: Whether functions that the students' folders name may run; without it their graphs do.
+        learned: Digests of images that were learned from, which are counted; None if they are not known.
     """
 
     images: ImageSet
@@ -72,6 +74,7 @@ class Evaluation:
     gates: Mapping[str, OwnerGate] = field(default_factory=dict)
     last_layers: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+    learned: Digests | None = None
 
 
 class Evaluator:
@@ -90,7 +93,7 @@ class Evaluator:
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
-        """Turn a batch into one row: the pickled counts of every student, the images' ids and labels."""
+        """Turn a batch into one row: the pickled counts of every student, and what its images are."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
         images = torch.tensor(batch["image"]).to(self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
@@ -110,12 +113,12 @@ class Evaluator:
             gated = None if gate is None else _apply_gate(gate, batch, own[SCORES])
             both = amalgamated[key]
             counts[name] = self._count(label_sets, scores, batch["label"], own[SCORES], gated, *both)
-        ids = np.empty(1, dtype=object)
-        ids[0] = np.asarray(batch["image_id"], np.int64)
+        ids, digests = np.empty(1, dtype=object), np.empty(1, dtype=object)
+        ids[0], digests[0] = np.asarray(batch["image_id"], np.int64), digest_pixels(batch["image"])
         packed = np.array([pickle.dumps(counts)], dtype=object)
         # In bytes, as the counts are: Arrow has no column of dicts with any keys.
         labels = np.array([pickle.dumps(Counter(batch["label"].tolist()))], dtype=object)
-        return {"counts": packed, "image_ids": ids, "labels": labels}
+        return {"counts": packed, "image_ids": ids, "labels": labels, "digests": digests}
 
     def _teachers_scores(self, batch: Columns, column: str) -> torch.Tensor | None:
         names = [feature_column(column, teacher.name) for teacher in self._work.teachers]
@@ -192,14 +195,15 @@ def evaluate_images(
 
     Returns:
         The merged counts of every student (without students, those of :data:`TEACHERS_ONLY`), and the
-        content of a :class:`ka_ray.reports.summaries.PassSummary` with one more key, ``labels``: label, also
-        if it is no class, -> its number of images; the empty label is that of images without one.
+        content of a :class:`ka_ray.reports.summaries.EvaluationPass` with one more key, ``labels``: label,
+        also if it is no class, -> its number of images; the empty label is that of images without one.
 
     Raises:
         InputError: Too many images are unreadable, or all of them.
         ClusterError: There was no progress for ``ray.timeout_s``.
     """
-    began, sums = time.perf_counter(), CountSums(work.label_sets, work.students or (TEACHERS_ONLY,))
+    began = time.perf_counter()
+    sums = CountSums(work.label_sets, work.students or (TEACHERS_ONLY,), work.learned)
     reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
     watch = start_watch("evaluation", work.images, list_networks(work.teachers, reading), work.pools)
 
@@ -209,7 +213,8 @@ def evaluate_images(
             on_images(sums.add(row))
 
     repeat_until_complete(work.images.ids, sums.find_judged, one_pass, watch.monitor)
-    summary = ray.get(watch.monitor.summary.remote()) | {"labels": sums.labels}
+    summary = ray.get(watch.monitor.summary.remote())
+    summary |= {"labels": sums.labels, "learned_images": sums.learned_images}
     judged = len(sums.find_judged())
     check_any_readable(judged, summary["unreadable"])
     return sums.total, summary | {"images": judged, "seconds": time.perf_counter() - began}
@@ -226,7 +231,7 @@ def _judged(work: Evaluation, reading: ReadSpec, monitor: Any) -> ray.data.Datas
     return rows.map_batches(
         EvaluatorActor,
         fn_constructor_args=(
-            replace(work, images=unlisted),
+            replace(work, images=unlisted, learned=None),
             share,
             monitor,
         ),

@@ -140,5 +140,5 @@ def _write(
     )
     scores = TARGETS if reading.scores.views else SCORES
     names = [teacher.name for teacher in teachers]
-    write = ShardWriter(work.folder, taps, names, monitor, scores, reading.stored_images)
+    write = ShardWriter(work.folder, taps, names, monitor, scores, reading.stored_images, reading.float32)
     return rows.map_batches(write, batch_size=rows_per_shard, **remote_options(pools.placement.decoding))

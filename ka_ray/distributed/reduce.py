@@ -87,7 +87,7 @@ class Reducer:
         taps, teachers = list(self._reading.spaces), list(self._reading.paths)
         scores = TARGETS if self._reading.scores.views else SCORES
         for columns in rows.iter_batches(batch_size=self._batch_size, batch_format="numpy"):
-            stacked = stack_columns(columns, taps, teachers, scores)
+            stacked = stack_columns(columns, taps, teachers, scores, float32=self._reading.float32)
             batch = {name: torch.tensor(stacked[name]) for name in ("image", *taps, SCORES)}
             batch |= {
                 n: to_preferred_memory_format(t, torch.float32)

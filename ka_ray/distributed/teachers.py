@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 from ray.data import ActorPoolStrategy, ExecutionResources
+from torch import Tensor
 
 from ka_ray.config import (
     DESCRIPTIVE,
@@ -45,6 +46,8 @@ class ReadSpec:
         images: Teacher -> column with its images; the column ``image`` for teachers that are not named.
         last_layers: Teacher -> path of its last layer, whose input is read as the embedding; empty: not read.
             If the descriptive network is among them, it is run, too.
+        float32: Taps, or names of other columns, that are passed on and stored as float32: half precision
+            would lose what they say.
         stored_images: Columns of images that are stored besides ``image``, because the teachers of training
             workers or teachers in training need them.
     """
@@ -55,6 +58,7 @@ class ReadSpec:
     images: Mapping[str, str] = field(default_factory=dict)
     stored_images: tuple[str, ...] = ()
     last_layers: Mapping[str, str] = field(default_factory=dict)
+    float32: frozenset[str] = frozenset()
 
 
 class TeacherActor:
@@ -78,9 +82,10 @@ class TeacherActor:
         self._paths, self._reading = reading.paths.get(config.name, {}), reading
 
     def __call__(self, batch: Columns) -> Columns:
-        """Add ``tap@teacher [n, C, *space]`` in fp16 for every tap, and ``scores@teacher [n, K_t]``.
+        """Add ``tap@teacher [n, C, *space]`` for every tap, and ``scores@teacher [n, K_t]``.
 
-        With ``last_layers``, also add ``embedding@teacher [n, D_t]`` in fp16.
+        With ``last_layers``, also add ``embedding@teacher [n, D_t]``. Features and embeddings are in fp16, or
+        in float32 if the reading says so.
 
         With ``scores.views``, also add ``targets@teacher [n, K_t]``: the scores averaged over several shifted
         or flipped views of each image.
@@ -91,11 +96,11 @@ class TeacherActor:
         with self._teacher.read_embedding(self._reading.last_layers.get(name)) as read:
             features, scores = self._teacher.features(images, self._paths)
         if read is not None:
-            batch[feature_column(EMBEDDING, name)] = read.embedding.half().cpu().numpy()
+            batch[feature_column(EMBEDDING, name)] = self._rounded(EMBEDDING, read.embedding).cpu().numpy()
         for tap, feature in features.items():
             fitted = resize_features(feature, self._reading.spaces[tap])
             # Arrow stores rows in the order [C, *space]; the feature may be in channels-last memory format.
-            contiguous = fitted.half().contiguous()
+            contiguous = self._rounded(tap, fitted).contiguous()
             batch[feature_column(tap, name)] = contiguous.cpu().numpy()
         batch[feature_column(SCORES, name)] = scores.float().cpu().numpy()
         if self._reading.scores.views:
@@ -104,6 +109,9 @@ class TeacherActor:
             averaged = score_views(self._teacher.scores, images, self._reading.scores, scores, scale)
             batch[feature_column(TARGETS, name)] = averaged.float().cpu().numpy()
         return batch
+
+    def _rounded(self, column: str, values: Tensor) -> Tensor:
+        return values.float() if column in self._reading.float32 else values.half()
 
 
 def list_networks(teachers: Sequence[TeacherConfig], reading: ReadSpec) -> list[str]:

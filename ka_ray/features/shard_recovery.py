@@ -84,23 +84,29 @@ def _ids_if_complete(shard: Path) -> Ids | None:
 
 
 def read_image_ids(shard: Path) -> Ids:
-    """Read only the image ids of a shard.
+    """Read only the image ids of a shard; see :func:`read_numbers`."""
+    return read_numbers(shard, "image_id")
+
+
+def read_numbers(shard: Path, column: str) -> npt.NDArray[np.int64]:
+    """Read only one column of a shard.
 
     Args:
-        shard: Path of an Arrow file with a column ``image_id``.
+        shard: Path of an Arrow file.
+        column: Name of a column of integers of 64 bits, such as ``image_id``.
 
     Returns:
-        Image ids in the order of the rows, ``[n]``.
+        The values in the order of the rows, ``[n]``.
 
     Raises:
         pyarrow.ArrowException: The file is not a complete Arrow file.
-        KeyError: The file has no column ``image_id``.
+        KeyError: The file has no such column.
     """
     # A local shard is returned as its path, which still has to be opened; a remote one as an open file.
     with open_random_access(shard) as source, source.open("rb") if source is shard else source as file:
-        index = pa.ipc.open_file(file).schema.get_field_index("image_id")
+        index = pa.ipc.open_file(file).schema.get_field_index(column)
         if index < 0:
-            raise KeyError("image_id")
+            raise KeyError(column)
         # Only this column's bytes are read; the feature columns are a thousand times larger.
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[index]))
         columns = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]

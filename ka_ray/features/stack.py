@@ -49,6 +49,7 @@ def stack_columns(
     teachers: Sequence[str],
     scores: str = SCORES,
     kept: Sequence[str] = (),
+    float32: Collection[str] = (),
 ) -> dict[str, npt.NDArray[Any]]:
     """Replace the teachers' separate columns by stacked ones, per tap and for the scores.
 
@@ -59,14 +60,15 @@ def stack_columns(
         teachers: Their names in stacking order. If empty, nothing is stacked.
         scores: Which of the teachers' score columns to stack: :data:`SCORES` or :data:`TARGETS`.
         kept: Columns of teachers that are kept, such as their views of the images.
+        float32: Stacked columns that are not rounded to float16, see :mod:`ka_ray.features.precision`.
 
     Returns:
         The columns that belong to no teacher, unchanged; per tap a column ``tap [n, S, *space]``;
         ``scores [n, sum of K_t]``; and ``embedding [n, sum of D_t]`` if there are such columns, that of the
-        descriptive network last. Stacked columns have dtype float16.
+        descriptive network last. Stacked columns have dtype float16, or float32.
 
     Raises:
-        InputError: A feature is not finite. In float16 that includes values above 65,504.
+        InputError: A feature is not finite. In float16 that includes values above 65,504 (``float32``: none).
     """
     parts = {tap: [feature_column(tap, teacher) for teacher in teachers] for tap in taps}
     if teachers:
@@ -75,14 +77,20 @@ def stack_columns(
             parts[EMBEDDING] = _list_embeddings(columns, teachers)
     stacked = {name: column for name, column in columns.items() if "@" not in name or name in kept}
     for tap, names in parts.items():
-        # Half precision halves the disk space, and the features need no more than its three digits.
-        stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(np.float16)
-        if not np.isfinite(stacked[tap]).all():
-            raise InputError(
-                f"tap {tap}: features of {', '.join(teachers)} are not finite. They are stored as float16: "
-                "no NaN, and nothing above 65504; check the teachers' preprocessing, or tap behind a norm"
-            )
+        # Half precision halves the disk space, and most features need no more than its three digits.
+        dtype = np.float32 if tap in float32 else np.float16
+        stacked[tap] = np.concatenate([columns[name] for name in names], axis=1).astype(dtype)
+        _check_finite(stacked[tap], tap, teachers)
     return stacked
+
+
+def _check_finite(values: npt.NDArray[Any], tap: str, teachers: Sequence[str]) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"tap {tap}: features of {', '.join(teachers)} are not finite. They are kept as {values.dtype}: "
+            f"no NaN, and nothing above {np.finfo(values.dtype).max:.6g}; check the teachers' preprocessing, "
+            "or tap behind a norm"
+        )
 
 
 def _list_embeddings(columns: Collection[str], teachers: Sequence[str]) -> list[str]:

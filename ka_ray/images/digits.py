@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ka_ray.config import DigitsImages
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source
 
 CLASS_NAMES = tuple(f"digit_{i}" for i in range(10))
@@ -32,7 +33,7 @@ def list_digits(config: DigitsImages) -> Source:
         part = rows[start : start + CHUNK_IMAGES]
         # The pixels are few, so they travel in the chunk: no worker has to import scikit-learn.
         chunks.append(Chunk(start, len(part), (part, grey[part], digits.target[part])))
-    return Source(chunks, read_digits, CLASS_NAMES, "", labels_of_digits)
+    return Source(chunks, read_digits, CLASS_NAMES, "", labels_of_digits, identify_digits)
 
 
 def labels_of_digits(chunks: Sequence[Chunk]) -> list[str]:
@@ -42,6 +43,11 @@ def labels_of_digits(chunks: Sequence[Chunk]) -> list[str]:
         chunks: Chunks of :func:`list_digits`.
     """
     return [CLASS_NAMES[target] for chunk in chunks for target in chunk.payload[2]]
+
+
+def identify_digits(chunk: Chunk) -> Identities:
+    """Identify digits by their numbers in scikit-learn's list, whichever split they are from."""
+    return identify((f"digits[{row}]", "", -1) for row in chunk.payload[0])
 
 
 def read_digits(chunk: Chunk, wanted: Callable[[int], bool]) -> Iterator[EncodedImage]:

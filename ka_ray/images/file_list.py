@@ -24,8 +24,14 @@ from ka_ray.images.cells import (
     to_label,
     to_owner,
 )
-from ka_ray.images.listed_files import labels_of_files, read_listed_files, split_into_chunks
+from ka_ray.images.listed_files import (
+    identify_listed_files,
+    labels_of_files,
+    read_listed_files,
+    split_into_chunks,
+)
 from ka_ray.images.sources import Source
+from ka_ray.storage.file_names import measure_files
 from ka_ray.storage.files import read_bytes
 from ka_ray.storage.read_errors import read_again, to_user_error
 from ka_ray.storage.uris import CREDENTIALS_ADVICE, refuse_credentials
@@ -55,9 +61,9 @@ def list_files_of_list(config: ListImages) -> Source:
         if "://" in path:
             refuse_credentials(path, CREDENTIALS_ADVICE)
         entries.append((locate(path, folder), *texts))
-    return Source(
-        split_into_chunks(entries), read_listed_files, _class_names(config, labels), "", labels_of_files
-    )
+    chunks = split_into_chunks(entries, measure_files([path for path, *_ in entries]))
+    names = _class_names(config, labels)
+    return Source(chunks, read_listed_files, names, "", labels_of_files, identify_listed_files)
 
 
 def _class_names(config: ListImages, labels: Iterable[str]) -> tuple[str, ...] | None:

@@ -9,10 +9,15 @@ from ka_ray.config import FolderImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import or_raise, to_label
 from ka_ray.images.hidden_files import HiddenFiles, is_hidden
-from ka_ray.images.listed_files import labels_of_files, read_listed_files, split_into_chunks
+from ka_ray.images.listed_files import (
+    identify_listed_files,
+    labels_of_files,
+    read_listed_files,
+    split_into_chunks,
+)
 from ka_ray.images.sources import Source
 from ka_ray.storage.batch_read import read_files
-from ka_ray.storage.file_names import join_names, list_files, printable
+from ka_ray.storage.file_names import join_names, list_files_with_sizes, printable
 from ka_ray.storage.files import is_remote
 
 # fmt: off
@@ -51,26 +56,27 @@ def list_folder(config: FolderImages) -> Source:
     Raises:
         InputError: There is no image file, or a labelled folder has image files outside of class folders.
     """
-    names, notes = _find_images(config.path)
-    if not names:
+    sizes, notes = _find_images(config.path)
+    if not sizes:
         raise InputError(
             f"images.path {config.path}: no image files; accepted: {', '.join(sorted(SUFFIXES))}, and files "
             f"without such a suffix whose content is an image. {'; '.join(notes)}".rstrip()
         )
     folder = str(config.path)
-    labels = (_class_of(name, config) if config.labelled else "" for name in names)
-    entries = [(f"{folder}/{name}", label) for name, label in zip(names, labels, strict=True)]
+    labels = (_class_of(name, config) if config.labelled else "" for name in sizes)
+    entries = [(f"{folder}/{name}", label) for name, label in zip(sizes, labels, strict=True)]
     classes = tuple(sorted({label for _, label in entries})) if config.labelled else None
     if classes is not None:
         notes += _describe_empty(config.path, classes)
     note = f"{folder}: {'; '.join(notes)}" if notes else ""
-    return Source(split_into_chunks(entries), read_listed_files, classes, note, labels_of_files)
+    chunks = split_into_chunks(entries, list(sizes.values()))
+    return Source(chunks, read_listed_files, classes, note, labels_of_files, identify_listed_files)
 
 
-def _find_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted paths of the image files below a folder, and notes on the other files."""
+def _find_images(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the sorted paths of the image files below a folder with their sizes; and notes on others."""
     hidden = HiddenFiles()
-    names = list_files(folder, leave_out=hidden)
+    names = sizes = list_files_with_sizes(folder, hidden)
     unclear = [name for name in names if _suffix(name) not in KNOWN_SUFFIXES]
     beginnings = read_files([f"{folder}/{name}" for name in unclear], SIGNATURE_BYTES)
     by_content = {
@@ -85,7 +91,7 @@ def _find_images(folder: Path) -> tuple[list[str], list[str]]:
             others[printable(suffix) or "without suffix"] += 1
     found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     notes = [f"left out files that are no images: {found}" if found else "", hidden.note]
-    return images, [note for note in notes if note]
+    return {name: sizes[name] for name in images}, [note for note in notes if note]
 
 
 def _describe_empty(folder: Path, classes: Sequence[str]) -> list[str]:

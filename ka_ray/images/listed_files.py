@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from ka_ray.images.cells import or_raise
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage
 from ka_ray.storage.batch_read import read_files
 from ka_ray.storage.file_names import printable
@@ -11,15 +12,23 @@ CHUNK_IMAGES = 64
 """Number of images per chunk: their encoded files are in memory at the same time."""
 
 
-def split_into_chunks(entries: Sequence[tuple[str, ...]]) -> list[Chunk]:
+def split_into_chunks(entries: Sequence[tuple[str, ...]], sizes: Sequence[int]) -> list[Chunk]:
     """Divide a list of image files into chunks.
 
     Args:
         entries: Path or URI, label and, if owners are known, owner of each image. Strings, not Path objects:
             they are small to send to workers, and :attr:`ka_ray.images.Source.digest` hashes their repr.
+        sizes: Size of each file in bytes; -1 if it is not known.
     """
-    parts = [entries[i : i + CHUNK_IMAGES] for i in range(0, len(entries), CHUNK_IMAGES)]
-    return [Chunk(number * CHUNK_IMAGES, len(part), part) for number, part in enumerate(parts)]
+    starts = range(0, len(entries), CHUNK_IMAGES)
+    parts = [(i, entries[i : i + CHUNK_IMAGES], sizes[i : i + CHUNK_IMAGES]) for i in starts]
+    return [Chunk(first_id, len(part), part, tuple(stamps)) for first_id, part, stamps in parts]
+
+
+def identify_listed_files(chunk: Chunk) -> Identities:
+    """Identify files by their paths; a file of another size, or with another label, is another image."""
+    entries = zip(chunk.payload, chunk.stamps, strict=True)
+    return identify((path, "\n".join(texts), size) for (path, *texts), size in entries)
 
 
 def labels_of_files(chunks: Sequence[Chunk]) -> list[str]:

@@ -22,6 +22,7 @@ from ka_ray.errors import InputError
 from ka_ray.images.digits import list_digits
 from ka_ray.images.file_list import list_files_of_list
 from ka_ray.images.folder import list_folder
+from ka_ray.images.identity import Identities
 from ka_ray.images.parquet import list_parquet
 from ka_ray.images.saved_datasets import list_saved_dataset
 from ka_ray.images.sources import Chunk, EncodedImage, Ids, Source, SourceReader, sample_ids
@@ -84,7 +85,24 @@ def list_mixed(config: MixedImages) -> Source:
     reader = MixedReader(tuple(part.read for part in parts), tuple(part.owner or "" for part in config.parts))
     listers = [part.list_labels for part in parts if part.list_labels is not None]
     list_labels = MixedLabels(tuple(listers)) if len(listers) == len(parts) else None
-    return Source(chunks, reader, _merge_classes(parts), note, list_labels)
+    identify = MixedIdentities(tuple(part.identify for part in parts))
+    return Source(chunks, reader, _merge_classes(parts), note, list_labels, identify)
+
+
+@dataclass(frozen=True)
+class MixedIdentities:
+    """Identifies images as their part does; an object and not a closure, because sources are pickled.
+
+    Attributes:
+        parts: The function of each part, in the order of the config.
+    """
+
+    parts: tuple[Callable[[Chunk], Identities], ...]
+
+    def __call__(self, chunk: Chunk) -> Identities:
+        """Return which images those of a chunk are."""
+        payload: PartChunk = chunk.payload
+        return self.parts[payload.part](payload.chunk).take(payload.ids - payload.chunk.first_id)
 
 
 def _merge_classes(parts: list[Source]) -> tuple[str, ...] | None:

@@ -38,8 +38,9 @@ def list_parquet(config: ParquetImages) -> Source:
     for path in paths:
         footer = _read_footer(path, config)
         for group in range(footer.num_row_groups):
-            num_images = footer.row_group(group).num_rows
-            chunks.append(Chunk(first_id, num_images, (str(path), group)))
+            found = footer.row_group(group)
+            num_images, num_bytes = found.num_rows, found.total_byte_size
+            chunks.append(Chunk(first_id, num_images, (str(path), group), (num_bytes,)))
             first_id += num_images
     names = config.classes if config.label_column is not None else None
     reader = ParquetReader(config.image_column, config.label_column, config.classes, config.owner_column)

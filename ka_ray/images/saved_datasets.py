@@ -15,6 +15,7 @@ from typing import Any
 from ka_ray.config import DatasetsImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import read_cells, to_label
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote, read_text
 
@@ -66,7 +67,13 @@ def list_saved_dataset(config: DatasetsImages) -> Source:
     if not chunks:
         raise InputError(f"images.path: the dataset {folder} has no rows")
     names = classes if label_column is not None else None
-    return Source(chunks, reader, names, "", reader.list_labels)
+    return Source(chunks, reader, names, "", reader.list_labels, identify_rows)
+
+
+def identify_rows(chunk: Chunk) -> Identities:
+    """Identify rows by their numbers; with another fingerprint of the dataset, all rows are other images."""
+    folder, fingerprint = chunk.payload
+    return identify([(f"{folder} {chunk.first_id}", fingerprint, -1)], [chunk.num_images])
 
 
 def _find_dataset(config: DatasetsImages) -> Path:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from PIL import Image
 
 from ka_ray.config import JOB_FOLDERS, ImagesConfig, Preprocessing
 from ka_ray.images.decode import decode_image
+from ka_ray.images.identity import Identities, identify, join
 from ka_ray.images.views import IMAGE, View, make_view
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -40,11 +42,14 @@ class Chunk:
         first_id: Id of the first image.
         num_images: Number of images.
         payload: What the source's reader needs to find them, e.g. file names; it must pickle.
+        stamps: Numbers that change with the images, such as the sizes of their files in bytes; one per image,
+            or one for the chunk. They are not in the payload, because a source's digest must stay the same.
     """
 
     first_id: int
     num_images: int
     payload: Any
+    stamps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class EncodedImage:
     owner: str = ""
 
 
+def identify_chunk(chunk: Chunk) -> Identities:
+    """Identify the images of a chunk by its payload, which differs from that of every other chunk."""
+    return identify([(repr(chunk.payload), "", chunk.stamps[0] if chunk.stamps else -1)], [chunk.num_images])
+
+
 @dataclass(frozen=True)
 class Source:
     """A source whose images are listed, but not read yet. Their ids count from 0, always in the same order.
@@ -78,6 +88,7 @@ class Source:
         note: What the user should know of the listing, such as files that were left out; empty if nothing.
         list_labels: Returns the labels of all images of some of the chunks, in their order, without reading
             images; None if that would take as long as reading them. It must pickle.
+        identify: Returns which images those of a chunk are, wherever they stand in the list.
     """
 
     chunks: list[Chunk]
@@ -85,11 +96,17 @@ class Source:
     class_names: tuple[str, ...] | None = field(default=None)
     note: str = ""
     list_labels: "Callable[[Sequence[Chunk]], list[str]] | None" = None
+    identify: Callable[[Chunk], Identities] = identify_chunk
 
     @property
     def num_images(self) -> int:
         """Number of images that the source lists, readable or not."""
         return sum(chunk.num_images for chunk in self.chunks)
+
+    @cached_property
+    def identities(self) -> Identities:
+        """Which image has which id: a place and a stamp for each, in the order of the ids."""
+        return join(map(self.identify, self.chunks))
 
     @property
     def digest(self) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from ka_ray.config import TorchvisionImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import to_label
+from ka_ray.images.identity import Identities, hash_text, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote
 from ka_ray.storage.read_errors import is_fault_of_machine, read_again, to_user_error
@@ -69,9 +70,12 @@ def list_torchvision(config: TorchvisionImages) -> Source:
             targets = None
     where = (config.dataset, root, reader.arguments)
     starts = range(0, len(dataset), CHUNK_IMAGES)
-    chunks = [Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where) for i in starts]
+    chunks = [
+        Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where, _stamp_samples(dataset, i)) for i in starts
+    ]
     knows_labels = classes is None or targets is not None
-    return Source(chunks, reader, classes, "", reader.list_labels if knows_labels else None)
+    list_labels = reader.list_labels if knows_labels else None
+    return Source(chunks, reader, classes, "", list_labels, identify_samples)
 
 
 def _find_targets(dataset: Any) -> list[int] | None:
@@ -82,6 +86,19 @@ def _find_targets(dataset: Any) -> list[int] | None:
         if isinstance(targets, list) and len(targets) == len(dataset):
             return targets if all(type(target) is int for target in targets) else None
     return None
+
+
+def identify_samples(chunk: Chunk) -> Identities:
+    """Identify samples by the dataset and their index."""
+    return identify([(f"{chunk.payload} {chunk.first_id}", "", chunk.stamps[0])], [chunk.num_images])
+
+
+def _stamp_samples(dataset: Any, start: int) -> tuple[int]:
+    """Return a number that changes with the files of a chunk's samples; -1 if the dataset lists none."""
+    listed = getattr(dataset, "samples", None)  # as ImageFolder and ImageNet call it
+    if not isinstance(listed, list):
+        return (-1,)
+    return (int.from_bytes(hash_text(repr(listed[start : start + CHUNK_IMAGES]))[:7]),)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:

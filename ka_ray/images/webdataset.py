@@ -20,6 +20,7 @@ from ka_ray.errors import InputError
 from ka_ray.images.cells import or_raise, text_to_label, to_label
 from ka_ray.images.folder import SUFFIXES
 from ka_ray.images.hidden_files import find_files
+from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.batch_read import read_ranges
 from ka_ray.storage.file_names import printable
@@ -84,7 +85,13 @@ def list_webdataset(config: WebDatasetImages) -> Source:
     reader = WebDatasetReader(config.label_key, config.classes)
     # Each label is a small file of its own: too many requests, if the shards are remote.
     list_labels = None if config.label_key is not None and is_remote(paths[0]) else reader.list_labels
-    return Source(chunks, reader, names, "; ".join(notes), list_labels)
+    return Source(chunks, reader, names, "; ".join(notes), list_labels, identify_members)
+
+
+def identify_members(chunk: Chunk) -> Identities:
+    """Identify samples by shard and key; with members of other sizes, a sample is another image."""
+    path, samples = chunk.payload
+    return identify((f"{path} {key}", str(label[1]), image[1]) for key, image, label in samples)
 
 
 def _index_again(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.reports.choices import ReportSection
 from ka_ray.reports.tables import format_table
@@ -83,8 +85,9 @@ class Comparison(ReportSection):
     """First the ensembles, for each rule of combining the teachers' scores; then one row per method."""
     shared_seconds: float
     """Time to read the images and to run the teachers, in seconds. It is spent once for all methods."""
-    left_out: str = ""
-    """Which images the accuracies leave out, because their labels are no classes; empty if none."""
+    warnings: list[str] = Field(default_factory=list)
+    """What the accuracies cannot be trusted for, such as evaluation images that were learned from, or which
+    images they leave out."""
 
     def row(self, label: str) -> ComparisonRow:
         """Return the row with a label.
@@ -123,8 +126,8 @@ class Comparison(ReportSection):
         spread = "; values are mean ± standard deviation" if len(self.seeds) > 1 else ""
         seeds = f"Seeds: {', '.join(map(str, self.seeds))}{spread}."
         shared = f"Reading the images and running the teachers took {self.shared_seconds:.0f} s once."
-        warning = f"> **Warning:** {self.left_out}\n\n" if self.left_out else ""
-        title = f"{warning}# {self.name}: comparison of methods"
+        lines = "".join(f"> **Warning:** {warning}\n\n" for warning in self.warnings)
+        title = f"{lines}# {self.name}: comparison of methods"
         return f"{title}\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
 
 

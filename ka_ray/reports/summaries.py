@@ -137,7 +137,17 @@ class Confusion(BaseModel):
         return SparseCounts((num_classes, num_classes), cells, np.array(self.images, np.int64))
 
 
-class EvaluationSummary(PassSummary):
+class EvaluationPass(PassSummary):
+    """The summary of a pass that counted how students do.
+
+    Attributes:
+        learned_images: Number of evaluation images that were learned from, by their pixels.
+    """
+
+    learned_images: int = 0
+
+
+class EvaluationSummary(EvaluationPass):
     """The summary of the evaluation of a student.
 
     Attributes:

@@ -85,10 +85,10 @@ def check_descriptive(config: Config, plan: Plan, images: Tensor | None) -> Iter
         yield f"{KEY}: checkpoint: {network.note}"
     if images is None:
         return
-    embedding = network.embed(images, path).half()
+    embedding = network.embed(images, path).float()
     if score_classes(network.network, embedding, _list_classes(plan.label_sets)) is not None:
         yield f"{KEY}: knows classes by their names"
-    if not embedding.isfinite().all():
+    if not embedding.half().isfinite().all():
         raise InputError(f"{KEY}: its embeddings are not finite in float16; check its preprocessing")
     if bool((images != images[:1]).any()) and torch.equal(embedding, embedding[:1].expand_as(embedding)):
         raise InputError(

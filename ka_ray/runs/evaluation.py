@@ -13,7 +13,9 @@ from ka_ray.reports.accuracy import measure_accuracy, with_labels
 from ka_ray.reports.sections import CurvePoint
 from ka_ray.reports.summaries import Confusion, EvaluationSummary
 from ka_ray.runs.context import Run
+from ka_ray.runs.extension import list_extended_folders
 from ka_ray.runs.gates import NO_GATES, Gates
+from ka_ray.runs.learned_images import NOT_COMPARED, read_learned_digests
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import epoch_students_folder, stage_summary_path
 from ka_ray.stages.start import start_student_folder
@@ -50,7 +52,10 @@ def evaluate_students(
         gates=gates.of_students,
         last_layers=last_layers,
         trust=True,  # the run has named the function itself
+        learned=read_learned_digests([run.folder, *list_extended_folders(config)]),
     )
+    if work.learned is None:
+        run.notify(NOT_COMPARED)
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)
 

@@ -1,5 +1,6 @@
 """Add teachers to a finished run: check before anything starts what of it can be reused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,20 @@ def find_earlier_checkpoint(config: Config, teacher: TeacherConfig) -> Path | No
     Returns:
         The checkpoint; None if no such run trained this teacher.
     """
+    paths = (
+        teacher_checkpoint_path(folder / TEACHERS, teacher.name) for folder in list_extended_folders(config)
+    )
+    return next((path for path in paths if path.exists()), None)
+
+
+def list_extended_folders(config: Config) -> Iterator[Path]:
+    """Yield the output folders of the run that a run extends, of the run that that one extends, and so on.
+
+    Args:
+        config: The config of the new run.
+    """
     folder = config.extend
     while folder is not None:
-        path = teacher_checkpoint_path(folder / TEACHERS, teacher.name)
-        if path.exists():
-            return path
+        yield folder
         extended = read_json(folder / CONFIG).get("extend")
         folder = None if extended is None else to_path(extended)
-    return None

@@ -29,6 +29,7 @@ from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.reports.warnings import list_warnings
 from ka_ray.runs.context import Run
 from ka_ray.runs.figures import draw_or_notify
+from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import (
@@ -68,7 +69,7 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
         evaluated: The evaluation of the student.
         gate: The gates that were learned, and which one was used; None without gates.
     """
-    folder, tracker = run.folder, run.tracker
+    folder, figures, tracker = run.folder, run.folder / "figures", run.tracker
     report = _build_report(run, evaluated, gate)
     report.save(folder)
     stages = stage_summaries(run.config, folder)
@@ -78,7 +79,6 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
     # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
     counts = evaluated.confusion.to_counts(len(report.classes))
     confusion = counts if report.accuracy.union is not None else None
-    figures = folder / "figures"
     draw_or_notify(
         lambda: draw_run_figures(report.model_dump(), histories, confusion, figures), figures, run.notify
     )
@@ -111,13 +111,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         start=_describe_start(stages, evaluated),
         choice=joint.choice if isinstance(joint, JointSummary) else None,
         gate=gate,
-        warnings=list_warnings(
-            evaluated.accuracy,
-            codes.taps if isinstance(codes, CodesSummary) and config.codes.basis == "principal" else {},
-            layers.taps if isinstance(layers, LayersSummary) else {},
-            _losses_of_training(config, stages),
-            config.student.start == "random",
-        ),
+        warnings=_list_warnings(run, evaluated, stages),
         curve=evaluated.curve,
         stages=_compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
@@ -125,6 +119,22 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
         mlflow=MlflowRun(tracking_uri=run.tracker.tracking_uri, run_id=run.tracker.run_id),
     )
+
+
+def _list_warnings(
+    run: Run, evaluated: EvaluationSummary, stages: Mapping[StageName, StageSummary]
+) -> list[str]:
+    config, codes, layers = run.config, stages.get("codes"), stages.get("layers")
+    return [
+        *warn_of_learned_images(run.training_images, run.evaluation_images, evaluated.learned_images),
+        *list_warnings(
+            evaluated.accuracy,
+            codes.taps if isinstance(codes, CodesSummary) and config.codes.basis == "principal" else {},
+            layers.taps if isinstance(layers, LayersSummary) else {},
+            _losses_of_training(config, stages),
+            config.student.start == "random",
+        ),
+    ]
 
 
 def _losses_of_training(

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,10 @@ from ka_ray.runs.context import Run, open_context
 from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
+from ka_ray.runs.gate_samples import list_hints
 from ka_ray.runs.label_checks import check_evaluation_labels
+from ka_ray.runs.learned_images import warn_of_learned_images
+from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import teach_missing
@@ -114,7 +118,8 @@ def _describe_checkpoint(teacher: Teacher) -> str | None:
 def _describe_images(training: ImageSet, evaluation: ImageSet, classes: Sequence[str]) -> list[str]:
     """Check the labels of evaluation images, and return what is left out of the sources and why."""
     notes = [images.source.note for images in (training, evaluation)]
-    return [*notes, check_evaluation_labels(evaluation, classes, "the student")]
+    notes.append(check_evaluation_labels(evaluation, classes, "the student"))
+    return [*notes, *warn_of_learned_images(training, evaluation)]
 
 
 def describe_teachers(config: Config) -> tuple[Config, list[str]]:
@@ -168,6 +173,16 @@ def _try_teacher(teacher: Teacher, pixels: torch.Tensor, labels: list[str], plan
 
 
 @contextmanager
+def _claim(planned: RunPlan) -> Iterator[Path]:
+    """Prepare the output folder, and check that the images are those that an earlier attempt in it had."""
+    uses_hints = any("hints" in student.gates for student in planned.students)
+    hints = list_hints(planned.config) if uses_hints else None
+    with claim_output_dir(planned.config) as folder:
+        check_listings(folder, list_sources(planned.training_images, planned.evaluation_images, hints))
+        yield folder
+
+
+@contextmanager
 def start_run(
     planned: RunPlan,
     suffix: str = "",
@@ -184,12 +199,12 @@ def start_run(
             what this command needs in addition.
 
     Raises:
-        InputError: The output folder belongs to another run, another command is working in it, or the cluster
-            is too small.
+        InputError: The output folder belongs to another run, another command is working in it, the list of
+            images has changed since it began, or the cluster is too small.
     """
     config = planned.config
     with (
-        claim_output_dir(config) as folder,
+        _claim(planned) as folder,
         open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context,
     ):
         context.notify(*planned.notes)

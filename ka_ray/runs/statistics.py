@@ -16,6 +16,7 @@ from ka_ray.numerics.named_moments import NamedMoments, load_moments, save_momen
 from ka_ray.reports.spectrum import Spectrum, TapSpectrum
 from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored
+from ka_ray.runs.precision import choose_precision
 from ka_ray.stages.codes_learner import TapMomentsMeter, check_variances
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
@@ -48,6 +49,7 @@ def measure_or_load_moments(
         images, _ = split_for_features(run.training_images, config.extract.images, config.seed)
         work = Extraction(images, folder, row_bytes=0)
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores, run.plan.views.teacher_columns)
+        read_spec = choose_precision(run, read_spec)
         with run.display.track_images("moments", len(images.ids)) as on_images:
             moments, summary = reduce_images(
                 work,

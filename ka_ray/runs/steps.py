@@ -16,6 +16,7 @@ from ka_ray.runs.context import Run
 from ka_ray.runs.execution import is_stored, store_images, train_in_group
 from ka_ray.runs.gate_samples import HINTS, Embedding, find_embeddings, list_hints
 from ka_ray.runs.output_folder import check_disk
+from ka_ray.runs.precision import choose_precision, count_float32_bytes
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
@@ -27,6 +28,9 @@ from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.network import find_foreign_function
 from ka_ray.student.plan import Plan
 from ka_ray.training.fit import Progress, ProgressCallback
+
+StoredPart = tuple[str, ImageSet, int, ReadSpec]
+"""What is stored in one pass: name of the folder, images, bytes of an image, and what is read of teachers."""
 
 
 def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
@@ -46,10 +50,13 @@ def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
     Raises:
         InputError: The disk has too little room.
     """
-    embeddings, parts = find_embeddings(run, students), list[tuple[str, ImageSet, int, ReadSpec]]()
+    embeddings, parts = find_embeddings(run, students), list[StoredPart]()
     for part in _list_parts(run, students, embeddings):
         if len(part[1].ids) and not is_stored(run.folder / part[0]):
             parts.append(part)
+    if parts:
+        float32 = choose_precision(run, parts[0][-1]).float32  # the first part reads most
+        parts = [_with_float32(run.plan, part, float32, embeddings) for part in parts]
     needed = sum(len(images.ids) * row_bytes for _, images, row_bytes, _ in parts)
     check_disk(run.folder, needed, [run.folder / name for name, *_ in parts])
     for name, images, row_bytes, read_spec in parts:
@@ -60,9 +67,18 @@ def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
     return embeddings
 
 
+def _with_float32(
+    plan: Plan, part: StoredPart, float32: frozenset[str], embeddings: Mapping[str, Embedding]
+) -> StoredPart:
+    name, images, row_bytes, reading = part
+    reading = dataclasses.replace(reading, float32=float32)
+    channels = sum(embedding.channels for embedding in embeddings.values())
+    return name, images, row_bytes + count_float32_bytes(plan, reading, channels), reading
+
+
 def _list_parts(
     run: Run, students: Sequence[Config], embeddings: Mapping[str, Embedding]
-) -> Iterator[tuple[str, ImageSet, int, ReadSpec]]:
+) -> Iterator[StoredPart]:
     """Yield what is stored: name of the folder, images, bytes of an image, and what is read of teachers."""
     config, plan = run.config, run.plan
     needs_features = any(student.learns_layers for student in students)

@@ -10,14 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ka_ray.storage.durable import replace_durably
 from ka_ray.storage.file_names import list_files
-from ka_ray.storage.files import (
-    MAX_PARALLEL_REQUESTS,
-    cache_folder,
-    get_filesystem,
-    is_remote,
-    replace_durably,
-)
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, cache_folder, get_filesystem, is_remote
 
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 """The entries of fsspec's ``info`` that change with a file's content, by the names that file systems use.

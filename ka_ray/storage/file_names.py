@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ka_ray.errors import InputError
-from ka_ray.storage.files import get_filesystem, is_remote
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS, get_filesystem, is_remote
 from ka_ray.storage.read_errors import is_fault_of_machine, read_again, to_user_error
 from ka_ray.storage.uris import OBJECT_STORES
+
+MEASURED_FILES = 1000
+"""Number of files that a thread asks the size of at a time."""
 
 
 def list_files(
@@ -40,15 +44,67 @@ def list_files(
         return not suffixes or PurePosixPath(name).suffix.lower() in suffixes
 
     if not is_remote(folder) or _protocol(folder) in LOCAL_PROTOCOLS:
-        local = get_filesystem(folder)[1] if is_remote(folder) else str(folder)
-        walked = _walk(local, "", (os.path.realpath(local),), leave_out)
-        return [name for name in walked if wanted(name)]
-    names = [name for name in _find_remote(folder) if wanted(name)]
-    for name in names:  # an object store accepts any key, but as a file name this leads out of a folder
+        return [name for name in _list_local(folder, leave_out) if wanted(name)]
+    return [name for name in _list_remote(folder, leave_out) if wanted(name)]
+
+
+def list_files_with_sizes(
+    folder: Path, leave_out: Callable[[str], bool] = lambda name: False
+) -> dict[str, int]:
+    """List all files below a folder as :func:`list_files` does: name -> size in bytes.
+
+    Args:
+        folder: A local or remote folder. A remote one is listed once: its list has the sizes.
+        leave_out: As in :func:`list_files`.
+
+    Raises:
+        InputError: As in :func:`list_files`.
+        ReadError: As in :func:`list_files`.
+    """
+    if is_remote(folder) and _protocol(folder) not in LOCAL_PROTOCOLS:
+        return _list_remote(folder, leave_out)
+    names = list(_list_local(folder, leave_out))
+    local = _local_path(folder)
+    return dict(zip(names, measure_files([f"{local}/{name}" for name in names]), strict=True))
+
+
+def measure_files(names: Sequence[str]) -> list[int]:
+    """Return the size of each file in bytes; -1 if it is missing.
+
+    Args:
+        names: Local file names, or URIs, whose size is given as -1: each would take a request.
+    """
+    # In threads, because a network file system answers slowly, but many at once.
+    parts = [names[i : i + MEASURED_FILES] for i in range(0, len(names), MEASURED_FILES)]
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
+        return [size for sizes in pool.map(lambda part: [*map(_measure, part)], parts) for size in sizes]
+
+
+def _measure(name: str) -> int:
+    try:
+        return -1 if "://" in name else os.stat(name).st_size  # noqa: PTH116  # pathlib takes twice as long
+    except (OSError, ValueError):
+        return -1  # it is counted as unreadable, under its name, when it is read
+
+
+def _local_path(folder: Path) -> str:
+    return get_filesystem(folder)[1] if is_remote(folder) else str(folder)
+
+
+def _list_local(folder: Path, leave_out: Callable[[str], bool]) -> Iterator[str]:
+    local = _local_path(folder)
+    return _walk(local, "", (os.path.realpath(local),), leave_out)
+
+
+def _list_remote(folder: Path, leave_out: Callable[[str], bool]) -> dict[str, int]:
+    """Return the names of all files below a remote folder, sorted, with their sizes; -1 if it has none."""
+    sizes = _find_remote(folder)
+    for name in sizes:  # an object store accepts any key, but as a file name this leads out of a folder
         if {"..", "."} & set(name.split("/")):
             raise InputError(f"{folder}: {printable(name)!r} is no name of a file in it; rename the object")
     # "\0" sorts before every other character, so this is the order of the lists of a name's parts.
-    return sorted(_without(names, leave_out), key=lambda name: name.replace("/", "\0"))
+    names = sorted(_without(list(sizes), leave_out), key=lambda name: name.replace("/", "\0"))
+    return {name: sizes[name] for name in names}
 
 
 LOCAL_PROTOCOLS = ("file", "local")
@@ -60,23 +116,25 @@ def _protocol(path: Path) -> str:
     return path.protocol if is_remote(path) else ""  # type: ignore[attr-defined]
 
 
-def _find_remote(folder: Path) -> list[str]:
-    """Return the names of all files below a remote folder, relative to it."""
+def _find_remote(folder: Path) -> dict[str, int]:
+    """Return the names of all files below a remote folder, relative to it, and their sizes."""
     fs, root = get_filesystem(folder)
     try:
         # An object store lists all names at once. Of folders, fsspec's `find` would silently leave out those
         # that cannot be listed.
         has_folders = _protocol(folder) not in OBJECT_STORES
-        found = [*_walk_remote(fs, root)] if has_folders else read_again(lambda: fs.find(root))
+        found = [*_walk_remote(fs, root)] if has_folders else read_again(lambda: fs.find(root, detail=True))
     except OSError as error:
         raise _listing_error(error, str(folder)) from None
-    return [name[len(root.rstrip("/")) + 1 :] for name in found]
+    entries = found if isinstance(found, list) else found.values()
+    sizes = ((entry["name"], entry.get("size")) for entry in entries)
+    return {name[len(root.rstrip("/")) + 1 :]: -1 if size is None else int(size) for name, size in sizes}
 
 
-def _walk_remote(fs: Any, folder: str) -> Iterator[str]:
+def _walk_remote(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
     for entry in read_again(lambda: fs.ls(folder, detail=True)):
         if entry["type"] != "directory":
-            yield entry["name"]
+            yield entry
         elif entry["name"].rstrip("/") != folder.rstrip("/"):
             yield from _walk_remote(fs, entry["name"])
 

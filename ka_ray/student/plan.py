@@ -22,7 +22,7 @@ from ka_ray.student.layer_widths import resolve_layer_widths
 from ka_ray.student.tap_paths import is_same_network, resolve_student_paths, resolve_teacher_paths
 from ka_ray.teachers import Teacher
 
-FLOAT16_BYTES = 2
+FLOAT16_BYTES, FLOAT32_BYTES = 2, 4
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.config.ranges import MAX_SEED
@@ -19,6 +20,7 @@ from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
+from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
 from ka_ray.runs.setup import plan_run, start_run
@@ -94,13 +96,14 @@ def compare(
             students = {one.job.name: one.job.folder for one in method_runs}
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
-            left_out = _describe_left_out(run, summary["labels"])
-            return _publish(run, method_runs, counts, list(seeds), left_out)
+            return _publish(run, method_runs, counts, list(seeds), _list_warnings(run, summary))
 
 
-def _describe_left_out(run: Run, labels: Mapping[str, int]) -> str:
-    """Return which images the accuracies leave out, by the labels of all evaluation images."""
-    return describe_unmatched(match_labels(labels, run.plan.label_sets.classes), "the student")
+def _list_warnings(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    """Return which images the accuracies leave out, and how many were learned from."""
+    left_out = describe_unmatched(match_labels(summary["labels"], run.plan.label_sets.classes), "the student")
+    learned = warn_of_learned_images(run.training_images, run.evaluation_images, summary["learned_images"])
+    return [*filter(None, [left_out]), *learned]
 
 
 def _method_runs(
@@ -179,7 +182,11 @@ def _track_children(run: Run, method_runs: Sequence[MethodRun]) -> Iterator[Run]
 
 
 def _publish(
-    run: Run, method_runs: Sequence[MethodRun], counts: Mapping[str, Counts], seeds: list[int], left_out: str
+    run: Run,
+    method_runs: Sequence[MethodRun],
+    counts: Mapping[str, Counts],
+    seeds: list[int],
+    warnings: list[str],
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
@@ -209,11 +216,17 @@ def _publish(
         seeds=seeds,
         rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
-        left_out=left_out,
+        warnings=warnings,
     )
+    _write(run, result)
+    return result
+
+
+def _write(run: Run, result: Comparison) -> None:
+    run.notify(*result.warnings)
+    run.tracker.log_warnings(result.warnings)
     result.save(run.folder)
     folder = run.folder / "figures"
     figures = draw_or_notify(lambda: draw_comparison(result.model_dump(), folder), folder, run.notify)
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)
-    return result

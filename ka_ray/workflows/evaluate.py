@@ -19,6 +19,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy, with_labels
 from ka_ray.reports.labels import match_labels, require_match
 from ka_ray.reports.sections import Accuracy
+from ka_ray.runs.learned_images import describe_learned_images, read_learned_digests
 from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
@@ -60,8 +61,11 @@ def evaluate(
             display.note(source.note)
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
-        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools, trust=trust)
+        learned = read_learned_digests(students.values())  # those of its run, if its features are still there
+        label_sets = student.spec.unified_label_sets
+        work = Evaluation(seen, label_sets, [], students, pools, trust=trust, learned=learned)
         counts, summary = evaluate_images(work, on_images)
+        _warn_of_learned_images(summary, display)
     # Some sources tell their labels only with the images.
     _require_labels(summary["labels"], images, classes)
     accuracy = measure_accuracy(counts["student"], list(student.spec.label_sets))
@@ -79,6 +83,11 @@ def _require_labels(counts: Mapping[str, int] | None, images: ImagesConfig, clas
             f"none of the {match.images:,} images has a label, so no accuracy can be measured"
             + ("" if images.has_labels else "; set what holds the labels, such as --set label_column=label")
         )
+
+
+def _warn_of_learned_images(summary: Mapping[str, Any], display: Display) -> None:
+    if summary["learned_images"]:
+        display.note(describe_learned_images(summary["learned_images"], summary["images"]))
 
 
 def build_images_config(

@@ -14,6 +14,8 @@ from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.labels import match_labels
 from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.label_checks import check_evaluation_labels
+from ka_ray.runs.learned_images import read_learned_digests, warn_of_learned_images
+from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
@@ -33,6 +35,7 @@ class TaughtTeacher(BaseModel):
         images: The number of these images.
         left_out: Label that is no class of the teacher -> number of evaluation images with it, which are not
             read; empty also if the source does not list its labels.
+        learned_images: The number of them that it has learned from, by their pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,7 @@ class TaughtTeacher(BaseModel):
     accuracy: float | None
     images: int
     left_out: dict[str, int] = {}
+    learned_images: int = 0
 
 
 def teach(config: TeachConfig) -> TaughtTeacher:
@@ -67,6 +71,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     note_on_labels = check_evaluation_labels(evaluation_images, classes, whose)
     notes = [images.source.note for images in (training_images, evaluation_images)]
     with claim_output_dir(config) as folder:
+        check_listings(folder, list_sources(training_images, evaluation_images))
         with open_context(config, folder, config.name) as context:
             context.notify(note, *dict.fromkeys(notes), note_on_labels)
             checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
@@ -74,6 +79,9 @@ def teach(config: TeachConfig) -> TaughtTeacher:
                 columns = {config.teacher.name: IMAGE}
                 train_teachers(context, [config.teacher], training_images, folder, columns)
             result = _evaluate(context, config, checkpoint, evaluation_images)
+            warnings = warn_of_learned_images(training_images, evaluation_images, result.learned_images)
+            context.notify(*warnings)
+            context.tracker.log_warnings(warnings)
             if result.accuracy is not None:
                 context.tracker.log_metrics({"evaluate/accuracy": result.accuracy})
         write_json(folder / "teacher.json", result.model_dump(mode="json"))
@@ -89,6 +97,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         students={},
         pools=pools_of(config, context.resources.placement),
         only_classes=frozenset(teacher.classes),
+        learned=read_learned_digests([context.folder]),
     )
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
@@ -100,4 +109,5 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         accuracy=accuracy.per_teacher[teacher.name].teacher,
         images=summary["images"],
         left_out=labels.unmatched,
+        learned_images=summary["learned_images"],
     )

@@ -19,9 +19,10 @@ from ka_ray.reports.figures import draw_tune_result
 from ka_ray.reports.network_size import measure_size
 from ka_ray.reports.tune import Trial, TuneResult, choose_trial, pareto_front
 from ka_ray.runs.context import Run
-from ka_ray.runs.execution import store_images
+from ka_ray.runs.execution import is_stored, store_images
 from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.layer_search import SearchSpace, list_layer_widths, prepare_layer_search
+from ka_ray.runs.precision import choose_precision, count_float32_bytes
 from ka_ray.runs.search_space import build_search_space, list_points
 from ka_ray.runs.setup import RunPlan, plan_run, start_run
 from ka_ray.runs.statistics import measure_or_load_moments
@@ -139,8 +140,11 @@ def _store_scores(run: Run, images: ImageSet, name: str, with_teacher_images: bo
     """Store images and the teachers' scores in a folder of the output folder."""
     needs_images = with_teacher_images or run.config.joint.augment.on
     stored = run.plan.views.other_columns if needs_images else ()
+    if is_stored(run.folder / name):
+        return
     read_spec = ReadSpec({}, {}, run.config.scores, run.plan.views.teacher_columns, stored)
-    row_bytes = run.plan.image_bytes(stored)
+    read_spec = choose_precision(run, read_spec)
+    row_bytes = run.plan.image_bytes(stored) + count_float32_bytes(run.plan, read_spec)
     store_images(run, images, run.folder / name, row_bytes, run.config.teachers, read_spec)
 
 

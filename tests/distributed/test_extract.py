@@ -132,7 +132,7 @@ def test_features_are_resized_to_those_of_the_student_and_scores_averaged_over_v
         lambda _: None,
     )
     store = Store(tmp_path / "features")
-    columns = {"image_id", "image", "image@1", "label", "scores", "conv1", "conv2"}
+    columns = {"image_id", "image", "image@1", "label", "digest", "scores", "conv1", "conv2"}
     assert set(store.column_names) == columns
     stored = store.gather(["image", "image@1", "scores", *plan.shapes], np.arange(len(store)))
 

@@ -231,7 +231,9 @@ def test_the_evaluation_counts_what_the_gate_says_in_double_precision(gated_run)
     np.testing.assert_array_equal(counted.to_dense(), expected)
 
 
-def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(load_described, monkeypatch):
+def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(
+    load_described, monkeypatch, tmp_path
+):
     planned = plan_run(load_described("scores.gate=self", "joint.batch_size=8"), students=[()])
     seen = []
     monkeypatch.setattr("ka_ray.runs.evaluation.pools_of", lambda *_: None)
@@ -239,6 +241,7 @@ def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(load_de
     display = SimpleNamespace(track_images=lambda *_: nullcontext())
     run = SimpleNamespace(
         config=planned.config,
+        folder=tmp_path,
         plan=planned.plan,
         evaluation_images=planned.evaluation_images,
         resources=SimpleNamespace(placement=None),

@@ -270,7 +270,8 @@ class FakeStages:
         no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
         self.evaluated = dict(students)
         counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
-        return counts or {"teachers": no_student}, {"labels": {"digit_1": 3, "digit-2": 2, "": 1}}
+        labels = {"digit_1": 3, "digit-2": 2, "": 1}
+        return counts or {"teachers": no_student}, {"labels": labels, "learned_images": 0}
 
     def jobs_by_name(self) -> dict[str, Any]:
         return {job.name: job for job in self.student_jobs}
