@@ -124,6 +124,12 @@ def _read_csv(content: bytes, config: ListImages) -> Any:
 
 def _read_parquet(content: bytes, config: ListImages) -> Any:
     file = pq.ParquetFile(io.BytesIO(content))
+    names = file.schema_arrow.names
+    if config.path_column in names and pa.types.is_struct(file.schema_arrow.field(config.path_column).type):
+        raise InputError(
+            f"images.path_column: column {config.path_column!r} of {config.path} holds images, not paths; "
+            f"set source to parquet, and image_column to {config.path_column}"
+        )
     return file.read(columns=_check_columns(file.schema_arrow.names, config))
 
 

@@ -60,6 +60,12 @@ def _read_footer(path: Path, config: ParquetImages) -> Any:
     for key, column in wanted.items():
         if column is not None and column not in columns:
             raise InputError(f"{key}: {path} has no column {column!r}; it has {columns}")
+    image_type = file.schema_arrow.field(config.image_column).type
+    if pa.types.is_string(image_type) or pa.types.is_large_string(image_type):
+        raise InputError(
+            f"images.image_column: column {config.image_column!r} of {path} holds text, not images; if these "
+            f"are paths, set source to list, and path_column to {config.image_column}"
+        )
     if config.label_column is not None and config.classes is None:
         label_type = file.schema_arrow.field(config.label_column).type
         # Integer labels are positions in a list of names that only the user knows.
