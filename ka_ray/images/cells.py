@@ -116,13 +116,20 @@ def check_column_type(key: str, column: str, kind: pa.DataType, where: object) -
         InputError: The column cannot hold what the key says.
     """
     kind = _value_type(kind)
+    where = f"column {column!r} of {where}"
+    if key == "image_column" and _is_any(kind, TEXT):
+        advice = f"if these are paths, set source to list, and path_column to {column}"
+        raise InputError(f"images.{key}: {where} holds text, not images; {advice}")
+    if key == "path_column" and pa.types.is_struct(kind):
+        advice = f"set source to parquet, and image_column to {column}"
+        raise InputError(f"images.{key}: {where} holds images, not paths; {advice}")
     if key == "image_column":
         parts = {field.name for field in kind} if pa.types.is_struct(kind) else set[str]()
         allowed, wanted = bool(parts & {"bytes", "path"}), "images (binary, or a struct of bytes and path)"
     else:
         allowed, wanted = _is_any(kind, TEXT), "text"
     if not (allowed or _is_any(kind, BINARY) or pa.types.is_null(kind)):
-        raise InputError(f"images.{key}: column {column!r} of {where} holds {kind}, not {wanted}")
+        raise InputError(f"images.{key}: {where} holds {kind}, not {wanted}")
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

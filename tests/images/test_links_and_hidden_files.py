@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from source_makers import load, make_folder, make_parquet, make_shards, read
+from source_makers import load, make_folder, make_list, make_parquet, make_shards, read
 from torchvision.datasets import ImageFolder
 
 from ka_ray.errors import InputError, ReadError
@@ -293,3 +293,46 @@ def test_a_row_whose_file_the_machine_cannot_read_is_no_unreadable_image(
     config = load({"source": "parquet", "path": str(pictures.folder / "rows.parquet")}, max_unreadable=9)
     with pytest.raises(ReadError, match="/proc/self/mem cannot be read"):
         read(config, unreadable=[])
+
+
+def test_a_column_of_paths_is_a_list_and_a_column_of_images_is_none(pictures: Any) -> None:
+    path = pictures.folder / "rows.parquet"
+    pq.write_table(pa.table({"image": pictures.names}), path)
+    with pytest.raises(
+        InputError, match=r"holds text, not images; .* source to list, and path_column to image"
+    ):
+        open_source(load({"source": "parquet", "path": str(path)}))
+    source = open_source(load({"source": "list", "path": str(path), "path_column": "image"}))
+    assert source.num_images == len(pictures.names)
+    pq.write_table(pa.table({"image": [{"bytes": b"", "path": name} for name in pictures.names]}), path)
+    with pytest.raises(
+        InputError, match=r"holds images, not paths; set source to parquet, and image_column to"
+    ):
+        open_source(load({"source": "list", "path": str(path), "path_column": "image"}))
+
+
+@pytest.mark.parametrize("maker", [make_list, make_shards])
+def test_a_list_or_shard_that_the_machine_cannot_read_is_named(
+    pictures: Any, monkeypatch: pytest.MonkeyPatch, maker: Any
+) -> None:
+    tree, attempts = maker(pictures), []
+
+    def refuse(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        attempts.append(path)
+        return refuse_always(errno.ESTALE)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(read_errors.time, "sleep", lambda seconds: None)
+    with pytest.raises(ReadError, match=r"\.(csv|tar) cannot be read, after 3 attempts: .*stale file handle"):
+        open_source(load(tree))
+    assert len({*attempts}) == 1
+    assert len(attempts) == 3
+
+
+def test_a_damaged_first_image_of_torchvision_is_an_unreadable_image(pictures: Any) -> None:
+    (pictures.folder / pictures.names[0]).write_bytes(b"no image")
+    unreadable: list[str] = []
+    tree = {"source": "torchvision", "dataset": "ImageFolder", "root": str(pictures.folder)}
+    assert read(load(tree), unreadable=unreadable)["image_id"].tolist() == [*range(1, 12)]
+    assert unreadable[0].startswith("ImageFolder[0]: cannot identify image file")
