@@ -10,7 +10,7 @@ from ka_ray.distributed.cluster import current_hosts
 pytestmark = pytest.mark.ray
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0.1)
 class Part:
     """A process with a part of a GPU."""
 
@@ -20,7 +20,7 @@ class Part:
 
 @pytest.mark.parametrize(("count", "gpu"), [(2, 0.6), (3, 0.6), (4, 0.5)])
 def test_ray_starts_all_parts_exactly_if_there_is_no_shortage(cluster, count, gpu):
-    demand = Demand("", count, Resources(cpu=0, gpu=gpu), "")
+    demand = Demand("", count, Resources(cpu=0.1, gpu=gpu), "")
     fits = shortage("", [demand], current_hosts()) is None
     parts = [Part.options(num_gpus=gpu).remote() for _ in range(count)]  # type: ignore[attr-defined]
     try:

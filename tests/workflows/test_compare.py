@@ -267,7 +267,7 @@ class FakeStages:
             save_student(Student(job.plan.spec), job.folder)
 
     def evaluate_students(self, run, label_sets, students, gates):
-        no_student = make_counts(0, student=np.zeros((2, 2), np.int64))
+        no_student = make_counts(0, student=SparseCounts.zeros(2, 2))
         self.evaluated = dict(students)
         counts = {name: make_counts(number) for number, name in enumerate(students, start=4)}
         labels = {"digit_1": 3, "digit-2": 2, "": 1}
