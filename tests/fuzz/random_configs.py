@@ -18,6 +18,9 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 """Values that hardly any key takes."""
 
+MAX_PIXELS = 4096
+"""Largest size of an image in the schema."""
+
 WORDS = (
     "low",
     "high",
@@ -127,6 +130,8 @@ class ConfigMaker:
         """Draw a number at or near the limits of a schema, or somewhere between."""
         least = schema.get("minimum", schema.get("exclusiveMinimum", 0))
         most = schema.get("maximum", schema.get("exclusiveMaximum", least + self._random.choice((1, 8, 1e6))))
+        if most == MAX_PIXELS:
+            most = 64  # larger images are planned in the same way, and take minutes
         between = self._random.uniform(least, most)
         drawn = self._random.choice((least, most, between, between, least + 1, least - 1, most + 1))
         return round(drawn) if integer else drawn
