@@ -111,7 +111,7 @@ def test_images_of_a_source_of_their_own_are_refused_under_its_key(load_run, pho
     folder.mkdir()
     check_listings(folder, list_sources(training, evaluation))
     Image.new("RGB", (8, 8)).save(other / "b.png")
-    with pytest.raises(InputError, match=r"evaluation\.images: .*1 images added.*ka-ray evaluate"):
+    with pytest.raises(InputError, match=r"evaluation\.images: .*1 image added.*ka-ray evaluate"):
         check_listings(folder, list_sources(*split_images(config)))
 
 
@@ -142,5 +142,5 @@ def test_changed_hints_are_refused(load_run, photos, tmp_path):
     with pytest.raises(Stopped):
         ka_ray.amalgamate(config)
     Image.new("RGB", (8, 8), (9, 0, 0)).save(hints / "9.png")
-    with pytest.raises(InputError, match=r"scores\.hints: .*1 images added.*learned from the hints of then"):
+    with pytest.raises(InputError, match=r"scores\.hints: .*1 image added.*learned from the hints of then"):
         ka_ray.amalgamate(config)
