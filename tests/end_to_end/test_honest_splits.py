@@ -1,4 +1,4 @@
-"""A whole run says that evaluation images were learned from, and is not resumed with other images (on Ray)."""
+"""A whole run says that evaluation images were learned from, and resumes with no other images (on Ray)."""
 
 import numpy as np
 import pytest
