@@ -61,7 +61,8 @@ class Changes:
 
     def __str__(self) -> str:
         """Return a phrase for the user."""
-        counts = f"{self.added} images added, {self.removed} removed, {self.changed} changed (size or label)"
+        noun = "image" if self.added == 1 else "images"
+        counts = f"{self.added} {noun} added, {self.removed} removed, {self.changed} changed (size or label)"
         only_moved = self.moved and not (self.added or self.removed or self.changed)
         return "the same images in another order" if only_moved else counts
 

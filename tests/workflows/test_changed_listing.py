@@ -12,6 +12,7 @@ from ka_ray.images.split import split_images
 from ka_ray.runs import setup
 from ka_ray.runs.listings import LISTINGS, check_listings, list_sources
 from ka_ray.storage.files import write_json
+from ka_ray.storage.uris import to_path
 from ka_ray.workflows import teach
 
 
@@ -111,7 +112,7 @@ def test_images_of_a_source_of_their_own_are_refused_under_its_key(load_run, pho
     folder.mkdir()
     check_listings(folder, list_sources(training, evaluation))
     Image.new("RGB", (8, 8)).save(other / "b.png")
-    with pytest.raises(InputError, match=r"evaluation\.images: .*1 images added.*ka-ray evaluate"):
+    with pytest.raises(InputError, match=r"evaluation\.images: .*1 image added.*ka-ray evaluate"):
         check_listings(folder, list_sources(*split_images(config)))
 
 
@@ -142,5 +143,14 @@ def test_changed_hints_are_refused(load_run, photos, tmp_path):
     with pytest.raises(Stopped):
         ka_ray.amalgamate(config)
     Image.new("RGB", (8, 8), (9, 0, 0)).save(hints / "9.png")
-    with pytest.raises(InputError, match=r"scores\.hints: .*1 images added.*learned from the hints of then"):
+    with pytest.raises(InputError, match=r"scores\.hints: .*1 image added.*learned from the hints of then"):
         ka_ray.amalgamate(config)
+
+
+def test_the_list_is_kept_in_an_output_folder_at_a_uri(s3, load_run, photos):
+    folder, config = to_path(f"{s3}/out"), load_run()
+    check_listings(folder, list_sources(*split_images(config)))
+    check_listings(folder, list_sources(*split_images(config)))
+    add_images(photos, 2)
+    with pytest.raises(InputError, match="2 images added"):
+        check_listings(folder, list_sources(*split_images(config)))
