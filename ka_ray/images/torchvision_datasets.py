@@ -58,6 +58,18 @@ def list_torchvision(config: TorchvisionImages) -> Source:
     reader = TorchvisionReader(config.dataset, root, json.dumps(config.arguments, sort_keys=True), classes)
     if not len(dataset):
         raise InputError(f"images.dataset: torchvision's {config.dataset} has no images")
+    knows_labels = _try_first_sample(dataset, config, reader)
+    where = (config.dataset, root, reader.arguments)
+    starts = range(0, len(dataset), CHUNK_IMAGES)
+    chunks = [
+        Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where, _stamp_samples(dataset, i)) for i in starts
+    ]
+    list_labels = reader.list_labels if knows_labels else None
+    return Source(chunks, reader, classes, "", list_labels, identify_samples)
+
+
+def _try_first_sample(dataset: Any, config: TorchvisionImages, reader: "TorchvisionReader") -> bool:
+    """Read the first sample to see what samples are; return whether labels are known without reading."""
     targets = _find_targets(dataset)
     try:
         first = read_again(lambda: dataset[0])
@@ -68,14 +80,7 @@ def list_torchvision(config: TorchvisionImages) -> Source:
         reader.split_sample(first)
         if targets is not None and targets[0] != first[1]:
             targets = None
-    where = (config.dataset, root, reader.arguments)
-    starts = range(0, len(dataset), CHUNK_IMAGES)
-    chunks = [
-        Chunk(i, min(CHUNK_IMAGES, len(dataset) - i), where, _stamp_samples(dataset, i)) for i in starts
-    ]
-    knows_labels = classes is None or targets is not None
-    list_labels = reader.list_labels if knows_labels else None
-    return Source(chunks, reader, classes, "", list_labels, identify_samples)
+    return reader.classes is None or targets is not None
 
 
 def _find_targets(dataset: Any) -> list[int] | None:

@@ -79,9 +79,8 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]
     student_configs = tuple(_apply(config, change) for change in students)
     for student in student_configs:
-        notes += _describe_student(
-            student, plan if student is config else make_plan(student, teachers), teachers
-        )
+        own_plan = plan if student is config else make_plan(student, teachers)
+        notes += _describe_student(student, own_plan, teachers)
     notes.append(check_finished_gate(config, student_configs, plan))
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)

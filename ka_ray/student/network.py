@@ -185,15 +185,7 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
     spec = read_spec(folder / "student.json")
     function = None if trust else find_foreign_function(spec)
     if function is not None:
-        graph = load_graph(folder, spec)
-        if graph is None:
-            raise InputError(
-                f"the student in {folder} is built by the function {function!r}, which would run, and there "
-                f"is no {GRAPH} to use instead. If you trust it, say so: --trust, or load_student(folder, "
-                "trust=True)"
-            )
-        _logger.warning("%s: using the exported graph; the function %r was not run", folder, function)
-        return graph
+        return _load_graph_instead(folder, spec, function)
     try:
         student = Student(spec)
         student.load_state_dict(load_tensors(folder / "student.safetensors"))
@@ -205,6 +197,17 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
             f"the student in {folder} cannot be built: its files are damaged ({reason})"
         ) from None
     return student.eval()
+
+
+def _load_graph_instead(folder: Path, spec: StudentSpec, function: str) -> GraphStudent:
+    graph = load_graph(folder, spec)
+    if graph is None:
+        raise InputError(
+            f"the student in {folder} is built by the function {function!r}, which would run, and there is "
+            f"no {GRAPH} to use instead. If you trust it, say so: --trust, or load_student(folder, trust=True)"
+        )
+    _logger.warning("%s: using the exported graph; the function %r was not run", folder, function)
+    return graph
 
 
 def find_foreign_function(spec: StudentSpec) -> str | None:

@@ -1,6 +1,7 @@
 """`ka-ray evaluate`: evaluate a finished student on labelled images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,14 @@ def evaluate(
         log_errors(cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
         display.track_images("evaluate", len(ids)) as on_images,
     ):
-        if source.note:
-            display.note(source.note)
+        _notify(display, source.note)
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
-        learned = read_learned_digests(students.values())  # those of its run, if its features are still there
-        label_sets = student.spec.unified_label_sets
-        work = Evaluation(seen, label_sets, [], students, pools, trust=trust, learned=learned)
+        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools, trust=trust)
+        # The images of its run, if the features are still there.
+        work = replace(work, learned=read_learned_digests(students.values()))
         counts, summary = evaluate_images(work, on_images)
-        _warn_of_learned_images(summary, display)
+        _notify(display, _describe_learned(summary))
     # Some sources tell their labels only with the images.
     _require_labels(summary["labels"], images, classes)
     accuracy = measure_accuracy(counts["student"], list(student.spec.label_sets))
@@ -85,9 +85,14 @@ def _require_labels(counts: Mapping[str, int] | None, images: ImagesConfig, clas
         )
 
 
-def _warn_of_learned_images(summary: Mapping[str, Any], display: Display) -> None:
-    if summary["learned_images"]:
-        display.note(describe_learned_images(summary["learned_images"], summary["images"]))
+def _describe_learned(summary: Mapping[str, Any]) -> str:
+    learned = summary["learned_images"]
+    return describe_learned_images(learned, summary["images"]) if learned else ""
+
+
+def _notify(display: Display, note: str) -> None:
+    if note:
+        display.note(note)
 
 
 def build_images_config(
