@@ -108,7 +108,10 @@ def open_context(
         resources = plan_resources(config, cluster)
         check_resources(resources, cluster)
         save_run_id(folder, tracker.run_id, id_file)
-        context = RunContext(config, folder, cluster, resources, tracker, display)
+        context = RunContext(
+            config=config, folder=folder, cluster=cluster, resources=resources, tracker=tracker,
+            display=display,
+        )  # fmt: skip
         # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
         context.notify(tracker.link and f"{RUN_URL_PREFIX}{tracker.link}", *resources.notes)
         tracker.log_params(flatten(config))

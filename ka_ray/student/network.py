@@ -204,7 +204,8 @@ def _load_graph_instead(folder: Path, spec: StudentSpec, function: str) -> Graph
     if graph is None:
         raise InputError(
             f"the student in {folder} is built by the function {function!r}, which would run, and there is "
-            f"no {GRAPH} to use instead. If you trust it, say so: --trust, or load_student(folder, trust=True)"
+            f"no {GRAPH} to use instead. If you trust it, say so: --trust, or load_student(folder, "
+            "trust=True)"
         )
     _logger.warning("%s: using the exported graph; the function %r was not run", folder, function)
     return graph

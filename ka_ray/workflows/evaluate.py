@@ -1,7 +1,6 @@
 """`ka-ray evaluate`: evaluate a finished student on labelled images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,11 @@ def evaluate(
         InputError: The folder holds no student, the images have no labels, or the student knows none of them.
     """
     student = load_student(folder, trust=trust)
-    source = open_source(images)
+    source, sets = open_source(images), student.spec.unified_label_sets
     ids = sample_ids(source.num_images, images.limit, seed=0)
     seen, classes = ImageSet(images, source, ids, {IMAGE: student.spec.view}), student.spec.classes
     _require_labels(count_labels(seen), images, classes)
-    students = {"student": absolute(to_path(folder))}
-    config, extract = ray or RayConfig(), ExtractConfig()
+    students, config, extract = {"student": absolute(to_path(folder))}, ray or RayConfig(), ExtractConfig()
     with (
         Display() as display,
         connect(config) as cluster,
@@ -61,13 +59,11 @@ def evaluate(
         _notify(display, source.note)
         resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
         pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
-        work = Evaluation(seen, student.spec.unified_label_sets, [], students, pools, trust=trust)
-        # The images of its run, if the features are still there.
-        work = replace(work, learned=read_learned_digests(students.values()))
+        learned = read_learned_digests(students.values())  # those of its run, if its features are still there
+        work = Evaluation(seen, sets, [], students, pools, trust=trust, learned=learned)
         counts, summary = evaluate_images(work, on_images)
         _notify(display, _describe_learned(summary))
-    # Some sources tell their labels only with the images.
-    _require_labels(summary["labels"], images, classes)
+    _require_labels(summary["labels"], images, classes)  # some sources tell them only with the images
     accuracy = measure_accuracy(counts["student"], list(student.spec.label_sets))
     return with_labels(accuracy, summary["labels"], classes)
 
