@@ -90,9 +90,8 @@ def open_context(
         config: The config of the run.
         folder: The output folder, which exists already.
         name: The name of the tracker's run.
-        id_file: The file that keeps the tracker's run id, so that a later attempt continues the same run.
-        check_resources: Called before anything is logged; raises InputError if the command needs more than
-            the cluster has.
+        id_file: The file that keeps the tracker's run id, with which a later attempt continues.
+        check_resources: Called before anything is logged; raises InputError if the cluster is too small.
 
     Raises:
         InputError: The cluster is too small for the run.
