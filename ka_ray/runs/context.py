@@ -86,15 +86,12 @@ def open_context(
 ) -> Iterator[RunContext]:
     """Connect to the cluster and the tracker, and close both; a run that raises is tracked as failed.
 
-    What Ray logs goes to a file in the output folder, see :data:`ERROR_LOG`.
-
     Args:
         config: The config of the run.
         folder: The output folder, which exists already.
         name: The name of the tracker's run.
-        id_file: The file that keeps the tracker's run id, so that a later attempt continues the same run.
-        check_resources: Called before anything is logged; raises InputError if the command needs more
-            than the cluster has, such as room for the trials of `ka-ray tune`.
+        id_file: The file that keeps the tracker's run id, with which a later attempt continues.
+        check_resources: Called before anything is logged; raises InputError if the cluster is too small.
 
     Raises:
         InputError: The cluster is too small for the run.
@@ -102,7 +99,7 @@ def open_context(
     with (
         Display() as display,
         connect(config.ray) as cluster,
-        log_errors(folder / ERROR_LOG),
+        log_errors(folder / ERROR_LOG),  # inside, because connecting gives Ray's loggers their handlers
         open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.note) as tracker,
     ):
         resources = plan_resources(config, cluster)

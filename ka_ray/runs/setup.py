@@ -65,7 +65,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
             the command does not run these stages.
 
     Returns:
-        The plan of the run.
+        The plan.
 
     Raises:
         InputError: Something in the config cannot work; the message names the key.
@@ -93,8 +93,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     # Only students of this baseline learn from labels.
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images, "baseline scratch")
-    # Several students may cause the same note: it is kept once.
-    unique_notes = tuple(dict.fromkeys(filter(None, notes)))
+    unique_notes = tuple(dict.fromkeys(filter(None, notes)))  # several students may cause the same note
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
 
 
