@@ -216,7 +216,7 @@ def test_a_folder_that_names_a_function_of_its_own_needs_trust(tmp_path, make_sp
     else:
         content["network"] = "evil:run"
     (tmp_path / "student.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"'evil:run', which would run\. If you trust it, .*--trust"):
+    with pytest.raises(InputError, match=r"'evil:run', which would run, .*If you trust it, .*--trust"):
         load_student(tmp_path)
     with pytest.raises(InputError, match="cannot import 'evil'"):
         load_student(tmp_path, trust=True)
