@@ -46,20 +46,17 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
         lines.append(_describe_distance(distance))
     if config.student.start == "auto" and config.student.widths is not None:
         lines.append("of the starts, only exact applies to other widths than the teachers'")
-    lines += _list_remarks(config, spec)
-    return "student: " + "; ".join(lines)
-
-
-def _list_remarks(config: Config, spec: StudentSpec) -> list[str]:
-    """Return what the user should know of the pixels that the weights know, and of keys that are not used."""
-    lines = []
     others = [name for name, own in _preprocessing_of(config).items() if own != dict(spec.preprocessing)]
     if others:
         lines.append(f"the weights of {', '.join(others)} were trained with another preprocessing")
+    return "student: " + "; ".join([*lines, *_describe_unused(config)])
+
+
+def _describe_unused(config: Config) -> list[str]:
     unused = [key for key in ("taps", "codes", "layers") if key in config.model_fields_set]
-    if unused and not config.learns_layers and config.baseline is None:
-        lines.append(f"{', '.join(unused)} are not used: layers.behind_start is false")
-    return lines
+    if not unused or config.learns_layers or config.baseline is not None:
+        return []
+    return [f"{', '.join(unused)} are not used: layers.behind_start is false"]
 
 
 def _preprocessing_of(config: Config) -> dict[str, dict[str, Any]]:

@@ -84,7 +84,7 @@ def test_a_row_has_one_value_per_seed():
 
 
 def test_a_row_without_labels_has_only_agreement():
-    no_labels = np.zeros((2, 2), np.int64)
+    no_labels = SparseCounts.zeros(2, 2)
     counts = counts_of(6, student=no_labels, ensemble=no_labels, teacher_images=np.zeros(2, np.int64))
     row = make_row("direct", [counts], TEACHERS, [None], 300, 42)
     assert row.union.values == [None]

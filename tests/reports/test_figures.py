@@ -45,7 +45,8 @@ def test_names_are_text_and_never_formulas(tmp_path):
     report = make_report(True) | {"classes": names}
     report["accuracy"]["per_teacher"] = {names[0]: {"teacher": 0.5, "student": 0.5}}
     report["codes"] = {names[1]: report["codes"]["conv1"]}
-    drawn = figures.draw_run_figures(report, make_histories(2), np.eye(4, dtype=int), tmp_path)
+    confusion = SparseCounts.from_dense(np.eye(4, dtype=int))
+    drawn = figures.draw_run_figures(report, make_histories(2), confusion, tmp_path)
     assert_pngs_are_not_empty(drawn)
 
 
