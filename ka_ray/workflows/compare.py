@@ -73,10 +73,8 @@ def compare(
     Raises:
         InputError: Something in the config or the arguments cannot work.
     """
-    if num_seeds < 1:
-        raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    if config.seed + num_seeds - 1 > MAX_SEED:
-        raise InputError(f"--seeds: {num_seeds} from seed {config.seed} go past the largest one, {MAX_SEED}")
+    if not 1 <= num_seeds <= MAX_SEED - config.seed + 1:
+        raise InputError(f"--seeds: {num_seeds} must lie in 1 ... {MAX_SEED - config.seed + 1}")
     config = with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
     seeds = range(config.seed, config.seed + num_seeds)
