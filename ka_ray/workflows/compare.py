@@ -78,9 +78,11 @@ def compare(
     Raises:
         InputError: Something in the config or the arguments cannot work.
     """
-    seeds = _list_seeds(config, num_seeds)
+    if not 1 <= num_seeds <= MAX_SEED - config.seed + 1:
+        raise InputError(f"--seeds: {num_seeds} must lie in 1 ... {MAX_SEED - config.seed + 1}")
     config = with_one_start(config)
     overrides = expand_variants(methods or default_methods(config), vary)
+    seeds = range(config.seed, config.seed + num_seeds)
     planned = plan_run(config, students=list(overrides.values()))
     with start_run(planned, "_compare", COMPARE_RUN) as run:
         run = resolve_widths(run)
@@ -93,14 +95,6 @@ def compare(
             gates = gates.used_by({one.job.name: one.job.config.scores.gate for one in method_runs})
             counts, summary = evaluate_students(run, run.plan.label_sets, students, gates)
             return _publish(run, method_runs, counts, list(seeds), _list_warnings(run, summary))
-
-
-def _list_seeds(config: Config, num_seeds: int) -> range:
-    if num_seeds < 1:
-        raise InputError(f"--seeds: {num_seeds} must be 1 or more")
-    if config.seed + num_seeds - 1 > MAX_SEED:
-        raise InputError(f"--seeds: {num_seeds} from seed {config.seed} go past the largest one, {MAX_SEED}")
-    return range(config.seed, config.seed + num_seeds)
 
 
 def _list_warnings(run: Run, summary: Mapping[str, Any]) -> list[str]:
