@@ -184,7 +184,7 @@ def _read_pool(
         sample = sample.join(read_sample(hints, embeddings, every))
         owners = torch.cat([owners, read_owners(hints, teachers, every)])
     sample, note = score_by_name(run.config, sample, _ungated_label_sets(run), owners)
-    run.notify(note)
+    run.notify(*([note] if note else []))
     return sample, owners
 
 

@@ -56,7 +56,7 @@ def describe_learned_images(count: int, images: int) -> str:
 
     Example:
         >>> describe_learned_images(26, 34)[:75]
-        '26 of 34 evaluation images (76.5%) were learned from, by their paths or thei'
+        '26 of 34 evaluation images (76.5%) were learned from, by their paths or the'
     """
     return (
         f"{count:,} of {images:,} evaluation images ({count / images:.1%}) were learned from, by their paths "

@@ -1,5 +1,6 @@
 """Only one command at a time works in an output folder; the lock of a command that died is taken over."""
 
+import fcntl
 import json
 import os
 import socket
@@ -182,16 +183,23 @@ def _remove_if_unchanged(lock: Path, dead: Holder) -> None:
         if _read(lock) == dead:
             lock.unlink(missing_ok=True)
         return
-    # Only one of several commands can rename the file; the others find none, or the new one, and try again.
-    taken = lock.with_name(f".{lock.name}.{uuid4().hex[:8]}.dead")
+    # One command after the other looks and removes: between the two, another one could take the lock.
+    with _alone_in(lock.parent):
+        if _read(lock) == dead:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep the block from running in two processes at once; the operating system knows which have ended."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock.rename(taken)
-    except FileNotFoundError:
-        return
-    if _read(taken) == dead:
-        taken.unlink()
-    else:  # it is the lock of a command that was faster
-        taken.rename(lock)
+        # Network file systems without locks on folders refuse: then the time between two lines has to do.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _beat(lock: Path, holder: Holder, ended: threading.Event) -> None:

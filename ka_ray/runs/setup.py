@@ -75,8 +75,8 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
     notes: list[str | None] = [*descriptions, *found]
     teachers = TeachersOnDemand(config.teachers, build_teacher)
+    notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]  # the first message is theirs
     plan = make_plan(config, teachers)
-    notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]
     student_configs = tuple(_apply(config, change) for change in students)
     for student in student_configs:
         own_plan = plan if student is config else make_plan(student, teachers)

@@ -103,6 +103,6 @@ def test_a_comparison_warns_above_its_table() -> None:
     row = make_row("direct", [Counts.zeros(4, 1)], ["a"], [1.0], 5, 6)
     comparison = Comparison(name="run", seeds=[0], rows=[row], shared_seconds=1)
     assert comparison.to_markdown().startswith("# run")
-    warned = comparison.model_copy(update={"left_out": "120 of 610 images are left out."})
+    warned = comparison.model_copy(update={"warnings": ["120 of 610 images are left out."]})
     assert warned.to_markdown().startswith("> **Warning:** 120 of 610 images are left out.\n\n# run")
     assert row.union == SeedValues(values=[None])

@@ -33,7 +33,8 @@ class LoadCount:
 def four_teachers(config_tree, load_config):
     first = config_tree["teachers"][0]
     config_tree["teachers"] = [
-        {**first, "name": f"t{i}", "classes": [f"{i} {name}" for name in first["classes"]]} for i in range(4)
+        {**first, "name": f"t{i}", "classes": first["classes"] if i == 0 else [f"{i} {j}" for j in range(5)]}
+        for i in range(4)
     ]
     return load_config
 

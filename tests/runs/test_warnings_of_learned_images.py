@@ -11,7 +11,7 @@ from ka_ray.images.split import split_images
 from ka_ray.metrics import Counts
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows
 from ka_ray.reports.sections import Accuracy
-from ka_ray.reports.summaries import EvaluationSummary
+from ka_ray.reports.summaries import Confusion, EvaluationSummary
 from ka_ray.runs.learned_images import read_learned_digests
 from ka_ray.runs.publish import _list_warnings
 from ka_ray.runs.setup import plan_run
@@ -57,7 +57,7 @@ def test_the_report_says_it(config, learned, expected):
     accuracy = Accuracy.model_validate(ACCURACY)
     evaluated = EvaluationSummary(
         accuracy=accuracy,
-        confusion=[],
+        confusion=Confusion(true=[], predicted=[], images=[]),
         curve=[],
         images=10,
         seconds=1,
@@ -74,7 +74,7 @@ def test_a_comparison_says_it_in_its_table():
     rows = make_ensemble_rows({"": Counts.zeros(2, 1)}, ["one"], 1)
     keys = {"name": "run", "seeds": [0], "rows": rows, "shared_seconds": 1.0}
     assert "Warning" not in Comparison(**keys).to_markdown()
-    assert Comparison(**keys, warnings=["Bad."]).to_markdown().endswith("\n**Warning:** Bad.\n")
+    assert Comparison(**keys, warnings=["Bad."]).to_markdown().startswith("> **Warning:** Bad.\n\n# run")
 
 
 def test_digests_are_read_of_every_finished_part_and_extended_run(make_store, tmp_path):

@@ -75,7 +75,7 @@ def test_all_of_the_variance_takes_only_components_that_have_some():
 def test_no_images_and_constant_features_are_refused(randomised):
     teachers, images = make_strangers(build_resnet, randomised), make_preprocess()(make_images(20))
     networks = stack(teachers, build_resnet(5))
-    with pytest.raises(InputError, match="a worker got no images"):
+    with pytest.raises(InputError, match="there are no images; give more images"):
         measure_group_spectra(networks, [])
     convs = [m for t in teachers for m in t.network.modules() if isinstance(m, torch.nn.Conv2d)]
     for conv in convs:

@@ -29,7 +29,14 @@ def test_the_summary_of_a_run_shows_names_as_they_are(capsys, tmp_path):
     size = SimpleNamespace(parameters=1, macs=1, bytes=1)
     pair = SimpleNamespace(teacher=0.5, student=0.5)
     accuracy = SimpleNamespace(
-        union=0.5, ensemble=0.5, gate=None, agreement=0.5, images=4, per_teacher={"[red]low[/red]": pair}
+        union=0.5,
+        ensemble=0.5,
+        gate=None,
+        agreement=0.5,
+        images=4,
+        per_teacher={"[red]low[/red]": pair},
+        unmatched={},
+        missing=[],
     )
     report = SimpleNamespace(
         name="[green]run",

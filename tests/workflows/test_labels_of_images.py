@@ -221,19 +221,21 @@ def test_teach_says_what_its_accuracy_leaves_out(
     notes: list[str] = []
     context = SimpleNamespace(
         notify=lambda *lines: notes.extend(filter(None, lines)),
-        tracker=SimpleNamespace(log_metrics=lambda metrics: None),
+        tracker=SimpleNamespace(log_metrics=lambda metrics: None, log_warnings=lambda warnings: None),
         display=SimpleNamespace(track_images=lambda *_: nullcontext(lambda images: None)),
         resources=SimpleNamespace(placement=None),
+        folder=tmp_path / "out",
     )
     monkeypatch.setattr(teach_module, "open_context", lambda *_: nullcontext(context))
     monkeypatch.setattr(teach_module, "train_teachers", lambda *_: None)
     monkeypatch.setattr(teach_module, "pools_of", lambda *_: None)
-    counted = {TEACHERS_ONLY: Counts.zeros(2, 1)}, {"images": 12}
+    counted = {TEACHERS_ONLY: Counts.zeros(2, 1)}, {"images": 12, "learned_images": 0}
     monkeypatch.setattr(teach_module, "evaluate_images", lambda *_: counted)
     rename(photos, {"class_3": "Class_3"})
     (photos / "class_0" / "._00.png").write_bytes(b"")
     result = teach_module.teach(teach_config(photos, tmp_path))
     assert result.left_out == {"Class_3": 6, "class_2": 6}
     assert TaughtTeacher.model_validate_json((tmp_path / "out" / "teacher.json").read_text()) == result
-    assert "12 of 24 images are left out, because their labels are no classes of teacher a" in notes[-1]
+    [note] = [note for note in notes if "left out, because" in note]
+    assert "12 of 24 images are left out, because their labels are no classes of teacher a" in note
     assert f"{photos}: left out hidden files and folders: 1 ._*" in notes
