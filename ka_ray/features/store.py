@@ -87,11 +87,8 @@ def mark_folder_finished(folder: Path, summary: dict[str, Any]) -> None:
         summary: JSON content of ``done.json``. If it has no key ``shards``, all shards in the folder are
             valid.
     """
-    write_json(folder / DONE, {SHARDS_KEY: _shard_names(folder, summary)} | summary)
-
-
-def _shard_names(folder: Path, summary: dict[str, Any]) -> list[str]:
-    return summary.get(SHARDS_KEY) or sorted(path.name for path in folder.glob("*.arrow"))
+    names = summary.get(SHARDS_KEY) or sorted(path.name for path in folder.glob("*.arrow"))
+    write_json(folder / DONE, {SHARDS_KEY: names} | summary)
 
 
 class Store:
@@ -112,11 +109,9 @@ class Store:
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.summaries: list[dict[str, Any]] = [_read_done(f) for f in folders]
+        self.summaries: list[dict[str, Any]] = [read_done(f) for f in folders]
         parts = zip(folders, self.summaries, strict=True)
-        self._shards = [
-            _Shard(path) for f, done in parts for path in fetch_local_copies(f, _shard_names(f, done))
-        ]
+        self._shards = [_Shard(path) for f, done in parts for path in fetch_local_copies(f, done[SHARDS_KEY])]
         if not self._shards:
             raise InputError(_describe_empty(folders, self.summaries))
         ids = np.concatenate([shard.columns["image_id"] for shard in self._shards])
@@ -187,12 +182,20 @@ class Store:
         return gathered
 
 
-def _read_done(folder: Path) -> dict[str, Any]:
+def read_done(folder: Path) -> dict[str, Any]:
+    """Read what a finished folder says of itself: the names of its shards, and the summary of the pass.
+
+    Args:
+        folder: A folder of shards.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     done = read_json(folder / DONE)
-    names = done.get(SHARDS_KEY) or []
+    names = done.get(SHARDS_KEY) or sorted(path.name for path in folder.glob("*.arrow"))
     if not isinstance(names, list) or not all(isinstance(n, str) and "/" not in n and n for n in names):
         raise InputError(f"{folder / DONE} is damaged: {SHARDS_KEY} is no list of file names")
-    return done
+    return done | {SHARDS_KEY: names}
 
 
 def _describe_empty(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> str:

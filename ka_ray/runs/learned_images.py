@@ -1,18 +1,20 @@
 """Find evaluation images that were learned from: accuracies on them say nothing of other images."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from ka_ray.errors import InputError
 from ka_ray.features.shard_recovery import read_numbers
-from ka_ray.features.store import DONE, FEATURES, IMAGES, SHARDS_KEY
+from ka_ray.features.store import FEATURES, IMAGES, SHARDS_KEY, read_done
 from ka_ray.images.pixel_digests import DIGEST, Digests
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.gate_samples import HINTS
-from ka_ray.storage.files import read_json
 
 LEARNED_PARTS = (FEATURES, IMAGES, f"{TEACHERS}/{IMAGES}", HINTS)
 """Folders in an output folder with images that students, teachers and gates have learned from."""
@@ -73,10 +75,13 @@ def read_learned_digests(folders: Iterable[Path]) -> Digests | None:
 
     Returns:
         The digests; None if they are not all known: an earlier version of ka_ray has stored images without.
+
+    Raises:
+        InputError: A file of stored images is damaged.
     """
     digests = [np.empty(0, np.int64)]
     try:
-        digests += [read_numbers(shard, DIGEST) for folder in folders for shard in _list_shards(folder)]
+        digests += [_read_digests(shard) for folder in folders for shard in _list_shards(folder)]
     except KeyError:
         return None
     return np.unique(np.concatenate(digests))
@@ -85,4 +90,13 @@ def read_learned_digests(folders: Iterable[Path]) -> Digests | None:
 def _list_shards(folder: Path) -> Iterator[Path]:
     for part in LEARNED_PARTS:
         if is_stored(folder / part):
-            yield from (folder / part / name for name in read_json(folder / part / DONE)[SHARDS_KEY])
+            yield from (folder / part / name for name in read_done(folder / part)[SHARDS_KEY])
+
+
+def _read_digests(shard: Path) -> Digests:
+    try:
+        return read_numbers(shard, DIGEST)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise  # the disk failed; Arrow's own OSErrors, about the content, have no number
+        raise InputError(f"features {shard} are damaged ({error})") from None

@@ -8,20 +8,25 @@ are reused. After a change of the list, the images that are now held out may be 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.numpy import load, save
+import numpy as np
+from safetensors.numpy import save
 
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.identity import Identities, find_changes
 from ka_ray.images.split import ImageSet
+from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.gate_samples import HINTS
 from ka_ray.runs.trials import DATA, HELD_OUT
-from ka_ray.storage.files import atomic_file, exists, read_bytes, read_json
+from ka_ray.storage.files import atomic_file, exists, read_json
 
 LISTINGS = "listings.safetensors"
 """The file in an output folder with the identities of all images of each source, by id."""
+
+PLACES, STAMPS = ":places", ":stamps"
+"""Endings of the names of the arrays in that file; before them stands the config key of the source."""
 
 LISTING_FILE = "listing.json"
 """The file in a folder of shards with the digest of the list of images that it was stored from."""
@@ -81,18 +86,26 @@ def load_listings(folder: Path) -> dict[str, Identities]:
 
     Args:
         folder: The output folder. Earlier versions of ka_ray have kept no lists.
+
+    Raises:
+        InputError: The file is damaged.
     """
     if not exists(folder / LISTINGS):
         return {}
-    arrays = load(read_bytes(folder / LISTINGS))
-    keys = [name.removesuffix(":places") for name in arrays if name.endswith(":places")]
-    return {key: Identities(arrays[f"{key}:places"], arrays[f"{key}:stamps"]) for key in keys}
+    arrays = {name: tensor.numpy() for name, tensor in load_tensors(folder / LISTINGS).items()}
+    listings = {}
+    for name in (name for name in arrays if name.endswith(PLACES)):
+        places, stamps = arrays[name], arrays.get(name.removesuffix(PLACES) + STAMPS)
+        if stamps is None or not (places.dtype == stamps.dtype == np.uint64 and places.shape == stamps.shape):
+            raise InputError(f"{folder / LISTINGS} is damaged: it holds no lists of images")
+        listings[name.removesuffix(PLACES)] = Identities(places, stamps)
+    return listings
 
 
 def save_listings(folder: Path, listings: Mapping[str, Identities]) -> None:
     """Keep lists of images in an output folder: config key -> identities of the images."""
-    arrays = {f"{key}:places": listing.places for key, listing in listings.items()}
-    arrays |= {f"{key}:stamps": listing.stamps for key, listing in listings.items()}
+    arrays = {key + PLACES: listing.places for key, listing in listings.items()}
+    arrays |= {key + STAMPS: listing.stamps for key, listing in listings.items()}
     with atomic_file(folder / LISTINGS) as part:
         part.write_bytes(save(arrays))
 

@@ -20,21 +20,33 @@ import ka_ray
 from ka_ray.amalgamation.label_sets import LabelSets
 from ka_ray.config import Config, load_images
 from ka_ray.features.shard_recovery import recover_shards
-from ka_ray.features.store import Store
+from ka_ray.features.store import (
+    IMAGES,
+    Store,
+    create_shard_folder,
+    mark_folder_finished,
+    write_shard,
+)
 from ka_ray.gates.gate import Gate
 from ka_ray.images import open_source
+from ka_ray.images.identity import find_changes, identify
+from ka_ray.images.pixel_digests import DIGEST
 from ka_ray.images.split import ImageSet, read_sample
 from ka_ray.numerics.moments import MomentsMeter
 from ka_ray.numerics.named_moments import load_moments, save_moments
 from ka_ray.reports.report import Report
 from ka_ray.runs.extended_gate import load_finished_gate
 from ka_ray.runs.extension import check_extended_teachers
+from ka_ray.runs.learned_images import read_learned_digests
+from ka_ray.runs.listings import load_listings, save_listings
 from ka_ray.runs.output_folder import load_run_id, prepare_output_dir, save_run_id
 from ka_ray.stages.inputs import load_stage, save_stage
 from ka_ray.stages.kept import CHOICE, KeptStudent
 from ka_ray.stages.summaries import SUMMARIES
 from ka_ray.storage.files import write_json
 from ka_ray.student import Student, load_student, save_student
+from ka_ray.student.exported_graph import save_graph
+from ka_ray.student.graph_student import load_graph
 from ka_ray.teachers.checkpoint import checkpoint_digest, load_checkpoint
 from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.training.checkpoint import load_training_state, save_training_state
@@ -102,6 +114,8 @@ def make_kinds(
     add("shards", read_store)
     make_store(columns, folder="valid/shards")
     add_finished_run(add, config_tree, student)
+    add_listings(add)
+    add_graph(add, student)
     return made
 
 
@@ -191,6 +205,35 @@ def add_stages(add: Callable[[str, Read], Path], student: Student) -> None:
     save_moments(
         {"conv1": meter.total}, add("moments", lambda f: load_moments(f / "m.safetensors")) / "m.safetensors"
     )
+
+
+def add_listings(add: Callable[[str, Read], Path]) -> None:
+    """Add the list of images that an output folder keeps, and pixel digests beside stored images."""
+    listed = identify((f"photos/{i}.png", "cat", 100 + i) for i in range(6))
+
+    def read(folder: Path) -> None:
+        for listing in load_listings(folder).values():
+            find_changes(listing, listed)
+        read_learned_digests([folder])
+
+    folder = add("listings", read)
+    save_listings(folder, {"images": listed})
+    create_shard_folder(folder / IMAGES)
+    write_shard(folder / IMAGES, {"image_id": np.arange(6), DIGEST: np.arange(6)})
+    mark_folder_finished(folder / IMAGES, {})
+
+
+def add_graph(add: Callable[[str, Read], Path], student: Student) -> None:
+    """Add a student's graph, which is computed instead of a function that is not trusted."""
+
+    def read(folder: Path) -> None:
+        graph = load_graph(folder, student.spec)
+        if graph is not None:
+            graph(torch.zeros(2, *student.spec.view.shape, dtype=torch.uint8))
+
+    folder = add("graph", read)
+    save_student(student, folder)
+    save_graph(student, folder)
 
 
 def add_finished_run(add: Callable[[str, Read], Path], tree: dict[str, Any], student: Student) -> None:
