@@ -136,16 +136,17 @@ def test_a_process_whose_lock_was_taken_over_says_so_and_leaves_it(tmp_path, mon
 
 def test_exactly_one_of_many_commands_gets_the_lock_that_a_dead_one_left(tmp_path):
     write_lock(tmp_path, started="long ago")
-    start, release = threading.Barrier(8), threading.Event()
+    # The lock is kept until all have tried, or one that came late would get it afterwards.
+    start, tried = threading.Barrier(8), threading.Barrier(8)
 
     def try_to_lock(_) -> bool:
         start.wait()
         try:
             with lock_folder(tmp_path):
-                release.wait()
+                tried.wait()
                 return True
         except InputError:
-            release.set()
+            tried.wait()
             return False
 
     with ThreadPoolExecutor(8) as pool:
