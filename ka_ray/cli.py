@@ -130,7 +130,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None)
     typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
     typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
     if result.chosen is not None:
-        typer.echo(f"next:    {summary.find_program('ka-ray')} run {loaded.output_dir / 'best.yaml'}")
+        summary.show_next_run(loaded.output_dir / "best.yaml")
 
 
 @app.command()

@@ -42,6 +42,11 @@ def find_program(name: str) -> str:
     return name if shutil.which(name) or not installed.exists() else os.path.relpath(installed)
 
 
+def show_next_run(config: Path) -> None:
+    """Print the command that runs a config which a search has written."""
+    print(f"next:    {find_program('ka-ray')} run {shlex.quote(str(config))}")
+
+
 def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
     """Print the results of a run, and what to do with them.
 
@@ -81,7 +86,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         console.print(f"browse:  {uri}")
     elif uri is not None:  # a database, which a browser shows only through a local server
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
-    console.print(f"try:     {find_program('ka-ray')} predict {folder} {images}")
+    console.print(f"try:     {find_program('ka-ray')} predict {shlex.quote(str(folder))} {images}")
 
 
 def _describe_images(accuracy: "Accuracy") -> str:

@@ -53,6 +53,8 @@ def test_the_summary_of_a_run_shows_names_as_they_are(capsys, tmp_path):
     assert f"warning: the class {SHOWN} was never predicted" in said
     assert f"start:   {SHOWN}" in said
     assert "classes of [red]low[/red]" in said
+    assert "ka-ray predict '" in said  # the folder's name is quoted for the shell
+    assert "[blue]folder' IMAGE..." in said
     assert "[green]run: 1 classes" in said
     assert "[blue]folder/report.md" in said
     assert "\x1b" not in said
