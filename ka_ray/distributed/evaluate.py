@@ -204,7 +204,9 @@ def evaluate_images(
     """
     began = time.perf_counter()
     sums = CountSums(work.label_sets, work.students or (TEACHERS_ONLY,), work.learned)
-    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers)
+    # Nothing is stored here, so gates see embeddings that are rounded as little as those they learned from.
+    exact = frozenset({EMBEDDING})
+    reading = ReadSpec({}, {}, work.scores, work.read_columns, last_layers=work.last_layers, float32=exact)
     watch = start_watch("evaluation", work.images, list_networks(work.teachers, reading), work.pools)
 
     def one_pass(ids: Ids) -> None:

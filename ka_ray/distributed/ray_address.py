@@ -5,14 +5,17 @@ Ray's own attempts to reach a cluster that does not answer last ten minutes (2.6
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import ray
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import find_gcs_addresses
 from ray._private.utils import read_ray_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import AuthenticationError
 
 from ka_ray.config import RayConfig
 from ka_ray.errors import InputError
@@ -69,6 +72,9 @@ def find_cluster(config: RayConfig) -> RayAddress:
     given, source = config.address, "ray.address"
     if given is None:
         given, source = os.environ.get("RAY_ADDRESS") or None, "RAY_ADDRESS"
+    named = os.environ.get("RAY_ADDRESS") or "auto"
+    if given == "auto" and named not in ("auto", START_HERE):  # as in Ray, which job drivers rely on
+        given, source = named, "RAY_ADDRESS"
     if given == START_HERE:
         return RayAddress(START_HERE)
     if given is None or given == "auto":
@@ -97,11 +103,7 @@ def _check_given(address: RayAddress) -> RayAddress:
         return address
     version = None if problem else find_version(given)
     if version == REFUSED:
-        raise InputError(
-            f"{address}: the cluster asks for a token, and this shell has none or a wrong one: set "
-            "RAY_AUTH_MODE=token and the cluster's token, in RAY_AUTH_TOKEN or in a file that "
-            "RAY_AUTH_TOKEN_PATH names"
-        )
+        raise _token_error(address)
     if version is None:
         raise InputError(
             f"{address}: no Ray cluster answers there: {problem or 'what answers is no head of a cluster'}. "
@@ -114,7 +116,9 @@ def _check_given(address: RayAddress) -> RayAddress:
 
 def _find_running(config: RayConfig, required: bool, source: str) -> RayAddress:
     """Find the Ray that `ray start` has started on this machine; without one, Ray starts here."""
-    recorded = read_ray_address()
+    recorded, is_default = read_ray_address(), True
+    if recorded is None and required:  # a head with a temporary folder of its own, as Ray looks for it
+        recorded, is_default = next(iter(find_gcs_addresses()), None), False
     place = split_host_and_port(recorded or "")
     # A head that was killed leaves its address behind, in a file of the temporary folder.
     lives = recorded and place and why_unreachable(*place, PROBE_S) is None
@@ -126,7 +130,9 @@ def _find_running(config: RayConfig, required: bool, source: str) -> RayAddress:
                 f"{source} out to start Ray for this command only"
             )
         return RayAddress(START_HERE)
-    address = RayAddress(recorded, "the Ray that is running on this machine,", found_here=True)
+    address = RayAddress(recorded, "the Ray that is running on this machine,", found_here=is_default)
+    if version == REFUSED and not (is_default and _can_have_token()):
+        raise _token_error(address)
     _check_version(address, version)
     own = [key for key in ("num_cpus", "num_gpus") if getattr(config, key) is not None]
     if own and not required:
@@ -148,12 +154,28 @@ def find_version(address: str) -> str | None:
         The version; :data:`REFUSED` if it is a cluster that wants another token. None if what answers is no
         head of a cluster.
     """
-    stub: Any = NodeInfoGcsServiceStub(init_grpc_channel(address))
     try:
+        stub: Any = NodeInfoGcsServiceStub(init_grpc_channel(address))
         return str(stub.CheckAlive(CheckAliveRequest(), timeout=PROBE_S).ray_version)
+    except AuthenticationError:  # the token's file is missing or empty
+        return REFUSED
     except grpc.RpcError as error:
         refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         return REFUSED if error.code() in refused else None
+
+
+def _token_error(address: RayAddress) -> InputError:
+    return InputError(
+        f"{address}: the cluster asks for a token, and this shell has none or a wrong one: set "
+        "RAY_AUTH_MODE=token and the cluster's token, in RAY_AUTH_TOKEN or in a file that "
+        "RAY_AUTH_TOKEN_PATH names"
+    )
+
+
+def _can_have_token() -> bool:
+    """Return whether Ray can look for a token itself; a file that is named must be there."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return not named or (Path(named).is_file() and Path(named).stat().st_size > 0)
 
 
 def _check_version(address: RayAddress, version: str) -> None:

@@ -30,7 +30,8 @@ def measure_lost_variance(features: Tensor) -> Tensor:
     rows = features.detach().cpu().double().transpose(0, 1).flatten(1)  # [C, n * space]
     variance = rows.var(dim=1, correction=0)
     error = (rows - rows.half().double()).square().mean(dim=1)
-    varies = variance.sqrt() > CONSTANT * rows.abs().amax(dim=1)
+    # A channel that hardly varies beside the others, such as one whose filters have decayed, says nothing.
+    varies = (variance.sqrt() > CONSTANT * rows.abs().amax(dim=1)) & (variance > CONSTANT**2 * variance.max())
     return torch.where(varies, error / variance, torch.zeros_like(variance))
 
 

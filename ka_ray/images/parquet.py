@@ -42,6 +42,8 @@ def list_parquet(config: ParquetImages) -> Source:
             num_images, num_bytes = found.num_rows, found.total_byte_size
             chunks.append(Chunk(first_id, num_images, (str(path), group), (num_bytes,)))
             first_id += num_images
+    if not first_id:
+        raise InputError(f"images.path: {config.path} has no rows")
     names = config.classes if config.label_column is not None else None
     reader = ParquetReader(config.image_column, config.label_column, config.classes, config.owner_column)
     return Source(chunks, reader, names, "; ".join(notes), reader.list_labels)

@@ -104,6 +104,11 @@ class Source:
         return sum(chunk.num_images for chunk in self.chunks)
 
     @cached_property
+    def labels(self) -> list[str] | None:
+        """The labels of all images, in the order of the ids; None if the source does not list them."""
+        return None if self.list_labels is None else self.list_labels(self.chunks)
+
+    @cached_property
     def identities(self) -> Identities:
         """Which image has which id: a place and a stamp for each, in the order of the ids."""
         return join(map(self.identify, self.chunks))

@@ -12,6 +12,7 @@ from ka_ray.images import Ids, Source, open_source, read_chunk, sample_ids
 from ka_ray.images.sources import Columns
 from ka_ray.images.views import View
 from ka_ray.storage.file_names import join_names
+from ka_ray.storage.read_errors import to_user_error
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ def read_sample(images: ImageSet) -> Columns | None:
         ids = ids[np.unique(np.linspace(0, len(ids) - 1, IMAGES_PER_CHUNK, dtype=int))] if len(ids) else ids
         # Unreadable images are counted when all images are read.
         note = lambda _, name: unreadable.append(name)  # noqa: E731
-        parts += read_chunk(images.config, images.source.read, chunk, ids, None, note, images.views)
+        try:
+            parts += read_chunk(images.config, images.source.read, chunk, ids, None, note, images.views)
+        except (ConnectionError, TimeoutError) as error:  # in a pass, the chunk would be read again
+            raise to_user_error(error, "images") from None
     if not parts and len(unreadable) > images.config.max_unreadable:
         raise InputError(
             f"images: none of {len(unreadable)} images that were tried can be read, for example "
@@ -157,11 +161,11 @@ def count_labels(images: ImageSet) -> Counter[str] | None:
         Label -> its number of images; the empty label is that of images without one. None if the source does
         not list its labels.
     """
-    source = images.source
-    if source.list_labels is None:
-        return None
-    labels = source.list_labels(source.chunks)
-    return Counter(labels[image_id] for image_id in images.ids.tolist())
+    try:
+        labels = images.source.labels
+    except (ConnectionError, TimeoutError) as error:  # in a pass, the chunk would be read again
+        raise to_user_error(error, "images") from None
+    return None if labels is None else Counter(labels[image_id] for image_id in images.ids.tolist())
 
 
 def check_labels(classes: Sequence[str], images: ImageSet, what: str) -> Counter[str] | None:

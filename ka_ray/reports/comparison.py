@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ka_ray.metrics import Counts, compute_accuracies
 from ka_ray.reports.choices import ReportSection
+from ka_ray.reports.plain_text import escape_markdown
 from ka_ray.reports.tables import format_table
 from ka_ray.storage.files import write_json, write_text
 
@@ -126,8 +127,8 @@ class Comparison(ReportSection):
         spread = "; values are mean ± standard deviation" if len(self.seeds) > 1 else ""
         seeds = f"Seeds: {', '.join(map(str, self.seeds))}{spread}."
         shared = f"Reading the images and running the teachers took {self.shared_seconds:.0f} s once."
-        lines = "".join(f"> **Warning:** {warning}\n\n" for warning in self.warnings)
-        title = f"{lines}# {self.name}: comparison of methods"
+        lines = "".join(f"> **Warning:** {escape_markdown(warning)}\n\n" for warning in self.warnings)
+        title = f"{lines}# {escape_markdown(self.name)}: comparison of methods"
         return f"{title}\n\n{format_table(header, rows)}\n\n{seeds} {shared}\n"
 
 

@@ -1,7 +1,7 @@
 """Find evaluation images that were learned from: accuracies on them say nothing of other images."""
 
-import errno
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ from ka_ray.images.split import ImageSet
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.gate_samples import HINTS
+from ka_ray.storage.files import MAX_PARALLEL_REQUESTS
 
 LEARNED_PARTS = (FEATURES, IMAGES, f"{TEACHERS}/{IMAGES}", HINTS)
 """Folders in an output folder with images that students, teachers and gates have learned from."""
 
 NOT_COMPARED = (
     "evaluation images were not compared with the training images by their pixels, only by their paths: an "
-    "earlier version of ka_ray has stored the training images"
+    "earlier version of ka_ray has stored the training images, or their files were deleted"
 )
 """A note for the user."""
 
@@ -74,15 +75,18 @@ def read_learned_digests(folders: Iterable[Path]) -> Digests | None:
         folders: The output folders of a run and of those that it extends.
 
     Returns:
-        The digests; None if they are not all known: an earlier version of ka_ray has stored images without.
+        The digests, sorted; None if they are not all known: an earlier version of ka_ray has stored images
+        without, or files of stored images were deleted.
 
     Raises:
         InputError: A file of stored images is damaged.
     """
     digests = [np.empty(0, np.int64)]
     try:
-        digests += [_read_digests(shard) for folder in folders for shard in _list_shards(folder)]
-    except KeyError:
+        shards = [shard for folder in folders for shard in _list_shards(folder)]
+        with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:  # an object store answers many at once
+            digests += pool.map(_read_digests, shards)
+    except (KeyError, FileNotFoundError):
         return None
     return np.unique(np.concatenate(digests))
 
@@ -97,6 +101,6 @@ def _read_digests(shard: Path) -> Digests:
     try:
         return read_numbers(shard, DIGEST)
     except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise  # the disk failed; Arrow's own OSErrors, about the content, have no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is gone, or the disk failed; Arrow's own OSErrors, about the content, have no number
         raise InputError(f"features {shard} are damaged ({error})") from None

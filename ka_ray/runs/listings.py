@@ -19,6 +19,8 @@ from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.gate_samples import HINTS
+from ka_ray.runs.output_folder import CONFIG, DIGESTS
+from ka_ray.runs.output_lock import LOCK
 from ka_ray.runs.trials import DATA, HELD_OUT
 from ka_ray.storage.files import atomic_file, exists, read_json
 
@@ -39,6 +41,13 @@ STORED_PARTS = {
     HINTS_KEY: (HINTS,),
 }
 """Config key of a source -> the folders in an output folder that hold images of it."""
+
+
+BEFORE_RESULTS = (LISTINGS, CONFIG, DIGESTS, LOCK, "errors.log", "ray")
+"""Names in an output folder of what is there before anything is finished, beside what MLflow keeps."""
+
+MLFLOW_PREFIXES = ("mlflow", "mlartifacts")
+"""How the names begin of what MLflow keeps in an output folder, and of the ids of its runs."""
 
 
 def list_sources(
@@ -73,12 +82,23 @@ def check_listings(folder: Path, sources: Mapping[str, ImageSet]) -> None:
     for key, listing in new.items():
         if key not in known:
             _check_stored(folder, key, sources[key])
-        elif changes := find_changes(known[key], listing):
+        elif (changes := find_changes(known[key], listing)) and _has_results(folder):
             raise _refusal(
                 folder, key, f"{changes}; {len(known[key].places)} then, {len(listing.places)} now"
             )
+        elif changes:  # a damaged image was repaired, say, before anything was learned
+            known.pop(key)
     if not new.keys() <= known.keys():
         save_listings(folder, known | new)
+
+
+def _has_results(folder: Path) -> bool:
+    """Return whether an earlier attempt has finished anything that would be reused."""
+    parts = [part for parts in STORED_PARTS.values() for part in parts]
+    if any(is_stored(folder / part) for part in parts):
+        return True
+    others = (path.name for path in folder.iterdir() if path.name not in (*BEFORE_RESULTS, *parts))
+    return any(not name.startswith(MLFLOW_PREFIXES) for name in others)
 
 
 def load_listings(folder: Path) -> dict[str, Identities]:

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ka_ray.errors import InputError
+from ka_ray.runs.processes import find_start, identify_machine, is_hidden
 from ka_ray.storage.files import is_remote, make_folder, read_text, write_text
 
 LOCK = "lock.json"
@@ -57,13 +57,13 @@ class Holder:
     def this_process(cls) -> "Holder":
         """Describe this process."""
         pid, now = os.getpid(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return cls(socket.gethostname(), _machine(), pid, _start_of(pid) or "", now, uuid4().hex)
+        return cls(socket.gethostname(), identify_machine(), pid, find_start(pid) or "", now, uuid4().hex)
 
     def is_alive(self) -> bool | None:
         """Return whether the process runs; None if it is of another machine, where this cannot be seen."""
-        if self.machine != _machine():
+        if self.machine != identify_machine():
             return None
-        return _start_of(self.pid) == self.started
+        return None if is_hidden(self.pid) else find_start(self.pid) == self.started
 
     def __str__(self) -> str:
         """Name the process as messages do."""
@@ -223,26 +223,3 @@ def _release(lock: Path, holder: Holder) -> None:
         now = _read(lock)
         if now is not None and now.key == holder.key:
             lock.unlink(missing_ok=True)
-
-
-def _machine() -> str:
-    """Identify this machine since its boot, and the container in which process ids are counted."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux only
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
-
-
-def _start_of(pid: int) -> str | None:
-    """Return when a process of this machine started; None if there is no such process."""
-    try:
-        # The fields after the name, which is in parentheses and may hold spaces; the start is the 22nd.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-        state, start = fields.split()[0], fields.split()[19]
-        return None if state in "ZX" else start  # a zombie has ended
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return found.stdout.strip() or None

@@ -187,8 +187,9 @@ def export_graph(student: Student, folder: Path) -> str | None:
         return None
     try:
         save_graph(student, folder)
-    except (InputError, OSError) as error:
-        return f"the student has no exported graph, so using it needs its function and --trust: {error}"
+    except Exception as error:  # the function's own code runs: it must not cost the student that is finished
+        why = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
+        return f"the student has no exported graph, so using it needs its function and --trust: {why}"
     return None
 
 

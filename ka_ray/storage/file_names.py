@@ -73,6 +73,9 @@ def measure_files(names: Sequence[str]) -> list[int]:
 
     Args:
         names: Local file names, or URIs, whose size is given as -1: each would take a request.
+
+    Raises:
+        ReadError: The machine or its disk could not say it, not even when asked again.
     """
     # In threads, because a network file system answers slowly, but many at once.
     parts = [names[i : i + MEASURED_FILES] for i in range(0, len(names), MEASURED_FILES)]
@@ -81,10 +84,20 @@ def measure_files(names: Sequence[str]) -> list[int]:
 
 
 def _measure(name: str) -> int:
+    missing = -1  # it is counted as unreadable, under its name, when it is read
     try:
-        return -1 if "://" in name else os.stat(name).st_size  # noqa: PTH116  # pathlib takes twice as long
-    except (OSError, ValueError):
-        return -1  # it is counted as unreadable, under its name, when it is read
+        return missing if "://" in name else os.stat(name).st_size  # noqa: PTH116  # pathlib is slower
+    except ValueError:
+        return missing
+    except OSError as error:
+        if not is_fault_of_machine(error):
+            return missing
+    try:
+        return read_again(lambda: Path(name).stat().st_size)
+    except OSError as error:  # a size that is not known now would be another one at the next attempt
+        if is_fault_of_machine(error):
+            raise to_user_error(error, printable(name)) from None
+        return missing
 
 
 def _local_path(folder: Path) -> str:

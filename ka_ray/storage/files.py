@@ -170,10 +170,10 @@ def cache_folder() -> Path:
     """Return this node's folder of local copies; it is made if it does not exist.
 
     Raises:
-        InputError: The folder is a link, was made by another user, or can be written to by others.
+        InputError: The folder cannot be made, is a link, was made by another user, or can be written to by
+            others.
     """
     parent = Path(os.environ.get(CACHE_VARIABLE) or gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
     user = getattr(os, "getuid", int)()  # Windows has no getuid
     return make_private_folder(
         parent / f"ka_ray-{user}", f"remove it, or set {CACHE_VARIABLE} to a folder of yours"

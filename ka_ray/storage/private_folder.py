@@ -16,17 +16,22 @@ def make_private_folder(folder: Path, advice: str) -> Path:
     (``mkdir``), and what is there already is looked at without following links (``lstat``).
 
     Args:
-        folder: The folder; its parent exists.
+        folder: The folder.
         advice: What the user should do if the folder cannot be used; the end of the message.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: It is a link or a file, belongs to someone else, or others may write to it.
+        InputError: It cannot be made, is a link or a file, belongs to someone else, or others may write to
+            it.
     """
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    except OSError as error:  # such as the folder of another user, or a disk that cannot be written to
+        raise InputError(f"{folder} cannot be made: {error.strerror or error}; {advice}") from None
     if not hasattr(os, "getuid"):  # Windows has neither these owners nor these modes
         return folder
     found = folder.lstat()

@@ -25,16 +25,20 @@ fail, because MLflow repeats each request."""
 CONNECT_S = 5.0
 """Seconds in which a tracking server must accept a connection."""
 
-Call = tuple[str, Callable[[], None]]
-"""What is stored, for messages, and the call that stores it."""
+Call = tuple[str, str, Callable[[], None]]
+"""The kind of what is stored, what it is, for messages, and the call that stores it."""
+
+MAX_FAILED = 2
+"""Number of failed calls of a kind after which no more of that kind are tried at a time: a store that takes
+metrics may refuse all files, and each try may take a minute."""
 
 
 class TolerantTracker(Tracker):
     """Passes everything on to a tracker; if that fails, the run goes on without it.
 
     A tracker's server or its disk can fail in the middle of hours of training. Its calls then wait here, in
-    their order, and are tried again with the later ones and at the end. A call that fails while a later one
-    works is refused for good, and no longer waits. What is missing at the end is said.
+    their order, and are tried again with the later ones and at the end. A kind of calls that is refused, such
+    as files, does not hold up the others. What is missing at the end is said.
 
     Args:
         tracker: The tracker.
@@ -54,7 +58,6 @@ class TolerantTracker(Tracker):
         self._tracker, self._notify, self._clock = tracker, notify, clock
         self._lock = threading.RLock()
         self._waiting: deque[Call] = deque()
-        self._refused: list[str] = []
         self._error: Exception | None = None
         self._next_try = clock()
 
@@ -80,7 +83,7 @@ class TolerantTracker(Tracker):
             params: Values by dotted key.
         """
         copied = dict(params)
-        self._store("parameters", lambda: self._tracker.log_params(copied))
+        self._store("params", "parameters", lambda: self._tracker.log_params(copied))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log the values of metrics at one step.
@@ -91,7 +94,7 @@ class TolerantTracker(Tracker):
         """
         copied = dict(metrics)
         stage = next(iter(copied), "").partition("/")[0]
-        self._store(f"metrics of {stage}", lambda: self._tracker.log_metrics(copied, step))
+        self._store("metrics", f"metrics of {stage}", lambda: self._tracker.log_metrics(copied, step))
 
     def log_warnings(self, warnings: Sequence[str]) -> None:
         """Mark the run with warnings.
@@ -100,7 +103,7 @@ class TolerantTracker(Tracker):
             warnings: Sentences for the user.
         """
         copied = list(warnings)
-        self._store("warnings", lambda: self._tracker.log_warnings(copied))
+        self._store("warnings", "warnings", lambda: self._tracker.log_warnings(copied))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file or folder.
@@ -109,11 +112,11 @@ class TolerantTracker(Tracker):
             path: The local or remote file or folder.
             folder: Folder among the run's artifacts; None for their top folder.
         """
-        self._store(path.name, lambda: self._tracker.log_artifact(path, folder))
+        self._store("artifact", path.name, lambda: self._tracker.log_artifact(path, folder))
 
     def log_student(self, student: "Student") -> None:
         """Log the student as a model."""
-        self._store("the student as a model", lambda: self._tracker.log_student(student))
+        self._store("student", "the student as a model", lambda: self._tracker.log_student(student))
 
     def finish(self, failed: bool) -> None:
         """End the run, and say what the tracker has not got.
@@ -122,9 +125,9 @@ class TolerantTracker(Tracker):
             failed: Whether the run is marked as failed; otherwise it is marked as finished.
         """
         with self._lock:
-            self._waiting.append(("its end", lambda: self._tracker.finish(failed)))
+            self._waiting.append(("end", "its end", lambda: self._tracker.finish(failed)))
             self._send()
-            missing = Counter([*self._refused, *(what for what, _ in self._waiting)])
+            missing = Counter(what for _, what, _ in self._waiting)
         if missing:
             times = (f"{what} ({count} times)" if count > 1 else what for what, count in missing.items())
             self._notify(
@@ -132,36 +135,50 @@ class TolerantTracker(Tracker):
                 f"the student and the report. The last error was: {self._error}"
             )
 
-    def _store(self, what: str, call: Callable[[], None]) -> None:
+    def _store(self, kind: str, what: str, call: Callable[[], None]) -> None:
         with self._lock:
-            self._waiting.append((what, call))
+            self._waiting.append((kind, what, call))
             if self._clock() >= self._next_try:
                 self._send()
 
     def _send(self) -> None:
-        """Make the waiting calls in their order, until two fail one after the other."""
-        failed, began = list[Call](), self._clock()
-        while self._waiting and len(failed) < 2:
-            what, call = self._waiting.popleft()
-            try:
-                self._check_server()
-                call()
-            except Exception as error:  # every kind of store raises its own types
-                failed.append((what, call))
-                if self._error is None:
-                    self._notify(f"tracking: {what} could not be stored; the run goes on: {error}")
-                self._error = error
-            else:  # the store works, so the calls before were refused for good
-                self._refused += [refused for refused, _ in failed]
-                failed = []
-        self._waiting.extendleft(reversed(failed))
-        if failed:
+        """Make the waiting calls in their order, except those of kinds that fail, while a server answers."""
+        calls, self._waiting, began = self._waiting, deque(), self._clock()
+        failures, gone = Counter[str](), False
+        for kind, what, call in calls:
+            error = None
+            if not gone and failures[kind] < MAX_FAILED:
+                gone, error = self._try(call)
+                if error is None:
+                    continue
+                failures[kind] += 1
+            if error is not None and self._error is None:
+                self._notify(f"tracking: {what} could not be stored; the run goes on: {error}")
+            self._error = error or self._error
+            self._waiting.append((kind, what, call))
+        if self._waiting:
             now = self._clock()
             self._next_try = now + max(RETRY_S, RETRY_FACTOR * (now - began))
 
+    def _try(self, call: Callable[[], None]) -> tuple[bool, Exception | None]:
+        """Make a call; return whether the server is gone, and the error if the call could not be made."""
+        try:
+            self._check_server()
+        except OSError as error:
+            return True, error
+        try:
+            call()
+        except Exception as error:  # every kind of store raises its own types
+            return False, error
+        return False, None
+
     def _check_server(self) -> None:
         """Raise an OSError at once if a tracking server is gone: MLflow would find out after minutes."""
-        server = urlsplit(self.tracking_uri or "")
-        if server.scheme in ("http", "https") and server.hostname is not None:
+        import requests  # what MLflow's client uses; here, because importing it takes a while
+
+        uri = self.tracking_uri or ""
+        server = urlsplit(uri)
+        direct = server.scheme in ("http", "https") and not requests.utils.get_environ_proxies(uri)
+        if direct and server.hostname is not None:
             port = server.port or (443 if server.scheme == "https" else 80)
             socket.create_connection((server.hostname, port), timeout=CONNECT_S).close()

@@ -79,7 +79,7 @@ def check_answer(uri: str, key: str) -> None:
         return _check_sqlite_uri(uri, key)
     if scheme in ("http", "https"):
         problem = _why_no_server(uri)
-    elif DATABASE_PORTS.get(scheme) and (host := _host(uri)):
+    elif DATABASE_PORTS.get(scheme) and _is_reached_at_its_host(uri) and (host := _host(uri)):
         problem = why_unreachable(host, urlsplit(uri).port or DATABASE_PORTS[scheme] or 0, PROBE_S)
     else:
         problem = None
@@ -104,9 +104,18 @@ def _check_sqlite_uri(uri: str, key: str) -> None:
         raise InputError(f"{key} {uri}: {folder} is no folder that can be written to; {ACCEPTED}")
 
 
+def _is_reached_at_its_host(uri: str) -> bool:
+    """Return whether a database is reached at the host of its URI; a query can name a socket instead."""
+    parts = urlsplit(uri)
+    # Without a port, the host of pyodbc is the name of a data source.
+    return not parts.query and (parts.port is not None or "+pyodbc" not in parts.scheme)
+
+
 def _host(uri: str) -> str | None:
+    """Return the host of a URI; None if it names none, or what stands for the port is no port."""
     try:
-        return urlsplit(uri).hostname
+        parts = urlsplit(uri)
+        return parts.hostname if parts.port is None or parts.port > 0 else None
     except ValueError:
         return None
 
@@ -125,7 +134,9 @@ def _why_no_server(uri: str) -> str | None:
     trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     try:
         address = f"{uri.rstrip('/')}/health"
-        answer = requests.get(address, timeout=PROBE_S, verify=not insecure and trusted, stream=True)
+        own = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+        verify = not insecure and trusted
+        answer = requests.get(address, timeout=PROBE_S, verify=verify, cert=own, stream=True)
     except requests.exceptions.SSLError as error:
         return f"its certificate is not trusted (MLFLOW_TRACKING_SERVER_CERT_PATH names another): {error}"
     except requests.exceptions.Timeout:

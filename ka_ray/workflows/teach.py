@@ -70,6 +70,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     check_labels(classes, training_images, whose)
     note_on_labels = check_evaluation_labels(evaluation_images, classes, whose)
     notes = [images.source.note for images in (training_images, evaluation_images)]
+    notes += warn_of_learned_images(training_images, evaluation_images)
     with claim_output_dir(config) as folder:
         check_listings(folder, list_sources(training_images, evaluation_images))
         with open_context(config, folder, config.name) as context:

@@ -13,6 +13,7 @@ from ray.core.generated.gcs_service_pb2_grpc import (
     NodeInfoGcsServiceServicer,
     add_NodeInfoGcsServiceServicer_to_server,
 )
+from ray.exceptions import AuthenticationError
 
 from ka_ray.config import RayConfig
 from ka_ray.distributed import ray_address
@@ -27,6 +28,7 @@ def no_running_ray(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
+    monkeypatch.setattr(ray_address, "find_gcs_addresses", set)  # those of other programs on this machine
 
 
 class Head(NodeInfoGcsServiceServicer):
@@ -142,6 +144,33 @@ def test_a_ray_that_runs_on_this_machine_is_used_unless_it_should_have_other_cpu
             InputError, match=rf"ray\.{key}: a Ray is running .* at {address}.*ray\.address=local"
         ):
             find_cluster(RayConfig(**{key: 1}))
+
+
+def test_auto_is_the_cluster_of_the_variable_as_in_ray_itself(start_head, monkeypatch):
+    address = start_head()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert find_cluster(RayConfig(address="auto")).value == address
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS 127\.0\.0\.1:\d+: no Ray cluster answers there"):
+        find_cluster(RayConfig(address="auto"))
+
+
+def test_auto_finds_a_head_with_a_temporary_folder_of_its_own(start_head, monkeypatch):
+    address = start_head()
+    monkeypatch.setattr(ray_address, "find_gcs_addresses", lambda: {address})
+    assert find_cluster(RayConfig(address="auto")).value == address
+    assert find_cluster(RayConfig()).starts_here  # nobody has asked for it
+
+
+def test_a_file_of_the_token_that_is_missing_is_one_message(start_head, monkeypatch):
+    address = start_head()
+
+    def fail(*arguments):
+        raise AuthenticationError("no token")
+
+    monkeypatch.setattr(ray_address, "init_grpc_channel", fail)
+    with pytest.raises(InputError, match="the cluster asks for a token, and this shell has none"):
+        find_cluster(RayConfig(address=address))
 
 
 def test_the_address_that_a_killed_head_left_behind_is_not_used(tmp_path):

@@ -106,3 +106,5 @@ def test_a_comparison_warns_above_its_table() -> None:
     warned = comparison.model_copy(update={"warnings": ["120 of 610 images are left out."]})
     assert warned.to_markdown().startswith("> **Warning:** 120 of 610 images are left out.\n\n# run")
     assert row.union == SeedValues(values=[None])
+    named = comparison.model_copy(update={"warnings": ["left out: <img src=x>"]})
+    assert r"\<img src=x\>" in named.to_markdown()

@@ -154,6 +154,16 @@ def test_exactly_one_of_many_commands_gets_the_lock_that_a_dead_one_left(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_this_user_may_not_see_is_judged_by_its_beats(tmp_path, monkeypatch, capsys):
+    """As on machines whose /proc hides the processes of others."""
+    monkeypatch.setattr(output_lock, "SILENCE_S", 1.0)
+    monkeypatch.setattr(output_lock, "is_hidden", lambda pid: True)
+    write_lock(tmp_path, host="here", started="long ago")
+    with lock_folder(tmp_path):
+        pass
+    assert "locked by host here" in capsys.readouterr().err
+
+
 def test_a_damaged_lock_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(output_lock, "WRITING_S", 1)
     (tmp_path / LOCK).write_text('{"host": ')

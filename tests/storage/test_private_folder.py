@@ -98,3 +98,10 @@ def test_an_object_without_a_file_name_is_not_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(path.fs, "info", lambda name: {"size": 1})
     with pytest.raises(OSError, match="names no file"):
         fetch_local_copy(path)
+
+
+def test_a_cache_that_cannot_be_made_is_one_message(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KA_RAY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot be made: .*set KA_RAY_CACHE to a folder of yours"):
+        cache_folder()

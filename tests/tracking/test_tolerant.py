@@ -131,6 +131,26 @@ def test_a_call_that_is_refused_for_good_does_not_hold_up_the_others():
     assert "lacks report.md of this run" in notes[-1]
 
 
+def test_a_store_that_refuses_all_files_gets_everything_else_and_the_end_of_the_run():
+    inner, notes = FlakyTracker(lambda name: name == "log_artifact"), list[str]()
+    tracker = TolerantTracker(inner, notes.append, Clock())
+    for name in ("report.json", "report.md", "figures"):
+        tracker.log_artifact(Path(name))
+    tracker.log_metrics({"evaluate/accuracy": 1.0})
+    tracker.finish(False)
+    assert inner.stored == [("log_metrics", {"evaluate/accuracy": 1.0}), ("finish", False)]
+    assert "lacks report.json, report.md, figures of this run" in notes[-1]
+
+
+def test_a_server_behind_a_proxy_is_not_asked_directly(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    inner = FlakyTracker()
+    inner.tracking_uri = "http://mlflow.invalid:5000"
+    use_everything(TolerantTracker(inner, lambda text: None))
+    assert inner.stored == EVERYTHING
+
+
 def test_a_slow_failure_is_tried_more_rarely():
     clock = Clock()
 

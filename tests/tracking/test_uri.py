@@ -228,3 +228,18 @@ def test_an_error_of_opening_says_what_to_do(error, message):
 def test_a_full_disk_stays_a_full_disk():
     with pytest.raises(ClusterError, match="the disk is full"), translated_errors("sqlite:////x"):
         raise OSError(28, "No space left on device", "/x")
+
+
+def test_a_database_that_a_query_or_a_data_source_names_is_left_to_its_driver():
+    for uri in (
+        "mysql+pymysql://me@localhost/db?unix_socket=/cloudsql/x",
+        "postgresql://me@localhost/db?host=/var/run/postgresql",
+        "mssql+pyodbc://MyDSN",
+    ):
+        check_answer(uri, "tracking.uri")
+
+
+@pytest.mark.parametrize("port", ["abc", "99999", "${PORT}"])
+def test_a_port_that_is_none_is_one_message(port):
+    with pytest.raises(InputError, match="names no host"):
+        check_form(f"http://mlflow:{port}", "tracking.uri")

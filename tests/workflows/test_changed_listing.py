@@ -11,7 +11,7 @@ from ka_ray.features.store import create_shard_folder, mark_folder_finished
 from ka_ray.images.split import split_images
 from ka_ray.runs import setup
 from ka_ray.runs.listings import LISTINGS, check_listings, list_sources
-from ka_ray.storage.files import write_json
+from ka_ray.storage.files import write_json, write_text
 from ka_ray.storage.uris import to_path
 from ka_ray.workflows import teach
 
@@ -29,6 +29,27 @@ def photos(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     return tmp_path / "photos"
+
+
+def finish_start(folder):
+    """Leave a result of an earlier attempt in an output folder; before there is one, nothing is reused."""
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "stages" / "start.json", "{}")
+
+
+def test_before_anything_is_finished_other_images_are_listed_again(load_run, photos, tmp_path):
+    config = load_run()
+    with pytest.raises(Stopped):
+        ka_ray.amalgamate(config)
+    (photos / "digit_0/01.png").unlink()  # it was damaged, say
+    with pytest.raises(Stopped):
+        ka_ray.amalgamate(config)
+    finish_start(tmp_path / "out")
+    with pytest.raises(Stopped):
+        ka_ray.amalgamate(config)
+    add_images(photos)
+    with pytest.raises(InputError, match=r"40 images added, 0 removed.*59 then, 99 now"):
+        ka_ray.amalgamate(config)
 
 
 def add_images(photos, count=40):
@@ -60,12 +81,13 @@ RUN_COMMANDS = {
 
 
 @pytest.mark.parametrize("first", RUN_COMMANDS)
-def test_added_images_are_refused_by_every_command(load_run, photos, first):
+def test_added_images_are_refused_by_every_command(load_run, photos, tmp_path, first):
     config = load_run("codes.batch_size=8", "layers.batch_size=8", "tune={trials: 2}")
     with pytest.raises(Stopped):
         RUN_COMMANDS[first](config)
     with pytest.raises(Stopped):  # the same images
         RUN_COMMANDS[first](config)
+    finish_start(tmp_path / "out")
     add_images(photos)
     for command in RUN_COMMANDS.values():
         with pytest.raises(InputError, match=r"40 images added, 0 removed, 0 changed.*Give another --output"):
@@ -87,15 +109,17 @@ def test_added_images_are_refused_by_teach(load_run, config_tree, photos, tmp_pa
     for _ in range(2):
         with pytest.raises(Stopped):
             teach.teach(config)
+    finish_start(tmp_path / "taught")
     add_images(photos)
     with pytest.raises(InputError, match="40 images added"):
         teach.teach(config)
 
 
-def test_removed_and_replaced_images_are_refused(load_run, photos):
+def test_removed_and_replaced_images_are_refused(load_run, photos, tmp_path):
     config = load_run()
     with pytest.raises(Stopped):
         ka_ray.measure_spectrum(config)
+    finish_start(tmp_path / "out")
     (photos / "digit_0/01.png").unlink()
     Image.new("RGB", (9, 9)).save(photos / "digit_0/03.png")
     with pytest.raises(InputError, match=r"0 images added, 1 removed, 1 changed.*60 then, 59 now"):
@@ -111,6 +135,7 @@ def test_images_of_a_source_of_their_own_are_refused_under_its_key(load_run, pho
     folder = tmp_path / "out"
     folder.mkdir()
     check_listings(folder, list_sources(training, evaluation))
+    finish_start(folder)
     Image.new("RGB", (8, 8)).save(other / "b.png")
     with pytest.raises(InputError, match=r"evaluation\.images: .*1 image added.*ka-ray evaluate"):
         check_listings(folder, list_sources(*split_images(config)))
@@ -142,6 +167,7 @@ def test_changed_hints_are_refused(load_run, photos, tmp_path):
     config = load_run(f"scores.hints={{low: {hints}, high: {photos / 'digit_5'}}}", "scores.gate=hints")
     with pytest.raises(Stopped):
         ka_ray.amalgamate(config)
+    finish_start(tmp_path / "out")
     Image.new("RGB", (8, 8), (9, 0, 0)).save(hints / "9.png")
     with pytest.raises(InputError, match=r"scores\.hints: .*1 image added.*learned from the hints of then"):
         ka_ray.amalgamate(config)
@@ -151,6 +177,7 @@ def test_the_list_is_kept_in_an_output_folder_at_a_uri(s3, load_run, photos):
     folder, config = to_path(f"{s3}/out"), load_run()
     check_listings(folder, list_sources(*split_images(config)))
     check_listings(folder, list_sources(*split_images(config)))
+    write_text(folder / "stages" / "start.json", "{}")
     add_images(photos, 2)
     with pytest.raises(InputError, match="2 images added"):
         check_listings(folder, list_sources(*split_images(config)))
