@@ -38,6 +38,8 @@ def train(folder: Path, batch_norms: Any) -> list[dict[str, Tensor]]:
     average = WeightAverage(learner.network, 0.8)
 
     def keep(progress: Any) -> None:
+        if not progress.epoch_ended:  # on a slow machine there are reports within an epoch, too
+            return
         for network in (learner.network, average.module):
             kept.append({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
 
