@@ -44,7 +44,7 @@ Extend = Annotated[
 ]
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the function that the folder names to build its network.")
+    bool, typer.Option("--trust", help="Run the function that the folder names, not its exported graph.")
 ]
 
 
@@ -73,7 +73,7 @@ def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     config = Config.load(demo_config(), with_output(overrides, output))
     report = amalgamate(config)
     samples = save_samples(config.evaluation.images or config.images, config.output_dir / "samples")
-    summary.show_report(report, config.output_dir, " ".join(map(str, samples)))
+    summary.show_report(report, config.output_dir, samples)
 
 
 @app.command()

@@ -55,8 +55,6 @@ def find_flag(value: Any, annotation: Any) -> bool:
     if annotation is bool or any(kind in kinds for kind in ("bool", "Any", "Literal")):
         return False
     parts = list(value) if isinstance(value, list | tuple) else [value]
-    if (
-        isinstance(value, dict) and "dict[" in kinds
-    ):  # else it is a section, whose keys have types of their own
+    if isinstance(value, dict) and "dict[" in kinds:  # not a section, whose keys have types of their own
         parts = list(value.values())
     return any(isinstance(part, bool) for part in parts)

@@ -97,9 +97,7 @@ def _check_given(address: RayAddress) -> RayAddress:
             "10.0.0.1:6379, or leave it out to start Ray on this machine"
         )
     problem = why_unreachable(*place, PROBE_S)
-    if (
-        problem is None and "://" in given
-    ):  # ray:// is Ray Client's own protocol, which compares versions itself
+    if problem is None and "://" in given:  # ray://, whose client compares versions itself
         return address
     version = None if problem else find_version(given)
     if version == REFUSED:

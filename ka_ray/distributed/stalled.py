@@ -84,7 +84,7 @@ class PassWatch:
             )
 
     def _missing(self) -> str:
-        """Say what the pass waits for, as far as Ray knows."""
+        """Return what the pass waits for, as far as Ray knows, as sentences for the user."""
         hosts, extract = current_hosts(), self.pools.extract
         load = Workload(len(self.networks), extract, RayConfig())
         placement = self.pools.placement

@@ -75,7 +75,9 @@ def to_owner(value: Any) -> str:
     return sys.intern(text or "")
 
 
-def check_label_type(column: str, kind: pa.DataType, named: bool, where: object) -> None:
+def check_label_type(
+    column: str, kind: pa.DataType, named: bool, where: object, encoded: bool = False
+) -> None:
     """Check the type of a column of labels before the first row is read.
 
     Args:
@@ -83,12 +85,13 @@ def check_label_type(column: str, kind: pa.DataType, named: bool, where: object)
         kind: Its type.
         named: Whether `images.classes` names the classes into which integers are indices.
         where: The file, for the error message.
+        encoded: Whether text may be stored as its bytes, as some programs do.
 
     Raises:
         InputError: The column holds neither text nor numbers, or numbers without `images.classes`.
     """
     kind = _value_type(kind)
-    text = _is_any(kind, TEXT)
+    text = _is_any(kind, TEXT) or (encoded and _is_any(kind, BINARY))
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (text or number or pa.types.is_null(kind)):
         raise InputError(

@@ -145,9 +145,8 @@ def _read_parquet(content: bytes, config: ListImages) -> Any:
     if config.owner_column is not None:
         check_column_type("owner_column", config.owner_column, kinds[config.owner_column], config.path)
     if config.label_column is not None:
-        check_label_type(
-            config.label_column, kinds[config.label_column], config.classes is not None, config.path
-        )
+        kind, named = kinds[config.label_column], config.classes is not None
+        check_label_type(config.label_column, kind, named, config.path, encoded=True)
     table = file.read(columns=columns)
     table.validate(full=True)  # text that is no UTF-8 would raise only where it is used
     return table

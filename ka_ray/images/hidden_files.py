@@ -21,6 +21,9 @@ ADDED_NAMES = frozenset(
 )
 """Names in lower case. Besides these, every name that begins with a dot is hidden."""
 
+MENTIONED = (*ADDED_NAMES, ".ipynb_checkpoints", ".ds_store", ".git", ".cache")
+"""Names that a note mentions one by one."""
+
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is none of the user's images, by its name without its path."""
@@ -38,7 +41,7 @@ class HiddenFiles:
         if not is_hidden(name):
             return False
         # "._photo.jpg" is what macOS stores beside photo.jpg on file systems of others.
-        kind = "._*" if name.startswith("._") else name if name.lower() in (*ADDED_NAMES, *KNOWN) else ".*"
+        kind = "._*" if name.startswith("._") else name if name.lower() in MENTIONED else ".*"
         self._counts[kind] += 1
         return True
 
@@ -80,7 +83,3 @@ def _match(path: Path, pattern: str) -> list[Path]:
     if not is_remote(path):
         os.scandir(path).close()  # glob finds nothing where permissions are missing, without an error
     return sorted(path.glob(pattern))
-
-
-KNOWN = (".ipynb_checkpoints", ".ds_store", ".git", ".cache")
-"""Names that a note mentions one by one."""

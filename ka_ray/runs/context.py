@@ -106,13 +106,23 @@ def open_context(
         check_resources(resources, cluster)
         save_run_id(folder, tracker.run_id, id_file)
         context = RunContext(
-            config=config, folder=folder, cluster=cluster, resources=resources, tracker=tracker,
+            config=config,
+            folder=folder,
+            cluster=cluster,
+            resources=resources,
+            tracker=tracker,
             display=display,
-        )  # fmt: skip
-        # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
-        context.notify(tracker.link and f"{RUN_URL_PREFIX}{tracker.link}", *resources.notes)
-        tracker.log_params(flatten(config))
+        )
+        _announce(context)
         yield context
+
+
+def _announce(context: RunContext) -> None:
+    """Say where the run can be watched, and track its parameters."""
+    link = context.tracker.link
+    # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
+    context.notify(link and f"{RUN_URL_PREFIX}{link}", *context.resources.notes)
+    context.tracker.log_params(flatten(context.config))
 
 
 def _metric(stage: str, name: str) -> str:

@@ -203,7 +203,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _beat(lock: Path, holder: Holder, ended: threading.Event) -> None:
-    """Change the lock file again and again, as a sign of life for other machines."""
+    """Update the lock file every few seconds, as a sign of life for other machines."""
     beat = 0
     while not ended.wait(BEAT_S):
         beat += 1

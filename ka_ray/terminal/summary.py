@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ def show_next_run(config: Path) -> None:
     print(f"next:    {find_program('ka-ray')} run {shlex.quote(str(config))}")
 
 
-def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> None:
+def show_report(report: "Report", folder: Path, images: Sequence[str | Path] = ("IMAGE...",)) -> None:
     """Print the results of a run, and what to do with them.
 
     Args:
@@ -86,7 +86,7 @@ def show_report(report: "Report", folder: Path, images: str = "IMAGE...") -> Non
         console.print(f"browse:  {uri}")
     elif uri is not None:  # a database, which a browser shows only through a local server
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
-    console.print(f"try:     {find_program('ka-ray')} predict {shlex.quote(str(folder))} {images}")
+    console.print(f"try:     {find_program('ka-ray')} {shlex.join(map(str, ['predict', folder, *images]))}")
 
 
 def _describe_images(accuracy: "Accuracy") -> str:
@@ -104,7 +104,7 @@ def show_accuracy(accuracy: "Accuracy") -> None:
     from ka_ray.reports.warnings import warn_of_labels  # here, as above: loading it takes time
 
     for warning in warn_of_labels(accuracy):
-        print(f"warning: {warning}")
+        print(f"warning: {escape_control(warning)}")
     others = f", of {accuracy.images} images" if accuracy.labelled < accuracy.images else ""
     print(f"union {format_percent(accuracy.union)} on {accuracy.labelled} labelled images{others}")
     for name, pair in accuracy.per_teacher.items():

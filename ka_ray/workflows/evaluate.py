@@ -19,7 +19,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy, with_labels
 from ka_ray.reports.labels import match_labels, require_match
 from ka_ray.reports.sections import Accuracy
-from ka_ray.runs.learned_images import describe_learned_images, read_learned_digests
+from ka_ray.runs.learned_images import NOT_COMPARED, describe_learned_images, read_learned_digests
 from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
@@ -62,7 +62,7 @@ def evaluate(
         learned = read_learned_digests(students.values())  # those of its run, if its features are still there
         work = Evaluation(seen, sets, [], students, pools, trust=trust, learned=learned)
         counts, summary = evaluate_images(work, on_images)
-        _notify(display, _describe_learned(summary))
+        _notify(display, NOT_COMPARED if learned is None else _describe_learned(summary))
     _require_labels(summary["labels"], images, classes)  # some sources tell them only with the images
     accuracy = measure_accuracy(counts["student"], list(student.spec.label_sets))
     return with_labels(accuracy, summary["labels"], classes)

@@ -14,7 +14,7 @@ from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.labels import match_labels
 from ka_ray.runs.context import RunContext, open_context
 from ka_ray.runs.label_checks import check_evaluation_labels
-from ka_ray.runs.learned_images import read_learned_digests, warn_of_learned_images
+from ka_ray.runs.learned_images import NOT_COMPARED, read_learned_digests, warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import claim_output_dir
 from ka_ray.runs.servers import check_servers
@@ -100,6 +100,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         only_classes=frozenset(teacher.classes),
         learned=read_learned_digests([context.folder]),
     )
+    context.notify(NOT_COMPARED if work.learned is None else None)
     with context.display.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
     accuracy = measure_accuracy(counts[TEACHERS_ONLY], [teacher.name])

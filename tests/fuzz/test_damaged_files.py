@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from damage import damage
-from outcomes import BUG, MESSAGE, Outcome, describe_bugs, run_case
+from outcomes import BUG, MESSAGE, RESULT, Outcome, describe_bugs, run_case
 from valid_files import Kind, make_kinds
 
 
@@ -36,9 +36,11 @@ def read_damaged_files(
     return outcomes
 
 
-def test_every_kind_of_files_can_be_read_undamaged(kinds):
-    for kind in kinds.values():
-        kind.read(kind.folder)
+def test_every_kind_of_files_can_be_read_undamaged(kinds, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cases = [(name, lambda kind=kind: kind.read(kind.folder)) for name, kind in kinds.items()]
+    outcomes = [run_case(name, read, tmp_path) for name, read in cases]
+    assert {outcome.kind for outcome in outcomes} == {RESULT}, outcomes
 
 
 def test_damaged_files_end_in_a_result_or_in_one_message(kinds, tmp_path, monkeypatch):

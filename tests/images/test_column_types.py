@@ -114,6 +114,17 @@ def test_columns_of_a_list_have_their_types(tmp_path, table, message):
         open_source(load({"source": "list", "path": str(tmp_path / "list.parquet"), **keys}))
 
 
+def test_text_of_a_list_may_be_stored_as_bytes(tmp_path):
+    """As older programs write columns of Parquet files."""
+    columns = {name: [text.encode()] for name, text in {"path": "a.png", "label": "cat"}.items()}
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    source = open_source(
+        load({"source": "list", "path": str(tmp_path / "list.parquet"), "label_column": "label"})
+    )
+    assert source.labels == ["cat"]
+    assert source.class_names == ("cat",)
+
+
 @pytest.mark.parametrize(("allowed", "is_error"), [(0, True), (3, True), (4, False)])
 def test_a_sample_without_one_readable_image_ends_the_run_before_it_starts(tmp_path, allowed, is_error):
     for number in range(4):

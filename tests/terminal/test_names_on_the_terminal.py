@@ -48,13 +48,13 @@ def test_the_summary_of_a_run_shows_names_as_they_are(capsys, tmp_path):
         gate=None,
         mlflow=SimpleNamespace(tracking_uri=None),
     )
-    show_report(report, tmp_path / "[blue]folder")  # type: ignore[arg-type]
+    show_report(report, tmp_path / "[blue]folder", [tmp_path / "a b.png"])  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert f"warning: the class {SHOWN} was never predicted" in said
     assert f"start:   {SHOWN}" in said
     assert "classes of [red]low[/red]" in said
     assert "ka-ray predict '" in said  # the folder's name is quoted for the shell
-    assert "[blue]folder' IMAGE..." in said
+    assert f"[blue]folder' '{tmp_path}/a b.png'" in said
     assert "[green]run: 1 classes" in said
     assert "[blue]folder/report.md" in said
     assert "\x1b" not in said

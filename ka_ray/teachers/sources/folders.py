@@ -1,12 +1,11 @@
 """Describe a teacher that is a folder: of timm, of transformers, or of a finished run of this package."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ka_ray.errors import InputError
-from ka_ray.storage.files import exists, read_text
+from ka_ray.storage.files import exists, read_json
 from ka_ray.teachers.networks import STUDENT_NETWORK, TIMM, import_timm
 from ka_ray.teachers.sources.description import Description, express, read_class_names
 from ka_ray.teachers.sources.hubs import CONFIG, PREPROCESSOR, WEIGHT_FILES
@@ -34,12 +33,9 @@ def read_object(path: Path) -> dict[str, Any]:
         InputError: The file is damaged, or holds something else.
     """
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, OSError) as error:
-        raise InputError(f"from: {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"from: {path} must hold a JSON object, it holds a {type(content).__name__}")
-    return content
+        return read_json(path)
+    except (InputError, OSError) as error:
+        raise InputError(f"from: {error}") from None
 
 
 def describe_folder(folder: Path, checkpoint: Path | None = None, trusted: str = "") -> Description:

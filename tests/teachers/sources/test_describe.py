@@ -207,9 +207,9 @@ VIT = {"model_type": "vit"}
             r"nor a config.json with `archi.* `model_type`",
         ),
         ({"config.json": VIT, "model.safetensors.index.json": {}}, "split into several files"),
-        ({"config.json": "{"}, "config.json is not JSON"),
-        ({"config.json": []}, "must hold a JSON object, it holds a list"),
-        ({"student.json": "{"}, "student.json is not JSON"),
+        ({"config.json": "{"}, "config.json is damaged: it is not JSON"),
+        ({"config.json": []}, "is damaged: it holds a list, not an object"),
+        ({"student.json": "{"}, "student.json is damaged: it is not JSON"),
         ({"student.json": {"classes": ["a", "b"]}}, r"is not understood \(KeyError: 'preprocessing'\)"),
     ],
 )
