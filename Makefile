@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-slow chaos lint types build lock clean
+.PHONY: setup demo test test-with-ray test-without-ray test-slow chaos lint types build lock clean
 
 setup: $(READY)
 
@@ -21,7 +21,13 @@ demo: $(READY)
 	$(BIN)/ka-ray demo --output runs/demo
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not chaos" -n 2 --dist loadgroup  # the tests with Ray in one process
+	$(MAKE) --jobs=2 --output-sync=line test-with-ray test-without-ray  # one waits for processes, the other computes
+
+test-with-ray: $(READY)
+	$(BIN)/python -m pytest -m "ray and not slow and not chaos"
+
+test-without-ray: $(READY)
+	$(BIN)/python -m pytest -m "not ray and not slow and not chaos"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not chaos"

@@ -30,18 +30,6 @@ TEACHER_CLASSES = {
 TEACHER_WIDTHS = (4, 6)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keep the tests that start a local Ray in one process when tests run in several.
-
-    A wrapper, because pytest-xdist reads the groups before the hooks of all others.
-    """
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    yield
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the tensors are tiny, and the cores are shared

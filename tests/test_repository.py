@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,12 +36,3 @@ def test_contributing_names_files_that_exist():
     named = re.findall(r"`((?:ka_ray|tests|jobs|cluster)/[\w/.]*)`", CONTRIBUTING)
     assert "ka_ray/amalgamation/label_sets.py" in named
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
-
-
-def test_in_several_processes_the_tests_with_ray_are_one_group(request):
-    """Two of them at a time would wait for each other's CPUs."""
-    if not getattr(request.config.option, "loadgroup", False):
-        pytest.skip("runs in one process")
-    with_ray = [item.nodeid for item in request.session.items if item.get_closest_marker("ray")]
-    assert with_ray
-    assert {name.rpartition("@")[2] for name in with_ray} == {"ray"}
