@@ -5,13 +5,12 @@ Shapes: n images of a batch, D channels of its embedding.
 
 from typing import Any
 
-import torch
-
 from ka_ray.config import DESCRIPTIVE, DescriptiveConfig, Resources
 from ka_ray.distributed.device import actor_device, describe_actor
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.features.stack import EMBEDDING, feature_column
+from ka_ray.numerics.host_copies import to_device, to_numpy
 from ka_ray.teachers.descriptive import load_descriptive
 
 
@@ -40,6 +39,6 @@ class DescriptiveActor:
     def __call__(self, batch: Columns) -> Columns:
         """Add ``embedding@descriptive [n, D]`` in float32; stacking rounds it."""
         self._starts.check()
-        embedding = self._network.embed(torch.tensor(batch[self._column]).to(self._device), self._path)
-        batch[feature_column(EMBEDDING, DESCRIPTIVE)] = embedding.float().cpu().numpy()
+        embedding = self._network.embed(to_device(batch[self._column], self._device), self._path)
+        batch |= to_numpy({feature_column(EMBEDDING, DESCRIPTIVE): embedding.float()})
         return batch

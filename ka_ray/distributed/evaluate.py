@@ -27,16 +27,19 @@ from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.stalled import start_watch
-from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
+from ka_ray.distributed.teachers import list_networks, run_teachers
 from ka_ray.features.stack import EMBEDDING, SCORES, TARGETS, feature_column
 from ka_ray.gates import GateSample, OwnerGate
 from ka_ray.images import Ids, Source
 from ka_ray.images.pixel_digests import Digests, digest_pixels
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, Gated, count_batch
+from ka_ray.numerics.host_copies import to_device
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.sparse_counts import Scores
 from ka_ray.student import Student, load_student
 from ka_ray.student.graph_student import GraphStudent
+from ka_ray.teachers.reading import ReadSpec
 
 TEACHERS_ONLY = "teachers"
 """The key of the counts if only the teachers are evaluated."""
@@ -88,14 +91,14 @@ class Evaluator:
     def __init__(self, work: Evaluation, share: Resources) -> None:
         self._device, self._work = actor_device(share), work
         self._students: dict[str, Student | GraphStudent | None] = {
-            name: load_student(folder, trust=work.trust).to(self._device)
+            name: move_network(load_student(folder, trust=work.trust), self._device)
             for name, folder in work.students.items()
         } or {TEACHERS_ONLY: None}
 
     def __call__(self, batch: Columns) -> Columns:
         """Turn a batch into one row: the pickled counts of every student, and what its images are."""
         own = {column: self._teachers_scores(batch, column) for column in (SCORES, TARGETS)}
-        images = torch.tensor(batch["image"]).to(self._device)
+        images = to_device(batch["image"], self._device)
         amalgamated: dict[str, list[Scores | None]] = {}
         counts = {}
         for name, student in self._students.items():
@@ -237,7 +240,7 @@ def _judged(work: Evaluation, reading: ReadSpec, monitor: Any) -> ray.data.Datas
             share,
             monitor,
         ),
-        batch_size=pools.extract.batch_size,
+        batch_size=pools.batch_size,
         compute=ActorPoolStrategy(size=count),
         **remote_options(share),
     )

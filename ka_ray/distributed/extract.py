@@ -15,13 +15,14 @@ from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.shard_writer import ShardWriter
 from ka_ray.distributed.stalled import start_watch
-from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
+from ka_ray.distributed.teachers import list_networks, run_teachers
 from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES, TARGETS
 from ka_ray.features.store import SHARDS_KEY, create_shard_folder, mark_folder_finished
 from ka_ray.images import Ids, Source
 from ka_ray.images.split import ImageSet
 from ka_ray.storage.files import make_folder, read_json, write_json
+from ka_ray.teachers.reading import ReadSpec
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _write(
     """Return a lazy dataset that writes the rows as shards when it is read; it has one row per shard."""
     # All teachers have the same taps, so those of the first one are read here.
     taps = list(next(iter(reading.paths.values()))) if reading.paths else []
-    batch_size = pools.extract.batch_size
+    batch_size = pools.batch_size
     # Rounded down to a multiple of the batch size in which the rows come from the teachers.
     rows_per_shard = (
         max(1, int(pools.extract.shard_mib * 1024**2) // work.row_bytes // batch_size) * batch_size

@@ -25,13 +25,14 @@ from ka_ray.distributed.images import check_any_readable, read_images
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.retries import repeat_if_lost
 from ka_ray.distributed.stalled import PassWatch, start_watch
-from ka_ray.distributed.teachers import ReadSpec, list_networks, run_teachers
+from ka_ray.distributed.teachers import list_networks, run_teachers
 from ka_ray.errors import ClusterError
 from ka_ray.features.stack import SCORES, TARGETS, stack_columns
 from ka_ray.numerics.hashed_random import draw_uniform
 from ka_ray.numerics.memory_format import to_preferred_memory_format
 from ka_ray.numerics.named_moments import NamedMoments, merge_moments
 from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
+from ka_ray.teachers.reading import ReadSpec
 
 POLL_S = 1.0
 """Seconds between two reports of progress."""
@@ -74,7 +75,7 @@ class Reducer:
         self, make_meter: MakeMeter, pools: Pools, share: Resources, reading: ReadSpec, seed: int
     ) -> None:
         self._meter = make_meter(device=actor_device(share))
-        self._batch_size, self._reading, self._seed = pools.extract.batch_size, reading, seed
+        self._batch_size, self._reading, self._seed = pools.batch_size, reading, seed
         self._images = 0
 
     def consume(self, rows: ray.data.DataIterator, queue: Any) -> NamedMoments:

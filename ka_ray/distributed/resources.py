@@ -30,6 +30,11 @@ class Pools:
     max_failures: int = 3
     timeout_s: float = 1800
 
+    @property
+    def batch_size(self) -> int:
+        """Number of images per call of a teacher."""
+        return self.extract.images_per_call(on_gpu=self.placement.teachers.gpu > 0)
+
     def downstream_resources(self, num_teachers: int, num_actors: int = 1) -> Resources:
         """Return the resources of each actor that processes the teachers' outputs, such as a reducer.
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from ka_ray.config import ScoresConfig, TeacherConfig
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.distributed.train import Work, WorkerGroup, train_in_workers
 from ka_ray.features.store import DONE
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import RunContext
+from ka_ray.teachers.reading import ReadSpec
 
 NO_TEACHERS = ReadSpec({}, {}, ScoresConfig())
 """What is read where images are stored without passing through teachers."""

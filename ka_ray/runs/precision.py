@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ka_ray.config import DESCRIPTIVE
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.precision import needs_float32
 from ka_ray.features.resize import resize_features
 from ka_ray.features.stack import EMBEDDING, SCORES
@@ -18,6 +17,7 @@ from ka_ray.runs.context import Run
 from ka_ray.student.plan import FLOAT16_BYTES, FLOAT32_BYTES, Plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.descriptive import load_descriptive
+from ka_ray.teachers.reading import ReadSpec
 
 
 def choose_precision(run: Run, reading: ReadSpec) -> ReadSpec:

@@ -9,7 +9,6 @@ from ka_ray.config import EnergyWidths
 from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.reduce import MakeMeter, reduce_images
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import DONE, create_shard_folder, mark_folder_finished
 from ka_ray.images.split import split_for_features
 from ka_ray.numerics.named_moments import NamedMoments, load_moments, save_moments
@@ -21,6 +20,7 @@ from ka_ray.stages.codes_learner import TapMomentsMeter, check_variances
 from ka_ray.storage.files import read_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers.on_demand import TeachersOnDemand
+from ka_ray.teachers.reading import ReadSpec
 
 MOMENTS = "moments"
 """The folder with the moments of the stacked features."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ka_ray.config import Config
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.split import ImageSet, split_for_features
@@ -27,6 +26,7 @@ from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.network import find_foreign_function
 from ka_ray.student.plan import Plan
+from ka_ray.teachers.reading import ReadSpec
 from ka_ray.training.fit import Progress, ProgressCallback
 
 StoredPart = tuple[str, ImageSet, int, ReadSpec]

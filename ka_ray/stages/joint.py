@@ -18,6 +18,7 @@ from ka_ray.features.stack import OWNERS, SCORES
 from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.images.views import IMAGE
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.ranks import rank, sum_over_ranks
 from ka_ray.stages.held_out import held_out_batches, joint_rows
 from ka_ray.stages.inputs import (
@@ -162,7 +163,7 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
     learner, batches = build_joint_learner(inputs, student)
-    learner.to(inputs.device)
+    move_network(learner, inputs.device)
     average = build_average(student, inputs.config.joint)
     result = student if average is None else average.module
     epochs = epoch_students_folder(inputs.folder)

@@ -18,6 +18,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.store import Store
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment
 from ka_ray.images.views import IMAGE
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.ranks import on_any_rank, rank, wait_for_all
 from ka_ray.stages.inputs import build_average, network_settings
 from ka_ray.storage.files import make_folder, write_json
@@ -101,7 +102,7 @@ def train_teacher(
     assert teacher.training is not None
     seed = seed if teacher.training.seed is None else teacher.training.seed
     network = _build_network(teacher, seed)
-    learner = _build_learner(network, teacher, column).to(device)
+    learner = move_network(_build_learner(network, teacher, column), device)
     batches = _labelled_batches(teacher, images, seed, device, column)
     settings = _fit_settings(teacher, path)
     average = build_average(network, teacher.training)

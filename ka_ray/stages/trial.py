@@ -12,6 +12,7 @@ import torch
 
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import Store
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.ridge import RIDGES
 from ka_ray.stages.inputs import StageInputs, build_average
 from ka_ray.stages.joint import build_joint_learner
@@ -66,7 +67,7 @@ def run_trial(
     ridges = RIDGES if trial.ridge is None else (trial.ridge,)
     student = solver.solve(trial.widths, ridges, inputs).to(inputs.device)
     store = Store(held_out)
-    batch_size = min(inputs.config.extract.batch_size, len(store))
+    batch_size = min(inputs.config.extract.images_per_call(inputs.device.type == "cuda"), len(store))
     held_out_batches = Batches(store, ["image", SCORES], batch_size, 0, device=inputs.device)
 
     def save_and_report(student: Student, epochs: int) -> None:
@@ -92,7 +93,7 @@ def _train_jointly(
             after_epoch(result, progress.epoch)
 
     learner, batches = build_joint_learner(inputs, student)
-    learner.to(inputs.device)
+    move_network(learner, inputs.device)
     average = build_average(student, inputs.config.joint)
     result = student if average is None else average.module
     # Without a checkpoint, because trials are short: a trial that is lost starts again.

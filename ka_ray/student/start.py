@@ -161,7 +161,7 @@ def _flatten_kernels(network: nn.Module, head: Mapping[str, int]) -> Tensor:
         for key, value in network.named_parameters()
         if key not in head and value.dim() > 1  # norms and biases begin equal in all networks
     ]
-    return torch.cat([torch.zeros(0, dtype=torch.float64), *kernels])
+    return torch.cat(kernels) if kernels else torch.zeros(0, dtype=torch.float64)
 
 
 def weight_distance(networks: Iterable[nn.Module], head: Mapping[str, int]) -> float:

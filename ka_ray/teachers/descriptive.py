@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ka_ray.config import DESCRIPTIVE, DescriptiveConfig
 from ka_ray.errors import InputError
 from ka_ray.images.views import View
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.teachers.checkpoint import checkpoint_digest, load_checkpoint
 from ka_ray.teachers.checkpoint_file import read_checkpoint
 from ka_ray.teachers.last_layer import ReadEmbedding, find_last_layer
@@ -51,7 +52,7 @@ class DescriptiveNetwork:
 
     def to(self, device: torch.device) -> "DescriptiveNetwork":
         """Move network and preprocessing to a device, in place, and return this object."""
-        self.network.to(device)
+        move_network(self.network, device)
         self.preprocess.to(device)
         return self
 

@@ -17,6 +17,7 @@ from ka_ray.errors import InputError
 from ka_ray.features.find_layout import resolve_tap_paths
 from ka_ray.features.taps import Taps
 from ka_ray.images.views import View
+from ka_ray.numerics.memory_format import move_network
 from ka_ray.teachers.activations import to_scores
 from ka_ray.teachers.checkpoint import load_checkpoint, load_fitting_weights
 from ka_ray.teachers.last_layer import ReadEmbedding, find_last_layer
@@ -51,7 +52,7 @@ class Teacher:
 
     def to(self, device: torch.device) -> "Teacher":
         """Move network and preprocessing to a device, in place, and return this teacher."""
-        self.network.to(device)
+        move_network(self.network, device)
         self.preprocess.to(device)
         return self
 

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
-from ka_ray.training.settings import Precision
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Number format of mixed precision -> its type in torch."""
+from ka_ray.numerics.mixed_precision import Precision, autocast
 
 
 class NetworkCall:
@@ -35,7 +32,7 @@ class NetworkCall:
         """Return the scores `[B, K]` of images `[B, C, H, W]`."""
         if self._amp == "none":
             return self._call(images)
-        with torch.autocast(images.device.type, DTYPES[self._amp]):
+        with autocast(images.device, self._amp):
             scores = self._call(images)
         # A loss of rounded scores would lose the small differences that it consists of.
         return scores.float()

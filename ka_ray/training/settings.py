@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ka_ray.numerics.mixed_precision import Precision
 from ka_ray.training.batches import Batches
-
-Precision = Literal["none", "bf16", "fp16"]
-"""Number format of mixed precision: none (float32), bfloat16 or float16."""
 
 
 @dataclass(frozen=True)

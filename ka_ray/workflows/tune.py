@@ -11,7 +11,6 @@ import yaml
 from ka_ray.amalgamation import METHODS
 from ka_ray.config import Config, EnergyWidths, with_overrides, without_job_folder
 from ka_ray.distributed.resource_plan import check_trial_fits
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES
 from ka_ray.images.split import ImageSet, check_batches, hold_out, split_for_features
@@ -33,6 +32,7 @@ from ka_ray.student import Student
 from ka_ray.student.block_solver import BlockSolverSettings
 from ka_ray.student.from_moments import LayerMoments, LayerMomentsMeter, build_full_width_student
 from ka_ray.student.plan import Plan
+from ka_ray.teachers.reading import ReadSpec
 
 TUNE_RUN = "mlflow_tune.json"
 

@@ -18,11 +18,11 @@ from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.images.split import split_images
 from ka_ray.student.from_moments import LayerMomentsMeter
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 POSITIONS, SEED = 5, 7
 """Positions per image, and seed of the drawn positions, in the pass ``summing``."""

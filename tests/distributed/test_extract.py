@@ -20,7 +20,7 @@ from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import Pools, pools_of, remote_options
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.teachers import run_teachers
 from ka_ray.errors import InputError, ReadError
 from ka_ray.features.resize import resize_features
 from ka_ray.features.store import Store
@@ -30,6 +30,7 @@ from ka_ray.metrics import Counts, compute_accuracies, count_batch
 from ka_ray.student import Student, save_student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, load_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 pytestmark = pytest.mark.ray
 

@@ -9,10 +9,10 @@ import pytest
 from ka_ray.config import ScoresConfig
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resources import Pools
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import Store
 from ka_ray.images import open_source
 from ka_ray.images.split import ImageSet
+from ka_ray.teachers.reading import ReadSpec
 
 sys.path.append(str(Path(__file__).parents[1] / "images"))
 from source_makers import MAKERS, load, read, write_pictures

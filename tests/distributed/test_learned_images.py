@@ -10,13 +10,13 @@ from ka_ray.distributed.evaluate import Evaluation, evaluate_images
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.store import FEATURES, Store
 from ka_ray.images.pixel_digests import digest_pixels
 from ka_ray.images.split import ImageSet, _list_images, split_images
 from ka_ray.runs.learned_images import count_shared_places, read_learned_digests, warn_of_learned_images
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 
 def test_digests_differ_exactly_where_pixels_do():

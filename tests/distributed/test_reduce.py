@@ -11,7 +11,7 @@ from ka_ray.distributed.extract import Extraction
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec, run_teachers
+from ka_ray.distributed.teachers import run_teachers
 from ka_ray.features.stack import SCORES
 from ka_ray.images import Ids, read_chunk
 from ka_ray.images.split import split_images
@@ -21,6 +21,7 @@ from ka_ray.numerics.ridge import NUM_SOLVER_DRAWS
 from ka_ray.student.from_moments import LayerMomentsMeter
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 pytestmark = pytest.mark.ray
 

@@ -19,7 +19,6 @@ from ka_ray.config import Config
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.distributed.resources import pools_of
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.features.stack import SCORES
 from ka_ray.features.store import Store
 from ka_ray.images import read_chunk
@@ -32,6 +31,7 @@ from ka_ray.student.from_moments import LayerMomentsMeter
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.plain import plain_conv_net
+from ka_ray.teachers.reading import ReadSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

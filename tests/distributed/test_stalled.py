@@ -17,9 +17,9 @@ from ka_ray.distributed.placement import STANDARD
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import Pools
 from ka_ray.distributed.stalled import PassWatch
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import ClusterError
 from ka_ray.images.split import split_images
+from ka_ray.teachers.reading import ReadSpec
 
 pytestmark = pytest.mark.ray
 

@@ -21,7 +21,6 @@ from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resources import Pools, pools_of
 from ka_ray.distributed.restarts import READING, WRITING
 from ka_ray.distributed.retries import explain
-from ka_ray.distributed.teachers import ReadSpec
 from ka_ray.errors import ClusterError
 from ka_ray.features.shard_recovery import recover_shards
 from ka_ray.features.stack import SCORES
@@ -31,6 +30,7 @@ from ka_ray.images.split import ImageSet, split_images
 from ka_ray.numerics.moments import Moments, MomentsMeter
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 pytestmark = pytest.mark.ray
 

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from ka_ray.distributed import teachers as teachers_module
 from ka_ray.distributed.shard_writer import ShardWriter
-from ka_ray.distributed.teachers import ReadSpec, TeacherActor
+from ka_ray.distributed.teachers import TeacherActor
 from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished
 from ka_ray.images.split import read_sample, split_images
 from ka_ray.runs import steps
 from ka_ray.runs.precision import choose_precision, count_float32_bytes
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import load_teacher
+from ka_ray.teachers.reading import ReadSpec
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_tap_with_a_large_mean_is_stored_as_float32_and_the_user_is_told(make_
     monitor = SimpleNamespace(record_placement=SimpleNamespace(remote=lambda _: None))
     batch = read_sample(run.training_images)
     for section in run.config.teachers:
-        batch = TeacherActor(section, None, chosen, monitor)(batch)
+        batch = TeacherActor(section, None, chosen, "none", monitor)(batch)
     create_shard_folder(run.folder)
     names = [section.name for section in run.config.teachers]
     write = ShardWriter(run.folder, list(chosen.spaces), names, monitor, float32=chosen.float32)

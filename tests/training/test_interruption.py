@@ -47,15 +47,20 @@ def _no_notice_afterwards() -> Iterator[None]:
 
 
 def train(batches: Batches, checkpoint, learner: nn.Module | None = None):
-    learner = learner or WithDropout()
+    learner = (learner or WithDropout()).to(batches.device)
     settings = FitSettings("joint", epochs=3, learning_rate=0.05, checkpoint=checkpoint)
     return learner, fit(learner, batches, settings, lambda progress: None)
 
 
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
 @pytest.mark.parametrize("told_after", [1, 3, STEPS, STEPS + 2, 3 * STEPS - 1])
 def test_training_saved_at_a_notice_goes_on_there_with_the_same_result(
-    batches, tmp_path, monkeypatch, told_after
+    batches, tmp_path, monkeypatch, told_after, device
 ):
+    batches.device = torch.device(device)
     expected, history = train(batches, None)
     monkeypatch.setattr("ka_ray.training.interruption.CHECK_S", 0.0)  # asks after every step
     asked: list[int] = []
