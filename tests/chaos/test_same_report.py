@@ -111,7 +111,7 @@ def test_a_wrong_token_ends_with_one_clear_message(cluster, tmp_path):
     wrong_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 40}
     command = [str(BIN / "ka-ray"), "run", "jobs/configs/digits.yaml", "--output", str(tmp_path / "out")]
     # With an address of the GCS: `ka-ray run`; with None: `ka-ray submit` to the dashboard.
-    for address, expected in (("127.0.0.2:27000", "refuses this shell's token"), (None, "asks for a token")):
+    for address in ("127.0.0.2:27000", None):
         submitted = ["submit", command[2], "--address", cluster.environment["RAY_ADDRESS"], *command[3:]]
         done = subprocess.run(
             command if address else [command[0], *submitted],
@@ -123,5 +123,5 @@ def test_a_wrong_token_ends_with_one_clear_message(cluster, tmp_path):
         )
         assert done.returncode == 2, done.stdout + done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert expected in line
+        assert "asks for a token, and this shell has none or a wrong one" in line
         assert "f" * 40 not in done.stdout + done.stderr
