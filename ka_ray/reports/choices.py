@@ -37,6 +37,8 @@ class StartCandidate(HeldOutQuality):
     """Where the weights came from, such as ``average`` or ``teacher NAME, ridge head``."""
     seconds: float
     """Seconds that it took to build and judge it."""
+    note: str = ""
+    """What was tried to build it."""
 
 
 class StudentChoice(ReportSection):

@@ -99,7 +99,10 @@ def _start_section(report: ReportContent) -> str:
     random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
     parts = [escape_markdown(f"The student started from: {start.source}.{random}"), table]
     if len(start.candidates) > 1:
-        judged = [(c.name, *_format_quality(c), f"{c.seconds:.1f}") for c in start.candidates]
+        judged = [
+            (f"{c.name} ({c.note})" if c.note else c.name, *_format_quality(c), f"{c.seconds:.1f}")
+            for c in start.candidates
+        ]
         images = start.candidates[0].images
         parts.append(f"Judged without labels, on {images:,} held-out training images:")
         parts.append(format_table(("start", *QUALITY_HEADER, "seconds"), judged))

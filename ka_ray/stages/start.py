@@ -55,6 +55,11 @@ class _Candidate:
     random: tuple[str, ...]
     quality: Quality
     seconds: float
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the report says of it, in types of JSON."""
+        return {"name": self.name, "note": self.note, "seconds": self.seconds, **self.quality.to_json()}
 
 
 def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
@@ -73,7 +78,7 @@ def make_start(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     for number, (name, source) in enumerate(sources.items(), start=1):
         try:
             for one in judge.candidates(name, source):
-                listed.append({"name": one.name, "seconds": one.seconds, **one.quality.to_json()})
+                listed.append(one.to_json())
                 # Only the best network is kept: there can be many.
                 best = one if best is None or one.quality.is_better_than(best.quality) else best
         except InputError as error:
@@ -120,19 +125,19 @@ class _Judge:
     def candidates(self, name: str, source: Source) -> Iterator[_Candidate]:
         """Yield a start with the teachers' heads and with a computed head, whichever the config allows."""
         began = time.perf_counter()
-        start = source.build(self._read_images, self.report)
+        start = source.build(self._read_images, self.report, self._divergence)
         network = start.network.to(self._device)
         measure_batch_norms(network, start.mixed_norms, (i for i, _ in self._measured()), sum_over_ranks)
         path = find_linear_head(network, self._head)
         if self._rule != "ridge":
-            yield self._judged(name, network, start.random, began)
+            yield self._judged(name, network, start.random, began, start.note)
         elif path is None:
             raise InputError("student.head: ridge needs a network whose scores come from one linear layer")
         if self._rule != "teachers" and path is not None:
             began, network = time.perf_counter(), copy.deepcopy(network)
             fit_ridge_head(network, path, self._measured())
             random = tuple(key for key in start.random if key not in self._head)
-            yield self._judged(f"{name}, ridge head", network, random, began)
+            yield self._judged(f"{name}, ridge head", network, random, began, start.note)
 
     def report(self, what: str, number: int, total: int, losses: dict[str, float]) -> None:
         """Report that some of several steps are done; each of them counts as an epoch of one step."""
@@ -159,13 +164,22 @@ class _Judge:
         for batch in islice(self._batches.epoch(0), MAX_BATCHES):
             yield self.student.preprocess(batch[IMAGE]), self._label_sets.amalgamate(batch[SCORES])
 
-    def _judged(self, name: str, network: nn.Module, random: tuple[str, ...], began: float) -> _Candidate:
+    def _divergence(self, network: nn.Module) -> float:
+        divergence = self._measure(network).worst_divergence
+        return divergence if math.isfinite(divergence) else math.inf
+
+    def _measure(self, network: nn.Module) -> Quality:
         # The student also folds and unpacks what its network gives.
         transfer_weights(network.eval(), self.student)
-        quality = measure_quality(self.student, self._held_out, self._label_sets)
+        return measure_quality(self.student, self._held_out, self._label_sets)
+
+    def _judged(
+        self, name: str, network: nn.Module, random: tuple[str, ...], began: float, note: str
+    ) -> _Candidate:
+        quality = self._measure(network)
         if not math.isfinite(quality.worst_divergence):
             raise InputError(f"student.start: the scores of {name} are not finite")
-        return _Candidate(name, network, random, quality, time.perf_counter() - began)
+        return _Candidate(name, network, random, quality, time.perf_counter() - began, note)
 
 
 def _check_transfer(network: nn.Module, student: Student, images: Tensor) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ka_ray.config import Config, EnergyWidths, StartConfig
 from ka_ray.errors import InputError
+from ka_ray.stages.exact_source import ExactSource
 from ka_ray.stages.start_sources import (
     AlignedAverage,
-    ExactSource,
     Source,
     WeightsSource,
     check_same_network,

@@ -13,7 +13,6 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.student import Student, StudentSpec
 from ka_ray.student.align import align_channels
-from ka_ray.student.block_solver import LayerError, check_solvable, solve_student
 from ka_ray.student.channel_groups import find_channel_groups
 from ka_ray.student.start import Start, build_start, find_head
 from ka_ray.student.transfer import transfer_weights
@@ -27,6 +26,11 @@ MAX_LISTED = 4
 
 ReadImages = Callable[[], Iterator[Mapping[str, Tensor]]]
 """Returns this rank's images: name of a teacher, or "student" -> its pixels `[B, C, H, W]`."""
+
+Judge = Callable[[nn.Module], float]
+"""Returns how far a student's network is from the teacher that it follows worst, on held-out images.
+
+All ranks call it equally often and get the same value."""
 
 ReportStep = Callable[[str, int, int, dict[str, float]], None]
 """Reports progress: what is done, the number of finished steps, that of all steps, and named values."""
@@ -42,12 +46,13 @@ class Source(Protocol):
             InputError: It does not apply; the message says why.
         """
 
-    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep, judge: Judge) -> Start:
         """Build the start, before its batch norms are measured.
 
         Args:
             read_images: Gives images to measure on, on which no start is judged.
             report: Called with progress by a start that takes long.
+            judge: Chooses between ways to build it.
 
         Raises:
             InputError: It does not apply.
@@ -78,12 +83,13 @@ class WeightsSource:
             note += f", random are {shown}" + (" and others" if len(start.random) > MAX_LISTED else "")
         return note
 
-    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep, judge: Judge) -> Start:
         """Build the start.
 
         Args:
             read_images: Not used.
             report: Not used.
+            judge: Not used.
         """
         return self._make()
 
@@ -95,7 +101,7 @@ class WeightsSource:
 
 
 @dataclass(frozen=True)
-class _MeasuredSource:
+class MeasuredSource:
     """A start that is measured on images, for student and teachers of one architecture.
 
     Attributes:
@@ -106,38 +112,39 @@ class _MeasuredSource:
     spec: StudentSpec
     teachers: Sequence[Teacher]
 
-    def _example(self) -> Tensor:
+    def example(self) -> Tensor:
         """Return two black images as input of the networks: only their shape matters."""
         preprocess = self.teachers[0].preprocess
         black = torch.zeros(2, *self.spec.view.shape, dtype=torch.uint8, device=preprocess.mean.device)
         images: Tensor = preprocess(black)
         return images
 
-    def _build_network(self) -> nn.Module:
+    def build_network(self) -> nn.Module:
         """Return the student's network before it is cut, with random weights."""
         return self.spec.build_network().to(self.teachers[0].preprocess.mean.device)
 
 
 @dataclass(frozen=True)
-class AlignedAverage(_MeasuredSource):
+class AlignedAverage(MeasuredSource):
     """The mean of networks of different origin, whose channels are brought into one order first."""
 
     def check(self) -> str:
         """Check that the networks are of one architecture whose channels can be permuted."""
         check_student_network(self.spec, self.teachers)
-        groups = find_channel_groups(self.teachers[0].network, self._example()).groups
+        groups = find_channel_groups(self.teachers[0].network, self.example()).groups
         return f"{sum(not group.fixed for group in groups)} groups of channels are matched"
 
-    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
+    def build(self, read_images: ReadImages, report: ReportStep, judge: Judge) -> Start:
         """Match the channels of each network with those of the first one, and average them.
 
         Args:
             read_images: Gives images on which channels are compared.
             report: Not used.
+            judge: Not used.
         """
         check_student_network(self.spec, self.teachers)
         first, *others = self.teachers
-        groups, aligned = find_channel_groups(first.network, self._example()), [first]
+        groups, aligned = find_channel_groups(first.network, self.example()), [first]
         for other in others:
             pairs = (
                 (first.preprocess(batch[first.name]), other.preprocess(batch[other.name]))
@@ -148,38 +155,6 @@ class AlignedAverage(_MeasuredSource):
             network.load_state_dict(found.state)
             aligned.append(replace(other, network=network))
         return build_start(self.spec, [teacher.network.state_dict() for teacher in aligned], aligned)
-
-
-@dataclass(frozen=True)
-class ExactSource(_MeasuredSource):
-    """The student that is solved layer by layer from the teachers' features."""
-
-    def check(self) -> str:
-        """Check that the networks are of one architecture that the solver knows; widths may differ."""
-        return f"{check_solvable(self._build_network(), self.teachers, self._example())} layers are computed"
-
-    def build(self, read_images: ReadImages, report: ReportStep) -> Start:
-        """Solve the student.
-
-        Args:
-            read_images: Gives the images that it is solved on.
-            report: Called after each solved layer.
-        """
-        spec, network = self.spec, self._build_network()
-        preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
-
-        def report_layer(error: LayerError, number: int, total: int) -> None:
-            report("start exact", number, total, {"error": error.relative_error})
-
-        label_sets, images = spec.unified_label_sets, read_images()
-        try:
-            solved, _ = solve_student(
-                network, preprocess, self.teachers, label_sets, images, sum_over_ranks, report_layer
-            )
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            # From sums over all ranks, so all ranks raise it.
-            raise InputError(f"student.start: exact cannot be solved ({error})") from None
-        return Start(solved, ())
 
 
 def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:

@@ -32,12 +32,14 @@ class Start:
         mixed_norms: Paths of the batch norms whose statistics are a mean of different ones. They fit no
             network, and have to be measured again.
         share: Share of the values before the head that come from the start.
+        note: What was tried to build it, for the user.
     """
 
     network: nn.Module
     random: tuple[str, ...]
     mixed_norms: frozenset[str] = frozenset()
     share: float = 1.0
+    note: str = ""
 
 
 def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[Teacher]) -> Start:

@@ -1,0 +1,84 @@
+"""The start that is solved layer by layer, from as many images as make it better."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ka_ray.config.student import STUDENT
+from ka_ray.errors import InputError
+from ka_ray.numerics.ranks import on_any_rank, sum_over_ranks
+from ka_ray.stages.start_sources import Judge, MeasuredSource, ReadImages, ReportStep
+from ka_ray.student import Student
+from ka_ray.student.block_solver import BlockSolverSettings, LayerError, check_solvable, solve_student
+from ka_ray.student.start import Start
+
+IMAGES_TO_TRY = (1000, 2000, 4000)
+"""Numbers of images on each rank that a student is solved from, one after the other."""
+
+WORTH_MORE_IMAGES = 0.05
+"""Share of its divergence by which a student from more images must be better before still more are tried."""
+
+
+@dataclass(frozen=True)
+class ExactSource(MeasuredSource):
+    """The student that is solved layer by layer from the teachers' features."""
+
+    def check(self) -> str:
+        """Check that the networks are of one architecture that the solver knows; widths may differ."""
+        return f"{check_solvable(self.build_network(), self.teachers, self.example())} layers are computed"
+
+    def build(self, read_images: ReadImages, report: ReportStep, judge: Judge) -> Start:
+        """Solve the student, from twice as many images as long as that makes it clearly better.
+
+        Args:
+            read_images: Gives the images that it is solved on.
+            report: Called after each solved layer.
+            judge: Chooses the number of images.
+        """
+        best, divergences = self.build_network(), dict[int, float]()
+        for limit in IMAGES_TO_TRY:
+            solved, all_read = self._solve(read_images(), limit, report)
+            least, divergence = min(divergences.values(), default=math.inf), judge(solved)
+            best = solved if not divergences or divergence < least else best
+            is_worth_more = not divergences or divergence < (1 - WORTH_MORE_IMAGES) * least
+            divergences[limit] = divergence
+            if all_read or not is_worth_more:
+                break
+        return Start(best, (), note=_describe_images(divergences))
+
+    def _solve(
+        self, images: Iterator[Mapping[str, Tensor]], limit: int, report: ReportStep
+    ) -> tuple[nn.Module, bool]:
+        """Solve the student from some images of each rank, and say whether no rank has more."""
+        spec, network, read = self.spec, self.build_network(), 0
+        preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
+
+        def report_layer(error: LayerError, number: int, total: int) -> None:
+            report(f"start exact, {limit} images", number, total, {"error": error.relative_error})
+
+        def count() -> Iterator[Mapping[str, Tensor]]:
+            nonlocal read
+            for batch in images:
+                read += len(batch[STUDENT])
+                yield batch
+
+        settings = BlockSolverSettings(images=limit)
+        networks = network, preprocess, self.teachers, spec.unified_label_sets
+        try:
+            solved, _ = solve_student(*networks, count(), sum_over_ranks, report_layer, settings)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            # From sums over all ranks, so all ranks raise it.
+            raise InputError(f"student.start: exact cannot be solved ({error})") from None
+        # The solver reads fewer than the limit if the values of so many images would not fit into memory.
+        return solved, not on_any_rank(read >= limit and (read > limit or next(images, None) is not None))
+
+
+def _describe_images(divergences: Mapping[int, float]) -> str:
+    """Say from how many images a student was solved, and how well those followed the teachers."""
+    best = min(divergences, key=divergences.__getitem__)
+    others = [f"{number:,}: {value:.3f}" for number, value in divergences.items() if number != best]
+    tried = f", divergence {divergences[best]:.3f}; from {', '.join(others)}" if others else ""
+    return f"at most {best:,} images a worker{tried}"
