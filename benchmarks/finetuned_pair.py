@@ -19,6 +19,7 @@ import importlib.resources
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,13 @@ def measure(pair: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     config = {"name": pair, "seed": seed, "teachers": teachers, "tracking": {"backend": "none"}, **images}
     figures: dict[str, Any] = {}
     starts = arguments.starts.replace("FIRST", next(iter(PAIRS[pair])))
-    for name, work in (
-        ("alone", lambda: merge_alone(config, folder / "alone")),
-        ("exact", lambda: merge_alone(config | {"student": {"start": "exact"}}, folder / "exact")),
-        ("owners", lambda: merge_with_owners(config, folder / "owners")),
-        ("starts", lambda: compare_starts(config, starts, folder / "compared")),
-    ):
+    works: dict[str, Callable[[], dict[str, Any]]] = {
+        "alone": lambda: merge_alone(config, folder / "alone"),
+        "exact": lambda: merge_alone(config | {"student": {"start": "exact"}}, folder / "exact"),
+        "owners": lambda: merge_with_owners(config, folder / "owners"),
+        "starts": lambda: compare_starts(config, starts, folder / "compared"),
+    }
+    for name, work in works.items():
         path = folder / f"{name}.json"
         if not path.exists() and name in arguments.parts and (name != "owners" or pair != "halves"):
             path.write_text(json.dumps(work(), indent=1))
