@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
 from ka_ray.reports.gates import GateAccuracy, GateChoice
+from ka_ray.reports.origin import RunOrigin
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
@@ -236,3 +237,7 @@ class ReportContent(ReportSection):
     """Images that could not be read and were skipped, each with the reason."""
     mlflow: MlflowRun
     """Where the run is tracked."""
+    teacher_classes: dict[str, list[str]] = Field({})
+    """Name of a teacher -> its classes; empty in reports of earlier versions."""
+    origin: RunOrigin | None = None
+    """What it takes to repeat the run; None in reports of earlier versions."""

@@ -57,20 +57,40 @@ def _advice(starts_random: bool) -> str:
     )
 
 
-def _student_warnings(accuracy: Accuracy, advice: str) -> Iterator[str]:
+def learned_nothing(accuracy: Accuracy) -> bool:
+    """Whether the student agrees with its teachers no more often than one that always answers the same."""
     agreement, constant = accuracy.agreement, accuracy.constant_agreement
-    if agreement is not None and constant is not None and agreement <= constant:
+    return agreement is not None and constant is not None and agreement <= constant
+
+
+def is_far_under(accuracy: Accuracy) -> bool:
+    """Whether the student's accuracy is far under that of its teachers together."""
+    if accuracy.union is None or not accuracy.ensemble:
+        return False
+    return accuracy.union < FAR_UNDER * accuracy.ensemble
+
+
+def rarely_agrees(accuracy: Accuracy) -> bool:
+    """Whether a student without labelled images agrees with its teachers on too few of them."""
+    return accuracy.union is None and accuracy.agreement is not None and accuracy.agreement < LOW_AGREEMENT
+
+
+def _student_warnings(accuracy: Accuracy, advice: str) -> Iterator[str]:
+    if learned_nothing(accuracy):
         yield (
-            f"The student has learned nothing: it agrees with its teachers on {agreement:.3f} of the images, "
-            f"and a student that always gives the same answer would on {constant:.3f}. {advice}."
+            f"The student has learned nothing: it agrees with its teachers on {accuracy.agreement:.3f} of "
+            "the images, and a student that always gives the same answer would on "
+            f"{accuracy.constant_agreement:.3f}. {advice}."
         )
-    elif accuracy.union is not None and accuracy.ensemble and accuracy.union < FAR_UNDER * accuracy.ensemble:
+    elif is_far_under(accuracy):
         yield (
             f"The student's accuracy, {accuracy.union:.3f}, is far under that of its teachers together, "
             f"{accuracy.ensemble:.3f}. {advice}."
         )
-    elif accuracy.union is None and agreement is not None and agreement < LOW_AGREEMENT:
-        yield f"The student agrees with its teachers on only {agreement:.3f} of the images. {advice}."
+    elif rarely_agrees(accuracy):
+        yield (
+            f"The student agrees with its teachers on only {accuracy.agreement:.3f} of the images. {advice}."
+        )
 
 
 def warn_of_labels(accuracy: Accuracy) -> Iterator[str]:

@@ -5,31 +5,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ka_ray.config import Config
 from ka_ray.features.store import DONE, FEATURES, IMAGES
-from ka_ray.images.views import NetworkViews
 from ka_ray.reports.figures import draw_run_figures
 from ka_ray.reports.gates import GateChoice
-from ka_ray.reports.network_size import measure_size
-from ka_ray.reports.report import Report
+from ka_ray.reports.report import REPORT_PAGE, Report
 from ka_ray.reports.sections import (
     Accuracy,
     ClusterResources,
     Extension,
     MlflowRun,
-    NetworkSize,
-    NetworkSizes,
     StageName,
-    StageSpeed,
     StartQuality,
 )
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.reports.warnings import list_warnings
 from ka_ray.runs.context import Run
-from ka_ray.runs.figures import draw_or_notify
+from ka_ray.runs.costs import compute_speeds, measure_sizes
+from ka_ray.runs.figures import draw_or_notify, write_or_notify
 from ka_ray.runs.learned_images import warn_of_learned_images
+from ka_ray.runs.origin import describe_origin
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import (
@@ -42,7 +37,6 @@ from ka_ray.stages.summaries import (
 )
 from ka_ray.storage.files import exists
 from ka_ray.student import load_student
-from ka_ray.teachers import load_teacher
 
 
 def extraction_summaries(folder: Path) -> list[ExtractionSummary]:
@@ -79,13 +73,15 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
     # Without labelled images there is no accuracy, and the confusion matrix would be all zeros.
     counts = evaluated.confusion.to_counts(len(report.classes))
     confusion = counts if report.accuracy.union is not None else None
-    draw_or_notify(
+    drawn = draw_or_notify(
         lambda: draw_run_figures(report.model_dump(), histories, confusion, figures), figures, run.notify
     )
+    page = folder / REPORT_PAGE
+    write_or_notify(lambda: [report.save_page(folder, drawn)], f"{page} is missing", run.notify)
     run.notify(*report.warnings)
     tracker.log_warnings(report.warnings)
     tracker.log_metrics(_all_metrics(report))
-    for path in filter(exists, (folder / "report.json", folder / "report.md", figures)):
+    for path in filter(exists, (folder / "report.json", folder / "report.md", page, figures)):
         tracker.log_artifact(path)
     tracker.log_student(load_student(folder, trust=True))
     return report
@@ -99,7 +95,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         name=config.name,
         classes=list(plan.spec.classes),
         accuracy=evaluated.accuracy,
-        size=_measure_sizes(config, run.plan.views, run.folder),
+        size=measure_sizes(config, run.plan.views, run.folder),
         method=config.baseline or (config.codes.method if config.learns_layers else "start"),
         rule=label_sets.rule,
         centered=label_sets.center,
@@ -113,11 +109,13 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         gate=gate,
         warnings=_list_warnings(run, evaluated, stages),
         curve=evaluated.curve,
-        stages=_compute_speeds(stages, extraction, evaluated),
+        stages=compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
         mlflow=MlflowRun(tracking_uri=run.tracker.tracking_uri, run_id=run.tracker.run_id),
+        teacher_classes={name: list(classes) for name, classes in label_sets.by_teacher.items()},
+        origin=describe_origin(run.folder, config.name),
     )
 
 
@@ -184,41 +182,6 @@ def _extension(config: Config, codes: CodesSummary) -> Extension | None:
         seconds=codes.seconds,
         saved_seconds=sum(extended.links.seconds[: codes.links.reused]),
     )
-
-
-def _measure_sizes(config: Config, views: NetworkViews, folder: Path) -> NetworkSizes:
-    per_teacher = {
-        teacher.name: measure_size(
-            teacher.network, teacher.preprocess(torch.zeros(1, *views.teachers[teacher.name].shape))
-        )
-        for teacher in map(load_teacher, config.teachers)
-    }
-    total = NetworkSize(
-        parameters=sum(size.parameters for size in per_teacher.values()),
-        macs=sum(size.macs for size in per_teacher.values()),
-        bytes=sum(size.bytes for size in per_teacher.values()),
-    )
-    return NetworkSizes(
-        student=measure_size(load_student(folder, trust=True), torch.zeros(1, *views.student.shape)),
-        teachers=total,
-        per_teacher=per_teacher,
-    )
-
-
-def _compute_speeds(
-    stages: dict[StageName, StageSummary], extraction: list[ExtractionSummary], evaluated: EvaluationSummary
-) -> dict[StageName, StageSpeed]:
-    images_and_seconds: dict[StageName, tuple[int, float]] = {
-        stage: (summary.images_seen, summary.seconds) for stage, summary in stages.items()
-    }
-    # The seconds do not include images that an earlier attempt of this run had already stored.
-    extracted = sum(part.images - part.resumed for part in extraction)
-    images_and_seconds["extract"] = (extracted, sum(part.seconds for part in extraction))
-    images_and_seconds["evaluate"] = (evaluated.images, evaluated.seconds)
-    return {
-        stage: StageSpeed(seconds=seconds, images_per_s=images / seconds)
-        for stage, (images, seconds) in images_and_seconds.items()
-    }
 
 
 def _all_metrics(report: Report) -> dict[str, float]:

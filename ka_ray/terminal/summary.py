@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from ka_ray.errors import CONTROL_CHARACTERS
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ka_ray.reports.report import Report
     from ka_ray.reports.sections import Accuracy
 
@@ -56,29 +58,24 @@ def show_report(report: "Report", folder: Path, images: Sequence[str | Path] = (
         images: Image files for the suggested ``ka-ray predict`` command.
     """
     from rich.console import Console  # here, so that other commands start without loading rich
-    from rich.table import Table
     from rich.text import Text
+
+    from ka_ray.reports.verdict import judge
 
     # Names of classes, teachers and folders may hold square brackets, which rich would take for its markup.
     console, accuracy = Console(soft_wrap=True, markup=False, emoji=False), report.accuracy
-    table = Table(title=f"{report.name}: {len(report.classes)} classes, {_describe_images(accuracy)}")
-    for column in ("", "teachers", "student"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in _list_accuracies(accuracy):
-        table.add_row(*row)
-    for key in ("parameters", "macs", "bytes"):
-        table.add_row(
-            key, *(f"{getattr(size, key):,}" for size in (report.size.teachers, report.size.student))
-        )
+    console.print(f"verdict: {judge(accuracy).sentence}")
     for warning in report.warnings:
         console.print(Text("warning:", "bold red"), escape_control(warning))
     if report.start is not None:
         console.print(f"start:   {escape_control(report.start.source)}")
     if report.gate is not None:
         console.print(f"gate:    {report.gate.used}")
-    console.print(table)
+    console.print(_build_table(report))
     if accuracy.union is None:
         console.print("The images have no labels, so only the agreement could be measured.")
+    if (folder / "report.html").exists():  # not if the disk was full
+        console.print(f"report:  {folder / 'report.html'}")
     console.print(f"report:  {folder / 'report.md'}")
     console.print(*(f"figure:  {f}\n" for f in sorted((folder / "figures").glob("*.png"))), sep="", end="")
     uri = report.mlflow.tracking_uri
@@ -87,6 +84,22 @@ def show_report(report: "Report", folder: Path, images: Sequence[str | Path] = (
     elif uri is not None:  # a database, which a browser shows only through a local server
         console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
     console.print(f"try:     {find_program('ka-ray')} {shlex.join(map(str, ['predict', folder, *images]))}")
+
+
+def _build_table(report: "Report") -> "Table":
+    """Return the accuracies and sizes of the teachers and of the student."""
+    from rich.table import Table
+
+    table = Table(title=f"{report.name}: {len(report.classes)} classes, {_describe_images(report.accuracy)}")
+    for column in ("", "teachers", "student"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in _list_accuracies(report.accuracy):
+        table.add_row(*row)
+    for key in ("parameters", "macs", "bytes"):
+        table.add_row(
+            key, *(f"{getattr(size, key):,}" for size in (report.size.teachers, report.size.student))
+        )
+    return table
 
 
 def _describe_images(accuracy: "Accuracy") -> str:

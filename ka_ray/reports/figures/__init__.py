@@ -6,10 +6,10 @@ and no global state of matplotlib is changed.
 """
 
 from ka_ray.reports.figures.comparison import draw_comparison
+from ka_ray.reports.figures.confusion import draw_confusion_matrix
 from ka_ray.reports.figures.curves import draw_epoch_curve, draw_loss_curves
 from ka_ray.reports.figures.run import (
     draw_accuracy_bars,
-    draw_confusion_matrix,
     draw_reconstruction_error,
     draw_run_figures,
 )

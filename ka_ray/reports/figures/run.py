@@ -1,13 +1,12 @@
 """Draw the figures of one run from its report, its losses and its confusion matrix."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ka_ray.reports.figures.confusion import draw_confusion_matrix
 from ka_ray.reports.figures.curves import draw_epoch_curve, draw_loss_curves
 from ka_ray.reports.figures.drawing import (
     STUDENT_COLOUR,
@@ -19,20 +18,8 @@ from ka_ray.reports.figures.drawing import (
 )
 from ka_ray.sparse_counts import SparseCounts
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 MIN_DRAWN_ERROR = 1e-8
 """Smaller errors are drawn at this value, because a log axis has no zero."""
-
-MAX_LABELLED_CLASSES = 40
-"""With more classes, only every second, third, ... class of a confusion matrix has a label."""
-
-MAX_COUNTED_CLASSES = 20
-"""With more classes, the cells of a confusion matrix are too small for numbers."""
-
-MAX_DRAWN_CLASSES = 1000
-"""With more classes, the cells are smaller than pixels, so that neighbouring classes are drawn as one."""
 
 
 def draw_run_figures(
@@ -58,7 +45,7 @@ def draw_run_figures(
         *draw_loss_curves(histories, folder),
         *draw_epoch_curve(report, folder),
         *draw_reconstruction_error(report, folder),
-        *draw_confusion_matrix(confusion, report["classes"], folder),
+        *draw_confusion_matrix(confusion, report["classes"], folder, report.get("teacher_classes", {})),
     ]
 
 
@@ -143,53 +130,3 @@ def draw_reconstruction_error(report: Mapping[str, Any], folder: Path) -> list[P
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     figure.suptitle("Reconstruction of the teachers' features from the codes")
     return save_figure(figure, folder, "reconstruction")
-
-
-def draw_confusion_matrix(matrix: SparseCounts | None, classes: Sequence[str], folder: Path) -> list[Path]:
-    """Draw ``confusion.png``: how often the student predicts each class for the images of each true class.
-
-    Args:
-        matrix: Number of images per true class (rows) and predicted class (columns), ``[K, K]``; None without
-            labels.
-        classes: Names of the K classes.
-        folder: Folder of the file.
-
-    Returns:
-        The path of the file; nothing if no image has a label.
-    """
-    if matrix is None or matrix.total == 0:
-        return []
-    group = math.ceil(len(classes) / MAX_DRAWN_CLASSES)
-    percent, together = _row_percentages(matrix.to_dense(group)), f", {group} classes in each row and column"
-    count = len(percent)
-    side = min(3.6 + 0.42 * count, 12.0)
-    figure, axes = make_figure(side + 0.8, side)
-    image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, label="% of the images of the true class")
-    step = math.ceil(count / MAX_LABELLED_CLASSES)
-    names = [shorten(name) for name in classes[:: step * group]]
-    axes.set_xticks(range(0, count, step), names, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(0, count, step), names)
-    axes.tick_params(labelsize=9 if count <= MAX_COUNTED_CLASSES else 7)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    if count <= MAX_COUNTED_CLASSES:
-        _write_percentages(axes, percent)
-    title = f"Confusion matrix of the student on {matrix.total:,} images"
-    figure.suptitle(title + (together if group > 1 else ""))
-    return save_figure(figure, folder, "confusion")
-
-
-def _row_percentages(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return shares of each row in percent; a row without images becomes NaN, which is drawn as empty."""
-    totals = matrix.sum(1, keepdims=True)
-    percent: npt.NDArray[Any] = np.full(matrix.shape, np.nan)
-    np.divide(100 * matrix, totals, out=percent, where=totals > 0)
-    return percent
-
-
-def _write_percentages(axes: "Axes", percent: npt.NDArray[Any]) -> None:
-    for (row, column), value in np.ndenumerate(percent):
-        if value > 0.5:  # cells that round to 0, and rows without images (NaN), stay empty
-            colour = "black" if value > 55 else "white"  # readable on the light and the dark end of the scale
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
