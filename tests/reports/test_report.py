@@ -121,7 +121,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 111
+    assert len(described) == 117
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -160,7 +160,8 @@ def test_a_saved_report_is_loaded_unchanged(tmp_path: Path, labelled: bool) -> N
 
 def test_markdown_has_every_section_of_a_labelled_run() -> None:
     text = make_markdown()
-    assert text.startswith("# run: 4 classes, 2 teachers, one student\n\nMethod: `direct`. ")
+    assert text.startswith("# run: 4 classes, 2 teachers, one student\n\n**The student is as good as ")
+    assert "(0.0 points).**\n\nMethod: `direct`. " in text
     assert "The teachers' scores are combined by `concatenate`." in text
     assert NO_LABELS_NOTE not in text
     assert "| all classes (teachers: their ensemble) | 1.000 | 1.000 |" in text
