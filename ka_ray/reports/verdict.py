@@ -9,6 +9,9 @@ from ka_ray.reports.warnings import is_far_under, learned_nothing, rarely_agrees
 CHANCE_ERRORS = 2.0
 """A difference of accuracies of so many standard errors or fewer may be chance."""
 
+TOO_COARSE = 0.05
+"""Smallest difference of accuracies, in [0, 1], that images must be able to show for a verdict."""
+
 ROUNDING = 0.1
 """Percentages are rounded to multiples of this."""
 
@@ -19,7 +22,8 @@ class Verdict(NamedTuple):
     """Whether the student is as good as the ensemble of its teachers."""
 
     grade: Grade
-    """bad: far from what it could be. unmeasured: without labels, if nothing is known to be wrong."""
+    """bad: far from what it could be. unmeasured: there are no labels or too few, and nothing is known to be
+    wrong."""
     number: str
     """The figure that decides, such as ``+0.8`` percentage points; empty if nothing was measured."""
     unit: str
@@ -58,12 +62,15 @@ def _compare(accuracy: Accuracy, student: float, ensemble: float) -> Verdict:
         f"({points} points)"
     )
     teachers = "the ensemble of its teachers" + ("" if accuracy.gate is None else " with the gate")
+    chance = CHANCE_ERRORS * _standard_error(accuracy, student, ensemble)
     grade: Grade
     if learned_nothing(accuracy):
         grade, claim = "bad", "The student has learned nothing from its teachers"
     elif is_far_under(accuracy):
         grade, claim = "bad", f"The student is far worse than {teachers}"
-    elif abs(student - ensemble) <= CHANCE_ERRORS * _standard_error(accuracy, student, ensemble):
+    elif abs(student - ensemble) <= chance and chance > TOO_COARSE:
+        grade, claim = "unmeasured", f"Too few images to tell whether the student is as good as {teachers}"
+    elif abs(student - ensemble) <= chance:
         within = "" if student == ensemble else ", within chance"
         grade, claim = "equal", f"The student is as good as {teachers}{within}"
     elif student > ensemble:

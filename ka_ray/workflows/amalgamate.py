@@ -21,7 +21,8 @@ def amalgamate(config: Config) -> Report:
         config: The whole run; ``jobs/configs/folder.yaml`` explains every key.
 
     Returns:
-        The report of the run; the output folder also holds it as ``report.json`` and ``report.md``.
+        The report of the run; the output folder also holds it as ``report.json``, ``report.html`` and
+        ``report.md``.
 
     Raises:
         InputError: Something in the config cannot work; raised before the first image is read where possible.

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import ka_ray
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
+from ka_ray.reports.verdict import judge
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
@@ -91,6 +93,14 @@ def test_the_report_is_complete_and_the_student_nearly_as_good_as_its_teachers(r
         # If the stacked features span fewer directions than the code has channels, the optimum is 0.
         assert code.relative_error <= max(1.05 * code.optimal_relative_error, 3e-4)
     assert "digits: 10 classes" in output
+    assert f"verdict: {judge(report.accuracy).sentence}" in output
+    page = (folder / "report.html").read_text()
+    assert f"report:  {folder / 'report.html'}" in output
+    # Losses, reconstruction and confusion; the accuracies are drawn in their table.
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert report.origin is not None
+    assert yaml.safe_load(report.origin.config) == json.loads((folder / "config.json").read_text())
+    assert report.teacher_classes["high"] == [f"digit_{i}" for i in range(5, 10)]
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"accuracy.png", "losses.png", "reconstruction.png", "confusion.png"}
 
@@ -107,7 +117,7 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
     assert tracked.data.params["joint.epochs"] == "20"
     assert tracked.data.metrics["evaluate/union"] == pytest.approx(report.accuracy.union)
     assert len(client.get_metric_history(report.mlflow.run_id, "joint/loss")) == 20
-    assert {"report.json", "report.md", "figures"} <= {
+    assert {"report.json", "report.md", "report.html", "figures"} <= {
         a.path for a in client.list_artifacts(tracked.info.run_id)
     }
 

@@ -70,7 +70,8 @@ def test_a_run_ends_with_its_student_and_report_on_disk(tmp_path, monkeypatch, c
     assert "the student as a model" in said
     assert report.accuracy.union is not None
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"report.md", "report.json", "student.json", "student.safetensors", GRAPH} <= names
+    assert {"report.md", "report.html", "report.json"} <= names
+    assert {"student.json", "student.safetensors", GRAPH} <= names
 
     # Somebody else uses the folder: without the function, and without trust in it.
     sys.modules.pop("my_nets")

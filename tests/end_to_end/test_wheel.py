@@ -68,7 +68,9 @@ def test_the_sdist_and_the_checkout_build_the_same_wheel(wheel, tmp_path):
 
 def test_the_wheel_contains_only_the_package_its_configs_and_its_license(wheel):
     package = REPOSITORY / "ka_ray"
-    modules = {f"ka_ray/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    modules = {
+        f"ka_ray/{path.relative_to(package)}" for kind in ("*.py", "*.css") for path in package.rglob(kind)
+    }
     configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").glob("*.yaml")}
     metadata_files = {
         f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
@@ -76,6 +78,7 @@ def test_the_wheel_contains_only_the_package_its_configs_and_its_license(wheel):
     license_file = f"{RELEASE}.dist-info/licenses/LICENSE"
     packed = read_contents(wheel)
     assert "ka_ray/configs/digits.yaml" in configs
+    assert "ka_ray/reports/html/style.css" in modules
     assert packed.keys() == modules | configs | metadata_files | {license_file, "ka_ray/py.typed"}
     assert packed[license_file] == (REPOSITORY / "LICENSE").read_bytes()
 

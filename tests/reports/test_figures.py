@@ -216,3 +216,27 @@ def test_a_comparison_loaded_from_its_dump_is_drawn(tmp_path: Path) -> None:
         make_comparison(make_comparison_row("a", [0.8], [0.7])) | {"shared_seconds": 1.0}
     )
     assert_pngs_are_not_empty(figures.draw_comparison(given.model_dump(), tmp_path))
+
+
+def test_lines_in_the_confusion_matrix_separate_the_classes_of_teachers(tmp_path: Path) -> None:
+    confusion = SparseCounts.from_dense(np.eye(4, dtype=int))
+    teachers = {"low": CLASSES[:1], "high": [CLASSES[0], *CLASSES[1:]]}
+    orange = np.array([0xD5, 0x5E, 0x00])
+
+    def find_lines(**options: Any) -> tuple[list[int], list[int]]:
+        """Return the rows and columns of pixels that are orange over at least a third of the figure."""
+        (path,) = figures.draw_confusion_matrix(confusion, CLASSES, tmp_path, **options)
+        lit = (np.asarray(Image.open(path).convert("RGB")) == orange).all(2)
+        return tuple(np.flatnonzero(lit.mean(axis) > 1 / 3).tolist() for axis in (1, 0))  # type: ignore[return-value]
+
+    assert find_lines() == find_lines(teachers={"low": CLASSES}) == ([], [])
+    rows, columns = find_lines(teachers=teachers)
+    # One line of a few pixels in each direction, in the first half: behind one of four classes.
+    assert 1 <= max(rows) - min(rows) + 1 <= 4
+    assert 1 <= max(columns) - min(columns) + 1 <= 4
+    # Of more borders than can be seen, none is drawn.
+    many = [f"c{i}" for i in range(100)]
+    taking_turns = {"low": many[::2], "high": many[1::2]}
+    confusion = SparseCounts.from_dense(np.eye(100, dtype=int))
+    (path,) = figures.draw_confusion_matrix(confusion, many, tmp_path, taking_turns)
+    assert not (np.asarray(Image.open(path).convert("RGB")) == orange).all(2).any()

@@ -40,6 +40,9 @@ def accuracy_of(**changes: Any) -> Accuracy:
         # Without the agreement on these images: sqrt(2 * .9 * .1 / 10000) = .0042.
         ({"union": 0.907, "images": 20_000}, "equal", "+0.7", "within chance"),
         ({"union": 0.909, "images": 20_000}, "better", "+0.9", "better"),
+        ({"images": 100, "labelled": 100}, "equal", "0.0", "as good as"),  # 2 * sqrt(.05 / 100) = .045
+        ({"images": 80, "labelled": 80}, "unmeasured", "0.0", "Too few images to tell whether the student"),
+        ({"images": 80, "labelled": 80, "union": 0.97}, "better", "+7.0", "better"),
         ({"union": 0.5}, "bad", "-40.0", "is far worse than the ensemble"),
         ({"agreement": 0.2}, "bad", "0.0", "has learned nothing from its teachers"),
         ({"gate": GATE | {"ensemble": 0.95}}, "worse", "-5.0", "the ensemble of its teachers with the gate"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ka_ray.runs.figures import draw_or_notify
+from ka_ray.runs.figures import draw_or_notify, write_or_notify
 
 
 def test_figures_that_are_drawn_are_returned_and_nothing_is_said(tmp_path):
@@ -36,3 +36,13 @@ def test_a_fault_in_the_middle_is_a_message_too(tmp_path):
     notes: list[str] = []
     assert draw_or_notify(draw, tmp_path, notes.append) == []
     assert len(notes) == 1
+
+
+def test_a_page_that_fails_says_what_is_missing(tmp_path):
+    def write() -> list[Path]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    notes: list[str] = []
+    assert write_or_notify(write, "run/report.html is missing", notes.append) == []
+    (note,) = notes
+    assert note.startswith("run/report.html is missing (OSError: [Errno 28] No space left on device); run")

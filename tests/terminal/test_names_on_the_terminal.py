@@ -59,6 +59,8 @@ def test_the_summary_of_a_run_shows_names_as_they_are(capsys, tmp_path):
     assert f"[blue]folder' '{tmp_path}/a b.png'" in said
     assert "[green]run: 1 classes" in said
     assert "[blue]folder/report.md" in said
+    assert "report.html" not in said  # none was written
+    assert said.index("verdict: ") < said.index("warning: ")
     assert "\x1b" not in said
 
 
