@@ -60,13 +60,15 @@ class Quality:
 
     def is_closer_than(self, other: "Quality") -> bool:
         """Return whether the ensemble is followed better: the judge of what joint learning keeps."""
-        own, others = (one.divergence if one._key[0] < math.inf else math.inf for one in (self, other))
-        return own < others
+        return self._key[1] < other._key[1]
 
     @property
     def _key(self) -> tuple[float, float]:
         known = math.isfinite(self.worst_divergence) and math.isfinite(self.divergence)
-        return (round(self.worst_divergence, 2), self.divergence) if known else (math.inf, math.inf)
+        if not known:
+            return math.inf, math.inf
+        # Of networks that follow the ensemble exactly, rounding errors would choose: the first one is kept.
+        return round(self.worst_divergence, 2), round(self.divergence, 6)
 
     def to_json(self) -> dict[str, Any]:
         """Return the quality as a JSON object."""

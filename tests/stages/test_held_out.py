@@ -44,6 +44,13 @@ def test_the_ensemble_decides_between_students_that_follow_the_teachers_equally(
     assert not far.is_better_than(near)
 
 
+def test_of_students_that_both_equal_the_ensemble_rounding_errors_do_not_choose():
+    one, other = Quality(1.0, -5.4e-9, -5.43e-9, 10), Quality(1.0, -6.1e-9, 2e-9, 10)
+    for first, second in ((one, other), (other, one)):
+        assert not first.is_better_than(second)
+        assert not first.is_closer_than(second)
+
+
 def test_of_epochs_the_one_closest_to_the_ensemble_is_better_whatever_a_single_teacher_loses():
     start, last = Quality(0.64, 1.155, 0.626, 300), Quality(0.72, 0.877, 0.701, 300)
     assert last.is_closer_than(start)
