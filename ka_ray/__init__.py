@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ka_ray.workflows.amalgamate import amalgamate
     from ka_ray.workflows.compare import compare
     from ka_ray.workflows.evaluate import evaluate
+    from ka_ray.workflows.merge import merge
     from ka_ray.workflows.predict import predict
     from ka_ray.workflows.spectrum import measure_spectrum
     from ka_ray.workflows.teach import teach
@@ -43,6 +44,7 @@ _WHERE = {
     "evaluate": "ka_ray.workflows.evaluate",
     "load_student": "ka_ray.student",
     "measure_spectrum": "ka_ray.workflows.spectrum",
+    "merge": "ka_ray.workflows.merge",
     "predict": "ka_ray.workflows.predict",
     "search_widths": "ka_ray.workflows.tune",
     "teach": "ka_ray.workflows.teach",
@@ -61,6 +63,7 @@ __all__ = [
     "evaluate",
     "load_student",
     "measure_spectrum",
+    "merge",
     "predict",
     "search_widths",
     "teach",

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ka_ray import __version__
+from ka_ray import __version__, cli_models
+from ka_ray.cli_models import Overrides
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal import summary
 
@@ -22,10 +23,6 @@ app = typer.Typer(
 
 ConfigPath = Annotated[
     str, typer.Argument(help="YAML file that describes the run; jobs/configs/folder.yaml explains every key.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: joint.epochs=5."),
 ]
 Output = Annotated[str | None, typer.Option(help="Output folder or URI; by default the config's `output`.")]
 Methods = Annotated[
@@ -41,10 +38,6 @@ Vary = Annotated[
 ]
 Extend = Annotated[
     str | None, typer.Option(help="Output folder of a finished run, whose teachers this run extends by more.")
-]
-RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the function that the folder names, not its exported graph.")
 ]
 
 
@@ -62,6 +55,11 @@ def options(
     ] = False,
 ) -> None:
     """Declare the options that `ka-ray` takes before a command."""
+
+
+app.command()(cli_models.inspect)
+app.command()(cli_models.init)
+app.command()(cli_models.merge)
 
 
 @app.command()
@@ -183,41 +181,8 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
-@app.command()
-def evaluate(
-    folder: RunFolder,
-    images: Annotated[
-        str, typer.Option(help="Folder with a folder per class, CSV, Parquet, tar, save_to_disk, `digits`.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key of the image source, e.g. label_column=label."
-        ),
-    ] = None,
-    trust: Trust = False,
-) -> None:
-    """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers."""
-    from ka_ray import evaluate as evaluate_folder
-    from ka_ray.workflows.evaluate import build_images_config
-
-    config = build_images_config(folder, images, overrides or [], trust=trust)
-    summary.show_accuracy(evaluate_folder(folder, config, trust=trust))
-
-
-@app.command()
-def predict(
-    folder: RunFolder,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    trust: Trust = False,
-) -> None:
-    """Predict the class of image files."""
-    from ka_ray import predict as predict_images
-
-    for one in predict_images(folder, images, trust=trust):
-        typer.echo(
-            "\t".join(map(summary.escape_control, (one.path, one.class_name, f"{one.probability:.3f}")))
-        )
+app.command()(cli_models.evaluate)
+app.command()(cli_models.predict)
 
 
 @app.command()

@@ -7,9 +7,10 @@ from ka_ray.config.baselines import BaselinesConfig, ScratchConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
+from ka_ray.config.flat_keys import differing_keys, flatten
 from ka_ray.config.job_paths import JOB_FOLDERS, ClusterContext, is_absolute, without_job_folder
 from ka_ray.config.joint import JointConfig
-from ka_ray.config.load import differing_keys, flatten, load_images, read_tree, with_overrides
+from ka_ray.config.load import load_images, load_tree, read_tree, with_overrides
 from ka_ray.config.mixture import ImagesConfig, MixedImages, PlainImages
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
@@ -86,6 +87,7 @@ __all__ = [
     "flatten",
     "is_absolute",
     "load_images",
+    "load_tree",
     "read_tree",
     "with_overrides",
     "without_job_folder",

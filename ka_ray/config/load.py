@@ -1,4 +1,4 @@
-"""Load configs from YAML with dotted overrides, and compare them by their flat keys."""
+"""Load configs from YAML, or from a mapping, with dotted overrides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ka_ray.config.base import AnySection, Section
-from ka_ray.config.job_paths import ClusterContext, without_job_folder
+from ka_ray.config.base import AnySection
+from ka_ray.config.job_paths import ClusterContext
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.module_folders import add_module_folders
 from ka_ray.config.yaml_text import parse_yaml
@@ -15,17 +15,8 @@ from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
 from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
 
-SAME_RESULT = ("output", "ray", "placement", "tracking")
-"""Sections that change where a run happens, but not what it computes."""
-
-CHANGEABLE_EXTRACT_KEYS = ("batch_size", "actors_per_teacher", "reducers", "object_store_gib", "shard_mib")
-"""Keys of `extract` that may change when a run resumes, for example because memory ran out."""
-
 MAX_PROBLEMS = 20
 """Largest number of mistakes that an error message lists."""
-
-HOLDOUT = "tune.holdout"
-"""The only key of `tune` that changes which images students are computed from."""
 
 
 def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
@@ -66,10 +57,36 @@ def load(
     """
     tree = read_tree(path, overrides)
     add_module_folders(to_path(path))
+    return _validate(kind, tree, str(path), cluster)
+
+
+def load_tree(
+    kind: type[AnySection], tree: dict[str, Any], overrides: Sequence[str], place: str
+) -> AnySection:
+    """Apply overrides to a config that is no file, and validate everything.
+
+    Args:
+        kind: The class of the config.
+        tree: The config as a mapping; changed in place by the overrides.
+        overrides: Items ``dotted.key=value``, applied in this order.
+        place: What stands for the path of the file in messages.
+
+    Raises:
+        InputError: A key cannot work; the message lists every such key.
+    """
+    for override in overrides:
+        _apply(tree, override)
+    add_module_folders(Path("config"))  # as for a file in the current folder
+    return _validate(kind, tree, place)
+
+
+def _validate(
+    kind: type[AnySection], tree: dict[str, Any], place: str, cluster: ClusterContext | None = None
+) -> AnySection:
     try:
         return kind.model_validate(tree, context=cluster)
     except ValidationError as error:
-        raise InputError(_explain(str(path), tree, error)) from None
+        raise InputError(_explain(place, tree, error)) from None
 
 
 def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
@@ -86,10 +103,7 @@ def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
     tree = config.model_dump(mode="json", exclude_unset=True)
     for override in overrides:
         _apply(tree, override)
-    try:
-        return type(config).model_validate(tree)
-    except ValidationError as error:
-        raise InputError(_explain(" ".join(overrides), tree, error)) from None
+    return _validate(type(config), tree, " ".join(overrides))
 
 
 def read_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Apply one override; its value is YAML, and a number in its key indexes a list."""
+    """Apply one override; its value is YAML, and a number or a `name` in its key is an item of a list."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override!r}: must read dotted.key=value")
@@ -151,6 +165,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
+        named = [item for item in node if isinstance(item, dict) and item.get("name") == part]
+        if named:  # teachers.dogs
+            return named[0]
         if part not in map(str, range(len(node))):
             raise InputError(f"--set {override!r}: {part!r} must be an index below {len(node)}")
         return node[int(part)]
@@ -193,45 +210,3 @@ def _has_item(tree: Any, part: Any) -> bool:
 
 def _is_short(value: Any) -> bool:
     return not isinstance(value, dict) and len(repr(value)) <= 80
-
-
-def flatten(config: Section) -> dict[str, Any]:
-    """Return every leaf of a config by its dotted key, as ``--set`` takes it.
-
-    Example:
-        >>> from ka_ray.config import TrainingConfig
-        >>> flatten(TrainingConfig(epochs=2))
-        {'epochs': 2, 'batch_size': 64, 'learning_rate': 0.001, 'beta2': 0.95}
-    """
-    return _flat(config.model_dump(mode="json"))
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        items = [(str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list) and any(isinstance(value, dict) for value in tree):
-        items = [(str(index), value) for index, value in enumerate(tree)]
-    else:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare two dumped configs in everything that decides the result.
-
-    Args:
-        old: ``config.model_dump(mode="json")`` of the run that wrote the output folder.
-        new: The same for the run that wants to continue in it.
-
-    Returns:
-        Dotted key -> (old value, new value). The keys for where the run happens and is tracked, and for what
-        a search tries, are not compared. Paths are compared without the temporary folder of a job.
-    """
-    a, b = (_flat({k: v for k, v in tree.items() if k not in SAME_RESULT}) for tree in (old, new))
-    a, b = ({k: v for k, v in flat.items() if not k.startswith("tune.") or k == HOLDOUT} for flat in (a, b))
-    a, b = without_job_folder(a), without_job_folder(b)
-    keys = sorted((a.keys() | b.keys()) - {f"extract.{key}" for key in CHANGEABLE_EXTRACT_KEYS})
-    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}

@@ -73,6 +73,19 @@ def list_folder(config: FolderImages) -> Source:
     return Source(chunks, read_listed_files, classes, note, labels_of_files, identify_listed_files)
 
 
+def list_subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder as the classes that they would be, sorted.
+
+    Args:
+        folder: A local or remote folder; hidden folders in it are left out.
+    """
+    if is_remote(folder):
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    else:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    return sorted({to_label(name) for name in names if not is_hidden(name)})
+
+
 def _find_images(folder: Path) -> tuple[dict[str, int], list[str]]:
     """Return the sorted paths of the image files below a folder with their sizes; and notes on others."""
     hidden = HiddenFiles()
@@ -98,8 +111,7 @@ def _describe_empty(folder: Path, classes: Sequence[str]) -> list[str]:
     """Return a note on the class folders that hold no image; object stores have no empty folders."""
     if is_remote(folder):
         return []
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)]
-    empty = sorted({to_label(name) for name in names} - {*classes})
+    empty = sorted({*list_subfolders(folder)} - {*classes})
     return [f"class folders without an image: {join_names(empty)}"] if empty else []
 
 

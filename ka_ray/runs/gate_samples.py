@@ -32,7 +32,7 @@ from ka_ray.runs.descriptive import learns_gate
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extended_gate import has_finished_gate
 from ka_ray.runs.gate_choice import EXTENDED
-from ka_ray.student.plan import FLOAT16_BYTES
+from ka_ray.student.plan import FLOAT16_BYTES, Plan
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.descriptive import load_descriptive
 
@@ -65,10 +65,7 @@ class Embedding:
 
 
 def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
-    """Return teacher -> its embedding, if gates look at them and can; otherwise nothing.
-
-    A gate of a finished run looks at the embeddings of that run's teachers, so the others need not have one.
-    The descriptive network comes last, if there is one.
+    """Return what :func:`list_embeddings` finds, and tell the user why a gate is not learned.
 
     Args:
         run: The run.
@@ -77,13 +74,34 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
     Raises:
         InputError: It is not clear what the embedding of a teacher is.
     """
+    embeddings, notes = list_embeddings(run.config, run.plan, students)
+    run.notify(*notes)
+    return embeddings
+
+
+def list_embeddings(
+    config: Config, plan: Plan, students: Sequence[Config]
+) -> tuple[dict[str, Embedding], list[str]]:
+    """Return teacher -> its embedding, if gates look at them and can; otherwise nothing. And notes.
+
+    A gate of a finished run looks at the embeddings of that run's teachers, so the others need not have one.
+    The descriptive network comes last, if there is one.
+
+    Args:
+        config: The config of a run.
+        plan: Its plan.
+        students: The configs of its students.
+
+    Raises:
+        InputError: It is not clear what the embedding of a teacher is.
+    """
     asked = any(EXTENDED in student.gates for student in students)
-    learned, reused = learns_gate(students), asked and has_finished_gate(run.config, run.plan)
+    learned, reused = learns_gate(students), asked and has_finished_gate(config, plan)
     if not (learned or reused):
-        return {}
-    found = {}
-    for section in run.config.teachers:
-        embedding = load_teacher(section).find_embedding(run.plan.views.teachers[section.name])
+        return {}, []
+    found, notes = dict[str, Embedding](), list[str]()
+    for section in config.teachers:
+        embedding = load_teacher(section).find_embedding(plan.views.teachers[section.name])
         if embedding is not None:
             found[section.name] = Embedding(*embedding)
         elif learned:
@@ -92,13 +110,13 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
                 raise InputError(
                     f"scores.gate: {message}, so that its input is not clear; set it to auto or none"
                 )
-            run.notify(f"scores.gate: auto learns no gate: {message}")
+            notes.append(f"scores.gate: auto learns no gate: {message}")
             if not reused:
-                return {}
-    descriptive, view = run.config.scores.descriptive, run.plan.views.descriptive
+                return {}, notes
+    descriptive, view = config.scores.descriptive, plan.views.descriptive
     if descriptive is not None and view is not None:
         found[DESCRIPTIVE] = Embedding(*load_descriptive(descriptive).find_embedding(view))
-    return found
+    return found, notes
 
 
 def list_hints(config: Config) -> ImageSet | None:

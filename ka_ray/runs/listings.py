@@ -19,7 +19,7 @@ from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.runs.execution import is_stored
 from ka_ray.runs.extension import TEACHERS
 from ka_ray.runs.gate_samples import HINTS
-from ka_ray.runs.output_folder import CONFIG, DIGESTS
+from ka_ray.runs.output_folder import CONFIG, DIGESTS, MERGE_CONFIG
 from ka_ray.runs.output_lock import LOCK
 from ka_ray.runs.trials import DATA, HELD_OUT
 from ka_ray.storage.files import atomic_file, exists, read_json
@@ -43,7 +43,7 @@ STORED_PARTS = {
 """Config key of a source -> the folders in an output folder that hold images of it."""
 
 
-BEFORE_RESULTS = (LISTINGS, CONFIG, DIGESTS, LOCK, "errors.log", "ray")
+BEFORE_RESULTS = (LISTINGS, CONFIG, MERGE_CONFIG, DIGESTS, LOCK, "errors.log", "ray")
 """Names in an output folder of what is there before anything is finished, beside what MLflow keeps."""
 
 MLFLOW_PREFIXES = ("mlflow", "mlartifacts")

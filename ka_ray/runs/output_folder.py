@@ -22,6 +22,9 @@ from ka_ray.tracking import tracking_uri
 CONFIG = "config.json"
 """The file with the config that an output folder belongs to."""
 
+MERGE_CONFIG = "merge.yaml"
+"""The config that `ka-ray merge` has found out, with which `ka-ray run` repeats it."""
+
 DIGESTS = "teachers.json"
 """The file with the digests of the checkpoints of all teachers, and of the descriptive network."""
 

@@ -72,6 +72,22 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     """
     check_servers(config)
     config, descriptions = describe_teachers(config)
+    return plan_described(config, descriptions, students)
+
+
+def plan_described(
+    config: Config, descriptions: Sequence[str], students: Sequence[Sequence[str]] = ()
+) -> RunPlan:
+    """Plan a run like :func:`plan_run`, once its teachers are described; servers are not asked.
+
+    Args:
+        config: The config of the run, with every teacher described key by key.
+        descriptions: What was found out about the teachers, for the user.
+        students: As in :func:`plan_run`.
+
+    Raises:
+        InputError: Something in the config cannot work; the message names the key.
+    """
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
     notes: list[str | None] = [*descriptions, *found]
     teachers = TeachersOnDemand(config.teachers, build_teacher)

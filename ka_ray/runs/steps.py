@@ -1,7 +1,7 @@
 """The steps of a run. Each is skipped if the output folder already holds its result."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,28 +9,23 @@ import torch
 
 from ka_ray.config import Config
 from ka_ray.errors import InputError
-from ka_ray.features.store import FEATURES, IMAGES
-from ka_ray.images.split import ImageSet, split_for_features
+from ka_ray.features.store import FEATURES
 from ka_ray.runs.context import Run
-from ka_ray.runs.execution import is_stored, store_images, train_in_group
-from ka_ray.runs.gate_samples import HINTS, Embedding, find_embeddings, list_hints
+from ka_ray.runs.execution import store_images, train_in_group
+from ka_ray.runs.gate_samples import HINTS, Embedding, find_embeddings
 from ka_ray.runs.output_folder import check_disk
 from ka_ray.runs.precision import choose_precision, count_float32_bytes
+from ka_ray.runs.stored_parts import StoredPart, list_missing_parts
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
-from ka_ray.stages.start_list import reads_teacher_images
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
 from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.network import find_foreign_function
 from ka_ray.student.plan import Plan
-from ka_ray.teachers.reading import ReadSpec
 from ka_ray.training.fit import Progress, ProgressCallback
-
-StoredPart = tuple[str, ImageSet, int, ReadSpec]
-"""What is stored in one pass: name of the folder, images, bytes of an image, and what is read of teachers."""
 
 
 def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
@@ -50,10 +45,9 @@ def extract(run: Run, students: Sequence[Config]) -> dict[str, Embedding]:
     Raises:
         InputError: The disk has too little room.
     """
-    embeddings, parts = find_embeddings(run, students), list[StoredPart]()
-    for part in _list_parts(run, students, embeddings):
-        if len(part[1].ids) and not is_stored(run.folder / part[0]):
-            parts.append(part)
+    embeddings = find_embeddings(run, students)
+    parts = list_missing_parts(run.config, run.plan, run.training_images, students, embeddings)
+    run.notify(*(images.source.note for name, images, *_ in parts if name == HINTS))
     if parts:
         float32 = choose_precision(run, parts[0][-1]).float32  # the first part reads most
         parts = [_with_float32(run.plan, part, float32, embeddings) for part in parts]
@@ -74,46 +68,6 @@ def _with_float32(
     reading = dataclasses.replace(reading, float32=float32)
     channels = sum(embedding.channels for embedding in embeddings.values())
     return name, images, row_bytes + count_float32_bytes(plan, reading, channels), reading
-
-
-def _list_parts(
-    run: Run, students: Sequence[Config], embeddings: Mapping[str, Embedding]
-) -> Iterator[StoredPart]:
-    """Yield what is stored: name of the folder, images, bytes of an image, and what is read of teachers."""
-    config, plan = run.config, run.plan
-    needs_features = any(student.learns_layers for student in students)
-    if needs_features and is_stored(run.folder / IMAGES) and not is_stored(run.folder / FEATURES):
-        raise InputError(
-            f"{run.folder} holds a run that stored no features, and layers are learned from features; give "
-            "another --output"
-        )
-    # Features that an earlier command has stored are those of images that this one needs, too.
-    limit = config.extract.images if needs_features or is_stored(run.folder / FEATURES) else 0
-    kept, others = split_for_features(run.training_images, limit, config.seed)
-    columns, stored = plan.views.read_columns, _stored_images(run, students)
-    image_bytes = plan.image_bytes(stored) + sum(embedding.bytes for embedding in embeddings.values())
-    last_layers = {teacher: embedding.path for teacher, embedding in embeddings.items()}
-    features = ReadSpec(plan.paths, plan.spaces, config.scores, columns, stored, last_layers)
-    scores = dataclasses.replace(features, paths={}, spaces={})
-    yield FEATURES, kept, plan.feature_bytes + image_bytes, features
-    # A start measures its batch norms on images, also if nothing is learned behind it.
-    if any(student.joint.any_steps or student.student.start != "random" for student in students):
-        yield IMAGES, others, image_bytes, scores
-    hints = list_hints(config) if any("hints" in student.gates for student in students) else None
-    if hints is not None:
-        run.notify(hints.source.note)
-        hints = hints.with_views(plan.views.columns)
-        yield HINTS, hints, image_bytes, dataclasses.replace(scores, stored_images=())
-
-
-def _stored_images(run: Run, students: Sequence[Config]) -> tuple[str, ...]:
-    """Return the teachers' columns of images: stored if teachers see images again in the training workers."""
-    # Some starts are measured on the teachers' own features.
-    if any(reads_teacher_images(student) for student in students):
-        return run.plan.views.other_columns
-    joint = [student.joint for student in students]
-    joint += [student.baselines.distill.apply_to(student.joint, 1) for student in students]
-    return run.plan.views.other_columns if any(section.augment.on for section in joint) else ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from ka_ray.config import Config
 from ka_ray.reports.report import Report
+from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_student
 from ka_ray.runs.gates import learn_gates, with_gate
 from ka_ray.runs.publish import publish
@@ -30,10 +31,19 @@ def amalgamate(config: Config) -> Report:
     # Planning finds out what the teachers are, lists the images and checks the config. Starting prepares the
     # output folder, opens the tracker and trains missing teachers.
     with start_run(plan_run(config, students=[()])) as run:
-        run = resolve_widths(run)  # measures widths that are given as a share of the variance
-        embeddings = extract(run, [run.config])  # stores stacked features and scores on disk
-        gates = learn_gates(run, [run.config], embeddings)  # which teacher's scores count for an image
-        run = resolve_student_widths(with_gate(run, gates))
-        learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
-        evaluated = evaluate_student(run, gates)
-        return publish(run, evaluated, gates.describe(run.config.scores.gate))
+        return learn_student(run)
+
+
+def learn_student(run: Run) -> Report:
+    """Merge the teachers of a run that has started; see :func:`amalgamate`.
+
+    Args:
+        run: The run.
+    """
+    run = resolve_widths(run)  # measures widths that are given as a share of the variance
+    embeddings = extract(run, [run.config])  # stores stacked features and scores on disk
+    gates = learn_gates(run, [run.config], embeddings)  # which teacher's scores count for an image
+    run = resolve_student_widths(with_gate(run, gates))
+    learn(run, [StudentJob("", run.config, run.plan, run.folder)])  # the stages codes, layers, joint
+    evaluated = evaluate_student(run, gates)
+    return publish(run, evaluated, gates.describe(run.config.scores.gate))

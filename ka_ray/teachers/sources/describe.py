@@ -1,5 +1,7 @@
 """Find out what a teacher is from its source: the network, its classes, its preprocessing and its weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from ka_ray.teachers.networks import (
     import_timm,
 )
 from ka_ray.teachers.sources.description import (
+    UNNAMED,
     Description,
-    describe_preprocessing,
+    describe_result,
     express,
     merge_preprocessing,
     name_classes,
@@ -34,14 +37,8 @@ from ka_ray.teachers.sources.hubs import (
 )
 from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_torchvision
 
-UNNAMED = ("output 1", "output 2")
-"""Stand for the classes of a network whose classes mean nothing."""
-
 SAY_THE_SIZE = {"preset", "resize", "size", "crop"}
 """Keys of a preprocessing, one of which is needed if the source's own cannot be used."""
-
-SHOWN_CLASSES = 4
-"""How many class names are shown to the user."""
 
 
 def describe_teacher(config: TeacherConfig) -> tuple[TeacherConfig, str]:
@@ -84,11 +81,40 @@ def describe_descriptive(config: DescriptiveConfig) -> tuple[DescriptiveConfig, 
     return config.model_copy(update={**found, "arguments": count | described.arguments}), note
 
 
+def describe_model(config: TeacherConfig) -> tuple[TeacherConfig, Description]:
+    """Find out what a model is, also one that could not be a teacher without further keys.
+
+    Args:
+        config: The section of a teacher with `from`. Its keys override what is found.
+
+    Returns:
+        The section, filled in: its classes are :data:`UNNAMED` if nothing names them, and its preprocessing
+        is the default if that of the source cannot be used. And what the source says.
+
+    Raises:
+        InputError: The source cannot be read or is of no known kind.
+    """
+    with _named_errors(config, f"model {config.from_}"):
+        found = _describe(config)
+        assert found is not None  # it has a source
+        if not config.classes and not found.classes:
+            config = config.model_copy(update={"classes": UNNAMED})
+        return _merge(config, replace(found, preprocessing_problem=""))[0], found
+
+
 def _describe_from_source(config: TeacherConfig, key: str) -> tuple[TeacherConfig, str, tuple[str, ...]]:
     """Return the section, filled in; what was found, for the user; and the classes that the source names."""
-    try:
+    with _named_errors(config, key):
         found = _describe(config)
         return (config, "", ()) if found is None else (*_merge(config, found), found.classes)
+
+
+@contextmanager
+def _named_errors(config: TeacherConfig, key: str) -> Iterator[None]:
+    """Raise what goes wrong inside as an InputError that begins with the key."""
+    try:
+        yield
+        return
     except InputError as error:
         problem = str(error)
     except Exception as error:  # a damaged or unusual file: many types
@@ -212,23 +238,4 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
         raise InputError(
             f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
         ) from None
-    return merged, _describe_result(config, merged, found)
-
-
-def _describe_result(config: TeacherConfig, merged: TeacherConfig, found: Description) -> str:
-    names = list(merged.classes)
-    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-    given, source = config.preprocessing.model_fields_set, found.preprocessing_source
-    if given:
-        source = " and ".join(filter(None, [source, "the config"]))
-    origin = f"from {source}" if source else "assumed: the source does not say it; compare with your training"
-    is_teacher = merged.classes != UNNAMED
-    name = f"teacher {merged.name}" if is_teacher else "descriptive network"
-    lines = [
-        f"{name}: {found.kind}" + (f", {config.from_}" if config.from_ else ""),
-        f"network: {merged.network}",
-        *([f"classes: {len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"] if is_teacher else []),
-        f"pixels: {describe_preprocessing(merged.preprocessing)} ({origin})",
-        *found.notes,
-    ]
-    return "\n    ".join(lines)
+    return merged, describe_result(config, merged, found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ka_ray.config import Preprocessing
+from ka_ray.config import Preprocessing, TeacherConfig
 from ka_ray.config.class_names import order_names
 from ka_ray.errors import InputError
 
@@ -37,6 +37,12 @@ class Description:
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
 
+
+UNNAMED = ("output 1", "output 2")
+"""Stand for the classes of a network whose classes mean nothing."""
+
+SHOWN_CLASSES = 4
+"""How many class names are shown to the user."""
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
 """Names that transformers gives to classes without names."""
@@ -114,3 +120,37 @@ def describe_preprocessing(preprocessing: Preprocessing) -> str:
     mean, std = (" ".join(f"{value:.4g}" for value in key) for key in (preprocessing.mean, preprocessing.std))
     resize = preprocessing.resize or "as images.resize says,"
     return f"{resize} to {resized}{cut}, {preprocessing.interpolation}, mean {mean}, std {std}"
+
+
+def describe_result(config: TeacherConfig, merged: TeacherConfig, found: Description) -> str:
+    """Return what was found out about a teacher, for the user, in several lines.
+
+    Args:
+        config: The section of the teacher as it was given.
+        merged: The section, filled in.
+        found: What its source says.
+    """
+    names = list(merged.classes)
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    is_teacher = merged.classes != UNNAMED
+    name = f"teacher {merged.name}" if is_teacher else "descriptive network"
+    lines = [
+        f"{name}: {found.kind}" + (f", {config.from_}" if config.from_ else ""),
+        f"network: {merged.network}",
+        *([f"classes: {len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"] if is_teacher else []),
+        f"pixels: {describe_preprocessing(merged.preprocessing)} ({describe_origin(config, found)})",
+        *found.notes,
+    ]
+    return "\n    ".join(lines)
+
+
+def describe_origin(config: TeacherConfig, found: Description) -> str:
+    """Return where the preprocessing of a teacher comes from, for the user.
+
+    Args:
+        config: The section of the teacher as it was given.
+        found: What its source says.
+    """
+    given = "the config" if config.preprocessing.model_fields_set else ""
+    source = " and ".join(filter(None, [found.preprocessing_source, given]))
+    return f"from {source}" if source else "assumed: the source does not say it; compare with your training"

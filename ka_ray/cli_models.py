@@ -1,0 +1,136 @@
+"""The commands of `ka-ray` that take models and images instead of a config.
+
+As in :mod:`ka_ray.cli`, each command imports what it needs itself.
+"""
+
+import json
+from typing import Annotated
+
+import typer
+
+from ka_ray.terminal import summary
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: joint.epochs=5."),
+]
+Teachers = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TEACHER...",
+        help="File, folder or name of a model, or NAME=SOURCE; docs/teachers.md lists the kinds.",
+    ),
+]
+TrainingImages = Annotated[
+    str,
+    typer.Option("--images", help="Folder of images to learn from; or a list, Parquet, tar, save_to_disk."),
+]
+Hints = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FOLDER", help="Images of the classes of a teacher, or of `nobody`."),
+]
+EvaluationImages = Annotated[
+    str | None,
+    typer.Option("--evaluate", help="Folder of images to evaluate on; by default a tenth of --images."),
+]
+MergeOutput = Annotated[
+    str | None, typer.Option(help="Output folder or URI; by default runs/ and the names of the teachers.")
+]
+RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the function that the folder names, not its exported graph.")
+]
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="File, folder or name of a model, as a teacher in one line.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of a teacher: network=resnet18."),
+    ] = None,
+) -> None:
+    """Show what a model is: network, classes, preprocessing, taps and embedding."""
+    from ka_ray.workflows.inspect import inspect_model
+
+    description = inspect_model(model, overrides or [])
+    if as_json:
+        typer.echo(json.dumps(description.to_json(), indent=2))
+    else:
+        typer.echo("\n".join(map(summary.escape_control, description.to_text().split("\n"))))
+
+
+def init(
+    teachers: Teachers,
+    images: TrainingImages,
+    hints: Hints = None,
+    evaluate: EvaluationImages = None,
+    output: MergeOutput = None,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file to write; by default it has the name of the run.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a commented config for teachers and images, without running anything."""
+    from ka_ray.workflows import merge as workflow
+    from ka_ray.workflows.merge_config import MergeRequest, parse_hints
+
+    request = MergeRequest(teachers, images, output, parse_hints(hints or []), evaluate, overrides or [])
+    path = workflow.init(request, config, force)
+    typer.echo(f"config:  {path}")
+    summary.show_next_run(path)
+
+
+def merge(
+    teachers: Teachers,
+    images: TrainingImages,
+    hints: Hints = None,
+    evaluate: EvaluationImages = None,
+    output: MergeOutput = None,
+    overrides: Overrides = None,
+) -> None:
+    """Merge teachers into one student, without a config: what they are is found out."""
+    from ka_ray.runs.output_folder import MERGE_CONFIG
+    from ka_ray.workflows import merge as workflow
+    from ka_ray.workflows.merge_config import MergeRequest, parse_hints
+
+    request = MergeRequest(teachers, images, output, parse_hints(hints or []), evaluate, overrides or [])
+    report, folder = workflow.merge_by_request(request)
+    summary.show_report(report, folder)
+    typer.echo(f"config:  {folder / MERGE_CONFIG}")
+
+
+def evaluate(
+    folder: RunFolder,
+    images: Annotated[
+        str, typer.Option(help="Folder with a folder per class, CSV, Parquet, tar, save_to_disk, `digits`.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key of the image source, e.g. label_column=label."
+        ),
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers."""
+    from ka_ray import evaluate as evaluate_folder
+    from ka_ray.workflows.evaluate import build_images_config
+
+    config = build_images_config(folder, images, overrides or [], trust=trust)
+    summary.show_accuracy(evaluate_folder(folder, config, trust=trust))
+
+
+def predict(
+    folder: RunFolder,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    trust: Trust = False,
+) -> None:
+    """Predict the class of image files."""
+    from ka_ray import predict as predict_images
+
+    for one in predict_images(folder, images, trust=trust):
+        typer.echo(
+            "\t".join(map(summary.escape_control, (one.path, one.class_name, f"{one.probability:.3f}")))
+        )
