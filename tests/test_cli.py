@@ -24,7 +24,19 @@ def run_cli(monkeypatch, *arguments: str) -> int:
 def test_help_names_every_command(monkeypatch, capsys):
     assert run_cli(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "run", "compare", "teach", "submit", "evaluate", "predict", "doctor"):
+    for command in (
+        "inspect",
+        "init",
+        "merge",
+        "demo",
+        "run",
+        "compare",
+        "teach",
+        "submit",
+        "evaluate",
+        "predict",
+        "doctor",
+    ):
         assert command in shown
 
 
@@ -89,6 +101,10 @@ def test_shell_completion_completes_commands_and_options_and_imports_no_slow_pac
         (["compare", DEMO_CONFIG, "--vary", "joint.loss=hinge"], "joint.loss: "),
         (["compare", DEMO_CONFIG, "--set", "colour=red"], "colour: unknown key"),
         (["teach", "missing.yaml"], "config missing.yaml does not exist"),
+        (["inspect", "nowhere.pt"], "nowhere.pt does not exist"),
+        (["init", "a.pt", "b.pt", "--images", "nowhere"], "--images nowhere does not exist"),
+        (["merge", "a.pt", "b.pt", "--images", "."], "teachers.0.from: "),
+        (["merge", "a.pt", "b.pt", "--images", ".", "--hints", "x"], "--hints 'x': must read NAME=FOLDER"),
         (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
         (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
     ],

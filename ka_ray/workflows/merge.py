@@ -149,9 +149,11 @@ def describe_plan(planned: PlannedMerge) -> Iterator[str]:
         source = f", {teacher.from_}" if teacher.from_ else ""
         yield f"  teacher {teacher.name}: {len(teacher.classes)} classes{source}"
     yield f"  images: {_describe_images(planned)}"
-    for key in ("images.labelled", "evaluation.images.labelled", "joint.batch_size"):
+    labels = {"images.labelled": "", "evaluation.images.labelled": "to evaluate: "}
+    yield from (f"  {text}{_reason(planned, key)}" for key, text in labels.items() if _reason(planned, key))
+    for key in ("images.size", "joint.batch_size"):
         if reason := _reason(planned, key):
-            yield f"  {key}: {reason}"
+            yield f"  {key}: {planned.choices[key].value}, {reason}"
     yield f"  gate: {_describe_gate(run.config)}"
     stored = count_missing_bytes(run.config, run.plan, run.training_images, run.students)
     free = "" if is_remote(folder) else f"; {format_bytes(_free_bytes(folder))} are free"
@@ -207,9 +209,9 @@ def _describe_images(planned: PlannedMerge) -> str:
 
 def _describe_gate(config: Config) -> str:
     if not config.gates:
-        return "none: the teacher with the higher scores decides; --hints could say better"
-    hints = f", hints of {', '.join(config.scores.hints)}" if config.scores.hints else ""
-    return f"{config.scores.gate} ({', '.join(config.gates)}{hints})"
+        return "none: the teacher with the higher scores decides whose image it is; --hints could help"
+    hints = f", with hints of {', '.join(config.scores.hints)}" if config.scores.hints else ""
+    return f"{config.scores.gate}{hints}"
 
 
 def _free_bytes(folder: Path) -> int:

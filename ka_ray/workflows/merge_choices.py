@@ -137,4 +137,4 @@ def _find_batch_size(config: Config, num_images: int) -> Choice | None:
     left = total - count_held_out(total)
     if config.joint.batch_size <= left or left < 1 or "batch_size" in config.joint.model_fields_set:
         return None
-    return Choice(2 ** (left.bit_length() - 1), f"the student learns from only {left:,} images")
+    return Choice(2 ** (left.bit_length() - 1), f"because the student learns from only {left:,} images")

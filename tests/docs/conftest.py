@@ -101,6 +101,12 @@ def checkout_without_work(checkout, monkeypatch):
     def stop_submission(address):
         raise WorkReached  # the next step needs a cluster
 
+    def stop_before_models(*_):
+        raise WorkReached  # the next step reads the models, which are fake
+
+    monkeypatch.setattr("ka_ray.workflows.merge.check_servers", lambda config: None)
+    monkeypatch.setattr("ka_ray.workflows.merge.describe_teachers", stop_before_models)
+    monkeypatch.setattr("ka_ray.workflows.inspect.describe_model", stop_before_models)
     for name in ("amalgamate", "search_widths", "measure_spectrum", "teach"):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
     monkeypatch.setattr(ka_ray, "compare", stop_comparison, raising=False)

@@ -37,6 +37,10 @@ def test_every_command_is_accepted(checkout_without_work, monkeypatch, command):
         "ka-ray run missing.yaml",
         "ka-ray run my.yaml --set joint.epoch=5",
         "ka-ray compare my.yaml --methods best",
+        "ka-ray merge hf/dogs --images photos",
+        "ka-ray merge hf/dogs birds.ckpt --images photos --hints cats=photos",
+        "ka-ray init hf/dogs birds.ckpt --images nowhere",
+        "ka-ray inspect nowhere.pt",
         "ka-ray submit my.yaml --output runs/relative",
         "ka-ray predict nowhere photos/1.jpg",
         "python jobs/amalgamate.py my.yaml --methods direct",
@@ -106,6 +110,7 @@ def test_every_python_block_runs(checkout, monkeypatch, block):
     accuracy = Accuracy.model_construct(**dict.fromkeys(Accuracy.model_fields))
     report = Report.model_construct(accuracy=accuracy)
     monkeypatch.setattr(ka_ray, "amalgamate", lambda config: report, raising=False)
+    monkeypatch.setattr(ka_ray, "merge", lambda teachers, images, **overrides: report, raising=False)
     exec(compile(block.text, str(block), "exec"), {})
 
 
