@@ -75,7 +75,8 @@ def find_embeddings(run: Run, students: Sequence[Config]) -> dict[str, Embedding
         InputError: It is not clear what the embedding of a teacher is.
     """
     embeddings, notes = list_embeddings(run.config, run.plan, students)
-    run.notify(*notes)
+    for note in notes:
+        run.notify(note)
     return embeddings
 
 
