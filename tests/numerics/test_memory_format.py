@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ka_ray.numerics.memory_format import to_preferred_memory_format
+from ka_ray.numerics.memory_format import move_network, to_preferred_memory_format
 
 FEATURE_MAPS = torch.rand(2, 3, 4, 5)
 
@@ -26,6 +26,15 @@ def test_feature_maps_on_a_cpu_are_channels_last_and_layers_keep_that_format():
     assert to_preferred_memory_format(converted).data_ptr() == converted.data_ptr()
 
 
-def test_vectors_and_other_devices_get_the_contiguous_format():
-    assert to_preferred_memory_format(FEATURE_MAPS[:, :, 0, 0]).shape == (2, 3)
-    assert to_preferred_memory_format(FEATURE_MAPS.to("meta")).is_contiguous()
+def test_maps_on_other_devices_are_channels_last_too_and_vectors_are_contiguous():
+    vectors = FEATURE_MAPS[:, :, 0, 0]
+    assert not vectors.is_contiguous()
+    assert to_preferred_memory_format(vectors).is_contiguous()
+    there = to_preferred_memory_format(FEATURE_MAPS.to("meta"))
+    assert there.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_on_a_cpu_keeps_its_kernels_as_they_are():
+    network = nn.Conv2d(3, 6, 3)
+    assert move_network(network, torch.device("cpu")) is network
+    assert network.weight.is_contiguous()

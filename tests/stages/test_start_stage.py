@@ -124,7 +124,7 @@ def test_auto_keeps_the_start_whose_worst_followed_teacher_is_followed_best(make
     judged = {candidate["name"]: candidate for candidate in summary["candidates"]}
     assert {"average", "teacher low", "teacher low, ridge head", "teacher high, ridge head"} <= judged.keys()
     # Candidates within a hundredth of a nat follow it equally well.
-    best = min(judged.values(), key=lambda c: (round(c["worst_divergence"], 2), c["divergence"]))
+    best = min(judged.values(), key=lambda c: (round(c["worst_divergence"], 2), round(c["divergence"], 6)))
     assert summary["chosen"] == best["name"]
     assert best["worst_divergence"] < judged["average"]["worst_divergence"]
 

@@ -63,7 +63,7 @@ def without_ka_ray(names):
 def test_the_source_of_ka_ray_is_sent(project):
     sent = {name for name in zip_contents() if name.startswith("ka_ray/")}
     source = Path(ka_ray.__file__).parent
-    files = [path for pattern in ("*.py", "py.typed") for path in source.rglob(pattern)]
+    files = [path for pattern in ("*.py", "*.css", "py.typed") for path in source.rglob(pattern)]
     assert sent == {f"ka_ray/{path.relative_to(source)}" for path in files}
     assert zip_contents()["ka_ray/errors.py"] == Path(errors.__file__).read_bytes()
 
