@@ -36,7 +36,7 @@ from ka_ray.workflows.teach import teach
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ANIMALS = CIFAR10[2:8]
 SIGNS = tuple(f"sign_{digit}" for digit in range(10))
-PAIRS = {
+PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
     "halves": {"a": CIFAR10[:5], "b": CIFAR10[5:]},
     "animals_and_signs": {"animals": ANIMALS, "signs": SIGNS},
 }
@@ -69,7 +69,7 @@ def describe_images(pair: str, data: Path, folder: Path) -> dict[str, Any]:
         parquet |= {"path": str(data / "cifar10")}
         train, test = ({**parquet, "files": f"{split}-*.parquet"} for split in ("train", "test"))
         return {"images": train | {"limit": 5000}, "evaluation": {"images": test | {"limit": 2000}}}
-    parts = {
+    parts: dict[str, list[dict[str, Any]]] = {
         split: [
             {**parquet, "path": str(folder), "files": f"{split}.parquet"},
             {"source": "folder", "path": str(data / "sign-digits" / split)},
@@ -246,10 +246,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/finetuned_pair"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--starts", default="average,{teacher: FIRST}", help="to compare; empty: none")
+    parser.add_argument(
+        "--starts", default="average,{teacher: FIRST}", help="to compare in the part `starts`"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["alone", "starts"])
     parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
     arguments = parser.parse_args()
+    if not {"alone", "exact"} & {*arguments.parts}:
+        parser.error("--parts needs alone or exact among them, for the accuracy of the ensemble")
     arguments.output.mkdir(parents=True, exist_ok=True)
     arguments.output, arguments.data = arguments.output.resolve(), arguments.data.resolve()
     if not (arguments.output / "imagenet.pt").exists():

@@ -1,7 +1,7 @@
 """Copy batches from numpy arrays to a device and back, on a GPU through pinned memory.
 
-Copies between a GPU and pinned memory were 7 and 45 times as fast as those of other memory on an H100
-(`benchmarks/gpu.py`): 53 GB/s instead of 7 to the GPU, and instead of 1.2 from it.
+Copies between a GPU and pinned memory were 6 and 38 times as fast as those of other memory on an H100
+(`benchmarks/gpu.py`): 54 GB/s instead of 8.6 to the GPU, and instead of 1.4 from it.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ def move_network(network: Module, device: torch.device) -> Module:
     """Move a network to the device that it will run on, in place.
 
     On a GPU, the kernels of convs get the format of :func:`to_preferred_memory_format`. Without it, each call
-    would convert them again. On a CPU, kernels of either format are as fast.
+    would convert them again. On a CPU they stay as they are.
 
     Args:
         network: Network, or anything that holds networks.

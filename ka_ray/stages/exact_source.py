@@ -77,7 +77,7 @@ class ExactSource(MeasuredSource):
 
 
 def _describe_images(divergences: Mapping[int, float]) -> str:
-    """Say from how many images a student was solved, and how well those followed the teachers."""
+    """Return from how many images the student was solved, and how the others that were tried compare."""
     best = min(divergences, key=divergences.__getitem__)
     others = [f"{number:,}: {value:.3f}" for number, value in divergences.items() if number != best]
     tried = f", divergence {divergences[best]:.3f}; from {', '.join(others)}" if others else ""
