@@ -126,7 +126,7 @@ class TeacherConfig(Section):
 
 
 GENERIC_NAMES = re.compile(
-    r"(model|pytorch_model|model_best|best|last|final|latest|checkpoint|checkpoints|ckpt|weights|student"
+    r"(model|pytorch_model|model_best|best|last|final|latest|checkpoint|checkpoints|ckpt|weights|student|teacher"
     r"|version_\d+|lightning_logs|(checkpoint|model|epoch)[-_=]?\d+.*)(\.pth|\.pt)?"
 )
 """Names of files and folders that training scripts give to every model: no name for a teacher."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ka_ray.config import DESCRIPTIVE, DescriptiveConfig, TeacherConfig
 from ka_ray.config.job_paths import is_absolute
 from ka_ray.errors import InputError
+from ka_ray.storage.files import exists
 from ka_ray.storage.uris import to_path
 from ka_ray.teachers.networks import (
     INPUT_TRANSFORMERS,
@@ -36,6 +37,7 @@ from ka_ray.teachers.sources.hubs import (
     find_torchvision_weights,
 )
 from ka_ray.teachers.sources.library_preprocessing import preprocessing_of_torchvision
+from ka_ray.teachers.sources.taught import describe_taught, find_taught
 
 SAY_THE_SIZE = {"preset", "resize", "size", "crop"}
 """Keys of a preprocessing, one of which is needed if the source's own cannot be used."""
@@ -147,10 +149,13 @@ def _describe(config: TeacherConfig) -> Description | None:
 
 def _describe_path(config: TeacherConfig, path: Path) -> Description:
     """Describe a file or folder; `weights` of the config says its preprocessing."""
-    if path.is_dir():
-        found = describe_folder(path, trusted=str(config.arguments.get("network", "")))
-    elif path.name in (STUDENT, STUDENT_WEIGHTS):
-        found = describe_folder(path.parent, trusted=str(config.arguments.get("network", "")))
+    trusted = str(config.arguments.get("network", ""))
+    if path.name in (STUDENT, STUDENT_WEIGHTS):
+        found = describe_folder(path.parent, trusted=trusted)
+    elif not exists(path / STUDENT) and (taught := find_taught(path)) is not None:
+        found = describe_taught(taught, trusted=config.network)
+    elif path.is_dir():
+        found = describe_folder(path, trusted=trusted)
     elif is_model_folder(path.parent):
         found = describe_folder(path.parent, path)
     else:
@@ -225,6 +230,7 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
         merged = TeacherConfig.model_validate(
             {
                 **config.model_dump(),
+                **{key: value for key, value in found.scores.items() if getattr(config, key) is None},
                 "network": network,
                 "arguments": {**(found.arguments if same_network else {}), **config.arguments},
                 "classes": classes,

@@ -24,6 +24,7 @@ class Description:
         preprocessing_source: Where these keys come from, for the user.
         preprocessing_problem: Why the source's preprocessing cannot be used; empty if it can.
         checkpoint: The file with the weights.
+        scores: The keys `output` and `final_activation`.
         notes: What else the user should know.
     """
 
@@ -35,6 +36,7 @@ class Description:
     preprocessing_source: str = ""
     preprocessing_problem: str = ""
     checkpoint: Path | None = None
+    scores: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

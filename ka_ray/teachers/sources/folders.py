@@ -56,8 +56,8 @@ def describe_folder(folder: Path, checkpoint: Path | None = None, trusted: str =
             read_object(folder / CONFIG)  # raises if it is damaged
         raise InputError(
             f"from: {folder} holds neither {STUDENT} (the output folder of a run) nor a {CONFIG} with "
-            "`architecture` (a model of timm) or `model_type` (transformers); give the file with the "
-            "weights, and its network"
+            "`architecture` (a model of timm), `model_type` (transformers) or `teacher` (that of `ka-ray "
+            "teach`); give the file with the weights, and its network"
         )
     config = read_object(folder / CONFIG)
     weights = checkpoint or _find_weights(folder)

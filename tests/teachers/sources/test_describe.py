@@ -204,7 +204,7 @@ VIT = {"model_type": "vit"}
         ({"config.json": VIT}, "no weights: model.safetensors or pytorch_model.bin"),
         (
             {"config.json": {}, "model.safetensors": {}},
-            r"nor a config.json with `archi.* `model_type`",
+            r"nor a config.json with `archi.* `model_type`.* `teacher`",
         ),
         ({"config.json": VIT, "model.safetensors.index.json": {}}, "split into several files"),
         ({"config.json": "{"}, "config.json is damaged: it is not JSON"),
