@@ -49,7 +49,7 @@ def build_plan(config: Config) -> Plan:
     return make_plan(config, [load_teacher(teacher) for teacher in config.teachers])
 
 
-@pytest.mark.parametrize("actors_per_teacher", [1, 2])
+@pytest.mark.parametrize("actors_per_teacher", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stacked_features_and_scores_equal_those_of_a_plain_loop(
     cluster, load_config, tmp_path, actors_per_teacher
 ):
@@ -270,7 +270,7 @@ def make_evaluation(config: Config, images: ImageSet, plan: Plan, students: dict
     )
 
 
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_any_number_of_evaluators_has_the_counts_of_a_plain_loop(cluster, load_config, tmp_path, actors):
     # The teachers take both logical GPUs; the student must not wait for a third one.
     config = load_config(

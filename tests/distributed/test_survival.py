@@ -194,6 +194,7 @@ def test_the_error_names_the_task_that_ended_the_pass_also_if_another_one_died_t
     assert str(other).startswith("workers were lost again and again: reading images")
 
 
+@pytest.mark.slow  # as long as the one of sums
 def test_an_evaluation_with_killed_teachers_counts_every_image_once(
     cluster, load_config, tmp_path, create_kills_folder
 ):

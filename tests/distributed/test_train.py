@@ -104,7 +104,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 def test_any_number_of_workers_and_the_plain_loop_give_the_same_weights(cluster, make_inputs, workers):
     # With three workers the parts of a batch are too small for the groups of ``common_features``.
     variants = [variant for variant in VARIANTS if workers < 3 or variant != "common_features"]

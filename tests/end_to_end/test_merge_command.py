@@ -9,7 +9,8 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import ka_ray
-from ka_ray import cli
+from ka_ray import Config, cli
+from ka_ray.runs.setup import plan_run
 
 CLASSES = {"pets": ["beagle", "pug", "tabby"], "birds": ["jay", "owl"]}
 NAMES = [name for classes in CLASSES.values() for name in classes]
@@ -44,10 +45,10 @@ def test_one_command_merges_two_teachers_and_its_config_repeats_it(tmp_path, mon
     assert report["accuracy"]["labelled"] == 3  # the folders are classes
     assert ka_ray.load_student("runs/merged").spec.classes == tuple(NAMES)
 
-    saved = tmp_path / "runs" / "merged" / "config.json"
-    before = json.loads(saved.read_text())
+    # The same command, or a run of the written config, would resume; another config would be refused.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)  # a run of another config would be refused
-    call("run", str(tmp_path / "runs" / "merged" / "merge.yaml"))
-    assert json.loads(saved.read_text()) == before
+    monkeypatch.chdir(elsewhere)
+    repeated = plan_run(Config.load(tmp_path / "runs" / "merged" / "merge.yaml")).config
+    saved = json.loads((tmp_path / "runs" / "merged" / "config.json").read_text())
+    assert repeated.model_dump(mode="json") == saved
