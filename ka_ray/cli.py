@@ -181,6 +181,7 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
+app.command()(cli_models.browse)
 app.command()(cli_models.evaluate)
 app.command()(cli_models.predict)
 

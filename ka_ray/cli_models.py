@@ -4,6 +4,7 @@ As in :mod:`ka_ray.cli`, each command imports what it needs itself.
 """
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -99,6 +100,18 @@ def merge(
     report, folder = workflow.merge_by_request(request)
     summary.show_report(report, folder)
     typer.echo(f"config:  {folder / MERGE_CONFIG}")
+
+
+def browse(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run; it may have been moved.")],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="By default the first free one from 5000.")
+    ] = None,
+) -> None:
+    """Show a run in MLflow: start its server for this machine, and print the address of the run's page."""
+    from ka_ray.workflows.browse import browse as serve_runs
+
+    serve_runs(folder, port, typer.echo)
 
 
 def evaluate(

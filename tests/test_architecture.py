@@ -91,8 +91,12 @@ def test_ray_is_imported_only_by_distributed_and_submission(path):
 
 
 @every_file
-def test_mlflow_is_imported_in_only_one_file(path):
-    assert module_name(path) == "tracking.mlflow" or imported_names_of_package(path, "mlflow") == []
+def test_mlflow_is_imported_only_by_its_tracker(path):
+    assert (
+        module_name(path).startswith("tracking.mlflow.")
+        or module_name(path) == "tracking.mlflow"
+        or imported_names_of_package(path, "mlflow") == []
+    )
 
 
 @every_file

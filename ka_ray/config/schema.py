@@ -49,6 +49,12 @@ class TrackingConfig(Section):
         description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
     )
     experiment: NotBlank = Field("ka_ray", description="Name of the MLflow experiment.")
+    model: Name | None = Field(
+        None, description="Name of the registered model that the student is a version of; null: the run's."
+    )
+    system_metrics: bool = Field(
+        True, description="Log the load of the machine with the driver: CPUs, memory, disk, network, GPUs."
+    )
 
     @field_validator("uri")
     @classmethod

@@ -25,6 +25,7 @@ from ka_ray.runs.costs import compute_speeds, measure_sizes
 from ka_ray.runs.figures import draw_or_notify, write_or_notify
 from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.origin import describe_origin
+from ka_ray.runs.tracked import track_result
 from ka_ray.stages import list_stages
 from ka_ray.stages.inputs import stage_summary_path
 from ka_ray.stages.summaries import (
@@ -79,11 +80,10 @@ def publish(run: Run, evaluated: EvaluationSummary, gate: GateChoice | None = No
     page = folder / REPORT_PAGE
     write_or_notify(lambda: [report.save_page(folder, drawn)], f"{page} is missing", run.notify)
     run.notify(*report.warnings)
-    tracker.log_warnings(report.warnings)
     tracker.log_metrics(_all_metrics(report))
     for path in filter(exists, (folder / "report.json", folder / "report.md", page, figures)):
         tracker.log_artifact(path)
-    tracker.log_student(load_student(folder, trust=True))
+    track_result(run, report, load_student(folder, trust=True))
     return report
 
 

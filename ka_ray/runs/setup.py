@@ -24,6 +24,7 @@ from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import teach_missing
+from ka_ray.runs.tracked import track_inputs
 from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.joint import chooses_student
 from ka_ray.student.plan import Plan, make_plan
@@ -233,4 +234,6 @@ def start_run(
             training_images=planned.training_images,
             evaluation_images=planned.evaluation_images,
         )
-        yield teach_missing(run)
+        run = teach_missing(run)
+        track_inputs(run)
+        yield run

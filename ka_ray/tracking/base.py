@@ -1,7 +1,7 @@
 """The interface of experiment trackers, and the choice of the server or database that tracks a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +9,7 @@ from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
 from ka_ray.storage.files import is_remote
 from ka_ray.storage.uris import refuse_credentials
+from ka_ray.tracking.records import StudentVersion, TrackedImages
 from ka_ray.tracking.uri import check_answer, check_form, check_sqlite_file
 
 if TYPE_CHECKING:  # at run time, this import would load torch, which takes seconds
@@ -118,6 +119,27 @@ class Tracker(Protocol):
             warnings: Sentences for the user; empty: the run is not marked.
         """
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, by which lists of runs can be filtered.
+
+        Args:
+            tags: Values by name.
+        """
+
+    def describe(self, text: str) -> None:
+        """Set the text that stands at the top of the run's page.
+
+        Args:
+            text: Markdown.
+        """
+
+    def log_images(self, images: TrackedImages) -> None:
+        """Log which images the run read.
+
+        Args:
+            images: The images.
+        """
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file, or of a folder with everything in it.
 
@@ -128,6 +150,14 @@ class Tracker(Protocol):
 
     def log_student(self, student: "Student") -> None:
         """Log the student as a model that can be loaded and served."""
+
+    def register_student(self, version: StudentVersion, notify: Callable[[str], None]) -> None:
+        """Register the logged student as a new version of a model; the best one is its champion.
+
+        Args:
+            version: The version.
+            notify: Called with what came of it, in a sentence for the user.
+        """
 
     def finish(self, failed: bool) -> None:
         """End the run.

@@ -1,10 +1,11 @@
 """The tracker that keeps nothing, so that callers need not ask whether there is a tracker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ka_ray.tracking.base import Tracker
+from ka_ray.tracking.records import StudentVersion, TrackedImages
 
 if TYPE_CHECKING:  # importing it would load torch, which takes seconds
     from ka_ray.student import Student
@@ -50,6 +51,27 @@ class NullTracker(Tracker):
             warnings: Ignored.
         """
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing.
+
+        Args:
+            tags: Ignored.
+        """
+
+    def describe(self, text: str) -> None:
+        """Do nothing.
+
+        Args:
+            text: Ignored.
+        """
+
+    def log_images(self, images: TrackedImages) -> None:
+        """Do nothing.
+
+        Args:
+            images: Ignored.
+        """
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Do nothing.
 
@@ -60,6 +82,14 @@ class NullTracker(Tracker):
 
     def log_student(self, student: "Student") -> None:
         """Do nothing."""
+
+    def register_student(self, version: StudentVersion, notify: Callable[[str], None]) -> None:
+        """Do nothing.
+
+        Args:
+            version: Ignored.
+            notify: Ignored.
+        """
 
     def finish(self, failed: bool) -> None:
         """Do nothing."""

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from ka_ray.tracking.base import Tracker
 from ka_ray.tracking.null import NullTracker
+from ka_ray.tracking.records import StudentVersion, TrackedImages
 
 if TYPE_CHECKING:  # at run time, this import would load torch, which takes seconds
     from ka_ray.student import Student
@@ -105,6 +106,31 @@ class TolerantTracker(Tracker):
         copied = list(warnings)
         self._store("warnings", "warnings", lambda: self._tracker.log_warnings(copied))
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run.
+
+        Args:
+            tags: Values by name.
+        """
+        copied = dict(tags)
+        self._store("tags", "tags", lambda: self._tracker.log_tags(copied))
+
+    def describe(self, text: str) -> None:
+        """Set the text of the run's page.
+
+        Args:
+            text: Markdown.
+        """
+        self._store("tags", "the description", lambda: self._tracker.describe(text))
+
+    def log_images(self, images: TrackedImages) -> None:
+        """Log which images the run read.
+
+        Args:
+            images: The images.
+        """
+        self._store("images", f"the {images.purpose} images", lambda: self._tracker.log_images(images))
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file or folder.
 
@@ -117,6 +143,16 @@ class TolerantTracker(Tracker):
     def log_student(self, student: "Student") -> None:
         """Log the student as a model."""
         self._store("student", "the student as a model", lambda: self._tracker.log_student(student))
+
+    def register_student(self, version: StudentVersion, notify: Callable[[str], None]) -> None:
+        """Register the logged student as a new version of a model.
+
+        Args:
+            version: The version.
+            notify: Called with what came of it.
+        """
+        what = "the student as a version of a model"
+        self._store("version", what, lambda: self._tracker.register_student(version, notify))
 
     def finish(self, failed: bool) -> None:
         """End the run, and say what the tracker has not got.

@@ -19,6 +19,7 @@ from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
+from ka_ray.runs.tracked import track_images
 from ka_ray.stages.teacher import teacher_checkpoint_path
 from ka_ray.storage.files import write_json
 from ka_ray.teachers import build_teacher
@@ -74,6 +75,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     with claim_output_dir(config) as folder:
         check_listings(folder, list_sources(training_images, evaluation_images))
         with open_context(config, folder, config.name) as context:
+            track_images(context.tracker, training_images, evaluation_images)
             context.notify(note, *dict.fromkeys(notes), note_on_labels)
             checkpoint = teacher_checkpoint_path(folder, config.teacher.name)
             if not checkpoint.exists():

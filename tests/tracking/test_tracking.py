@@ -379,8 +379,11 @@ def test_importing_tracking_imports_no_mlflow() -> None:
 @pytest.mark.parametrize(
     ("uri", "link"),
     [
-        ("http://host:5000", "http://host:5000/#/experiments/7/runs/abc"),
-        ("https://host/mlflow/", "https://host/mlflow/#/experiments/7/runs/abc"),
+        ("http://host:5000", "http://host:5000/#/experiments/7/runs/abc?workflowType=machine_learning"),
+        (
+            "https://host/mlflow/",
+            "https://host/mlflow/#/experiments/7/runs/abc?workflowType=machine_learning",
+        ),
         ("sqlite:////tmp/mlflow.db", None),
         ("file:///tmp/mlruns", None),
     ],

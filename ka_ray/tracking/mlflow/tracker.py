@@ -1,32 +1,20 @@
-"""Tracking with MLflow; the only module that imports it.
+"""One MLflow run: its parameters, metrics, tags, images, files and student.
 
 Everything goes through a client with an explicit run id. So MLflow's process-wide tracking URI and active
 run, which the caller of this package may use for something else, stay as they are, and any thread may log.
 """
 
 import copy
-import logging
-import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# Before the import of MLflow, which reads both variables.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow.pytorch
-import numpy as np
 from mlflow import MlflowClient, MlflowException
-from mlflow.entities import LoggedModelOutput, Metric, Param
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from ka_ray.config import TrackingConfig
 from ka_ray.errors import InputError
@@ -34,10 +22,14 @@ from ka_ray.storage.cache import download_into
 from ka_ray.storage.files import is_remote
 from ka_ray.student import Student
 from ka_ray.tracking.base import Tracker, tracking_uri
+from ka_ray.tracking.mlflow.inputs import log_images
+from ka_ray.tracking.mlflow.model import log_student, without_info_logs
+from ka_ray.tracking.mlflow.registry import register
+from ka_ray.tracking.mlflow.system_metrics import SystemMetrics
+from ka_ray.tracking.moved import ARTIFACTS, DATABASE, follow_moved_folder
+from ka_ray.tracking.pages import run_page
+from ka_ray.tracking.records import StudentVersion, TrackedImages
 from ka_ray.tracking.uri import sqlite_uri, translated_errors
-
-MODEL_NAME = "student"
-"""The name of the logged model; MLflow loads it as ``runs:/RUN_ID/student``."""
 
 MAX_KEY_CHARS = 250
 """MLflow's limit for the name of a parameter, metric or tag."""
@@ -62,22 +54,27 @@ class MlflowTracker(Tracker):
     def __init__(self, config: TrackingConfig, name: str, output: Path, run_id: str | None) -> None:
         configured = tracking_uri(config, output)
         # MLflow's default would be a folder in the current folder, not in the run's.
-        artifacts = None if configured else (output.absolute() / "mlartifacts").as_uri()
-        uri = configured or sqlite_uri(output.absolute() / "mlflow.db")
-        with _without_info_logs(), translated_errors(uri):
+        artifacts = None if configured else (output.absolute() / ARTIFACTS).as_uri()
+        uri = configured or sqlite_uri(output.absolute() / DATABASE)
+        if not configured:
+            follow_moved_folder(output)
+        with without_info_logs(), translated_errors(uri):
             self._client = MlflowClient(uri)
             run = _resume_run(self._client, run_id)
             if run is None:
                 experiment_id = _find_or_create_experiment(self._client, config.experiment, artifacts)
                 run = self._client.create_run(experiment_id, run_name=name)
         self._set_run(uri, run)
+        with without_info_logs():
+            self._system = SystemMetrics(uri, self._run_id) if config.system_metrics else None
 
     def _set_run(self, uri: str, run: Any) -> None:
         self._run_id: str = run.info.run_id
         self._experiment_id: str = run.info.experiment_id
+        self._model_id: str | None = None
         self.tracking_uri: str | None = uri
         self.run_id: str | None = self._run_id
-        page = f"{uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
+        page = run_page(uri, self._experiment_id, self._run_id)
         self.link: str | None = page if uri.startswith(("http://", "https://")) else None
 
     def child(self, name: str, run_id: str | None) -> "MlflowTracker":
@@ -93,6 +90,7 @@ class MlflowTracker(Tracker):
             run = self._client.create_run(self._experiment_id, run_name=name[:MAX_KEY_CHARS], tags=tags)
         child = copy.copy(self)
         child._set_run(self.tracking_uri or "", run)
+        child._system = None  # one for all runs of this process
         return child
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -126,6 +124,31 @@ class MlflowTracker(Tracker):
         if warnings:
             self._client.set_tag(self._run_id, "warning", " ".join(warnings)[:MAX_VALUE_CHARS])
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, cut to MLflow's limits.
+
+        Args:
+            tags: Values by name.
+        """
+        for key, value in tags.items():
+            self._client.set_tag(self._run_id, _entity_key(key), value[:MAX_VALUE_CHARS])
+
+    def describe(self, text: str) -> None:
+        """Set the description at the top of the run's page.
+
+        Args:
+            text: Markdown.
+        """
+        self._client.set_tag(self._run_id, MLFLOW_RUN_NOTE, text[:MAX_VALUE_CHARS])
+
+    def log_images(self, images: TrackedImages) -> None:
+        """Log images that the run read, as a dataset.
+
+        Args:
+            images: The images.
+        """
+        log_images(self._client, self._run_id, images)
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file, or of a folder under its own name.
 
@@ -139,31 +162,28 @@ class MlflowTracker(Tracker):
             self._client.log_artifact(self._run_id, str(local), folder)
 
     def log_student(self, student: Student) -> None:
-        """Log the student as a PyTorch model named ``student``, linked to the run.
+        """Log the student as a model; see :func:`ka_ray.tracking.mlflow.model.log_student`."""
+        self._model_id = log_student(self._client, self._experiment_id, self._run_id, student)
 
-        The model is a graph of torch.export: loading it needs torch and MLflow, but not ka_ray, and unpickles
-        nothing. Its input is float32 pixels in 0 ... 255, of the size that the student was trained on.
+    def register_student(self, version: StudentVersion, notify: Callable[[str], None]) -> None:
+        """Register the logged student; see :func:`ka_ray.tracking.mlflow.registry.register`.
+
+        Args:
+            version: The version.
+            notify: Called with what came of it.
+
+        Raises:
+            RuntimeError: The student has not been logged.
         """
-        logged = self._client.create_logged_model(self._experiment_id, MODEL_NAME, self._run_id)
-        try:
-            with TemporaryDirectory() as folder, _without_info_logs():
-                model = Model(
-                    artifact_path=logged.artifact_location,
-                    run_id=self._run_id,
-                    model_uuid=logged.model_id,
-                    model_id=logged.model_id,
-                    metadata={"classes": list(student.spec.classes), **student.spec.input_rules},
-                )
-                _save_model(student, Path(folder) / MODEL_NAME, model)
-                self._client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL_NAME))
-        except BaseException:  # Ctrl-C, too: otherwise the model would be shown as pending for ever
-            self._client.finalize_logged_model(logged.model_id, "FAILED")
-            raise
-        self._client.finalize_logged_model(logged.model_id, "READY")
-        self._client.log_outputs(self._run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        if self._model_id is None:
+            raise RuntimeError("the student is not logged, so that it cannot be registered")
+        notify(register(self._client, self._run_id, self._model_id, version))
 
     def finish(self, failed: bool) -> None:
         """End the run, as failed or as finished."""
+        if self._system is not None:
+            with without_info_logs():
+                self._system.close()
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
@@ -214,37 +234,3 @@ def _find_or_create_experiment(client: MlflowClient, name: str, artifacts: str |
 def _entity_key(key: str) -> str:
     """Return a key that MLflow accepts: characters that it refuses become ``_``, and long keys are cut."""
     return re.sub(r"[^/\w.\- ]", "_", key)[:MAX_KEY_CHARS]
-
-
-def _save_model(student: Student, path: Path, model: Model) -> None:
-    """Write the student as an MLflow model folder."""
-    shape, num_classes = student.spec.view.shape, len(student.spec.classes)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.float32)
-    pixel_type = np.dtype(np.float32)
-    mlflow.pytorch.save_model(
-        copy.deepcopy(student).cpu().eval(),
-        str(path),
-        mlflow_model=model,
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(pixel_type, (-1, *shape))]),
-            outputs=Schema([TensorSpec(pixel_type, (-1, num_classes))]),
-        ),
-        input_example=pixels,  # two images: from one, torch.export would fix the batch size to 1
-        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in ("mlflow", "numpy", "torch")],
-        metadata=model.metadata,
-        serialization_format="pt2",
-    )
-    # The exported graph stays on the CPU, but MLflow would load it onto a GPU, and fail, without this.
-    model.flavors["python_function"]["config"]["device"] = "cpu"
-    model.save(str(path / "MLmodel"))
-
-
-@contextmanager
-def _without_info_logs() -> Iterator[None]:
-    """Hide MLflow's log messages below warnings; creating a database alone prints dozens of them."""
-    level = (logger := logging.getLogger("mlflow")).level
-    logger.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
