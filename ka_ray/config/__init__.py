@@ -15,7 +15,7 @@ from ka_ray.config.mixture import ImagesConfig, MixedImages, PlainImages
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.placement import PlacementConfig, Resources, ResourcesConfig
 from ka_ray.config.preprocessing import Preprocessing
-from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig, TrackingConfig
+from ka_ray.config.schema import Config, EvaluationConfig, TeachConfig
 from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.sources import (
     NOBODY,
@@ -37,6 +37,7 @@ from ka_ray.config.stages import (
 )
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig
 from ka_ray.config.teachers import Augmentation, TeacherConfig, TeachingConfig
+from ka_ray.config.tracking import TrackingConfig
 from ka_ray.config.tune import TuneConfig
 
 __all__ = [

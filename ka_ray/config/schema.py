@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ka_ray.config.base import AbsolutePath, ExistingPath, NotBlank, Section, with_defaults
+from ka_ray.config.base import AbsolutePath, ExistingPath, Section, with_defaults
 from ka_ray.config.baselines import BaselinesConfig
 from ka_ray.config.cluster import RayConfig
 from ka_ray.config.factories import FactoriesSection
@@ -20,8 +20,8 @@ from ka_ray.config.scores import ScoresConfig
 from ka_ray.config.stages import CodesConfig, ExtractConfig, LayersConfig, LikeTeacher
 from ka_ray.config.student import STUDENT, StartConfig, StudentConfig, TapName, TapPath
 from ka_ray.config.teachers import TeacherConfig
+from ka_ray.config.tracking import TrackingConfig
 from ka_ray.config.tune import TuneConfig
-from ka_ray.storage.uris import refuse_credentials
 
 
 class EvaluationConfig(Section):
@@ -38,30 +38,6 @@ class EvaluationConfig(Section):
         description="Also evaluate the student after every joint epoch, for a learning curve. Which of "
         "them is the result does not depend on it: see `joint.keep`.",
     )
-
-
-class TrackingConfig(Section):
-    """Where parameters, metrics, figures and the model are kept."""
-
-    backend: Literal["mlflow", "none"] = Field("mlflow", description="none: runs are not tracked.")
-    uri: str | None = Field(
-        None,
-        description="MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else sqlite in the output folder",
-    )
-    experiment: NotBlank = Field("ka_ray", description="Name of the MLflow experiment.")
-    model: Name | None = Field(
-        None, description="Name of the registered model that the student is a version of; null: the run's."
-    )
-    system_metrics: bool = Field(
-        True, description="Log the load of the machine with the driver: CPUs, memory, disk, network, GPUs."
-    )
-
-    @field_validator("uri")
-    @classmethod
-    def _without_credentials(cls, uri: str | None) -> str | None:
-        if uri is not None:
-            refuse_credentials(uri, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
-        return uri
 
 
 class _Run(FactoriesSection):

@@ -4,6 +4,7 @@ Names in them are as users gave them. Parts between two backticks are code, as
 :func:`ka_ray.reports.plain_text.escape_markdown` reads them.
 """
 
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -155,5 +156,9 @@ def find_browse_command(run: MlflowRun) -> str | None:
     if run.tracking_uri is None:
         return None
     # A server has a page to open; a database needs MLflow's user interface to be started first.
-    local = f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
-    return run.tracking_uri if run.tracking_uri.startswith("http") else local
+    if run.tracking_uri.startswith(("http://", "https://")):
+        return run.tracking_uri
+    own = re.fullmatch(r"sqlite:///(.+)/mlflow\.db", run.tracking_uri)
+    if own is not None and "%" not in own[1]:  # quoted: no plain path
+        return f"ka-ray browse {shlex.quote(own[1])}"
+    return f"mlflow server --backend-store-uri {shlex.quote(run.tracking_uri)}"

@@ -21,8 +21,8 @@ from ka_ray.tracking.records import StudentVersion, TrackedImages
 MAX_NAME_CHARS = 200
 """The name of a source is cut to so many characters; MLflow takes 500."""
 
-DIGEST_BYTES = 16
-"""Size of a digest of a list of images; in hexadecimal, MLflow takes at most 36 characters."""
+DIGEST_BYTES = 8
+"""Size of a digest of a list of images; MLflow shows it in its tables."""
 
 
 def track_inputs(run: Run) -> None:

@@ -81,8 +81,10 @@ def show_report(report: "Report", folder: Path, images: Sequence[str | Path] = (
     uri = report.mlflow.tracking_uri
     if uri is not None and uri.startswith(("http://", "https://")):
         console.print(f"browse:  {uri}")
-    elif uri is not None:  # a database, which a browser shows only through a local server
-        console.print(f"browse:  {find_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
+    elif (folder / "mlflow.db").exists():  # a database, which a browser shows only through a local server
+        console.print(f"browse:  {find_program('ka-ray')} browse {shlex.quote(str(folder))}")
+    elif uri is not None:
+        console.print(f"browse:  {find_program('mlflow')} server --backend-store-uri {shlex.quote(uri)}")
     console.print(f"try:     {find_program('ka-ray')} {shlex.join(map(str, ['predict', folder, *images]))}")
 
 

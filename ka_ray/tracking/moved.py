@@ -18,7 +18,7 @@ def follow_moved_folder(output: Path) -> bool:
     """Correct the paths in the database of an output folder that was moved or copied.
 
     Args:
-        output: The output folder; one without a database is left alone.
+        output: The output folder; one without a database and files is left alone.
 
     Returns:
         Whether paths were corrected.
@@ -27,7 +27,7 @@ def follow_moved_folder(output: Path) -> bool:
         InputError: The database is damaged, or cannot be written to.
     """
     path = output.absolute() / DATABASE
-    if not path.exists():
+    if not path.exists() or not (path.parent / ARTIFACTS).is_dir():
         return False
     new, changed = (path.parent / ARTIFACTS).as_uri(), False
     try:

@@ -95,6 +95,9 @@ def checkout_without_work(checkout, monkeypatch):
             with_overrides(with_one_start(config), overrides)
         raise WorkReached
 
+    def stop_server(folder, port, notify):
+        raise WorkReached
+
     def stop_evaluation(folder, images, *, trust):
         raise WorkReached
 
@@ -107,6 +110,7 @@ def checkout_without_work(checkout, monkeypatch):
     monkeypatch.setattr("ka_ray.workflows.merge.check_servers", lambda config: None)
     monkeypatch.setattr("ka_ray.workflows.merge.describe_teachers", stop_before_models)
     monkeypatch.setattr("ka_ray.workflows.inspect.describe_model", stop_before_models)
+    monkeypatch.setattr("ka_ray.workflows.browse.browse", stop_server)
     for name in ("amalgamate", "search_widths", "measure_spectrum", "teach"):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
     monkeypatch.setattr(ka_ray, "compare", stop_comparison, raising=False)

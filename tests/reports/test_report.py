@@ -170,7 +170,7 @@ def test_markdown_has_every_section_of_a_labelled_run() -> None:
     assert "| scores | - | - | - | 0.5 |" in text
     assert text.index("| extract | 12.2 | 3 |") < text.index("| joint | 1.5 | 10 |")
     assert "broken.png" in text
-    assert "mlflow ui --backend-store-uri 'sqlite:////tmp/my runs/mlflow.db'" in text
+    assert "ka-ray browse '/tmp/my runs'" in text
 
 
 def test_markdown_without_labels_has_a_note_and_reports_agreement() -> None:
