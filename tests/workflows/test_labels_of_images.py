@@ -20,6 +20,7 @@ from ka_ray.errors import InputError
 from ka_ray.metrics import Counts
 from ka_ray.runs.setup import plan_run
 from ka_ray.student import Student, load_student, save_student
+from ka_ray.tracking import NullTracker
 from ka_ray.workflows import evaluate as evaluate_module
 from ka_ray.workflows import teach as teach_module
 from ka_ray.workflows.evaluate import evaluate
@@ -221,7 +222,7 @@ def test_teach_says_what_its_accuracy_leaves_out(
     notes: list[str] = []
     context = SimpleNamespace(
         notify=lambda *lines: notes.extend(filter(None, lines)),
-        tracker=SimpleNamespace(log_metrics=lambda metrics: None, log_warnings=lambda warnings: None),
+        tracker=NullTracker(),
         display=SimpleNamespace(track_images=lambda *_: nullcontext(lambda images: None)),
         resources=SimpleNamespace(placement=None),
         folder=tmp_path / "out",
