@@ -272,7 +272,7 @@ def test_a_script_fails_if_its_run_fails(job_folder, monkeypatch, capsys, script
 
     name, arguments = SCRIPTS[script]
     monkeypatch.setattr(ka_ray, name, fail, raising=False)
-    monkeypatch.setattr("ka_ray.workflows.evaluate.build_images_config", lambda *arguments, **options: None)
+    monkeypatch.setattr("ka_ray.runs.student_images.build_images_config", lambda *arguments, **options: None)
     monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit if code else OSError) as stopped:
