@@ -70,26 +70,35 @@ def predict(
 
     if as_csv and as_json:
         raise InputError("give either --csv or --json")
-    unreadable = 0
-
-    def note(path: str, reason: str) -> None:
-        nonlocal unreadable
-        unreadable += 1
-        typer.echo(summary.escape_control(f"unreadable: {path}: {reason}"), err=True)
-
+    unreadable = _UnreadableImages()
     # The error about one file is the whole answer; among many, the others are still predicted.
-    on_unreadable = None if STDIN not in images and names_one_file(images) else note
+    note = None if STDIN not in images and names_one_file(images) else unreadable
     predictions = stream_predictions(
-        folder, _read_paths(images), top=top, batch_size=batch_size, trust=trust, on_unreadable=on_unreadable
+        folder, _read_paths(images), top=top, batch_size=batch_size, trust=trust, on_unreadable=note
     )
     write = make_writer("json" if as_json else "csv" if as_csv else "text", top)
     with Counter("images") as counter:
         for one in predictions:
             write(one)
             counter.advance()
-    if unreadable:
-        total = counter.count + unreadable
-        raise InputError(f"{unreadable:,} of {total:,} images cannot be read; they are named above")
+    unreadable.raise_if_any(counter.count)
+
+
+class _UnreadableImages:
+    """Names images that cannot be read on standard error, and counts them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, path: str, reason: str) -> None:
+        self._count += 1
+        typer.echo(summary.escape_control(f"unreadable: {path}: {reason}"), err=True)
+
+    def raise_if_any(self, readable: int) -> None:
+        """Raise an InputError if there was any, beside a number of readable images."""
+        if self._count:
+            total = self._count + readable
+            raise InputError(f"{self._count:,} of {total:,} images cannot be read; they are named above")
 
 
 def _read_paths(images: list[str]) -> Iterator[str | Path]:
@@ -133,17 +142,12 @@ def export(
     """Write a student in the format of other programs, and check that it is the same student."""
     from ka_ray import export as export_student
 
+    # fmt: off
     result = export_student(
-        folder,
-        format,
-        output,
-        preprocessing=preprocessing,
-        quantize=quantize,
-        images=images,
-        samples=samples,
-        min_agreement=min_agreement,
-        trust=trust,
+        folder, format, output, preprocessing=preprocessing, quantize=quantize, images=images,
+        samples=samples, min_agreement=min_agreement, trust=trust,
     )
+    # fmt: on
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
     else:

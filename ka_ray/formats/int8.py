@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ka_ray.formats.job import INPUT, ExportJob
-from ka_ray.formats.onnx_format import quiet_libraries
+from ka_ray.formats.quiet_libraries import quiet_libraries
 
 OPERATIONS = ("Conv", "Gemm", "MatMul")
 """Operations whose inputs and weights are quantized. The normalisation of pixels stays as it is."""

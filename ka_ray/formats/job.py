@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ka_ray import __version__
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
 from ka_ray.formats.networks import build_exported_network
@@ -81,7 +80,6 @@ class ExportJob:
     def card(self) -> dict[str, Any]:
         """What travels with every format: the input, and the classes in the order of the scores."""
         return {
-            "ka_ray": __version__,
             "input": {
                 "kind": "pixels" if self.preprocessing else "normalised",
                 "dtype": "uint8" if self.preprocessing else "float32",

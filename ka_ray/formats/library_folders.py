@@ -21,6 +21,13 @@ WRAPPER = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageC
 """How transformers is told that a folder holds a network of timm."""
 
 
+COMPARED = (
+    *("size", "crop", "interpolation", "antialias"),
+    *("channel_order", "channels", "rescale", "mean", "std"),
+)
+"""Keys of a preprocessing that must be the same in timm's words."""
+
+
 def _write_timm(job: ExportJob, folder: Path) -> None:
     require_packages("timm", "timm", {"timm": _import_timm})
     _write_folder(job, folder, "timm", {})
@@ -106,19 +113,8 @@ def _describe_pixels(job: ExportJob, format_name: str) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"--format {format_name}: {error}") from None
     as_timm = Preprocessing.model_validate(found).resolve(own.size, "squash")
-    keys = [
-        "size",
-        "crop",
-        "interpolation",
-        "antialias",
-        "channel_order",
-        "channels",
-        "rescale",
-        "mean",
-        "std",
-    ]
-    if own.resize not in ("none", "squash") or own.size != own.crop:
-        keys += ["round_crop"]
+    has_margin = own.resize not in ("none", "squash") or own.size != own.crop
+    keys = (*COMPARED, "round_crop") if has_margin else COMPARED
     differing = [key for key in keys if getattr(as_timm, key) != getattr(own, key)]
     if differing:
         given = ", ".join(f"{key}: {getattr(own, key)}" for key in differing)

@@ -2,10 +2,6 @@
 
 import importlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +11,9 @@ import torch
 from ka_ray.errors import InputError
 from ka_ray.formats.job import INPUT, OUTPUT, ExportFormat, ExportJob, Predict, require_packages
 from ka_ray.formats.networks import export_program, first_line
+from ka_ray.formats.quiet_libraries import quiet_libraries
 
 FILE = "student.onnx"
-
-LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "root")
-"""Loggers of libraries that speak of each operation that they rewrite."""
 
 
 def write_onnx(job: ExportJob, file: Path, format_name: str) -> None:
@@ -64,22 +58,6 @@ def _add_metadata(job: ExportJob, file: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in job.card.items()})
     onnx.save(model, str(file))
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide warnings and messages of the libraries that convert models."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _write(job: ExportJob, folder: Path) -> None:

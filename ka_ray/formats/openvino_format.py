@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ka_ray.formats.job import ExportFormat, ExportJob, Predict, require_packages
-from ka_ray.formats.onnx_format import quiet_libraries, write_onnx
+from ka_ray.formats.onnx_format import write_onnx
+from ka_ray.formats.quiet_libraries import quiet_libraries
 
 FILE = "student.xml"
 """The graph; the weights are beside it, in a file that ends in `.bin`."""

@@ -50,10 +50,10 @@ def _is_pattern(path: Path) -> bool:
 
 
 def _match(pattern: Path) -> list[Path]:
-    """Return what matches a pattern, sorted; what begins with a dot only if the pattern says the dot."""
+    """Return what matches a pattern, sorted, without hidden files and folders that it does not name."""
     found = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207  # Path.glob matches dots, too
-    asked_for = is_hidden(PurePath(pattern).name)
-    matches = [Path(name) for name in found if asked_for or not is_hidden(PurePath(name).name)]
+    given = {*pattern.parts}  # such as `..`, or a hidden folder that the user names
+    matches = [Path(name) for name in found if not any(map(is_hidden, {*PurePath(name).parts} - given))]
     if not matches:
         raise InputError(f"no file matches {printable(str(pattern))!r}")
     return matches

@@ -1,6 +1,6 @@
 """`ka-ray export`: write a finished student in the format of another program, and check what was written."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ SAMPLES = 256
 
 MIN_CALIBRATION_IMAGES = 8
 """Fewer images say too little of the ranges of values."""
+
+WEIGHTS = "student.safetensors"
+"""The file with the student's weights in its folder."""
 
 EXPORTS = "export"
 """The folder in a run's output folder in which exports are written by default."""
@@ -118,13 +121,10 @@ def export(
         trust: See :func:`ka_ray.student.load_student`.
 
     Raises:
-        InputError: The format cannot hold the student, or a package is missing, or the scores differ by more
-            than rounding, or (int8) the classes by more than ``min_agreement``. Nothing is left on disk.
+        InputError: The format cannot hold the student, a package is missing, or scores or classes differ too
+            much; nothing is left on disk.
     """
-    if quantize not in (None, "int8"):
-        raise InputError(f"--quantize {quantize!r}: there is int8")
-    if min_agreement is not None and quantize is None:
-        raise InputError("--min-agreement: is for --quantize int8; other exports must agree on every image")
+    _check_quantize(quantize, min_agreement)
     chosen = find_format(format, preprocessing, quantize is not None)
     source, student = to_path(folder), load_student(folder, trust=trust)
     target = to_path(output) if output is not None else _find_output(source, format, quantize)
@@ -132,11 +132,15 @@ def export(
         sample = read_sample_images(source, student.spec, images, samples)
         calibration, checked = _divide(sample) if quantize else (None, sample.pixels)
         job = ExportJob(student, preprocessing, calibration)
-        chosen.write(job, part)
-        student_bytes = (source / "student.safetensors").stat().st_size
-        result = _check(job, chosen, part, checked, sample, min_agreement, student_bytes, target)
-        write_json(part / CARD, job.card | _describe_check(result))
-    return result
+        result = _write(job, chosen, part, checked, sample.source, min_agreement)
+        return replace(result, folder=target, student_bytes=(source / WEIGHTS).stat().st_size)
+
+
+def _check_quantize(quantize: str | None, min_agreement: float | None) -> None:
+    if quantize not in (None, "int8"):
+        raise InputError(f"--quantize {quantize!r}: there is int8")
+    if min_agreement is not None and quantize is None:
+        raise InputError("--min-agreement: is for --quantize int8; other exports must agree on every image")
 
 
 def _find_output(source: Path, format: str, quantize: str | None) -> Path:
@@ -157,18 +161,17 @@ def _divide(sample: SampleImages) -> tuple[torch.Tensor, torch.Tensor]:
     return calibration, checked
 
 
-def _check(
+def _write(
     job: ExportJob,
     chosen: ExportFormat,
     part: Path,
     checked: torch.Tensor,
-    sample: SampleImages,
+    images: str,
     min_agreement: float | None,
-    student_bytes: int,
-    target: Path,
 ) -> ExportResult:
-    """Load the files, compare them with the student, and refuse them if they are not the same."""
+    """Write the files, load them, and refuse them if they are not the student."""
     int8 = job.calibration is not None
+    chosen.write(job, part)
     predict = chosen.load(job, part)
     deviation = measure_deviation(job, predict, checked)
     least = (MIN_AGREEMENT if min_agreement is None else min_agreement) if int8 else 1.0
@@ -176,22 +179,24 @@ def _check(
         allowed = f"at least {least:.2%}" if int8 else f"at most {MAX_DIFFERENCE:.0e}, and all images"
         raise InputError(
             f"--format {chosen.name}: the export differs too much from the student: {_describe(deviation)} "
-            f"(allowed: {allowed}), on {len(checked)} images: {sample.source}. Nothing was written"
+            f"(allowed: {allowed}), on {len(checked)} images: {images}. Nothing was written"
         )
     student_ms, export_ms = measure_latency(job, predict, checked)
-    return ExportResult(
-        folder=target,
+    result = ExportResult(
+        folder=part,
         format=chosen.name,
         quantize="int8" if int8 else None,
         input="pixels" if job.preprocessing else "normalised",
         files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
-        student_bytes=student_bytes,
-        images=sample.source,
+        student_bytes=0,
+        images=images,
         deviation=deviation,
         student_ms=student_ms,
         export_ms=export_ms,
         threads=torch.get_num_threads(),
     )
+    write_json(part / CARD, job.card | _describe_check(result))
+    return result
 
 
 def _describe_check(result: ExportResult) -> dict[str, Any]:

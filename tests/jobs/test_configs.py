@@ -253,7 +253,7 @@ SCRIPTS = {
     "spectrum": ("measure_spectrum", [DIGITS]),
     "compare_methods": ("compare", [DIGITS]),
     "evaluate_student": ("evaluate", ["folder", "--images", "digits"]),
-    "predict": ("predict", ["folder", "x.png"]),
+    "predict": ("stream_predictions", ["folder", "x.png"]),
 }
 """Script -> the function of ka_ray that it calls, and arguments for the script."""
 
