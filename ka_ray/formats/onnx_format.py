@@ -50,12 +50,14 @@ _EXTRAS = {"onnx": "export", "openvino": "openvino"}
 
 
 def _add_metadata(job: ExportJob, file: Path) -> None:
-    """Write the card into the model, and call the first axis `batch`."""
+    """Write the card into the model, call the first axis `batch`, and remove the paths of this machine."""
     import onnx
 
     model: Any = onnx.load(str(file))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]  # the lines of code that each operation comes from
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in job.card.items()})
     onnx.save(model, str(file))
 

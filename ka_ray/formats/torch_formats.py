@@ -17,6 +17,8 @@ PT2_FILE, TORCHSCRIPT_FILE = "student.pt2", "student.ts"
 
 def _write_pt2(job: ExportJob, folder: Path) -> None:
     program = export_program(job.network, job.example)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the files of this machine
     torch.export.save(program, folder / PT2_FILE, extra_files={CARD: json.dumps(job.card)})
 
 

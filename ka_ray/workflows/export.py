@@ -43,7 +43,7 @@ class ExportResult:
         folder: The folder with the files.
         format: Name of the format.
         quantize: ``int8``, or None.
-        input: ``pixels`` or ``normalised``: what the export takes.
+        input: ``pixels`` or ``normalised images``: what the export takes.
         files: Name of each file -> bytes.
         student_bytes: Size of the student's weights in bytes.
         images: What the scores were compared on.
@@ -76,7 +76,7 @@ class ExportResult:
         files = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.files.items())
         return "\n".join(
             [
-                f"format:  {kind}; takes {self.input} images",
+                f"format:  {kind}; takes {self.input}",
                 f"checked: {self.deviation.images} images: {self.images}",
                 f"scores:  {_describe(self.deviation)}",
                 f"latency: {self.export_ms:.3g} ms per image, the student {self.student_ms:.3g} ms (median, "
@@ -186,7 +186,7 @@ def _write(
         folder=part,
         format=chosen.name,
         quantize="int8" if int8 else None,
-        input="pixels" if job.preprocessing else "normalised",
+        input="pixels" if job.preprocessing else "normalised images",
         files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
         student_bytes=0,
         images=images,
