@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ka_ray.workflows.amalgamate import amalgamate
     from ka_ray.workflows.compare import compare
     from ka_ray.workflows.evaluate import evaluate
+    from ka_ray.workflows.export import export
     from ka_ray.workflows.merge import merge
-    from ka_ray.workflows.predict import predict
+    from ka_ray.workflows.predict import predict, stream_predictions
     from ka_ray.workflows.spectrum import measure_spectrum
     from ka_ray.workflows.teach import teach
     from ka_ray.workflows.tune import search_widths
@@ -42,11 +43,13 @@ _WHERE = {
     "amalgamate": "ka_ray.workflows.amalgamate",
     "compare": "ka_ray.workflows.compare",
     "evaluate": "ka_ray.workflows.evaluate",
+    "export": "ka_ray.workflows.export",
     "load_student": "ka_ray.student",
     "measure_spectrum": "ka_ray.workflows.spectrum",
     "merge": "ka_ray.workflows.merge",
     "predict": "ka_ray.workflows.predict",
     "search_widths": "ka_ray.workflows.tune",
+    "stream_predictions": "ka_ray.workflows.predict",
     "teach": "ka_ray.workflows.teach",
 }
 
@@ -61,11 +64,13 @@ __all__ = [
     "amalgamate",
     "compare",
     "evaluate",
+    "export",
     "load_student",
     "measure_spectrum",
     "merge",
     "predict",
     "search_widths",
+    "stream_predictions",
     "teach",
 ]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ka_ray import __version__, cli_models
+from ka_ray import __version__, cli_models, cli_student
 from ka_ray.cli_models import Overrides
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal import summary
@@ -182,8 +182,9 @@ def submit(
 
 
 app.command()(cli_models.browse)
-app.command()(cli_models.evaluate)
-app.command()(cli_models.predict)
+app.command()(cli_student.evaluate)
+app.command()(cli_student.predict)
+app.command()(cli_student.export)
 
 
 @app.command()

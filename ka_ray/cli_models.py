@@ -37,10 +37,6 @@ EvaluationImages = Annotated[
 MergeOutput = Annotated[
     str | None, typer.Option(help="Output folder or URI; by default runs/ and the names of the teachers.")
 ]
-RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the function that the folder names, not its exported graph.")
-]
 
 
 def inspect(
@@ -112,38 +108,3 @@ def browse(
     from ka_ray.workflows.browse import browse as serve_runs
 
     serve_runs(folder, port, typer.echo)
-
-
-def evaluate(
-    folder: RunFolder,
-    images: Annotated[
-        str, typer.Option(help="Folder with a folder per class, CSV, Parquet, tar, save_to_disk, `digits`.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key of the image source, e.g. label_column=label."
-        ),
-    ] = None,
-    trust: Trust = False,
-) -> None:
-    """Evaluate a finished student on labelled images. Only the run's folder is needed, not the teachers."""
-    from ka_ray import evaluate as evaluate_folder
-    from ka_ray.workflows.evaluate import build_images_config
-
-    config = build_images_config(folder, images, overrides or [], trust=trust)
-    summary.show_accuracy(evaluate_folder(folder, config, trust=trust))
-
-
-def predict(
-    folder: RunFolder,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    trust: Trust = False,
-) -> None:
-    """Predict the class of image files."""
-    from ka_ray import predict as predict_images
-
-    for one in predict_images(folder, images, trust=trust):
-        typer.echo(
-            "\t".join(map(summary.escape_control, (one.path, one.class_name, f"{one.probability:.3f}")))
-        )

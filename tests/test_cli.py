@@ -35,6 +35,7 @@ def test_help_names_every_command(monkeypatch, capsys):
         "submit",
         "evaluate",
         "predict",
+        "export",
         "doctor",
     ):
         assert command in shown
@@ -106,6 +107,9 @@ def test_shell_completion_completes_commands_and_options_and_imports_no_slow_pac
         (["merge", "a.pt", "b.pt", "--images", "."], "teachers.0.from: "),
         (["merge", "a.pt", "b.pt", "--images", ".", "--hints", "x"], "--hints 'x': must read NAME=FOLDER"),
         (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
+        (["predict", "nowhere", "x.png", "--csv", "--json"], "give either --csv or --json"),
+        (["export", "nowhere", "--format", "onnx"], "nowhere holds no student.json"),
+        (["export", "nowhere", "--format", "gguf"], "--format 'gguf': there are onnx, pt2, "),
         (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
     ],
 )

@@ -56,7 +56,7 @@ def list_folder(config: FolderImages) -> Source:
     Raises:
         InputError: There is no image file, or a labelled folder has image files outside of class folders.
     """
-    sizes, notes = _find_images(config.path)
+    sizes, notes = find_image_files(config.path)
     if not sizes:
         raise InputError(
             f"images.path {config.path}: no image files; accepted: {', '.join(sorted(SUFFIXES))}, and files "
@@ -86,8 +86,15 @@ def list_subfolders(folder: Path) -> list[str]:
     return sorted({to_label(name) for name in names if not is_hidden(name)})
 
 
-def _find_images(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Return the sorted paths of the image files below a folder with their sizes; and notes on others."""
+def find_image_files(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Find the image files below a folder; hidden ones and other files are left out.
+
+    Args:
+        folder: A local or remote folder.
+
+    Returns:
+        Path relative to the folder -> size in bytes, sorted by path; and notes on what was left out.
+    """
     hidden = HiddenFiles()
     names = sizes = list_files_with_sizes(folder, hidden)
     unclear = [name for name in names if _suffix(name) not in KNOWN_SUFFIXES]

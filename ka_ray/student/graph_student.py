@@ -132,7 +132,7 @@ class GraphStudent(nn.Module):
             for used in find_values((args, options)):
                 if self._last_use[used] == number:
                     values.pop(used, None)
-        scores, shape = values.get(self._scores), (len(images), len(self.spec.classes))
+        scores, shape = values.get(self._scores), (images.shape[0], len(self.spec.classes))
         if not isinstance(scores, Tensor) or scores.shape != shape:
             raise InputError(f"{GRAPH}: gives no scores of shape {shape}")
         return scores

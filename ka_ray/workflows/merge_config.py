@@ -12,9 +12,9 @@ from ka_ray.config import DESCRIPTIVE, NOBODY, STUDENT, Config, load_tree
 from ka_ray.config.ranges import MAX_NAME_LENGTH
 from ka_ray.config.teachers import name_of_source
 from ka_ray.errors import InputError
+from ka_ray.runs.student_images import guess_source
 from ka_ray.storage.files import exists
 from ka_ray.storage.uris import to_path
-from ka_ray.workflows.evaluate import guess_source
 from ka_ray.workflows.merge_choices import DEFAULT_SIZE, Choice
 
 NAMED = re.compile(r"(?P<name>[A-Za-z0-9_\-]+)=(?P<value>.+)", re.DOTALL)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import ka_ray
 from ka_ray.config import Config, TeachConfig, with_overrides
+from ka_ray.formats.registry import find_format
 from ka_ray.runs.variants import expand_variants, with_one_start
 from ka_ray.storage import files
 from ka_ray.student import Student, save_student
@@ -101,6 +102,10 @@ def checkout_without_work(checkout, monkeypatch):
     def stop_evaluation(folder, images, *, trust):
         raise WorkReached
 
+    def stop_export(folder, format, output, *, quantize, preprocessing, min_agreement, **options):
+        find_format(format, preprocessing, quantize is not None)
+        raise WorkReached
+
     def stop_submission(address):
         raise WorkReached  # the next step needs a cluster
 
@@ -115,6 +120,7 @@ def checkout_without_work(checkout, monkeypatch):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
     monkeypatch.setattr(ka_ray, "compare", stop_comparison, raising=False)
     monkeypatch.setattr(ka_ray, "evaluate", stop_evaluation, raising=False)
+    monkeypatch.setattr(ka_ray, "export", stop_export, raising=False)
     monkeypatch.setattr(submitting, "connect_job_client", stop_submission)
     exists = files.exists
     monkeypatch.setattr("ka_ray.config.base.exists", lambda path: files.is_remote(path) or exists(path))

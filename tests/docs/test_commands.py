@@ -43,6 +43,7 @@ def test_every_command_is_accepted(checkout_without_work, monkeypatch, command):
         "ka-ray inspect nowhere.pt",
         "ka-ray submit my.yaml --output runs/relative",
         "ka-ray predict nowhere photos/1.jpg",
+        "ka-ray export runs/pets --format gguf",
         "python jobs/amalgamate.py my.yaml --methods direct",
         "python benchmarks/tune_resume.py my.yaml --tries 3",
         "python benchmarks/digits_without_ray.py my.yaml",

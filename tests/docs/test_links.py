@@ -20,7 +20,10 @@ import ka_ray
 from ka_ray.config import Config
 
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./-]*")
-KEY = re.compile(r"([a-z_]+(?:\.\w+)+)(?<!\.safetensors)(?<!\.json)(?:[:=] ?.*)?")
+KEY = re.compile(
+    r"([a-z_]+(?:\.\w+)+)(?<!\.safetensors)(?<!\.json)"
+    r"(?<!\.onnx)(?<!\.xml)(?<!\.bin)(?<!\.pt2)(?<!\.ts)(?:[:=] ?.*)?"
+)
 INDEX = REPOSITORY / "docs" / "README.md"
 README = REPOSITORY / "README.md"
 

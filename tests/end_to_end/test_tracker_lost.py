@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 import ka_ray
+from ka_ray.runs.student_images import build_images_config
 from ka_ray.student.graph_student import GRAPH
 from ka_ray.tracking import TRACKERS, NullTracker
 from ka_ray.workflows.demo import save_samples
-from ka_ray.workflows.evaluate import build_images_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -253,7 +253,7 @@ SCRIPTS = {
     "spectrum": ("measure_spectrum", [DIGITS]),
     "compare_methods": ("compare", [DIGITS]),
     "evaluate_student": ("evaluate", ["folder", "--images", "digits"]),
-    "predict": ("predict", ["folder", "x.png"]),
+    "predict": ("stream_predictions", ["folder", "x.png"]),
 }
 """Script -> the function of ka_ray that it calls, and arguments for the script."""
 
@@ -272,7 +272,7 @@ def test_a_script_fails_if_its_run_fails(job_folder, monkeypatch, capsys, script
 
     name, arguments = SCRIPTS[script]
     monkeypatch.setattr(ka_ray, name, fail, raising=False)
-    monkeypatch.setattr("ka_ray.workflows.evaluate.build_images_config", lambda *arguments, **options: None)
+    monkeypatch.setattr("ka_ray.runs.student_images.build_images_config", lambda *arguments, **options: None)
     monkeypatch.setattr(ka_ray.TeachConfig, "load", ka_ray.Config.load)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit if code else OSError) as stopped:

@@ -13,9 +13,9 @@ from ka_ray import load_student, predict
 from ka_ray.config import Resources
 from ka_ray.distributed.evaluate import Evaluation, Evaluator
 from ka_ray.runs.steps import export_graph
+from ka_ray.runs.student_images import build_images_config
 from ka_ray.student import Student, save_student
 from ka_ray.student.graph_student import GRAPH, GraphStudent
-from ka_ray.workflows.evaluate import build_images_config
 
 FACTORY = """
 from pathlib import Path

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ka_ray import cli_models
+from ka_ray import cli_student
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal.progress import Display
 from ka_ray.terminal.summary import show_report
@@ -65,9 +65,10 @@ def test_the_summary_of_a_run_shows_names_as_they_are(capsys, tmp_path):
 
 
 def test_predict_prints_one_line_per_image(monkeypatch, capsys):
-    prediction = SimpleNamespace(path=Path("a\tb.png").name, class_name="cat\ndog\x1b[31m", probability=0.5)
-    monkeypatch.setattr("ka_ray.predict", lambda *arguments, **options: [prediction], raising=False)
-    cli_models.predict("run", ["a.png"])
+    prediction = SimpleNamespace(path=Path("a\tb.png").name, top=(("cat\ndog\x1b[31m", 0.5),))
+    stream = lambda *arguments, **options: iter([prediction])  # noqa: E731
+    monkeypatch.setattr("ka_ray.stream_predictions", stream, raising=False)
+    cli_student.predict("run", ["a.png"])
     assert capsys.readouterr().out == "a\\tb.png\tcat\\ndog\\x1b[31m\t0.500\n"
 
 

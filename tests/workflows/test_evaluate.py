@@ -2,8 +2,8 @@
 
 import pytest
 
+from ka_ray.runs.student_images import build_images_config, guess_source
 from ka_ray.student import Student, save_student
-from ka_ray.workflows.evaluate import build_images_config, guess_source
 
 
 @pytest.mark.parametrize(
