@@ -5,10 +5,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from ka_ray.amalgamation import METHODS
-from ka_ray.config import Config, with_overrides
+from ka_ray.config import CodesConfig, Config, with_overrides
 from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
@@ -21,6 +20,10 @@ PARTS = {
     "start+layers+joint": ["baseline=null", "layers.behind_start=true"],
 }
 """Parts of a run from the config's start -> their overrides; what is left out is not learned."""
+
+METHODS: tuple[str, ...] = get_args(CodesConfig.model_fields["method"].annotation)
+"""The values of `codes.method`; read from the config, because importing :mod:`ka_ray.amalgamation` takes
+seconds, and a wrong method is refused before that."""
 
 COMPARED = (*METHODS, *PARTS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
@@ -93,6 +96,22 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
                 expanded[label] = overrides
         variants = expanded
     return variants
+
+
+def check_variants(config: Config, methods: Sequence[str], vary: Sequence[str]) -> None:
+    """Refuse methods and varied values that cannot work; takes no time, so that nothing is loaded before it.
+
+    Args:
+        config: Config of the run.
+        methods: Names from :data:`COMPARED`; empty: the default ones.
+        vary: Items ``dotted.key=value,value,...``.
+
+    Raises:
+        InputError: A method is unknown, a key may not be varied, or a value cannot work.
+    """
+    config = with_one_start(config)
+    for overrides in expand_variants(methods or default_methods(config), vary).values():
+        with_overrides(config, overrides)
 
 
 def name_folders(labels: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.config import ExtractConfig, ImagesConfig, PlacementConfig, RayConfig, load_images
+from ka_ray.config.source_kind import guess_source
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.error_log import log_errors
 from ka_ray.distributed.evaluate import Evaluation, evaluate_images
@@ -13,7 +14,6 @@ from ka_ray.distributed.resource_plan import choose_resources
 from ka_ray.distributed.resources import Pools
 from ka_ray.errors import InputError
 from ka_ray.images import open_source, sample_ids
-from ka_ray.images.saved_datasets import SPLITS, STATE
 from ka_ray.images.split import ImageSet, count_labels
 from ka_ray.images.views import IMAGE
 from ka_ray.reports.accuracy import measure_accuracy, with_labels
@@ -24,6 +24,8 @@ from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
+from ka_ray.terminal.streams import divert_descriptors
+from ka_ray.terminal.usage import UsageMeter
 
 
 def evaluate(
@@ -50,10 +52,12 @@ def evaluate(
     seen, classes = ImageSet(images, source, ids, {IMAGE: student.spec.view}), student.spec.classes
     _require_labels(count_labels(seen), images, classes)
     students, config, extract = {"student": absolute(to_path(folder))}, ray or RayConfig(), ExtractConfig()
+    log = cache_folder() / "evaluate.log"  # the run's folder may be someone else's
     with (
-        Display() as display,
+        divert_descriptors(log),
+        Display(UsageMeter()) as display,
         connect(config) as cluster,
-        log_errors(cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
+        log_errors(log),
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         _notify(display, source.note)
@@ -115,21 +119,3 @@ def build_images_config(
     else:
         tree |= {"path": where, "source": guess_source(to_path(where))}
     return load_images(tree, overrides)
-
-
-def guess_source(path: Path) -> str:
-    """Return the kind of source that a path looks like; ``folder`` if nothing else.
-
-    Args:
-        path: A list of images (``.csv``, ``.tsv``), a Parquet file or a folder of them, a tar shard or a
-            folder of them, a folder that Hugging Face's ``save_to_disk`` has written, or one of image files.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return "list"
-    if suffix == ".parquet" or any(path.glob("*.parquet")):
-        return "parquet"
-    # A folder with subfolders, too, is more likely that of a dataset beside the tar file that it came in.
-    if suffix == ".tar" or (any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())):
-        return "webdataset"
-    return "datasets" if any((path / name).is_file() for name in (STATE, SPLITS)) else "folder"
