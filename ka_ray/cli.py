@@ -237,7 +237,8 @@ def show_table(result: Any, folder: Path, name: str, **paths: str) -> None:
         name: Name of the files in it.
         **paths: What else to show below the table.
     """
-    files = {"table": folder / f"{name}.md", "figure": folder / "figures" / f"{name}.png", **paths}
+    files: dict[str, str | Path] = {"table": folder / f"{name}.md"}
+    files |= {"figure": folder / "figures" / f"{name}.png", **paths}
     print_result(result.to_markdown(), result.model_dump(mode="json"), files)
 
 

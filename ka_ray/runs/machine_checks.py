@@ -24,7 +24,7 @@ STORE_SHARE = 0.3
 """Share of the memory that Ray reserves in /dev/shm for its object store."""
 
 MIN_DISK_BYTES, FULL_DISK_SHARE = 2**30, 0.95
-"""With less than the first on the disk a run cannot work; above the second share Ray stops to store objects."""
+"""With less than the first a run cannot work; if more than the second is used, Ray stores no objects."""
 
 MAX_SOCKET_FOLDER = 40
 """Longest name of the temporary folder, in bytes: Ray adds about 65 for its sockets, and Linux allows 107."""
@@ -92,12 +92,9 @@ def check_shared_memory(
     found = f"{format_bytes(free)} are free, Ray takes up to {format_bytes(wanted)}"
     if free >= wanted:
         return Finding("shared memory", "ok", found)
-    advice = (
-        f"give the container more (docker run --shm-size={max(1, wanted // 2**30)}g), or remove old files"
-    )
-    return Finding(
-        "shared memory", "warning", f"{found}, so it will use slower files", f"{advice} in {folder}"
-    )
+    size = f"docker run --shm-size={max(1, wanted // 2**30)}g"
+    advice = f"give the container more ({size}), or remove old files in {folder}"
+    return Finding("shared memory", "warning", f"{found}, so it will use slower files", advice)
 
 
 def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
@@ -109,9 +106,7 @@ def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE) if limits is None else limits
     text = "no limit" if hard in (-1, resource.RLIM_INFINITY) else f"up to {hard:,} (now {soft:,})"
     most = float("inf") if hard in (-1, resource.RLIM_INFINITY) else hard
-    advice = (
-        f"raise the hard limit to {16 * GOOD_OPEN_FILES} (ulimit -Hn as root, or /etc/security/limits.conf)"
-    )
+    advice = f"raise the hard limit to {16 * GOOD_OPEN_FILES}, e.g. in /etc/security/limits.conf"
     if most < MIN_OPEN_FILES:
         return Finding("open files", "error", text, advice)
     if most < GOOD_OPEN_FILES:

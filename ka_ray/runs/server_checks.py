@@ -37,10 +37,9 @@ def check_ray(config: RayConfig) -> Finding:
         return Finding("Ray", "ok", f"{here}; no cluster is named, so Ray starts on this machine")
     token = "with a token" if os.environ.get("RAY_AUTH_MODE") == "token" else "without a token"
     there = find_version(address.value) if split_host_and_port(address.value) else None
-    same = (
-        "asks for a token, which Ray finds itself" if there == REFUSED else f"runs {there or here}, as here"
-    )
-    return Finding("Ray", "ok", f"{address} answers {token}, {same}")
+    if there == REFUSED:
+        return Finding("Ray", "ok", f"{address} asks for a token, which Ray finds itself")
+    return Finding("Ray", "ok", f"{address} answers {token}, and runs {there or here}, as here")
 
 
 def check_tracking(config: TrackingConfig, output: Path) -> Finding:
