@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from ka_ray.config import CodesConfig, Config, with_overrides
+from ka_ray.config.spelling import nearest, suggest
 from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
@@ -80,7 +81,9 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
     """
     unknown = [method for method in methods if method not in COMPARED]
     if unknown or not methods:
-        raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
+        meant = "".join(suggest(method, COMPARED) for method in unknown if nearest(method, COMPARED))
+        told = f"{', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}{meant}"
+        raise InputError(f"--methods: {told}")
     variants = {method: _method_overrides(method) for method in methods if method != ENSEMBLE}
     for item in vary:
         key, values = _parse(item)
@@ -167,8 +170,10 @@ def _parse(item: str) -> tuple[str, list[Any]]:
             "once for all variants, so they cannot be varied; give widths as TAP: channels"
         )
     if not values or not key.startswith(VARIABLE_KEYS):
+        best = nearest(key, VARIABLE_KEYS)
         raise InputError(
             f"--vary {item!r}: must read key=value,value,... with a key of {', '.join(VARIABLE_KEYS)}..."
+            + (f"; did you mean {best}?" if best and best != key else "")
         )
     return key, values
 
