@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from packaging.version import Version
+
 from ka_ray.config import RayConfig, TrackingConfig
 from ka_ray.distributed.ray_address import REFUSED, find_cluster, find_version
 from ka_ray.errors import InputError
@@ -63,9 +65,10 @@ def check_tracking(config: TrackingConfig, output: Path) -> Finding:
     if there is None:
         return Finding("MLflow", "ok", f"{uri} answers, but does not tell its version; here is {here}")
     found = f"{uri} answers, version {there}, here is {here}"
-    if there.split(".")[0] != here.split(".")[0]:
+    theirs, ours = Version(there), Version(here)
+    if theirs.major != ours.major:
         return Finding("MLflow", "error", found, f"install mlflow=={there} here, or the same there")
-    if there.split(".")[:2] < here.split(".")[:2]:
+    if theirs < ours:
         advice = f"install mlflow=={there} here if calls fail, or upgrade the server"
         return Finding("MLflow", "warning", f"the server is older: {found}", advice)
     return Finding("MLflow", "ok", found)

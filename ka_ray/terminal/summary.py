@@ -53,7 +53,8 @@ def show_report(
     from ka_ray.reports.verdict import judge  # here, so that other commands start without loading it
 
     page = folder / "report.html"
-    files = {"report": page if page.exists() else folder / "report.md", **paths}  # a full disk has no page
+    files = {"report": page if page.exists() else folder / "report.md"}  # a full disk has no page
+    files |= {name: Path(path) for name, path in {"figures": folder / "figures", **paths}.items()}
     verdict = judge(report.accuracy)
     if verbosity().json:
         print_result("", _figures(report, verdict), {"output": folder, **files})
@@ -86,7 +87,8 @@ def _summarise(report: "Report", verdict: "Verdict", num_files: int) -> str:
     """Return the summary without the paths and commands below it."""
     width = min(max(shutil.get_terminal_size().columns, MIN_WIDTH), MAX_WIDTH)
     answer = {True: "yes", False: "no", None: "not known"}[is_as_good(verdict)]
-    points = f", {verdict.number} points" if verdict.unit.startswith("percentage points") else ""
+    answer += ", within chance" if verdict.grade == "equal" else ""
+    points = f" ({verdict.number} points)" if verdict.unit.startswith("percentage points") else ""
     lines = [f"as good as the ensemble of its teachers: {answer}{points}"]
     lines += wrap(f"verdict: {escape_control(verdict.sentence)}", width, subsequent_indent=" " * 9)
     for warning in report.warnings[:MAX_WARNINGS]:

@@ -171,7 +171,7 @@ def find_server_version(uri: str) -> str | None:
         text = answer.raw.read(MAX_VERSION_BYTES, decode_content=True).decode()
     except Exception:  # of requests, of urllib3, or no text
         return None
-    return text if answer.status_code == 200 and re.fullmatch(r"\d+\.\d+\S*", text) else None
+    return text if answer.status_code == 200 and re.fullmatch(r"\d+(\.\d+)+([a-z.]+\d+)?", text) else None
 
 
 def sqlite_uri(path: Path) -> str:
