@@ -16,7 +16,7 @@ from ka_ray.cli_models import Overrides
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal import summary
 from ka_ray.terminal.options import Debug, Json, Quiet, with_shared_options
-from ka_ray.terminal.results import format_percent, print_result
+from ka_ray.terminal.results import describe_teacher, print_result, print_table
 from ka_ray.verbosity import Verbosity, choose_verbosity, verbosity_of_command
 
 app = typer.Typer(
@@ -122,7 +122,7 @@ def compare(
     check_variants(loaded, named, vary or [])
     from ka_ray import compare as compare_methods
 
-    show_table(compare_methods(loaded, named, seeds, vary or []), loaded.output_dir, "compare")
+    print_table(compare_methods(loaded, named, seeds, vary or []), loaded.output_dir, "compare")
 
 
 @command
@@ -133,7 +133,7 @@ def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = N
     loaded = Config.load(config, with_output(overrides, output))
     from ka_ray import measure_spectrum
 
-    show_table(measure_spectrum(loaded), loaded.output_dir, "spectrum")
+    print_table(measure_spectrum(loaded), loaded.output_dir, "spectrum")
 
 
 @command
@@ -146,7 +146,7 @@ def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None)
 
     result = search_widths(loaded)
     best = loaded.output_dir / "best.yaml"
-    show_table(
+    print_table(
         result,
         loaded.output_dir,
         "tune",
@@ -163,10 +163,7 @@ def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None
     from ka_ray import teach as teach_one
 
     result = teach_one(loaded)
-    left_out = sum(result.left_out.values())
-    others = f"; left out are {left_out} images of other classes" if left_out else ""
-    accuracy = format_percent(result.accuracy)
-    text = f"teacher {result.teacher}: accuracy {accuracy} on {result.images} images{others}"
+    text = describe_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
     print_result(text, result.model_dump(mode="json"), {"checkpoint": result.checkpoint})
 
 
@@ -209,8 +206,8 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
-app.command()(cli_models.evaluate)
-app.command()(cli_models.predict)
+command(cli_models.evaluate)
+command(cli_models.predict)
 
 
 @command
@@ -226,20 +223,6 @@ def doctor(
 
     loaded = None if config is None else read_config(config, with_output(overrides, output))
     raise typer.Exit(show_findings(diagnose(loaded)))
-
-
-def show_table(result: Any, folder: Path, name: str, **paths: str) -> None:
-    """Print the table of a command, and where it is stored.
-
-    Args:
-        result: The result, which can be written as Markdown and as JSON.
-        folder: The output folder.
-        name: Name of the files in it.
-        **paths: What else to show below the table.
-    """
-    files: dict[str, str | Path] = {"table": folder / f"{name}.md"}
-    files |= {"figure": folder / "figures" / f"{name}.png", **paths}
-    print_result(result.to_markdown(), result.model_dump(mode="json"), files)
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:

@@ -174,7 +174,12 @@ def test_bad_input_is_refused_before_a_slow_package_is_imported(tmp_path, argume
     (tmp_path / "bad.yaml").write_text("name: x\nimags: {}\n")
     program = COMMAND_LISTING_IMPORTS.replace(', "numpy"', "")  # numpy takes a tenth of a second
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

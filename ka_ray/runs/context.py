@@ -110,8 +110,6 @@ def open_context(
         log_errors(folder / RUN_LOG),  # inside, because connecting gives Ray's loggers their handlers
         open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.warn) as tracker,
     ):
-        if diverted:
-            display.note(f"log: {folder / RUN_LOG}")
         resources = plan_resources(config, cluster)
         check_resources(resources, cluster)
         save_run_id(folder, tracker.run_id, id_file)
@@ -123,15 +121,16 @@ def open_context(
             tracker=tracker,
             display=display,
         )
-        _announce(context)
+        _announce(context, diverted)
         yield context
 
 
-def _announce(context: RunContext) -> None:
+def _announce(context: RunContext, diverted: bool) -> None:
     """Say where the run can be watched, and track its parameters."""
     link = context.tracker.link
     # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
-    context.notify(link and f"{RUN_URL_PREFIX}{link}", *context.resources.notes)
+    log = f"log: {context.folder / RUN_LOG}" if diverted else None
+    context.notify(link and f"{RUN_URL_PREFIX}{link}", log, *context.resources.notes)
     context.tracker.log_params(flatten(context.config))
 
 

@@ -35,6 +35,33 @@ def print_result(
         print(f"{name + ':':<8} {path}")
 
 
+def print_table(result: Any, folder: Path, name: str, **paths: str) -> None:
+    """Print the table of a command, and where it is stored.
+
+    Args:
+        result: The result, which can be written as Markdown and as JSON.
+        folder: The output folder.
+        name: Name of the files in it.
+        **paths: What else to show below the table.
+    """
+    files: dict[str, str | Path] = {"table": folder / f"{name}.md"}
+    files |= {"figure": folder / "figures" / f"{name}.png", **paths}
+    print_result(result.to_markdown(), result.model_dump(mode="json"), files)
+
+
+def describe_teacher(name: str, accuracy: float | None, images: int, left_out: int) -> str:
+    """Return the accuracy of a teacher that was trained, as a sentence.
+
+    Args:
+        name: The name of the teacher.
+        accuracy: Its accuracy, in [0, 1]; None if no image of its classes has a label.
+        images: Number of images that it was measured on.
+        left_out: Number of images that were left out because their labels are no classes of the teacher.
+    """
+    others = f"; left out are {left_out} images of other classes" if left_out else ""
+    return f"teacher {name}: accuracy {format_percent(accuracy)} on {images} images{others}"
+
+
 def escape_control(text: str) -> str:
     r"""Return a text on one line whose control characters are visible: names of files may hold some.
 

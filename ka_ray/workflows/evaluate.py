@@ -48,13 +48,12 @@ def evaluate(
     """
     student = load_student(folder, trust=trust)
     source, sets = open_source(images), student.spec.unified_label_sets
-    ids = sample_ids(source.num_images, images.limit, seed=0)
-    seen, classes = ImageSet(images, source, ids, {IMAGE: student.spec.view}), student.spec.classes
+    ids, classes = sample_ids(source.num_images, images.limit, seed=0), student.spec.classes
+    seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
     _require_labels(count_labels(seen), images, classes)
     students, config, extract = {"student": absolute(to_path(folder))}, ray or RayConfig(), ExtractConfig()
-    log = cache_folder() / "evaluate.log"  # the run's folder may be someone else's
     with (
-        divert_descriptors(log),
+        divert_descriptors(log := cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
         Display(UsageMeter()) as display,
         connect(config) as cluster,
         log_errors(log),
