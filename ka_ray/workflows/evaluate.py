@@ -35,8 +35,7 @@ def evaluate(
 
     Args:
         folder: The output folder of a run.
-        images: The config of labelled images. Those of classes that the student does not know are left out of
-            the accuracies, and counted in ``unmatched``.
+        images: The config of labelled images. Those of unknown classes count only as ``unmatched``.
         ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
         trust: See :func:`ka_ray.student.load_student`.
 
@@ -47,8 +46,8 @@ def evaluate(
         InputError: The folder holds no student, the images have no labels, or the student knows none of them.
     """
     student = load_student(folder, trust=trust)
-    source, sets = open_source(images), student.spec.unified_label_sets
-    ids, classes = sample_ids(source.num_images, images.limit, seed=0), student.spec.classes
+    source, classes, sets = open_source(images), student.spec.classes, student.spec.unified_label_sets
+    ids = sample_ids(source.num_images, images.limit, seed=0)
     seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
     _require_labels(count_labels(seen), images, classes)
     students, config, extract = {"student": absolute(to_path(folder))}, ray or RayConfig(), ExtractConfig()
@@ -60,8 +59,8 @@ def evaluate(
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         _notify(display, source.note)
-        resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
-        pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
+        placement = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster).placement
+        pools = Pools(extract, placement, config.max_failures, config.timeout_s)
         learned = read_learned_digests(students.values())  # those of its run, if its features are still there
         work = Evaluation(seen, sets, [], students, pools, trust=trust, learned=learned)
         counts, summary = evaluate_images(work, on_images)
