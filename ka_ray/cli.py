@@ -5,8 +5,9 @@ Torch, Ray and MLflow take seconds to import, so each command imports what it ne
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from ka_ray import __version__, cli_models, cli_student
 from ka_ray.cli_models import Overrides
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal import summary
+from ka_ray.terminal.options import Debug, Json, Quiet, with_shared_options
+from ka_ray.terminal.results import describe_teacher, print_result, print_table
+from ka_ray.verbosity import Verbosity, choose_verbosity, verbosity_of_command
 
 app = typer.Typer(
     help="Merge trained image classifiers into one network, without labels.",
@@ -53,40 +57,54 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Declare the options that `ka-ray` takes before a command."""
+    choose_verbosity(quiet, as_json, debug)
 
 
-app.command()(cli_models.inspect)
-app.command()(cli_models.init)
-app.command()(cli_models.merge)
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function a command of `ka-ray`, with the options that every command takes."""
+    app.command()(with_shared_options(function))
+    return function
 
 
-@app.command()
+command(cli_models.inspect)
+command(cli_models.init)
+command(cli_models.merge)
+
+
+@command
 def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
     """Train two small teachers of handwritten digits and merge them; takes about two minutes."""
-    from ka_ray import Config, amalgamate
+    from ka_ray import Config
     from ka_ray.workflows.demo import demo_config, save_samples
 
     config = Config.load(demo_config(), with_output(overrides, output))
+    from ka_ray import amalgamate  # here, so that a wrong override is refused before torch and Ray are loaded
+
     report = amalgamate(config)
     samples = save_samples(config.evaluation.images or config.images, config.output_dir / "samples")
     summary.show_report(report, config.output_dir, samples)
 
 
-@app.command()
+@command
 def run(
     config: ConfigPath, overrides: Overrides = None, output: Output = None, extend: Extend = None
 ) -> None:
     """Merge teachers into one student."""
-    from ka_ray import Config, amalgamate
+    from ka_ray import Config
 
     extended = [f"extend={extend}"] if extend is not None else []
     loaded = Config.load(config, [*with_output(overrides, output), *extended])
+    from ka_ray import amalgamate  # here, as in all commands: a wrong config is refused before it is loaded
+
     summary.show_report(amalgamate(loaded), loaded.output_dir)
 
 
-@app.command()
+@command
 def compare(
     config: ConfigPath,
     methods: Methods = None,
@@ -97,52 +115,59 @@ def compare(
 ) -> None:
     """Compare methods that produce the student, with the same teachers, images, budget and seeds."""
     from ka_ray import Config
+    from ka_ray.runs.variants import check_variants
+
+    loaded = Config.load(config, with_output(overrides, output))
+    named = [] if methods is None else methods.split(",")
+    check_variants(loaded, named, vary or [])
     from ka_ray import compare as compare_methods
 
-    loaded = Config.load(config, with_output(overrides, output))
-    result = compare_methods(loaded, [] if methods is None else methods.split(","), seeds, vary or [])
-    typer.echo(result.to_markdown())
-    typer.echo(f"table:   {loaded.output_dir / 'compare.md'}")
-    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'compare.png'}")
+    print_table(compare_methods(loaded, named, seeds, vary or []), loaded.output_dir, "compare")
 
 
-@app.command()
+@command
 def spectrum(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
     """Show how much of the teachers' features a code of each width can keep, before anything is trained."""
-    from ka_ray import Config, measure_spectrum
+    from ka_ray import Config
 
     loaded = Config.load(config, with_output(overrides, output))
-    typer.echo(measure_spectrum(loaded).to_markdown())
-    typer.echo(f"table:   {loaded.output_dir / 'spectrum.md'}")
-    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'spectrum.png'}")
+    from ka_ray import measure_spectrum
+
+    print_table(measure_spectrum(loaded), loaded.output_dir, "spectrum")
 
 
-@app.command()
+@command
 def tune(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
     """Search for the widths with the best trade-off between agreement with the teachers and cost."""
-    from ka_ray import Config, search_widths
+    from ka_ray import Config
 
     loaded = Config.load(config, with_output(overrides, output))
+    from ka_ray import search_widths
+
     result = search_widths(loaded)
-    typer.echo(result.to_markdown())
-    typer.echo(f"table:   {loaded.output_dir / 'tune.md'}")
-    typer.echo(f"figure:  {loaded.output_dir / 'figures' / 'tune.png'}")
-    if result.chosen is not None:
-        summary.show_next_run(loaded.output_dir / "best.yaml")
+    best = loaded.output_dir / "best.yaml"
+    print_table(
+        result,
+        loaded.output_dir,
+        "tune",
+        **({} if result.chosen is None else {"next": summary.next_command(best)}),
+    )
 
 
-@app.command()
+@command
 def teach(config: ConfigPath, overrides: Overrides = None, output: Output = None) -> None:
     """Train one teacher on the labelled images of its classes."""
     from ka_ray import TeachConfig
+
+    loaded = TeachConfig.load(config, with_output(overrides, output))
     from ka_ray import teach as teach_one
 
-    result = teach_one(TeachConfig.load(config, with_output(overrides, output)))
-    summary.show_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
-    typer.echo(f"checkpoint: {result.checkpoint}")
+    result = teach_one(loaded)
+    text = describe_teacher(result.teacher, result.accuracy, result.images, sum(result.left_out.values()))
+    print_result(text, result.model_dump(mode="json"), {"checkpoint": result.checkpoint})
 
 
-@app.command()
+@command
 def submit(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file on this machine that describes the run.")
@@ -181,16 +206,25 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
-app.command()(cli_models.browse)
-app.command()(cli_student.evaluate)
-app.command()(cli_student.predict)
-app.command()(cli_student.export)
+command(cli_models.browse)
+command(cli_student.evaluate)
+command(cli_student.predict)
+command(cli_student.export)
 
 
-@app.command()
-def doctor() -> None:
-    """Show this machine's Python, libraries, CPUs, GPUs and free disk space."""
-    summary.show_machine()
+@command
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also check the servers and the output folder of this config.")
+    ] = None,
+    overrides: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Check this machine, its GPUs, Ray and MLflow, and say how to mend what is wrong."""
+    from ka_ray.workflows.doctor import diagnose, read_config, show_findings
+
+    loaded = None if config is None else read_config(config, with_output(overrides, output))
+    raise typer.Exit(show_findings(diagnose(loaded)))
 
 
 def with_output(overrides: list[str] | None, output: str | None) -> list[str]:
@@ -209,7 +243,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: The arguments after the program's name; None means ``sys.argv[1:]``.
     """
-    sys.exit(run_with_exit_code(lambda: app(arguments, prog_name="ka-ray")))
+    with verbosity_of_command(Verbosity(diverts=True)):
+        code = run_with_exit_code(lambda: app(arguments, prog_name="ka-ray"))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 As in :mod:`ka_ray.cli`, each command imports what it needs itself.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ka_ray.terminal import summary
+from ka_ray.terminal.results import escape_control, print_result
 
 Overrides = Annotated[
     list[str] | None,
@@ -41,7 +41,6 @@ MergeOutput = Annotated[
 
 def inspect(
     model: Annotated[str, typer.Argument(help="File, folder or name of a model, as a teacher in one line.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of a teacher: network=resnet18."),
@@ -51,10 +50,8 @@ def inspect(
     from ka_ray.workflows.inspect import inspect_model
 
     description = inspect_model(model, overrides or [])
-    if as_json:
-        typer.echo(json.dumps(description.to_json(), indent=2))
-    else:
-        typer.echo("\n".join(map(summary.escape_control, description.to_text().split("\n"))))
+    text = "\n".join(map(escape_control, description.to_text().split("\n")))
+    print_result(text, description.to_json(), {})
 
 
 def init(
@@ -70,13 +67,14 @@ def init(
     overrides: Overrides = None,
 ) -> None:
     """Write a commented config for teachers and images, without running anything."""
-    from ka_ray.workflows import merge as workflow
-    from ka_ray.workflows.merge_config import MergeRequest, parse_hints
+    from ka_ray.workflows.merge_config import MergeRequest, build_config, parse_hints
 
     request = MergeRequest(teachers, images, output, parse_hints(hints or []), evaluate, overrides or [])
+    build_config(request)  # refuses wrong paths before torch and Ray are loaded
+    from ka_ray.workflows import merge as workflow
+
     path = workflow.init(request, config, force)
-    typer.echo(f"config:  {path}")
-    summary.show_next_run(path)
+    print_result("", {}, {"config": path, "next": summary.next_command(path)})
 
 
 def merge(
@@ -88,14 +86,15 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Merge teachers into one student, without a config: what they are is found out."""
-    from ka_ray.runs.output_folder import MERGE_CONFIG
-    from ka_ray.workflows import merge as workflow
-    from ka_ray.workflows.merge_config import MergeRequest, parse_hints
+    from ka_ray.workflows.merge_config import MergeRequest, build_config, parse_hints
 
     request = MergeRequest(teachers, images, output, parse_hints(hints or []), evaluate, overrides or [])
+    build_config(request)  # refuses wrong paths before torch and Ray are loaded
+    from ka_ray.runs.output_folder import MERGE_CONFIG
+    from ka_ray.workflows import merge as workflow
+
     report, folder = workflow.merge_by_request(request)
-    summary.show_report(report, folder)
-    typer.echo(f"config:  {folder / MERGE_CONFIG}")
+    summary.show_report(report, folder, config=folder / MERGE_CONFIG)
 
 
 def browse(

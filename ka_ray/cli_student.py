@@ -3,7 +3,6 @@
 As in :mod:`ka_ray.cli`, each command imports what it needs itself.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ import typer
 
 from ka_ray.errors import InputError
 from ka_ray.terminal import summary
+from ka_ray.terminal.results import escape_control, print_result
+from ka_ray.verbosity import verbosity
 
 RunFolder = Annotated[str, typer.Argument(help="Output folder or URI of a finished run.")]
 Trust = Annotated[
@@ -58,7 +59,6 @@ def predict(
         int, typer.Option(min=1, help="Number of classes per image, the most probable first.")
     ] = 1,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image and line.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")] = 32,
     trust: Trust = False,
 ) -> None:
@@ -68,6 +68,7 @@ def predict(
     from ka_ray.terminal.counter import Counter
     from ka_ray.terminal.predictions import make_writer
 
+    as_json = verbosity().json  # an object per image and line, as there can be many
     if as_csv and as_json:
         raise InputError("give either --csv or --json")
     unreadable = _UnreadableImages()
@@ -92,7 +93,7 @@ class _UnreadableImages:
 
     def __call__(self, path: str, reason: str) -> None:
         self._count += 1
-        typer.echo(summary.escape_control(f"unreadable: {path}: {reason}"), err=True)
+        typer.echo(escape_control(f"unreadable: {path}: {reason}"), err=True)
 
     def raise_if_any(self, readable: int) -> None:
         """Raise an InputError if there was any, beside a number of readable images."""
@@ -136,7 +137,6 @@ def export(
             min=0, max=1, help="With --quantize: least share of images with the student's class; default .98."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Trust = False,
 ) -> None:
     """Write a student in the format of other programs, and check that it is the same student."""
@@ -148,7 +148,5 @@ def export(
         samples=samples, min_agreement=min_agreement, trust=trust,
     )
     # fmt: on
-    if as_json:
-        typer.echo(json.dumps(result.to_json(), indent=2))
-    else:
-        typer.echo("\n".join(map(summary.escape_control, result.to_text().split("\n"))))
+    text = "\n".join(map(escape_control, result.to_text().split("\n")))
+    print_result(text, result.to_json(), {})

@@ -5,8 +5,12 @@ Any other exception is a bug: the command ends with a traceback.
 
 import errno
 import io
+import json
 import sys
+import traceback
 from collections.abc import Callable
+
+from ka_ray.verbosity import verbosity
 
 
 class InputError(ValueError):
@@ -100,8 +104,13 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
         work()
     except Exception as error:
         message_and_code = user_message(error)
+        if verbosity().json:
+            message, code = message_and_code or (f"{type(error).__name__}: {error}", 1)
+            print(json.dumps({"error": message, "exit_code": code}, indent=2))
         if message_and_code is None:
             raise
+        if verbosity().debug:
+            traceback.print_exception(error)
         message, code = message_and_code
         # Not on standard output: it holds only results, which may be piped into another program.
         print(f"error: {message.translate(CONTROL_CHARACTERS)}", file=sys.stderr)

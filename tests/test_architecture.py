@@ -17,7 +17,8 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 40, 250
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine"}
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "verbosity": set(),
+    "errors": {"verbosity"},
     "sparse_counts": set(),
     "metrics": {"sparse_counts"},
     "storage": {"errors"},
@@ -37,13 +38,16 @@ MAY_IMPORT["reports"] = {"errors", "storage", "metrics", "sparse_counts"}
 MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics", "sparse_counts"}
 MAY_IMPORT["tracking"] = {"errors", "storage", "config", "student"}
 MAY_IMPORT["distributed"] = {*MAY_IMPORT} - {"stages", "tracking"}
-MAY_IMPORT["terminal"] = {"errors", "reports", "training"}
+MAY_IMPORT["terminal"] = {"errors", "verbosity", "storage", "reports", "training"}
 MAY_IMPORT["formats"] = {"errors", "storage", "config", "student", "teachers"}
 MAY_IMPORT["runs"] = {*MAY_IMPORT}
 MAY_IMPORT["workflows"] = {*MAY_IMPORT}
 MAY_IMPORT["submission"] = {"errors", "storage", "config", "distributed", "terminal", "runs"}
 
-ROOT_MODULES = {"", "__main__", "cli", "cli_models", "cli_student", "errors", "metrics", "sparse_counts"}
+ROOT_MODULES = {
+    *("", "__main__", "cli", "cli_models", "cli_student"),
+    *("errors", "metrics", "sparse_counts", "verbosity"),
+}
 """Modules outside of a folder. The package itself and the command line may import everything."""
 
 MAY_IMPORT_RAY = {"distributed", "submission"}

@@ -1,5 +1,6 @@
 """Test the command line without training: help, completion, messages for bad input, small helpers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from ka_ray import __version__, cli
+from ka_ray.verbosity import Verbosity, verbosity
 from ka_ray.workflows.demo import demo_config
 
 DEMO_CONFIG = str(demo_config())
@@ -140,11 +142,71 @@ def test_the_help_of_compare_lists_all_methods():
     assert [name for name in COMPARED if f"| `{name}` |" not in page] == ["ensemble"]
 
 
-def test_doctor_prints_versions_and_resources(monkeypatch, capsys):
-    assert run_cli(monkeypatch, "doctor") == 0
+def test_doctor_names_every_check(monkeypatch, capsys):
+    run_cli(monkeypatch, "doctor")
     shown = capsys.readouterr().out
-    for name in ("python=", "torch=", "ray=", "mlflow=", "cpus=", "disk_free_gib="):
-        assert name in shown
+    for name in ("Python", "libraries", "GPU", "shared memory", "open files", "names", "Ray", "MLflow"):
+        assert f" {name} " in shown
+
+
+COMMANDS = ("inspect", "init", "merge", "demo", "run", "compare", "spectrum", "tune", "teach", "submit")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "evaluate", "predict", "doctor"])
+def test_every_command_takes_the_shared_options(monkeypatch, capsys, name):
+    assert run_cli(monkeypatch, name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--quiet", "--json", "--debug"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "bad.yaml"],
+        ["compare", DEMO_CONFIG, "--vary", "joint.los=mse,kl"],
+        ["compare", DEMO_CONFIG, "--methods", "distil"],
+        ["tune", DEMO_CONFIG, "--set", "tune.trails=3"],
+        ["spectrum", "bad.yaml"],
+        ["teach", "bad.yaml"],
+        ["demo", "--set", "join.epochs=1"],
+        ["merge", "a.pt", "b.pt", "--images", "nowhere"],
+        ["merge", "a.pt", "b.pt", "--images", "."],
+        ["init", "a.pt", "b.pt", "--images", "nowhere"],
+    ],
+)
+def test_bad_input_is_refused_before_a_slow_package_is_imported(tmp_path, arguments):
+    (tmp_path / "bad.yaml").write_text("name: x\nimags: {}\n")
+    program = COMMAND_LISTING_IMPORTS.replace(', "numpy"', "")  # numpy takes a tenth of a second
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("arguments", [["--json", "run", "no.yaml"], ["run", "no.yaml", "--json"]])
+def test_with_json_an_error_is_one_object(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"error": "config no.yaml does not exist", "exit_code": 2}
+    assert shown.err == "error: config no.yaml does not exist\n"
+    assert verbosity() == Verbosity()  # of this process, not of the command that has ended
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "run", "no.yaml"], ["run", "no.yaml", "--debug"]])
+def test_with_debug_the_traceback_is_shown(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("error: config no.yaml does not exist\n")
 
 
 def test_the_demo_config_is_found_in_a_checkout():

@@ -10,13 +10,12 @@ from ka_ray.config.base import AnySection
 from ka_ray.config.job_paths import ClusterContext
 from ka_ray.config.mixture import ImagesConfig
 from ka_ray.config.module_folders import add_module_folders
+from ka_ray.config.problems import explain_problems
+from ka_ray.config.spelling import suggest
 from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.storage.files import exists, read_text
-from ka_ray.storage.uris import CREDENTIALS_PATTERN, to_path
-
-MAX_PROBLEMS = 20
-"""Largest number of mistakes that an error message lists."""
+from ka_ray.storage.uris import to_path
 
 
 def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesConfig:
@@ -35,7 +34,7 @@ def load_images(tree: dict[str, Any], overrides: Sequence[str] = ()) -> ImagesCo
     try:
         return adapter.validate_python(tree)
     except ValidationError as error:
-        raise InputError(_explain("images", tree, error)) from None
+        raise InputError(explain_problems(ImagesConfig, "images", tree, error)) from None
 
 
 def load(
@@ -86,7 +85,7 @@ def _validate(
     try:
         return kind.model_validate(tree, context=cluster)
     except ValidationError as error:
-        raise InputError(_explain(place, tree, error)) from None
+        raise InputError(explain_problems(kind, place, tree, error)) from None
 
 
 def with_overrides(config: AnySection, overrides: Sequence[str]) -> AnySection:
@@ -169,44 +168,11 @@ def _child(node: Any, part: str, override: str) -> Any:
         if named:  # teachers.dogs
             return named[0]
         if part not in map(str, range(len(node))):
-            raise InputError(f"--set {override!r}: {part!r} must be an index below {len(node)}")
+            names = [str(item["name"]) for item in node if isinstance(item, dict) and "name" in item]
+            raise InputError(
+                f"--set {override!r}: {part!r} must be an index below {len(node)}{suggest(part, names)}"
+            )
         return node[int(part)]
     if isinstance(node, dict):
         return node[part]
     raise InputError(f"--set {override!r}: {part!r} is below a value, not a mapping")
-
-
-def _explain(path: str, tree: dict[str, Any], error: ValidationError) -> str:
-    lines = [f"{path}: {error.error_count()} problem(s)"]
-    for problem in error.errors()[:MAX_PROBLEMS]:
-        is_about_key = problem["type"] in ("extra_forbidden", "missing")  # not about its value
-        key = ".".join(_written_keys(tree, problem["loc"], is_about_key))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        secret = CREDENTIALS_PATTERN.search(repr(problem["input"]))
-        given = f" (given: {problem['input']!r})" if _is_short(problem["input"]) and not secret else ""
-        lines.append(f"  {key + ': ' if key else ''}{message}{given}")
-    if error.error_count() > MAX_PROBLEMS:
-        lines.append(f"  and {error.error_count() - MAX_PROBLEMS} more")
-    return "\n".join(lines)
-
-
-def _written_keys(tree: Any, loc: tuple[Any, ...], is_about_key: bool) -> list[str]:
-    """Return only the keys that the user wrote; pydantic adds the names of union members to the location."""
-    keys = []
-    for place, part in enumerate(loc):
-        if (isinstance(tree, dict) and part in tree) or _has_item(tree, part):
-            tree = tree[part]
-        elif place < len(loc) - 1 or not isinstance(tree, dict) or not is_about_key:
-            continue
-        keys.append(str(part))
-    return keys
-
-
-def _has_item(tree: Any, part: Any) -> bool:
-    return isinstance(tree, list) and isinstance(part, int) and part < len(tree)
-
-
-def _is_short(value: Any) -> bool:
-    return not isinstance(value, dict) and len(repr(value)) <= 80

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from ka_ray.config.base import Section
 from ka_ray.config.sources import (
@@ -38,10 +38,14 @@ def _inherit_from_mixture(part: Any, info: ValidationInfo) -> Any:
         return given
     # Only the keys of the mixture that are valid: pydantic reports the others itself.
     inherited = {key: info.data[key] for key in SHARED_KEYS if key in info.data}
-    for key, value in inherited.items():
+    for key, value in list(inherited.items()):
         if key not in given:
             continue
-        own = type(value).model_validate(given[key]) if isinstance(value, Section) else given[key]
+        try:
+            own = type(value).model_validate(given[key]) if isinstance(value, Section) else given[key]
+        except ValidationError:  # pydantic finds it again, and knows the path of the key
+            del inherited[key]
+            continue
         if own != value:
             raise ValueError(
                 f"{key} = {given[key]} differs from {value}, the mixture's; set {key} only on the mixture"

@@ -22,6 +22,7 @@ from ka_ray.distributed.process_state import (
     set_missing,
 )
 from ka_ray.distributed.ray_address import find_cluster
+from ka_ray.verbosity import verbosity
 
 LOCAL_RAY_VARIABLES = {
     # Starting a worker process costs seconds (it imports torch), and Ray ends idle ones after a second if
@@ -72,14 +73,15 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
             cannot start on this machine.
         ClusterError: Ray could not be opened, for a cause that may pass.
     """
+    level = _log_level()
     with ExitStack() as undo:
         undo.enter_context(warnings.catch_warnings())
         if not ray.is_initialized():
-            undo.enter_context(log_level("ray", logging.ERROR))
+            undo.enter_context(log_level("ray", level))
             undo.enter_context(environment_restored(lambda: _init(config)))
             undo.callback(ray.shutdown)
         # Ray Data's bars and messages would be printed between the lines of the run's own progress display.
-        undo.enter_context(log_level("ray.data", logging.ERROR))
+        undo.enter_context(log_level("ray.data", level))
         quiet = {"enable_progress_bars": False, "print_on_execution_start": False}
         undo.enter_context(attributes(DataContext.get_current(), **quiet))
         yield Cluster(current_hosts(), _grows() if config.autoscaling is None else config.autoscaling)
@@ -118,6 +120,10 @@ def _grows() -> bool:
     return bool(limits)
 
 
+def _log_level() -> int:
+    return logging.INFO if verbosity().debug else logging.ERROR
+
+
 def _init(config: RayConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     address = find_cluster(config)
@@ -131,8 +137,8 @@ def _init(config: RayConfig) -> None:
             # A cluster that is already there has its own settings.
             num_cpus=config.num_cpus if address.starts_here else None,
             num_gpus=config.num_gpus if address.starts_here else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            log_to_driver=verbosity().debug,
+            logging_level=_log_level(),
         )
     except Exception as error:  # ray.init raises OSError, ValueError, RuntimeError, ConnectionError, ...
         ray.shutdown()  # what it has opened already

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from ka_ray.errors import USER_ERRORS
 from ka_ray.storage.files import exists, is_remote, read_text, write_text
+from ka_ray.verbosity import verbosity
 
 LISTENER = "ray_listen_error_messages"
 """The name of Ray's thread that prints what other processes of the cluster report, such as dead workers."""
@@ -23,6 +24,8 @@ def log_errors(path: Path) -> Iterator[None]:
 
     An error that ends the block gets a note with the path of the file, if the file says more than its
     message: what Ray or a process of the cluster logged, or the errors that it wraps.
+
+    With ``--debug``, Ray's lines go to the terminal, too.
 
     Args:
         path: The file; it is made only if there is something to write, and earlier content is kept.
@@ -86,7 +89,7 @@ def _without_terminal(handler: logging.Handler) -> Iterator[None]:
     names = ["ray", *(name for name in logging.root.manager.loggerDict if name.startswith("ray."))]
     before = {logger: list(logger.handlers) for logger in map(logging.getLogger, names)}
     for logger, handlers in before.items():
-        on_terminal = [each for each in handlers if _prints(each)]
+        on_terminal = [each for each in handlers if _prints(each) and not verbosity().debug]
         if on_terminal or logger.name == "ray":
             logger.handlers = [*(each for each in handlers if each not in on_terminal), handler]
     try:
@@ -113,7 +116,7 @@ class _ListenerRedirect:
 
     def write(self, text: str) -> int:
         """Write a text where it belongs."""
-        listens = threading.current_thread().name == LISTENER
+        listens = threading.current_thread().name == LISTENER and not verbosity().debug
         return (self._log if listens else self._terminal).write(text)
 
     def __getattr__(self, name: str) -> Any:

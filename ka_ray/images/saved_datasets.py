@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.config import DatasetsImages
+from ka_ray.config.source_kind import SAVED_SPLITS, SAVED_STATE
 from ka_ray.errors import InputError
 from ka_ray.images.cells import read_cells, to_label
 from ka_ray.images.identity import Identities, identify
@@ -21,12 +22,6 @@ from ka_ray.storage.files import is_remote, read_text
 
 CHUNK_IMAGES = 64
 """Number of images per chunk: their encoded files are in memory at the same time."""
-
-SPLITS = "dataset_dict.json"
-"""The file that marks a folder as a saved DatasetDict."""
-
-STATE = "state.json"
-"""The file that marks a folder as a saved Dataset."""
 
 NO_LABEL = -1
 """What Hugging Face's ClassLabel holds for rows without a label, such as those of a test split."""
@@ -60,7 +55,7 @@ def list_saved_dataset(config: DatasetsImages) -> Source:
         )
     reader = SavedDatasetReader(folder, image_column, label_column, classes, has_class_label)
     # The fingerprint changes with the rows, and is part of the source's digest.
-    fingerprint = str(json.loads(read_text(Path(folder, STATE))).get("_fingerprint"))
+    fingerprint = str(json.loads(read_text(Path(folder, SAVED_STATE))).get("_fingerprint"))
     num_rows = len(reader.open(fingerprint))
     starts = range(0, num_rows, CHUNK_IMAGES)
     chunks = [Chunk(i, min(CHUNK_IMAGES, num_rows - i), (folder, fingerprint)) for i in starts]
@@ -85,16 +80,17 @@ def _find_dataset(config: DatasetsImages) -> Path:
             "local folder; copy it to where every node reaches it, or write it with to_parquet and set "
             "source to parquet"
         )
-    if (path / SPLITS).is_file():
-        splits = json.loads(read_text(path / SPLITS))["splits"]
+    if (path / SAVED_SPLITS).is_file():
+        splits = json.loads(read_text(path / SAVED_SPLITS))["splits"]
         if config.split not in splits:
             raise InputError(
                 f"images.split: {path} is a DatasetDict with the splits {splits}; set split to one of them"
             )
         return path / str(config.split)
-    if not (path / STATE).is_file():
+    if not (path / SAVED_STATE).is_file():
         raise InputError(
-            f"images.path: {path} holds neither {STATE} nor {SPLITS}, so save_to_disk has not written it"
+            f"images.path: {path} holds neither {SAVED_STATE} nor {SAVED_SPLITS}, so save_to_disk has not "
+            "written it"
         )
     if config.split is not None:
         raise InputError(f"images.split: {path} is a single Dataset, which has no splits; leave out split")

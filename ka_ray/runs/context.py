@@ -13,11 +13,13 @@ from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
 from ka_ray.student.plan import Plan
 from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
+from ka_ray.terminal.streams import divert_descriptors
+from ka_ray.terminal.usage import UsageMeter
 from ka_ray.tracking import Tracker, open_tracker
 from ka_ray.training.fit import Progress
 
-ERROR_LOG = "errors.log"
-"""The file in an output folder with what Ray logged and with the tracebacks of errors, if there were any."""
+RUN_LOG = "run.log"
+"""The file in an output folder with what Ray, MLflow and other libraries wrote, and tracebacks of errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class RunContext:
         """Show lines of text to the user; None is skipped."""
         for note in filter(None, notes):
             self.display.note(note)
+
+    def warn(self, *warnings: str | None) -> None:
+        """Show lines of text that the user should see even with ``--quiet``; None is skipped."""
+        for warning in filter(None, warnings):
+            self.display.warn(warning)
 
     def report_epoch(self, progress: Progress) -> None:
         """Show the progress of training, and log the losses and the speed of an epoch that has ended."""
@@ -97,10 +104,11 @@ def open_context(
         InputError: The cluster is too small for the run.
     """
     with (
-        Display() as display,
+        divert_descriptors(folder / RUN_LOG) as diverted,
+        Display(UsageMeter()) as display,
         connect(config.ray) as cluster,
-        log_errors(folder / ERROR_LOG),  # inside, because connecting gives Ray's loggers their handlers
-        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.note) as tracker,
+        log_errors(folder / RUN_LOG),  # inside, because connecting gives Ray's loggers their handlers
+        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.warn) as tracker,
     ):
         resources = plan_resources(config, cluster)
         check_resources(resources, cluster)
@@ -113,15 +121,16 @@ def open_context(
             tracker=tracker,
             display=display,
         )
-        _announce(context)
+        _announce(context, diverted)
         yield context
 
 
-def _announce(context: RunContext) -> None:
+def _announce(context: RunContext, diverted: bool) -> None:
     """Say where the run can be watched, and track its parameters."""
     link = context.tracker.link
     # The link comes first, so that the run can be watched from its start; `ka-ray submit` reads it, too.
-    context.notify(link and f"{RUN_URL_PREFIX}{link}", *context.resources.notes)
+    log = f"log: {context.folder / RUN_LOG}" if diverted else None
+    context.notify(link and f"{RUN_URL_PREFIX}{link}", log, *context.resources.notes)
     context.tracker.log_params(flatten(context.config))
 
 

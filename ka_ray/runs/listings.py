@@ -43,7 +43,7 @@ STORED_PARTS = {
 """Config key of a source -> the folders in an output folder that hold images of it."""
 
 
-BEFORE_RESULTS = (LISTINGS, CONFIG, MERGE_CONFIG, DIGESTS, LOCK, "errors.log", "ray")
+BEFORE_RESULTS = (LISTINGS, CONFIG, MERGE_CONFIG, DIGESTS, LOCK, "run.log", "errors.log", "ray")
 """Names in an output folder of what is there before anything is finished, beside what MLflow keeps."""
 
 MLFLOW_PREFIXES = ("mlflow", "mlartifacts")

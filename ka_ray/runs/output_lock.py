@@ -17,6 +17,7 @@ from uuid import uuid4
 from ka_ray.errors import InputError
 from ka_ray.runs.processes import find_start, identify_machine, is_hidden
 from ka_ray.storage.files import is_remote, make_folder, read_text, write_text
+from ka_ray.terminal.streams import error_stream
 
 LOCK = "lock.json"
 """The file in an output folder that says which command works in it; it is removed when the command ends."""
@@ -211,7 +212,7 @@ def _beat(lock: Path, holder: Holder, ended: threading.Event) -> None:
             now = _read(lock)
             if now is None or now.key != holder.key:
                 who = now or "a person, who removed the file"
-                print(f"warning: the lock of output {lock.parent} was taken by {who}", file=sys.stderr)
+                print(f"warning: the lock of output {lock.parent} was taken by {who}", file=error_stream())
                 return
             write_text(lock, json.dumps(asdict(holder) | {"beat": beat}))
         except Exception:  # a store that fails for a moment; the next beat tries again

@@ -34,6 +34,7 @@ from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.teachers.sources.describe import describe_teacher
 from ka_ray.training.batches import count_held_out
+from ka_ray.verbosity import verbosity
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
     """
     described = []
     for teacher in config.teachers:
-        if teacher.from_ is not None:  # recognising a network can take some seconds
+        if teacher.from_ is not None and not verbosity().quiet:  # recognising a network can take seconds
             print(f"teacher {teacher.name}: finding out what {teacher.from_} is", file=sys.stderr, flush=True)
         described.append(describe_teacher(teacher))
     teachers = tuple(teacher for teacher, _ in described)

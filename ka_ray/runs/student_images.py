@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ka_ray.config import ImagesConfig, load_images
-from ka_ray.images.saved_datasets import SPLITS, STATE
+from ka_ray.config.source_kind import guess_source
 from ka_ray.storage.uris import to_path
 from ka_ray.student import StudentSpec, load_student
 
@@ -50,21 +50,3 @@ def build_images_config_for(spec: StudentSpec, where: str, overrides: Sequence[s
     else:
         tree |= {"path": where, "source": guess_source(to_path(where))}
     return load_images(tree, overrides)
-
-
-def guess_source(path: Path) -> str:
-    """Return the kind of source that a path looks like; ``folder`` if nothing else.
-
-    Args:
-        path: A list of images (``.csv``, ``.tsv``), a Parquet file or a folder of them, a tar shard or a
-            folder of them, a folder that Hugging Face's ``save_to_disk`` has written, or one of image files.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return "list"
-    if suffix == ".parquet" or any(path.glob("*.parquet")):
-        return "parquet"
-    # A folder with subfolders, too, is more likely that of a dataset beside the tar file that it came in.
-    if suffix == ".tar" or (any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())):
-        return "webdataset"
-    return "datasets" if any((path / name).is_file() for name in (STATE, SPLITS)) else "folder"

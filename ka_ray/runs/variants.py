@@ -5,10 +5,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from ka_ray.amalgamation import METHODS
-from ka_ray.config import Config, with_overrides
+from ka_ray.config import CodesConfig, Config, with_overrides
+from ka_ray.config.spelling import nearest, suggest
 from ka_ray.config.yaml_text import parse_yaml
 from ka_ray.errors import InputError
 from ka_ray.reports.comparison import ENSEMBLE
@@ -21,6 +21,10 @@ PARTS = {
     "start+layers+joint": ["baseline=null", "layers.behind_start=true"],
 }
 """Parts of a run from the config's start -> their overrides; what is left out is not learned."""
+
+METHODS: tuple[str, ...] = get_args(CodesConfig.model_fields["method"].annotation)
+"""The values of `codes.method`; read from the config, because importing :mod:`ka_ray.amalgamation` takes
+seconds, and a wrong method is refused before that."""
 
 COMPARED = (*METHODS, *PARTS, *BASELINES, ENSEMBLE)
 """What can be compared. The ensemble of the teachers is always part of the table."""
@@ -77,7 +81,9 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
     """
     unknown = [method for method in methods if method not in COMPARED]
     if unknown or not methods:
-        raise InputError(f"--methods: {', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}")
+        meant = "".join(suggest(method, COMPARED) for method in unknown if nearest(method, COMPARED))
+        told = f"{', '.join(unknown) or 'none given'}; there are {', '.join(COMPARED)}{meant}"
+        raise InputError(f"--methods: {told}")
     variants = {method: _method_overrides(method) for method in methods if method != ENSEMBLE}
     for item in vary:
         key, values = _parse(item)
@@ -93,6 +99,22 @@ def expand_variants(methods: Sequence[str], vary: Sequence[str] = ()) -> dict[st
                 expanded[label] = overrides
         variants = expanded
     return variants
+
+
+def check_variants(config: Config, methods: Sequence[str], vary: Sequence[str]) -> None:
+    """Refuse methods and varied values that cannot work; takes no time, so that nothing is loaded before it.
+
+    Args:
+        config: Config of the run.
+        methods: Names from :data:`COMPARED`; empty: the default ones.
+        vary: Items ``dotted.key=value,value,...``.
+
+    Raises:
+        InputError: A method is unknown, a key may not be varied, or a value cannot work.
+    """
+    config = with_one_start(config)
+    for overrides in expand_variants(methods or default_methods(config), vary).values():
+        with_overrides(config, overrides)
 
 
 def name_folders(labels: Sequence[str]) -> dict[str, str]:
@@ -148,8 +170,10 @@ def _parse(item: str) -> tuple[str, list[Any]]:
             "once for all variants, so they cannot be varied; give widths as TAP: channels"
         )
     if not values or not key.startswith(VARIABLE_KEYS):
+        best = nearest(key, VARIABLE_KEYS)
         raise InputError(
             f"--vary {item!r}: must read key=value,value,... with a key of {', '.join(VARIABLE_KEYS)}..."
+            + (f"; did you mean {best}?" if best and best != key else "")
         )
     return key, values
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ka_ray.config import ClusterContext, Config, TeachConfig, is_absolute, read_tree
 from ka_ray.errors import InputError
+from ka_ray.runs.variants import default_methods, expand_variants
 from ka_ray.storage.files import format_bytes
 from ka_ray.storage.uris import has_credentials
 from ka_ray.submission.client import connect_job_client
@@ -164,8 +165,6 @@ def _folder_options(request: JobRequest) -> dict[str, str]:
 def _check_compare_options(config: Config, request: JobRequest) -> None:
     if request.verb != "compare":
         return
-    from ka_ray.runs.variants import default_methods, expand_variants  # here, because it imports torch
-
     methods = request.options.get("methods")
     expand_variants(
         methods.split(",") if methods else default_methods(config), request.options.get("vary") or []

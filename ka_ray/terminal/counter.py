@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ka_ray.verbosity import verbosity
+
 QUIET_SECONDS = 2.0
 """Work that takes less shows nothing."""
 
@@ -27,7 +29,7 @@ class Counter:
     def __init__(self, what: str) -> None:
         self._what, self.count, self._began = what, 0, time.perf_counter()
         self._visible = False
-        self._shown = sys.stderr.isatty() and not sys.stdout.isatty()
+        self._shown = sys.stderr.isatty() and not sys.stdout.isatty() and not verbosity().quiet
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
-from ka_ray.terminal.summary import escape_control
+from ka_ray.terminal.results import escape_control
 
 Form = Literal["text", "csv", "json"]
 """How predictions are written."""

@@ -1,18 +1,18 @@
 """Show progress: bars on a terminal, otherwise ``key=value`` lines after epochs, stages and every 30 s."""
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-from rich.table import Column
-
 from ka_ray.errors import CONTROL_CHARACTERS
+from ka_ray.terminal.bars import StageBars, TerminalConsole, format_duration
+from ka_ray.terminal.streams import error_stream, progress_stream
+from ka_ray.terminal.usage import UsageMeter
+from ka_ray.verbosity import verbosity
 
 if TYPE_CHECKING:  # importing it would load torch, which following a job on a cluster does not need
     from ka_ray.training.fit import Progress
@@ -23,9 +23,6 @@ RUN_URL_PREFIX = "mlflow: "
 PRINT_INTERVAL_S = 30.0
 """Seconds between the progress lines of a stage if the output is not a terminal."""
 
-MAX_INFO_LENGTH = 90
-"""Maximum length of the text beside a bar: a stage has one loss per tap or layer, and there can be many."""
-
 _PROGRESS = re.compile(
     r"(?P<stage>\S.{0,80}?) (?P<unit>images|trials|epoch)=(?P<done>\d+)(?:/(?P<total>\d+))?(?: |$)"
 )
@@ -33,18 +30,21 @@ _PROGRESS = re.compile(
 
 
 class Display:
-    """Shows the progress of a run while its ``with`` block runs."""
+    """Shows the progress of a run while its ``with`` block runs.
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._terminal = self._console.is_terminal
-        # Names of stages may hold square brackets, which rich would take for its markup.
-        name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
-        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=11))
-        elapsed = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
-        info = TextColumn("{task.fields[info]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
-        self._bars = Bars(name, BarColumn(12), count, elapsed, info, console=self._console, expand=True)
-        self._tasks: dict[str, int] = {}
+    Args:
+        meter: Measures the memory and the GPUs that the run uses; None: they are not shown, because the run
+            is on another machine, or too short.
+    """
+
+    def __init__(self, meter: UsageMeter | None = None) -> None:
+        chosen, stream = verbosity(), progress_stream()
+        self._quiet, self._meter = chosen.quiet, meter
+        # None stands for what standard output is at the time: a notebook replaces it.
+        self._console = TerminalConsole(None if stream is sys.stdout else stream)
+        self._terminal = self._console.is_terminal and not (chosen.quiet or chosen.json)
+        self._bars = StageBars(self._console, meter, redirects=stream is sys.stdout)
+        self._shown: set[str] = set()
 
     def __enter__(self) -> "Display":
         if self._terminal:
@@ -59,7 +59,15 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a text as it is; control characters in it, which names may hold, are made visible."""
-        self._console.print(text.translate(CONTROL_CHARACTERS), markup=False, emoji=False)
+        if not self._quiet:
+            self._console.print(text.translate(CONTROL_CHARACTERS), markup=False, emoji=False)
+
+    def warn(self, text: str) -> None:
+        """Print a text that the user should see even with ``--quiet``."""
+        if self._quiet:
+            print(f"warning: {text.translate(CONTROL_CHARACTERS)}", file=error_stream(), flush=True)
+        else:
+            self.note(text)
 
     @contextmanager
     def track_images(self, stage: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -80,45 +88,71 @@ class Display:
             nonlocal done, printed
             done += more
             now = time.perf_counter()
-            rate = done / (now - began)
-            self._bar(stage, done, total, f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s")
+            self._bar(stage, done, total, _rate(done, now - began, unit))
             if not self._terminal and now - printed >= PRINT_INTERVAL_S:
                 printed = now
-                self.note(f"{stage} {unit}={done}/{total} seconds={now - began:.1f}")
+                left = (now - began) * (total - done) / max(done, 1)
+                self._line(f"{stage} {unit}={done}/{total} seconds={now - began:.1f}", left)
 
         self._bar(stage, 0, total, "")
         yield advance
-        if not self._terminal:
-            self.note(f"{stage} {unit}={done} seconds={time.perf_counter() - began:.1f}")
+        seconds = time.perf_counter() - began
+        if self._terminal:
+            self._finish(stage, f"{done:,} {unit} in {format_duration(seconds)}", _rate(done, seconds, unit))
+        else:
+            self.note(f"{stage} {unit}={done} seconds={seconds:.1f}")
 
     def forward_line(self, text: str) -> None:
         """Print a line of a run in another process; on a terminal, its progress moves the stage's bar."""
         self.note(text)
         progress = _PROGRESS.match(text)
         # Without a total it is the last line of a stage; if there is no bar for it, it is other text.
-        if progress is None or not (progress["total"] or progress["stage"] in self._tasks):
+        if progress is None or not (progress["total"] or progress["stage"] in self._shown):
             return
-        done = int(progress["done"])
-        self._bar(progress["stage"], done, int(progress["total"] or done), "")
+        stage, done = progress["stage"], int(progress["done"])
+        total = int(progress["total"] or done)
+        self._bar(stage, done, total, text[progress.end() :])
+        if done == total:
+            self._remove(stage)
 
     def show_training(self, progress: "Progress") -> None:
         """Show the progress of a training stage: on a terminal after every step, otherwise after epochs."""
         losses = " ".join(f"{name}={value:.4g}" for name, value in progress.losses.items())
+        done, total = (progress.epoch - 1) * progress.steps + progress.step, progress.epochs * progress.steps
+        speed = _rate(progress.images, progress.seconds, "images")
         if self._terminal:
-            done = (progress.epoch - 1) * progress.steps + progress.step
-            rate = f"{progress.images / progress.seconds:.0f} images/s"
-            total = progress.epochs * progress.steps
-            self._bar(progress.stage, done, total, f"{rate} {losses}"[:MAX_INFO_LENGTH])
+            self._bar(progress.stage, done, total, f"{speed} {losses}")
+            if done == total:
+                took = f"{progress.epochs} epochs in {format_duration(progress.seconds)}"
+                self._finish(progress.stage, took, f"{speed} {losses}")
         elif progress.epoch_ended:
             # `forward_line` of another process parses this line: see _PROGRESS.
-            self.note(
+            self._line(
                 f"{progress.stage} epoch={progress.epoch}/{progress.epochs} images={progress.images} "
-                f"seconds={progress.seconds:.1f} {losses}"
+                f"seconds={progress.seconds:.1f}",
+                progress.seconds * (total - done) / max(done, 1),
+                losses,
             )
 
+    def _line(self, text: str, left_s: float, losses: str = "") -> None:
+        usage = "" if self._meter is None else self._meter.read().fields
+        self.note(" ".join(filter(None, (text, f"eta_s={left_s:.0f}", usage, losses))))
+
     def _bar(self, stage: str, done: int, total: int, info: str) -> None:
-        if not self._terminal:
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total, info="")
-        self._bars.update(self._tasks[stage], completed=done, total=total, info=info)  # type: ignore[arg-type]
+        self._shown.add(stage)
+        if self._terminal:
+            self._bars.update(stage, done, total, info)
+
+    def _finish(self, stage: str, took: str, info: str) -> None:
+        """Replace the bar of a stage by a line that stays."""
+        self._remove(stage)
+        self.note(f"{stage:<12} {took}, {info}"[: self._console.width])
+
+    def _remove(self, stage: str) -> None:
+        self._shown.discard(stage)
+        self._bars.remove(stage)
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    rate = done / max(seconds, 1e-9)
+    return f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s"

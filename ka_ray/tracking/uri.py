@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ka_ray.errors import InputError, disk_full_error
@@ -15,6 +16,9 @@ from ka_ray.storage.endpoints import split_host_and_port, why_unreachable
 PROBE_S = 5.0
 """Seconds for each of the two questions: does anything answer, and is it in working order? MLflow's own
 attempts last four minutes."""
+
+MAX_VERSION_BYTES = 40
+"""Longest text that counts as a version."""
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "sqlite": None}
 """Database of a tracking URI -> its standard port; None for a file."""
@@ -130,13 +134,8 @@ def _why_no_server(uri: str) -> str | None:
         problem = why_unreachable(parts.hostname or "", port, PROBE_S)
         if problem is not None:
             return problem
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     try:
-        address = f"{uri.rstrip('/')}/health"
-        own = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
-        verify = not insecure and trusted
-        answer = requests.get(address, timeout=PROBE_S, verify=verify, cert=own, stream=True)
+        answer = _ask(uri, "health")
     except requests.exceptions.SSLError as error:
         return f"its certificate is not trusted (MLFLOW_TRACKING_SERVER_CERT_PATH names another): {error}"
     except requests.exceptions.Timeout:
@@ -145,6 +144,34 @@ def _why_no_server(uri: str) -> str | None:
         return f"what answers is no web server ({type(error).__name__})"
     # Other codes are left to MLflow: a proxy may hide /health, or ask for credentials that its client has.
     return f"it answers with error {answer.status_code}" if answer.status_code >= 500 else None
+
+
+def _ask(uri: str, page: str) -> Any:
+    """Get a page of a tracking server, with the certificates that MLflow's variables name."""
+    import requests
+
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    own = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    address, verify = f"{uri.rstrip('/')}/{page}", not insecure and trusted
+    return requests.get(address, timeout=PROBE_S, verify=verify, cert=own, stream=True)
+
+
+def find_server_version(uri: str) -> str | None:
+    """Ask a tracking server for its version of MLflow; takes at most about 5 seconds.
+
+    Args:
+        uri: The http or https URI of the server.
+
+    Returns:
+        The version; None if the server does not tell, or asks for credentials.
+    """
+    try:
+        answer = _ask(uri, "version")
+        text = answer.raw.read(MAX_VERSION_BYTES, decode_content=True).decode()
+    except Exception:  # of requests, of urllib3, or no text
+        return None
+    return text if answer.status_code == 200 and re.fullmatch(r"\d+(\.\d+)+([a-z.]+\d+)?", text) else None
 
 
 def sqlite_uri(path: Path) -> str:

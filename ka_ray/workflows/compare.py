@@ -221,10 +221,10 @@ def _publish(
 
 
 def _write(run: Run, result: Comparison) -> None:
-    run.notify(*result.warnings)
+    run.warn(*result.warnings)
     run.tracker.log_warnings(result.warnings)
     result.save(run.folder)
     folder = run.folder / "figures"
-    figures = draw_or_notify(lambda: draw_comparison(result.model_dump(), folder), folder, run.notify)
+    figures = draw_or_notify(lambda: draw_comparison(result.model_dump(), folder), folder, run.warn)
     for path in (run.folder / "compare.json", run.folder / "compare.md", *figures):
         run.tracker.log_artifact(path)

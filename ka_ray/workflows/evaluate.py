@@ -23,6 +23,8 @@ from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
 from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
+from ka_ray.terminal.streams import divert_descriptors
+from ka_ray.terminal.usage import UsageMeter
 
 
 def evaluate(
@@ -32,8 +34,7 @@ def evaluate(
 
     Args:
         folder: The output folder of a run.
-        images: The config of labelled images. Those of classes that the student does not know are left out of
-            the accuracies, and counted in ``unmatched``.
+        images: The config of labelled images. Those of unknown classes count only as ``unmatched``.
         ray: How to connect to Ray; None starts Ray on this machine, or uses ``RAY_ADDRESS``.
         trust: See :func:`ka_ray.student.load_student`.
 
@@ -44,20 +45,21 @@ def evaluate(
         InputError: The folder holds no student, the images have no labels, or the student knows none of them.
     """
     student = load_student(folder, trust=trust)
-    source, sets = open_source(images), student.spec.unified_label_sets
+    source, classes, sets = open_source(images), student.spec.classes, student.spec.unified_label_sets
     ids = sample_ids(source.num_images, images.limit, seed=0)
-    seen, classes = ImageSet(images, source, ids, {IMAGE: student.spec.view}), student.spec.classes
+    seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})
     _require_labels(count_labels(seen), images, classes)
     students, config, extract = {"student": absolute(to_path(folder))}, ray or RayConfig(), ExtractConfig()
     with (
-        Display() as display,
+        divert_descriptors(log := cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
+        Display(UsageMeter()) as display,
         connect(config) as cluster,
-        log_errors(cache_folder() / "evaluate.log"),  # the run's folder may be someone else's
+        log_errors(log),
         display.track_images("evaluate", len(ids)) as on_images,
     ):
         _notify(display, source.note)
-        resources = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster)
-        pools = Pools(extract, resources.placement, config.max_failures, config.timeout_s)
+        placement = choose_resources(PlacementConfig(), Workload(0, extract, config), cluster).placement
+        pools = Pools(extract, placement, config.max_failures, config.timeout_s)
         learned = read_learned_digests(students.values())  # those of its run, if its features are still there
         work = Evaluation(seen, sets, [], students, pools, trust=trust, learned=learned)
         counts, summary = evaluate_images(work, on_images)

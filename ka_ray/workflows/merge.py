@@ -15,10 +15,11 @@ from ka_ray.runs.setup import RunPlan, describe_teachers, plan_described, start_
 from ka_ray.runs.stored_parts import count_missing_bytes
 from ka_ray.storage.files import exists, format_bytes, is_remote, write_text
 from ka_ray.storage.uris import to_path
+from ka_ray.terminal.streams import print_progress
 from ka_ray.workflows.amalgamate import learn_student
 from ka_ray.workflows.config_text import render_config
-from ka_ray.workflows.merge_choices import Choice, choose
-from ka_ray.workflows.merge_config import MergeRequest, build_config, to_overrides
+from ka_ray.workflows.merge_choices import choose
+from ka_ray.workflows.merge_config import Choice, MergeRequest, build_config, to_overrides
 
 START = "student: "
 """How the notes of a plan begin that are about the student's start."""
@@ -89,7 +90,7 @@ def merge_by_request(request: MergeRequest) -> tuple[Report, Path]:
     """
     check_servers(build_config(request)[0])  # before teachers are found out, which takes longer
     planned = plan_merge(request)
-    print("\n".join(describe_plan(planned)), flush=True)
+    print_progress("\n".join(describe_plan(planned)))
     # The paths are absolute, because the file lies elsewhere than the current folder.
     text = write_config_text(planned, planned.config.model_dump(mode="json", exclude_unset=True))
     with start_run(planned.run) as run:

@@ -1,9 +1,7 @@
 """Find out what a config says of images: whether folders are classes, sizes, and how many are in a batch."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from ka_ray.config import Config, FolderImages, ImagesConfig
 from ka_ray.errors import InputError
@@ -12,28 +10,13 @@ from ka_ray.images.decode import decode_image
 from ka_ray.images.folder import list_subfolders
 from ka_ray.storage.file_names import join_names
 from ka_ray.training.batches import count_held_out
-
-DEFAULT_SIZE = 224
-"""Height and width, in pixels, of the images of networks that name no size, unless all images are smaller."""
+from ka_ray.workflows.merge_config import DEFAULT_SIZE, Choice
 
 TRIED_IMAGES = 16
 """Number of images whose size is looked at."""
 
 MAX_NAMES = 4
 """Number of subfolders that a reason names."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The value of a key that was found out.
-
-    Attributes:
-        value: The value.
-        reason: Why the key has it, for the user.
-    """
-
-    value: Any
-    reason: str
 
 
 def choose(config: Config) -> dict[str, Choice]:

@@ -10,18 +10,33 @@ from typing import Any
 
 from ka_ray.config import DESCRIPTIVE, NOBODY, STUDENT, Config, load_tree
 from ka_ray.config.ranges import MAX_NAME_LENGTH
+from ka_ray.config.source_kind import guess_source
 from ka_ray.config.teachers import name_of_source
 from ka_ray.errors import InputError
-from ka_ray.runs.student_images import guess_source
 from ka_ray.storage.files import exists
 from ka_ray.storage.uris import to_path
-from ka_ray.workflows.merge_choices import DEFAULT_SIZE, Choice
 
 NAMED = re.compile(r"(?P<name>[A-Za-z0-9_\-]+)=(?P<value>.+)", re.DOTALL)
 """``NAME=VALUE``; what stands before the first ``=`` in a path that has a folder is no name."""
 
+DEFAULT_SIZE = 224
+"""Height and width, in pixels, of the images of networks that name no size, unless all images are smaller."""
+
 RESERVED = (STUDENT, NOBODY, DESCRIPTIVE)
 """Names that no teacher may have."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of a key that was found out.
+
+    Attributes:
+        value: The value.
+        reason: Why the key has it, for the user.
+    """
+
+    value: Any
+    reason: str
 
 
 @dataclass(frozen=True)

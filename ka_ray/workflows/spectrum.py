@@ -31,7 +31,7 @@ def measure_spectrum(config: Config) -> Spectrum:
         spectrum = measure_spectrum_of_taps(run)
         spectrum.save(run.folder)
         folder = run.folder / "figures"
-        figures = draw_or_notify(lambda: draw_spectrum(spectrum.model_dump(), folder), folder, run.notify)
+        figures = draw_or_notify(lambda: draw_spectrum(spectrum.model_dump(), folder), folder, run.warn)
         for path in (run.folder / "spectrum.json", run.folder / "spectrum.md", *figures):
             run.tracker.log_artifact(path)
         lost = {

@@ -173,7 +173,7 @@ def _publish(
     )
     result.save(folder)
     figures = folder / "figures"
-    drawn = draw_or_notify(lambda: draw_tune_result(result.model_dump(), figures), figures, run.notify)
+    drawn = draw_or_notify(lambda: draw_tune_result(result.model_dump(), figures), figures, run.warn)
     files = [folder / "tune.json", folder / "tune.md", *drawn]
     if chosen is not None:
         files.append(folder / "best.yaml")

@@ -41,7 +41,7 @@ def run(*words, cwd=REPOSITORY, **environment):
     return subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
 
 
-RUN_TO_THE_END = ("predict", "doctor", "--version", "--help")
+RUN_TO_THE_END = ("predict", "--version", "--help")
 """Commands that run to their end; all others stop where their work would begin."""
 
 

@@ -88,7 +88,7 @@ def checkout_without_work(checkout, monkeypatch):
     """The folder of `checkout`; functions that would take long raise `WorkReached` instead."""
 
     def stop(config, *rest):
-        assert isinstance(config, Config | TeachConfig)
+        assert isinstance(config, Config | TeachConfig | None)
         raise WorkReached
 
     def stop_comparison(config, methods, num_seeds, vary):
@@ -116,6 +116,7 @@ def checkout_without_work(checkout, monkeypatch):
     monkeypatch.setattr("ka_ray.workflows.merge.describe_teachers", stop_before_models)
     monkeypatch.setattr("ka_ray.workflows.inspect.describe_model", stop_before_models)
     monkeypatch.setattr("ka_ray.workflows.browse.browse", stop_server)
+    monkeypatch.setattr("ka_ray.workflows.doctor.diagnose", stop)
     for name in ("amalgamate", "search_widths", "measure_spectrum", "teach"):
         monkeypatch.setattr(ka_ray, name, stop, raising=False)
     monkeypatch.setattr(ka_ray, "compare", stop_comparison, raising=False)

@@ -93,7 +93,8 @@ def test_the_report_is_complete_and_the_student_nearly_as_good_as_its_teachers(r
         # If the stacked features span fewer directions than the code has channels, the optimum is 0.
         assert code.relative_error <= max(1.05 * code.optimal_relative_error, 3e-4)
     assert "digits: 10 classes" in output
-    assert f"verdict: {judge(report.accuracy).sentence}" in output
+    shown = output.replace("\n         ", " ")  # long lines are wrapped
+    assert f"verdict: {judge(report.accuracy).sentence}" in shown
     page = (folder / "report.html").read_text()
     assert f"report:  {folder / 'report.html'}" in output
     # Losses, reconstruction and confusion; the accuracies are drawn in their table.

@@ -189,9 +189,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "one part": ({"parts": [DIGITS]}, "parts: at least two sources are needed to mix, there are 1"),
     "mixed in mixed": (
         {"parts": [DIGITS, {"source": "mixed", "parts": [DIGITS, DIGITS]}]},
-        "parts.1: Input tag 'mixed' ",
+        "parts.1.source: must be one of ",
     ),
-    "unknown source": ({"parts": [{"source": "webcam"}, DIGITS]}, "parts.0: Input tag 'webcam' "),
+    "unknown source": ({"parts": [{"source": "webcam"}, DIGITS]}, "parts.0.source: must be one of "),
     "a part that is not a section": ({"parts": [DIGITS, 3]}, "parts.1: "),
     "a part with another size": (
         {"parts": [DIGITS, {**DIGITS, "size": 9}]},

@@ -90,7 +90,8 @@ def test_every_form_of_a_report_says_the_same(
     report: Report = make_report(kind)
     sentence = judge(report.accuracy).sentence
     show_report(report, tmp_path)
-    assert f"verdict: {sentence}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out.replace("\n         ", " ")  # long lines are wrapped
+    assert f"verdict: {sentence}\n" in shown
     assert f"\n\n**{sentence}**\n\n" in report.to_markdown()
     assert f'<p class="sentence">{sentence}</p>' in report.to_html()
     assert f"<strong>{sentence}</strong>" in report._repr_html_()

@@ -19,8 +19,8 @@ def test_a_long_stage_prints_a_line_every_half_minute(capsys, clock):
         for clock[0] in (110.0, 129.9, 130.1, 140.0, 161.0):
             advance(1000)
     assert capsys.readouterr().out.splitlines() == [
-        "extract images=3000/5000 seconds=30.1",
-        "extract images=5000/5000 seconds=61.0",
+        "extract images=3000/5000 seconds=30.1 eta_s=20",
+        "extract images=5000/5000 seconds=61.0 eta_s=0",
         "extract images=5000 seconds=61.0",
     ]
 
@@ -61,7 +61,7 @@ def test_forwarded_lines_update_the_progress_bars(monkeypatch, lines, bars):
 
     def bar(self, stage, done, total, info):
         drawn.append((stage, done, total))
-        self._tasks[stage] = 0
+        self._shown.add(stage)
 
     monkeypatch.setattr(Display, "_bar", bar)
     display = Display()

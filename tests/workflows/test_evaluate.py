@@ -2,7 +2,8 @@
 
 import pytest
 
-from ka_ray.runs.student_images import build_images_config, guess_source
+from ka_ray.config.source_kind import guess_source
+from ka_ray.runs.student_images import build_images_config
 from ka_ray.student import Student, save_student
 
 

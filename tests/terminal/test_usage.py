@@ -1,0 +1,121 @@
+"""The use of memory and of GPUs, from a fake driver and a fake folder of processes, and beside progress."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ka_ray.terminal import nvidia
+from ka_ray.terminal.nvidia import Driver, Gpu
+from ka_ray.terminal.progress import Display
+from ka_ray.terminal.usage import GIB, Usage, UsageMeter, measure_memory
+from ka_ray.training.progress import Progress
+
+TWO = (Gpu("A", 80 * GIB, 20 * GIB, 0.5), Gpu("A", 80 * GIB, 10 * GIB, 0.0))
+
+
+class FakeLibrary:
+    """NVML of a machine with one GPU; it fills in what the functions point at."""
+
+    failing = ""
+
+    def __getattr__(self, name):
+        return lambda *arguments: 999 if name == self.failing else self.answer(name, arguments)
+
+    def answer(self, name, arguments):
+        texts = {"nvmlSystemGetDriverVersion": b"535.104", "nvmlDeviceGetName": b"Test GPU"}
+        if name in texts:
+            arguments[-2].value = texts[name]
+            return 0
+        target = arguments[-1]._obj if arguments else None
+        if name == "nvmlSystemGetCudaDriverVersion_v2":
+            target.value = 12020
+        elif name == "nvmlDeviceGetCount_v2":
+            target.value = 1
+        elif name == "nvmlDeviceGetMemoryInfo":
+            target.total, target.used = 80 * GIB, 3 * GIB
+        elif name == "nvmlDeviceGetUtilizationRates":
+            target.gpu = 37
+        return 0
+
+
+def test_the_driver_tells_its_versions_and_gpus():
+    driver = Driver(FakeLibrary())
+    assert (driver.version, driver.cuda) == ("535.104", (12, 2))
+    assert driver.gpus() == (Gpu("Test GPU", 80 * GIB, 3 * GIB, 0.37),)
+
+
+def test_a_gpu_that_does_not_measure_its_use_is_idle():
+    library = FakeLibrary()
+    library.failing = "nvmlDeviceGetUtilizationRates"
+    assert Driver(library).gpus()[0].busy == 0
+
+
+def test_a_driver_that_does_not_work_is_none(monkeypatch):
+    library = FakeLibrary()
+    library.failing = "nvmlInit_v2"
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    nvidia.find_driver.cache_clear()
+    assert nvidia.find_driver() is None
+    nvidia.find_driver.cache_clear()
+
+
+def test_memory_is_that_of_a_process_and_all_below_it(tmp_path):
+    processes = {1: (100, "2 3"), 2: (10, "4"), 3: (1, ""), 4: (5, ""), 9: (7, "")}
+    for process, (memory, children) in processes.items():
+        (tmp_path / str(process) / "task" / "1").mkdir(parents=True)
+        (tmp_path / str(process) / "task" / "1" / "children").write_text(children)
+        (tmp_path / str(process) / "status").write_text(f"Name:\tx\nRssAnon:\t   {memory} kB\n")
+    assert measure_memory(1, tmp_path) == 116 * 1024
+    assert measure_memory(2, tmp_path) == 15 * 1024
+    assert measure_memory(77, tmp_path) is None
+    assert measure_memory(1, tmp_path / "nowhere") is None
+
+
+def test_memory_of_real_processes_grows_by_what_a_child_takes():
+    code = "data = bytearray(b'x' * 200_000_000); print(len(data), flush=True); input()"
+    before = measure_memory(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as child:
+        assert child.stdout.readline() == "200000000\n"
+        after = measure_memory(os.getpid())
+        child.stdin.write("\n")
+        child.stdin.flush()
+    assert before is not None
+    assert after is not None
+    assert 190_000_000 < after - before < 400_000_000
+
+
+@pytest.mark.parametrize(
+    ("usage", "fields", "text"),
+    [
+        (Usage(), "", ""),
+        (Usage(3 * GIB // 2), "memory_gib=1.50", "memory 1.5 GiB"),
+        (
+            Usage(GIB, TWO),
+            "memory_gib=1.00 gpu_busy=0.25 gpu_memory_gib=30.0",
+            "memory 1.0 GiB, 2 GPUs 25 % busy, 30.0 of 160 GiB",
+        ),
+        (Usage(None, TWO[:1]), "gpu_busy=0.50 gpu_memory_gib=20.0", "GPU 50 % busy, 20.0 of 80 GiB"),
+    ],
+)
+def test_usage_is_written_for_programs_and_for_people(usage, fields, text):
+    assert (usage.fields, usage.text) == (fields, text)
+
+
+def test_the_usage_is_not_measured_for_every_line():
+    now, measured = [0.0], []
+    meter = UsageMeter(lambda: measured.append(now[0]) or Usage(len(measured)), lambda: now[0])
+    for now[0] in (0.0, 1.0, 4.9, 5.0, 9.0, 10.5):
+        meter.read()
+    assert measured == [0.0, 5.0, 10.5]
+
+
+def test_a_training_line_has_the_time_left_and_the_usage(capsys):
+    display = Display(UsageMeter(lambda: Usage(GIB, TWO)))
+    display.show_training(Progress("codes", 2, 8, 5, 5, 1000, 10.0, {"loss": 0.25}))
+    assert capsys.readouterr().out == (
+        "codes epoch=2/8 images=1000 seconds=10.0 eta_s=30 memory_gib=1.00 gpu_busy=0.25 "
+        "gpu_memory_gib=30.0 loss=0.25\n"
+    )
