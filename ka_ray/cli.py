@@ -71,9 +71,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-command(cli_models.inspect)
-command(cli_models.init)
-command(cli_models.merge)
+for function in (cli_models.inspect, cli_models.init, cli_models.merge):
+    command(function)
 
 
 @command
@@ -206,10 +205,8 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
-command(cli_models.browse)
-command(cli_student.evaluate)
-command(cli_student.predict)
-command(cli_student.export)
+for function in (cli_models.browse, cli_student.evaluate, cli_student.predict, cli_student.export):
+    command(function)
 
 
 @command

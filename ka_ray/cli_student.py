@@ -62,7 +62,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")] = 32,
     trust: Trust = False,
 ) -> None:
-    """Predict the classes of images, with their probabilities. Only the run's folder is needed."""
+    """Predict the classes of images, with their probabilities; with --json, an object per image and line."""
     from ka_ray import stream_predictions
     from ka_ray.runs.image_paths import names_one_file
     from ka_ray.terminal.counter import Counter
