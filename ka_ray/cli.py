@@ -71,8 +71,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-for function in (cli_models.inspect, cli_models.init, cli_models.merge):
-    command(function)
+for of_models in (cli_models.inspect, cli_models.init, cli_models.merge):
+    command(of_models)
 
 
 @command
@@ -205,8 +205,8 @@ def submit(
     raise typer.Exit(submission.submit(request, address, wait))
 
 
-for function in (cli_models.browse, cli_student.evaluate, cli_student.predict, cli_student.export):
-    command(function)
+for of_student in (cli_models.browse, cli_student.evaluate, cli_student.predict, cli_student.export):
+    command(of_student)
 
 
 @command
