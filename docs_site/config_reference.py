@@ -50,7 +50,9 @@ class Reference:
             default = ""
         else:
             default = f"`{json.dumps(value['default'], ensure_ascii=False)}`"
-        description = value.get("description", "")
+        sections = [self.definitions[name] for name in _find_sections(value)]
+        of_section = sections[0].get("description", "") if len(sections) == 1 else ""
+        description = value.get("description", of_section)
         return f"`{key}`", self._describe_type(value), default, description
 
     def _describe_type(self, value: Any) -> str:

@@ -12,6 +12,12 @@ from mkdocs.structure.pages import Page
 from docs_site.config_reference import write_config_reference
 from docs_site.outside_files import AS_THEY_ARE, find_outside_files, published_path, rewrite_links, show_text
 
+STYLE = "style.css"
+KEEP_KEYS_WHOLE = """.md-typeset td:first-child code { white-space: nowrap; word-break: normal }
+.formula { margin: 1em 0; overflow-x: auto; font-size: 1.15em }
+"""
+"""Keys in tables are not broken into two lines."""
+
 ROLE = re.compile(r":(?:func|class|data|mod|meth|attr):(?=<code>)")
 
 
@@ -21,7 +27,8 @@ def format_formula(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Show blocks of the language ``math`` as formulas, as GitHub does."""
+    """Show blocks of the language ``math`` as formulas, as GitHub does, and add the style sheet."""
+    config.extra_css.append(STYLE)
     fence = {"name": "math", "class": "math", "format": format_formula}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
     return config
@@ -30,6 +37,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference of config keys and the linked files from outside of docs/."""
     files.append(File.generated(config, "reference/config.md", content=write_config_reference()))
+    files.append(File.generated(config, STYLE, content=KEEP_KEYS_WHOLE))
     api = str(Path(__file__).with_name("api.md"))
     files.append(File.generated(config, "reference/api.md", abs_src_path=api))
     for path in find_outside_files():
