@@ -31,17 +31,19 @@ class Reference:
     places: dict[str, str] = field(default_factory=dict)
 
     def write_section(self, section: dict[str, Any], place: str) -> str:
-        """Return the description of a section and the table of its keys."""
+        """Return the description of a section and the table of its keys.
+
+        Args:
+            section: Its JSON schema.
+            place: The key at which it stands; empty for the whole config.
+        """
         required = section.get("required", ())
-        rows = [
-            "| "
-            + " | ".join(_escape(cell) for cell in self._describe_key(key, value, key in required))
-            + " |"
-            for key, value in section["properties"].items()
-        ]
-        head = "| key | type | default | meaning |\n|---|---|---|---|\n"
-        heading = f"## `{place}`\n\n" if place else "## The whole config\n\n"
-        return heading + section.get("description", "") + "\n\n" + head + "\n".join(rows) + "\n"
+        lines = [f"## `{place}`" if place else "## The whole config", "", section.get("description", ""), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for key, value in section["properties"].items():
+            cells = map(_escape, self._describe_key(key, value, key in required))
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
 
     def _describe_key(self, key: str, value: dict[str, Any], required: bool) -> tuple[str, str, str, str]:
         if required:
