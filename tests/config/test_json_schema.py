@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
+from ka_ray.config import Config
 from ka_ray.config.json_schema import SCHEMAS, build_schema, format_schema
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
@@ -76,3 +78,47 @@ def test_short_forms_are_accepted(part):
 )
 def test_mistakes_are_found_at_their_key(part, place):
     assert [mistake.split(": ")[0] for mistake in find_mistakes(SMALL | part)] == [place]
+
+
+def set_each_key(tree, value):
+    """Yield copies of a tree in which one key, at any depth, has another value; and the key."""
+    for key in tree:
+        yield key, tree | {key: value}
+        if isinstance(tree[key], dict):
+            for inner, changed in set_each_key(tree[key], value):
+                yield f"{key}.{inner}", tree | {key: changed}
+
+
+@pytest.fixture
+def whole_config(tmp_path, monkeypatch):
+    """A config with every key, also those of its teachers, as the output folder keeps it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "dogs.pt", "birds.pt"):
+        Path(name).mkdir()
+    teacher = {"network": "plain", "classes": ["a", "b"]}
+    teachers = [teacher | {"name": name, "checkpoint": f"{name}.pt"} for name in ("dogs", "birds")]
+    config = Config.model_validate(SMALL | {"teachers": teachers, "scores": {"descriptive": "dogs.pt"}})
+    return config.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("value", [None, "text", 7, 0.5, [], {}, "dogs.pt", 2.0], ids=str)
+def test_what_a_config_accepts_the_schema_accepts(whole_config, value):
+    first = whole_config["teachers"][0]
+    trees = dict(set_each_key(whole_config, value))
+    for key, teacher in set_each_key(first, value):
+        trees[f"teachers.{key}"] = whole_config | {"teachers": [teacher, whole_config["teachers"][1]]}
+    assert len(trees) > 150
+    accepted = {key: tree for key, tree in trees.items() if is_accepted(tree)}
+    assert {key: mistakes for key, tree in accepted.items() if (mistakes := find_mistakes(tree))} == {}
+
+
+def is_accepted(tree):
+    try:
+        Config.model_validate(tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def test_a_whole_config_is_accepted(whole_config):
+    assert find_mistakes(whole_config) == []
