@@ -20,7 +20,7 @@ def build_schema(kind: type[Section]) -> dict[str, Any]:
     """Return the JSON schema of a config.
 
     It accepts every config that `kind` accepts, and more: what depends on several keys or on files is checked
-    only when the config is loaded. Numbers as text, and 1 for true, are refused here although `kind` takes them.
+    only when the config is loaded. It refuses numbers as text, and 1 for true, which `kind` takes.
 
     Args:
         kind: The class of the config.
