@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-with-ray test-without-ray test-slow chaos lint types build lock clean
+.PHONY: setup demo test test-with-ray test-without-ray test-slow chaos lint types build docs schemas lock clean
 
 setup: $(READY)
 
@@ -46,9 +46,15 @@ build: $(READY)  ## Build the sdist and the wheel in dist/.
 	rm -rf dist
 	$(BIN)/hatchling build
 
+docs: $(READY)  ## Build the site of the documentation in site/.
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet
+
+schemas: $(READY)  ## Write the JSON schemas of configs.
+	$(BIN)/python -m ka_ray.config.json_schema jobs/configs
+
 lock:  ## Compile the hash-pinned lock file; no addresses in it.
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --universal --generate-hashes \
 		--no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache

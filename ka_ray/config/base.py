@@ -13,6 +13,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -156,16 +157,23 @@ def _not_blank(value: str) -> str:
 NotBlank = Annotated[str, AfterValidator(_not_blank)]
 """A text with at least one character that can be seen."""
 
-AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json")]
+_PathText = WithJsonSchema({"type": "string"})
+
+AbsolutePath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(str, when_used="json"), _PathText]
 """A URI, or a path that is made absolute when the config is loaded: Ray's workers run in other folders."""
 
 ExistingPath = Annotated[
-    Path, PlainValidator(_existing_or_on_cluster), PlainSerializer(str, when_used="json")
+    Path, PlainValidator(_existing_or_on_cluster), PlainSerializer(str, when_used="json"), _PathText
 ]
 """A URI or a path that exists. If the config is sent to a cluster, absolute paths are checked only there."""
 
 ModelSource = Annotated[str, BeforeValidator(_model_source)]
 """A file or folder that holds a model, as an absolute path or URI, or the name of a model."""
 
-ClassNames = Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(_named_once)]
+ClassNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(read_names),
+    AfterValidator(_named_once),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
 """Class names: a list, or a file of them. Every name is unique; names are compared in Unicode's NFC."""

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ka_ray.config.base import ExistingPath, ModelSource, Section
 from ka_ray.config.preprocessing import Preprocessing
+from ka_ray.config.shorthands import accept_source
 from ka_ray.config.teachers import NETWORK_NAMES
 
 DESCRIPTIVE = "descriptive"
@@ -19,7 +20,7 @@ class DescriptiveConfig(Section):
     Its classes, if it has any, mean nothing here.
     """
 
-    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True, json_schema_extra=accept_source)
 
     from_: ModelSource | None = Field(
         None, alias="from", description="As of a teacher; the other keys override what is found."

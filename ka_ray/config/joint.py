@@ -2,11 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ka_ray.config.base import drop_nulls
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.ranges import Count, CountOrZero, Positive
+from ka_ray.config.shorthands import accept_null
 from ka_ray.config.stages import TrainingConfig
 from ka_ray.config.teachers import Augmentation
 
@@ -19,6 +20,8 @@ Frozen batch norms were as good as trained ones, faster, and do not depend on th
 
 class JointConfig(NetworkTrainingConfig, TrainingConfig):
     """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
+
+    model_config = ConfigDict(json_schema_extra=accept_null(*BEHIND_START))
 
     epochs: CountOrZero = Field(
         10,

@@ -44,7 +44,7 @@ class _Run(FactoriesSection):
     name: Name = Field(description="Names the MLflow run and the output folder.")
     seed: Seed = Field(0, description="Seed of all random choices.")
     output: AbsolutePath | None = Field(None, description="null: runs/NAME")
-    images: ImagesConfig
+    images: ImagesConfig = Field(description="Images that the student, or a taught teacher, learns from.")
     evaluation: EvaluationConfig = EvaluationConfig()
     extract: ExtractConfig = ExtractConfig()
     ray: RayConfig = RayConfig()

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from ka_ray.config.base import ExistingPath, Section
 from ka_ray.config.descriptive import DESCRIPTIVE, DescriptiveConfig
 from ka_ray.config.ranges import Pixels, Positive
+from ka_ray.config.shorthands import accept_one
 from ka_ray.config.sources import NOBODY
 
 
@@ -25,7 +26,9 @@ class ScoresConfig(Section):
         "teachers whose scores are higher than those of others for all classes.",
     )
     views: tuple[Literal["flip", "shift"], ...] = Field(
-        (), description="Views of an image over which each teacher's scores are averaged: flip, shift."
+        (),
+        description="Views of an image over which each teacher's scores are averaged: flip, shift.",
+        json_schema_extra=accept_one,
     )
     shift: Pixels = Field(
         2, description="Pixels that the view `shift` moves the image up, down, left and right."

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ka_ray.config.base import ClassNames, ExistingPath, Section
 from ka_ray.config.decoding import Decoding
 from ka_ray.config.job_paths import ClusterContext, is_absolute
 from ka_ray.config.ranges import Count, CountOrZero, Text
+from ka_ray.config.shorthands import accept_without
 
 NOBODY = "nobody"
 """The owner of images that show no teacher's classes; no teacher may have this name."""
@@ -19,6 +20,8 @@ INDEXED_NAMES = "Class names of integer labels: a list, or a file: one name per 
 
 class Images(Section):
     """The keys that all sources share."""
+
+    model_config = ConfigDict(json_schema_extra=accept_without("size"))  # a part has that of its mixture
 
     size: int = Field(
         ge=4,

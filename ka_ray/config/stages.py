@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ka_ray.config.base import Section, drop_nulls
 from ka_ray.config.ranges import Count, Positive, PositiveOrZero, Rate
+from ka_ray.config.shorthands import accept_null
 
 
 class ExtractConfig(Section):
@@ -102,6 +103,8 @@ Widths = Annotated[
 
 class CodesConfig(TrainingConfig):
     """The auto-encoders, which compress the stacked features into codes."""
+
+    model_config = ConfigDict(json_schema_extra=accept_null("solver"))
 
     method: Literal["direct", "incremental", "common_features"] = Field(
         "direct",

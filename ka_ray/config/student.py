@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ka_ray.config.base import ExistingPath, Section, drop_nulls
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.ranges import Count, Name, Text
+from ka_ray.config.shorthands import accept_null
 from ka_ray.config.stages import EnergyWidths
 
 STUDENT = "student"
@@ -61,6 +62,8 @@ LayerWidths = Annotated[
 
 class StudentConfig(Section):
     """The one network over all classes."""
+
+    model_config = ConfigDict(json_schema_extra=accept_null("start"))
 
     network: Text | None = Field(
         None,

@@ -11,6 +11,7 @@ from ka_ray.config.base import ClassNames, ExistingPath, ModelSource, Section
 from ka_ray.config.network_training import NetworkTrainingConfig
 from ka_ray.config.preprocessing import Preprocessing
 from ka_ray.config.ranges import MAX_NAME_LENGTH, Count, CountOrZero, Name, PositiveOrZero, Rate, Seed, Text
+from ka_ray.config.shorthands import accept_source
 from ka_ray.storage.files import is_path
 
 NETWORK_NAMES = "plain, a torchvision model name, timm/MODEL, or package.module:factory"
@@ -60,7 +61,7 @@ class TeacherConfig(Section):
     `network` and `classes` are empty.
     """
 
-    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True, json_schema_extra=accept_source)
 
     name: Name = Field(description="Unique among the teachers; by default from the path.")
     from_: ModelSource | None = Field(

@@ -1,6 +1,7 @@
 """Every code block of the documentation is tested; commands run until the function that would do the work."""
 
 import shlex
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -8,10 +9,12 @@ import typer
 import yaml
 from command_rules import RULES, find_options, run, run_rule
 from doc_pages import PAGES, Command, find_blocks, find_commands, inline_code
+from jsonschema import Draft202012Validator
 
 import ka_ray
 from ka_ray import cli
 from ka_ray.config import Config
+from ka_ray.config.json_schema import build_schema
 from ka_ray.reports.report import Report
 from ka_ray.reports.sections import Accuracy
 
@@ -79,7 +82,7 @@ def test_commands_and_options_in_the_text_exist(page):
 
 def test_every_block_has_a_known_language_and_output_contains_no_commands():
     kinds = {str(block): block.language for block in BLOCKS}
-    known = (*SHELL_LANGUAGES, OUTPUT, "yaml", "python")
+    known = (*SHELL_LANGUAGES, OUTPUT, "yaml", "python", "math")
     assert {place: kind for place, kind in kinds.items() if kind not in known} == {}
     output_lines = [
         Command("", tuple(line.split()))
@@ -91,6 +94,7 @@ def test_every_block_has_a_known_language_and_output_contains_no_commands():
     assert [command for command in output_lines if command.words[:1] and command.words[0] in programs] == []
 
 
+SCHEMA = Draft202012Validator(build_schema(Config))
 YAML = [block for block in BLOCKS if block.language == "yaml"]
 
 
@@ -101,6 +105,7 @@ def test_every_yaml_block_is_a_valid_config_or_part_of_one(checkout, block):
     (checkout / "block.yaml").write_text(yaml.safe_dump(whole))
     config = Config.load(checkout / "block.yaml")
     assert config.model_fields_set >= tree.keys()
+    assert list(SCHEMA.iter_errors(whole)) == []
 
 
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "mlflow.md"]
@@ -111,6 +116,8 @@ PYTHON = [block for block in BLOCKS if block.language == "python" and block.page
 def test_every_python_block_runs(checkout, monkeypatch, block):
     accuracy = Accuracy.model_construct(**dict.fromkeys(Accuracy.model_fields))
     report = Report.model_construct(accuracy=accuracy)
+    answer = SimpleNamespace(json=lambda: {"predictions": [[0.0] * 10]})
+    monkeypatch.setattr("requests.post", lambda address, json: answer)  # of MLflow's server
     monkeypatch.setattr(ka_ray, "amalgamate", lambda config: report, raising=False)
     monkeypatch.setattr(ka_ray, "merge", lambda teachers, images, **overrides: report, raising=False)
     exec(compile(block.text, str(block), "exec"), {})

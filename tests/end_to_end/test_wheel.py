@@ -71,13 +71,13 @@ def test_the_wheel_contains_only_the_package_its_configs_and_its_license(wheel):
     modules = {
         f"ka_ray/{path.relative_to(package)}" for kind in ("*.py", "*.css") for path in package.rglob(kind)
     }
-    configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").glob("*.yaml")}
+    configs = {f"ka_ray/configs/{path.name}" for path in (REPOSITORY / "jobs/configs").iterdir()}
     metadata_files = {
         f"{RELEASE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
     }
     license_file = f"{RELEASE}.dist-info/licenses/LICENSE"
     packed = read_contents(wheel)
-    assert "ka_ray/configs/digits.yaml" in configs
+    assert {"ka_ray/configs/digits.yaml", "ka_ray/configs/config.schema.json"} <= configs
     assert "ka_ray/reports/html/style.css" in modules
     assert packed.keys() == modules | configs | metadata_files | {license_file, "ka_ray/py.typed"}
     assert packed[license_file] == (REPOSITORY / "LICENSE").read_bytes()
