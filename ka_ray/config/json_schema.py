@@ -59,4 +59,4 @@ def _is_title(key: str, value: Any) -> bool:
 
 if __name__ == "__main__":
     for file, config in SCHEMAS.items():
-        (Path(sys.argv[1]) / file).write_text(format_schema(config), "utf-8")
+        (Path(sys.argv[1]) / file).write_text(format_schema(config), encoding="utf-8")

@@ -37,7 +37,7 @@ def list_files(
 
     Example:
         >>> list_files(Path(__file__).parent, {".py"})[:2]
-        ['__init__.py', 'batch_read.py']
+        ['__init__.py', 'atomic_folder.py']
     """
 
     def wanted(name: str) -> bool:

@@ -101,8 +101,8 @@ def measure_memory(process: int, proc: Path = Path("/proc")) -> int | None:
     while waiting:
         folder = proc / str(waiting.pop())
         try:
-            own = re.search(r"^RssAnon:\s+(\d+) kB", (folder / "status").read_text(), re.M)
-            started = [file.read_text() for file in folder.glob("task/*/children")]
+            own = re.search(r"^RssAnon:\s+(\d+) kB", (folder / "status").read_text(encoding="utf-8"), re.M)
+            started = [file.read_text(encoding="utf-8") for file in folder.glob("task/*/children")]
         except OSError:  # it has ended in the meantime, or this is not Linux
             continue
         found = (found or 0) + (1024 * int(own[1]) if own else 0)

@@ -80,7 +80,7 @@ def serve(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     # MLflow makes folders in the folder it starts in, and its workers are processes of one group.
-    with TemporaryDirectory() as temporary, (Path(temporary) / "log").open("w+") as log:
+    with TemporaryDirectory() as temporary, (Path(temporary) / "log").open("w+", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, cwd=temporary, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -101,7 +101,7 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
                 return
         except requests.RequestException:
             time.sleep(0.2)
-    last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
     raise InputError(f"MLflow's server does not start at {address}:\n{last}")
 
 

@@ -124,7 +124,7 @@ def test_a_misspelled_value_is_answered_with_the_nearest_one(path, kind, key, va
         ),
         (
             ["tracking.colour=1"],
-            "tracking.colour: unknown key; there are backend, uri, experiment (given: 1)",
+            "tracking.colour: unknown key; there are backend, uri, experiment, model, ",
         ),
     ],
 )

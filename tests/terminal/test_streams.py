@@ -61,11 +61,15 @@ def test_a_library_call_and_debug_divert_nothing(tmp_path, options):
     assert not log.exists()
 
 
+ALLOW_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""A process that starts in the background of a shell ignores Ctrl-C, and so do those that it starts."""
+
+
 @pytest.mark.parametrize(
     ("last", "shown"),
     [
         ("raise RuntimeError('a bug of ours')", "RuntimeError: a bug of ours"),
-        ("import signal; signal.raise_signal(signal.SIGINT)", "KeyboardInterrupt"),
+        (f"{ALLOW_CTRL_C}; signal.raise_signal(signal.SIGINT)", "KeyboardInterrupt"),
         ("sys.exit('stopped')", "stopped"),
     ],
 )
