@@ -143,6 +143,7 @@ def assert_close_weights(
         assert (found[name] - tensor).abs().max() <= TOLERANCE, (variant, name)
 
 
+@pytest.mark.slow  # two groups of workers; `make chaos` kills workers of whole runs
 def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(cluster, make_inputs, tmp_path):
     """Rank 0 is killed in the second epoch of joint learning; the next group repeats only this epoch."""
     more = ("codes.epochs=1", "layers.epochs=1", "joint.epochs=3")

@@ -5,7 +5,8 @@ import pytest
 import ka_ray
 from ka_ray.workflows.demo import demo_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
+# test_digits.py is as long, and covers more.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]
 
 
 def test_the_demo_finds_its_start_and_is_as_good_as_its_teachers_together(tmp_path):
