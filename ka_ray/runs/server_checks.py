@@ -114,7 +114,7 @@ def check_names(
     run_at_once([partial(ask, host) for host in hosts], NAME_S)
     wrong = dict(failed)
     if not wrong:
-        return Finding("names", "ok", f"{', '.join(hosts)} resolve")
+        return Finding("names", "ok", f"resolved: {', '.join(hosts)}")
     found = ", ".join(f"{host} ({hosts[host]}): {why}" for host, why in wrong.items())
     advice = "correct the address, or add the name to DNS or /etc/hosts"
     # Ray works with the address of this machine; only other machines need its name.
