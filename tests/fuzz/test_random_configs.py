@@ -120,7 +120,7 @@ def to_teach(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_random_configs_end_in_a_plan_or_in_one_message(bases, until_work_begins, tmp_path, monkeypatch):
-    outcomes = plan_random_configs(100, 1, bases, tmp_path, monkeypatch)
+    outcomes = plan_random_configs(100, 2, bases, tmp_path, monkeypatch)
     kinds = [outcome.kind for outcome in outcomes]
     assert BUG not in kinds, describe_bugs(outcomes)
     # Both ends are reached often, else the configs would not test much.
