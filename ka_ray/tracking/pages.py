@@ -2,7 +2,7 @@
 
 VIEW = "?workflowType=machine_learning"
 """Opens a page as one of model training. Without it, MLflow 3.17 opens its other kind of pages, where a run
-of training looks empty. Earlier versions ignore it."""
+of training looks empty."""
 
 
 def run_page(address: str, experiment_id: str, run_id: str) -> str:
