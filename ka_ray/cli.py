@@ -15,7 +15,7 @@ from ka_ray import __version__, cli_models, cli_student
 from ka_ray.cli_models import Overrides
 from ka_ray.errors import InputError, run_with_exit_code
 from ka_ray.terminal import summary
-from ka_ray.terminal.options import Debug, Json, Quiet, with_shared_options
+from ka_ray.terminal.options import Debug, Json, Quiet, refuse_quiet_and_json, with_shared_options
 from ka_ray.terminal.results import describe_teacher, print_result, print_table
 from ka_ray.verbosity import Verbosity, choose_verbosity, verbosity_of_command
 
@@ -196,6 +196,7 @@ def submit(
     """Run a command on a remote cluster as a Ray job: check the config, send the files, show the log."""
     from ka_ray.submission import submit as submission
 
+    refuse_quiet_and_json("submit shows the log of the job as it is")
     if (config is None) == (follow is None):
         raise InputError("give either a CONFIG to send, or --follow JOB to follow a job that was sent before")
     if config is None:

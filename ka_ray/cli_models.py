@@ -3,6 +3,7 @@
 As in :mod:`ka_ray.cli`, each command imports what it needs itself.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +105,11 @@ def browse(
     ] = None,
 ) -> None:
     """Show a run in MLflow: start its server for this machine, and print the address of the run's page."""
+    from ka_ray.terminal.streams import print_progress
     from ka_ray.workflows.browse import browse as serve_runs
 
-    serve_runs(folder, port, typer.echo)
+    def show(page: str) -> None:
+        print_result("", {}, {"browse": page})
+        sys.stdout.flush()  # the command goes on, and a program may wait for the address
+
+    serve_runs(folder, port, show, print_progress)

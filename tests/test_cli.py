@@ -127,6 +127,24 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_submit_refuses_what_it_cannot_do(monkeypatch, capsys, option):
+    assert run_cli(monkeypatch, "submit", DEMO_CONFIG, option) == 2
+    assert "submit shows the log of the job as it is; leave out --quiet and --json" in capsys.readouterr().err
+
+
+def test_browse_prints_the_address_at_once_in_the_form_that_was_asked_for(monkeypatch, capsys):
+    def browse(folder, port, on_page, notify):
+        notify("moved")
+        on_page("http://127.0.0.1:5000/#/x")
+        shown = capsys.readouterr()
+        assert json.loads(shown.out) == {"paths": {"browse": "http://127.0.0.1:5000/#/x"}}
+        assert "moved" in shown.err
+
+    monkeypatch.setattr("ka_ray.workflows.browse.browse", browse)
+    assert run_cli(monkeypatch, "browse", "runs/demo", "--json") == 0
+
+
 def test_zero_seeds_are_refused(monkeypatch, capsys):
     assert run_cli(monkeypatch, "compare", DEMO_CONFIG, "--seeds", "0") == 2
     assert "--seeds" in capsys.readouterr().err

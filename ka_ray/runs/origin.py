@@ -33,16 +33,18 @@ def describe_origin(folder: Path, name: str) -> RunOrigin:
     return RunOrigin(
         command=f"ka-ray run {name}.yaml --output runs/{name}_again",
         config=config,
-        versions={
-            "ka_ray": PACKAGE.__version__,
-            "python": platform.python_version(),
-            **{library: version(library) for library in LIBRARIES},
-        },
-        commit=find_commit(Path(__file__)),
+        versions=list_versions(),
+        commit=find_commit(),
     )
 
 
-def find_commit(file: Path) -> str | None:
+def list_versions() -> dict[str, str]:
+    """Return the versions of this package, of Python and of some libraries, by their names."""
+    libraries = {library: version(library) for library in LIBRARIES}
+    return {"ka_ray": PACKAGE.__version__, "python": platform.python_version(), **libraries}
+
+
+def find_commit(file: Path = Path(__file__)) -> str | None:
     """Return the commit of the checkout that a file belongs to, ``-dirty`` behind it after changes.
 
     Args:

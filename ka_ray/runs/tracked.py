@@ -10,7 +10,7 @@ from ka_ray.reports.report import Report
 from ka_ray.reports.sections import Accuracy
 from ka_ray.reports.verdict import judge
 from ka_ray.runs.context import Run
-from ka_ray.runs.origin import describe_origin
+from ka_ray.runs.origin import find_commit, list_versions
 from ka_ray.runs.output_folder import DIGESTS
 from ka_ray.storage.files import exists, read_json
 from ka_ray.student import Student
@@ -32,10 +32,10 @@ def track_inputs(run: Run) -> None:
         run: The run, which has just started; its teachers have weights.
     """
     track_images(run.tracker, run.training_images, run.evaluation_images)
-    origin = describe_origin(run.folder, run.config.name)
-    tags = {f"version.{library}": version for library, version in origin.versions.items()}
+    tags = {f"version.{library}": version for library, version in list_versions().items()}
     tags |= {f"teacher.{name}": digest for name, digest in _read_digests(run).items()}
-    run.tracker.log_tags(tags | ({"commit": origin.commit} if origin.commit else {}))
+    commit = find_commit()
+    run.tracker.log_tags(tags | ({"commit": commit} if commit else {}))
 
 
 def track_images(tracker: Tracker, training: ImageSet, evaluation: ImageSet) -> None:

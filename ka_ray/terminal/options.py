@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ka_ray.verbosity import choose_verbosity
+from ka_ray.errors import InputError
+from ka_ray.verbosity import choose_verbosity, verbosity
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings, errors and the paths of results.")]
 Json = Annotated[
@@ -44,3 +45,16 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     chosen.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *shared])  # type: ignore[attr-defined]
     chosen.__annotations__ = {**command.__annotations__, **SHARED}
     return chosen
+
+
+def refuse_quiet_and_json(reason: str) -> None:
+    """Refuse the two options for a command that cannot keep what they promise.
+
+    Args:
+        reason: Why it cannot.
+
+    Raises:
+        InputError: One of them was given.
+    """
+    if verbosity().quiet or verbosity().json:
+        raise InputError(f"{reason}; leave out --quiet and --json")

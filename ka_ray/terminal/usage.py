@@ -1,11 +1,11 @@
 """How much memory a run takes, and how busy the GPUs of this machine are."""
 
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from ka_ray.terminal.nvidia import Gpu, find_driver
 
@@ -87,24 +87,27 @@ def measure_usage() -> Usage:
     return Usage(measure_memory(os.getpid()), gpus)
 
 
-def measure_memory(process: int, proc: Path = Path("/proc")) -> int | None:
+def measure_memory(process: int) -> int | None:
     """Return the bytes of memory of a process and all that it has started, without what they share.
 
     Args:
         process: The id of the process.
-        proc: The folder in which Linux shows its processes.
 
     Returns:
-        The sum; None if the operating system does not tell.
+        The sum; None if there is no such process.
     """
-    found, waiting = None, [process]
-    while waiting:
-        folder = proc / str(waiting.pop())
-        try:
-            own = re.search(r"^RssAnon:\s+(\d+) kB", (folder / "status").read_text(encoding="utf-8"), re.M)
-            started = [file.read_text(encoding="utf-8") for file in folder.glob("task/*/children")]
-        except OSError:  # it has ended in the meantime, or this is not Linux
-            continue
-        found = (found or 0) + (1024 * int(own[1]) if own else 0)
-        waiting += [int(child) for children in started for child in children.split()]
-    return found
+    try:
+        first = psutil.Process(process)
+        found = [_measure_own_memory(one) for one in (first, *first.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return None
+    return sum(found)
+
+
+def _measure_own_memory(process: psutil.Process) -> int:
+    """Return the bytes of a process that are neither files nor shared; 0 if it has ended by now."""
+    try:
+        memory = process.memory_info()
+    except psutil.Error:
+        return 0
+    return int(memory.rss - getattr(memory, "shared", 0))

@@ -29,13 +29,16 @@ RUN_FILES = "mlflow_*.json"
 """The files in an output folder with the ids of its runs, one for each command that was used with it."""
 
 
-def browse(folder: Path, port: int | None, notify: Callable[[str], None]) -> None:
+def browse(
+    folder: Path, port: int | None, on_page: Callable[[str], None], notify: Callable[[str], None]
+) -> None:
     """Serve the runs in an output folder to a browser until Ctrl-C.
 
     Args:
         folder: The output folder of a run that was tracked there; it may have been moved.
         port: The port to listen on; None: the first free one from 5000.
-        notify: Called with the address of the page.
+        on_page: Called with the address of the page.
+        notify: Called with lines of text for the user.
 
     Raises:
         InputError: The folder holds no runs of MLflow, the port is taken, or the server does not start.
@@ -51,7 +54,7 @@ def browse(folder: Path, port: int | None, notify: Callable[[str], None]) -> Non
     # Without this, a plain `kill` would leave the server behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with serve(folder, _find_port(port)) as (address, server):
-        notify(f"browse:  {_find_page(folder, address)}")
+        on_page(_find_page(folder, address))
         notify("Ctrl-C ends it")
         try:
             code = server.wait()

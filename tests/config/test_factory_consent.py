@@ -16,6 +16,7 @@ def make_module(tmp_path, monkeypatch):
         folder = tmp_path.joinpath(*folders)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.py").write_text("raise SystemExit('it was run')")
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test may have imported its own
         monkeypatch.syspath_prepend(folder)
         return folder
 

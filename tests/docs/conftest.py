@@ -96,7 +96,7 @@ def checkout_without_work(checkout, monkeypatch):
             with_overrides(with_one_start(config), overrides)
         raise WorkReached
 
-    def stop_server(folder, port, notify):
+    def stop_server(folder, port, on_page, notify):
         raise WorkReached
 
     def stop_evaluation(folder, images, *, trust):

@@ -142,8 +142,14 @@ class ConfigMaker:
 
     def _alternative(self, schema: dict[str, Any]) -> dict[str, Any]:
         while options := schema.get("anyOf") or schema.get("oneOf"):
+            # A section with rules between its keys has alternatives that only say which keys are required.
+            if any("required" in option for option in options):
+                break
             schema = self._resolve(self._random.choice(options))
-        return self._resolve(schema)
+        schema = self._resolve(schema)
+        if isinstance(schema.get("type"), list):  # a section, or text instead: hostile values are text, too
+            return {**schema, "type": schema["type"][0]}
+        return schema
 
     def _resolve(self, schema: dict[str, Any]) -> dict[str, Any]:
         while "$ref" in schema:

@@ -46,8 +46,8 @@ def register(client: MlflowClient, run_id: str, model_id: str, student: StudentV
     told = f"model:   {student.name}, version {version.version}"
     if champion is not None and champion.version == version.version:
         return f"{told}, the champion"
-    reason = "the first version" if champion is None else _compare(student, champion)
-    if champion is None or reason.startswith("better"):
+    is_best, reason = (True, "the first version") if champion is None else _compare(student, champion)
+    if champion is None or is_best:
         client.set_registered_model_alias(student.name, CHAMPION, version.version)
         return f"{told}, the new champion: {reason}"
     return f"{told}; the champion stays version {champion.version}: {reason}"
@@ -64,13 +64,14 @@ def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
 
 
-def _compare(student: StudentVersion, champion: ModelVersion) -> str:
-    """Return how a student compares with the champion; begins with ``better`` if it is."""
+def _compare(student: StudentVersion, champion: ModelVersion) -> tuple[bool, str]:
+    """Return whether a student is better than the champion, and how they compare."""
     if not student.measure:
-        return "this one was not judged"
+        return False, "this one was not judged"
     tags = champion.tags
     if (tags.get(MEASURE), tags.get(JUDGED_ON)) != (student.measure, student.judged_on):
-        return "it was judged on other images"
+        return False, "it was judged on other images"
     theirs = float(tags[VALUE])
     figures = f"{student.measure} {student.value:.{SHOWN_DIGITS}f} against {theirs:.{SHOWN_DIGITS}f}"
-    return f"{'better' if student.value > theirs else 'not better'}, {figures}"
+    is_better = student.value > theirs
+    return is_better, f"{'better' if is_better else 'not better'}, {figures}"
