@@ -22,13 +22,13 @@ class WorkerRange(Section):
 
 
 Workers = Annotated[
-    Annotated[Count, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+    Annotated[CountOrZero, Tag("number")] | Annotated[WorkerRange, Tag("range")],
     Discriminator(lambda v: "range" if isinstance(v, dict | WorkerRange) else "number"),
 ]
 
 
 STANDARD_WORKERS = 2
-"""The number of training workers if the config gives none and more than one fits."""
+"""The number of training workers if the config gives none, unless the command trains by itself."""
 
 
 class RayConfig(Section):
@@ -52,8 +52,9 @@ class RayConfig(Section):
     )
     workers: Workers | None = Field(
         None,
-        description="Training workers: a number, or {min, max}, as many as the cluster has room for; "
-        "null: 2, or 1 on one core or one GPU.",
+        description="Training workers: a number, or {min, max}, as many as the cluster has room for; 0: the "
+        "command trains by itself, with all cores of its machine or one GPU; null: 0 on one machine with at "
+        "most one GPU, otherwise 2, or 1 if there is no room for 2.",
     )
     max_failures: CountOrZero = Field(
         3, description="Maximum number of consecutive failures of workers or nodes without progress."
@@ -67,7 +68,7 @@ class RayConfig(Section):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The smallest and the largest number of training workers; null counts as 2."""
+        """The smallest and the largest number of training workers; null counts as 2, because it may be 2."""
         workers = STANDARD_WORKERS if self.workers is None else self.workers
         return (workers, workers) if isinstance(workers, int) else (workers.min, workers.max)
 

@@ -20,7 +20,7 @@ class Placement:
 
     Attributes:
         teachers: Each actor of each teacher, and each evaluator or reducer that receives the teachers' rows.
-        trainers: Each training worker.
+        trainers: Each training worker, or the command itself if it trains.
         decoding: Each task that reads, decodes or writes.
         trials: Each trial of `ka-ray tune`.
     """
@@ -93,7 +93,8 @@ def training_demands(trainers: Resources, ray: RayConfig) -> Demands:
         ray: The ``ray`` section, with the number of workers.
     """
     least = ray.worker_range[0]
-    return {"training": [Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")]}
+    workers = Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")
+    return {"training": [workers]} if least else {}  # without workers, the command trains by itself
 
 
 def trial_demands(trials: Resources) -> Demands:
@@ -165,8 +166,7 @@ def _fill_in(config: ResourcesConfig, standard: Resources, scale: float = 1, gpu
 
 def _round_down(amount: float) -> float:
     """Round down to a multiple of the smallest amount that Ray counts."""
-    # The inner rounding removes floating-point errors: 0.57 * 10,000 is 5699.999999999999.
-    return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS
+    return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS  # 0.57 * 10,000 is 5699.999999999999
 
 
 def _fit_passes(
@@ -215,7 +215,7 @@ def _training_options(
     """
     counts = _worker_counts(ray)
     free_gpus = num_gpus if config.gpu is None else 0
-    on_gpus = [(count, 1.0) for count in counts if count <= free_gpus]
+    on_gpus = [(count, 1.0) for count in counts if 0 < count <= free_gpus]
     for options in (on_gpus, [(count, 0.0) for count in counts]):
         for count, gpu in options:
             yield count, _fill_in(config, STANDARD.trainers, 1, gpu)

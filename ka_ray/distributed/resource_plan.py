@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from ka_ray.config import Config, PlacementConfig, RayConfig, Resources, TeachConfig
 from ka_ray.distributed.capacity import GPU, Demand, share_gpus, shortage
 from ka_ray.distributed.cluster import Cluster, current_hosts
+from ka_ray.distributed.own_process import check_own_process, own_resources, trains_in_own_process
 from ka_ray.distributed.placement import (
     Placement,
     Workload,
@@ -25,7 +26,8 @@ class ResourcePlan:
 
     Attributes:
         placement: The resources of each process.
-        ray: The ``ray`` section of the config, with the number of training workers filled in.
+        ray: The ``ray`` section of the config, with the number of training workers filled in; 0: the command
+            trains by itself.
         notes: What the user should know about what was chosen.
     """
 
@@ -51,6 +53,8 @@ def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePl
         if config.scores.descriptive is not None:
             called = "networks (teachers and scores.descriptive)"
             load = replace(load, num_teachers=load.num_teachers + 1, called=called)
+    if config.ray.workers == 0:
+        check_own_process(config.placement.trainers, cluster)
     plan = choose_resources(config.placement, load, cluster)
     _check_gpus_of_workers(plan)
     _check(training_demands(plan.placement.trainers, plan.ray), cluster)
@@ -83,11 +87,13 @@ def choose_resources(config: PlacementConfig, load: Workload, cluster: Cluster) 
     if cluster.grows:
         return ResourcePlan(standard_placement(config), _with_workers(load.ray, load.ray.worker_range[0]))
     num_gpus = _free_gpus(cluster)
+    if load.ray.workers is None and trains_in_own_process(config.trainers, cluster, num_gpus):
+        load = replace(load, ray=load.ray.model_copy(update={"workers": 0}))
     placement, workers = fit_placement(config, load, cluster.hosts, num_gpus)
-    notes = (
-        describe_choice(config, load.ray, placement, workers),
-        _describe_unused_gpus(config, placement, cluster, num_gpus),
-    )
+    about_size = describe_choice(config, load.ray, placement, workers)
+    if load.ray.workers == 0:
+        placement = replace(placement, trainers=own_resources(config.trainers, cluster, num_gpus))
+    notes = about_size, _describe_unused_gpus(config, placement, cluster, num_gpus)
     return ResourcePlan(placement, _with_workers(load.ray, workers), tuple(filter(None, notes)))
 
 

@@ -113,7 +113,7 @@ class Source:
         """Which image has which id: a place and a stamp for each, in the order of the ids."""
         return join(map(self.identify, self.chunks))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the list of images; if it changes, the same ids mean other images."""
         listed = sha256()

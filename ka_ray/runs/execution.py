@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ka_ray.config import ScoresConfig, TeacherConfig
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.resources import pools_of
@@ -11,6 +13,7 @@ from ka_ray.features.store import DONE
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.context import RunContext
 from ka_ray.teachers.reading import ReadSpec
+from ka_ray.training.fit import Progress
 
 NO_TEACHERS = ReadSpec({}, {}, ScoresConfig())
 """What is read where images are stored without passing through teachers."""
@@ -48,13 +51,39 @@ def store_images(
         extract_features(work, teachers, pools_of(run.config, run.resources.placement), read_spec, on_images)
 
 
-def train_in_group(run: RunContext, train_loop_per_worker: Work) -> None:
-    """Run training code in the run's group of workers.
+def train(run: RunContext, what: str, work: Work) -> None:
+    """Run training code in the run's group of workers, or in this process if the run has no workers.
 
     Args:
         run: The run; its resources say how many workers, and what each gets.
-        train_loop_per_worker: Runs in every worker.
+        what: What the code does, for the user.
+        work: Runs in every worker.
     """
     resources = run.resources
+    if resources.ray.workers == 0:
+        run.notify(f"{what}: in this process")
+        return _train_here(run, work)
+    run.notify(f"{what}: starting {resources.ray.workers_text}")
     group = WorkerGroup(resources.ray, resources.placement.trainers, run.folder, run.config.name)
-    train_in_workers(train_loop_per_worker, group, run.report_epoch, run.notify)
+    return train_in_workers(work, group, run.report_epoch, run.notify)
+
+
+def _train_here(run: RunContext, work: Work) -> None:
+    """Run training code in this process, with the threads of its share of the machine."""
+    share, errors, threads = run.resources.placement.trainers, list[Exception](), torch.get_num_threads()
+
+    def report(progress: Progress) -> None:
+        try:
+            run.report_epoch(progress)
+        except Exception as error:  # as in workers: an unreachable tracker must not end hours of training
+            errors.append(error)
+
+    torch.set_num_threads(max(1, round(share.cpu)))
+    try:
+        work(torch.device("cuda" if share.gpu else "cpu"), report)
+    finally:
+        torch.set_num_threads(threads)
+        if share.gpu:
+            torch.cuda.empty_cache()  # the evaluation uses the same GPU
+    if errors:
+        raise errors[0]

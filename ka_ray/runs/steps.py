@@ -11,7 +11,7 @@ from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.features.store import FEATURES
 from ka_ray.runs.context import Run
-from ka_ray.runs.execution import store_images, train_in_group
+from ka_ray.runs.execution import store_images, train
 from ka_ray.runs.gate_samples import HINTS, Embedding, find_embeddings
 from ka_ray.runs.output_folder import check_disk
 from ka_ray.runs.precision import choose_precision, count_float32_bytes
@@ -114,8 +114,7 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
         what = ", ".join(waiting[0].missing) if len(students) == 1 else f"{len(waiting)} students"
         # Students often have the same notes: `dict.fromkeys` drops the repeats and keeps the order.
         run.notify(*dict.fromkeys(note for job in waiting for note in solver_notes(job)))
-        run.notify(f"learning {what}: starting {run.resources.ray.workers_text}")
-        train_in_group(run, train_loop_per_worker)
+        train(run, f"learning {what}", train_loop_per_worker)
     for job in students:
         if not (job.folder / "student.json").exists():
             student = Student(job.plan.spec)

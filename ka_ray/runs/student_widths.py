@@ -6,7 +6,7 @@ import torch
 
 from ka_ray.config import EnergyWidths
 from ka_ray.runs.context import Run
-from ka_ray.runs.execution import train_in_group
+from ka_ray.runs.execution import train
 from ka_ray.stages.inputs import StageInputs
 from ka_ray.stages.student_widths import layer_widths_path, measure_layer_widths
 from ka_ray.storage.files import read_json
@@ -37,8 +37,7 @@ def resolve_student_widths(run: Run) -> Run:
         def measure(device: torch.device, report: ProgressCallback) -> None:
             measure_layer_widths(StageInputs(config, plan, folder, folder, device, report))
 
-        run.notify(f"student.widths: measuring what {rule.energy:g} of the features' variance takes")
-        train_in_group(run, measure)
+        train(run, f"student.widths: measuring what {rule.energy:g} of the features' variance takes", measure)
     widths = read_json(path)
     listed = ", ".join(f"{name} {width}" for name, width in widths.items())
     run.notify(f"student.widths: {rule.energy:g} of the variance takes {listed}")

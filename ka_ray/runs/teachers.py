@@ -14,7 +14,7 @@ from ka_ray.features.store import IMAGES
 from ka_ray.images.split import ImageSet
 from ka_ray.images.views import IMAGE
 from ka_ray.runs.context import Run, RunContext
-from ka_ray.runs.execution import NO_TEACHERS, store_images, train_in_group
+from ka_ray.runs.execution import NO_TEACHERS, store_images, train
 from ka_ray.runs.extension import TEACHERS, find_earlier_checkpoint
 from ka_ray.runs.label_checks import check_training_labels
 from ka_ray.runs.output_folder import DIGESTS
@@ -84,8 +84,7 @@ def train_teachers(
         for teacher in teachers:
             train_teacher(teacher, stored, folder, seed, device, report, columns[teacher.name])
 
-    run.notify(f"teaching {', '.join(t.name for t in teachers)}: starting {run.resources.ray.workers_text}")
-    train_in_group(run, train_loop_per_worker)
+    train(run, f"teaching {', '.join(t.name for t in teachers)}", train_loop_per_worker)
 
 
 def with_checkpoint(teacher: TeacherConfig, checkpoint: Path) -> TeacherConfig:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ka_ray.config.student import STUDENT
 from ka_ray.errors import InputError
-from ka_ray.numerics.ranks import on_any_rank, sum_over_ranks
+from ka_ray.numerics.ranks import on_any_rank, sum_over_ranks, world_size
+from ka_ray.stages.free_memory import free_memory
 from ka_ray.stages.start_sources import Judge, MeasuredSource, ReadImages, ReportStep
 from ka_ray.student import Student
 from ka_ray.student.block_solver import BlockSolverSettings, LayerError, check_solvable, solve_student
@@ -17,6 +18,10 @@ from ka_ray.student.start import Start
 
 IMAGES_TO_TRY = (1000, 2000, 4000)
 """Numbers of images on each rank that a student is solved from, one after the other."""
+
+FREE_SHARE = 0.3
+"""Share of the free memory that the values of all networks may take: the samples of a layer, sums and copies
+need about twice as much again. More than :class:`BlockSolverSettings` asks for is never taken."""
 
 WORTH_MORE_IMAGES = 0.05
 """Share of its divergence by which a student from more images must be better before still more are tried."""
@@ -39,21 +44,23 @@ class ExactSource(MeasuredSource):
             judge: Chooses the number of images.
         """
         best, divergences = self.build_network(), dict[int, float]()
+        device = self.teachers[0].preprocess.mean.device
+        fitting = fit_into_memory(free_memory(device), device)
         for limit in IMAGES_TO_TRY:
-            solved, all_read = self._solve(read_images(), limit, report)
+            solved, all_read = self._solve(read_images(), replace(fitting, images=limit), report)
             least, divergence = min(divergences.values(), default=math.inf), judge(solved)
             best = solved if not divergences or divergence < least else best
             is_worth_more = not divergences or divergence < (1 - WORTH_MORE_IMAGES) * least
             divergences[limit] = divergence
             if all_read or not is_worth_more:
                 break
-        return Start(best, (), note=_describe_images(divergences))
+        return Start(best, (), note=_describe_images(divergences) + _describe_memory(fitting))
 
     def _solve(
-        self, images: Iterator[Mapping[str, Tensor]], limit: int, report: ReportStep
+        self, images: Iterator[Mapping[str, Tensor]], settings: BlockSolverSettings, report: ReportStep
     ) -> tuple[nn.Module, bool]:
         """Solve the student from some images of each rank, and say whether no rank has more."""
-        spec, network, read = self.spec, self.build_network(), 0
+        spec, network, limit, read = self.spec, self.build_network(), settings.images, 0
         preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
 
         def report_layer(error: LayerError, number: int, total: int) -> None:
@@ -65,7 +72,6 @@ class ExactSource(MeasuredSource):
                 read += len(batch[STUDENT])
                 yield batch
 
-        settings = BlockSolverSettings(images=limit)
         networks = network, preprocess, self.teachers, spec.unified_label_sets
         try:
             solved, _ = solve_student(*networks, count(), sum_over_ranks, report_layer, settings)
@@ -74,6 +80,26 @@ class ExactSource(MeasuredSource):
             raise InputError(f"student.start: exact cannot be solved ({error})") from None
         # The solver reads fewer than the limit if the values of so many images would not fit into memory.
         return solved, not on_any_rank(read >= limit and (read > limit or next(images, None) is not None))
+
+
+def fit_into_memory(free: int, device: torch.device) -> BlockSolverSettings:
+    """Return settings with which the solver fits into the free memory of this machine.
+
+    Args:
+        free: Free memory, in bytes.
+        device: Where it is. All ranks may be on this machine, and then they share the memory of its CPUs.
+    """
+    full, ranks = BlockSolverSettings(), 1 if device.type == "cuda" else world_size()
+    memory_gib = min(full.memory_gib, FREE_SHARE * free / ranks / 1024**3)
+    values = full.samples.values * memory_gib / full.memory_gib
+    return replace(full, memory_gib=memory_gib, samples=replace(full.samples, values=values))
+
+
+def _describe_memory(settings: BlockSolverSettings) -> str:
+    """Return what little memory changes; early layers are solved from fewer images then."""
+    if settings.memory_gib == BlockSolverSettings().memory_gib:
+        return ""
+    return f"; {settings.memory_gib:.1f} GiB for their values, because little memory is free"
 
 
 def _describe_images(divergences: Mapping[int, float]) -> str:

@@ -55,7 +55,14 @@ MISTAKES = {
         ["teachers.0.checkpoint=null", "teachers.0.training.batch_size=1"],
         ["teachers.low.training.batch_size: 1 is smaller than"],
     ),
-    "no workers": (["ray.workers=0"], ["1 problem", "ray.workers: ", "greater than or equal to 1"]),
+    "fewer than no workers": (
+        ["ray.workers=-1"],
+        ["1 problem", "ray.workers: ", "greater than or equal to 0"],
+    ),
+    "an elastic group without workers": (
+        ["ray.workers={min: 0, max: 2}"],
+        ["1 problem", "ray.workers.min: "],
+    ),
     "minimum of workers above the maximum": (
         ["ray.workers={min: 3, max: 2}"],
         ["ray.workers: max: 2 is smaller than min: 3"],

@@ -50,7 +50,7 @@ def test_a_seed_is_an_integer_that_random_generators_take(load_config, value):
         *("joint.learning_rate=.nan", "joint.learning_rate=.inf", "joint.temperature=0", "joint.ema=.nan"),
         *("joint.batch_size=true", "joint.epochs=10000000000", "joint.weight_decay=-.inf", "joint.epochs=-1"),
         *("extract.shard_mib=.inf", "extract.object_store_gib=.nan", "extract.batch_size=0"),
-        *("ray.timeout_s=1.0e+12", "ray.workers=0", "ray.workers=true", "ray.workers={min: 1, max: .inf}"),
+        *("ray.timeout_s=1.0e+12", "ray.workers=-1", "ray.workers=true", "ray.workers={min: 1, max: .inf}"),
         *("placement.teachers.cpu=.nan", "placement.trainers.gpu=.inf", "placement.trials.cpu=1.0e-9"),
         *("placement.teachers.resources={a: .inf}", "placement.teachers.resources={'': 1}"),
         *("tune.factors=[.nan]", "tune.factors=[true]", "tune.ridges=[.inf]", "tune.widths={conv1: [0]}"),

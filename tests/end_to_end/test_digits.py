@@ -52,7 +52,10 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the digits, kill the driver with SIGKILL during the layer stage, and run the same command again."""
+    """Run the digits, kill the driver with SIGKILL during the layer stage, and run the same command again.
+
+    The first driver trains by itself, the second in a group of workers, which may change.
+    """
     folder = tmp_path_factory.mktemp("digits") / "run"
     overrides = [word for override in LAYERWISE for word in ("--set", override)]
     arguments = ("run", str(DIGITS), "--output", str(folder), *overrides)
@@ -62,7 +65,7 @@ def run(tmp_path_factory):
     first.communicate()
     assert not (folder / "stages" / "layers.json").exists()
     extracted = {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()}
-    second = start_ka_ray(*arguments)
+    second = start_ka_ray(*arguments, "--set", "ray.workers=1")
     output = second.communicate(timeout=TIMEOUT_S)[0]
     assert second.returncode == 0, output
     return folder, extracted, output
@@ -73,7 +76,7 @@ def test_the_second_attempt_resumes_after_the_last_finished_stage(run):
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").iterdir()} == extracted
     assert "extract" not in output
     assert "teach_" not in output
-    assert "learning layers, joint" in output
+    assert "learning layers, joint: starting 1 worker" in output
 
 
 def test_the_report_is_complete_and_the_student_nearly_as_good_as_its_teachers(run):

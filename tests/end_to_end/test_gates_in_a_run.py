@@ -71,7 +71,6 @@ def describe_run(folder, **scores):
         ],
         "joint": {"epochs": 1},
         "scores": scores,
-        "ray": {"workers": 1},
         "tracking": {"backend": "none"},
     }
 

@@ -101,10 +101,9 @@ def run(tmp_path_factory):
         "teachers": teachers,
         "codes": quick,
         "layers": quick,
-        # The teachers score flipped images in the training workers, each of its own view.
+        # The teachers score flipped images while the student learns, each of its own view.
         "joint": quick | {"augment": {"flip": True}},
         "evaluation": {"holdout": 0.25},
-        "ray": {"workers": 1},
         "tracking": {"backend": "none"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))

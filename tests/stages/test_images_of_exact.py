@@ -7,11 +7,14 @@ import torch
 
 from ka_ray.errors import InputError
 from ka_ray.stages import exact_source, run_stages
-from ka_ray.stages.exact_source import ExactSource
+from ka_ray.stages.exact_source import ExactSource, fit_into_memory
+from ka_ray.stages.free_memory import free_memory
 from ka_ray.student.block_solver import BlockSolverSettings, solve_student
 from ka_ray.teachers import load_teacher
 
 NUM_IMAGES = 200
+GIB = 1024**3
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -94,3 +97,34 @@ def test_a_student_that_is_never_finite_is_refused_when_it_is_judged(make_inputs
     monkeypatch.setattr(exact_source, "solve_student", solve_badly)
     with pytest.raises(InputError, match="the scores of exact are not finite"):
         run_stages(replace(inputs, report=lambda progress: None))
+
+
+def test_the_solver_takes_a_share_of_the_memory_that_is_free(monkeypatch):
+    full = BlockSolverSettings()
+    assert fit_into_memory(100 * GIB, CPU) == full
+    small = fit_into_memory(2 * GIB, CPU)
+    assert small.memory_gib == pytest.approx(0.6)
+    assert small.samples.values / full.samples.values == pytest.approx(0.6 / full.memory_gib)
+    monkeypatch.setattr(exact_source, "world_size", lambda: 3)
+    assert fit_into_memory(2 * GIB, CPU).memory_gib == pytest.approx(0.2)
+    assert fit_into_memory(2 * GIB, torch.device("cuda")).memory_gib == pytest.approx(0.6)
+
+
+def test_little_memory_is_said(source, images, monkeypatch):
+    monkeypatch.setattr(exact_source, "free_memory", lambda device: GIB)
+    start, _, _ = build(source, images, [0.5], monkeypatch, limits=(50,))
+    assert start.note.endswith("; 0.3 GiB for their values, because little memory is free")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_what_its_limit_leaves(tmp_path, version):
+    limit, use = {
+        1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        2: ("memory.max", "memory.current"),
+    }[version]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("5000\n")
+    (tmp_path / use).write_text("3000\n")
+    assert free_memory(CPU, tmp_path) == 2000
+    (tmp_path / limit).write_text("max\n")
+    assert free_memory(CPU, tmp_path) > 10**7
