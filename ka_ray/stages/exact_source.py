@@ -15,13 +15,17 @@ from ka_ray.stages.start_sources import Judge, MeasuredSource, ReadImages, Repor
 from ka_ray.student import Student
 from ka_ray.student.block_solver import BlockSolverSettings, LayerError, check_solvable, solve_student
 from ka_ray.student.start import Start
+from ka_ray.student.sum_samples import SampleLimits
 
-IMAGES_TO_TRY = (1000, 2000, 4000)
-"""Numbers of images on each rank that a student is solved from, one after the other."""
+IMAGES_TO_TRY = (2000, 4000, 8000)
+"""Numbers of images on all ranks together that a student is solved from, one after the other."""
+
+TOGETHER = BlockSolverSettings(0, 6.0, 2000, SampleLimits(per_input=200, minimum=8000, values=2e8))
+"""How all ranks together solve a student from enough memory; each of them takes an equal share."""
 
 FREE_SHARE = 0.3
 """Share of the free memory that the values of all networks may take: the samples of a layer, sums and copies
-need about twice as much again. More than :class:`BlockSolverSettings` asks for is never taken."""
+need about twice as much again."""
 
 WORTH_MORE_IMAGES = 0.05
 """Share of its divergence by which a student from more images must be better before still more are tried."""
@@ -45,26 +49,31 @@ class ExactSource(MeasuredSource):
         """
         best, divergences = self.build_network(), dict[int, float]()
         device = self.teachers[0].preprocess.mean.device
-        fitting = fit_into_memory(free_memory(device), device)
+        share = share_of_rank(free_memory(device), device)
         for limit in IMAGES_TO_TRY:
-            solved, all_read = self._solve(read_images(), replace(fitting, images=limit), report)
+            settings = replace(share, images=-(-limit // world_size()))
+            solved, all_read = self._solve(read_images(), settings, limit, report)
             least, divergence = min(divergences.values(), default=math.inf), judge(solved)
             best = solved if not divergences or divergence < least else best
             is_worth_more = not divergences or divergence < (1 - WORTH_MORE_IMAGES) * least
             divergences[limit] = divergence
             if all_read or not is_worth_more:
                 break
-        return Start(best, (), note=_describe_images(divergences) + _describe_memory(fitting))
+        return Start(best, (), note=_describe_images(divergences) + _describe_memory(share))
 
     def _solve(
-        self, images: Iterator[Mapping[str, Tensor]], settings: BlockSolverSettings, report: ReportStep
+        self,
+        images: Iterator[Mapping[str, Tensor]],
+        settings: BlockSolverSettings,
+        all_images: int,
+        report: ReportStep,
     ) -> tuple[nn.Module, bool]:
         """Solve the student from some images of each rank, and say whether no rank has more."""
         spec, network, limit, read = self.spec, self.build_network(), settings.images, 0
         preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
 
         def report_layer(error: LayerError, number: int, total: int) -> None:
-            report(f"start exact, {limit} images", number, total, {"error": error.relative_error})
+            report(f"start exact, {all_images} images", number, total, {"error": error.relative_error})
 
         def count() -> Iterator[Mapping[str, Tensor]]:
             nonlocal read
@@ -82,22 +91,29 @@ class ExactSource(MeasuredSource):
         return solved, not on_any_rank(read >= limit and (read > limit or next(images, None) is not None))
 
 
-def fit_into_memory(free: int, device: torch.device) -> BlockSolverSettings:
-    """Return settings with which the solver fits into the free memory of this machine.
+def share_of_rank(free: int, device: torch.device) -> BlockSolverSettings:
+    """Return what one rank does of :data:`TOGETHER`, with which it fits into its free memory.
 
     Args:
         free: Free memory, in bytes.
         device: Where it is. All ranks may be on this machine, and then they share the memory of its CPUs.
     """
-    full, ranks = BlockSolverSettings(), 1 if device.type == "cuda" else world_size()
-    memory_gib = min(full.memory_gib, FREE_SHARE * free / ranks / 1024**3)
-    values = full.samples.values * memory_gib / full.memory_gib
-    return replace(full, memory_gib=memory_gib, samples=replace(full.samples, values=values))
+    ranks, samples = world_size(), TOGETHER.samples
+    free_gib = free / 1024**3 / (1 if device.type == "cuda" else ranks)
+    memory_gib = min(TOGETHER.memory_gib / ranks, FREE_SHARE * free_gib)
+    own_samples = SampleLimits(
+        per_input=-(-samples.per_input // ranks),
+        minimum=-(-samples.minimum // ranks),
+        values=samples.values * memory_gib / TOGETHER.memory_gib,
+    )
+    return BlockSolverSettings(
+        memory_gib=memory_gib, choice_images=-(-TOGETHER.choice_images // ranks), samples=own_samples
+    )
 
 
 def _describe_memory(settings: BlockSolverSettings) -> str:
     """Return what little memory changes; early layers are solved from fewer images then."""
-    if settings.memory_gib == BlockSolverSettings().memory_gib:
+    if settings.memory_gib == TOGETHER.memory_gib / world_size():
         return ""
     return f"; {settings.memory_gib:.1f} GiB for their values, because little memory is free"
 
@@ -107,4 +123,4 @@ def _describe_images(divergences: Mapping[int, float]) -> str:
     best = min(divergences, key=divergences.__getitem__)
     others = [f"{number:,}: {value:.3f}" for number, value in divergences.items() if number != best]
     tried = f", divergence {divergences[best]:.3f}; from {', '.join(others)}" if others else ""
-    return f"at most {best:,} images a worker{tried}"
+    return f"at most {best:,} images{tried}"

@@ -26,7 +26,7 @@ def free_memory(device: torch.device, cgroup: Path = CGROUP) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     left = [_left(cgroup / limit, cgroup / use) for limit, use in LIMIT_AND_USE]
-    return min(int(psutil.virtual_memory().available), *(size for size in left if size is not None))
+    return min([int(psutil.virtual_memory().available), *(size for size in left if size is not None)])
 
 
 def _left(limit: Path, use: Path) -> int | None:

@@ -7,7 +7,7 @@ import torch
 
 from ka_ray.errors import InputError
 from ka_ray.stages import exact_source, run_stages
-from ka_ray.stages.exact_source import ExactSource, fit_into_memory
+from ka_ray.stages.exact_source import TOGETHER, ExactSource, share_of_rank
 from ka_ray.stages.free_memory import free_memory
 from ka_ray.student.block_solver import BlockSolverSettings, solve_student
 from ka_ray.teachers import load_teacher
@@ -46,7 +46,7 @@ def build(source, images, divergences, monkeypatch, limits=(50, 100, 200, 400)):
 def solve_plainly(source, images, count):
     spec, teachers = source.spec, source.teachers
     network, preprocess = spec.build_network(), teachers[0].preprocess
-    settings = BlockSolverSettings(images=count)
+    settings = replace(TOGETHER, images=count)
     return solve_student(network, preprocess, teachers, spec.unified_label_sets, images, settings=settings)[0]
 
 
@@ -66,7 +66,7 @@ def test_images_are_doubled_while_that_is_clearly_better(
     start, judged, steps = build(source, images, divergences, monkeypatch)
     assert steps == [f"start exact, {number} images" for number in tried]
     assert start.network is judged[tried.index(kept)]
-    assert start.note.startswith(f"at most {kept} images a worker, divergence")
+    assert start.note.startswith(f"at most {kept} images, divergence")
     expected = solve_plainly(source, images, kept).state_dict()
     found = start.network.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
@@ -75,7 +75,7 @@ def test_images_are_doubled_while_that_is_clearly_better(
 def test_with_few_images_the_student_is_solved_once(source, images, monkeypatch):
     start, judged, _ = build(source, images, (0.5,), monkeypatch, limits=(NUM_IMAGES, 400))
     assert len(judged) == 1
-    assert start.note == f"at most {NUM_IMAGES} images a worker"
+    assert start.note == f"at most {NUM_IMAGES} images"
 
 
 def test_no_more_images_than_the_largest_number(source, images, monkeypatch):
@@ -100,14 +100,15 @@ def test_a_student_that_is_never_finite_is_refused_when_it_is_judged(make_inputs
 
 
 def test_the_solver_takes_a_share_of_the_memory_that_is_free(monkeypatch):
-    full = BlockSolverSettings()
-    assert fit_into_memory(100 * GIB, CPU) == full
-    small = fit_into_memory(2 * GIB, CPU)
+    default = BlockSolverSettings()
+    assert replace(share_of_rank(100 * GIB, CPU), images=0) == TOGETHER
+    small = share_of_rank(2 * GIB, CPU)
     assert small.memory_gib == pytest.approx(0.6)
-    assert small.samples.values / full.samples.values == pytest.approx(0.6 / full.memory_gib)
-    monkeypatch.setattr(exact_source, "world_size", lambda: 3)
-    assert fit_into_memory(2 * GIB, CPU).memory_gib == pytest.approx(0.2)
-    assert fit_into_memory(2 * GIB, torch.device("cuda")).memory_gib == pytest.approx(0.6)
+    assert small.samples.values / TOGETHER.samples.values == pytest.approx(0.1)
+    monkeypatch.setattr(exact_source, "world_size", lambda: 2)
+    assert share_of_rank(100 * GIB, CPU) == default  # with which two ranks were measured
+    assert share_of_rank(2 * GIB, CPU).memory_gib == pytest.approx(0.3)
+    assert share_of_rank(2 * GIB, torch.device("cuda")).memory_gib == pytest.approx(0.6)
 
 
 def test_little_memory_is_said(source, images, monkeypatch):
