@@ -13,6 +13,7 @@ import yaml
 from harness import JOB_TIMEOUT_S, clean_environment, wait_until
 from safetensors.torch import load_file, save_file
 
+from ka_ray import cli
 from ka_ray.errors import EXIT_TRY_AGAIN
 from ka_ray.features.shard_recovery import read_image_ids
 from ka_ray.teachers.plain import plain_conv_net
@@ -55,9 +56,27 @@ def read_error(process: "subprocess.Popen[str]", code: int = 2) -> str:
     """Wait until a run ends with the given exit code, and return the line of its error message."""
     out, err = process.communicate(timeout=JOB_TIMEOUT_S)
     assert process.returncode == code, out + err
-    assert "Traceback" not in err, err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return find_error(err)
+
+
+def find_error(shown: str) -> str:
+    """Return the line of the only error message."""
+    assert "Traceback" not in shown, shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     return line
+
+
+@pytest.fixture
+def refuse(write_config, tmp_path, capsys):
+    """Return a function that runs ``config_tree`` in this process, and returns the line of its error."""
+
+    def run() -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["run", str(write_config()), "--output", str(tmp_path / "out")])
+        assert ended.value.code == 2
+        return find_error(capsys.readouterr().err)
+
+    return run
 
 
 def wait_for_success(process: "subprocess.Popen[str]") -> str:
@@ -74,45 +93,37 @@ def test_a_missing_network_factory_is_named(write_config, config_tree, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_function_of_the_standard_library_is_refused_as_network_factory(
-    write_config, config_tree, tmp_path
-):
+def test_a_function_of_the_standard_library_is_refused_as_network_factory(refuse, config_tree, tmp_path):
     marker = tmp_path / "was_called"
     config_tree["teachers"][0] |= {"network": "os:system", "arguments": {"command": f"touch {marker}"}}
-    assert "'os' is not an allowed source of networks" in read_error(
-        start_run(write_config(), tmp_path / "out")
-    )
+    assert "'os' is not an allowed source of networks" in refuse()
     assert not marker.exists()
 
 
-def test_weights_that_are_nan_are_named(write_config, config_tree, tmp_path):
+def test_weights_that_are_nan_are_named(refuse, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][0]["checkpoint"])
     weights = load_file(checkpoint)
     name = next(name for name in weights if name.endswith("weight"))
     weights[name].view(-1)[0] = math.nan
     save_file(weights, checkpoint)
-    message = read_error(start_run(write_config(), tmp_path / "out"))
+    message = refuse()
     assert f"checkpoint {checkpoint}: contains weights that are NaN or infinite: {name}" in message
 
 
-def test_a_truncated_checkpoint_is_named(write_config, config_tree, tmp_path):
+def test_a_truncated_checkpoint_is_named(refuse, config_tree, tmp_path):
     checkpoint = Path(config_tree["teachers"][1]["checkpoint"])
     checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
-    assert f"checkpoint {checkpoint} cannot be read" in read_error(
-        start_run(write_config(), tmp_path / "out")
-    )
+    assert f"checkpoint {checkpoint} cannot be read" in refuse()
 
 
-def test_a_wrong_number_of_scores_is_reported_with_both_numbers(write_config, config_tree, tmp_path):
+def test_a_wrong_number_of_scores_is_reported_with_both_numbers(refuse, config_tree, tmp_path):
     teacher = config_tree["teachers"][0]
     arguments = teacher["arguments"] | {"num_classes": 7}
     config_tree["student"] = {"network": "plain", "arguments": teacher["arguments"]}
     config_tree["taps"] = {"conv1": "norm1"}
     teacher |= {"network": "ka_ray.teachers.plain:plain_conv_net", "arguments": arguments}
     save_file(plain_conv_net(**arguments).state_dict(), teacher["checkpoint"])
-    assert "teacher low: `classes` names 5 classes, but the network outputs (7,)" in read_error(
-        start_run(write_config(), tmp_path / "out")
-    )
+    assert "teacher low: `classes` names 5 classes, but the network outputs (7,)" in refuse()
 
 
 @pytest.mark.ray
