@@ -79,10 +79,10 @@ def forget(factory: Path) -> None:
     [
         ("plain", {"conv1": 5, "conv2": 7}, 8, {"widths": [4, 6]}),
         ("resnet18", {"layer2": 128}, 32, {}),
-        ("mobilenet_v3_small", {}, 32, {}),
+        pytest.param("mobilenet_v3_small", {}, 32, {}, marks=pytest.mark.slow),
         ("timm/resnet10t", {"layer1": 64}, 32, {}),
         ("timm/vit_tiny_patch16_224", {}, 32, VIT),
-        ("timm/swin_tiny_patch4_window7_224", {}, 32, SWIN),
+        pytest.param("timm/swin_tiny_patch4_window7_224", {}, 32, SWIN, marks=pytest.mark.slow),
         ("their_networks:build", {"stem": 6}, 8, {"num_classes": 4}),
     ],
 )

@@ -87,7 +87,9 @@ def test_what_does_not_fit_stays_random_and_is_named(randomised):
     ("network", "arguments", "paths", "center"),
     [
         ("plain", SMALL, {"conv1": "conv1", "conv2": "conv2"}, False),
-        ("vgg11_bn", {}, {"conv1_1": "conv1_1", "conv3_2": "conv3_2"}, False),
+        pytest.param(
+            "vgg11_bn", {}, {"conv1_1": "conv1_1", "conv3_2": "conv3_2"}, False, marks=pytest.mark.slow
+        ),
         ("resnet18", {}, {"early": "layer1", "late": "layer3"}, False),
         ("mobilenet_v3_small", {}, {"early": "features.2", "late": "features.8"}, False),
         ("timm/convnext_atto", {}, {"early": "stages.0"}, False),

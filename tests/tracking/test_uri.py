@@ -189,6 +189,7 @@ sys.exit(run_with_exit_code(work))
 """
 
 
+@pytest.mark.slow
 def test_a_database_of_another_version_of_mlflow_is_named(tmp_path):
     """In processes of their own, because MLflow checks a database only once in a process."""
 

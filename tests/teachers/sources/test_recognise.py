@@ -23,7 +23,9 @@ def recognise(state, hints=(), lightning=False):
     return recognise_architecture([FoundWeights(state, lightning=lightning)], hints)
 
 
-@pytest.mark.parametrize("network", BUILDERS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=pytest.mark.slow) if "mobilevit" in n else n for n in BUILDERS]
+)
 def test_a_network_is_recognised_with_its_number_of_classes(network):
     found = recognise(BUILDERS[network]().state_dict())
     assert (found.network, found.num_classes) == (network, 7)
