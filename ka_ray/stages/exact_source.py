@@ -47,19 +47,20 @@ class ExactSource(MeasuredSource):
             report: Called after each solved layer.
             judge: Chooses the number of images.
         """
-        best, divergences = self.build_network(), dict[int, float]()
+        best, used, divergences = self.build_network(), (0, 0), dict[int, float]()
         device = self.teachers[0].preprocess.mean.device
         share = share_of_rank(free_memory(device), device)
         for limit in IMAGES_TO_TRY:
             settings = replace(share, images=-(-limit // world_size()))
-            solved, all_read = self._solve(read_images(), settings, limit, report)
+            solved, errors, all_read = self._solve(read_images(), settings, limit, report)
             least, divergence = min(divergences.values(), default=math.inf), judge(solved)
-            best = solved if not divergences or divergence < least else best
+            if not divergences or divergence < least:
+                best, used = solved, (errors[0].images, errors[-1].images)
             is_worth_more = not divergences or divergence < (1 - WORTH_MORE_IMAGES) * least
             divergences[limit] = divergence
             if all_read or not is_worth_more:
                 break
-        return Start(best, (), note=_describe_images(divergences) + _describe_memory(share))
+        return Start(best, (), note=_describe_images(divergences) + _describe_memory(*used))
 
     def _solve(
         self,
@@ -67,7 +68,7 @@ class ExactSource(MeasuredSource):
         settings: BlockSolverSettings,
         all_images: int,
         report: ReportStep,
-    ) -> tuple[nn.Module, bool]:
+    ) -> tuple[nn.Module, list[LayerError], bool]:
         """Solve the student from some images of each rank, and say whether no rank has more."""
         spec, network, limit, read = self.spec, self.build_network(), settings.images, 0
         preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
@@ -83,12 +84,13 @@ class ExactSource(MeasuredSource):
 
         networks = network, preprocess, self.teachers, spec.unified_label_sets
         try:
-            solved, _ = solve_student(*networks, count(), sum_over_ranks, report_layer, settings)
+            solved, errors = solve_student(*networks, count(), sum_over_ranks, report_layer, settings)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             # From sums over all ranks, so all ranks raise it.
             raise InputError(f"student.start: exact cannot be solved ({error})") from None
         # The solver reads fewer than the limit if the values of so many images would not fit into memory.
-        return solved, not on_any_rank(read >= limit and (read > limit or next(images, None) is not None))
+        has_more = read >= limit and (read > limit or next(images, None) is not None)
+        return solved, errors, not on_any_rank(has_more)
 
 
 def share_of_rank(free: int, device: torch.device) -> BlockSolverSettings:
@@ -111,11 +113,9 @@ def share_of_rank(free: int, device: torch.device) -> BlockSolverSettings:
     )
 
 
-def _describe_memory(settings: BlockSolverSettings) -> str:
-    """Return what little memory changes; early layers are solved from fewer images then."""
-    if settings.memory_gib == TOGETHER.memory_gib / world_size():
-        return ""
-    return f"; {settings.memory_gib:.1f} GiB for their values, because little memory is free"
+def _describe_memory(first: int, last: int) -> str:
+    """Say if the first layers, whose maps are large, were solved from fewer images than the last."""
+    return f"; the first layers from {first:,} in each process, which fit into its memory" * (first < last)
 
 
 def _describe_images(divergences: Mapping[int, float]) -> str:

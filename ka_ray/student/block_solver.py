@@ -68,12 +68,14 @@ class LayerError:
         layers: Paths of the layers.
         relative_error: Squared error of the output relative to its variance, on held-out images.
         ridge: The ridge that was chosen on them.
+        images: Number of this rank's images that it was solved from.
         seconds: Seconds since the start of the solver.
     """
 
     layers: tuple[str, ...]
     relative_error: float
     ridge: float
+    images: int
     seconds: float
 
 
@@ -217,6 +219,7 @@ class _BlockSolver:
             tuple(layer.path for layer in total.layers),
             solution.relative_error,
             solution.ridge,
+            values.num_images,
             time.perf_counter() - self._began,
         )
 

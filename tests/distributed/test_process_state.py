@@ -73,7 +73,8 @@ def test_an_already_connected_ray_keeps_running_with_its_settings(cluster):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("how", [pytest.param("returns", marks=pytest.mark.slow), "raises"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["returns", "raises"])
 def test_settings_are_restored_after_a_ray_that_connect_has_started(how):
     """In a separate process, because this one may already be connected."""
     script = Path(__file__).parent / "process_settings.py"

@@ -26,6 +26,7 @@ def test_a_uri_is_written_through_its_fsspec_file_system(s3):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_records_of_ray_and_files_of_workers_are_written_at_a_uri(cluster, tmp_path):
     folder = to_path(f"file://{tmp_path}/run")
     make_folder(folder)

@@ -140,6 +140,7 @@ def test_shards_are_not_reused_if_the_list_of_images_has_changed(cluster, load_c
     assert extract() == {0: ord("a"), 1: ord("b"), 2: ord("c"), 3: ord("d"), 4: ord("e")}
 
 
+@pytest.mark.slow
 def test_a_teacher_that_always_dies_ends_the_pass_with_the_key_to_lower(
     cluster, load_config, tmp_path, create_kills_folder
 ):

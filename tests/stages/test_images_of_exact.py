@@ -1,5 +1,6 @@
 """Test that a solved student is solved from as many images as make it better, judged on held-out ones."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def source(make_inputs) -> ExactSource:
+def source(make_inputs, monkeypatch) -> ExactSource:
     inputs = make_inputs("student.start=exact")
+    monkeypatch.setattr(exact_source, "free_memory", lambda device: 100 * GIB)
     return ExactSource(inputs.plan.spec, [load_teacher(teacher) for teacher in inputs.config.teachers])
 
 
@@ -111,10 +113,12 @@ def test_the_solver_takes_a_share_of_the_memory_that_is_free(monkeypatch):
     assert share_of_rank(2 * GIB, torch.device("cuda")).memory_gib == pytest.approx(0.6)
 
 
-def test_little_memory_is_said(source, images, monkeypatch):
-    monkeypatch.setattr(exact_source, "free_memory", lambda device: GIB)
-    start, _, _ = build(source, images, [0.5], monkeypatch, limits=(50,))
-    assert start.note.endswith("; 0.3 GiB for their values, because little memory is free")
+def test_it_is_said_if_the_first_layers_are_solved_from_fewer_images(source, images, monkeypatch):
+    monkeypatch.setattr(exact_source, "free_memory", lambda device: 3_000_000)
+    start, _, _ = build(source, images, [0.5], monkeypatch, limits=(NUM_IMAGES,))
+    found = re.search(r"the first layers from (\d+) in each process, which fit into its memory$", start.note)
+    assert found is not None, start.note
+    assert 0 < int(found[1]) < NUM_IMAGES
 
 
 @pytest.mark.parametrize("version", [1, 2])
