@@ -44,8 +44,7 @@ class BlockSolverSettings:
 
     Attributes:
         images: Largest number of images on this rank.
-        memory_gib: Largest size of the values of all networks, in GiB. Early layers, whose maps are large,
-            are solved from fewer images.
+        memory_gib: Largest size of all networks' values, in GiB. Early layers may get fewer images.
         choice_images: Number of images on which the codes are chosen.
         samples: Number of samples that each layer is solved from.
         ridges: Candidates for the ridge, in units of the mean variance of an input.
