@@ -1,6 +1,7 @@
 """Measure where the time of the demo goes, and what its processes cost.
 
-    .venv/bin/python benchmarks/overhead.py [--repeats 3] [--workers 2]
+    .venv/bin/python benchmarks/overhead.py
+    .venv/bin/python benchmarks/overhead.py --workers 2
 
 Runs the demo in processes of their own, each of which measures its own steps, and prints the median seconds
 of each step. The demo's images and networks are tiny, so nearly all of it is what every run pays once.
@@ -34,7 +35,10 @@ STEPS = {
     "report, figures, model in MLflow": ("ka_ray.workflows.amalgamate", "publish"),
     "ending Ray": ("ray", "shutdown"),
 }
-"""Step -> the module and name of the function that does it; of a context manager, entering is measured."""
+"""Step -> the module and name of the function that does it."""
+
+ENTERED = {"opening MLflow"}
+"""Steps whose function returns a context manager, of which entering it is measured."""
 
 IMPORTING, OTHER, ALL = "importing Python modules", "starting and ending Python, and the rest", "all"
 
@@ -46,8 +50,8 @@ def measure_steps(arguments: list[str]) -> dict[str, float]:
     modules = {name: importlib.import_module(name) for name, _ in STEPS.values()}
     seconds = {IMPORTING: time.perf_counter() - began}
     for step, (module, name) in STEPS.items():
-        timed = _timed(getattr(modules[module], name), functools.partial(_add, seconds, step))
-        setattr(modules[module], name, timed)
+        wrap, add = _timed_entry if step in ENTERED else _timed, functools.partial(_add, seconds, step)
+        setattr(modules[module], name, wrap(getattr(modules[module], name), add))
     from ka_ray.config import Config
 
     modules["ka_ray.workflows.amalgamate"].amalgamate(Config.load(DIGITS, arguments))
@@ -64,20 +68,25 @@ def _timed(function: Callable[..., Any], add: Callable[[float], None]) -> Callab
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
-        result = function(*args, **kwargs)
-        if isinstance(result, contextlib.AbstractContextManager) and hasattr(result, "gen"):
-            return enter(result)
-        add(time.perf_counter() - began)
-        return result
+        try:
+            return function(*args, **kwargs)
+        finally:
+            add(time.perf_counter() - began)
+
+    return call
+
+
+def _timed_entry(function: Callable[..., Any], add: Callable[[float], None]) -> Callable[..., Any]:
+    """Return a function whose context manager does the same and adds up the seconds of entering it."""
 
     @contextlib.contextmanager
-    def enter(manager: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
+    def enter(*args: Any, **kwargs: Any) -> Iterator[Any]:
         began = time.perf_counter()
-        with manager as value:
+        with function(*args, **kwargs) as value:
             add(time.perf_counter() - began)
             yield value
 
-    return call
+    return enter
 
 
 def measure_demo(workers: str) -> dict[str, float]:
@@ -87,8 +96,10 @@ def measure_demo(workers: str) -> dict[str, float]:
         overrides = [f"output={output}", f"ray.workers={workers}"]
         command = [sys.executable, __file__, "--steps", str(result), *overrides]
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ended = subprocess.run(command, capture_output=True, text=True)
         total = time.perf_counter() - began
+        if ended.returncode:
+            sys.exit(f"the demo failed:\n{ended.stdout}{ended.stderr}")
         steps: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
     return steps | {OTHER: total - sum(steps.values()), ALL: total}
 

@@ -53,8 +53,8 @@ class RayConfig(Section):
     workers: Workers | None = Field(
         None,
         description="Training workers: a number, or {min, max}, as many as the cluster has room for; 0: the "
-        "command trains by itself, with all cores of its machine or one GPU; null: 0 on one machine with at "
-        "most one GPU, otherwise 2, or 1 if there is no room for 2.",
+        "command trains by itself, with all cores of its machine or one GPU; null: 0 if Ray starts here and "
+        "there is at most one GPU, otherwise 2, or 1 if there is no room for 2.",
     )
     max_failures: CountOrZero = Field(
         3, description="Maximum number of consecutive failures of workers or nodes without progress."

@@ -21,7 +21,7 @@ from ka_ray.distributed.process_state import (
     log_level,
     set_missing,
 )
-from ka_ray.distributed.ray_address import find_cluster
+from ka_ray.distributed.ray_address import RayAddress, find_cluster
 from ka_ray.verbosity import verbosity
 
 LOCAL_RAY_VARIABLES = {
@@ -46,10 +46,12 @@ class Cluster:
     Attributes:
         hosts: Its nodes.
         grows: Whether nodes are added on demand, so that a plan may be larger than the present nodes.
+        own: Whether this command has started it, so that nobody else uses it.
     """
 
     hosts: tuple[Host, ...]
     grows: bool = False
+    own: bool = False
 
     def total(self, resource: str) -> float:
         """Return how much of a resource all nodes have together."""
@@ -73,18 +75,21 @@ def connect(config: RayConfig) -> Iterator[Cluster]:
             cannot start on this machine.
         ClusterError: Ray could not be opened, for a cause that may pass.
     """
-    level = _log_level()
+    level, own = _log_level(), False
     with ExitStack() as undo:
         undo.enter_context(warnings.catch_warnings())
         if not ray.is_initialized():
             undo.enter_context(log_level("ray", level))
-            undo.enter_context(environment_restored(lambda: _init(config)))
+            address = find_cluster(config)
+            own = address.starts_here
+            undo.enter_context(environment_restored(lambda: _init(config, address)))
             undo.callback(ray.shutdown)
         # Ray Data's bars and messages would be printed between the lines of the run's own progress display.
         undo.enter_context(log_level("ray.data", level))
         quiet = {"enable_progress_bars": False, "print_on_execution_start": False}
         undo.enter_context(attributes(DataContext.get_current(), **quiet))
-        yield Cluster(current_hosts(), _grows() if config.autoscaling is None else config.autoscaling)
+        grows = _grows() if config.autoscaling is None else config.autoscaling
+        yield Cluster(current_hosts(), grows, own)
 
 
 def check_cluster(config: RayConfig) -> None:
@@ -124,9 +129,8 @@ def _log_level() -> int:
     return logging.INFO if verbosity().debug else logging.ERROR
 
 
-def _init(config: RayConfig) -> None:
+def _init(config: RayConfig, address: RayAddress) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    address = find_cluster(config)
     if address.starts_here:
         # Factories in these folders are imported by the workers, too. A cluster has its own copies.
         set_missing(LOCAL_RAY_VARIABLES | {VARIABLE: os.pathsep.join(module_folders())})

@@ -93,8 +93,7 @@ def training_demands(trainers: Resources, ray: RayConfig) -> Demands:
         ray: The ``ray`` section, with the number of workers.
     """
     least = ray.worker_range[0]
-    workers = Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")
-    return {"training": [workers]} if least else {}  # without workers, the command trains by itself
+    return {"training": [Demand(f"{least} workers", least, trainers, "ray.workers or placement.trainers")]}
 
 
 def trial_demands(trials: Resources) -> Demands:
@@ -166,7 +165,8 @@ def _fill_in(config: ResourcesConfig, standard: Resources, scale: float = 1, gpu
 
 def _round_down(amount: float) -> float:
     """Round down to a multiple of the smallest amount that Ray counts."""
-    return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS  # 0.57 * 10,000 is 5699.999999999999
+    # The inner rounding removes floating-point errors: 0.57 * 10,000 is 5699.999999999999.
+    return math.floor(round(amount * RAY_UNITS, 3)) / RAY_UNITS
 
 
 def _fit_passes(

@@ -5,7 +5,12 @@ from dataclasses import dataclass, replace
 from ka_ray.config import Config, PlacementConfig, RayConfig, Resources, TeachConfig
 from ka_ray.distributed.capacity import GPU, Demand, share_gpus, shortage
 from ka_ray.distributed.cluster import Cluster, current_hosts
-from ka_ray.distributed.own_process import check_own_process, own_resources, trains_in_own_process
+from ka_ray.distributed.own_process import (
+    check_own_process,
+    own_demands,
+    own_resources,
+    trains_in_own_process,
+)
 from ka_ray.distributed.placement import (
     Placement,
     Workload,
@@ -57,7 +62,9 @@ def plan_resources(config: Config | TeachConfig, cluster: Cluster) -> ResourcePl
         check_own_process(config.placement.trainers, cluster)
     plan = choose_resources(config.placement, load, cluster)
     _check_gpus_of_workers(plan)
-    _check(training_demands(plan.placement.trainers, plan.ray), cluster)
+    is_own = plan.ray.workers == 0
+    trainers = plan.placement.trainers
+    _check(own_demands(trainers) if is_own else training_demands(trainers, plan.ray), cluster)
     _check(pass_demands(plan.placement.teachers, plan.placement.decoding, load), cluster)
     return plan
 

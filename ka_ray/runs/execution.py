@@ -7,6 +7,7 @@ import torch
 
 from ka_ray.config import ScoresConfig, TeacherConfig
 from ka_ray.distributed.extract import Extraction, extract_features
+from ka_ray.distributed.failures import unwrap
 from ka_ray.distributed.resources import pools_of
 from ka_ray.distributed.train import Work, WorkerGroup, train_in_workers
 from ka_ray.features.store import DONE
@@ -69,7 +70,10 @@ def train(run: RunContext, what: str, work: Work) -> None:
 
 
 def _train_here(run: RunContext, work: Work) -> None:
-    """Run training code in this process, with the threads of its share of the machine."""
+    """Run training code in this process, with the threads of its share of the machine.
+
+    These are never more than torch would use by itself: the cores, or fewer if OMP_NUM_THREADS says so.
+    """
     share, errors, threads = run.resources.placement.trainers, list[Exception](), torch.get_num_threads()
 
     def report(progress: Progress) -> None:
@@ -78,9 +82,11 @@ def _train_here(run: RunContext, work: Work) -> None:
         except Exception as error:  # as in workers: an unreachable tracker must not end hours of training
             errors.append(error)
 
-    torch.set_num_threads(max(1, round(share.cpu)))
+    torch.set_num_threads(max(1, min(threads, round(share.cpu))))
     try:
-        work(torch.device("cuda" if share.gpu else "cpu"), report)
+        work(torch.device("cuda", 0) if share.gpu else torch.device("cpu"), report)
+    except Exception as error:
+        raise unwrap(error) from error  # as in workers: a full disk or GPU has one message
     finally:
         torch.set_num_threads(threads)
         if share.gpu:

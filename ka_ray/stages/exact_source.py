@@ -20,7 +20,12 @@ from ka_ray.student.sum_samples import SampleLimits
 IMAGES_TO_TRY = (2000, 4000, 8000)
 """Numbers of images on all ranks together that a student is solved from, one after the other."""
 
-TOGETHER = BlockSolverSettings(0, 6.0, 2000, SampleLimits(per_input=200, minimum=8000, values=2e8))
+TOGETHER = BlockSolverSettings(
+    images=IMAGES_TO_TRY[-1],
+    memory_gib=6.0,
+    choice_images=2000,
+    samples=SampleLimits(per_input=200, minimum=8000, values=2e8),
+)
 """How all ranks together solve a student from enough memory; each of them takes an equal share."""
 
 FREE_SHARE = 0.3
@@ -51,7 +56,7 @@ class ExactSource(MeasuredSource):
         device = self.teachers[0].preprocess.mean.device
         share = share_of_rank(free_memory(device), device)
         for limit in IMAGES_TO_TRY:
-            settings = replace(share, images=-(-limit // world_size()))
+            settings = replace(share, images=math.ceil(limit / world_size()))
             solved, errors, all_read = self._solve(read_images(), settings, limit, report)
             least, divergence = min(divergences.values(), default=math.inf), judge(solved)
             if not divergences or divergence < least:
@@ -103,19 +108,23 @@ def share_of_rank(free: int, device: torch.device) -> BlockSolverSettings:
     ranks, samples = world_size(), TOGETHER.samples
     free_gib = free / 1024**3 / (1 if device.type == "cuda" else ranks)
     memory_gib = min(TOGETHER.memory_gib / ranks, FREE_SHARE * free_gib)
-    own_samples = SampleLimits(
-        per_input=-(-samples.per_input // ranks),
-        minimum=-(-samples.minimum // ranks),
-        values=samples.values * memory_gib / TOGETHER.memory_gib,
-    )
     return BlockSolverSettings(
-        memory_gib=memory_gib, choice_images=-(-TOGETHER.choice_images // ranks), samples=own_samples
+        images=math.ceil(TOGETHER.images / ranks),
+        memory_gib=memory_gib,
+        choice_images=math.ceil(TOGETHER.choice_images / ranks),
+        samples=SampleLimits(
+            per_input=math.ceil(samples.per_input / ranks),
+            minimum=math.ceil(samples.minimum / ranks),
+            values=samples.values * memory_gib / TOGETHER.memory_gib,
+        ),
     )
 
 
 def _describe_memory(first: int, last: int) -> str:
-    """Say if the first layers, whose maps are large, were solved from fewer images than the last."""
-    return f"; the first layers from {first:,} in each process, which fit into its memory" * (first < last)
+    """Return whether the first layers, whose maps are large, were solved from fewer images than the last."""
+    if first == last:
+        return ""
+    return f"; the first layers from {first:,} in each process, which fit into its memory"
 
 
 def _describe_images(divergences: Mapping[int, float]) -> str:

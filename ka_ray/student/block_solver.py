@@ -34,7 +34,7 @@ from ka_ray.student.lockstep import Lockstep
 from ka_ray.student.norm_fit import fit_norm
 from ka_ray.student.solvable_sums import SolvableSum
 from ka_ray.student.stacked_networks import StackedNetworks
-from ka_ray.student.sum_samples import SampleLimits, SumSampler
+from ka_ray.student.sum_samples import SampleLimits, SumSampler, check_memory
 from ka_ray.teachers import Teacher
 
 
@@ -44,7 +44,8 @@ class BlockSolverSettings:
 
     Attributes:
         images: Largest number of images on this rank.
-        memory_gib: Largest size of all networks' values, in GiB. Early layers may get fewer images.
+        memory_gib: Largest size of the values of all networks, in GiB. Early layers, whose maps are large,
+            are solved from fewer images.
         choice_images: Number of images on which the codes are chosen.
         samples: Number of samples that each layer is solved from.
         ridges: Candidates for the ridge, in units of the mean variance of an input.
@@ -167,6 +168,7 @@ class _BlockSolver:
     def solve(self, inputs: Iterator[list[Tensor]], report: ReportLayer) -> list[LayerError]:
         """Solve all layers in the order of the graph."""
         networks, errors = self._networks, list[LayerError]()
+        check_memory(networks, self._settings.memory_gib)
         first = list(_take(inputs, self._max_images(networks.first_node)))
         chosen_on = list(_take(iter(first), self._settings.choice_images))
         codes = choose_codes(networks, chosen_on, self._merge)
@@ -242,9 +244,6 @@ class _BlockSolver:
 
 def _take(batches: Iterator[list[Tensor]], limit: int) -> Iterator[list[Tensor]]:
     """Yield batches until there are as many images as the limit says; a batch too large is cut."""
-    while limit > 0:
-        batch = next(batches, None)
-        if batch is None:
-            return
+    while limit > 0 and (batch := next(batches, None)) is not None:
         yield [pixels[:limit] for pixels in batch]
         limit -= len(batch[0])

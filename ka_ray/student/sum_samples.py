@@ -13,6 +13,7 @@ from torch import Tensor
 from ka_ray.amalgamation import LabelSets
 from ka_ray.errors import InputError
 from ka_ray.numerics.positions import sample_positions
+from ka_ray.numerics.ranks import on_any_rank
 from ka_ray.numerics.samples import LayerSamples
 from ka_ray.student.channel_codes import ChannelCode
 from ka_ray.student.linear_layers import ConvOrLinear, extract_patches
@@ -22,6 +23,9 @@ from ka_ray.student.stacked_networks import StackedNetworks, sample_values
 
 HELD_OUT_EVERY = 10
 """Every tenth image is held out from solving a layer, and chooses its ridge."""
+
+MIN_IMAGES = 2 * HELD_OUT_EVERY
+"""Memory for fewer images on a rank is refused: hardly any of them would be held out."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,23 @@ class SampleLimits:
             row: Number of values of one sample, ``G (D + T)``.
         """
         return int(min(self.values / row, max(self.minimum, self.per_input * num_inputs)))
+
+
+def check_memory(networks: StackedNetworks, memory_gib: float) -> None:
+    """Check that the values of some images fit into the memory; all ranks call this together.
+
+    Args:
+        networks: The teachers and the student.
+        memory_gib: Largest size of the values of all networks on this rank, in GiB.
+
+    Raises:
+        InputError: They do not fit, on one of the ranks.
+    """
+    if on_any_rank(networks.max_images(networks.first_node, memory_gib) < MIN_IMAGES):
+        raise InputError(
+            f"student.start exact: too little memory is free for the values of {MIN_IMAGES} images in each "
+            f"process ({memory_gib:.2g} GiB in this one); free some, or take another start"
+        )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ TEACHER_CPUS = "placement.teachers.cpu=0.5"
             ["ray.workers={min: 3, max: 8}", "placement.trainers.cpu=1"],
             "training needs 3 workers x 1 = 3 CPU",
         ),
-        (["ray.workers=1", "placement.trainers.cpu=3"], "training needs 1 workers x 3 = 3 CPU"),
+        (["placement.trainers.cpu=3"], "training needs 1 workers x 3 = 3 CPU"),
         (["ray.workers=2", "placement.trainers.gpu=1"], "2 workers x 1 = 2 GPU. No room"),
         (
             ["extract.actors_per_teacher=3", TEACHER_CPUS],
@@ -95,8 +95,7 @@ BOTH_BECOME_ZERO = "placement.teachers.gpu and placement.trainers.gpu is null an
     ("hosts", "visible_gpus", "workers", "expected", "note"),
     [
         ([TWO_GPUS], 2, None, (1, 1, 2), None),
-        ([TWO_GPUS], 1, None, (0.3333, 1, 0), None),
-        ([TWO_GPUS], 1, 1, (0.3333, 1, 1), None),
+        ([TWO_GPUS], 1, None, (0.3333, 1, 1), None),
         (
             [TWO_GPUS],
             1,
@@ -104,7 +103,7 @@ BOTH_BECOME_ZERO = "placement.teachers.gpu and placement.trainers.gpu is null an
             (0.3333, 0, 2),
             "placement.trainers.gpu is null and becomes 0: there are fewer GPUs than ray.workers",
         ),
-        ([TWO_GPUS], 0, None, (0, 0, 0), f"{BOTH_BECOME_ZERO}: torch finds none"),
+        ([TWO_GPUS], 0, None, (0, 0, 2), f"{BOTH_BECOME_ZERO}: torch finds none"),
         (
             [TWO_GPUS, TWO_GPUS],
             2,

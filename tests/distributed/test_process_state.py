@@ -67,6 +67,8 @@ def test_an_already_connected_ray_keeps_running_with_its_settings(cluster):
         with suppress(ValueError), connect(RayConfig()) as connected:
             assert not context.enable_progress_bars
             assert connected.size == cluster.size
+            assert cluster.own
+            assert not connected.own
             raise ValueError
         assert read_settings() == before
         assert connected.hosts == cluster.hosts

@@ -71,6 +71,7 @@ def describe_run(folder, **scores):
         ],
         "joint": {"epochs": 1},
         "scores": scores,
+        "ray": {"workers": 0},
         "tracking": {"backend": "none"},
     }
 

@@ -14,7 +14,7 @@ from ka_ray.runs.setup import plan_run
 
 CLASSES = {"pets": ["beagle", "pug", "tabby"], "birds": ["jay", "owl"]}
 NAMES = [name for classes in CLASSES.values() for name in classes]
-QUICK = ["--set", "joint.epochs=1", "--set", "tracking.backend=none"]
+QUICK = ["--set", "joint.epochs=1", "--set", "tracking.backend=none", "--set", "ray.workers=0"]
 
 
 def call(*arguments: str) -> None:

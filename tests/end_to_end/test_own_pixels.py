@@ -104,6 +104,7 @@ def run(tmp_path_factory):
         # The teachers score flipped images while the student learns, each of its own view.
         "joint": quick | {"augment": {"flip": True}},
         "evaluation": {"holdout": 0.25},
+        "ray": {"workers": 0},
         "tracking": {"backend": "none"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))

@@ -316,6 +316,19 @@ def test_channels_of_wide_layers_are_chosen_by_the_mean_over_the_kernel(randomis
     assert relative_error(student, teachers, make_images(40, seed=1)) < 1e-4
 
 
+def test_memory_for_hardly_any_images_is_refused(randomised):
+    settings = BlockSolverSettings(memory_gib=1e-6)
+    with pytest.raises(
+        InputError, match=r"too little memory is free for the values of 20 images .*1e-06 GiB"
+    ):
+        solve(
+            make_twins(build_chain, randomised),
+            build_chain(5),
+            make_batches(make_images(40)),
+            settings=settings,
+        )
+
+
 def test_no_images_are_refused(randomised):
     with pytest.raises(InputError, match="a worker got no images"):
         solve(make_twins(build_chain, randomised), build_chain(5), [])
