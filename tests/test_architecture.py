@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"verbosity"},
     "sparse_counts": set(),
     "metrics": {"sparse_counts"},
+    "disputes": {"sparse_counts"},
     "storage": {"errors"},
     "config": {"errors", "storage"},
     "numerics": {"errors", "storage"},
@@ -34,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each part of the package, the parts that it may import."""
 
-MAY_IMPORT["reports"] = {"errors", "storage", "metrics", "sparse_counts"}
-MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics", "sparse_counts"}
+MAY_IMPORT["reports"] = {"errors", "storage", "metrics", "disputes", "sparse_counts"}
+MAY_IMPORT["stages"] = {*MAY_IMPORT} - {"metrics", "disputes", "sparse_counts"}
 MAY_IMPORT["tracking"] = {"errors", "storage", "config", "student"}
 MAY_IMPORT["distributed"] = {*MAY_IMPORT} - {"stages", "tracking"}
 MAY_IMPORT["terminal"] = {"errors", "verbosity", "storage", "reports", "training"}
@@ -46,7 +47,7 @@ MAY_IMPORT["submission"] = {"errors", "storage", "config", "distributed", "termi
 
 ROOT_MODULES = {
     *("", "__main__", "cli", "cli_models", "cli_student"),
-    *("errors", "metrics", "sparse_counts", "verbosity"),
+    *("errors", "disputes", "metrics", "sparse_counts", "verbosity"),
 }
 """Modules outside of a folder. The package itself and the command line may import everything."""
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import ImagesConfig, Resources, TeacherConfig
-from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator
+from ka_ray.distributed.evaluator import TEACHERS_ONLY, Evaluation, Evaluator
 from ka_ray.images import Source
 from ka_ray.images.split import ImageSet
 from ka_ray.metrics import Counts, compute_accuracies

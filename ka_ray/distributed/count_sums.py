@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.disputes import Dispute, most_disputed
 from ka_ray.images import Ids
 from ka_ray.images.pixel_digests import Digests
 from ka_ray.metrics import Counts
@@ -27,6 +28,7 @@ class CountSums:
     Attributes:
         labels: Label -> number of its images so far; the empty label is that of images without one.
         learned_images: Number of images so far that were learned from.
+        disputes: The most disputed images so far, the surest first.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class CountSums:
         self._judged = set[int]()
         self._learned = learned
         self.labels, self.learned_images = Counter[str](), 0
+        self.disputes: list[Dispute] = []
 
     def add(self, row: Mapping[str, Any]) -> int:
         """Add the counts of a batch.
 
         Args:
             row: What an evaluator returned: the pickled ``counts`` of every student, the ``image_ids``, the
-                pickled counts of ``labels``, and the ``digests`` of the images.
+                pickled counts of ``labels``, the ``digests`` of the images, and the pickled ``disputes``.
 
         Returns:
             The number of its images.
@@ -54,6 +57,7 @@ class CountSums:
             raise AssertionError(f"images were judged twice, among them {min(twice)}")
         self._judged.update(seen)
         self.labels.update(pickle.loads(row["labels"]))
+        self.disputes = most_disputed([*self.disputes, *pickle.loads(row["disputes"])])
         if self._learned is not None and len(self._learned):
             # Sorted, so that a batch costs no pass over the digests of a million images.
             digests = np.asarray(row["digests"], np.int64)

@@ -8,6 +8,7 @@ from ka_ray.reports.rows import (
     choice_table,
     codes_table,
     curve_table,
+    disputed_table,
     placements_table,
     size_table,
     stages_table,
@@ -19,11 +20,13 @@ from ka_ray.reports.sentences import (
     NO_LABELS_NOTE,
     describe_agreement,
     describe_cluster,
+    describe_disputed,
     describe_kept_adapters,
     describe_measured_images,
     describe_method,
     describe_networks,
     describe_source,
+    describe_speed,
     find_browse_command,
 )
 from ka_ray.reports.tables import format_table
@@ -43,6 +46,7 @@ def report_to_markdown(report: ReportContent) -> str:
         _start_section(report),
         _choice_section(report),
         _curve_section(report),
+        _disputed_section(report),
         _size_section(report),
         _codes_section(report),
         _stages_section(report),
@@ -91,11 +95,18 @@ def _curve_section(report: ReportContent) -> str:
     return f"## After every epoch of joint learning\n\n{format_table(*curve_table(report))}"
 
 
+def _disputed_section(report: ReportContent) -> str:
+    if not report.disputed:
+        return ""
+    table = format_table(*disputed_table(report))
+    return f"## Where student and ensemble disagree\n\n{describe_disputed(report)}\n\n{table}"
+
+
 def _size_section(report: ReportContent) -> str:
     header, ((student, *sizes), *others) = size_table(report)
     table = format_table(header, [(Markdown(f"**{student}**"), *sizes), *others])
-    kept = describe_kept_adapters(report)
-    return f"## Size\n\n{table}" + (f"\n\n{escape_markdown(kept)}" if kept else "")
+    notes = filter(None, (describe_speed(report), escape_markdown(describe_kept_adapters(report))))
+    return "\n\n".join(["## Size", table, *notes])
 
 
 def _codes_section(report: ReportContent) -> str:

@@ -1,9 +1,16 @@
-"""Measure the size of a network and the cost of its forward pass."""
+"""Measure the size of a network, and the cost and the speed of its forward pass."""
+
+import statistics
+import time
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ka_ray.reports.sections import NetworkSize
+from ka_ray.reports.networks import SPEED_BATCH, NetworkSize, NetworkSpeed
+
+MIN_CALLS, MIN_SECONDS = 5, 0.2
+"""A forward pass is timed so often and so long; one that takes longer alone is timed once."""
 
 
 def measure_size(network: torch.nn.Module, image: torch.Tensor) -> NetworkSize:
@@ -36,3 +43,28 @@ def measure_size(network: torch.nn.Module, image: torch.Tensor) -> NetworkSize:
         macs=counter.get_total_flops() // 2,
         bytes=sum(tensor.nbytes for tensor in (*parameters, *network.buffers())),
     )
+
+
+def measure_speed(score: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> NetworkSpeed:
+    """Time how fast a network scores images.
+
+    Args:
+        score: Scores a batch of uint8 images, preprocessing included.
+        pixels: One image as uint8, `[1, 3, H, W]`.
+    """
+    with torch.inference_mode():
+        single = _time(score, pixels)
+        batch = _time(score, pixels.repeat(SPEED_BATCH, 1, 1, 1))
+    return NetworkSpeed(latency_ms=1000 * single, images_per_s=SPEED_BATCH / batch)
+
+
+def _time(score: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> float:
+    """Return the median seconds of a call; the first one counts only if it is long."""
+    seconds = list[float]()
+    while len(seconds) <= MIN_CALLS or sum(seconds[1:]) < MIN_SECONDS:
+        began = time.perf_counter()
+        score(pixels)
+        seconds.append(time.perf_counter() - began)
+        if seconds[-1] > MIN_SECONDS:
+            return seconds[-1]
+    return statistics.median(seconds[1:])

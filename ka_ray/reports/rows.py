@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 from ka_ray.reports.choices import HeldOutQuality, StudentChoice
+from ka_ray.reports.networks import NetworkSpeed
 from ka_ray.reports.sections import Accuracy, ReportContent, StageName, StageSpeed, StartQuality
 from ka_ray.reports.tables import format_share
 
@@ -112,10 +113,33 @@ def size_table(report: ReportContent) -> Table:
     size = report.size
     networks = [("student", size.student), ("all teachers", size.teachers), *size.per_teacher.items()]
     rows = [
-        (name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}")
+        (
+            *(name, f"{one.parameters:,}", f"{one.macs / 1e6:,.2f}", f"{one.bytes / 1024**2:,.2f}"),
+            *_format_speed(one.speed),
+        )
         for name, one in networks
     ]
-    return Table(("network", "parameters", "million multiply-accumulates per image", "MiB"), rows)
+    costs = ("parameters", "million multiply-accumulates per image", "MiB")
+    return Table(("network", *costs, "ms for one image", "images per second"), rows)
+
+
+def _format_speed(speed: NetworkSpeed | None) -> tuple[str, str]:
+    if speed is None:
+        return "-", "-"
+    return f"{speed.latency_ms:,.3g}", f"{speed.images_per_s:,.0f}"
+
+
+def disputed_table(report: ReportContent) -> Table:
+    """Return the images for which student and ensemble are surest of different classes."""
+    rows = [
+        (
+            f"{image.student} ({image.student_probability:.0%})",
+            f"{image.ensemble} ({image.ensemble_probability:.0%})",
+            image.label or "-",
+        )
+        for image in report.disputed
+    ]
+    return Table(("student", "ensemble", "label"), rows)
 
 
 def codes_table(report: ReportContent) -> Table:

@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from ka_ray.reports.choices import ReportSection, StartCandidate, StudentChoice
+from ka_ray.reports.disputed import DisputedImage
 from ka_ray.reports.gates import GateAccuracy, GateChoice
+from ka_ray.reports.networks import NetworkSizes
 from ka_ray.reports.origin import RunOrigin
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
@@ -51,28 +53,6 @@ class Accuracy(ReportSection):
     """Label that is no class -> number of images with it, which the accuracies leave out."""
     missing: list[str] = Field([])
     """Classes of which no image was evaluated, although images have labels."""
-
-
-class NetworkSize(ReportSection):
-    """The size of a network and the cost of one forward pass."""
-
-    parameters: int
-    """Number of parameters."""
-    macs: int
-    """Multiply-accumulates of one image, in convolutions and matrix products."""
-    bytes: int
-    """Memory of the parameters and buffers, in bytes."""
-
-
-class NetworkSizes(ReportSection):
-    """The size of the student next to that of its teachers."""
-
-    student: NetworkSize
-    """Size of the student."""
-    teachers: NetworkSize
-    """Sum over all teachers."""
-    per_teacher: dict[str, NetworkSize]
-    """Name of a teacher -> its size."""
 
 
 class CodeQuality(ReportSection):
@@ -217,6 +197,9 @@ class ReportContent(ReportSection):
     """What went wrong without an error, and what to change."""
     curve: list[CurvePoint]
     """The student after every epoch of joint learning; empty unless ``evaluation.each_epoch`` is set."""
+    disputed: list[DisputedImage] = Field([])
+    """The images for which student and ensemble are surest of different classes; empty without teachers, and
+    in reports of earlier versions."""
     size: NetworkSizes
     """Sizes of the student and of its teachers."""
     kept_adapters: dict[str, int]

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 
 from ka_ray.reports.gates import GateQuality
+from ka_ray.reports.networks import SPEED_BATCH
 from ka_ray.reports.plain_text import format_code
 from ka_ray.reports.sections import Accuracy, MlflowRun, ReportContent, StartQuality
 from ka_ray.reports.tables import format_share
@@ -62,6 +63,19 @@ def describe_agreement(accuracy: Accuracy) -> str:
     return (
         f"Agreement of student and ensemble on {accuracy.images:,} images: "
         f"{format_share(accuracy.agreement)} (share of the images for which both predict the same class)."
+    )
+
+
+def describe_disputed(report: ReportContent) -> str:
+    """Return on how many images student and ensemble disagree, and which of them are shown; empty if none."""
+    accuracy, shown = report.accuracy, len(report.disputed)
+    if not shown or accuracy.agreement is None:
+        return ""
+    number = round((1 - accuracy.agreement) * accuracy.images)
+    which = "All are shown" if shown == number else f"The {shown} for which both are surest are shown"
+    return (
+        f"Student and ensemble predict different classes for {number:,} of {accuracy.images:,} images. "
+        f"{which}, with both answers and how sure each is."
     )
 
 
@@ -128,6 +142,16 @@ def describe_source(start: StartQuality) -> str:
     """Return where the student started, and what of it was random."""
     random = f" Random at its start were: {', '.join(start.random)}." if start.random else ""
     return f"The student started from: {start.source}.{random}"
+
+
+def describe_speed(report: ReportContent) -> str:
+    """Return what the speeds in the table of sizes were measured with; empty if they were not."""
+    if report.size.threads is None:
+        return ""
+    return (
+        f"Speeds are those of the command's CPU with {report.size.threads} threads, from pixels to scores: "
+        f"one image alone, and batches of {SPEED_BATCH}."
+    )
 
 
 def describe_kept_adapters(report: ReportContent) -> str:

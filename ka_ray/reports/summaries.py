@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ka_ray.errors import InputError
+from ka_ray.reports.disputed import DisputedImage
 from ka_ray.reports.sections import Accuracy, ActorPlacement, CurvePoint
 from ka_ray.sparse_counts import SparseCounts
 from ka_ray.storage.files import read_json, write_json
@@ -156,12 +157,14 @@ class EvaluationSummary(EvaluationPass):
         confusion: Number of images per true class and class that the student predicts.
         curve: Metrics of the student after each epoch of joint learning; empty if the students of the epochs
             were not kept.
+        disputed: The most disputed images, the surest first; empty in folders of earlier versions.
     """
 
     accuracy: Accuracy
     start: Accuracy | None = None
     confusion: Confusion
     curve: list[CurvePoint]
+    disputed: list[DisputedImage] = []
 
     @field_validator("confusion", mode="before")
     @classmethod

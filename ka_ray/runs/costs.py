@@ -1,14 +1,16 @@
 """What networks and stages cost: sizes of the student and its teachers, time of every stage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ka_ray.config import Config
-from ka_ray.images.views import NetworkViews
-from ka_ray.reports.network_size import measure_size
-from ka_ray.reports.sections import NetworkSize, NetworkSizes, StageName, StageSpeed
+from ka_ray.images.views import NetworkViews, View
+from ka_ray.reports.network_size import measure_size, measure_speed
+from ka_ray.reports.networks import NetworkSize, NetworkSizes, add_up
+from ka_ray.reports.sections import StageName, StageSpeed
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
 from ka_ray.stages.summaries import StageSummary
 from ka_ray.student import load_student
@@ -23,22 +25,36 @@ def measure_sizes(config: Config, views: NetworkViews, folder: Path) -> NetworkS
         views: The pixels that each network gets of an image.
         folder: The output folder, with the finished student.
     """
+    # One after the other: all teachers need not fit into memory together.
     per_teacher = {
-        teacher.name: measure_size(
-            teacher.network, teacher.preprocess(torch.zeros(1, *views.teachers[teacher.name].shape))
+        teacher.name: _measure(
+            teacher.network, teacher.preprocess, teacher.scores, views.teachers[teacher.name]
         )
         for teacher in map(load_teacher, config.teachers)
     }
-    total = NetworkSize(
-        parameters=sum(size.parameters for size in per_teacher.values()),
-        macs=sum(size.macs for size in per_teacher.values()),
-        bytes=sum(size.bytes for size in per_teacher.values()),
-    )
+    student = load_student(folder, trust=True)
     return NetworkSizes(
-        student=measure_size(load_student(folder, trust=True), torch.zeros(1, *views.student.shape)),
-        teachers=total,
+        student=_measure(student, nn.Identity(), student, views.student),
+        teachers=add_up(list(per_teacher.values())),
         per_teacher=per_teacher,
+        threads=torch.get_num_threads(),
     )
+
+
+def _measure(
+    network: nn.Module, preprocess: nn.Module, score: Callable[[Tensor], Tensor], view: View
+) -> NetworkSize:
+    """Measure a network.
+
+    Args:
+        network: What is counted.
+        preprocess: Turns pixels into its input.
+        score: Turns pixels into scores, which is timed.
+        view: The pixels that it gets of an image.
+    """
+    pixels = torch.zeros(1, *view.shape, dtype=torch.uint8)
+    size = measure_size(network, preprocess(pixels))
+    return size.model_copy(update={"speed": measure_speed(score, pixels)})
 
 
 def compute_speeds(

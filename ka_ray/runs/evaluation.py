@@ -6,10 +6,12 @@ from typing import Any
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import DESCRIPTIVE
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import Evaluation
 from ka_ray.distributed.resources import pools_of
 from ka_ray.metrics import Counts
 from ka_ray.reports.accuracy import measure_accuracy, with_labels
+from ka_ray.reports.disputed import describe_dispute
 from ka_ray.reports.sections import CurvePoint
 from ka_ray.reports.summaries import Confusion, EvaluationSummary
 from ka_ray.runs.context import Run
@@ -23,7 +25,7 @@ from ka_ray.stages.summaries import JointSummary
 
 
 def evaluate_students(
-    run: Run, label_sets: LabelSets, students: Mapping[str, Path], gates: Gates = NO_GATES
+    run: Run, label_sets: LabelSets, students: Mapping[str, Path], gates: Gates = NO_GATES, disputed: str = ""
 ) -> tuple[dict[str, Counts], dict[str, Any]]:
     """Evaluate students and the teachers in one pass over the evaluation images.
 
@@ -32,15 +34,18 @@ def evaluate_students(
         label_sets: The teachers' classes, and how scores are put together if there is no student.
         students: Name -> folder of each student; empty to evaluate only the teachers.
         gates: The gates, for students that learned from gated scores.
+        disputed: The student whose most disputed images are kept; empty: of no student.
 
     Returns:
         The counts of every student, and what :func:`ka_ray.distributed.evaluate.evaluate_images` reports of
         the pass.
     """
     config, images, views = run.config, run.evaluation_images, run.plan.views
+    learned = read_learned_digests([run.folder, *list_extended_folders(config)])
     last_layers = gates.last_layers if gates.of_students else {}
     if DESCRIPTIVE not in last_layers:  # its pixels are not needed, either
         images = images.with_views(views.without_descriptive().columns)
+    run.notify(NOT_COMPARED if learned is None else None)
     work = Evaluation(
         images=images,
         label_sets=label_sets,
@@ -52,10 +57,9 @@ def evaluate_students(
         gates=gates.of_students,
         last_layers=last_layers,
         trust=True,  # the run has named the function itself
-        learned=read_learned_digests([run.folder, *list_extended_folders(config)]),
+        learned=learned,
+        disputed=disputed,
     )
-    if work.learned is None:
-        run.notify(NOT_COMPARED)
     with run.display.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)
 
@@ -79,8 +83,8 @@ def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
         if "start" in list_stages(run.config):
             students["start"] = start_student_folder(run.folder)
         gates = gates.used_by(dict.fromkeys(students, run.config.scores.gate))
-        counts, summary = evaluate_students(run, plan.label_sets, students, gates)
-        labels = summary.pop("labels")
+        counts, summary = evaluate_students(run, plan.label_sets, students, gates, disputed="student")
+        labels, disputes = summary.pop("labels"), summary.pop("disputes")
         names = list(plan.label_sets.by_teacher)
         history = JointSummary.load(stage_summary_path(run.folder, "joint")).history
         curve = [
@@ -92,6 +96,7 @@ def evaluate_student(run: Run, gates: Gates = NO_GATES) -> EvaluationSummary:
             start=measure_accuracy(counts["start"], names) if "start" in counts else None,
             confusion=Confusion.of(counts["student"].student),
             curve=curve,
+            disputed=[describe_dispute(one) for one in disputes],
             **summary,
         ).save(path)
     return EvaluationSummary.load(path)

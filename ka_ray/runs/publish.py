@@ -109,6 +109,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         gate=gate,
         warnings=_list_warnings(run, evaluated, stages),
         curve=evaluated.curve,
+        disputed=evaluated.disputed,
         stages=compute_speeds(stages, extraction, evaluated),
         ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],

@@ -8,7 +8,7 @@ from typing import Any
 
 from ka_ray.config import Config, ScratchConfig, flatten, with_overrides
 from ka_ray.config.ranges import MAX_SEED
-from ka_ray.distributed.evaluate import TEACHERS_ONLY
+from ka_ray.distributed.evaluator import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.features.store import DONE, FEATURES, IMAGES
 from ka_ray.metrics import Counts

@@ -7,7 +7,8 @@ from typing import Any
 from ka_ray.config import ExtractConfig, ImagesConfig, PlacementConfig, RayConfig
 from ka_ray.distributed.cluster import connect
 from ka_ray.distributed.error_log import log_errors
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import Evaluation
 from ka_ray.distributed.placement import Workload
 from ka_ray.distributed.resource_plan import choose_resources
 from ka_ray.distributed.resources import Pools

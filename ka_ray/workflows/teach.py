@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.config import TeachConfig, TeacherConfig
-from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import TEACHERS_ONLY, Evaluation
 from ka_ray.distributed.resources import pools_of
 from ka_ray.images.split import ImageSet, check_labels, count_labels, split_images
 from ka_ray.images.views import IMAGE, make_view

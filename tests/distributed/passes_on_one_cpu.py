@@ -13,7 +13,8 @@ from typing import Any
 
 from ka_ray.config import Config
 from ka_ray.distributed.cluster import connect
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import Evaluation
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.reduce import reduce_images
 from ka_ray.distributed.resource_plan import plan_resources

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 
 from ka_ray.amalgamation import LabelSets
+from ka_ray.disputes import MAX_DISPUTES, Dispute
 from ka_ray.distributed.count_sums import CountSums
 from ka_ray.metrics import Counts
 
 LABEL_SETS = LabelSets({"low": ("a", "b")})
+
+
+def make_dispute(image_id):
+    """Return a dispute about which both are the surer the larger the id is."""
+    sure = image_id / 1000
+    return Dispute(image_id, "a", "a", sure, "b", 1.0, b"")
 
 
 def make_row(ids, digests, labels):
@@ -19,6 +26,7 @@ def make_row(ids, digests, labels):
         "image_ids": np.array(ids),
         "digests": np.array(digests, np.int64),
         "labels": pickle.dumps(Counter(labels)),
+        "disputes": pickle.dumps([make_dispute(image_id) for image_id in ids]),
     }
 
 
@@ -33,6 +41,7 @@ def test_images_that_were_learned_from_are_counted_as_by_a_set(known):
     expected = sum(digest in set(learned.tolist()) for digests in drawn for digest in digests)
     assert sums.learned_images == expected
     assert sums.labels == {"a": 10, "": 5}
+    assert [dispute.image_id for dispute in sums.disputes] == [*range(319, 319 - MAX_DISPUTES, -1)]
 
 
 def test_an_image_that_comes_twice_is_an_error():

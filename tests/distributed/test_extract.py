@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from ka_ray.config import Config, FolderImages, Resources, ScoresConfig
+from ka_ray.disputes import MAX_DISPUTES, find_disputes
 from ka_ray.distributed.actors import PassMonitor, beside_driver
 from ka_ray.distributed.error_log import log_errors
-from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import TEACHERS_ONLY, Evaluation, Evaluator
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.images import read_images
 from ka_ray.distributed.placement import standard_placement
@@ -281,7 +283,7 @@ def test_any_number_of_evaluators_has_the_counts_of_a_plain_loop(cluster, load_c
     images, plan = split_images(config)[0], build_plan(config)
     student = Student(plan.spec)
     save_student(student, tmp_path)
-    work = make_evaluation(config, images, plan, {"student": tmp_path})
+    work = replace(make_evaluation(config, images, plan, {"student": tmp_path}), disputed="student")
     assert work.pools.evaluators(num_teachers=2) == (actors, Resources(cpu=0.2, gpu=0))
     by_student, summary = evaluate_images(work, lambda _: None)
     assert [*by_student] == ["student"]
@@ -310,6 +312,13 @@ def test_any_number_of_evaluators_has_the_counts_of_a_plain_loop(cluster, load_c
         assert pair["student"] == pytest.approx((predicted == targets[has_own_class] - first).mean())
     columns = [list(range(5)), list(range(5, 10))]
     assert_same_counts(counts, count_batch(targets, student_scores, ensemble, teacher_scores, columns))
+    shown = decoded["image_id"], decoded["label"], decoded["image"]
+    disputes = find_disputes(*shown, student_scores, ensemble, plan.spec.classes)
+    assert len(summary["disputes"]) == len(disputes) == MAX_DISPUTES
+    for one, expected in zip(summary["disputes"], disputes, strict=True):
+        assert one.certainty == pytest.approx(expected.certainty, abs=1e-4)
+        assert (one.label, one.student, one.ensemble) == (expected.label, expected.student, expected.ensemble)
+        assert one.picture == expected.picture
 
 
 def assert_same_counts(found: Counts, expected: Counts) -> None:

@@ -6,7 +6,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ka_ray.config.load import load_images
-from ka_ray.distributed.evaluate import Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import Evaluation
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.placement import standard_placement
 from ka_ray.distributed.resources import pools_of

@@ -13,7 +13,8 @@ from self_killing import SelfKillingNetwork, SelfKillingReader
 
 from ka_ray.config import FolderImages, ScoresConfig, TeacherConfig
 from ka_ray.distributed.actors import PassMonitor, beside_driver
-from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, evaluate_images
+from ka_ray.distributed.evaluate import evaluate_images
+from ka_ray.distributed.evaluator import TEACHERS_ONLY, Evaluation
 from ka_ray.distributed.extract import Extraction, extract_features
 from ka_ray.distributed.failures import RestartsExhausted
 from ka_ray.distributed.placement import standard_placement

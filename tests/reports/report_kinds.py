@@ -41,6 +41,20 @@ GATE_ACCURACY = {
     "oracle": 1.0,
 }
 
+FAST = {"parameters": 1000, "macs": 2_500_000, "bytes": 4096}
+
+
+def make_dispute(student: str, ours: float, ensemble: str, theirs: float, label: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "student": student,
+        "student_probability": ours,
+        "ensemble": ensemble,
+        "ensemble_probability": theirs,
+        "picture": "/9j/4AAQ",
+    }
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "labelled": {},
     "unlabelled": {"accuracy": make_accuracies(labelled=False)},
@@ -58,6 +72,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "gate": _make_gate(),
         "accuracy": make_accuracies(union=0.75) | {"ensemble": 0.75, "gate": GATE_ACCURACY},
     },
+    "disputed": {
+        "disputed": [
+            make_dispute("cat", 0.875, "cow", 0.75, "cat"),
+            make_dispute("dog", 0.5, "cow", 0.625, ""),
+        ],
+        "size": {
+            "student": FAST | {"speed": {"latency_ms": 1.5, "images_per_s": 1234.0}},
+            "teachers": FAST | {"speed": {"latency_ms": 3.25, "images_per_s": 617.0}},
+            "per_teacher": {"low": FAST},
+            "threads": 2,
+        },
+    },
     "bad": {
         "accuracy": make_accuracies(union=0.0) | {"agreement": 0.25, "constant_agreement": 0.25},
         "warnings": ["The student has learned nothing.", "The loss of `joint` did not fall."],
@@ -69,6 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "overlap": {name: ["low", "high"] for name in HOSTILE},
         "warnings": [f"the class {name} was never predicted" for name in HOSTILE],
         "unreadable": HOSTILE,
+        "disputed": [make_dispute(name, 1.0, name, 1.0, name) for name in HOSTILE],
         "kept_adapters": dict.fromkeys(HOSTILE, 3),
         "codes": {name: make_content()["codes"]["conv1"] for name in HOSTILE},
         "origin": ORIGIN | {"config": f"classes: {HOSTILE}", "command": HOSTILE[0]},

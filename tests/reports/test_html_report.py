@@ -71,7 +71,8 @@ def find_section(page: str, title: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_is_well_formed_and_loads_nothing(kind: str) -> None:
-    source = make_report(kind).to_html({"losses": PNG, "confusion": PNG})
+    report = make_report(kind)
+    source = report.to_html({"losses": PNG, "confusion": PNG})
     page = Page(source)
     assert source.startswith("<!DOCTYPE html>\n<html lang=")
     names = {tag for tag, _ in page.elements}
@@ -80,8 +81,8 @@ def test_a_page_is_well_formed_and_loads_nothing(kind: str) -> None:
     assert not {key for key in attributes if key.startswith("on")}
     assert attributes.isdisjoint({"href", "srcset", "action", "background", "poster"})
     sources = [attrs["src"] for _, attrs in page.elements if "src" in attrs]
-    assert len(sources) == 2
-    assert all(str(one).startswith("data:image/png;base64,") for one in sources)
+    assert len(sources) == 2 + len(report.disputed)
+    assert all(str(one).startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for one in sources)
     (style,) = page.all_of("style")
     assert not re.search(r"url\(|@import|https?:", style)
     policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
@@ -234,3 +235,23 @@ def test_a_report_of_an_earlier_version_is_read() -> None:
     content = make_report("labelled").model_dump(mode="json")
     del content["origin"], content["teacher_classes"]
     assert "How to repeat it" in Report.model_validate(content).to_html()
+
+
+def test_disputed_images_stand_with_both_answers_and_the_label() -> None:
+    shown = find_section(make_report("disputed").to_html(), "Where student and ensemble disagree")
+    page = Page(shown)
+    sources = [attributes["src"] for name, attributes in page.elements if name == "img"]
+    assert sources == ["data:image/jpeg;base64,/9j/4AAQ"] * 2
+    assert "studentcat (88%)" in page.text
+    assert "ensemblecow (75%)" in page.text
+    assert page.text.count("label") == 1  # the second image has none
+    assert "Where student and ensemble disagree" not in make_report("labelled").to_html()
+
+
+def test_speeds_stand_beside_the_sizes() -> None:
+    report = make_report("disputed")
+    size = Page(find_section(report.to_html(), "Size"))
+    assert "1.5" in size.all_of("span")
+    assert "617" in size.all_of("span")
+    assert "2 threads" in size.text
+    assert "threads" not in Page(find_section(make_report("labelled").to_html(), "Size")).text

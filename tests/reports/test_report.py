@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from ka_ray.metrics import compute_accuracies, count_batch
 from ka_ray.reports.markdown import NO_LABELS_NOTE
-from ka_ray.reports.network_size import measure_size
+from ka_ray.reports.network_size import measure_size, measure_speed
+from ka_ray.reports.networks import SPEED_BATCH
 from ka_ray.reports.report import REPORT_SCHEMA, Report
 
 SIZE = {"parameters": 1000, "macs": 2_500_000, "bytes": 4096}
@@ -121,7 +123,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 117
+    assert len(described) == 128
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -285,6 +287,14 @@ def test_the_student_that_is_kept_is_listed_with_the_others() -> None:
     assert "## Which student is kept" not in make_markdown()
 
 
+def test_disputed_images_are_listed_without_pictures() -> None:
+    image = {"student": "cat", "student_probability": 0.875, "ensemble": "c|w", "ensemble_probability": 0.75}
+    text = make_markdown(disputed=[image | {"label": "dog", "picture": "/9j/"}])
+    assert "| cat (88%) | c\\|w (75%) | dog |" in text
+    assert "/9j/" not in text
+    assert "Student and ensemble predict different classes for" in text
+
+
 def test_a_warning_is_the_first_line() -> None:
     text = make_markdown(warnings=["The student has learned nothing.", "The loss did not fall."])
     assert text.startswith("> **Warning:** The student has learned nothing.\n> **Warning:** The loss")
@@ -335,6 +345,30 @@ def test_measure_size_equals_sizes_computed_by_hand() -> None:
     batch_norm_buffers = 4 * 2 * 5 + 8  # bytes of the running mean and variance, and of the step count
     assert size.bytes == 4 * size.parameters + batch_norm_buffers
     assert measure_size(network.half(), torch.zeros(1, 3, 8, 6).half()).bytes < size.bytes
+
+
+def test_speed_is_that_of_single_images_and_of_batches() -> None:
+    sizes = list[int]()
+
+    def score(pixels: torch.Tensor) -> None:
+        sizes.append(len(pixels))
+        time.sleep(0.02 if len(pixels) == 1 else 0.05)
+
+    speed = measure_speed(score, torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    assert set(sizes) == {1, SPEED_BATCH}
+    assert speed.latency_ms >= 20  # a sleep may be longer, never shorter
+    assert speed.images_per_s <= SPEED_BATCH / 0.05
+
+
+def test_a_slow_network_is_timed_once() -> None:
+    calls = list[int]()
+
+    def score(pixels: torch.Tensor) -> None:
+        calls.append(len(pixels))
+        time.sleep(0.25)
+
+    measure_speed(score, torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    assert calls == [1, SPEED_BATCH]
 
 
 def test_measure_size_counts_attention_that_torch_computes_in_one_operation() -> None:

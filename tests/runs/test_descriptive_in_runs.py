@@ -17,7 +17,7 @@ from ka_ray.amalgamation import LabelSets
 from ka_ray.config import Resources
 from ka_ray.distributed.capacity import Host
 from ka_ray.distributed.cluster import Cluster
-from ka_ray.distributed.evaluate import TEACHERS_ONLY, Evaluation, Evaluator
+from ka_ray.distributed.evaluator import TEACHERS_ONLY, Evaluation, Evaluator
 from ka_ray.distributed.resource_plan import plan_resources
 from ka_ray.errors import InputError
 from ka_ray.features.store import IMAGES, create_shard_folder, mark_folder_finished, write_shard

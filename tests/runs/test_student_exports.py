@@ -11,7 +11,7 @@ from PIL import Image
 
 from ka_ray import load_student, predict
 from ka_ray.config import Resources
-from ka_ray.distributed.evaluate import Evaluation, Evaluator
+from ka_ray.distributed.evaluator import Evaluation, Evaluator
 from ka_ray.runs.steps import export_graph
 from ka_ray.runs.student_images import build_images_config
 from ka_ray.student import Student, save_student

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ka_ray.config import Config, RayConfig, TeachConfig
 from ka_ray.config.load import load_images
-from ka_ray.distributed.evaluate import TEACHERS_ONLY
+from ka_ray.distributed.evaluator import TEACHERS_ONLY
 from ka_ray.errors import InputError
 from ka_ray.metrics import Counts
 from ka_ray.runs.setup import plan_run

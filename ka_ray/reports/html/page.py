@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from ka_ray.reports.html import sections
+from ka_ray.reports.html.disputed import disputed_section
 from ka_ray.reports.html.elements import element, escape_attribute, paragraph, table
 from ka_ray.reports.rows import accuracy_table, size_table
 from ka_ray.reports.sections import ReportContent
@@ -37,6 +38,7 @@ def report_to_html(report: ReportContent, figures: Mapping[str, bytes]) -> str:
         sections.start_section(report),
         sections.choice_section(report),
         sections.curve_section(report),
+        disputed_section(report),
         sections.figures_section(figures),
         sections.size_section(report),
         sections.time_section(report),

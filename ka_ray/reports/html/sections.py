@@ -39,6 +39,7 @@ from ka_ray.reports.sentences import (
     describe_method,
     describe_networks,
     describe_source,
+    describe_speed,
     describe_used_gate,
     find_browse_command,
 )
@@ -163,6 +164,7 @@ def size_section(report: ReportContent) -> str:
         "Size",
         table(size_table(report), kept=0),
         paragraph(share),
+        paragraph(describe_speed(report)),
         paragraph(describe_kept_adapters(report)),
     )
 
