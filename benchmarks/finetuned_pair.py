@@ -11,7 +11,7 @@ extra `benchmarks` installs.
 With --parts, only some of it is done: `alone` is the config of images and teachers, `starts` the comparison,
 `exact` a run whose student is solved in closed form, and `owners` (for animals and signs) a run that knows
 whose classes an image shows (docs/gates.md). With --vary, settings are compared instead, on training images
-that neither teachers nor students have seen.
+that neither teachers nor students have seen; --images says from how many the student learns.
 """
 
 import argparse
@@ -154,8 +154,9 @@ def compare_settings(vary: list[str], arguments: argparse.Namespace) -> None:
     images["images"] = training | {"files": "train-0000[0-3].parquet"}
     images["evaluation"] = {"images": training | {"files": "train-00004.parquet", "limit": 2000}}
     teachers = train_teachers("halves", 0, images, arguments.output / "imagenet.pt", folder / "teachers")
+    images["images"]["limit"] = arguments.images
     config = {"name": "settings", "teachers": teachers, "tracking": {"backend": "none"}, **images}
-    run = Config.model_validate(config | {"output": str(folder / "compared")})
+    run = Config.model_validate(config | {"output": str(folder / f"compared_{arguments.images}")})
     print(compare(run, ["start+joint"], 1, vary).to_markdown())
 
 
@@ -251,6 +252,7 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["alone", "starts"])
     parser.add_argument("--vary", metavar="KEY=V1,V2", action="append", help="compare settings instead")
+    parser.add_argument("--images", type=int, default=5000, help="that the student learns from, with --vary")
     arguments = parser.parse_args()
     if not {"alone", "exact"} & {*arguments.parts}:
         parser.error("--parts needs alone or exact among them, for the accuracy of the ensemble")

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ka_ray.config.base import drop_nulls
 from ka_ray.config.network_training import NetworkTrainingConfig
-from ka_ray.config.ranges import Count, CountOrZero, Positive
+from ka_ray.config.ranges import Count, CountOrZero, Positive, Rate
 from ka_ray.config.shorthands import accept_null
 from ka_ray.config.stages import TrainingConfig
 from ka_ray.config.teachers import Augmentation
@@ -21,11 +21,18 @@ Frozen batch norms were as good as trained ones, faster, and do not depend on th
 class JointConfig(NetworkTrainingConfig, TrainingConfig):
     """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
 
-    model_config = ConfigDict(json_schema_extra=accept_null(*BEHIND_START))
+    model_config = ConfigDict(json_schema_extra=accept_null(*BEHIND_START, "learning_rate"))
 
     epochs: CountOrZero = Field(
         10,
-        description="Number of passes over the images; 0: no joint learning. null: 10, or 3 behind a start.",
+        description="Number of passes over the images; 0: no joint learning. null: 10, or behind a start 3, "
+        "and up to 30 if the images are so few that 3 are less than 300 steps.",
+    )
+    learning_rate: Rate = Field(
+        1e-3,
+        description="Peak of the one-cycle schedule. null: 0.001, or 0.0001 behind a start if the student's "
+        "network has layer norms, as transformers have; with `keep: best`, if the first third of the epochs "
+        "loses what the start had, it begins again at a third of the rate, at most twice.",
     )
     batch_size: Count = Field(
         64,
@@ -58,7 +65,7 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
     @classmethod
     def _null_is_unset(cls, given: Any) -> Any:
         """Leave these choices to the config: they depend on where the student starts."""
-        return drop_nulls(given, BEHIND_START)
+        return drop_nulls(given, {*BEHIND_START, "learning_rate"})
 
     @property
     def any_steps(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ka_ray.reports.choices import HeldOutQuality
+from ka_ray.reports.choices import HeldOutQuality, StudentChoice
 from ka_ray.reports.labels import LabelMatch, describe_unmatched
 from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality, StageName
 
@@ -20,6 +20,10 @@ FAR_UNDER = 0.9
 
 LOW_AGREEMENT = 0.5
 """Agreement under which a student without labelled images is probably bad."""
+
+
+LOST_START = 1.1
+"""Divergence from the ensemble, in units of the start's, above which joint learning has lost what it had."""
 
 
 def list_warnings(
@@ -136,6 +140,22 @@ def _loss_warnings(losses: Mapping[StageName, Sequence[float]]) -> Iterator[str]
                 f"The loss of {stage} did not fall: {values[0]:.4g} in the first epoch, {values[-1]:.4g} in "
                 f"the last one. Lower {stage}.learning_rate."
             )
+
+
+def warn_of_lost_start(choice: StudentChoice | None) -> Iterator[str]:
+    """Yield a warning if joint learning only led away from the ensemble, so that the start is kept.
+
+    Args:
+        choice: The choice between the start and the epochs; None if the last epoch is always kept.
+    """
+    if choice is None or choice.best != "start":
+        return
+    start, last = choice.qualities["start"].divergence, list(choice.qualities.values())[-1].divergence
+    if last > LOST_START * start:
+        yield (
+            f"Joint learning lost what the start had, which is kept: {start:.3f} nats from the ensemble at "
+            f"the start, {last:.3f} after the last epoch. Lower joint.learning_rate."
+        )
 
 
 def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:

@@ -19,7 +19,7 @@ from ka_ray.reports.sections import (
     StartQuality,
 )
 from ka_ray.reports.summaries import EvaluationSummary, ExtractionSummary
-from ka_ray.reports.warnings import list_warnings
+from ka_ray.reports.warnings import list_warnings, warn_of_lost_start
 from ka_ray.runs.context import Run
 from ka_ray.runs.costs import compute_speeds, measure_sizes
 from ka_ray.runs.figures import draw_or_notify, write_or_notify
@@ -124,6 +124,7 @@ def _list_warnings(
     run: Run, evaluated: EvaluationSummary, stages: Mapping[StageName, StageSummary]
 ) -> list[str]:
     config, codes, layers = run.config, stages.get("codes"), stages.get("layers")
+    joint = stages.get("joint")
     return [
         *warn_of_learned_images(run.training_images, run.evaluation_images, evaluated.learned_images),
         *list_warnings(
@@ -133,6 +134,7 @@ def _list_warnings(
             _losses_of_training(config, stages),
             config.student.start == "random",
         ),
+        *warn_of_lost_start(joint.choice if isinstance(joint, JointSummary) else None),
     ]
 
 

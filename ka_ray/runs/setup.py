@@ -18,6 +18,7 @@ from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
 from ka_ray.runs.gate_samples import list_hints
+from ka_ray.runs.joint_defaults import choose_joint_defaults, describe_joint_defaults
 from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
@@ -103,6 +104,8 @@ def plan_described(
     training_images, evaluation_images = (
         images.with_views(plan.views.columns) for images in split_images(config)
     )
+    given, config = config, choose_joint_defaults(config, plan, len(training_images.ids))
+    notes.append(describe_joint_defaults(given, config) if students else None)
     notes += _describe_images(training_images, evaluation_images, plan.label_sets.classes)
     notes += _check_teachers(config, teachers, plan, training_images)
     if students:

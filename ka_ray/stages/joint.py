@@ -19,23 +19,21 @@ from ka_ray.features.store import FEATURES, IMAGES
 from ka_ray.images.augment import NUM_VIEW_DRAWS, augment, score_views
 from ka_ray.images.views import IMAGE
 from ka_ray.numerics.memory_format import move_network
-from ka_ray.numerics.ranks import rank, sum_over_ranks
+from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.stages.held_out import held_out_batches, joint_rows
 from ka_ray.stages.inputs import (
     StageInputs,
-    build_average,
-    epoch_students_folder,
     history_to_json,
     load_stage,
 )
+from ka_ray.stages.joint_attempts import fit_from_start
 from ka_ray.stages.kept import START, KeptStudent
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
-from ka_ray.student import Student, save_student
+from ka_ray.student import Student
 from ka_ray.student.batch_norms import recalibrate_batch_norms
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.training.batches import Batches
-from ka_ray.training.fit import Progress, fit
 from ka_ray.training.network_call import NetworkCall
 
 
@@ -162,23 +160,12 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
         load_stage(inputs.folder, "start", student)
     if not inputs.config.joint.any_steps:
         return student, {"history": []}
+    kept = KeptStudent(inputs.folder, held_out_batches(inputs)) if chooses_student(inputs.config) else None
     learner, batches = build_joint_learner(inputs, student)
     move_network(learner, inputs.device)
-    average = build_average(student, inputs.config.joint)
-    result = student if average is None else average.module
-    epochs = epoch_students_folder(inputs.folder)
-    kept = KeptStudent(inputs.folder, held_out_batches(inputs)) if chooses_student(inputs.config) else None
     if kept is not None and not kept.best:
         kept.offer(START, student)
-
-    def report(progress: Progress) -> None:
-        if progress.epoch_ended and rank() == 0 and inputs.config.evaluation.each_epoch:
-            save_student(result, epochs / f"{progress.epoch:03d}")
-        if progress.epoch_ended and kept is not None:
-            kept.offer_epoch(progress.epoch, student, None if average is None else average.module)
-        inputs.report(progress)
-
-    history = fit(learner, batches, inputs.settings("joint"), report, average)
+    result, history = fit_from_start(inputs, student, learner, batches, kept)
     if kept is not None:
         kept.load_best(result)
     choice = None if kept is None else kept.to_json()

@@ -29,6 +29,10 @@ CHOICE = "choice"
 """Key of the file's metadata with the qualities, as JSON."""
 
 
+LOST = 1.1
+"""Divergence from the ensemble, in units of the start's, above which joint learning has lost what it had."""
+
+
 class KeptStudent:
     """The best student so far, in a file, so that a resumed stage does not lose it.
 
@@ -41,6 +45,7 @@ class KeptStudent:
     Attributes:
         qualities: Name of each student that was offered -> its quality.
         best: Name of the best one; empty before any was offered.
+        lost: Learning rates with which joint learning lost what the start had, in the order they were tried.
     """
 
     def __init__(self, folder: Path, held_out: Batches) -> None:
@@ -49,6 +54,7 @@ class KeptStudent:
         self._held_out = held_out
         self.qualities: dict[str, Quality] = {}
         self.best = ""
+        self.lost: list[float] = []
         self._state: dict[str, Tensor] = {}
         exists = self._path.exists()
         if on_any_rank(exists) and on_any_rank(not exists):
@@ -66,7 +72,7 @@ class KeptStudent:
                 choice = json.loads(file.metadata()[CHOICE])
                 self._state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.qualities = {name: Quality(**fields) for name, fields in choice["qualities"].items()}
-            self.best = choice["best"]
+            self.best, self.lost = choice["best"], [float(rate) for rate in choice["lost"]]
             if self.best not in self.qualities:
                 raise ValueError(f"no quality of {self.best!r}")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -96,10 +102,14 @@ class KeptStudent:
                 key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for key, value in student.state_dict().items()
             }
+        self._save()
+
+    def _save(self) -> None:
         if rank() == 0:
             make_folder(self._path.parent)
             with atomic_file(self._path) as part:
-                save_file(self._state, part, metadata={CHOICE: json.dumps(self.to_json())})
+                content = self.to_json() | {"lost": self.lost}
+                save_file(self._state, part, metadata={CHOICE: json.dumps(content)})
 
     def offer_epoch(self, epoch: int, student: Student, averaged: Student | None) -> None:
         """Judge the student of an epoch, and the moving average of its weights.
@@ -112,6 +122,31 @@ class KeptStudent:
         self.offer(f"epoch {epoch}", student)
         if averaged is not None:
             self.offer(f"epoch {epoch}, averaged", averaged)
+
+    def has_lost_start(self, epoch: int) -> bool:
+        """Return whether an epoch is clearly further from the ensemble than the start, and none was closer.
+
+        Args:
+            epoch: Number of the epoch.
+        """
+        if self.best != START:
+            return False
+        limit = LOST * self.qualities[START].divergence
+        # Not `>`: a divergence that is no number is lost, too.
+        return not self.qualities[f"epoch {epoch}"].divergence <= limit
+
+    def give_up(self, rate: float) -> None:
+        """Keep the qualities of all epochs so far under the name of their rate: the epochs begin again.
+
+        Args:
+            rate: The learning rate with which they lost what the start had.
+        """
+        given_up = {
+            name if name == START or " at rate " in name else f"{name} at rate {rate:g}": quality
+            for name, quality in self.qualities.items()
+        }
+        self.qualities, self.lost = given_up, [*self.lost, rate]
+        self._save()
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as a JSON object: the name of the best, and the qualities of all."""

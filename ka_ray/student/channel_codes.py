@@ -48,8 +48,11 @@ MAX_SINGLE_STEPS = 64
 """More channels than these are chosen in this many steps, several channels in each."""
 
 
-def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bool) -> ChannelCode:
-    """Choose the code from which the layers that read a group can be predicted best.
+def list_codes(readers: Sequence[LayerInputStats], channels: int, principal: bool) -> dict[str, ChannelCode]:
+    """Return the codes of a group from which one is chosen, by how it is found.
+
+    The channels that tell most of the targets are found greedily: where the targets are few, later ones
+    explain noise. Then those of the largest variance predict other images better.
 
     Args:
         readers: Statistics of the layers that read the group; their targets in units of their size.
@@ -59,12 +62,23 @@ def choose_code(readers: Sequence[LayerInputStats], channels: int, principal: bo
     first = readers[0]
     stacked = len(first.covariance) // first.num_values
     if channels == stacked:
-        return choice_of_channels(range(stacked), stacked)  # nothing is left out
-    if not principal:
-        # Channels in ascending order, so that those of one teacher stay in their order.
-        order = order_shared_channels(readers, channels, min(channels, MAX_SINGLE_STEPS))
-        return choice_of_channels(sorted(order), stacked)
-    return ChannelCode(_principal_code(readers, channels))
+        return {"all": choice_of_channels(range(stacked), stacked)}
+    # Channels in ascending order, so that those of one teacher stay in their order.
+    chosen = order_shared_channels(readers, channels, min(channels, MAX_SINGLE_STEPS))
+    codes = {"principal": ChannelCode(_principal_code(readers, channels))} if principal else {}
+    return codes | {
+        "targets": choice_of_channels(sorted(chosen), stacked),
+        "variance": choice_of_channels(_largest_variances(readers, channels, stacked), stacked),
+    }
+
+
+def _largest_variances(readers: Sequence[LayerInputStats], channels: int, stacked: int) -> list[int]:
+    """Return the channels of the largest variance, in ascending order; every reader counts alike."""
+    shares = torch.zeros(stacked, dtype=torch.float64, device=readers[0].covariance.device)
+    for stats in readers:
+        variances = stats.covariance.diagonal().unflatten(0, (stacked, -1)).sum(dim=1)
+        shares += variances / variances.sum().clamp_min(1e-300)
+    return sorted(shares.argsort(descending=True, stable=True)[:channels].tolist())
 
 
 def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor:
@@ -86,4 +100,6 @@ def _principal_code(readers: Sequence[LayerInputStats], channels: int) -> Tensor
     values, vectors = torch.linalg.eigh(whiten.T @ explained @ whiten)
     leading = vectors[:, -channels:].flip(1) * values[-channels:].flip(0).clamp_min(0).sqrt()
     code: Tensor = (whiten @ leading).T
-    return code
+    # As large as the channels are on average, so that weights are of the size that a network trains to.
+    size = covariance.diagonal().mean() / (code @ covariance @ code.T).diagonal().mean().clamp_min(1e-300)
+    return code * size.sqrt()

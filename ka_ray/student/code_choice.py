@@ -1,9 +1,12 @@
 """Choose the code of every group of channels, from one pass of the teachers over some images.
 
-Shapes: S stacked channels, D inputs and T outputs of a layer of the stacked teachers, n samples.
+Some of the images are held out: on them, the ways to find a code are compared.
+
+Shapes: S stacked channels, D inputs and T outputs of a layer of the stacked teachers, n held-out samples, C
+channels of a code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +16,14 @@ from ka_ray.errors import InputError
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
-from ka_ray.student.channel_codes import ChannelCode, choose_code
+from ka_ray.student.channel_codes import ChannelCode, list_codes
 from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
 from ka_ray.student.solvable_layers import SolvableLayer
 from ka_ray.student.stacked_networks import StackedNetworks, sample_values
 
-SAMPLES_PER_INPUT = 6
+SAMPLES_PER_INPUT = 8
 """Number of samples per input of a layer that its statistics are measured on."""
 
 MIN_SAMPLES = 8000
@@ -31,6 +34,13 @@ MAX_INPUTS = 3000
 1024 stacked channels has 9216 inputs, whose covariance takes 680 MB."""
 
 
+HOLD_OUT_EVERY = 4
+"""One of so many images is held out."""
+
+JUDGING_RIDGES = (1e-4, 1e-3, 1e-2)
+"""Candidates for the ridge with which codes are compared, in units of the mean variance of an input."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """Statistics of a layer that reads a group, for all stacked channels.
@@ -39,11 +49,15 @@ class Reader:
         output: Node of the layer's outputs.
         target: Index of their group.
         moments: Covariances of its inputs and outputs.
+        held_inputs: This rank's held-out inputs, `[n, D]`.
+        held_outputs: This rank's held-out outputs, `[n, T]`.
     """
 
     output: fx.Node
     target: int
     moments: CrossMoments
+    held_inputs: Tensor
+    held_outputs: Tensor
 
     def towards(self, networks: StackedNetworks, code: ChannelCode | None, stacked: int) -> LayerInputStats:
         """Return the statistics with the coded outputs as targets, in units of their size.
@@ -60,6 +74,39 @@ class Reader:
             variance = networks.encode(self.output, code.squared(), variance)
         scale = variance.sum().clamp_min(1e-300).sqrt()
         return LayerInputStats(inputs, cross / scale, len(inputs) // stacked)
+
+    def held_out_error(
+        self, networks: StackedNetworks, code: ChannelCode, target: ChannelCode | None, merge: Merge
+    ) -> float:
+        """Return the share of the targets' variance that a code does not predict, on held-out images.
+
+        Args:
+            networks: The teachers and the student.
+            code: Code of the group that is read.
+            target: Code of the outputs; None: all outputs are targets.
+            merge: Adds a float64 tensor up over all ranks; it is called twice.
+        """
+        inputs, cross, outputs = self.moments.inputs, self.moments.cross, self.held_outputs.double()
+        if target is not None:
+            cross, outputs = (networks.encode(self.output, target, values) for values in (cross, outputs))
+        values = len(inputs) // code.weight.shape[1]
+        own = _encode_inputs(code, values, _encode_inputs(code, values, inputs).T)
+        cross = _encode_inputs(code, values, cross.T).T
+        held = _encode_inputs(code, values, self.held_inputs.double())
+        sums = merge(torch.cat([x.sum(dim=0) for x in (held, outputs, torch.ones_like(outputs[:, :1]))]))
+        means = sums[:-1] / sums[-1].clamp_min(1)
+        held, outputs = held - means[: held.shape[1]], outputs - means[held.shape[1] :]
+        size, unit = own.diagonal().mean(), torch.eye(len(own), dtype=own.dtype, device=own.device)
+        weights = (torch.linalg.solve(own + ridge * size * unit, cross) for ridge in JUDGING_RIDGES)
+        left = [(outputs - held @ weight).square().sum() for weight in weights]
+        errors = merge(torch.stack([*left, outputs.square().sum()]))
+        return float(errors[:-1].min() / errors[-1].clamp_min(1e-300))
+
+
+def _encode_inputs(code: ChannelCode, values: int, inputs: Tensor) -> Tensor:
+    """Return the inputs of a layer, `[..., D]`, as the code has them: k values of each channel."""
+    channels = inputs.unflatten(-1, (-1, values)).movedim(-2, -1)
+    return code.encode(channels).movedim(-1, -2).flatten(-2)
 
 
 def choose_codes(
@@ -88,7 +135,8 @@ def choose_codes(
         stats = [reader.towards(networks, codes.get(reader.target), stacked) for reader in readers[index]]
         # A depthwise conv maps each channel to itself, so its channels cannot be mixed.
         principal = group.is_linear and "depthwise" not in group.operations
-        codes[index] = choose_code(stats, group.width, principal)
+        found = list_codes(stats, group.width, principal)
+        codes[index] = _choose(networks, readers[index], found, codes, merge)
     written = {networks.group_index(root) for root in networks.sums if root is not networks.output}
     if unread := sorted(written - codes.keys()):
         group = networks.groups[unread[0]]
@@ -98,6 +146,25 @@ def choose_codes(
             f"{reason}; such networks are not supported"
         )
     return codes
+
+
+def _choose(
+    networks: StackedNetworks,
+    readers: Sequence[Reader],
+    found: Mapping[str, ChannelCode],
+    targets: Mapping[int, ChannelCode],
+    merge: Merge,
+) -> ChannelCode:
+    """Return the code from which the layers that read a group are predicted best, on held-out images."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    errors = {
+        name: sum(
+            reader.held_out_error(networks, code, targets.get(reader.target), merge) for reader in readers
+        )
+        for name, code in found.items()
+    }
+    return found[min(errors, key=errors.__getitem__)]
 
 
 def is_stream(networks: StackedNetworks, index: int) -> bool:
@@ -140,6 +207,7 @@ def _measure_reader(
     available = networks.num_positions(layer.output)
     wanted = max(MIN_SAMPLES, SAMPLES_PER_INPUT * num_inputs) // max(1, values.num_images)
     generator, inputs, outputs = torch.Generator().manual_seed(0), list[Tensor](), list[Tensor]()
+    held, number = list[Tensor](), 0
     for batch in range(len(values)):
         features, results = (
             torch.cat(values.values(node, batch, slice(networks.num_teachers)), dim=networks.axis(node))
@@ -152,4 +220,10 @@ def _measure_reader(
         patches = extract_patches(module, features, positions)[:, :, 0].flatten(0, 1)
         inputs.append(patches.unflatten(1, (-1, kernel)).mean(dim=2) if is_mean else patches)
         outputs.append(sample_values(results, networks.axis(layer.output), positions).flatten(0, 1))
-    return Reader(layer.output, target, merged_cross_moments(torch.cat(inputs), torch.cat(outputs), merge))
+        images = torch.arange(number, number + len(features), device=features.device)
+        is_held = images % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+        held.append(is_held.repeat_interleave(len(patches) // len(features)))
+        number += len(features)
+    rows, results, is_held = torch.cat(inputs), torch.cat(outputs), torch.cat(held)
+    moments = merged_cross_moments(rows[~is_held], results[~is_held], merge)
+    return Reader(layer.output, target, moments, rows[is_held], results[is_held])

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from ka_ray.amalgamation import METHODS, LabelSets
 from ka_ray.amalgamation.gated_scores import gated_label_sets
 from ka_ray.config import Config, EnergyWidths, LikeTeacher, Preprocessing
@@ -39,6 +41,7 @@ class Plan:
         kept_adapters: tap -> number of parameters of the 1x1 conv that the student keeps there, because no
             adapter can be folded there; other taps are left out.
         views: The pixels that the student and each teacher get of an image.
+        has_layer_norms: Whether the student's network has layer norms, as transformers have.
     """
 
     label_sets: LabelSets
@@ -48,6 +51,7 @@ class Plan:
     spec: StudentSpec
     kept_adapters: Mapping[str, int]
     views: NetworkViews
+    has_layer_norms: bool
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -111,16 +115,15 @@ def make_plan(config: Config, teachers: Sequence[Teacher]) -> Plan:
         decoding=config.images.decoding.model_dump(mode="json"),
     )
     spec = replace(spec, layer_widths=resolve_layer_widths(spec, config.student.widths, teachers))
-    student = Student(spec)  # it only shows the order of the taps and the shapes there
+    student = Student(spec)  # it only shows its modules, the order of the taps and the shapes there
     taps = [tap for tap in student.stages if tap != SCORES]
     channels = {tap: tuple(found[name][tap][0] for name in names) for tap in taps}
     spaces = {tap: student.shapes[tap][1:] for tap in taps}
-    for tap, name in itertools.product(taps, names):
-        check_resizable(tap, name, found[name][tap], spaces[tap])
     widths = {tap: student.shapes[tap][0] for tap in taps}
-    _check_widths(config, widths, channels, found)
+    _check_taps(config, spaces, widths, channels, found)
     spec = replace(spec, paths={tap: student.paths[tap] for tap in taps}, widths=widths)
-    return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views)
+    norms = any(isinstance(module, nn.LayerNorm) for module in student.modules())
+    return Plan(label_sets, paths, channels, spaces, spec, student.kept_adapters, views, norms)
 
 
 def _probe_all(
@@ -208,18 +211,21 @@ def _family_widths(
     return {tap: family_widths[layer] for tap, layer in paths.items()} | explicit
 
 
-def _check_widths(
+def _check_taps(
     config: Config,
+    spaces: Mapping[str, tuple[int, ...]],
     widths: Mapping[str, int],
     channels: Mapping[str, tuple[int, ...]],
     by_teacher: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> None:
-    """Check that the config asks for the widths that the student has, and that no code is too wide.
+    """Check that features can be resized, the widths are those of the student, and no code is too wide.
 
     Raises:
-        InputError: A width differs from the student's, or exceeds the number of channels that the first
-            auto-encoder takes in.
+        InputError: Features cannot be resized to the student's, or a width differs from the student's or
+            exceeds the number of channels that the first auto-encoder takes in.
     """
+    for tap, (name, shapes) in itertools.product(spaces, by_teacher.items()):
+        check_resizable(tap, name, shapes[tap], spaces[tap])
     given = config.codes.widths
     # A student whose widths are fixed may have other widths than the named teacher.
     if isinstance(given, LikeTeacher):

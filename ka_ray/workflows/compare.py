@@ -20,6 +20,7 @@ from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.figures import draw_or_notify
 from ka_ray.runs.gates import Gates, learn_gates, resolve_gate
+from ka_ray.runs.joint_defaults import choose_joint_defaults
 from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.output_folder import load_run_id, save_run_id
 from ka_ray.runs.publish import extraction_summaries, final_metrics, stage_summaries
@@ -114,6 +115,7 @@ def _method_runs(
         for seed in seeds:
             seeded = [*change, f"seed={seed}", "evaluation.each_epoch=false"]
             config = resolve_gate(with_overrides(run.config, seeded), gates)
+            config = choose_joint_defaults(config, plan, len(run.training_images.ids))
             if config.baseline is not None and label.split()[0] not in PARTS:
                 config = _with_budget(config, run.folder)
             folder = run.folder / "methods" / folders[label] / f"seed_{seed}"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from ka_ray.reports.choices import StudentChoice
 from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality
-from ka_ray.reports.warnings import list_warnings
+from ka_ray.reports.warnings import list_warnings, warn_of_lost_start
 
 GOOD: dict[str, Any] = {
     "union": 0.7,
@@ -61,3 +62,19 @@ def test_a_bad_result_is_said_with_what_to_change(changes: dict[str, Any], messa
     found = warnings_of(**changes)
     assert len(found) == 1
     assert re.search(message, found[0]), found[0]
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "warned"), [("start", 0.9, True), ("start", 0.52, False), ("epoch 1", 0.9, False)]
+)
+def test_joint_learning_that_lost_the_start_is_said(best, last, warned):
+    divergences = {"start": 0.5, "epoch 1": 0.4 if best == "epoch 1" else 0.6, "epoch 2": last}
+    qualities = {
+        name: {"agreement": 0.5, "divergence": value, "worst_divergence": 0.5, "images": 40}
+        for name, value in divergences.items()
+    }
+    choice = StudentChoice.model_validate({"best": best, "qualities": qualities})
+    warnings = [*warn_of_lost_start(choice)]
+    assert bool(warnings) is warned
+    assert all("0.500 nats" in text and "0.900 after" in text for text in warnings)
+    assert [*warn_of_lost_start(None)] == []

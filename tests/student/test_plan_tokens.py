@@ -133,3 +133,11 @@ def test_a_student_takes_paths_and_arguments_only_from_a_teacher_with_the_same_t
     assert plan_of(Config.model_validate(inheriting)).spec.arguments == NETWORKS["vit"]["arguments"] | {
         "num_classes": 4
     }
+
+
+@pytest.mark.parametrize(("student", "expected"), [("vit", True), ("convnext", True), ("resnet", False)])
+def test_the_plan_says_whether_the_student_has_layer_norms(student, expected):
+    config = make_config([student, student], student)
+    assert (
+        make_plan(config, [build_teacher(teacher) for teacher in config.teachers]).has_layer_norms is expected
+    )

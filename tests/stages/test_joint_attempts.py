@@ -1,0 +1,100 @@
+"""Test that joint learning which loses what its start had begins again at a lower rate."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ka_ray.stages import run_stages
+from ka_ray.stages.inputs import StageInputs, stage_summary_path
+
+START = "student.start={teacher: high}"
+
+
+def summary_of(inputs):
+    return json.loads(stage_summary_path(inputs.folder, "joint").read_text())
+
+
+def weights_of(inputs):
+    return load_file(stage_summary_path(inputs.folder, "joint").with_suffix(".safetensors"))
+
+
+def losses_of(inputs):
+    return [record["losses"]["loss"] for record in summary_of(inputs)["history"]]
+
+
+@pytest.fixture
+def use_rate(monkeypatch):
+    """Return a function that sets the rate at which joint learning begins, as if it were the default."""
+
+    def use(rate):
+        original = StageInputs.settings
+
+        def settings(self, stage):
+            found = original(self, stage)
+            is_free = "learning_rate" not in self.config.joint.model_fields_set
+            return dataclasses.replace(found, learning_rate=rate) if stage == "joint" and is_free else found
+
+        monkeypatch.setattr(StageInputs, "settings", settings)
+
+    return use
+
+
+def test_the_last_attempt_is_training_from_the_start_at_a_ninth_of_the_rate(make_inputs, use_rate):
+    use_rate(27.0)
+    lowered = make_inputs(START)
+    run_stages(lowered)
+    choice, losses, given_up = summary_of(lowered)["choice"], losses_of(lowered), 2
+    names = ["start", "epoch 1 at rate 27", "epoch 1 at rate 9", "epoch 1", "epoch 2", "epoch 3"]
+    assert list(choice["qualities"]) == names
+    images = [record["images"] for record in summary_of(lowered)["history"]]
+    assert images == [images[0] // (given_up + 1) * (given_up + epoch) for epoch in (1, 2, 3)]
+    for path in (lowered.folder / "stages").glob("joint*"):
+        path.unlink()
+
+    plain = make_inputs(START, "joint.learning_rate=3")
+    run_stages(plain)
+    assert losses_of(plain) == losses
+    qualities = summary_of(plain)["choice"]["qualities"]
+    assert list(qualities) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+    assert all(choice["qualities"][name] == quality for name, quality in qualities.items())
+
+
+@pytest.mark.parametrize("overrides", [("joint.learning_rate=27",), ("joint.keep=last",)])
+def test_a_rate_that_the_config_gives_stays_and_so_does_the_last_epoch(make_inputs, use_rate, overrides):
+    use_rate(27.0)
+    inputs = make_inputs(START, *overrides)
+    run_stages(inputs)
+    choice = summary_of(inputs)["choice"]
+    assert choice is None or list(choice["qualities"]) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+    assert len(losses_of(inputs)) == 3
+
+
+def test_a_rate_that_loses_nothing_is_not_lowered(make_inputs):
+    inputs = make_inputs(START)
+    run_stages(inputs)
+    assert list(summary_of(inputs)["choice"]["qualities"]) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+
+
+def test_an_interrupted_attempt_goes_on_at_its_own_rate(make_inputs, use_rate):
+    use_rate(27.0)
+    inputs = make_inputs(START)
+    run_stages(inputs)
+    expected, choice, losses = weights_of(inputs), summary_of(inputs)["choice"], losses_of(inputs)
+    for path in (inputs.folder / "stages").glob("joint*"):
+        path.unlink()
+    epochs = []
+
+    def stop(progress):
+        if progress.stage == "joint" and progress.epoch_ended:
+            epochs.append(progress.epoch)
+            if epochs == [1, 1, 1, 2]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(dataclasses.replace(inputs, report=stop))
+    run_stages(inputs)
+    assert (summary_of(inputs)["choice"], losses_of(inputs)) == (choice, losses)
+    assert all(torch.equal(expected[key], value) for key, value in weights_of(inputs).items())
