@@ -17,11 +17,14 @@ BEHIND_START = {"epochs": 3, "batch_size": 32, "loss": "kl", "keep": "best", "ba
 Frozen batch norms were as good as trained ones, faster, and do not depend on the number of workers.
 """
 
+CHOSEN_KEYS = (*BEHIND_START, "learning_rate")
+"""Keys that may be null: their values depend on the start, the student's network and the number of images."""
+
 
 class JointConfig(NetworkTrainingConfig, TrainingConfig):
     """Joint learning: the student, with its adapters folded in, learns the combined scores end to end."""
 
-    model_config = ConfigDict(json_schema_extra=accept_null(*BEHIND_START, "learning_rate"))
+    model_config = ConfigDict(json_schema_extra=accept_null(*CHOSEN_KEYS))
 
     epochs: CountOrZero = Field(
         10,
@@ -31,8 +34,8 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
     learning_rate: Rate = Field(
         1e-3,
         description="Peak of the one-cycle schedule. null: 0.001, or 0.0001 behind a start if the student's "
-        "network has layer norms, as transformers have; with `keep: best`, if the first third of the epochs "
-        "loses what the start had, it begins again at a third of the rate, at most twice.",
+        "network has layer norms, as transformers have; with `keep: best`, if no epoch of the first third "
+        "is closer to the ensemble than the start, it begins again at a third of the rate, at most twice.",
     )
     batch_size: Count = Field(
         64,
@@ -64,8 +67,8 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _null_is_unset(cls, given: Any) -> Any:
-        """Leave these choices to the config: they depend on where the student starts."""
-        return drop_nulls(given, {*BEHIND_START, "learning_rate"})
+        """Leave these choices to the run, where they are null."""
+        return drop_nulls(given, CHOSEN_KEYS)
 
     @property
     def any_steps(self) -> bool:

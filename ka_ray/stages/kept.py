@@ -29,10 +29,6 @@ CHOICE = "choice"
 """Key of the file's metadata with the qualities, as JSON."""
 
 
-LOST = 1.1
-"""Divergence from the ensemble, in units of the start's, above which joint learning has lost what it had."""
-
-
 class KeptStudent:
     """The best student so far, in a file, so that a resumed stage does not lose it.
 
@@ -122,18 +118,6 @@ class KeptStudent:
         self.offer(f"epoch {epoch}", student)
         if averaged is not None:
             self.offer(f"epoch {epoch}, averaged", averaged)
-
-    def has_lost_start(self, epoch: int) -> bool:
-        """Return whether an epoch is clearly further from the ensemble than the start, and none was closer.
-
-        Args:
-            epoch: Number of the epoch.
-        """
-        if self.best != START:
-            return False
-        limit = LOST * self.qualities[START].divergence
-        # Not `>`: a divergence that is no number is lost, too.
-        return not self.qualities[f"epoch {epoch}"].divergence <= limit
 
     def give_up(self, rate: float) -> None:
         """Keep the qualities of all epochs so far under the name of their rate: the epochs begin again.

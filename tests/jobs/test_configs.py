@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 import ka_ray
 from ka_ray.config import Config, Decoding, FolderImages, TeachConfig, TeacherConfig, TeachingConfig
-from ka_ray.config.joint import BEHIND_START
+from ka_ray.config.joint import CHOSEN_KEYS
 from ka_ray.images.decode import decode_image
 from ka_ray.images.views import View
 from ka_ray.student import Student
@@ -122,7 +122,7 @@ def iterate_given_values(
 def test_the_template_shows_the_default_of_every_key():
     tree = yaml.safe_load((JOBS / "configs/folder.yaml").read_text())
     found = list(iterate_given_values(tree, Config))
-    chosen = {f"joint.{key}" for key in BEHIND_START}  # null: they depend on the start
+    chosen = {f"joint.{key}" for key in CHOSEN_KEYS}
     differing = {key: (value, default) for key, value, default in found if value != default}
     assert differing.keys() == chosen
     assert all(value is None for value, _ in differing.values())

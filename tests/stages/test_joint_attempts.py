@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ka_ray.stages import run_stages
+from ka_ray.stages import kept, run_stages
+from ka_ray.stages.held_out import Quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
 
 START = "student.start={teacher: high}"
@@ -72,10 +73,14 @@ def test_a_rate_that_the_config_gives_stays_and_so_does_the_last_epoch(make_inpu
     assert len(losses_of(inputs)) == 3
 
 
-def test_a_rate_that_loses_nothing_is_not_lowered(make_inputs):
+def test_a_rate_at_which_the_student_gets_closer_is_not_lowered(make_inputs, monkeypatch):
+    divergences = iter([0.5, 0.4, 0.6, 0.7])  # the start, and three epochs
+    monkeypatch.setattr(kept, "measure_quality", lambda *_: Quality(0.5, next(divergences), 1.0, 10))
     inputs = make_inputs(START)
     run_stages(inputs)
-    assert list(summary_of(inputs)["choice"]["qualities"]) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+    choice = summary_of(inputs)["choice"]
+    assert list(choice["qualities"]) == ["start", "epoch 1", "epoch 2", "epoch 3"]
+    assert choice["best"] == "epoch 1"
 
 
 def test_an_interrupted_attempt_goes_on_at_its_own_rate(make_inputs, use_rate):
