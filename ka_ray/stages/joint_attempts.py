@@ -10,7 +10,7 @@ from torch import nn
 from ka_ray.config import JointConfig
 from ka_ray.numerics.ranks import rank, wait_for_all
 from ka_ray.stages.inputs import StageInputs, build_average, epoch_students_folder
-from ka_ray.stages.kept import START, KeptStudent
+from ka_ray.stages.kept import KeptStudent
 from ka_ray.student import Student, save_student
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
@@ -42,8 +42,8 @@ def fit_from_start(
 ) -> tuple[Student, Sequence[Progress]]:
     """Train a student end to end.
 
-    If no epoch of the first third is closer to the ensemble than the start, the student goes back to its
-    start, and begins again at a third of the rate.
+    If the first third of the epochs has lost what the start had, the student goes back to its start, and
+    begins again at a third of the rate.
 
     Args:
         inputs: Inputs of the stage.
@@ -100,7 +100,7 @@ def _reporter(
             kept.offer_epoch(epoch, student, averaged)
         inputs.report(total)
         is_due = progress.epoch_ended and epoch == math.ceil(progress.epochs / 3) < progress.epochs
-        if kept is not None and may_lower and is_due and kept.best == START:
+        if kept is not None and may_lower and is_due and kept.has_lost_start(epoch):
             raise _StartLost(total)
 
     return report
