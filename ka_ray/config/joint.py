@@ -34,8 +34,8 @@ class JointConfig(NetworkTrainingConfig, TrainingConfig):
     learning_rate: Rate = Field(
         1e-3,
         description="Peak of the one-cycle schedule. null: 0.001, or 0.0001 behind a start if the student's "
-        "network has layer norms, as transformers have; with `keep: best`, if the first third of the epochs "
-        "loses what the start had, it begins again at a third of the rate, at most twice.",
+        "network has layer norms, as transformers have; with `keep: best`, if no epoch is closer to the "
+        "ensemble than the start, it begins again at a third of the rate, at most twice.",
     )
     batch_size: Count = Field(
         64,

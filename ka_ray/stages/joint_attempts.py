@@ -10,7 +10,7 @@ from torch import nn
 from ka_ray.config import JointConfig
 from ka_ray.numerics.ranks import rank, wait_for_all
 from ka_ray.stages.inputs import StageInputs, build_average, epoch_students_folder
-from ka_ray.stages.kept import KeptStudent
+from ka_ray.stages.kept import START, KeptStudent
 from ka_ray.student import Student, save_student
 from ka_ray.training.batches import Batches
 from ka_ray.training.fit import Progress, fit
@@ -42,8 +42,8 @@ def fit_from_start(
 ) -> tuple[Student, Sequence[Progress]]:
     """Train a student end to end.
 
-    If the first third of the epochs has lost what the start had, the student goes back to its start, and
-    begins again at a third of the rate.
+    If no epoch is closer to the ensemble than the start, the student goes back to its start, and begins again
+    at a third of the rate; after a third of the epochs already if it has lost what the start had.
 
     Args:
         inputs: Inputs of the stage.
@@ -68,17 +68,17 @@ def fit_from_start(
         report = _reporter(inputs, kept, student, averaged, given_up, may_lower)
         try:
             history = fit(learner, batches, replace(settings, learning_rate=rate), report, average)
+            last = _add(history[-1], given_up)
         except _StartLost as lost:
-            assert kept is not None
-            progress: Progress = lost.args[0]
-            given_up = progress.images, progress.seconds
-            student.load_state_dict(start)
-            if rank() == 0 and settings.checkpoint is not None:
-                settings.checkpoint.unlink(missing_ok=True)
-            kept.give_up(rate)
-            wait_for_all()  # before a rank looks for the checkpoint
-            continue
-        return result, [_add(record, given_up) for record in history]
+            last = lost.args[0]
+        if kept is None or not may_lower or kept.best != START:
+            return result, [_add(record, given_up) for record in history]
+        given_up = last.images, last.seconds
+        student.load_state_dict(start)
+        if rank() == 0 and settings.checkpoint is not None:
+            settings.checkpoint.unlink(missing_ok=True)
+        kept.give_up(rate)
+        wait_for_all()  # before a rank looks for the checkpoint
 
 
 def _reporter(

@@ -83,6 +83,20 @@ def test_a_rate_at_which_the_student_gets_closer_is_not_lowered(make_inputs, mon
     assert choice["best"] == "epoch 1"
 
 
+def test_a_rate_at_which_no_epoch_gets_closer_is_lowered_after_the_last_one(make_inputs, monkeypatch):
+    divergences = iter([0.5, *(0.6, 0.7, 0.6), *(0.6, 0.4, 0.7)])
+    monkeypatch.setattr(kept, "measure_quality", lambda *_: Quality(0.5, next(divergences), 1.0, 10))
+    inputs = make_inputs(START)
+    run_stages(inputs)
+    choice, history = summary_of(inputs)["choice"], summary_of(inputs)["history"]
+    first = [f"epoch {epoch} at rate 0.001" for epoch in (1, 2, 3)]
+    assert list(choice["qualities"]) == ["start", *first, "epoch 1", "epoch 2", "epoch 3"]
+    assert choice["best"] == "epoch 2"
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    images = [record["images"] for record in history]
+    assert images == [images[0] // 4 * epoch for epoch in (4, 5, 6)]  # with the three that were given up
+
+
 def test_an_interrupted_attempt_goes_on_at_its_own_rate(make_inputs, use_rate):
     use_rate(27.0)
     inputs = make_inputs(START)
