@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ka_ray.reports.networks import SPEED_BATCH, NetworkSize, NetworkSpeed
 
-MIN_CALLS, MIN_SECONDS = 5, 0.2
-"""A forward pass is timed so often and so long; one that takes longer alone is timed once."""
+MIN_CALLS, MIN_SECONDS, LONG_SECONDS = 5, 0.05, 0.2
+"""A forward pass is timed so often and so long; one that is long alone is timed once."""
 
 
 def measure_size(network: torch.nn.Module, image: torch.Tensor) -> NetworkSize:
@@ -65,6 +65,6 @@ def _time(score: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> floa
         began = time.perf_counter()
         score(pixels)
         seconds.append(time.perf_counter() - began)
-        if seconds[-1] > MIN_SECONDS:
+        if seconds[-1] > LONG_SECONDS:
             return seconds[-1]
     return statistics.median(seconds[1:])
