@@ -32,11 +32,11 @@ def choose_joint_defaults(config: Config, plan: Plan, num_images: int) -> Config
     joint = config.joint
     if config.student.start == "random" or not joint.any_steps:
         return config
-    num_learned = num_images - count_held_out(num_images) if chooses_student(config) else num_images
-    steps_per_epoch = max(1, num_learned // joint.batch_size)
-    defaults: dict[str, float] = {
-        "epochs": min(MAX_EPOCHS, max(joint.epochs, -(-MIN_STEPS // steps_per_epoch)))
-    }
+    defaults = dict[str, float]()
+    if joint.images is None:
+        num_learned = num_images - count_held_out(num_images) if chooses_student(config) else num_images
+        steps_per_epoch = max(1, num_learned // joint.batch_size)
+        defaults["epochs"] = min(MAX_EPOCHS, max(joint.epochs, -(-MIN_STEPS // steps_per_epoch)))
     if plan.has_layer_norms:
         defaults["learning_rate"] = LAYER_NORM_RATE
     return config.model_copy(update={"joint": with_defaults(joint, defaults)})

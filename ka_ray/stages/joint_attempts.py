@@ -23,7 +23,7 @@ MAX_LOWERED = 2
 
 
 class _StartLost(Exception):
-    """Raised on all ranks to end the training loop; its argument is the progress so far."""
+    """Raised on all ranks to end the training loop; its arguments are images and seconds so far."""
 
 
 def lowers_rate(config: JointConfig) -> bool:
@@ -57,23 +57,27 @@ def fit_from_start(
         seconds count what was given up, too.
     """
     settings, start = inputs.settings("joint"), copy.deepcopy(student.state_dict())
-    given_up = (0, 0.0)
+    given_up, history = (0, 0.0), list[Progress]()
     while True:
         lowered = 0 if kept is None else len(kept.lost)
         rate = settings.learning_rate / RATE_STEP**lowered
         average = build_average(student, inputs.config.joint)
-        result = student if average is None else average.module
         averaged = None if average is None else average.module
         may_lower = lowers_rate(inputs.config.joint) and lowered < MAX_LOWERED
         report = _reporter(inputs, kept, student, averaged, given_up, may_lower)
         try:
             history = fit(learner, batches, replace(settings, learning_rate=rate), report, average)
-            last = _add(history[-1], given_up)
+            total = history[-1].images + given_up[0], history[-1].seconds + given_up[1]
         except _StartLost as lost:
-            last = lost.args[0]
+            total = lost.args
+        except FloatingPointError:  # the loss of an epoch is not finite, on all ranks
+            if kept is None or not may_lower or kept.best != START:
+                raise
+            total = given_up  # of this epoch neither is known
         if kept is None or not may_lower or kept.best != START:
+            result = student if averaged is None else averaged
             return result, [_add(record, given_up) for record in history]
-        given_up = last.images, last.seconds
+        given_up = total
         student.load_state_dict(start)
         if rank() == 0 and settings.checkpoint is not None:
             settings.checkpoint.unlink(missing_ok=True)
@@ -101,7 +105,7 @@ def _reporter(
         inputs.report(total)
         is_due = progress.epoch_ended and epoch == math.ceil(progress.epochs / 3) < progress.epochs
         if kept is not None and may_lower and is_due and kept.has_lost_start(epoch):
-            raise _StartLost(total)
+            raise _StartLost(total.images, total.seconds)
 
     return report
 

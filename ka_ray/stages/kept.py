@@ -75,7 +75,8 @@ class KeptStudent:
                 choice = json.loads(file.metadata()[CHOICE])
                 self._state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.qualities = {name: Quality(**fields) for name, fields in choice["qualities"].items()}
-            self.best, self.lost = choice["best"], [float(rate) for rate in choice["lost"]]
+            self.best = choice["best"]
+            self.lost = [float(rate) for rate in choice.get("lost", [])]  # earlier versions lowered no rate
             if self.best not in self.qualities:
                 raise ValueError(f"no quality of {self.best!r}")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

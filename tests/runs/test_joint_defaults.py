@@ -37,6 +37,7 @@ def test_few_images_get_more_epochs_behind_a_start(load_config, plan, images, ep
         ("student.start=random",),
         ("student.start=average", "joint.epochs=0"),
         ("student.start=average", "joint.epochs=4", "joint.learning_rate=0.002"),
+        ("student.start=average", "joint.images=64", "joint.learning_rate=0.002"),
     ],
 )
 def test_what_the_config_says_stays(load_config, plan, overrides):

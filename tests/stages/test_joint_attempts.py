@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from ka_ray.stages import kept, run_stages
 from ka_ray.stages.held_out import Quality
 from ka_ray.stages.inputs import StageInputs, stage_summary_path
+from ka_ray.stages.joint import JointLearner
 
 START = "student.start={teacher: high}"
 
@@ -95,6 +97,31 @@ def test_a_rate_at_which_no_epoch_gets_closer_is_lowered_after_the_last_one(make
     assert [record["epoch"] for record in history] == [1, 2, 3]
     images = [record["images"] for record in history]
     assert images == [images[0] // 4 * epoch for epoch in (4, 5, 6)]  # with the three that were given up
+
+
+def test_a_loss_that_is_not_finite_is_an_attempt_that_lost_the_start(make_inputs, monkeypatch):
+    steps, original = [0], JointLearner.forward
+
+    def forward(self, batch):
+        steps[0] += 1
+        return {
+            name: loss * (math.nan if steps[0] == 2 else 1.0) for name, loss in original(self, batch).items()
+        }
+
+    monkeypatch.setattr(JointLearner, "forward", forward)
+    inputs = make_inputs(START)
+    run_stages(inputs)
+    choice = summary_of(inputs)["choice"]
+    assert list(choice["qualities"])[-3:] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert all(math.isfinite(quality["divergence"]) for quality in choice["qualities"].values())
+    assert all(torch.isfinite(value).all() for value in weights_of(inputs).values())
+
+    steps[0] = 0
+    for path in (inputs.folder / "stages").glob("joint*"):
+        path.unlink()
+    given = make_inputs(START, "joint.learning_rate=0.001")
+    with pytest.raises(FloatingPointError, match=r"lower the learning_rate of joint"):
+        run_stages(given)
 
 
 def test_an_interrupted_attempt_goes_on_at_its_own_rate(make_inputs, use_rate):
