@@ -1,9 +1,14 @@
-"""Train a student jointly from its start, at a lower learning rate if it loses what the start had."""
+"""Train a student jointly from its start, at a lower learning rate if it loses what the start had.
+
+If no epoch is closer to the ensemble than the start, the student goes back to its start, and begins again at a
+third of the rate; after a third of the epochs already if it has lost what the start had.
+"""
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
@@ -40,10 +45,7 @@ def lowers_rate(config: JointConfig) -> bool:
 def fit_from_start(
     inputs: StageInputs, student: Student, learner: nn.Module, batches: Batches, kept: KeptStudent | None
 ) -> tuple[Student, Sequence[Progress]]:
-    """Train a student end to end.
-
-    If no epoch is closer to the ensemble than the start, the student goes back to its start, and begins again
-    at a third of the rate; after a third of the epochs already if it has lost what the start had.
+    """Train a student end to end, in one attempt or several.
 
     Args:
         inputs: Inputs of the stage.
@@ -53,11 +55,9 @@ def fit_from_start(
         kept: Judges the student after each epoch; None: the last epoch is kept, at the rate of the config.
 
     Returns:
-        The trained student, or the moving average of its weights, and one record per epoch. Their images and
-        seconds count what was given up, too.
+        The student, or the moving average of its weights, and the epochs; they count what was given up, too.
     """
-    settings, start = inputs.settings("joint"), copy.deepcopy(student.state_dict())
-    given_up, history = (0, 0.0), list[Progress]()
+    settings, start, given_up = inputs.settings("joint"), copy.deepcopy(student.state_dict()), (0, 0.0)
     while True:
         lowered = 0 if kept is None else len(kept.lost)
         rate = settings.learning_rate / RATE_STEP**lowered
@@ -67,22 +67,27 @@ def fit_from_start(
         report = _reporter(inputs, kept, student, averaged, given_up, may_lower)
         try:
             history = fit(learner, batches, replace(settings, learning_rate=rate), report, average)
-            total = history[-1].images + given_up[0], history[-1].seconds + given_up[1]
         except _StartLost as lost:
-            total = lost.args
+            given_up = lost.args
         except FloatingPointError:  # the loss of an epoch is not finite, on all ranks
             if kept is None or not may_lower or kept.best != START:
                 raise
-            total = given_up  # of this epoch neither is known
-        if kept is None or not may_lower or kept.best != START:
-            result = student if averaged is None else averaged
-            return result, [_add(record, given_up) for record in history]
-        given_up = total
+        else:
+            history = [_add(record, given_up) for record in history]
+            if kept is None or not may_lower or kept.best != START:
+                return averaged or student, history
+            given_up = history[-1].images, history[-1].seconds
+        assert kept is not None
         student.load_state_dict(start)
-        if rank() == 0 and settings.checkpoint is not None:
-            settings.checkpoint.unlink(missing_ok=True)
-        kept.give_up(rate)
-        wait_for_all()  # before a rank looks for the checkpoint
+        _give_up(kept, rate, settings.checkpoint)
+
+
+def _give_up(kept: KeptStudent, rate: float, checkpoint: Path | None) -> None:
+    """Forget an attempt, but for the qualities of its students."""
+    if rank() == 0 and checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    kept.give_up(rate)
+    wait_for_all()  # before a rank looks for the checkpoint
 
 
 def _reporter(
