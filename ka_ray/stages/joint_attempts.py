@@ -1,7 +1,7 @@
 """Train a student jointly from its start, at a lower learning rate if it loses what the start had.
 
-If no epoch is closer to the ensemble than the start, the student goes back to its start, and begins again at a
-third of the rate; after a third of the epochs already if it has lost what the start had.
+If no epoch is closer to the ensemble than the start, the student goes back to its start, and begins again
+at a third of the rate; after a third of the epochs already if it has lost what the start had.
 """
 
 import copy
