@@ -246,6 +246,7 @@ def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(
         evaluation_images=planned.evaluation_images,
         resources=SimpleNamespace(placement=None),
         display=display,
+        notify=lambda *_: None,
     )
     gates = Gates({}, {"descriptive": "fc"})
     for used in (gates, replace(gates, of_students={"student": None})):

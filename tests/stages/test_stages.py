@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ka_ray.features.store import FEATURES
-from ka_ray.stages import joint, list_stages, run_stages
+from ka_ray.stages import joint, joint_attempts, list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.student import Student, load_student
 from ka_ray.training import Progress
@@ -120,14 +120,14 @@ def students_before_joint_learning(
 ) -> tuple[Student, Student]:
     """Run all stages, and return the student at the end of `layers` and at the start of joint learning."""
     at_start: list[Student] = []
-    original_fit = joint.fit
+    original_fit = joint_attempts.fit
 
     def fit(learner: nn.Module, *others: Any) -> list[Progress]:
         if others[1].stage == "joint":
             at_start.append(copy.deepcopy(learner.student).eval())
         return original_fit(learner, *others)
 
-    monkeypatch.setattr(joint, "fit", fit)
+    monkeypatch.setattr(joint_attempts, "fit", fit)
     run_stages(inputs)
     folded = Student(inputs.plan.spec)
     load_stage(inputs.folder, "layers", folded)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import timm
+import yaml
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -82,7 +83,8 @@ def test_init_writes_comments_and_keeps_an_existing_file(request_of, tmp_path):
     ):
         assert comment in text.replace("\n#   ", " ")
     assert "labelled: true" in text
-    assert "epochs" not in text
+    assert "epochs" not in yaml.safe_load(text).get("joint", {})  # the run chooses them again
+    assert "# joint: epochs: 30, because there are few images" in text
     with pytest.raises(InputError, match=r"found\.yaml exists; --force overwrites it"):
         init(request_of(), file)
     file.write_text("mine")
