@@ -23,6 +23,7 @@ from ka_ray.images import read_chunk
 from ka_ray.images.split import ImageSet, split_images
 from ka_ray.metrics import compute_accuracies, count_batch
 from ka_ray.reports.report import Report
+from ka_ray.runs.joint_defaults import choose_joint_defaults
 from ka_ray.runs.teachers import with_checkpoint
 from ka_ray.stages import run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage
@@ -73,6 +74,7 @@ def run_without_ray(folder: Path) -> float:
     config = config.model_copy(update={"teachers": trained})
     teachers = [load_teacher(teacher) for teacher in config.teachers]
     plan = make_plan(config, teachers)
+    config = choose_joint_defaults(config, plan, len(train_columns["image"]))  # as many epochs as the demo
 
     # Extraction: the features of the teachers as float16, as in the shards of a run.
     columns = dict(train_columns)

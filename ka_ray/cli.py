@@ -77,7 +77,7 @@ for of_models in (cli_models.inspect, cli_models.init, cli_models.merge):
 
 @command
 def demo(output: Output = "runs/demo", overrides: Overrides = None) -> None:
-    """Train two small teachers of handwritten digits and merge them; takes about two minutes."""
+    """Train two small teachers of handwritten digits and merge them; takes about a minute."""
     from ka_ray import Config
     from ka_ray.workflows.demo import demo_config, save_samples
 

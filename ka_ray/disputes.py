@@ -61,7 +61,7 @@ def find_disputes(
     Args:
         image_ids: `[B]`.
         labels: `[B]`; empty texts for images without a label.
-        pixels: The student's images, `[B, 3, H, W]`.
+        pixels: The student's images, `[B, 3, H, W]`, or `[B, 1, H, W]` if they are grey.
         student: The student's scores, `[B, K]`.
         ensemble: The ensemble's scores, `[B, K]`.
         classes: `[K]`.
@@ -69,7 +69,8 @@ def find_disputes(
     shares = [_softmax(scores) for scores in (student, ensemble)]
     predicted = [share.argmax(axis=1) for share in shares]
     certainty = np.minimum(*(share.max(axis=1) for share in shares))
-    [disputed] = np.nonzero(predicted[0] != predicted[1])
+    # Probabilities that are no numbers say nothing, and have no place in a report.
+    [disputed] = np.nonzero((predicted[0] != predicted[1]) & np.isfinite(certainty))
     surest = disputed[np.argsort(-certainty[disputed], kind="stable")][:MAX_DISPUTES]
     return [
         Dispute(
@@ -100,7 +101,8 @@ def _softmax(scores: Scores) -> npt.NDArray[np.float64]:
 
 
 def _draw(pixels: npt.NDArray[np.uint8]) -> bytes:
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB")
+    grey = len(pixels) == 1
+    image = Image.fromarray(pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90, subsampling=0)

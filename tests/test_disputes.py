@@ -69,3 +69,21 @@ def test_the_picture_shows_the_students_pixels(height, width, size):
     picture = Image.open(io.BytesIO(one.picture))
     assert picture.size == size
     assert np.abs(np.asarray(picture).astype(int) - [200, 0, 0]).max() <= 3
+
+
+def test_the_picture_of_a_grey_image_is_grey():
+    ids, labels, _, student, _, classes = make_batch(1)
+    pixels = np.full((1, 1, 8, 6), 90, np.uint8)
+    [one] = find_disputes(ids, labels, pixels, student, -student, classes)
+    picture = Image.open(io.BytesIO(one.picture))
+    assert (picture.mode, picture.size) == ("L", (6, 8))
+    assert np.abs(np.asarray(picture).astype(int) - 90).max() <= 3
+
+
+def test_scores_that_are_no_numbers_dispute_nothing():
+    ids, labels, pixels, student, ensemble, classes = make_batch(40)
+    student[:39] = np.nan
+    student[39], ensemble[39] = (5, 0, 0), (0, 5, 0)
+    with np.errstate(invalid="ignore"):
+        found = find_disputes(ids, labels, pixels, student, ensemble, classes)
+    assert [(one.image_id, one.student, one.ensemble) for one in found] == [(139, "cat", "dog")]

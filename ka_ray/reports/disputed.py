@@ -25,11 +25,5 @@ class DisputedImage(ReportSection):
 
 def describe_dispute(dispute: Dispute) -> DisputedImage:
     """Return what a report has of a disputed image."""
-    return DisputedImage(
-        label=dispute.label,
-        student=dispute.student,
-        student_probability=dispute.student_probability,
-        ensemble=dispute.ensemble,
-        ensemble_probability=dispute.ensemble_probability,
-        picture=base64.b64encode(dispute.picture).decode(),
-    )
+    shown = {key: getattr(dispute, key) for key in DisputedImage.model_fields}
+    return DisputedImage.model_validate(shown | {"picture": base64.b64encode(dispute.picture).decode()})

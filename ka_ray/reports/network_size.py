@@ -12,6 +12,9 @@ from ka_ray.reports.networks import SPEED_BATCH, NetworkSize, NetworkSpeed
 MIN_CALLS, MIN_SECONDS, LONG_SECONDS = 5, 0.05, 0.2
 """A forward pass is timed so often and so long; one that is long alone is timed once."""
 
+MAX_BATCH_SECONDS = 3.0
+"""Batches are smaller where one of the usual size would take longer, as for large networks on a CPU."""
+
 
 def measure_size(network: torch.nn.Module, image: torch.Tensor) -> NetworkSize:
     """Count parameters, multiply-accumulates and bytes of a network.
@@ -54,8 +57,9 @@ def measure_speed(score: Callable[[torch.Tensor], object], pixels: torch.Tensor)
     """
     with torch.inference_mode():
         single = _time(score, pixels)
-        batch = _time(score, pixels.repeat(SPEED_BATCH, 1, 1, 1))
-    return NetworkSpeed(latency_ms=1000 * single, images_per_s=SPEED_BATCH / batch)
+        size = max(1, min(SPEED_BATCH, int(MAX_BATCH_SECONDS / single)))
+        batch = _time(score, pixels.repeat(size, 1, 1, 1))
+    return NetworkSpeed(latency_ms=1000 * single, images_per_s=size / batch)
 
 
 def _time(score: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> float:

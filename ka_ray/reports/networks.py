@@ -3,7 +3,7 @@
 from ka_ray.reports.choices import ReportSection
 
 SPEED_BATCH = 32
-"""Number of images in a batch for which the throughput is measured."""
+"""Largest number of images in a batch for which the throughput is measured."""
 
 
 class NetworkSpeed(ReportSection):
@@ -12,7 +12,7 @@ class NetworkSpeed(ReportSection):
     latency_ms: float
     """Milliseconds for one image alone."""
     images_per_s: float
-    """Images per second in batches of 32."""
+    """Images per second in batches of 32, or of fewer if they would take longer than three seconds."""
 
 
 class NetworkSize(ReportSection):

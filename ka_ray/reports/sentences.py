@@ -150,7 +150,7 @@ def describe_speed(report: ReportContent) -> str:
         return ""
     return (
         f"Speeds are those of the command's CPU with {report.size.threads} threads, from pixels to scores: "
-        f"one image alone, and batches of {SPEED_BATCH}."
+        f"one image alone, and batches of at most {SPEED_BATCH}."
     )
 
 

@@ -21,9 +21,8 @@ FAR_UNDER = 0.9
 LOW_AGREEMENT = 0.5
 """Agreement under which a student without labelled images is probably bad."""
 
-
-LOST_START = 1.1
-"""Divergence from the ensemble, in units of the start's, above which joint learning has lost what it had."""
+WORSE_THAN_START = 1.1
+"""Divergence from the ensemble, in units of the start's, above which the last epoch is clearly worse."""
 
 
 def list_warnings(
@@ -151,7 +150,7 @@ def warn_of_lost_start(choice: StudentChoice | None) -> Iterator[str]:
     if choice is None or choice.best != "start":
         return
     start, last = choice.qualities["start"].divergence, list(choice.qualities.values())[-1].divergence
-    if last > LOST_START * start:
+    if last > WORSE_THAN_START * start:
         yield (
             f"Joint learning lost what the start had, which is kept: {start:.3f} nats from the ensemble at "
             f"the start, {last:.3f} after the last epoch. Lower joint.learning_rate."

@@ -10,6 +10,7 @@ MIN_STEPS = 300
 """Fewer images than so many steps need in the usual number of epochs get more epochs."""
 
 MAX_EPOCHS = 30
+"""No more epochs than so many, however few images there are."""
 
 LAYER_NORM_RATE = 1e-4
 """Peak learning rate of networks with layer norms, such as transformers and ConvNeXts."""

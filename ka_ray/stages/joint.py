@@ -21,11 +21,7 @@ from ka_ray.images.views import IMAGE
 from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.stages.held_out import held_out_batches, joint_rows
-from ka_ray.stages.inputs import (
-    StageInputs,
-    history_to_json,
-    load_stage,
-)
+from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
 from ka_ray.stages.joint_attempts import fit_from_start
 from ka_ray.stages.kept import START, KeptStudent
 from ka_ray.stages.layers_learner import half_mse

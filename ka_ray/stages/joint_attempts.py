@@ -4,7 +4,6 @@ If no epoch is closer to the ensemble than the start, the student goes back to i
 at a third of the rate; after a third of the epochs already if it has lost what the start had.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -57,7 +56,7 @@ def fit_from_start(
     Returns:
         The student, or the moving average of its weights, and the epochs; they count what was given up, too.
     """
-    settings, start, given_up = inputs.settings("joint"), copy.deepcopy(student.state_dict()), (0, 0.0)
+    settings, given_up = inputs.settings("joint"), (0, 0.0)
     while True:
         lowered = 0 if kept is None else len(kept.lost)
         rate = settings.learning_rate / RATE_STEP**lowered
@@ -78,7 +77,7 @@ def fit_from_start(
                 return averaged or student, history
             given_up = history[-1].images, history[-1].seconds
         assert kept is not None
-        student.load_state_dict(start)
+        kept.load_best(student)  # the start
         _give_up(kept, rate, settings.checkpoint)
 
 

@@ -96,7 +96,9 @@ class Reader:
         sums = merge(torch.cat([x.sum(dim=0) for x in (held, outputs, torch.ones_like(outputs[:, :1]))]))
         means = sums[:-1] / sums[-1].clamp_min(1)
         held, outputs = held - means[: held.shape[1]], outputs - means[held.shape[1] :]
-        size, unit = own.diagonal().mean(), torch.eye(len(own), dtype=own.dtype, device=own.device)
+        # Above 0 also for inputs that never vary, which tell nothing.
+        size = own.diagonal().mean().clamp_min(1e-30)
+        unit = torch.eye(len(own), dtype=own.dtype, device=own.device)
         weights = (torch.linalg.solve(own + ridge * size * unit, cross) for ridge in JUDGING_RIDGES)
         left = [(outputs - held @ weight).square().sum() for weight in weights]
         errors = merge(torch.stack([*left, outputs.square().sum()]))

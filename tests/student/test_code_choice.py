@@ -120,3 +120,11 @@ def test_a_principal_code_is_as_large_as_the_channels():
     covariance = blocks.diagonal(dim1=1, dim2=3).mean(dim=2)
     variances = (code @ covariance @ code.T).diagonal()
     assert float(variances.mean()) == pytest.approx(float(covariance.diagonal().mean()), rel=1e-9)
+
+
+def test_inputs_that_never_vary_tell_nothing():
+    reader, _ = make_reader()
+    dead = torch.ones_like(reader.held_inputs)
+    moments = merged_cross_moments(torch.ones(50, STACKED * VALUES), torch.randn(50, OUTPUTS), lambda s: s)
+    silent = Reader(reader.output, 0, moments, dead, reader.held_outputs)
+    assert silent.held_out_error(NETWORKS, CODES["channels"], None, lambda sums: sums) == pytest.approx(1)
