@@ -20,8 +20,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/ka-ray demo --output runs/demo
 
-test: lint types
-	$(MAKE) --jobs=2 --output-sync=line test-with-ray test-without-ray  # one waits for processes, the other computes
+test: lint
+	$(MAKE) --jobs=3 --output-sync=line test-with-ray test-without-ray types  # the first one waits for processes
+
+# They share the cores: with a thread per core in each process, threads would wait for each other.
+test-with-ray test-without-ray: export OMP_NUM_THREADS := 1
 
 test-with-ray: $(READY)
 	$(BIN)/python -m pytest -m "ray and not slow and not chaos"

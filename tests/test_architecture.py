@@ -18,6 +18,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "verbosity": set(),
+    "stopwatch": set(),
     "errors": {"verbosity"},
     "sparse_counts": set(),
     "metrics": {"sparse_counts"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gates": {"errors", "numerics", "amalgamation"},
     "teachers": {"errors", "storage", "config", "numerics", "images", "features"},
     "student": {"errors", "storage", "config", "numerics", "images", "features", "amalgamation", "teachers"},
-    "training": {"errors", "storage", "numerics", "features"},
+    "training": {"errors", "storage", "numerics", "features", "stopwatch"},
 }
 """For each part of the package, the parts that it may import."""
 
@@ -47,7 +48,7 @@ MAY_IMPORT["submission"] = {"errors", "storage", "config", "distributed", "termi
 
 ROOT_MODULES = {
     *("", "__main__", "cli", "cli_models", "cli_student"),
-    *("errors", "disputes", "metrics", "sparse_counts", "verbosity"),
+    *("errors", "disputes", "metrics", "sparse_counts", "stopwatch", "verbosity"),
 }
 """Modules outside of a folder. The package itself and the command line may import everything."""
 

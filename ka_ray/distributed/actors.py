@@ -39,11 +39,22 @@ class PassMonitor:
         self._unreadable: dict[int, str] = {}
         self._left_out = set[int]()
         self._placements: list[dict[str, Any]] = []
+        self._work = dict[str, float]()
         self._last_progress = time.monotonic()
 
     def record_progress(self) -> None:
         """Record that a batch of images has come to an actor."""
         self._last_progress = time.monotonic()
+
+    def record_work(self, kind: str, seconds: float) -> None:
+        """Record that a process has done some work.
+
+        Args:
+            kind: What was done, for the user.
+            seconds: How long it took.
+        """
+        self._work[kind] = self._work.get(kind, 0.0) + seconds
+        self.record_progress()
 
     def idle_seconds(self) -> float:
         """Return for how long no process has started and no image has come any further."""
@@ -93,8 +104,9 @@ class PassMonitor:
         return self._exhausted
 
     def summary(self) -> dict[str, Any]:
-        """Return the names of the unreadable images, and where the actors run."""
-        return {"unreadable": sorted(self._unreadable.values()), "placements": self._placements}
+        """Return the unreadable images, where the actors run, and the seconds of each kind of work."""
+        unreadable = sorted(self._unreadable.values())
+        return {"unreadable": unreadable, "placements": self._placements, "work": self._work}
 
 
 @ray.remote(num_cpus=0)

@@ -9,6 +9,7 @@ from ka_ray.config import DESCRIPTIVE, DescriptiveConfig, Resources
 from ka_ray.distributed.device import actor_device, describe_actor
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.restarts import StartCount, actor_of
+from ka_ray.distributed.work_clock import record_work
 from ka_ray.features.stack import EMBEDDING, feature_column
 from ka_ray.numerics.host_copies import to_device, to_numpy
 from ka_ray.teachers.descriptive import load_descriptive
@@ -33,12 +34,16 @@ class DescriptiveActor:
         self._device, self._path, self._column = actor_device(share), path, column
         monitor.record_placement.remote(describe_actor(DESCRIPTIVE, self._device))
         self._starts = StartCount(monitor, actor_of("the descriptive network"))
-        if not self._starts.exhausted:  # loading it again could run out of memory again
+        if self._starts.exhausted:
+            return  # loading it again could run out of memory again
+        with record_work(monitor, f"load {DESCRIPTIVE}"):
             self._network = load_descriptive(config).to(self._device)
+        self._monitor = monitor
 
     def __call__(self, batch: Columns) -> Columns:
         """Add ``embedding@descriptive [n, D]`` in float32; stacking rounds it."""
         self._starts.check()
-        embedding = self._network.embed(to_device(batch[self._column], self._device), self._path)
-        batch |= to_numpy({feature_column(EMBEDDING, DESCRIPTIVE): embedding.float()})
+        with record_work(self._monitor, f"run {DESCRIPTIVE}"):
+            embedding = self._network.embed(to_device(batch[self._column], self._device), self._path)
+            batch |= to_numpy({feature_column(EMBEDDING, DESCRIPTIVE): embedding.float()})
         return batch

@@ -20,6 +20,7 @@ from ka_ray.distributed.restarts import StartCount, actor_of
 from ka_ray.distributed.retries import repeat_until_complete
 from ka_ray.distributed.stalled import start_watch
 from ka_ray.distributed.teachers import list_networks, run_teachers
+from ka_ray.distributed.work_clock import record_work
 from ka_ray.features.stack import EMBEDDING
 from ka_ray.images import Ids, Source
 from ka_ray.metrics import Counts
@@ -36,14 +37,16 @@ class EvaluatorActor:
     """
 
     def __init__(self, work: Evaluation, share: Resources, monitor: Any) -> None:
-        self._starts = StartCount(monitor, actor_of("the evaluation"))
-        self._evaluator = None if self._starts.exhausted else Evaluator(work, share)
+        self._starts, self._monitor = StartCount(monitor, actor_of("the evaluation")), monitor
+        if not self._starts.exhausted:
+            with record_work(monitor, "load students"):
+                self._evaluator = Evaluator(work, share)
 
     def __call__(self, batch: Columns) -> Columns:
         """Evaluate a batch; see :class:`Evaluator`."""
         self._starts.check()
-        assert self._evaluator is not None
-        return self._evaluator(batch)
+        with record_work(self._monitor, "run students and count"):
+            return self._evaluator(batch)
 
 
 def evaluate_images(

@@ -12,8 +12,9 @@ from ray.data import TaskPoolStrategy
 
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import READING, StartCount
+from ka_ray.distributed.work_clock import record_items
 from ka_ray.errors import InputError
-from ka_ray.images import read_chunk
+from ka_ray.images import Chunk, read_chunk
 from ka_ray.images.split import ImageSet
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -80,19 +81,15 @@ class _ChunkReader:
             StartCount(self.monitor, READING, chunk.first_id).check()
             first, last = np.searchsorted(ids, [chunk.first_id, chunk.first_id + chunk.num_images])
             missing = set(ids[first:last].tolist())
-            images = self.images
-            for columns in read_chunk(
-                images.config,
-                images.source.read,
-                chunk,
-                ids,
-                self.only_classes,
-                self._on_unreadable,
-                images.views,
-            ):
+            for columns in record_items(self._read(chunk, ids), self.monitor, "decode images"):
                 missing.difference_update(columns["image_id"].tolist())
                 yield columns
             self.monitor.record_left_out.remote(sorted(missing))
+
+    def _read(self, chunk: Chunk, ids: npt.NDArray[np.int64]) -> Iterator[Columns]:
+        images = self.images
+        config, read, views = images.config, images.source.read, images.views
+        yield from read_chunk(config, read, chunk, ids, self.only_classes, self._on_unreadable, views)
 
     def _on_unreadable(self, image_id: int, name: str) -> None:
         if ray.get(self.monitor.record_unreadable.remote(image_id, name)):

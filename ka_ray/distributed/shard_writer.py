@@ -13,6 +13,7 @@ import numpy as np
 
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.restarts import WRITING, StartCount
+from ka_ray.distributed.work_clock import record_work
 from ka_ray.features.stack import SCORES, stack_columns
 from ka_ray.features.store import write_shard
 from ka_ray.images.pixel_digests import DIGEST, digest_pixels
@@ -46,8 +47,9 @@ class ShardWriter:
         """Write a batch; return its ``images`` and ``bytes`` as one row."""
         # A repeated task writes the same batches again: the smallest id says which batch of the task it is.
         StartCount(self.monitor, WRITING, batch["image_id"].min()).check()
-        columns = stack_columns(
-            batch, self.taps, self.teachers, self.scores, self.stored_images, self.float32
-        )
-        written = write_shard(self.folder, columns | {DIGEST: digest_pixels(batch[IMAGE])})
+        with record_work(self.monitor, "write shards"):
+            columns = stack_columns(
+                batch, self.taps, self.teachers, self.scores, self.stored_images, self.float32
+            )
+            written = write_shard(self.folder, columns | {DIGEST: digest_pixels(batch[IMAGE])})
         return {"images": np.array([len(batch["image_id"])]), "bytes": np.array([written])}

@@ -15,6 +15,7 @@ from ka_ray.distributed.device import actor_device, describe_actor
 from ka_ray.distributed.images import Columns
 from ka_ray.distributed.resources import Pools, remote_options
 from ka_ray.distributed.restarts import StartCount, actor_of
+from ka_ray.distributed.work_clock import record_work
 from ka_ray.numerics.mixed_precision import Precision
 from ka_ray.teachers import load_teacher
 from ka_ray.teachers.reading import ReadSpec, read_teacher
@@ -44,12 +45,15 @@ class TeacherActor:
         self._starts = StartCount(monitor, actor_of(f"teacher {config.name}"))
         if self._starts.exhausted:
             return  # loading the teacher again could run out of memory again; see StartCount for what follows
-        self._teacher, self._reading, self._amp = load_teacher(config).to(self._device), reading, amp
+        with record_work(monitor, f"load {config.name}"):
+            self._teacher, self._reading, self._amp = load_teacher(config).to(self._device), reading, amp
+        self._monitor = monitor
 
     def __call__(self, batch: Columns) -> Columns:
         """Add what :func:`ka_ray.teachers.reading.read_teacher` reads to a batch."""
         self._starts.check()
-        return batch | read_teacher(self._teacher, batch, self._reading, self._amp)
+        with record_work(self._monitor, f"run {self._teacher.name}"):
+            return batch | read_teacher(self._teacher, batch, self._reading, self._amp)
 
 
 def list_networks(teachers: Sequence[TeacherConfig], reading: ReadSpec) -> list[str]:

@@ -13,6 +13,7 @@ from ka_ray.reports.rows import (
     size_table,
     stages_table,
     start_table,
+    timeline_table,
 )
 from ka_ray.reports.sections import Accuracy, ReportContent
 from ka_ray.reports.sentences import (
@@ -27,6 +28,7 @@ from ka_ray.reports.sentences import (
     describe_networks,
     describe_source,
     describe_speed,
+    describe_timeline,
     find_browse_command,
 )
 from ka_ray.reports.tables import format_table
@@ -49,7 +51,7 @@ def report_to_markdown(report: ReportContent) -> str:
         _disputed_section(report),
         _size_section(report),
         _codes_section(report),
-        _stages_section(report),
+        _time_section(report),
         _placements_section(report),
         _unreadable_section(report),
         _tracking_section(report),
@@ -115,8 +117,10 @@ def _codes_section(report: ReportContent) -> str:
     return f"## Codes and layers\n\n{format_table(*codes_table(report))}\n\n{CODES_NOTE}"
 
 
-def _stages_section(report: ReportContent) -> str:
-    return f"## Stages\n\n{format_table(*stages_table(report))}\n\n{describe_cluster(report)}"
+def _time_section(report: ReportContent) -> str:
+    steps = [format_table(*timeline_table(report)), describe_timeline(report)] if report.timeline else []
+    stages = [format_table(*stages_table(report)), describe_cluster(report)]
+    return "\n\n".join(["## Time", *steps, *stages])
 
 
 def _placements_section(report: ReportContent) -> str:

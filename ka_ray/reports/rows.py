@@ -1,14 +1,18 @@
 """The tables of a report as text, the same for Markdown and HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from ka_ray.reports.choices import HeldOutQuality, StudentChoice
 from ka_ray.reports.networks import NetworkSpeed
 from ka_ray.reports.sections import Accuracy, ReportContent, StageName, StageSpeed, StartQuality
 from ka_ray.reports.tables import format_share
+from ka_ray.reports.timeline import TimelineStep
 
 QUALITY_HEADER = ("divergence from the teacher followed worst", "agreement", "divergence from the ensemble")
+
+SHORTEST_STEP_S = 0.05
+"""Shorter steps of the timeline are left out: one decimal of the seconds is shown."""
 
 
 class Table(NamedTuple):
@@ -169,10 +173,30 @@ def ordered_stages(report: ReportContent) -> dict[StageName, StageSpeed]:
 def stages_table(report: ReportContent) -> Table:
     """Return the time and the throughput of each stage."""
     rows = [
-        (stage, f"{speed.seconds:,.1f}", f"{speed.images_per_s:,.0f}")
+        (
+            stage,
+            f"{speed.seconds:,.1f}",
+            f"{speed.images_per_s:,.0f}" if speed.images_per_s else "-",
+            _describe_work(speed.work),
+        )
         for stage, speed in ordered_stages(report).items()
     ]
-    return Table(("stage", "seconds", "images per second"), rows)
+    return Table(("stage", "seconds", "images per second", "work in its processes, seconds"), rows)
+
+
+def _describe_work(work: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {seconds:,.1f}" for kind, seconds in work.items()) or "-"
+
+
+def shown_steps(report: ReportContent) -> list[TimelineStep]:
+    """Return the steps of the command that took any time."""
+    return [step for step in report.timeline if step.seconds >= SHORTEST_STEP_S]
+
+
+def timeline_table(report: ReportContent) -> Table:
+    """Return the steps of the command that took any time."""
+    rows = [(step.step, f"{step.began:,.1f}", f"{step.seconds:,.1f}") for step in shown_steps(report)]
+    return Table(("step", "began after seconds", "seconds"), rows)
 
 
 def placements_table(report: ReportContent) -> Table:

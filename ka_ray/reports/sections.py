@@ -9,6 +9,7 @@ from ka_ray.reports.disputed import DisputedImage
 from ka_ray.reports.gates import GateAccuracy, GateChoice
 from ka_ray.reports.networks import NetworkSizes
 from ka_ray.reports.origin import RunOrigin
+from ka_ray.reports.timeline import TimelineStep
 
 StageName = Literal["teach", "extract", "start", "codes", "layers", "joint", "evaluate"]
 """The stages of a run, in the order in which they run."""
@@ -109,6 +110,9 @@ class StageSpeed(ReportSection):
     """Duration of the stage, in seconds."""
     images_per_s: float
     """Images processed per second; an image counts again in every epoch."""
+    work: dict[str, float] = Field({})
+    """Kind of work, such as ``decode images`` -> seconds of it, added up over the processes that did it side
+    by side; of a training stage, the seconds of its first worker. Empty where it was not measured."""
 
 
 class CurvePoint(ReportSection):
@@ -212,6 +216,9 @@ class ReportContent(ReportSection):
     """Tap, or ``scores`` -> the student's layer that ends there; empty for a baseline."""
     stages: dict[StageName, StageSpeed]
     """Stage that ran -> its time and throughput."""
+    timeline: list[TimelineStep] = Field([])
+    """The steps of the command that wrote the report; a run that was resumed has only those of its last
+    command. Empty in reports of earlier versions."""
     ray: ClusterResources
     """Resources of the Ray cluster."""
     placements: list[ActorPlacement]

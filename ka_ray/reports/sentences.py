@@ -163,9 +163,21 @@ def describe_kept_adapters(report: ReportContent) -> str:
 
 
 def describe_cluster(report: ReportContent) -> str:
-    """Return the size of the Ray cluster."""
-    ray = report.ray
-    return f"The Ray cluster had {ray.nodes} node(s), {ray.cpus:g} CPUs and {ray.gpus:g} GPUs."
+    """Return the size of the Ray cluster, and what the stages' work in its processes means."""
+    ray, size = report.ray, "The Ray cluster had {0.nodes} node(s), {0.cpus:g} CPUs and {0.gpus:g} GPUs."
+    work = " Work in processes side by side is added up; starting a process is not counted as work."
+    return size.format(ray) + (work if any(speed.work for speed in report.stages.values()) else "")
+
+
+def describe_timeline(report: ReportContent) -> str:
+    """Return how much of the time until the report the steps took; nothing without steps."""
+    if not report.timeline:
+        return ""
+    last, total = report.timeline[-1], sum(step.seconds for step in report.timeline)
+    return (
+        f"The steps took {total:,.1f} of the {last.began + last.seconds:,.1f} s until this report was "
+        "written. Starting Python comes before them, and figures and MLflow's model after them."
+    )
 
 
 def find_browse_command(run: MlflowRun) -> str | None:

@@ -65,12 +65,14 @@ class PassSummary(Summary):
         seconds: Duration of the pass, in seconds.
         unreadable: Images that could not be read and were skipped, each with the reason.
         placements: Where the actors of the teachers ran.
+        work: Kind of work -> seconds of it, added up over all processes; empty in earlier versions' folders.
     """
 
     images: int
     seconds: float
     unreadable: list[str]
     placements: list[ActorPlacement]
+    work: dict[str, float] = {}
 
 
 class ExtractionSummary(PassSummary):

@@ -11,6 +11,7 @@ from ka_ray.distributed.error_log import log_errors
 from ka_ray.distributed.resource_plan import ResourcePlan, plan_resources
 from ka_ray.images.split import ImageSet
 from ka_ray.runs.output_folder import RUN, load_run_id, save_run_id
+from ka_ray.runs.timeline import Timeline
 from ka_ray.student.plan import Plan
 from ka_ray.terminal.progress import RUN_URL_PREFIX, Display
 from ka_ray.terminal.streams import divert_descriptors
@@ -36,6 +37,7 @@ class RunContext:
         display: Shows progress on the terminal.
         children: Trackers of the students that are learned side by side, by their names. Progress of a stage
             called ``NAME/stage`` goes to the tracker of that name.
+        timeline: Records where the time goes.
     """
 
     config: Config | TeachConfig
@@ -45,6 +47,7 @@ class RunContext:
     tracker: Tracker
     display: Display
     children: Mapping[str, Tracker] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
 
     def notify(self, *notes: str | None) -> None:
         """Show lines of text to the user; None is skipped."""
@@ -55,6 +58,20 @@ class RunContext:
         """Show lines of text that the user should see even with ``--quiet``; None is skipped."""
         for warning in filter(None, warnings):
             self.display.warn(warning)
+
+    @contextmanager
+    def track_images(self, stage: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many images of a pass have been processed, and record it as a step of the timeline.
+
+        Args:
+            stage: Name of the pass.
+            total: Number of images to process.
+
+        Yields:
+            A function to call with the number of images that were processed since the last call.
+        """
+        with self.timeline.step(stage), self.display.track_images(stage, total) as on_images:
+            yield on_images
 
     def report_epoch(self, progress: Progress) -> None:
         """Show the progress of training, and log the losses and the speed of an epoch that has ended."""
@@ -90,6 +107,7 @@ def open_context(
     name: str,
     id_file: str = RUN,
     check_resources: Callable[[ResourcePlan, Cluster], None] = lambda resources, cluster: None,
+    timeline: Timeline | None = None,
 ) -> Iterator[RunContext]:
     """Connect to the cluster and the tracker, and close both; a run that raises is tracked as failed.
 
@@ -99,17 +117,13 @@ def open_context(
         name: The name of the tracker's run.
         id_file: The file that keeps the tracker's run id, with which a later attempt continues.
         check_resources: Called before anything is logged; raises InputError if the cluster is too small.
+        timeline: Has the steps so far; None if there are none.
 
     Raises:
         InputError: The cluster is too small for the run.
     """
-    with (
-        divert_descriptors(folder / RUN_LOG) as diverted,
-        Display(UsageMeter()) as display,
-        connect(config.ray) as cluster,
-        log_errors(folder / RUN_LOG),  # inside, because connecting gives Ray's loggers their handlers
-        open_tracker(config.tracking, name, folder, load_run_id(folder, id_file), display.warn) as tracker,
-    ):
+    timeline = timeline or Timeline()
+    with _connect_to_both(config, folder, name, id_file, timeline) as (cluster, tracker, display, diverted):
         resources = plan_resources(config, cluster)
         check_resources(resources, cluster)
         save_run_id(folder, tracker.run_id, id_file)
@@ -120,9 +134,28 @@ def open_context(
             resources=resources,
             tracker=tracker,
             display=display,
+            timeline=timeline,
         )
         _announce(context, diverted)
         yield context
+
+
+@contextmanager
+def _connect_to_both(
+    config: Config | TeachConfig, folder: Path, name: str, id_file: str, timeline: Timeline
+) -> Iterator[tuple[Cluster, Tracker, Display, bool]]:
+    """Connect to Ray and to the tracker, with a display; also say whether other output goes to a log."""
+    run_id = load_run_id(folder, id_file)
+    with (
+        divert_descriptors(folder / RUN_LOG) as diverted,
+        Display(UsageMeter()) as display,
+        timeline.entering("starting Ray", connect(config.ray)) as cluster,
+        log_errors(folder / RUN_LOG),  # inside, because connecting gives Ray's loggers their handlers
+        timeline.entering(
+            "opening MLflow", open_tracker(config.tracking, name, folder, run_id, display.warn)
+        ) as tracker,
+    ):
+        yield cluster, tracker, display, diverted
 
 
 def _announce(context: RunContext, diverted: bool) -> None:

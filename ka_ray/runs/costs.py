@@ -1,5 +1,6 @@
 """What networks and stages cost: sizes of the student and its teachers, time of every stage."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -69,14 +70,23 @@ def compute_speeds(
         extraction: The summaries of the passes that stored features and scores.
         evaluated: The evaluation of the student.
     """
-    images_and_seconds: dict[StageName, tuple[int, float]] = {
-        stage: (summary.images_seen, summary.seconds) for stage, summary in stages.items()
+    measured: dict[StageName, tuple[int, float, Mapping[str, float]]] = {
+        stage: (summary.images_seen, summary.seconds, _training_work(summary))
+        for stage, summary in stages.items()
     }
     # The seconds do not include images that an earlier attempt of this run had already stored.
-    extracted = sum(part.images - part.resumed for part in extraction)
-    images_and_seconds["extract"] = (extracted, sum(part.seconds for part in extraction))
-    images_and_seconds["evaluate"] = (evaluated.images, evaluated.seconds)
+    extracted, work = sum(part.images - part.resumed for part in extraction), Counter[str]()
+    for part in extraction:
+        work.update(part.work)
+    measured["extract"] = (extracted, sum(part.seconds for part in extraction), work)
+    measured["evaluate"] = (evaluated.images, evaluated.seconds, evaluated.work)
     return {
-        stage: StageSpeed(seconds=seconds, images_per_s=images / seconds)
-        for stage, (images, seconds) in images_and_seconds.items()
+        stage: StageSpeed(seconds=seconds, images_per_s=images / seconds, work=dict(work))
+        for stage, (images, seconds, work) in measured.items()
     }
+
+
+def _training_work(summary: StageSummary) -> dict[str, float]:
+    """Return how long a stage waited for batches, and how long it did not; nothing without batches."""
+    waited = summary.history[-1].waited if summary.history else 0.0
+    return {"wait for batches": waited, "compute": summary.seconds - waited} if waited else {}

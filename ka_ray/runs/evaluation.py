@@ -60,7 +60,7 @@ def evaluate_students(
         learned=learned,
         disputed=disputed,
     )
-    with run.display.track_images("evaluate", len(images.ids)) as on_images:
+    with run.track_images("evaluate", len(images.ids)) as on_images:
         return evaluate_images(work, on_images)
 
 

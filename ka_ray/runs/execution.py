@@ -48,7 +48,7 @@ def store_images(
     if is_stored(folder):
         return
     work = Extraction(images, folder, row_bytes, classes)
-    with run.display.track_images("extract" if teachers else "read", len(images.ids)) as on_images:
+    with run.track_images("extract" if teachers else "read", len(images.ids)) as on_images:
         extract_features(work, teachers, pools_of(run.config, run.resources.placement), read_spec, on_images)
 
 
@@ -61,12 +61,13 @@ def train(run: RunContext, what: str, work: Work) -> None:
         work: Runs in every worker.
     """
     resources = run.resources
-    if resources.ray.workers == 0:
-        run.notify(f"{what}: in this process")
-        return _train_here(run, work)
-    run.notify(f"{what}: starting {resources.ray.workers_text}")
-    group = WorkerGroup(resources.ray, resources.placement.trainers, run.folder, run.config.name)
-    return train_in_workers(work, group, run.report_epoch, run.notify)
+    with run.timeline.step(what):
+        if resources.ray.workers == 0:
+            run.notify(f"{what}: in this process")
+            return _train_here(run, work)
+        run.notify(f"{what}: starting {resources.ray.workers_text}")
+        group = WorkerGroup(resources.ray, resources.placement.trainers, run.folder, run.config.name)
+        return train_in_workers(work, group, run.report_epoch, run.notify)
 
 
 def _train_here(run: RunContext, work: Work) -> None:

@@ -112,13 +112,14 @@ def learn_gates(run: Run, students: Sequence[Config], embeddings: Mapping[str, E
     gates, found = dict[str, OwnerGate](), dict[str, GateQuality]()
     only_auto = all(student.scores.gate == "auto" for student in students)
     least = MIN_SURE_HINTS if only_auto else MIN_HINTS
-    for name in names:
-        try:
-            gates[name], found[name] = _learn_or_load(run, name, embeddings, least)
-        except TooFewOwners as error:
-            if any(student.scores.gate == name for student in students):
-                raise
-            run.notify(f"scores.gate: auto learns no gate: {error}")
+    with run.timeline.step("learning gates"):
+        for name in names:
+            try:
+                gates[name], found[name] = _learn_or_load(run, name, embeddings, least)
+            except TooFewOwners as error:
+                if any(student.scores.gate == name for student in students):
+                    raise
+                run.notify(f"scores.gate: auto learns no gate: {error}")
     auto = choose_gate_for_auto(found)
     run.notify(*(describe_gate(name, quality) for name, quality in found.items()))
     if only_auto and found:

@@ -91,11 +91,13 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
     config, plan, label_sets = run.config, run.plan, run.plan.label_sets
     stages, extraction = stage_summaries(config, run.folder), extraction_summaries(run.folder)
     codes, layers, joint = stages.get("codes"), stages.get("layers"), stages.get("joint")
+    with run.timeline.step("measuring sizes and speeds of networks"):
+        size = measure_sizes(config, run.plan.views, run.folder)
     return Report(
         name=config.name,
         classes=list(plan.spec.classes),
         accuracy=evaluated.accuracy,
-        size=measure_sizes(config, run.plan.views, run.folder),
+        size=size,
         method=config.baseline or (config.codes.method if config.learns_layers else "start"),
         rule=label_sets.rule,
         centered=label_sets.center,
@@ -111,6 +113,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         curve=evaluated.curve,
         disputed=evaluated.disputed,
         stages=compute_speeds(stages, extraction, evaluated),
+        timeline=run.timeline.steps,
         ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],

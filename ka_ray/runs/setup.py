@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, claim_output_dir
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import teach_missing
+from ka_ray.runs.timeline import Timeline
 from ka_ray.runs.tracked import track_inputs
 from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.joint import chooses_student
@@ -49,6 +50,7 @@ class RunPlan:
         training_images: The images that students learn from.
         evaluation_images: The images that students are evaluated on.
         notes: What the user should know, shown when the run starts.
+        timeline: Has planning as its first step.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class RunPlan:
     training_images: ImageSet
     evaluation_images: ImageSet
     notes: tuple[str, ...]
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
@@ -73,9 +76,12 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     Raises:
         InputError: Something in the config cannot work; the message names the key.
     """
-    check_servers(config)
-    config, descriptions = describe_teachers(config)
-    return plan_described(config, descriptions, students)
+    timeline = Timeline()
+    with timeline.step("planning"):
+        check_servers(config)
+        config, descriptions = describe_teachers(config)
+        planned = plan_described(config, descriptions, students)
+    return replace(planned, timeline=timeline)
 
 
 def plan_described(
@@ -224,16 +230,13 @@ def start_run(
     config = planned.config
     with (
         _claim(planned) as folder,
-        open_context(config, folder, f"{config.name}{suffix}", id_file, check_resources) as context,
+        open_context(
+            config, folder, f"{config.name}{suffix}", id_file, check_resources, planned.timeline
+        ) as context,
     ):
         context.notify(*planned.notes)
         run = Run(
-            config=config,
-            folder=folder,
-            cluster=context.cluster,
-            resources=context.resources,
-            tracker=context.tracker,
-            display=context.display,
+            **vars(context),
             plan=planned.plan,
             training_images=planned.training_images,
             evaluation_images=planned.evaluation_images,

@@ -50,7 +50,7 @@ def measure_or_load_moments(
         work = Extraction(images, folder, row_bytes=0)
         read_spec = ReadSpec(run.plan.paths, run.plan.spaces, config.scores, run.plan.views.teacher_columns)
         read_spec = choose_precision(run, read_spec)
-        with run.display.track_images("moments", len(images.ids)) as on_images:
+        with run.track_images("moments", len(images.ids)) as on_images:
             moments, summary = reduce_images(
                 work,
                 config.teachers,

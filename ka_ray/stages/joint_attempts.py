@@ -27,7 +27,10 @@ MAX_LOWERED = 2
 
 
 class _StartLost(Exception):
-    """Raised on all ranks to end the training loop; its arguments are images and seconds so far."""
+    """Raised on all ranks to end the training loop; its argument is the report of the last epoch."""
+
+    def __init__(self, last: Progress) -> None:
+        self.last = last
 
 
 def lowers_rate(config: JointConfig) -> bool:
@@ -56,7 +59,7 @@ def fit_from_start(
     Returns:
         The student, or the moving average of its weights, and the epochs; they count what was given up, too.
     """
-    settings, given_up = inputs.settings("joint"), (0, 0.0)
+    settings, given_up = inputs.settings("joint"), None
     while True:
         lowered = 0 if kept is None else len(kept.lost)
         rate = settings.learning_rate / RATE_STEP**lowered
@@ -67,7 +70,7 @@ def fit_from_start(
         try:
             history = fit(learner, batches, replace(settings, learning_rate=rate), report, average)
         except _StartLost as lost:
-            given_up = lost.args
+            given_up = lost.last
         except FloatingPointError:  # the loss of an epoch is not finite, on all ranks
             if kept is None or not may_lower or kept.best != START:
                 raise
@@ -75,7 +78,7 @@ def fit_from_start(
             history = [_add(record, given_up) for record in history]
             if kept is None or not may_lower or kept.best != START:
                 return averaged or student, history
-            given_up = history[-1].images, history[-1].seconds
+            given_up = history[-1]
         assert kept is not None
         kept.load_best(student)  # the start
         _give_up(kept, rate, settings.checkpoint)
@@ -94,7 +97,7 @@ def _reporter(
     kept: KeptStudent | None,
     student: Student,
     averaged: Student | None,
-    given_up: tuple[int, float],
+    given_up: Progress | None,
     may_lower: bool,
 ) -> Callable[[Progress], None]:
     """Return what is done with a report of the training loop."""
@@ -109,11 +112,18 @@ def _reporter(
         inputs.report(total)
         is_due = progress.epoch_ended and epoch == math.ceil(progress.epochs / 3) < progress.epochs
         if kept is not None and may_lower and is_due and kept.has_lost_start(epoch):
-            raise _StartLost(total.images, total.seconds)
+            raise _StartLost(total)
 
     return report
 
 
-def _add(progress: Progress, given_up: tuple[int, float]) -> Progress:
+def _add(progress: Progress, given_up: Progress | None) -> Progress:
     """Return a report that also counts the images and the seconds of what was given up."""
-    return replace(progress, images=progress.images + given_up[0], seconds=progress.seconds + given_up[1])
+    if given_up is None:
+        return progress
+    return replace(
+        progress,
+        images=progress.images + given_up.images,
+        seconds=progress.seconds + given_up.seconds,
+        waited=progress.waited + given_up.waited,
+    )

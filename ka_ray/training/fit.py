@@ -1,7 +1,5 @@
 """The training loop that all stages share, in plain torch: in one process, or data-parallel with DDP."""
 
-import math
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,19 +11,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ka_ray.errors import InputError
 from ka_ray.numerics.ranks import copy_buffers_from_rank_zero, rank, sum_over_ranks, world_size
+from ka_ray.stopwatch import timed
 from ka_ray.training.averaging import WeightAverage
 from ka_ray.training.batches import Batches
 from ka_ray.training.checkpoint import Stateful, load_training_state, save_training_state
 from ka_ray.training.interruption import MiddleOfEpoch, NoticeWatcher
+from ka_ray.training.loss_meter import LossMeter
 from ka_ray.training.network_call import check_precision, explain_compile_errors
 from ka_ray.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from ka_ray.training.progress import Progress, ProgressCallback
 from ka_ray.training.settings import FitSettings
 
 __all__ = ["Progress", "ProgressCallback", "fit"]
-
-REPORT_INTERVAL_S = 2.0
-"""Seconds between two progress reports within an epoch."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Modules that `batch_norms: frozen` keeps in eval mode."""
@@ -59,10 +56,9 @@ def fit(
         InputError: The device cannot train in the precision, or torch.compile fails.
     """
     check_precision(settings.stage, settings.amp, batches.device)
-    steps, meter = _Steps(learner, batches, settings, average), _LossMeter(batches, settings, report)
+    steps, meter = _Steps(learner, batches, settings, average), LossMeter(batches, settings, report)
     _resume(settings.checkpoint, learner, steps, meter)
-    model = learner if world_size() == 1 else _data_parallel(learner, settings)
-    watcher = NoticeWatcher()
+    model, watcher = _over_ranks(learner, settings), NoticeWatcher()
     for epoch in range(len(meter.history) + 1, meter.epochs + 1):
         meter.start_epoch(epoch)
         _set_training_mode(learner, settings)
@@ -129,18 +125,18 @@ def _take_steps(
     model: nn.Module,
     batches: Iterator[dict[str, Tensor]],
     steps: _Steps,
-    meter: "_LossMeter",
+    meter: LossMeter,
     watcher: NoticeWatcher,
 ) -> None:
     """Take the steps of an epoch, or the rest of them if training was saved in the middle of it."""
     meter.go_to_middle()
-    for batch in islice(batches, meter.step, meter.steps):
+    for batch in timed(islice(batches, meter.step, meter.steps), meter.add_wait):
         meter.add(steps.take(model, batch))
         if watcher.step_ended():
             _save(steps, meter, in_epoch=True)
 
 
-def _save(steps: _Steps, meter: "_LossMeter", in_epoch: bool = False) -> None:
+def _save(steps: _Steps, meter: LossMeter, in_epoch: bool = False) -> None:
     checkpoint, middle = steps.settings.checkpoint, None
     if checkpoint is None:
         return
@@ -151,7 +147,7 @@ def _save(steps: _Steps, meter: "_LossMeter", in_epoch: bool = False) -> None:
         save_training_state(checkpoint, steps.parts, steps.taken, meter.history, middle)
 
 
-def _resume(checkpoint: Path | None, learner: nn.Module, steps: _Steps, meter: "_LossMeter") -> None:
+def _resume(checkpoint: Path | None, learner: nn.Module, steps: _Steps, meter: LossMeter) -> None:
     """Restore the state after the last saved epoch, if one exists."""
     records = list[dict[str, Any]]()
     if checkpoint is not None and checkpoint.exists():
@@ -166,7 +162,9 @@ def _resume(checkpoint: Path | None, learner: nn.Module, steps: _Steps, meter: "
         )
 
 
-def _data_parallel(learner: nn.Module, settings: FitSettings) -> nn.Module:
+def _over_ranks(learner: nn.Module, settings: FitSettings) -> nn.Module:
+    if world_size() == 1:
+        return learner
     return DistributedDataParallel(learner, find_unused_parameters=settings.unused_parameters)
 
 
@@ -177,71 +175,3 @@ def _set_training_mode(learner: nn.Module, settings: FitSettings) -> None:
         for module in learner.modules():
             if isinstance(module, BATCH_NORMS):
                 module.eval()
-
-
-class _LossMeter:
-    """Sums up losses, reports them at intervals, and checks at the end of an epoch that they are finite.
-
-    The sums stay on the device, because reading a loss in each step would wait for the device each time.
-    """
-
-    def __init__(self, batches: Batches, settings: FitSettings, report: ProgressCallback) -> None:
-        self._batches, self._settings, self._report = batches, settings, report
-        self.history: list[Progress] = []
-        self.middle: MiddleOfEpoch | None = None
-        self.total_steps = settings.steps(batches)
-        self.epochs = math.ceil(self.total_steps / batches.steps_per_epoch)
-        self._began = self._reported = time.perf_counter()
-
-    def resume(self, history: list[Progress]) -> None:
-        self.history = history
-        # Count the seconds of earlier attempts, too.
-        self._began -= history[-1].seconds if history else 0.0
-
-    def start_epoch(self, epoch: int) -> None:
-        self._epoch, self.step = epoch, 0
-        # With a budget of images the last epoch may be shorter.
-        steps_before = (epoch - 1) * self._batches.steps_per_epoch
-        self.steps = min(self._batches.steps_per_epoch, self.total_steps - steps_before)
-        self.sums: dict[str, Tensor] = {}
-
-    def go_to_middle(self) -> None:
-        middle, self.middle = self.middle, None
-        if middle is not None:
-            middle.restore_random()
-            self.step = middle.step
-            self.sums = {name: value.to(self._batches.device) for name, value in middle.sums.items()}
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self.step += 1
-        for name, loss in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + loss.detach() * self._batches.loss_weight
-        due = time.perf_counter() - self._reported > REPORT_INTERVAL_S
-        if rank() == 0 and due and self.step < self.steps:
-            self._report(self._progress(torch.stack(list(self.sums.values()))))
-            self._reported = time.perf_counter()
-
-    def end_epoch(self) -> None:
-        sums = sum_over_ranks(torch.stack(list(self.sums.values()))) / world_size()
-        progress = self._progress(sums)
-        if not all(math.isfinite(loss) for loss in progress.losses.values()):
-            raise FloatingPointError(
-                f"stage {progress.stage}, epoch {progress.epoch}: the loss is not finite "
-                f"({progress.losses}); lower the learning_rate of {progress.stage}"
-            )
-        self.history.append(progress)
-        self._report(progress)
-
-    def _progress(self, sums: Tensor) -> Progress:
-        means = (sums / self.step).tolist()
-        steps_taken = (self._epoch - 1) * self._batches.steps_per_epoch + self.step
-        return Progress(
-            stage=self._settings.stage,
-            epoch=self._epoch,
-            epochs=self.epochs,
-            step=self.step,
-            steps=self.steps,
-            images=steps_taken * self._batches.batch_size,
-            seconds=time.perf_counter() - self._began,
-            losses=dict(zip(self.sums, means, strict=True)),
-        )

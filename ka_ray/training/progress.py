@@ -18,6 +18,7 @@ class Progress:
         seconds: Seconds since the start of the stage, including those of earlier attempts.
         losses: Name -> mean loss over the steps of this epoch. Within an epoch it is rank 0's mean, at the
             end of the epoch the mean over all ranks.
+        waited: How many of the seconds this rank waited for batches to be read.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class Progress:
     images: int
     seconds: float
     losses: dict[str, float]
+    waited: float = 0.0
 
     @property
     def epoch_ended(self) -> bool:

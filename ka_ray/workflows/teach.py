@@ -104,7 +104,7 @@ def _evaluate(context: RunContext, config: TeachConfig, checkpoint: Path, images
         learned=read_learned_digests([context.folder]),
     )
     context.notify(NOT_COMPARED if work.learned is None else None)
-    with context.display.track_images("evaluate", len(images.ids)) as on_images:
+    with context.track_images("evaluate", len(images.ids)) as on_images:
         counts, summary = evaluate_images(work, on_images)
     accuracy = measure_accuracy(counts[TEACHERS_ONLY], [teacher.name])
     labels = match_labels(count_labels(images) or {}, teacher.classes)

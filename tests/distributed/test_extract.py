@@ -90,6 +90,11 @@ def test_stacked_features_and_scores_equal_those_of_a_plain_loop(
     scores = torch.cat([scores for _, scores in per_teacher], dim=1)
     np.testing.assert_allclose(stored["scores"], scores.numpy(), rtol=2e-3, atol=2e-3)
 
+    kinds = {f"{verb} {teacher}" for verb in ("load", "run") for teacher in ("low", "high")}
+    assert summary["work"].keys() == {"decode images", "write shards", *kinds}
+    processes = 2 * 2 + 4  # more than ever worked side by side
+    assert 0 < sum(summary["work"].values()) < processes * summary["seconds"]
+
     placements = {
         name: [p for p in summary["placements"] if p["teacher"] == name] for name in ("low", "high")
     }

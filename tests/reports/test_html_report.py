@@ -10,6 +10,7 @@ from report_kinds import HOSTILE, KINDS, make_report
 
 from ka_ray.reports.html.elements import sentence, share_bar
 from ka_ray.reports.report import Report
+from ka_ray.reports.timeline import TimelineStep
 
 VOID = {"meta", "img"}
 EVERYWHERE = ["Accuracy", "Size", "Time", "Plan", "How to repeat it", "Skipped images: 1 could not be read"]
@@ -164,18 +165,29 @@ def test_bars_are_as_long_as_the_shares() -> None:
     assert share_bar("not measured", "student") == share_bar("-", "student") == ""
 
 
-def test_the_bars_of_the_stages_follow_each_other() -> None:
-    section = find_section(make_report("labelled").to_html(), "Time")
-    assert re.findall(r'"name">(\w+)<', section) == ["extract", "joint"]  # the order in which they ran
-    assert "12.2 s, 3 images/s" in section
+def test_the_bars_of_the_steps_are_where_they_were_in_time() -> None:
+    steps = [("starting Ray", 2.0, 3.5), ("evaluate", 6.0, 1.0), ("learning gates", 7.0, 0.04)]
+    timeline = [TimelineStep(step=name, began=began, seconds=seconds) for name, began, seconds in steps]
+    section = find_section(
+        make_report("labelled").model_copy(update={"timeline": timeline}).to_html(), "Time"
+    )
+    assert re.findall(r'"name">(.*?)<', section) == ["starting Ray", "evaluate"]
+    assert '"time">3.5 s<' in section
     places = [
         (float(begin), float(width))
         for begin, width in re.findall(r"margin-left:([\d.]+)%;width:([\d.]+)%", section)
     ]
     assert places == [
-        (0, pytest.approx(89.09)),
-        (pytest.approx(89.09), pytest.approx(10.91)),
-    ]  # 12.25 and 1.5 s
+        (pytest.approx(100 * 2 / 7, abs=0.01), 50),
+        (pytest.approx(100 * 6 / 7, abs=0.01), pytest.approx(100 / 7, abs=0.01)),
+    ]
+
+
+def test_without_steps_the_time_section_has_the_stages_in_the_order_in_which_they_ran() -> None:
+    section = find_section(make_report("labelled").to_html(), "Time")
+    assert re.findall(r'<th scope="row">(extract|joint)', section) == ["extract", "joint"]
+    assert '<td data-label="seconds"><span>12.2</span></td>' in section
+    assert "timeline" not in section
     assert Page(make_report("labelled").model_copy(update={"stages": {}}).to_html()).text
 
 

@@ -123,7 +123,7 @@ def test_every_key_of_the_schema_has_a_description() -> None:
         for part in parts
         for key, field in part["properties"].items()
     }
-    assert len(described) == 128
+    assert len(described) == 133
     assert [key for key, has_description in described.items() if not has_description] == []
 
 
@@ -191,7 +191,7 @@ def test_markdown_leaves_out_sections_without_content() -> None:
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# run: 4 classes, 2 teachers, one student",
-        *("## Accuracy", "## Size", "## Codes and layers", "## Stages", "## Teacher actors"),
+        *("## Accuracy", "## Size", "## Codes and layers", "## Time", "## Teacher actors"),
         *("## Skipped images: 1 could not be read", "## Tracking"),
     ]
     for word in ("extends", "several teachers know", "averaged over views", "Adapters", "joint learning"):
@@ -200,6 +200,25 @@ def test_markdown_leaves_out_sections_without_content() -> None:
     assert "## Teacher actors" not in make_markdown(placements=[])
     assert "Skipped" not in make_markdown(unreadable=[])
     assert "This run was not tracked." in make_markdown(mlflow={"tracking_uri": None, "run_id": None})
+
+
+def test_the_time_section_has_the_steps_of_the_command_and_the_work_of_the_stages() -> None:
+    steps = [
+        {"step": "starting Ray", "began": 2.0, "seconds": 3.5},
+        {"step": "learning gates", "began": 5.5, "seconds": 0.04},
+        {"step": "evaluating", "began": 6.0, "seconds": 1.0},
+    ]
+    work = {"decode images": 0.75, "run low": 1.5}
+    speeds = {
+        "start": {"seconds": 2.0, "images_per_s": 0.0},
+        "evaluate": {"seconds": 1.0, "images_per_s": 4.0, "work": work},
+    }
+    text = make_markdown(timeline=steps, stages=speeds)
+    assert "| starting Ray | 2.0 | 3.5 |\n| evaluating | 6.0 | 1.0 |" in text  # none for a step of no time
+    assert "The steps took 4.5 of the 7.0 s until this report was written." in text
+    assert "| start | 2.0 | - | - |" in text  # it reads no stream of images
+    assert "| evaluate | 1.0 | 4 | decode images 0.8, run low 1.5 |" in text
+    assert "The steps took" not in make_markdown(timeline=[])
 
 
 def test_shared_classes_are_listed_with_their_teachers() -> None:

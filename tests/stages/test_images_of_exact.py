@@ -66,7 +66,7 @@ def test_images_are_doubled_while_that_is_clearly_better(
     source, images, monkeypatch, divergences, tried, kept
 ):
     start, judged, steps = build(source, images, divergences, monkeypatch)
-    assert steps == [f"start exact, {number} images" for number in tried]
+    assert steps == [f"start exact, at most {number} images" for number in tried]
     assert start.network is judged[tried.index(kept)]
     assert start.note.startswith(f"at most {kept} images, divergence")
     expected = solve_plainly(source, images, kept).state_dict()

@@ -1,7 +1,7 @@
 """Test the training loop against optimizer steps in numpy."""
 
-import importlib
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ka_ray.errors import InputError
-from ka_ray.training import Batches, FitSettings, fit
+from ka_ray.training import Batches, FitSettings, fit, loss_meter
 from ka_ray.training.fit import Progress, learning_rate_factor
 
 BATCH_SIZE, STEPS_PER_EPOCH = 4, 3
-# An import statement would find the function `fit`, which has the name of its module.
-FIT_MODULE = importlib.import_module("ka_ray.training.fit")
 
 
 class Regression(nn.Module):
@@ -128,7 +126,7 @@ def test_a_budget_of_images_ends_training_at_the_end_of_the_schedule(batches, im
 
 
 def test_only_the_last_report_of_a_partial_epoch_is_marked_as_its_end(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
+    monkeypatch.setattr(loss_meter, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run_fit(batches, images=20)
     assert [(r.epoch, r.step) for r in reports] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert [r for r in reports if r.epoch_ended] == history
@@ -159,15 +157,15 @@ def test_the_history_has_one_record_per_epoch(batches):
 
 
 def test_progress_is_reported_within_an_epoch_at_intervals(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", -1.0)
+    monkeypatch.setattr(loss_meter, "REPORT_INTERVAL_S", -1.0)
     _, history, reports = run_fit(batches, epochs=2)
     assert [(r.epoch, r.step) for r in reports] == [(e, s) for e in (1, 2) for s in (1, 2, 3)]
     assert [r for r in reports if r.epoch_ended] == history
 
 
 def test_other_ranks_than_zero_report_only_the_ends_of_epochs(batches, monkeypatch):
-    monkeypatch.setattr(FIT_MODULE, "REPORT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(FIT_MODULE, "rank", lambda: 1)
+    monkeypatch.setattr(loss_meter, "REPORT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(loss_meter, "rank", lambda: 1)
     _, history, reports = run_fit(batches, epochs=2)
     assert [(r.epoch, r.step) for r in reports] == [(1, 3), (2, 3)]
     assert reports == history
@@ -226,3 +224,25 @@ def test_a_damaged_checkpoint_is_refused_and_the_message_names_it(batches, tmp_p
         InputError, match=r"fit.epoch cannot be used .* Delete it, and the stage starts from its first epoch"
     ):
         run_fit(batches, epochs=2, checkpoint=checkpoint)
+
+
+def test_seconds_of_reading_batches_are_counted_apart(batches, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Batches):
+        def epoch(self, epoch):
+            for batch in super().epoch(epoch):
+                now[0] += 2.0  # reading
+                yield batch
+
+    class Computing(Regression):
+        def forward(self, batch):
+            now[0] += 5.0
+            return super().forward(batch)
+
+    slow = Slow(batches.store, batches.columns, BATCH_SIZE, seed=5)
+    settings = FitSettings("test", 2, learning_rate=0.1)
+    history = fit(Computing(), slow, settings, lambda _: None)
+    assert [record.waited for record in history] == [2.0 * STEPS_PER_EPOCH, 2 * 2.0 * STEPS_PER_EPOCH]
+    assert [record.seconds for record in history] == [7.0 * STEPS_PER_EPOCH, 2 * 7.0 * STEPS_PER_EPOCH]

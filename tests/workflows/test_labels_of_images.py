@@ -223,7 +223,7 @@ def test_teach_says_what_its_accuracy_leaves_out(
     context = SimpleNamespace(
         notify=lambda *lines: notes.extend(filter(None, lines)),
         tracker=NullTracker(),
-        display=SimpleNamespace(track_images=lambda *_: nullcontext(lambda images: None)),
+        track_images=lambda *_: nullcontext(lambda images: None),
         resources=SimpleNamespace(placement=None),
         folder=tmp_path / "out",
     )

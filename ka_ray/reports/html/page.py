@@ -6,6 +6,7 @@ from importlib.resources import files
 from ka_ray.reports.html import sections
 from ka_ray.reports.html.disputed import disputed_section
 from ka_ray.reports.html.elements import element, escape_attribute, paragraph, table
+from ka_ray.reports.html.time import time_section
 from ka_ray.reports.rows import accuracy_table, size_table
 from ka_ray.reports.sections import ReportContent
 from ka_ray.reports.sentences import describe_agreement
@@ -41,7 +42,7 @@ def report_to_html(report: ReportContent, figures: Mapping[str, bytes]) -> str:
         disputed_section(report),
         sections.figures_section(figures),
         sections.size_section(report),
-        sections.time_section(report),
+        time_section(report),
         sections.codes_section(report),
         sections.plan_section(report),
         sections.repeat_section(report),

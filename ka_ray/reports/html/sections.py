@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from ka_ray.reports.html.elements import (
-    bar,
     details,
     element,
     escape,
@@ -21,8 +20,6 @@ from ka_ray.reports.rows import (
     codes_table,
     curve_table,
     gate_table,
-    ordered_stages,
-    placements_table,
     size_table,
     start_table,
 )
@@ -32,7 +29,6 @@ from ka_ray.reports.sentences import (
     GATE_TABLE_NOTE,
     NO_LABELS_NOTE,
     describe_agreement,
-    describe_cluster,
     describe_gate,
     describe_kept_adapters,
     describe_measured_images,
@@ -166,31 +162,6 @@ def size_section(report: ReportContent) -> str:
         paragraph(share),
         paragraph(describe_speed(report)),
         paragraph(describe_kept_adapters(report)),
-    )
-
-
-def time_section(report: ReportContent) -> str:
-    """Return how long every stage took, as bars on a common scale of time."""
-    stages, rows, begin = ordered_stages(report), [], 0.0
-    total = sum(speed.seconds for speed in stages.values())
-    for name, speed in stages.items():
-        share = speed.seconds / total if total else 0.0
-        track = element("span", bar(begin, min(share, 1 - begin), "stage"), class_="track")
-        figures = escape(f"{speed.seconds:,.1f} s, {speed.images_per_s:,.0f} images/s")
-        rows.append(
-            element(
-                "li",
-                element("span", escape(name), class_="name"),
-                track,
-                element("span", figures, class_="time"),
-            )
-        )
-        begin = min(begin + share, 1.0)
-    together = f"Together {total:,.1f} s, without the time between stages. {describe_cluster(report)}"
-    timeline = element("ol", *rows, class_="timeline") if rows else ""
-    actors = table(placements_table(report)) if report.placements else ""
-    return section(
-        "Time", timeline, paragraph(together), actors and details("Actors of the teachers", actors)
     )
 
 
