@@ -79,7 +79,9 @@ class ExactSource(MeasuredSource):
         preprocess = Student(spec).preprocess.to(self.teachers[0].preprocess.mean.device)
 
         def report_layer(error: LayerError, number: int, total: int) -> None:
-            report(f"start exact, at most {all_images} images", number, total, {"error": error.relative_error})
+            report(
+                f"start exact, at most {all_images} images", number, total, {"error": error.relative_error}
+            )
 
         def count() -> Iterator[Mapping[str, Tensor]]:
             nonlocal read

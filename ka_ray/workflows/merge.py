@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ka_ray.runs.output_folder import MERGE_CONFIG
 from ka_ray.runs.servers import check_servers
 from ka_ray.runs.setup import RunPlan, describe_teachers, plan_described, start_run
 from ka_ray.runs.stored_parts import count_missing_bytes
+from ka_ray.runs.timeline import Timeline
 from ka_ray.storage.files import exists, format_bytes, is_remote, write_text
 from ka_ray.storage.uris import to_path
 from ka_ray.terminal.streams import print_progress
@@ -130,12 +131,15 @@ def plan_merge(request: MergeRequest) -> PlannedMerge:
     Raises:
         InputError: Something cannot work; the message names it.
     """
-    draft, _ = build_config(request)
-    described, descriptions = describe_teachers(draft)
-    choices = choose(described)
-    config, tree = build_config(request, choices)
-    described = config.model_copy(update={"teachers": described.teachers})
-    return PlannedMerge(config, tree, choices, plan_described(described, descriptions, [()]))
+    timeline = Timeline()
+    with timeline.step("planning"):
+        draft, _ = build_config(request)
+        described, descriptions = describe_teachers(draft)
+        choices = choose(described)
+        config, tree = build_config(request, choices)
+        described = config.model_copy(update={"teachers": described.teachers})
+        run = plan_described(described, descriptions, [()])
+    return PlannedMerge(config, tree, choices, replace(run, timeline=timeline))
 
 
 def describe_plan(planned: PlannedMerge) -> Iterator[str]:

@@ -43,6 +43,12 @@ def test_one_command_merges_two_teachers_and_its_config_repeats_it(tmp_path, mon
     assert shown.index("teacher pets: 3 classes") < shown.index("extracting scores: 27 images")
     report = json.loads((tmp_path / "runs" / "merged" / "report.json").read_text())
     assert report["accuracy"]["labelled"] == 3  # the folders are classes
+    steps = [step["step"] for step in report["timeline"]]
+    assert steps == [
+        *("planning", "starting Ray", "opening MLflow", "extract", "learning start, joint", "evaluate"),
+        "measuring sizes and speeds of networks",
+    ]
+    assert report["stages"]["extract"]["work"].keys() >= {"decode images", "run pets", "run birds"}
     assert ka_ray.load_student("runs/merged").spec.classes == tuple(NAMES)
 
     # The same command, or a run of the written config, would resume; another config would be refused.
