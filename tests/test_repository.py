@@ -16,7 +16,8 @@ def test_the_pre_commit_hooks_run_the_targets_lint_and_types():
     hooks = repos[0]["hooks"]
     assert [hook["entry"] for hook in hooks] == ["make lint", "make types"]
     assert {(hook["language"], hook["pass_filenames"]) for hook in hooks} == {("system", False)}
-    assert "\ntest: lint types\n" in MAKEFILE
+    assert "\ntest: lint\n" in MAKEFILE
+    assert re.search(r"\n\t\$\(MAKE\) .* types( |\n)", MAKEFILE)  # beside the tests
 
 
 def test_contributing_names_targets_of_the_makefile():

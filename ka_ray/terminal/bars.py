@@ -25,7 +25,12 @@ class TerminalConsole(Console):
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(file=stream, highlight=False, soft_wrap=True)
+        # In a notebook, rich would make every line an output of its own, with a margin. And the notebook says
+        # that it is a terminal, but bars that move up again are not redrawn there.
+        is_terminal = False if Console().is_jupyter else None
+        super().__init__(
+            file=stream, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=is_terminal
+        )
         self._stream = stream
 
     @property
