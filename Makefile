@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-with-ray test-without-ray test-slow chaos lint types build docs schemas lock clean
+.PHONY: setup demo test test-with-ray test-without-ray test-slow chaos bench lint types build docs schemas lock clean
 
 setup: $(READY)
 
@@ -37,6 +37,9 @@ test-slow: $(READY)
 
 chaos: $(READY)  ## Kill processes and nodes in every stage; about half an hour.
 	$(BIN)/python -m pytest -m chaos tests/chaos
+
+bench: $(READY)  ## Measure speed against bare twins, on an idle machine; writes benchmarks/RESULTS.md.
+	$(BIN)/python benchmarks/bench.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

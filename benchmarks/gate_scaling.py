@@ -26,6 +26,7 @@ from ka_ray.config import Config
 from ka_ray.features.store import IMAGES, create_shard_folder, mark_folder_finished, write_shard
 from ka_ray.runs.gate_samples import Embedding
 from ka_ray.runs.gates import learn_gates
+from ka_ray.runs.timeline import Timeline
 
 TEACHERS = {"a": tuple("abcde"), "b": tuple("fghij")}
 ROWS_PER_SHARD = 2000
@@ -67,7 +68,8 @@ def measure(gate: str, images: int, channels: int) -> None:
             tree | {"scores": {"gate": gate, "hints": dict.fromkeys(TEACHERS, name)}}
         )
         plan = SimpleNamespace(label_sets=LabelSets(TEACHERS))
-        run = SimpleNamespace(config=config, folder=folder, plan=plan, notify=lambda *_: None)
+        parts = {"config": config, "folder": folder, "plan": plan, "timeline": Timeline()}
+        run = SimpleNamespace(**parts, notify=lambda *_: None)
         before, peak, done = read_own_memory(), 0, threading.Event()
 
         def watch() -> None:

@@ -21,34 +21,23 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from joint_loops import NUM_CLASSES, Work, learn_bare, learn_jointly, make_store
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ka_ray.config import JointConfig, Preprocessing, ScoresConfig
-from ka_ray.features.stack import SCORES
-from ka_ray.features.store import Store, create_shard_folder, mark_folder_finished, write_shard
+from ka_ray.config import Preprocessing, ScoresConfig
 from ka_ray.images.views import IMAGE
-from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.mixed_precision import Precision, autocast
-from ka_ray.stages.joint import JointLearner
-from ka_ray.student import Student, StudentSpec
 from ka_ray.teachers import Teacher
 from ka_ray.teachers.preprocess import Preprocess
 from ka_ray.teachers.reading import ReadSpec, read_teacher
-from ka_ray.training.batches import Batches
-from ka_ray.training.fit import fit
-from ka_ray.training.settings import FitSettings
 
 CUDA = torch.device("cuda")
-NUM_CLASSES = 10
 NETWORKS = {
     "tf_efficientnet_lite0": (128, ("blocks.2", "blocks.4", "blocks.6")),
     "resnet50": (224, ("layer2", "layer3", "layer4")),
 }
 """Network -> size of its images in pixels, and the modules that are read as taps."""
-
-EPOCHS = 3
-"""Epochs of joint learning that are timed, after one that is not."""
 
 Figures = dict[str, float]
 
@@ -150,76 +139,19 @@ def measure_extraction(name: str, batch: int) -> Figures:
     return per_second(batch, measure_seconds(calls))
 
 
-def make_store(folder: Path, size: int, rows: int) -> Store:
-    rng = np.random.default_rng(0)
-    create_shard_folder(folder)
-    for part in np.array_split(np.arange(rows), 4):
-        images = rng.integers(0, 256, (len(part), 3, size, size), dtype=np.uint8)
-        scores = rng.normal(size=(len(part), 2 * NUM_CLASSES)).astype(np.float16)
-        write_shard(folder, {"image_id": part, IMAGE: images, SCORES: scores})
-    mark_folder_finished(folder, {})
-    return Store(folder)
-
-
-def learn_jointly(name: str, store: Store, batch: int, amp: Precision, compiled: bool) -> float:
-    """Return images/s of joint learning on stored scores."""
-    size, _ = NETWORKS[name]
-    label_sets = {t: tuple(f"{t}_{i}" for i in range(NUM_CLASSES)) for t in ("a", "b")}
-    pixels = Preprocessing(size=size, crop=size, resize="squash").model_dump(mode="json")
-    student = Student(StudentSpec(f"timm/{name}", {}, {}, {}, label_sets, None, pixels, {}))
-    config = JointConfig(batch_size=batch, amp=amp, compile=compiled, loss="kl", batch_norms="frozen")
-    learner = move_network(JointLearner(student, config, ScoresConfig()), CUDA)
-    batches, ends = Batches(store, [IMAGE, SCORES], batch, seed=0, device=CUDA), list[float]()
-    settings = FitSettings(
-        "joint",
-        EPOCHS + 1,
-        1e-4,
-        amp=amp,
-        batch_norms="frozen",
-        decay_biases=False,
-        clip_norm=config.clip_norm,
-    )
-    fit(learner, batches, settings, lambda p: ends.append(time.perf_counter()) if p.epoch_ended else None)
-    return batches.steps_per_epoch * batch * EPOCHS / (ends[-1] - ends[0])
-
-
-def learn_bare(name: str, store: Store, batch: int, amp: Precision, memory: torch.memory_format) -> float:
-    """Return images/s of a plain loop with the same network, loss, optimizer and batch size."""
-    rows = np.arange(len(store))
-    images, targets = (store.gather([column], rows)[column] for column in (IMAGE, SCORES))
-    network = timm.create_model(name, num_classes=2 * NUM_CLASSES).to(CUDA).eval().to(memory_format=memory)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
-    rng, ends = np.random.default_rng(0), list[float]()
-    for _ in range(EPOCHS + 1):
-        order = rng.permutation(rows)
-        for start in range(0, len(rows) - batch + 1, batch):
-            chosen = order[start : start + batch]
-            parts = (torch.from_numpy(array[chosen]).pin_memory() for array in (images, targets))
-            x, y = (part.cuda(non_blocking=True).float() for part in parts)
-            with autocast(CUDA, amp):
-                scores = network((x.to(memory_format=memory) / 255 - 0.5) / 0.5)
-            p, q = ((one.float() / 2).log_softmax(1) for one in (y, scores))
-            loss = 4 * nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-    return len(rows) // batch * batch * EPOCHS / (ends[-1] - ends[0])
-
-
 def measure_joint(name: str, batch: int, rows: int, rounds: int, full: bool) -> Figures:
     """Return images/s of joint learning, and of a bare loop."""
+    work = Work(f"timm/{name}", NETWORKS[name][0], batch, rows)
     with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder) / "store", NETWORKS[name][0], rows)
+        store = make_store(Path(folder) / "store", work)
         calls: dict[str, Callable[[], float]] = {}
         for amp in ("none", "bf16"):
-            calls[f"{amp}"] = lambda amp=amp: learn_jointly(name, store, batch, amp, False)  # type: ignore[misc]
+            calls[f"{amp}"] = lambda amp=amp: learn_jointly(work, store, CUDA, amp, False)  # type: ignore[misc]
             for memory in (torch.contiguous_format, torch.channels_last):
                 label = f"{amp}, bare, {str(memory)[6:].replace('_format', '').replace('_', ' ')}"
-                calls[label] = lambda amp=amp, memory=memory: learn_bare(name, store, batch, amp, memory)  # type: ignore[misc]
+                calls[label] = lambda amp=amp, memory=memory: learn_bare(work, store, CUDA, amp, memory)  # type: ignore[misc]
             if full:
-                calls[f"{amp}, compiled"] = lambda amp=amp: learn_jointly(name, store, batch, amp, True)  # type: ignore[misc]
+                calls[f"{amp}, compiled"] = lambda amp=amp: learn_jointly(work, store, CUDA, amp, True)  # type: ignore[misc]
         measured: dict[str, list[float]] = {label: [] for label in calls}
         for _ in range(rounds):
             for label, call in calls.items():

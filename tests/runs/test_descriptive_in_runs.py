@@ -27,6 +27,7 @@ from ka_ray.runs.gate_samples import Embedding, find_embeddings, open_stored, re
 from ka_ray.runs.gates import Gates, learn_gates
 from ka_ray.runs.setup import plan_run
 from ka_ray.runs.teachers import teach_missing
+from ka_ray.runs.timeline import Timeline
 from ka_ray.teachers.plain import plain_conv_net
 from ka_ray.workflows.tune import search_widths
 
@@ -159,7 +160,8 @@ def gated_run(load_described, tmp_path):
         config = load_described(f"scores.gate={gate}", "images.owner=low", hints)
         label_sets = LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
         plan = SimpleNamespace(label_sets=label_sets)
-        return SimpleNamespace(config=config, folder=tmp_path / "out", plan=plan, notify=lambda *_: None)
+        folder, notify = tmp_path / "out", lambda *_: None
+        return SimpleNamespace(config=config, folder=folder, plan=plan, notify=notify, timeline=Timeline())
 
     return make
 
@@ -238,14 +240,13 @@ def test_an_evaluation_whose_gate_does_not_use_it_makes_no_pixels_for_it(
     seen = []
     monkeypatch.setattr("ka_ray.runs.evaluation.pools_of", lambda *_: None)
     monkeypatch.setattr("ka_ray.runs.evaluation.evaluate_images", lambda work, _: seen.append(work))
-    display = SimpleNamespace(track_images=lambda *_: nullcontext())
     run = SimpleNamespace(
         config=planned.config,
         folder=tmp_path,
         plan=planned.plan,
         evaluation_images=planned.evaluation_images,
         resources=SimpleNamespace(placement=None),
-        display=display,
+        track_images=lambda *_: nullcontext(),
         notify=lambda *_: None,
     )
     gates = Gates({}, {"descriptive": "fc"})

@@ -9,6 +9,7 @@ import torch
 from ka_ray.config import RayConfig, Resources
 from ka_ray.errors import ClusterError, InputError
 from ka_ray.runs.execution import train
+from ka_ray.runs.timeline import Timeline
 from ka_ray.training.fit import Progress
 
 
@@ -17,7 +18,9 @@ def make_run(report):
     placement = SimpleNamespace(trainers=Resources(cpu=3))
     resources = SimpleNamespace(ray=RayConfig(workers=0), placement=placement)
     notes: list[str] = []
-    return SimpleNamespace(resources=resources, report_epoch=report, notify=notes.append, notes=notes)
+    return SimpleNamespace(
+        resources=resources, report_epoch=report, notify=notes.append, notes=notes, timeline=Timeline()
+    )
 
 
 @pytest.fixture

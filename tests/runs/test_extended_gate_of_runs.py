@@ -16,6 +16,7 @@ from ka_ray.gates.fit import GateProblem
 from ka_ray.runs.gate_samples import Embedding, find_embeddings
 from ka_ray.runs.gates import NO_GATES, learn_gates, resolve_gate
 from ka_ray.runs.setup import plan_run
+from ka_ray.runs.timeline import Timeline
 from ka_ray.storage.files import remove_tree, write_json
 from ka_ray.student.plan import make_plan
 from ka_ray.teachers import build_teacher
@@ -49,7 +50,8 @@ def describe(config, folder):
     """Return what learning gates needs of a run, without Ray, and the list that gets its notes."""
     notes, label_sets = [], LabelSets({teacher.name: teacher.classes for teacher in config.teachers})
     plan = SimpleNamespace(label_sets=label_sets)
-    return SimpleNamespace(config=config, folder=folder, plan=plan, notify=lambda *n: notes.extend(n)), notes
+    parts = {"config": config, "folder": folder, "plan": plan, "timeline": Timeline()}
+    return SimpleNamespace(**parts, notify=lambda *n: notes.extend(n)), notes
 
 
 @pytest.fixture

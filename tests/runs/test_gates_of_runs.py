@@ -14,6 +14,7 @@ from ka_ray.reports.gates import GateQuality, OwnerCheck
 from ka_ray.runs.gate_choice import choose_gate_for_auto
 from ka_ray.runs.gate_samples import Embedding
 from ka_ray.runs.gates import NO_GATES, learn_gates, resolve_gate
+from ka_ray.runs.timeline import Timeline
 from ka_ray.storage.files import remove_tree
 
 EMBEDDINGS = {"low": Embedding("fc", 6), "high": Embedding("fc", 4)}
@@ -52,6 +53,7 @@ def make_run(load_config, tmp_path):
             folder=tmp_path,
             plan=SimpleNamespace(label_sets=label_sets),
             notify=lambda *lines: notes.extend(lines),
+            timeline=Timeline(),
         )
         return run, notes
 

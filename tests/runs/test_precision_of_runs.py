@@ -71,7 +71,8 @@ def test_a_tap_with_a_large_mean_is_stored_as_float32_and_the_user_is_told(make_
     monkeypatch.setattr(
         "ka_ray.distributed.shard_writer.StartCount", lambda *_: SimpleNamespace(check=lambda: None)
     )
-    monitor = SimpleNamespace(record_placement=SimpleNamespace(remote=lambda _: None))
+    ignored = SimpleNamespace(remote=lambda *_: None)
+    monitor = SimpleNamespace(record_placement=ignored, record_work=ignored)
     batch = read_sample(run.training_images)
     for section in run.config.teachers:
         batch = TeacherActor(section, None, chosen, "none", monitor)(batch)
