@@ -1,9 +1,11 @@
 """Test the rules for the source of the package: which part may import which, names and lengths."""
 
 import ast
+import functools
+import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,9 +64,15 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@functools.cache
+def walk(path: Path) -> list[ast.AST]:
+    """Return all nodes of the syntax tree of a file, which many tests read."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imported_names(path: Path) -> Iterator[str]:
     """Yield the absolute name of each module or object that a file imports, also inside of functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in walk(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -89,7 +97,35 @@ def relative_path(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-every_file = pytest.mark.parametrize("path", FILES, ids=relative_path)
+def every_file(test: Callable[..., None]) -> Callable[..., None]:
+    """Call a test for every file, and list the files that fail it.
+
+    As tests of their own they would be 4,000, and take a quarter of a minute for nothing.
+    """
+
+    @functools.wraps(test)
+    def test_all(**arguments: object) -> None:
+        failed = {}
+        for path in FILES:
+            try:
+                test(path=path, **arguments)
+            except AssertionError as error:
+                failed[relative_path(path)] = str(error)
+        assert failed == {}
+
+    signature = inspect.signature(test)
+    others = [parameter for name, parameter in signature.parameters.items() if name != "path"]
+    test_all.__signature__ = signature.replace(parameters=others)  # pytest looks up these arguments
+    return test_all
+
+
+def test_a_file_that_fails_is_listed():
+    @every_file
+    def check(path):
+        assert path.name != "errors.py"
+
+    with pytest.raises(AssertionError, match=r"errors\.py"):
+        check()
 
 
 @every_file
@@ -185,11 +221,7 @@ def test_files_are_not_longer_than_the_limit(path):
 
 @every_file
 def test_functions_are_not_longer_than_the_limit(path):
-    functions = [
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    functions = [node for node in walk(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
 

@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:.*noload.*")]
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = REPOSITORY / "jobs" / "configs" / "digits.yaml"
 LAYERWISE = (
-    "codes={solver: sgd, epochs: 30}",
-    "layers={epochs: 20, batch_size: 32, learning_rate: 0.01}",
-    "joint={epochs: 20, batch_size: 32, learning_rate: 0.002}",
+    "codes={solver: sgd, epochs: 20}",
+    "layers={epochs: 10, batch_size: 32, learning_rate: 0.01}",
+    "joint={epochs: 10, batch_size: 32, learning_rate: 0.002}",
 )
 """With these sections the student starts from random weights and learns layer by layer."""
 
@@ -118,9 +118,9 @@ def test_one_mlflow_run_has_parameters_metrics_artifacts_and_the_model(run, monk
     tracked = client.get_run(report.mlflow.run_id)
     assert tracked.info.status == "FINISHED"
     assert len(client.search_runs([tracked.info.experiment_id])) == 1
-    assert tracked.data.params["joint.epochs"] == "20"
+    assert tracked.data.params["joint.epochs"] == "10"
     assert tracked.data.metrics["evaluate/union"] == pytest.approx(report.accuracy.union)
-    assert len(client.get_metric_history(report.mlflow.run_id, "joint/loss")) == 20
+    assert len(client.get_metric_history(report.mlflow.run_id, "joint/loss")) == 10
     assert {"report.json", "report.md", "report.html", "figures"} <= {
         a.path for a in client.list_artifacts(tracked.info.run_id)
     }
@@ -139,7 +139,7 @@ def test_a_changed_config_is_refused_with_the_changed_keys(run):
     config = Config.load(DIGITS, [f"output={folder}", *LAYERWISE, "joint.epochs=3", "ray.workers=1"])
     with pytest.raises(ka_ray.InputError) as error:
         ka_ray.amalgamate(config)
-    assert "joint.epochs: 20 there, 3 now" in str(error.value)
+    assert "joint.epochs: 10 there, 3 now" in str(error.value)
     assert "ray.workers" not in str(error.value)
 
 
