@@ -42,10 +42,12 @@ def write_files(folder: Path, kind: str, size: int, count: int) -> None:
 def decode_ours(folder: Path, size: int) -> float:
     """Return images/s of reading a folder as a task of a pass does."""
     images = {"source": "folder", "path": str(folder), "labelled": False, "size": size}
-    teacher = {"name": "t", "network": "plain", "classes": ["a"], "training": {"epochs": 1}}
-    image_set = split_images(
-        Config.model_validate({"name": "decode", "images": images, "teachers": [teacher]})
-    )[0]
+    teachers = [
+        {"name": name, "network": "plain", "classes": [f"{name}1", f"{name}2"], "training": {"epochs": 1}}
+        for name in ("a", "b")
+    ]
+    config = Config.model_validate({"name": "decode", "images": images, "teachers": teachers})
+    image_set = split_images(config)[0]
     source, count = image_set.source, 0
     began = time.perf_counter()
     for chunk in source.chunks:
