@@ -113,7 +113,7 @@ def _build_report(run: Run, evaluated: EvaluationSummary, gate: GateChoice | Non
         curve=evaluated.curve,
         disputed=evaluated.disputed,
         stages=compute_speeds(stages, extraction, evaluated),
-        timeline=run.timeline.steps,
+        timeline=list(run.timeline.steps),
         ray=ClusterResources.model_validate(run.cluster.size),
         placements=[place for part in extraction for place in part.placements],
         unreadable=[name for part in [*extraction, evaluated] for name in part.unreadable],
