@@ -12,7 +12,7 @@ from ka_ray.reports.timeline import TimelineStep
 QUALITY_HEADER = ("divergence from the teacher followed worst", "agreement", "divergence from the ensemble")
 
 SHORTEST_STEP_S = 0.05
-"""Shorter steps of the timeline are left out: one decimal of the seconds is shown."""
+"""Shorter steps and work are left out: one decimal of the seconds is shown."""
 
 
 class Table(NamedTuple):
@@ -185,7 +185,10 @@ def stages_table(report: ReportContent) -> Table:
 
 
 def _describe_work(work: Mapping[str, float]) -> str:
-    return ", ".join(f"{kind} {seconds:,.1f}" for kind, seconds in work.items()) or "-"
+    """Return the kinds of work that took any time, those that took most of it first."""
+    longest_first = sorted(work.items(), key=lambda item: -item[1])
+    told = [f"{kind} {seconds:,.1f}" for kind, seconds in longest_first if seconds >= SHORTEST_STEP_S]
+    return ", ".join(told) or "-"
 
 
 def shown_steps(report: ReportContent) -> list[TimelineStep]:

@@ -146,11 +146,13 @@ def describe_source(start: StartQuality) -> str:
 
 def describe_speed(report: ReportContent) -> str:
     """Return what the speeds in the table of sizes were measured with; empty if they were not."""
-    if report.size.threads is None:
+    threads = report.size.threads
+    if threads is None:
         return ""
+    used = "1 thread" if threads == 1 else f"{threads} threads"
     return (
-        f"Speeds are those of the command's CPU with {report.size.threads} threads, from pixels to scores: "
-        f"one image alone, and batches of at most {SPEED_BATCH}."
+        f"Speeds are those of the command's CPU with {used}, from pixels to scores: one image alone, and "
+        f"batches of at most {SPEED_BATCH}."
     )
 
 

@@ -208,7 +208,7 @@ def test_the_time_section_has_the_steps_of_the_command_and_the_work_of_the_stage
         {"step": "learning gates", "began": 5.5, "seconds": 0.04},
         {"step": "evaluating", "began": 6.0, "seconds": 1.0},
     ]
-    work = {"decode images": 0.75, "run low": 1.5}
+    work = {"decode images": 0.75, "load low": 0.02, "run low": 1.5}
     speeds = {
         "start": {"seconds": 2.0, "images_per_s": 0.0},
         "evaluate": {"seconds": 1.0, "images_per_s": 4.0, "work": work},
@@ -217,7 +217,7 @@ def test_the_time_section_has_the_steps_of_the_command_and_the_work_of_the_stage
     assert "| starting Ray | 2.0 | 3.5 |\n| evaluating | 6.0 | 1.0 |" in text  # none for a step of no time
     assert "The steps took 4.5 of the 7.0 s until this report was written." in text
     assert "| start | 2.0 | - | - |" in text  # it reads no stream of images
-    assert "| evaluate | 1.0 | 4 | decode images 0.8, run low 1.5 |" in text
+    assert "| evaluate | 1.0 | 4 | run low 1.5, decode images 0.8 |" in text  # what took most, first
     assert "The steps took" not in make_markdown(timeline=[])
 
 
