@@ -71,7 +71,7 @@ def compute_speeds(
         evaluated: The evaluation of the student.
     """
     measured: dict[StageName, tuple[int, float, Mapping[str, float]]] = {
-        stage: (summary.images_seen, summary.seconds, _training_work(summary))
+        stage: (summary.images_seen, _all_seconds(summary), _training_work(summary))
         for stage, summary in stages.items()
     }
     # The seconds do not include images that an earlier attempt of this run had already stored.
@@ -86,7 +86,15 @@ def compute_speeds(
     }
 
 
+def _all_seconds(summary: StageSummary) -> float:
+    """Return the seconds of a stage; of one that was resumed, at least those of all its training."""
+    # The images that it has seen are those of all attempts, too, but its own seconds those of the last one.
+    return max([summary.seconds, *(record.seconds for record in summary.history[-1:])])
+
+
 def _training_work(summary: StageSummary) -> dict[str, float]:
-    """Return how long a stage waited for batches, and how long it did not; nothing without batches."""
-    waited = summary.history[-1].waited if summary.history else 0.0
-    return {"wait for batches": waited, "compute": summary.seconds - waited} if waited else {}
+    """Return how long training waited for batches, and how long it did not; nothing without batches."""
+    last = summary.history[-1] if summary.history else None
+    if last is None or not last.waited:
+        return {}
+    return {"wait for batches": last.waited, "compute": last.seconds - last.waited}
