@@ -82,10 +82,9 @@ class _Steps:
         settings: FitSettings,
         average: WeightAverage[Any] | None,
     ) -> None:
-        on_gpu = batches.device.type == "cuda"
         self._learner, self.settings, self._average = learner, settings, average
         self._loss_weight, self._total_steps = batches.loss_weight, settings.steps(batches)
-        self._optimizer = build_optimizer(learner, settings, fused=on_gpu)
+        self._optimizer = build_optimizer(learner, settings)
         self._scaler = torch.amp.GradScaler(batches.device.type, enabled=settings.amp == "fp16")
         self.taken = 0
         self.parts: dict[str, Stateful] = {"learner": learner, "optimizer": self._optimizer}

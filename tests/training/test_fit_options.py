@@ -83,7 +83,7 @@ def test_clipped_steps_and_the_warm_up_equal_those_of_a_plain_loop(batches, clip
 def test_without_the_options_training_is_that_of_a_plain_loop_bit_by_bit(batches):
     learner, plain = Learner(), Learner().train()
     fit(learner, batches, settings_of(), lambda progress: None)
-    optimizer = torch.optim.AdamW(plain.parameters(), RATE, weight_decay=0)
+    optimizer = torch.optim.AdamW(plain.parameters(), RATE, weight_decay=0, fused=True)
     for step, batch in enumerate(b for epoch in range(1, EPOCHS + 1) for b in batches.epoch(epoch)):
         optimizer.param_groups[0]["lr"] = RATE * learning_rate_factor(step, EPOCHS * STEPS_PER_EPOCH)
         optimizer.zero_grad()
