@@ -66,7 +66,7 @@ def fit_from_start(
         average = build_average(student, inputs.config.joint)
         averaged = None if average is None else average.module
         may_lower = lowers_rate(inputs.config.joint) and lowered < MAX_LOWERED
-        report = _reporter(inputs, kept, student, averaged, given_up, may_lower)
+        report = _reporter(inputs, kept, student, averaged, given_up, may_lower, lowered + 1)
         try:
             history = fit(learner, batches, replace(settings, learning_rate=rate), report, average)
         except _StartLost as lost:
@@ -75,7 +75,7 @@ def fit_from_start(
             if kept is None or not may_lower or kept.best != START:
                 raise
         else:
-            history = [_add(record, given_up) for record in history]
+            history = [_add(record, given_up, lowered + 1) for record in history]
             if kept is None or not may_lower or kept.best != START:
                 return averaged or student, history
             given_up = history[-1]
@@ -99,12 +99,13 @@ def _reporter(
     averaged: Student | None,
     given_up: Progress | None,
     may_lower: bool,
+    attempt: int,
 ) -> Callable[[Progress], None]:
     """Return what is done with a report of the training loop."""
     result = student if averaged is None else averaged
 
     def report(progress: Progress) -> None:
-        total, epoch = _add(progress, given_up), progress.epoch
+        total, epoch = _add(progress, given_up, attempt), progress.epoch
         if progress.epoch_ended and rank() == 0 and inputs.config.evaluation.each_epoch:
             save_student(result, epoch_students_folder(inputs.folder) / f"{epoch:03d}")
         if progress.epoch_ended and kept is not None:
@@ -117,8 +118,9 @@ def _reporter(
     return report
 
 
-def _add(progress: Progress, given_up: Progress | None) -> Progress:
-    """Return a report that also counts the images and the seconds of what was given up."""
+def _add(progress: Progress, given_up: Progress | None, attempt: int) -> Progress:
+    """Return a report of an attempt that also counts the images and the seconds of what was given up."""
+    progress = replace(progress, attempt=attempt)
     if given_up is None:
         return progress
     return replace(

@@ -45,6 +45,7 @@ class Display:
         self._terminal = self._console.is_terminal and not (chosen.quiet or chosen.json)
         self._bars = StageBars(self._console, meter, redirects=stream is sys.stdout)
         self._shown: set[str] = set()
+        self._seconds: dict[tuple[str, int], float] = {}  # of a stage, up to the end of an attempt
 
     def __enter__(self) -> "Display":
         if self._terminal:
@@ -117,6 +118,11 @@ class Display:
 
     def show_training(self, progress: "Progress") -> None:
         """Show the progress of a training stage: on a terminal after every step, otherwise after epochs."""
+        stage, attempt = progress.stage, progress.attempt
+        if attempt > 1 and (stage, attempt) not in self._seconds:
+            self.note(f"{stage}: no epoch is better than the start; again from the start, at a lower rate")
+        self._seconds[stage, attempt] = progress.seconds
+        spent = progress.seconds - self._seconds.get((stage, attempt - 1), 0.0)
         losses = " ".join(f"{name}={value:.4g}" for name, value in progress.losses.items())
         done, total = (progress.epoch - 1) * progress.steps + progress.step, progress.epochs * progress.steps
         speed = _rate(progress.images, progress.seconds, "images")
@@ -130,7 +136,7 @@ class Display:
             self._line(
                 f"{progress.stage} epoch={progress.epoch}/{progress.epochs} images={progress.images} "
                 f"seconds={progress.seconds:.1f}",
-                progress.seconds * (total - done) / max(done, 1),
+                spent * (total - done) / max(done, 1),
                 losses,
             )
 

@@ -19,6 +19,8 @@ class Progress:
         losses: Name -> mean loss over the steps of this epoch. Within an epoch it is rank 0's mean, at the
             end of the epoch the mean over all ranks.
         waited: How many of the seconds this rank waited for batches to be read.
+        attempt: Number of the attempt, from 1, of a stage that may begin again at a lower learning rate;
+            images and seconds include those of the attempts before.
     """
 
     stage: str
@@ -30,6 +32,7 @@ class Progress:
     seconds: float
     losses: dict[str, float]
     waited: float = 0.0
+    attempt: int = 1
 
     @property
     def epoch_ended(self) -> bool:

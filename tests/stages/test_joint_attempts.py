@@ -54,6 +54,7 @@ def test_the_last_attempt_is_training_from_the_start_at_a_ninth_of_the_rate(make
     assert list(choice["qualities"]) == names
     images = [record["images"] for record in summary_of(lowered)["history"]]
     assert images == [images[0] // (given_up + 1) * (given_up + epoch) for epoch in (1, 2, 3)]
+    assert [record["attempt"] for record in summary_of(lowered)["history"]] == [3, 3, 3]
     for path in (lowered.folder / "stages").glob("joint*"):
         path.unlink()
 
@@ -94,7 +95,7 @@ def test_a_rate_at_which_no_epoch_gets_closer_is_lowered_after_the_last_one(make
     first = [f"epoch {epoch} at rate 0.001" for epoch in (1, 2, 3)]
     assert list(choice["qualities"]) == ["start", *first, "epoch 1", "epoch 2", "epoch 3"]
     assert choice["best"] == "epoch 2"
-    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert [(record["epoch"], record["attempt"]) for record in history] == [(1, 2), (2, 2), (3, 2)]
     images = [record["images"] for record in history]
     assert images == [images[0] // 4 * epoch for epoch in (4, 5, 6)]  # with the three that were given up
 

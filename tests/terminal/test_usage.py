@@ -116,3 +116,18 @@ def test_a_training_line_has_the_time_left_and_the_usage(capsys):
         "codes epoch=2/8 images=1000 seconds=10.0 eta_s=30 memory_gib=1.00 gpu_busy=0.25 "
         "gpu_memory_gib=30.0 loss=0.25\n"
     )
+
+
+def test_a_stage_that_begins_again_says_so_and_its_time_left_is_that_of_the_attempt(capsys):
+    display = Display()
+    display.show_training(Progress("joint", 4, 4, 5, 5, 400, 80.0, {"loss": 3.0}))
+    second = {"waited": 0.0, "attempt": 2}
+    display.show_training(Progress("joint", 1, 4, 2, 5, 420, 84.0, {"loss": 2.0}, **second))
+    display.show_training(Progress("joint", 1, 4, 5, 5, 500, 90.0, {"loss": 1.0}, **second))
+    display.show_training(Progress("joint", 2, 4, 5, 5, 600, 100.0, {"loss": 0.5}, **second))
+    assert capsys.readouterr().out.splitlines() == [
+        "joint epoch=4/4 images=400 seconds=80.0 eta_s=0 loss=3",
+        "joint: no epoch is better than the start; again from the start, at a lower rate",
+        "joint epoch=1/4 images=500 seconds=90.0 eta_s=30 loss=1",
+        "joint epoch=2/4 images=600 seconds=100.0 eta_s=20 loss=0.5",
+    ]
