@@ -44,6 +44,9 @@ EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75
 """Exit code of a command whose machines failed; it may succeed next time. EX_TEMPFAIL of sysexits.h."""
 
+EXIT_INTERRUPTED = 130
+"""Exit code of a command that was stopped by Ctrl-C: 128 and the number of SIGINT, as in shells."""
+
 
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 """Table for ``str.translate`` that makes control characters visible, except tabs and line breaks.
@@ -102,6 +105,10 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         work()
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:  # Typer makes it of Ctrl-C, and says nothing
+            print("stopped; run the same command again to go on where it was", file=sys.stderr)
+        raise
     except Exception as error:
         message_and_code = user_message(error)
         if verbosity().json:

@@ -151,9 +151,13 @@ def warn_of_lost_start(choice: StudentChoice | None) -> Iterator[str]:
         return
     start, last = choice.qualities["start"].divergence, list(choice.qualities.values())[-1].divergence
     if last > WORSE_THAN_START * start:
+        tried = {name.partition(" at rate ")[2] for name in choice.qualities} - {""}
+        rates = " and ".join(sorted(tried, reverse=True))
+        what = f", as at the rate{'s' if len(tried) > 1 else ''} {rates}" if tried else ""
+        advice = "Give more images, or a still lower" if tried else "Lower"
         yield (
             f"Joint learning lost what the start had, which is kept: {start:.3f} nats from the ensemble at "
-            f"the start, {last:.3f} after the last epoch. Lower joint.learning_rate."
+            f"the start, {last:.3f} after the last epoch{what}. {advice} joint.learning_rate."
         )
 
 

@@ -48,7 +48,7 @@ def describe_start(config: Config, spec: StudentSpec, teachers: Sequence[Teacher
         lines.append("of the starts, only exact applies to other widths than the teachers'")
     others = [name for name, own in _preprocessing_of(config).items() if own != dict(spec.preprocessing)]
     if others:
-        lines.append(f"the weights of {', '.join(others)} were trained with another preprocessing")
+        lines.append(f"{', '.join(others)}: another preprocessing than the student's, for the same weights")
     return "student: " + "; ".join([*lines, *_describe_unused(config)])
 
 

@@ -77,4 +77,14 @@ def test_joint_learning_that_lost_the_start_is_said(best, last, warned):
     warnings = [*warn_of_lost_start(choice)]
     assert bool(warnings) is warned
     assert all("0.500 nats" in text and "0.900 after" in text for text in warnings)
+    assert all(text.endswith("the last epoch. Lower joint.learning_rate.") for text in warnings)
     assert [*warn_of_lost_start(None)] == []
+
+
+def test_after_lower_rates_the_advice_is_another_one():
+    names = ["start", "epoch 1 at rate 0.001", "epoch 2 at rate 0.001", "epoch 1 at rate 0.0003", "epoch 1"]
+    quality = {"agreement": 0.5, "divergence": 0.9, "worst_divergence": 0.5, "images": 40}
+    qualities = dict.fromkeys(names, quality) | {"start": quality | {"divergence": 0.5}}
+    choice = StudentChoice.model_validate({"best": "start", "qualities": qualities})
+    [warning] = warn_of_lost_start(choice)
+    assert "as at the rates 0.001 and 0.0003. Give more images, or a still lower joint" in warning

@@ -215,7 +215,7 @@ def test_an_interrupted_stage_keeps_the_best_student_so_far(make_inputs):
 def test_other_pixels_and_unused_sections_are_said(make_inputs):
     assert "another preprocessing" not in describe(make_inputs("student.start=auto"))
     note = describe(make_inputs("student.start=auto", "teachers.1.preprocessing.mean=[0.5,0.5,0.5]"))
-    assert "the weights of high were trained with another preprocessing" in note
+    assert "high: another preprocessing than the student's, for the same weights" in note
     assert "codes, layers are not used: layers.behind_start is false" in note
     assert "not used" not in describe(make_inputs("student.start=auto", "layers.behind_start=true"))
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ka_ray import cli_student
-from ka_ray.errors import InputError, run_with_exit_code
+from ka_ray.errors import EXIT_INTERRUPTED, InputError, run_with_exit_code
 from ka_ray.terminal.progress import Display
 from ka_ray.terminal.summary import show_report
 
@@ -81,3 +81,10 @@ def test_an_error_shows_control_characters_but_keeps_its_lines(capsys, text):
     said = capsys.readouterr().err
     assert said == f"error: {text}\n".replace("\x1b", r"\x1b").replace("\x9b", r"\x9b")
     assert sys.stderr is not None
+
+
+def test_a_command_that_was_stopped_says_how_to_go_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_with_exit_code(lambda: sys.exit(EXIT_INTERRUPTED))
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "stopped; run the same command again to go on where it was\n"

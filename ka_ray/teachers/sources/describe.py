@@ -221,7 +221,7 @@ def _merge(config: TeacherConfig, found: Description) -> tuple[TeacherConfig, st
         known = "".join(f" ({note})" for note in found.notes)
         raise InputError(
             f"classes: {config.from_ or network} does not name them{known}; give a list in the order of the "
-            "scores, or a file"
+            f"scores, or a file: --set teachers.{config.name}.classes=FILE"
         )
     if found.preprocessing_problem and not config.preprocessing.model_fields_set & SAY_THE_SIZE:
         raise InputError(f"preprocessing: {found.preprocessing_problem}; give it in the config")

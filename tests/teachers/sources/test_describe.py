@@ -265,7 +265,10 @@ def test_names_of_classes_are_found_in_a_checkpoint(tmp_path, key, value):
 
 def test_a_checkpoint_without_names_is_asked_for_them_with_their_number(tmp_path):
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "pets.pt")
-    message = r"teachers.pets: classes: .*pets.pt does not name them .*it has 3 classes.*; give a list"
+    message = (
+        r"teachers.pets: classes: .*pets.pt does not name them .*it has 3 classes.*; give a list in the "
+        r"order of the scores, or a file: --set teachers.pets.classes=FILE$"
+    )
     with pytest.raises(InputError, match=message):
         describe(str(tmp_path / "pets.pt"))
 
