@@ -24,6 +24,7 @@ from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, claim_output_dir
 from ka_ray.runs.servers import check_servers
+from ka_ray.runs.size_checks import compare_sizes
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.runs.timeline import Timeline
 from ka_ray.runs.tracked import track_inputs
@@ -98,7 +99,7 @@ def plan_described(
         InputError: Something in the config cannot work; the message names the key.
     """
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
-    notes: list[str | None] = [*descriptions, *found]
+    notes: list[str | None] = [*descriptions, *compare_sizes(config.teachers), *found]
     teachers = TeachersOnDemand(config.teachers, build_teacher)
     notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]  # the first message is theirs
     plan = make_plan(config, teachers)
