@@ -22,6 +22,9 @@ from ka_ray.workflows.config_text import render_config
 from ka_ray.workflows.merge_choices import choose
 from ka_ray.workflows.merge_config import Choice, MergeRequest, build_config, to_overrides
 
+WARNING = "warning: "
+"""How the notes of a plan begin that the user should not miss."""
+
 START = "student: "
 """How the notes of a plan begin that are about the student's start."""
 
@@ -119,6 +122,9 @@ def init(request: MergeRequest, file: str | Path | None = None, force: bool = Fa
         raise InputError(f"{path} exists; --force overwrites it, --config FILE gives another name")
     planned = plan_merge(request)
     write_text(path, write_config_text(planned, planned.tree))
+    for note in planned.run.notes:
+        if note.startswith(WARNING):  # the other notes are comments in the file, and this one is, too
+            print_progress(note)
     return path
 
 
