@@ -11,6 +11,7 @@ import functools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -60,12 +61,18 @@ def _fail(image_id: int, name: str) -> None:
     raise ValueError(f"{name} cannot be read")
 
 
-def decode_by_pillow(folder: Path, size: int) -> float:
-    """Return images/s of a plain loop with Pillow."""
+def decode_plainly(read: Callable[[bytes, int], object], folder: Path, size: int) -> float:
+    """Return images/s of a plain loop over files.
+
+    Args:
+        read: Decodes and resizes the content of a file.
+        folder: The files.
+        size: Height and width that they get, in pixels.
+    """
     files = sorted(folder.iterdir())
     began = time.perf_counter()
     for file in files:
-        read_with_pillow(file.read_bytes(), size)
+        read(file.read_bytes(), size)
     return len(files) / (time.perf_counter() - began)
 
 
@@ -73,15 +80,6 @@ def read_with_pillow(content: bytes, size: int) -> np.ndarray:
     """Return the pixels ``[3, H, W]`` of a square image."""
     image = Image.open(BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def decode_by_torchvision(folder: Path, size: int) -> float:
-    """Return images/s of a plain loop with torchvision's decoder and resizing."""
-    files = sorted(folder.iterdir())
-    began = time.perf_counter()
-    for file in files:
-        read_with_torchvision(file.read_bytes(), size)
-    return len(files) / (time.perf_counter() - began)
 
 
 def read_with_torchvision(content: bytes, size: int) -> torch.Tensor:
@@ -110,9 +108,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "files"
             write_files(folder, kind, file_size, count)
-            ours, pillow, torch_reader = (
-                functools.partial(decode, folder, size)
-                for decode in (decode_ours, decode_by_pillow, decode_by_torchvision)
+            ours = functools.partial(decode_ours, folder, size)
+            pillow, torch_reader = (
+                functools.partial(decode_plainly, read, folder, size)
+                for read in (read_with_pillow, read_with_torchvision)
             )
             pairs = {f"{label}, Pillow": (ours, pillow), f"{label}, torchvision": (ours, torch_reader)}
             rows += measure_in_turns(pairs, arguments.rounds)

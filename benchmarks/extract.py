@@ -5,7 +5,7 @@
 Ray Data streams JPEG files through EfficientNet-Lite0s with random weights, one actor each. A pass over few
 images is subtracted from one over many, so that starting processes does not count. The twin decodes the same
 files with Pillow, runs the same networks on the same batches, and writes images and scores to files, in one
-process with a thread per core. All files are read once before, so that none comes from the disk.
+process with a thread per core. The files have just been written, so they come from memory, not from the disk.
 """
 
 import dataclasses

@@ -91,7 +91,7 @@ def learn_bare(
     network = build_network(work.network, dict(work.arguments), 2 * NUM_CLASSES)
     network = network.to(device).eval().to(memory_format=memory)
     model = network if world_size() == 1 else DistributedDataParallel(network)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=on_gpu)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)  # as ours
     share = work.batch // world_size()
     rng, ends = np.random.default_rng(0), list[float]()
     for _ in range(work.epochs + 1):

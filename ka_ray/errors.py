@@ -107,7 +107,7 @@ def run_with_exit_code(work: Callable[[], None]) -> int:
         work()
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:  # Typer makes it of Ctrl-C, and says nothing
-            print("stopped; run the same command again to go on where it was", file=sys.stderr)
+            print("stopped; a command with an output folder goes on if it is run again", file=sys.stderr)
         raise
     except Exception as error:
         message_and_code = user_message(error)

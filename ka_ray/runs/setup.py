@@ -32,7 +32,7 @@ from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.joint import chooses_student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
-from ka_ray.teachers.check import check_teacher, describe_answers
+from ka_ray.teachers.check import check_teacher, describe_answers, describe_checkpoint
 from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.teachers.sources.describe import describe_teacher
@@ -51,6 +51,7 @@ class RunPlan:
         training_images: The images that students learn from.
         evaluation_images: The images that students are evaluated on.
         notes: What the user should know, shown when the run starts.
+        warnings: What may be wrong, shown even with ``--quiet``.
         timeline: Has planning as its first step.
     """
 
@@ -60,6 +61,7 @@ class RunPlan:
     training_images: ImageSet
     evaluation_images: ImageSet
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     timeline: Timeline = field(default_factory=Timeline)
 
 
@@ -99,9 +101,9 @@ def plan_described(
         InputError: Something in the config cannot work; the message names the key.
     """
     config, found = prepare_descriptive(config, [_apply(config, change) for change in students])
-    notes: list[str | None] = [*descriptions, *compare_sizes(config.teachers), *found]
+    notes: list[str | None] = [*descriptions, *found]
     teachers = TeachersOnDemand(config.teachers, build_teacher)
-    notes += [_describe_checkpoint(teachers[i]) for i in range(len(teachers))]  # the first message is theirs
+    notes += [describe_checkpoint(teachers[i]) for i in range(len(teachers))]  # the first message is theirs
     plan = make_plan(config, teachers)
     student_configs = tuple(_apply(config, change) for change in students)
     for student in student_configs:
@@ -122,7 +124,8 @@ def plan_described(
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images, "baseline scratch")
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))  # several students may cause the same note
-    return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes)
+    warnings = tuple(compare_sizes(config.teachers))
+    return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes, warnings)
 
 
 def _apply(config: Config, change: Sequence[str]) -> Config:
@@ -135,10 +138,6 @@ def _describe_student(student: Config, plan: Plan, teachers: Sequence[Teacher]) 
     if student.scores.hints and "hints" not in student.gates:
         notes.append(f"scores.hints are not used with scores.gate: {student.scores.gate}")
     return [*notes, describe_start(student, plan.spec, teachers)]
-
-
-def _describe_checkpoint(teacher: Teacher) -> str | None:
-    return f"teacher {teacher.name}: checkpoint: {teacher.note}" if teacher.note else None
 
 
 def _describe_images(training: ImageSet, evaluation: ImageSet, classes: Sequence[str]) -> list[str]:
@@ -236,6 +235,7 @@ def start_run(
         ) as context,
     ):
         context.notify(*planned.notes)
+        context.warn(*planned.warnings)
         run = Run(
             **vars(context),
             plan=planned.plan,

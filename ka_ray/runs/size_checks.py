@@ -23,7 +23,7 @@ def compare_sizes(teachers: Sequence[TeacherConfig]) -> Iterator[str]:
         if len({*sizes.values()}) > 1:
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             yield (
-                f"warning: teachers of one network, {network}, get images of different sizes in pixels: "
+                f"teachers of one network, {network}, get images of different sizes in pixels: "
                 f"{listed}; a teacher sees worse at a size that it was not trained at; if one is wrong, set "
                 "teachers.NAME.preprocessing.crop"
             )

@@ -19,7 +19,7 @@ from ka_ray.runs.stored_parts import StoredPart, list_missing_parts
 from ka_ray.stages import list_stages, run_stages
 from ka_ray.stages.inputs import StageInputs, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
-from ka_ray.stages.shared_start import copy_start, starts_alike
+from ka_ray.stages.shared_start import copy_start, describe_origin_of_start
 from ka_ray.storage.files import format_bytes
 from ka_ray.student import Student, save_student
 from ka_ray.student.exported_graph import save_graph
@@ -104,11 +104,11 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
     """
     waiting, data = [student for student in students if student.missing], run.folder
     if waiting:
-        alike = {job.folder: _list_alike(job, students) for job in waiting}
+        alike = _find_alike(students)
 
         def train_loop_per_worker(device: torch.device, report: ProgressCallback) -> None:
             for job in waiting:
-                copy_start(alike[job.folder], job.folder)
+                copy_start(alike.get(job.folder, []), job.folder)
                 inputs = StageInputs(
                     job.config, job.plan, data, job.folder, device, with_student_name(job, report)
                 )
@@ -126,10 +126,14 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
             save_student(student, job.folder)
 
 
-def _list_alike(job: StudentJob, students: Sequence[StudentJob]) -> list[Path]:
-    """Return the folders of the other students that start as this one does."""
-    one = job.config, job.plan
-    return [s.folder for s in students if s is not job and starts_alike(one, (s.config, s.plan))]
+def _find_alike(students: Sequence[StudentJob]) -> dict[Path, list[Path]]:
+    """Return the folder of each student that starts from weights -> those of the others that start alike."""
+    origins = {job.folder: describe_origin_of_start(job.config, job.plan) for job in students}
+    return {
+        folder: [other for other, its_own in origins.items() if other != folder and its_own == origin]
+        for folder, origin in origins.items()
+        if origin is not None
+    }
 
 
 def export_graph(student: Student, folder: Path) -> str | None:

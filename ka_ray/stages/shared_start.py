@@ -25,19 +25,20 @@ LATER = {
 """Keys of a config that say what happens to a student behind its start, or where its results go."""
 
 
-def starts_alike(one: tuple[Config, Plan], other: tuple[Config, Plan]) -> bool:
-    """Return whether two students have the same start, if they learn from the same stored images.
+def describe_origin_of_start(config: Config, plan: Plan) -> tuple[object, ...] | None:
+    """Return all that a student's start depends on, besides the stored images; equal for the same starts.
 
     Args:
-        one: The config and the plan of a student.
-        other: Those of another one.
+        config: The config of the student.
+        plan: Its plan.
+
+    Returns:
+        Something to compare; None if the student starts from random weights, which are no start to share.
     """
-    (config, plan), (other_config, other_plan) = one, other
-    if config.student.start == "random" or plan.spec != other_plan.spec:
-        return False
+    if config.student.start == "random":
+        return None
     # The start is measured and judged in the batches of joint learning.
-    same_batches = config.joint.batch_size == other_config.joint.batch_size
-    return same_batches and config.model_dump(exclude=LATER) == other_config.model_dump(exclude=LATER)
+    return plan.spec, config.joint.batch_size, config.model_dump(exclude=LATER)
 
 
 def copy_start(sources: Sequence[Path], folder: Path) -> None:

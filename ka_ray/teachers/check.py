@@ -81,6 +81,11 @@ def check_teacher(
     return [f"teacher {teacher.name}: {note}" for note in notes if note]
 
 
+def describe_checkpoint(teacher: Teacher) -> str | None:
+    """Return what was done to a teacher's checkpoint so that it fits, for the user; None if nothing was."""
+    return f"teacher {teacher.name}: checkpoint: {teacher.note}" if teacher.note else None
+
+
 def describe_answers(teacher: Teacher, images: Tensor, labels: Sequence[str]) -> str:
     """Return in a sentence how a teacher answers on a sample of the run's images.
 

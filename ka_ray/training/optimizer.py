@@ -33,7 +33,7 @@ def build_optimizer(learner: nn.Module, settings: FitSettings) -> torch.optim.Ad
         {"params": parameters, RATE_FACTOR: factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
-    # One kernel per step. On a CPU, too, it takes a quarter of the time: 13 ms instead of 69 for a ResNet-18.
+    # One kernel for all parameters, which is faster on a CPU, too.
     return torch.optim.AdamW(options, settings.learning_rate, (0.9, settings.beta2), fused=True)
 
 

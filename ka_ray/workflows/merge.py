@@ -16,14 +16,11 @@ from ka_ray.runs.stored_parts import count_missing_bytes
 from ka_ray.runs.timeline import Timeline
 from ka_ray.storage.files import exists, format_bytes, is_remote, write_text
 from ka_ray.storage.uris import to_path
-from ka_ray.terminal.streams import print_progress
+from ka_ray.terminal.streams import error_stream, print_progress
 from ka_ray.workflows.amalgamate import learn_student
 from ka_ray.workflows.config_text import render_config
 from ka_ray.workflows.merge_choices import choose
 from ka_ray.workflows.merge_config import Choice, MergeRequest, build_config, to_overrides
-
-WARNING = "warning: "
-"""How the notes of a plan begin that the user should not miss."""
 
 START = "student: "
 """How the notes of a plan begin that are about the student's start."""
@@ -122,9 +119,8 @@ def init(request: MergeRequest, file: str | Path | None = None, force: bool = Fa
         raise InputError(f"{path} exists; --force overwrites it, --config FILE gives another name")
     planned = plan_merge(request)
     write_text(path, write_config_text(planned, planned.tree))
-    for note in planned.run.notes:
-        if note.startswith(WARNING):  # the other notes are comments in the file, and this one is, too
-            print_progress(note)
+    for warning in planned.run.warnings:  # not only in the file
+        print(f"warning: {warning}", file=error_stream())
     return path
 
 
@@ -198,6 +194,7 @@ def write_config_text(planned: PlannedMerge, tree: Mapping[str, Any]) -> str:
     starts = [note.removeprefix(START) for note in rest if note.startswith(START)]
     others = [note for note in rest if not note.startswith(START)]
     comments["end"] = [f"student.start: {planned.config.student.start}: {note}" for note in starts] + others
+    comments["end"] += [f"warning: {warning}" for warning in planned.run.warnings]
     return render_config(tree, comments)
 
 

@@ -12,7 +12,7 @@ from ka_ray.runs import steps
 from ka_ray.runs.steps import StudentJob, learn
 from ka_ray.stages import run_stages, start
 from ka_ray.stages.inputs import stage_summary_path
-from ka_ray.stages.shared_start import copy_start, starts_alike
+from ka_ray.stages.shared_start import copy_start, describe_origin_of_start
 from ka_ray.stages.start import start_student_folder
 
 
@@ -42,12 +42,14 @@ def assert_equal_weights(one, other):
 )
 def test_students_start_alike_unless_something_in_front_of_their_start_differs(make_inputs, change, alike):
     one, other = make_inputs("student.start=average"), make_inputs("student.start=average", change)
-    assert starts_alike((one.config, one.plan), (other.config, other.plan)) is alike
+    origins = [describe_origin_of_start(inputs.config, inputs.plan) for inputs in (one, other)]
+    assert None not in origins
+    assert (origins[0] == origins[1]) is alike
 
 
 def test_random_weights_are_no_start_to_share(make_inputs):
     one = make_inputs()
-    assert not starts_alike((one.config, one.plan), (one.config, one.plan))
+    assert describe_origin_of_start(one.config, one.plan) is None
 
 
 def test_a_copied_start_leads_to_the_same_student_as_one_of_its_own(make_inputs, tmp_path, monkeypatch):

@@ -87,4 +87,4 @@ def test_a_command_that_was_stopped_says_how_to_go_on(capsys):
     with pytest.raises(SystemExit) as ended:
         run_with_exit_code(lambda: sys.exit(EXIT_INTERRUPTED))
     assert ended.value.code == EXIT_INTERRUPTED
-    assert capsys.readouterr().err == "stopped; run the same command again to go on where it was\n"
+    assert capsys.readouterr().err == "stopped; a command with an output folder goes on if it is run again\n"
