@@ -110,9 +110,7 @@ def train_teachers(config: Config) -> None:
                   f"loss {progress.losses['loss']:.3f}", flush=True)  # fmt: skip
 
     for teacher in config.teachers:
-        # Half the time of float32. A cache would keep the weights of the first step.
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            train_teacher(teacher, images, config.output_dir, config.seed, torch.device("cpu"), report)
+        train_teacher(teacher, images, config.output_dir, config.seed, torch.device("cpu"), report)
         print(f"teacher {teacher.name}: {teacher_checkpoint_path(config.output_dir, teacher.name)}")
 
 

@@ -108,11 +108,11 @@ def test_shell_completion_completes_commands_and_options_and_imports_no_slow_pac
         (["init", "a.pt", "b.pt", "--images", "nowhere"], "--images nowhere does not exist"),
         (["merge", "a.pt", "b.pt", "--images", "."], "teachers.0.from: "),
         (["merge", "a.pt", "b.pt", "--images", ".", "--hints", "x"], "--hints 'x': must read NAME=FOLDER"),
-        (["predict", "nowhere", "x.png"], "nowhere holds no student.json"),
+        (["predict", "nowhere", "x.png"], "nowhere does not exist; give the output"),
         (["predict", "nowhere", "x.png", "--csv", "--json"], "give either --csv or --json"),
-        (["export", "nowhere", "--format", "onnx"], "nowhere holds no student.json"),
+        (["export", "nowhere", "--format", "onnx"], "nowhere does not exist; give the output"),
         (["export", "nowhere", "--format", "gguf"], "--format 'gguf': there are onnx, pt2, "),
-        (["evaluate", "nowhere", "--images", "digits"], "nowhere holds no student.json"),
+        (["evaluate", "nowhere", "--images", "digits"], "nowhere does not exist; give the output"),
     ],
 )
 def test_bad_input_prints_one_message_and_exits_with_code_2(

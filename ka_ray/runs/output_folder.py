@@ -1,5 +1,6 @@
 """The output folder of a run: which config it belongs to, the tracker's run id, and room on its disk."""
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ from ka_ray.storage.files import (
     read_json,
     write_json,
 )
+from ka_ray.storage.uris import to_path
+from ka_ray.student import Student, load_student
+from ka_ray.student.graph_student import GraphStudent
 from ka_ray.tracking import tracking_uri
+
+_logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 """The file with the config that an output folder belongs to."""
@@ -30,6 +36,26 @@ DIGESTS = "teachers.json"
 
 RUN = "mlflow_run.json"
 """The file with the id of the tracker's run, with which later attempts continue."""
+
+
+REPORT = "report.json"
+"""The file that a run writes last."""
+
+
+def load_finished_student(folder: str | Path, *, trust: bool = False) -> Student | GraphStudent:
+    """Load a student to use it; warn if its run has not finished. A copy of the student alone is no run.
+
+    Args:
+        folder: The output folder.
+        trust: See :func:`ka_ray.student.load_student`.
+
+    Raises:
+        InputError: As there.
+    """
+    student, path = load_student(folder, trust=trust), to_path(folder)
+    if exists(path / CONFIG) and not exists(path / REPORT):
+        _logger.warning("the run in %s has not finished: its student has not been evaluated", path)
+    return student
 
 
 @contextmanager

@@ -103,6 +103,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
         _release(folder / LOCK, holder)
 
 
+def refuse_locked_folder(folder: Path) -> None:
+    """Refuse an output folder in which another command of this machine works, without waiting for any lock.
+
+    Args:
+        folder: The output folder. What :func:`lock_folder` has to wait for is left to it.
+
+    Raises:
+        InputError: Another command works in the folder; the message names its host and process.
+    """
+    lock = folder / LOCK
+    if is_remote(lock) or not lock.exists():
+        return
+    other = _read(lock)
+    if other is not None and other.is_alive():
+        raise _in_use(lock, other)
+
+
 def _acquire(lock: Path) -> Holder:
     """Write the lock file, after the command that wrote an earlier one has died; return what it holds."""
     mine = Holder.this_process()
@@ -119,12 +136,16 @@ def _acquire(lock: Path) -> Holder:
             )
             alive = _shows_life(lock, other)
         if alive:
-            raise InputError(
-                f"output {lock.parent}: another command is working in it: {other}. Wait until it ends, stop "
-                "it, or give another --output"
-            )
+            raise _in_use(lock, other)
         _remove_if_unchanged(lock, other)
     return mine
+
+
+def _in_use(lock: Path, other: Holder) -> InputError:
+    return InputError(
+        f"output {lock.parent}: another command is working in it: {other}. Wait until it ends, stop it, or "
+        "give another --output"
+    )
 
 
 def _create(lock: Path, holder: Holder) -> bool:

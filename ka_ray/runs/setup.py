@@ -6,25 +6,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from ka_ray.amalgamation.label_sets import describe_overlap
-from ka_ray.config import DESCRIPTIVE, Config, Decoding, with_overrides
+from ka_ray.config import Config, Decoding, with_overrides
 from ka_ray.distributed.cluster import Cluster
 from ka_ray.distributed.resource_plan import ResourcePlan
-from ka_ray.images.split import ImageSet, check_batches, check_labels, read_sample, split_images
+from ka_ray.images.split import ImageSet, check_batches, check_labels, split_images
 from ka_ray.runs.context import Run, open_context
-from ka_ray.runs.descriptive import check_descriptive, prepare_descriptive
+from ka_ray.runs.descriptive import prepare_descriptive
 from ka_ray.runs.extended_gate import check_finished_gate
 from ka_ray.runs.extension import check_extension
+from ka_ray.runs.first_checks import check_first
 from ka_ray.runs.gate_samples import list_hints
 from ka_ray.runs.joint_defaults import choose_joint_defaults, describe_joint_defaults
 from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.learned_images import warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import RUN, claim_output_dir
-from ka_ray.runs.servers import check_servers
-from ka_ray.runs.size_checks import compare_sizes
+from ka_ray.runs.teacher_checks import try_teachers
 from ka_ray.runs.teachers import teach_missing
 from ka_ray.runs.timeline import Timeline
 from ka_ray.runs.tracked import track_inputs
@@ -32,7 +30,7 @@ from ka_ray.stages.describe_start import describe_start
 from ka_ray.stages.joint import chooses_student
 from ka_ray.student.plan import Plan, make_plan
 from ka_ray.teachers import Teacher, build_teacher
-from ka_ray.teachers.check import check_teacher, describe_answers, describe_checkpoint
+from ka_ray.teachers.check import describe_checkpoint
 from ka_ray.teachers.networks import STUDENT_NETWORK
 from ka_ray.teachers.on_demand import TeachersOnDemand
 from ka_ray.teachers.sources.describe import describe_teacher
@@ -81,7 +79,7 @@ def plan_run(config: Config, students: Sequence[Sequence[str]] = ()) -> RunPlan:
     """
     timeline = Timeline()
     with timeline.step("planning"):
-        check_servers(config)
+        check_first(config)
         config, descriptions = describe_teachers(config)
         planned = plan_described(config, descriptions, students)
     return replace(planned, timeline=timeline)
@@ -116,7 +114,8 @@ def plan_described(
     given, config = config, choose_joint_defaults(config, plan, len(training_images.ids))
     notes.append(describe_joint_defaults(given, config) if students else None)
     notes += _describe_images(training_images, evaluation_images, plan.label_sets.classes)
-    notes += _check_teachers(config, teachers, plan, training_images)
+    tried, warnings = try_teachers(config, teachers, plan, training_images)
+    notes += tried
     if students:
         holds_out = config.student.start != "random" or chooses_student(config)
         check_batches(config, training_images, count_held_out(len(training_images.ids)) if holds_out else 0)
@@ -124,7 +123,6 @@ def plan_described(
     if any(student.baseline == "scratch" for student in student_configs):
         check_labels(plan.spec.classes, training_images, "baseline scratch")
     unique_notes = tuple(dict.fromkeys(filter(None, notes)))  # several students may cause the same note
-    warnings = tuple(compare_sizes(config.teachers))
     return RunPlan(config, student_configs, plan, training_images, evaluation_images, unique_notes, warnings)
 
 
@@ -174,27 +172,6 @@ def describe_teachers(config: Config) -> tuple[Config, list[str]]:
                 "images.decoding to them, unless this run's images need others"
             )
     return config.model_copy(update={"teachers": teachers}), notes
-
-
-def _check_teachers(
-    config: Config, teachers: Sequence[Teacher], plan: Plan, images: ImageSet
-) -> Iterator[str]:
-    """Try the networks that have weights on a few images; yield how they answer, and what is odd."""
-    sample, column = read_sample(images), plan.views.read_columns.get(DESCRIPTIVE)
-    pixels = None if sample is None or column is None else torch.from_numpy(sample[column])
-    yield from check_descriptive(config, plan, pixels)
-    if sample is None:
-        return
-    for number, section in enumerate(config.teachers):
-        if section.checkpoint is not None:
-            pixels = torch.from_numpy(sample[plan.views.column(section.name)])
-            yield from _try_teacher(teachers[number], pixels, sample["label"].tolist(), plan)
-
-
-def _try_teacher(teacher: Teacher, pixels: torch.Tensor, labels: list[str], plan: Plan) -> list[str]:
-    """Try a teacher on a few images; return what is odd, and how it answers."""
-    odd = check_teacher(teacher, pixels, labels, plan.paths[teacher.name])
-    return [*odd, describe_answers(teacher, pixels, labels)]
 
 
 @contextmanager

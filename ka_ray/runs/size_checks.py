@@ -25,5 +25,5 @@ def compare_sizes(teachers: Sequence[TeacherConfig]) -> Iterator[str]:
             yield (
                 f"teachers of one network, {network}, get images of different sizes in pixels: "
                 f"{listed}; a teacher sees worse at a size that it was not trained at; if one is wrong, set "
-                "teachers.NAME.preprocessing.crop"
+                "teachers.NAME.preprocessing.size and .crop"
             )

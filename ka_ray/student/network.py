@@ -21,7 +21,7 @@ from ka_ray.features.find_layout import find_layout
 from ka_ray.features.layouts import Layout, parse_tap_path
 from ka_ray.features.stack import SCORES
 from ka_ray.numerics.tensor_file import load_tensors
-from ka_ray.storage.files import make_folder, write_json
+from ka_ray.storage.files import exists, make_folder, write_json
 from ka_ray.storage.uris import to_path
 from ka_ray.student.adapter import build_identity_layer
 from ka_ray.student.cut import cut_into_stages
@@ -181,7 +181,8 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no {name}; give the output folder of a finished run")
+            missing = f"{folder} holds no {name}" if exists(folder) else f"{folder} does not exist"
+            raise InputError(f"{missing}; give the output folder of a finished run")
     spec = read_spec(folder / "student.json")
     function = None if trust else find_foreign_function(spec)
     if function is not None:

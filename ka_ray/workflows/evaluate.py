@@ -20,9 +20,9 @@ from ka_ray.reports.accuracy import measure_accuracy, with_labels
 from ka_ray.reports.labels import match_labels, require_match
 from ka_ray.reports.sections import Accuracy
 from ka_ray.runs.learned_images import NOT_COMPARED, describe_learned_images, read_learned_digests
+from ka_ray.runs.output_folder import load_finished_student
 from ka_ray.storage.files import absolute, cache_folder
 from ka_ray.storage.uris import to_path
-from ka_ray.student import load_student
 from ka_ray.terminal.progress import Display
 from ka_ray.terminal.streams import divert_descriptors
 from ka_ray.terminal.usage import UsageMeter
@@ -45,7 +45,7 @@ def evaluate(
     Raises:
         InputError: The folder holds no student, the images have no labels, or the student knows none of them.
     """
-    student = load_student(folder, trust=trust)
+    student = load_finished_student(folder, trust=trust)
     source, classes, sets = open_source(images), student.spec.classes, student.spec.unified_label_sets
     ids = sample_ids(source.num_images, images.limit, seed=0)
     seen = ImageSet(images, source, ids, {IMAGE: student.spec.view})

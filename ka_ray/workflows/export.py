@@ -10,11 +10,11 @@ from ka_ray.errors import InputError
 from ka_ray.formats.compare import Deviation, measure_deviation, measure_latency
 from ka_ray.formats.job import CARD, ExportFormat, ExportJob
 from ka_ray.formats.registry import find_format
+from ka_ray.runs.output_folder import load_finished_student
 from ka_ray.runs.sample_images import SampleImages, read_sample_images
 from ka_ray.storage.atomic_folder import atomic_folder
 from ka_ray.storage.files import format_bytes, is_remote, write_json
 from ka_ray.storage.uris import to_path
-from ka_ray.student import load_student
 
 MAX_DIFFERENCE = 1e-4
 """Largest difference of a float export's scores from the student's, relative to the largest score."""
@@ -126,7 +126,7 @@ def export(
     """
     _check_quantize(quantize, min_agreement)
     chosen = find_format(format, preprocessing, quantize is not None)
-    source, student = to_path(folder), load_student(folder, trust=trust)
+    source, student = to_path(folder), load_finished_student(folder, trust=trust)
     target = to_path(output) if output is not None else _find_output(source, format, quantize)
     with atomic_folder(target, CARD) as part:
         sample = read_sample_images(source, student.spec, images, samples)

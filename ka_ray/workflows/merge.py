@@ -9,8 +9,8 @@ from typing import Any
 from ka_ray.config import Config
 from ka_ray.errors import InputError
 from ka_ray.reports.report import Report
+from ka_ray.runs.first_checks import check_first
 from ka_ray.runs.output_folder import MERGE_CONFIG
-from ka_ray.runs.servers import check_servers
 from ka_ray.runs.setup import RunPlan, describe_teachers, plan_described, start_run
 from ka_ray.runs.stored_parts import count_missing_bytes
 from ka_ray.runs.timeline import Timeline
@@ -89,7 +89,7 @@ def merge_by_request(request: MergeRequest) -> tuple[Report, Path]:
     Returns:
         The report of the run, and its output folder.
     """
-    check_servers(build_config(request)[0])  # before teachers are found out, which takes longer
+    check_first(build_config(request)[0])  # before teachers are found out, which takes longer
     planned = plan_merge(request)
     print_progress("\n".join(describe_plan(planned)))
     # The paths are absolute, because the file lies elsewhere than the current folder.

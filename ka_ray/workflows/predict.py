@@ -14,9 +14,10 @@ import torch
 from ka_ray.errors import InputError
 from ka_ray.images.decode import decode_image
 from ka_ray.runs.image_paths import find_images
+from ka_ray.runs.output_folder import load_finished_student
 from ka_ray.storage.files import read_bytes
 from ka_ray.storage.read_errors import is_fault_of_machine, read_again, to_user_error
-from ka_ray.student import Student, StudentSpec, load_student
+from ka_ray.student import Student, StudentSpec
 from ka_ray.student.graph_student import GraphStudent
 
 BATCH_SIZE = 32
@@ -102,7 +103,7 @@ def stream_predictions(
     """
     if top < 1 or batch_size < 1:
         raise InputError(f"top = {top} and batch_size = {batch_size}: both must be at least 1")
-    student = load_student(folder, trust=trust)
+    student = load_finished_student(folder, trust=trust)
     given = [images] if isinstance(images, str | Path) else images
     return _predict(student, find_images(given), top, batch_size, on_unreadable)
 

@@ -14,11 +14,11 @@ from ka_ray.images.views import IMAGE, make_view
 from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.labels import match_labels
 from ka_ray.runs.context import RunContext, open_context
+from ka_ray.runs.first_checks import check_first
 from ka_ray.runs.label_checks import check_evaluation_labels
 from ka_ray.runs.learned_images import NOT_COMPARED, read_learned_digests, warn_of_learned_images
 from ka_ray.runs.listings import check_listings, list_sources
 from ka_ray.runs.output_folder import claim_output_dir
-from ka_ray.runs.servers import check_servers
 from ka_ray.runs.teachers import train_teachers, with_checkpoint
 from ka_ray.runs.tracked import track_images
 from ka_ray.stages.teacher import teacher_checkpoint_path
@@ -62,7 +62,7 @@ def teach(config: TeachConfig) -> TaughtTeacher:
     Raises:
         InputError: Something in the config cannot work.
     """
-    check_servers(config)
+    check_first(config)
     teacher, note = describe_teacher(config.teacher)
     config = config.model_copy(update={"teacher": teacher})
     view = make_view(config.teacher.preprocessing, config.images)

@@ -112,7 +112,7 @@ def checkout_without_work(checkout, monkeypatch):
     def stop_before_models(*_):
         raise WorkReached  # the next step reads the models, which are fake
 
-    monkeypatch.setattr("ka_ray.workflows.merge.check_servers", lambda config: None)
+    monkeypatch.setattr("ka_ray.workflows.merge.check_first", lambda config: None)
     monkeypatch.setattr("ka_ray.workflows.merge.describe_teachers", stop_before_models)
     monkeypatch.setattr("ka_ray.workflows.inspect.describe_model", stop_before_models)
     monkeypatch.setattr("ka_ray.workflows.browse.browse", stop_server)

@@ -3,12 +3,22 @@
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from ka_ray import predict
 from ka_ray.errors import InputError
 from ka_ray.runs import output_folder as output
-from ka_ray.runs.output_folder import CONFIG, check_disk, load_run_id, prepare_output_dir, save_run_id
+from ka_ray.runs.output_folder import (
+    CONFIG,
+    check_disk,
+    load_finished_student,
+    load_run_id,
+    prepare_output_dir,
+    save_run_id,
+)
 from ka_ray.storage.files import read_json, write_json, write_text
 from ka_ray.storage.uris import to_path
+from ka_ray.student import Student, save_student
 
 
 @pytest.fixture(params=["local", "file", "s3"])
@@ -105,3 +115,26 @@ def test_an_output_that_is_a_file_is_refused(load_config, tmp_path):
     (tmp_path / "out").write_text("not a folder", encoding="utf-8")
     with pytest.raises(InputError, match=r"out is a file; give a folder as --output"):
         prepare_output_dir(load_config(f"output={tmp_path / 'out'}", "tracking.backend=none"))
+
+
+@pytest.mark.parametrize(
+    ("files", "warned"),
+    [(("config.json",), True), (("config.json", "report.json"), False), ((), False)],  # the last one: a copy
+)
+def test_a_student_of_an_unfinished_run_is_noticed(tmp_path, make_spec, caplog, files, warned):
+    save_student(Student(make_spec("plain", {"conv1": 4}, widths=[4])), tmp_path)
+    for name in files:
+        (tmp_path / name).touch()
+    assert isinstance(load_finished_student(tmp_path), Student)
+    expected = [f"the run in {tmp_path} has not finished: its student has not been evaluated"]
+    assert [record.getMessage() for record in caplog.records] == (expected if warned else [])
+
+
+def test_predictions_of_an_unfinished_run_come_with_a_warning(tmp_path, make_spec, caplog):
+    save_student(Student(make_spec("plain", {"conv1": 4}, widths=[4])), tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    assert len(predict(tmp_path, tmp_path / "one.png")) == 1
+    assert not caplog.records
+    (tmp_path / "config.json").write_text("{}")
+    assert len(predict(tmp_path, tmp_path / "one.png")) == 1
+    assert "has not finished" in caplog.text

@@ -26,7 +26,7 @@ def test_teachers_of_one_network_with_different_sizes_are_named_with_them():
     ]
     [warning] = compare_sizes(teachers)
     assert "resnet18, get images of different sizes in pixels: pets 96, birds 224;" in warning
-    assert "teachers.NAME.preprocessing.crop" in warning
+    assert "teachers.NAME.preprocessing.size and .crop" in warning
     assert [*compare_sizes([teachers[0], make_teacher("b", "resnet18", size=96), *teachers[2:]])] == []
 
 

@@ -204,6 +204,8 @@ def test_a_folder_without_a_student_is_refused(student, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=rf"holds no {name}"):
         load_student(tmp_path)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        load_student(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -93,7 +93,7 @@ def test_init_writes_comments_and_keeps_an_existing_file(request_of, tmp_path):
 
 
 def test_init_prints_what_should_not_be_missed_in_the_file(request_of, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ka_ray.runs.setup.compare_sizes", lambda teachers: ["different sizes"])
+    monkeypatch.setattr("ka_ray.runs.teacher_checks.compare_sizes", lambda teachers: ["different sizes"])
     text = init(request_of(), tmp_path / "found.yaml").read_text()
     assert "# warning: different sizes" in text
     assert "warning: different sizes" in capsys.readouterr().err.splitlines()

@@ -154,5 +154,5 @@ def describe_origin(config: TeacherConfig, found: Description) -> str:
         found: What its source says.
     """
     given = "the config" if config.preprocessing.model_fields_set else ""
-    source = " and ".join(filter(None, [found.preprocessing_source, given]))
+    source = " and ".join(filter(None, [given, found.preprocessing_source]))
     return f"from {source}" if source else "assumed: the source does not say it; compare with your training"

@@ -122,8 +122,8 @@ def _describe_recognised(found: Architecture, names: Mapping[str, str]) -> str:
     if found.equals:
         notes.append(f"which computes the same as {', '.join(found.equals)}")
     if found.others:
-        reason = "not that name" if key else "no published weights"
-        notes.append(f"the weights fit {', '.join(found.others)}, too, which have {reason}")
+        reason = "are named otherwise" if key else "have no published weights"
+        notes.append(f"the weights also fit {', '.join(found.others)}, which {reason}")
     return f"{', '.join(notes)}; it has {found.num_classes} classes"
 
 

@@ -186,7 +186,7 @@ def test_a_published_network_is_preferred_and_the_other_one_named(tmp_path):
     shown = describe_teacher(
         TeacherConfig.model_validate({"from": str(tmp_path / "blur.pt"), "classes": NAMES})
     )[1]
-    assert "the weights fit timm/resnetblur18, too, which have no published weights" in shown
+    assert "the weights also fit timm/resnetblur18, which have no published weights" in shown
 
 
 def test_only_a_key_for_it_names_the_architecture(tmp_path, monkeypatch):
