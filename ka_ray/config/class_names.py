@@ -46,7 +46,7 @@ def parse_names(text: str, path: Path) -> list[str]:
     try:
         parsed = _parse_literal(text)
         return order_names(parsed)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; accepted: {ACCEPTED_FORMS}") from None
 
 

@@ -1,5 +1,7 @@
 """Which functions a config may name to build networks: `package.module:function`."""
 
+import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,14 +65,38 @@ def list_networks(section: Any) -> Iterator[tuple[str, str]]:
 
 
 def is_installed(package: str) -> bool:
-    """Return whether a package lies where pip installs packages; its code is not run.
+    """Return whether a package lies where pip installs packages, or is Python's own; its code is not run.
 
     Args:
         package: Name of a top-level package or module.
     """
+    own = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    return is_of_python(package) or any(
+        PACKAGE_FOLDERS.intersection(place.parts) or own.intersection(place.parents)
+        for place in _find_places(package)
+    )
+
+
+def is_of_python(package: str) -> bool:
+    """Return whether a package belongs to Python itself, as `os` and `test` do; its code is not run.
+
+    Args:
+        package: Name of a top-level package or module.
+    """
+    if package in sys.stdlib_module_names:
+        return True
+    own = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    return any(
+        own.intersection(place.parents) and not PACKAGE_FOLDERS.intersection(place.parts)
+        for place in _find_places(package)
+    )
+
+
+def _find_places(package: str) -> list[Path]:
+    """Return the files and folders of a package."""
     try:
         spec = find_spec(package)
     except ValueError:  # a module that was made by hand
-        return False
+        return []
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-    return any(PACKAGE_FOLDERS.intersection(Path(place).parts) for place in places if place)
+    return [Path(place) for place in places if place]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
+from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student import Student
 from ka_ray.student.graph_student import GraphStudent
 from ka_ray.teachers import Preprocess
@@ -118,7 +119,7 @@ def build_library_network(student: Student | GraphStudent, format_name: str) -> 
         state = {key.split(".", 2)[2]: tensor for key, tensor in student.state_dict().items()}
         missing = sorted(network.state_dict().keys() ^ state.keys())
         if not missing:
-            network.load_state_dict(state)
+            network.load_state_dict(with_versions(state, network))
             return network.eval()
         reason = f"its stages do not use all weights of the network ({', '.join(missing[:4])})"
     raise InputError(

@@ -10,8 +10,10 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.formats.job import ExportFormat, ExportJob, Predict
 from ka_ray.formats.networks import build_library_network
+from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student import Student, load_student, save_student
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.teachers.outputs import find_scores
 
 FILE = "model.safetensors"
 
@@ -62,11 +64,12 @@ def _load(job: ExportJob, folder: Path) -> Predict:
     if not (folder / FILE).exists():
         student = load_student(folder, trust=True)  # its network was built from the same spec before
         return ExportJob(student).network
-    network = job.spec.build_network()
-    network.load_state_dict(load_file(folder / FILE))
+    network, num_classes = job.spec.build_network(), len(job.spec.classes)
+    network.load_state_dict(with_versions(load_file(folder / FILE), network))
     with safe_open(folder / FILE, "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(job.spec.classes)
-    return network.eval()
+    network.eval()
+    return lambda images: find_scores(network(images), num_classes)
 
 
 SAFETENSORS = ExportFormat("safetensors", _write, _load, takes_preprocessing=False)

@@ -74,6 +74,18 @@ def _pillow(rules: Decoding) -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
+@contextmanager
+def known_formats_only() -> Iterator[None]:
+    """Let Pillow open only :data:`FORMATS` while the block runs, for libraries that open files themselves."""
+    with _pillow_settings:
+        Image.init()  # else the first unknown file would load all formats
+        before, Image.ID = Image.ID, [name for name in Image.ID if name in FORMATS]
+        try:
+            yield
+        finally:
+            Image.ID = before
+
+
 def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=_known_formats())

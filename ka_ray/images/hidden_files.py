@@ -45,6 +45,10 @@ class HiddenFiles:
         self._counts[kind] += 1
         return True
 
+    def add(self, others: "HiddenFiles") -> None:
+        """Count what was found elsewhere, too."""
+        self._counts.update(others._counts)
+
     @property
     def note(self) -> str:
         """What was left out, for the user; empty if nothing."""

@@ -81,7 +81,10 @@ def _find_dataset(config: DatasetsImages) -> Path:
             "source to parquet"
         )
     if (path / SAVED_SPLITS).is_file():
-        splits = json.loads(read_text(path / SAVED_SPLITS))["splits"]
+        try:
+            splits = list(json.loads(read_text(path / SAVED_SPLITS))["splits"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"images.path: {path / SAVED_SPLITS} is damaged: {error!r}") from None
         if config.split not in splits:
             raise InputError(
                 f"images.split: {path} is a DatasetDict with the splits {splits}; set split to one of them"

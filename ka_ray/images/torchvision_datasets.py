@@ -19,6 +19,7 @@ from PIL import Image
 from ka_ray.config import TorchvisionImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import to_label
+from ka_ray.images.decode import known_formats_only
 from ka_ray.images.identity import Identities, hash_text, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.files import is_remote
@@ -72,7 +73,7 @@ def _try_first_sample(dataset: Any, config: TorchvisionImages, reader: "Torchvis
     """Read the first sample to see what samples are; return whether labels are known without reading."""
     targets = _find_targets(dataset)
     try:
-        first = read_again(lambda: dataset[0])
+        first = _read_sample(dataset, 0)
     except Exception as error:  # unreadable images are counted when all are read
         if is_fault_of_machine(error):
             raise to_user_error(error, f"{config.dataset}[0]") from None
@@ -81,6 +82,12 @@ def _try_first_sample(dataset: Any, config: TorchvisionImages, reader: "Torchvis
         if targets is not None and targets[0] != first[1]:
             targets = None
     return reader.classes is None or targets is not None
+
+
+def _read_sample(dataset: Any, index: int) -> Any:
+    """Read a sample; datasets open files with all of Pillow's formats, of which some run programs."""
+    with known_formats_only():
+        return read_again(lambda: dataset[index])
 
 
 def _find_targets(dataset: Any) -> list[int] | None:
@@ -184,7 +191,7 @@ class TorchvisionReader:
                 continue
             name = f"{self.dataset}[{image_id}]"
             try:
-                sample = read_again(lambda: dataset[image_id])  # noqa: B023  # it is called at once
+                sample = _read_sample(dataset, image_id)
             except Exception as error:  # a damaged or missing file; decoders raise many types
                 if is_fault_of_machine(error):
                     raise to_user_error(error, name) from None

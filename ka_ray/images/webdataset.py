@@ -19,7 +19,7 @@ from ka_ray.config import WebDatasetImages
 from ka_ray.errors import InputError
 from ka_ray.images.cells import or_raise, text_to_label, to_label
 from ka_ray.images.folder import SUFFIXES
-from ka_ray.images.hidden_files import find_files
+from ka_ray.images.hidden_files import HiddenFiles, find_files
 from ka_ray.images.identity import Identities, identify
 from ka_ray.images.sources import Chunk, EncodedImage, Source, list_no_labels
 from ka_ray.storage.batch_read import read_ranges
@@ -59,15 +59,16 @@ def list_webdataset(config: WebDatasetImages) -> Source:
     """
     paths, notes = find_files(config.path, config.files)
     chunks: list[Chunk] = []
-    first_id, without_image, other = 0, 0, set[str]()
+    first_id, without_image, other, hidden = 0, 0, set[str](), HiddenFiles()
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS if is_remote(paths[0]) else 1) as pool:
-        for path, (samples, left_out) in zip(
+        for path, (samples, left_out, hidden_there) in zip(
             paths, pool.map(lambda p: _index_again(p, config), paths), strict=True
         ):
             for start in range(0, len(samples), CHUNK_IMAGES):
                 part = samples[start : start + CHUNK_IMAGES]
                 chunks.append(Chunk(first_id, len(part), (str(path), part)))
                 first_id += len(part)
+            hidden.add(hidden_there)
             without_image += len(left_out)
             other.update(*left_out)
     if not chunks:
@@ -79,8 +80,8 @@ def list_webdataset(config: WebDatasetImages) -> Source:
         sample[2][1] for chunk in chunks for sample in chunk.payload[1]
     ):
         raise InputError(f"images.label_key: no sample of {config.path} has a member {config.label_key!r}")
-    if without_image:
-        notes.append(f"{config.path}: left out {without_image} samples without an image")
+    without = f"left out {without_image} samples without an image" if without_image else ""
+    notes += [f"{config.path}: {note}" for note in (without, hidden.note) if note]
     names = config.classes if config.label_key is not None else None
     reader = WebDatasetReader(config.label_key, config.classes)
     # Each label is a small file of its own: too many requests, if the shards are remote.
@@ -94,7 +95,11 @@ def identify_members(chunk: Chunk) -> Identities:
     return identify((f"{path} {key}", str(label[1]), image[1]) for key, image, label in samples)
 
 
-def _index_again(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:
+Index = tuple[list[Sample], list[list[str]], HiddenFiles]
+"""The samples of a shard, the extensions of each sample that has no image, and the members left out."""
+
+
+def _index_again(path: Path, config: WebDatasetImages) -> Index:
     """Index a shard, several times if the machine could not read it."""
     try:
         return read_again(lambda: _index(path, config))
@@ -102,20 +107,19 @@ def _index_again(path: Path, config: WebDatasetImages) -> tuple[list[Sample], li
         raise to_user_error(error, path) from None
 
 
-def _index(path: Path, config: WebDatasetImages) -> tuple[list[Sample], list[list[str]]]:
-    """Return the samples of a shard, and the extensions of each sample that has no image."""
+def _index(path: Path, config: WebDatasetImages) -> Index:
     label_key = "json" if (config.label_key or "").startswith(JSON) else config.label_key
-    samples: list[Sample] = []
+    samples, hidden = list[Sample](), HiddenFiles()
     left_out: list[list[str]] = []
     # As in WebDataset, a sample is a run of members with the same key.
-    for key, run in groupby(_members(path), key=lambda member: member[0]):
+    for key, run in groupby(_members(path, hidden), key=lambda member: member[0]):
         found = {extension: where for _, extension, where in run}
         image = _choose_image(list(found), path, key, config)
         if image is None:
             left_out.append(list(found))
         else:
             samples.append((printable(key), found[image], found.get(label_key or "", (0, 0))))
-    return samples, left_out
+    return samples, left_out, hidden
 
 
 def _choose_image(extensions: list[str], path: Path, key: str, config: WebDatasetImages) -> str | None:
@@ -131,7 +135,7 @@ def _choose_image(extensions: list[str], path: Path, key: str, config: WebDatase
     return images[0] if images else None
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, Range]]:
+def _members(path: Path, hidden: HiddenFiles) -> Iterator[tuple[str, str, Range]]:
     """Yield key, extension and position of each file in a shard; hidden files are left out."""
     try:
         with _open(path) as file:
@@ -141,7 +145,10 @@ def _members(path: Path) -> Iterator[tuple[str, str, Range]]:
                     tar.members = []  # type: ignore[attr-defined]  # else it keeps an object per member
                     folder, slash, name = member.name.rpartition("/")
                     stem, dot, extension = name.partition(".")
-                    if member.isreg() and not member.issparse() and stem and dot:
+                    parts = [part for part in member.name.split("/") if part not in ("", ".", "..")]
+                    if not member.isreg() or any(map(hidden, parts)):
+                        continue
+                    if not member.issparse() and dot:
                         yield f"{folder}{slash}{stem}", extension.lower(), (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise InputError(f"images.path: {path} is not a tar file, or damaged: {error}") from None

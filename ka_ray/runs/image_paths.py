@@ -1,6 +1,7 @@
 """Find image files by paths, folders and patterns."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
@@ -42,11 +43,16 @@ def names_one_file(given: Iterable[str]) -> bool:
 
 def names_folder(path: Path) -> bool:
     """Return whether a path is a folder; an object store is not asked about the name of an image."""
-    return not (is_remote(path) and path.suffix.lower() in SUFFIXES) and path.is_dir()
+    if is_remote(path) and path.suffix.lower() in SUFFIXES:
+        return False
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long: said when the file is read
+        return False
 
 
 def _is_pattern(path: Path) -> bool:
-    return not is_remote(path) and glob.has_magic(str(path)) and not path.exists()
+    return not is_remote(path) and glob.has_magic(str(path)) and not os.path.exists(path)  # noqa: PTH110  # no error
 
 
 def _match(pattern: Path) -> list[Path]:

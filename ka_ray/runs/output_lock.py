@@ -1,6 +1,5 @@
 """Only one command at a time works in an output folder; the lock of a command that died is taken over."""
 
-import fcntl
 import json
 import os
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ka_ray.errors import InputError
-from ka_ray.runs.processes import find_start, identify_machine, is_hidden
+from ka_ray.runs.processes import alone_in, find_start, identify_machine, is_hidden
 from ka_ray.storage.files import is_remote, make_folder, read_text, write_text
 from ka_ray.terminal.streams import error_stream
 
@@ -125,6 +124,8 @@ def _acquire(lock: Path) -> Holder:
     mine = Holder.this_process()
     while not _create(lock, mine):
         other = _read(lock)
+        if other is None and lock.is_symlink():
+            raise InputError(f"{lock} is a link to a file that is not there; delete it")
         if other is None:  # removed in the meantime
             continue
         alive = other.is_alive()
@@ -173,13 +174,18 @@ def _create(lock: Path, holder: Holder) -> bool:
 
 def _read(lock: Path) -> Holder | None:
     """Return who holds a lock; None if nobody does."""
+    text = ""
     for _ in range(WRITING_S):
         try:
-            return Holder(**json.loads(read_text(lock)))
+            text = read_text(lock)
+            return Holder(**json.loads(text))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):  # its process may be about to write it
             time.sleep(1)
+    if not text:  # its process died before it wrote
+        lock.unlink(missing_ok=True)
+        return None
     raise InputError(f"{lock} is damaged; if no command works in this folder, delete the file")
 
 
@@ -206,22 +212,9 @@ def _remove_if_unchanged(lock: Path, dead: Holder) -> None:
             lock.unlink(missing_ok=True)
         return
     # One command after the other looks and removes: between the two, another one could take the lock.
-    with _alone_in(lock.parent):
+    with alone_in(lock.parent):
         if _read(lock) == dead:
             lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep the block from running in two processes at once; the operating system knows which have ended."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Network file systems without locks on folders refuse: then the time between two lines has to do.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _beat(lock: Path, holder: Holder, ended: threading.Event) -> None:

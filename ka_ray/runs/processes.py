@@ -1,9 +1,11 @@
 """Which processes of this machine live: who holds a lock?"""
 
+import fcntl
 import os
 import socket
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -50,3 +52,20 @@ def find_start(pid: int) -> str | None:
             return None
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
     return found.stdout.strip() or None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep the block from running in two processes at once; the operating system knows which have ended.
+
+    Args:
+        folder: A folder that all of them name.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Network file systems without locks on folders refuse: then the time between two lines has to do.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

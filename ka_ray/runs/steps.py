@@ -17,11 +17,12 @@ from ka_ray.runs.output_folder import check_disk
 from ka_ray.runs.precision import choose_precision, count_float32_bytes
 from ka_ray.runs.stored_parts import StoredPart, list_missing_parts
 from ka_ray.stages import list_stages, run_stages
-from ka_ray.stages.inputs import StageInputs, load_stage, stage_summary_path
+from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
 from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.stages.shared_start import copy_start, describe_origin_of_start
-from ka_ray.storage.files import format_bytes
-from ka_ray.student import Student, save_student
+from ka_ray.storage.files import exists, format_bytes
+from ka_ray.student import Student, StudentSpec, save_student
+from ka_ray.student import spec as specs
 from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.network import find_foreign_function
@@ -101,7 +102,12 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
     Args:
         run: The run, whose output folder holds the stored features and scores.
         students: The students; those whose stages all have results are not learned again.
+
+    Raises:
+        InputError: A folder holds a student of another function than the config names.
     """
+    for job in students:
+        refuse_other_function(job.folder, job.plan.spec)
     waiting, data = [student for student in students if student.missing], run.folder
     if waiting:
         alike = _find_alike(students)
@@ -124,6 +130,30 @@ def learn(run: Run, students: Sequence[StudentJob]) -> None:
             load_stage(job.folder, "joint", student)
             run.notify(export_graph(student, job.folder))
             save_student(student, job.folder)
+
+
+def refuse_other_function(folder: Path, spec: StudentSpec) -> None:
+    """Refuse a student of an earlier attempt that would run another function than this run's own student.
+
+    The stages of a run build its students without asking for trust, because its config names the function.
+    But an output folder may come from somebody else.
+
+    Args:
+        folder: The folder of a student, which may not exist yet; students of its epochs are below it.
+        spec: The student of the run.
+
+    Raises:
+        InputError: One of the students names another function.
+    """
+    own = find_foreign_function(spec)
+    found = [folder / "student.json", *epoch_students_folder(folder).glob("*/student.json")]
+    for path in filter(exists, found):
+        other = find_foreign_function(specs.read_spec(path))
+        if other not in (None, own):
+            raise InputError(
+                f"{path}: its network is built by the function {other!r}, which the config of this run does "
+                "not name; delete the file, or give another --output"
+            )
 
 
 def _find_alike(students: Sequence[StudentJob]) -> dict[Path, list[Path]]:

@@ -38,9 +38,20 @@ def atomic_folder(folder: Path, mark: str) -> Iterator[Path]:
         raise InputError(f"--output {folder}: cannot be written to: {error.strerror or error}") from None
     try:
         yield part
-        if folder.exists():
-            folder.rename(old)  # a folder with files in it cannot be replaced in one step
-        part.rename(folder)
+        _replace(folder, part, old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(folder: Path, part: Path, old: Path) -> None:
+    """Put a folder in the place of another one, which cannot be done in one step if that holds files."""
+    is_there = folder.exists()
+    if is_there:
+        folder.rename(old)
+    try:
+        part.rename(folder)
+    except OSError:
+        if is_there:
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -76,7 +76,10 @@ def _open_filesystem(name: str) -> Any:
 
 
 def _read_local(name: str, start: int, num_bytes: int | None) -> bytes:
-    with Path(name).open("rb") as file:
+    path = Path(name)
+    if path.is_fifo():  # opening it would wait for ever for somebody to write into it
+        raise OSError(errno.EINVAL, "is a pipe and no file", name)
+    with path.open("rb") as file:
         file.seek(start)
         return file.read(-1 if num_bytes is None else num_bytes)
 

@@ -11,16 +11,21 @@ Shapes: B images, K classes.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ka_ray.errors import InputError
 from ka_ray.features.stack import SCORES
 from ka_ray.student.trace import drop_probability_attr
 from ka_ray.student.value_chain import ValueChain
+from ka_ray.teachers.outputs import find_scores
 
 
-def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDict:
+def cut_into_stages(
+    network: nn.Module, paths: Mapping[str, str], num_classes: int | None = None
+) -> nn.ModuleDict:
     """Cut a network at its taps: one stage leads to each tap, and the last one, "scores", to the scores.
 
     Run one after the other, the stages compute exactly what the network computes in eval mode. They share the
@@ -28,6 +33,8 @@ def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDi
 
     Args:
         network: Maps images `[B, 3, H, W]` to scores `[B, K]`.
+        num_classes: K. Without taps, a network that torch.fx cannot trace is one stage; it may return
+            more than the scores. None: it is refused.
         paths: tap -> path, as in ``named_modules()``, of the module whose (last call's) output is the tap.
 
     Returns:
@@ -41,7 +48,12 @@ def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDi
         >>> {tap: list(stage.state_dict()) for tap, stage in stages.items()}
         {'hidden': ['0.weight', '0.bias'], 'scores': ['1.weight', '1.bias']}
     """
-    chain = ValueChain(network)
+    try:
+        chain = ValueChain(network)
+    except InputError:
+        if paths or num_classes is None:
+            raise
+        return _as_one_stage(network, num_classes)
     cuts: dict[fx.Node, str] = {}
     for tap, path in paths.items():
         node = chain.find(tap, path)
@@ -51,15 +63,30 @@ def cut_into_stages(network: nn.Module, paths: Mapping[str, str]) -> nn.ModuleDi
                 f"taps.{tap}: {path!r} returns the same value as taps.{other}, {paths[other]!r}; remove one "
                 "of the two taps"
             )
-    for module in network.modules():
-        if name := drop_probability_attr(module):
-            setattr(module, name, 0.0)
+    _drop_nothing(network)
     stages, stage_input = nn.ModuleDict(), chain.image
     for node in sorted(cuts, key=chain.position.__getitem__):
         stages[cuts[node]] = chain.build_stage(stage_input, node)
         stage_input = node
     stages[SCORES] = chain.build_stage(stage_input, chain.values[-1])
     return stages
+
+
+def _as_one_stage(network: nn.Module, num_classes: int) -> nn.ModuleDict:
+    """Make a whole network the only stage, with its own names of weights."""
+    _drop_nothing(network)
+    network.register_forward_hook(partial(_return_scores, num_classes))
+    return nn.ModuleDict({SCORES: network})
+
+
+def _return_scores(num_classes: int, network: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return find_scores(output, num_classes)
+
+
+def _drop_nothing(network: nn.Module) -> None:
+    for module in network.modules():
+        if name := drop_probability_attr(module):
+            setattr(module, name, 0.0)
 
 
 def find_valid_taps(network: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ from torch import Tensor, fx
 
 from ka_ray.errors import InputError
 from ka_ray.storage.files import atomic_file, make_folder
+from ka_ray.student.graph_operations import ON_NUMBERS, find_operation
 from ka_ray.student.graph_student import (
     FORMAT,
     GRAPH,
-    ON_NUMBERS,
     GraphStudent,
     decode_argument,
     describe_student,
-    find_operation,
     find_values,
 )
 from ka_ray.student.network import Student
@@ -37,7 +37,7 @@ def save_graph(student: Student, folder: Path) -> None:
     """Export a student as a graph and write it, so that the student can be used without its function.
 
     The graph is that of ``torch.export`` for any number of images, with only those operations that
-    :data:`ka_ray.student.graph_student.OPERATIONS` allows. Weights are not repeated: it names those of
+    :data:`ka_ray.student.graph_operations.OPERATIONS` allows. Weights are not repeated: it names those of
     ``student.safetensors``. Before it is written, its scores are compared with the network's.
 
     Args:
@@ -113,7 +113,8 @@ def _name_of(node: fx.Node) -> str:
     is_aten = isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
     name = str(target).removeprefix("aten.") if is_aten else target.__name__
     try:
-        known = find_operation(name) if is_aten or ON_NUMBERS.get(name) is target else None
+        is_on_numbers = name in ON_NUMBERS and target is getattr(operator, name)
+        known = find_operation(name) if is_aten or is_on_numbers else None
     except ValueError:
         known = None
     if known is None:

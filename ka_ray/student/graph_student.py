@@ -2,14 +2,14 @@
 
 `torch.export.load` and TorchScript are no way to use a student from somebody else: the first unpickles what a
 file holds, with ``weights_only=False``. So the graph that torch.export traces is kept as JSON, in which each
-step names an operation of :data:`OPERATIONS`, together with the weights in safetensors. Nothing else runs.
+step names an operation of :mod:`ka_ray.student.graph_operations`, together with the weights in safetensors.
+Nothing else runs.
 
 Shapes: B images, C, H and W of an image, K classes of the union.
 """
 
 import json
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ka_ray.errors import InputError
 from ka_ray.numerics.tensor_file import load_tensors
 from ka_ray.storage.cache import fetch_local_copy
+from ka_ray.student.graph_operations import find_operation
 from ka_ray.student.spec import StudentSpec
 
 GRAPH = "student_graph.safetensors"
@@ -29,49 +30,6 @@ GRAPH = "student_graph.safetensors"
 
 FORMAT = 1
 """Version of the form of the steps."""
-
-ON_NUMBERS: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")
-}
-"""Name -> operation on numbers, such as the number of images, or on the list that an operation returns."""
-
-_NAMES = """
-    abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d add addmm alias amax amin any arange
-    argmax avg_pool1d avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm cat ceil celu chunk clamp
-    clamp_max clamp_min clone constant_pad_nd conv1d conv2d copy cos cumsum detach div einsum elu embedding
-    eq erf exp expand expm1 eye fill flip floor floor_divide full full_like gather ge gelu glu group_norm gt
-    hardsigmoid hardswish hardtanh im2col index index_select layer_norm le leaky_relu
-    lift_fresh_copy linalg_vector_norm linear log log1p log_sigmoid log_softmax logical_and logical_not
-    logical_or lt masked_fill matmul max max_pool2d maximum mean min minimum mish mm mul ne neg new_full
-    new_ones new_zeros ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu reciprocal
-    reflection_pad2d relu relu6 remainder repeat replication_pad2d reshape roll round rsqrt rsub
-    scalar_tensor scaled_dot_product_attention select select_scatter selu sigmoid sign silu sin slice
-    slice_scatter softmax softplus split split_with_sizes sqrt square squeeze stack std sub sum sym_size tan
-    tanh _to_copy topk transpose tril triu unbind unfold _unsafe_view unsqueeze upsample_bicubic2d
-    upsample_bilinear2d upsample_nearest2d var var_mean view where zero zeros zeros_like
-"""
-
-OPERATIONS = frozenset(_NAMES.split())
-"""Names of the operations of ATen that a graph may use, without their variants that write into an input.
-
-All of them only compute a result from their inputs, whose sizes they check: none reads or writes a file,
-changes a weight, or looks at memory outside of its inputs."""
-
-
-def _normalize_batch(
-    images: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float
-) -> tuple[Tensor]:
-    """Compute a batch norm in eval mode, as the operation of ATen of the same arguments.
-
-    That one does not check the sizes of its inputs: with a mean of one channel for 64 it reads the memory
-    behind it (torch 2.15). ``torch.batch_norm`` checks them.
-    """
-    return (torch.batch_norm(images, weight, bias, mean, var, False, momentum, eps, False),)
-
-
-CHECKED_OPERATIONS = {"_native_batch_norm_legit_no_training.default": _normalize_batch}
-"""Operation of ATen -> the function that replaces it, because it trusts its inputs."""
 
 
 class GraphStudent(nn.Module):
@@ -127,7 +85,7 @@ class GraphStudent(nn.Module):
             try:
                 inputs = _fill_in(args, values, images.device)
                 values[name] = function(*inputs, **_fill_in(options, values, images.device))
-            except (RuntimeError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+            except (RuntimeError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
                 raise InputError(f"{GRAPH}: its step {name!r} fails: {error}") from None
             for used in find_values((args, options)):
                 if self._last_use[used] == number:
@@ -144,28 +102,6 @@ class Value(str):
 
 class Device:
     """Stands for the device of the images, wherever the graph was made."""
-
-
-def find_operation(target: str) -> Callable[..., Any]:
-    """Return the function of a step.
-
-    Args:
-        target: Name and overload of an operation of ATen, such as ``conv2d.default``, or a key of
-            :data:`ON_NUMBERS`.
-
-    Raises:
-        ValueError: It is not allowed, or this version of torch does not know it.
-    """
-    for functions in (ON_NUMBERS, CHECKED_OPERATIONS):
-        if target in functions:
-            return functions[target]
-    name, _, overload = target.partition(".")
-    packet = getattr(torch.ops.aten, name, None) if name in OPERATIONS else None
-    if packet is not None and overload in packet.overloads():
-        function: Any = getattr(packet, overload)
-        if not function._schema.is_mutable:  # such as `add.out`, which writes into one of its arguments
-            return function  # type: ignore[no-any-return]
-    raise ValueError(f"{target!r} is no operation that a graph may use")
 
 
 def decode_argument(item: Any) -> Any:

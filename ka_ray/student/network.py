@@ -87,7 +87,7 @@ class Student(nn.Module):
         else:
             network = spec.build_network()
             module_paths = {tap: parse_tap_path(tap, path)[0] for tap, path in spec.paths.items()}
-            stages = cut_into_stages(network, module_paths)
+            stages = cut_into_stages(network, module_paths, len(spec.classes))
             network.eval()  # in training mode, batch norm refuses one value per channel
         # Any image shows the shapes.
         image = torch.zeros(1, *spec.view.shape, dtype=torch.uint8)
@@ -180,8 +180,12 @@ def load_student(folder: str | Path, *, trust: bool = False) -> Student | GraphS
     """
     folder = to_path(folder)
     for name in ("student.json", "student.safetensors"):
-        if not (folder / name).is_file():
-            missing = f"{folder} holds no {name}" if exists(folder) else f"{folder} does not exist"
+        try:
+            is_there, holds_others = (folder / name).is_file(), exists(folder)
+        except OSError as error:  # such as a name that is too long
+            raise InputError(f"{folder}: {error.strerror}; give the folder of a run") from None
+        if not is_there:
+            missing = f"{folder} holds no {name}" if holds_others else f"{folder} does not exist"
             raise InputError(f"{missing}; give the output folder of a finished run")
     spec = read_spec(folder / "student.json")
     function = None if trust else find_foreign_function(spec)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.errors import InputError
+from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student.spec import StudentSpec
 from ka_ray.teachers import Teacher
 
@@ -75,7 +76,7 @@ def build_start(spec: StudentSpec, trunk: Sequence[Weights], teachers: Sequence[
         raise InputError(
             f"student.start: no weight before the head fits the student's network {spec.network!r}"
         )
-    network.load_state_dict(state)
+    network.load_state_dict(with_versions(state, network))
     return Start(network.eval(), tuple(random), frozenset(_mixed_norms(trunk)), share)
 
 

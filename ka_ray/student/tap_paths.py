@@ -41,11 +41,12 @@ def resolve_student_paths(
     if network in FAMILIES and config.student.widths is None:
         return _family_paths(config, network, arguments)
     try:
-        valid = find_valid_taps(build_network(network, arguments, num_classes))
+        built = build_network(network, arguments, num_classes)
     except InputError as error:  # it does not say which of the config's networks is meant
         raise InputError(f"student.network: {error}") from None
     if not config.taps and not config.learns_layers:
         return {}
+    valid = find_valid_taps(built)
     if not config.taps:
         shown = ", ".join(valid[:MAX_LISTED])
         more = f" and {len(valid) - MAX_LISTED} more" if len(valid) > MAX_LISTED else ""

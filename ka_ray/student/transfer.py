@@ -31,6 +31,10 @@ def transfer_weights(network: nn.Module, student: Student) -> None:
         _transfer_by_name(network, student)
 
 
+CONSTANT = "_tensor_constant"
+"""How torch.fx names a tensor that a network computes with and does not list: the student has it already."""
+
+
 def _transfer_by_name(network: nn.Module, student: Student) -> None:
     source, target = network.state_dict(), student.state_dict()
     for key in target:
@@ -39,7 +43,8 @@ def _transfer_by_name(network: nn.Module, student: Student) -> None:
             part, _, path = path.partition(".")
             if part == "adapter":
                 continue  # it begins as the identity
-        target[key] = source[path]
+        if path in source or not path.rpartition(".")[2].startswith(CONSTANT):
+            target[key] = source[path]
     student.load_state_dict(target)
 
 

@@ -7,7 +7,6 @@ are allowed. Whether a package that somebody else wrote may be named is checked 
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -17,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from torch import nn
 
-from ka_ray.config.factories import NETWORK_PACKAGES
+from ka_ray.config.factories import NETWORK_PACKAGES, is_of_python
 from ka_ray.config.module_folders import make_modules_importable, module_folders
 from ka_ray.errors import InputError
 
@@ -77,11 +76,14 @@ def is_known_source(network: str) -> bool:
 
 
 def _check_registered(network: str, package: str, factory: Any) -> None:
-    """Check that a function of torchvision or timm is a model: others fetch files, or load them."""
+    """Check that a function of torchvision or timm is a classifier: others fetch files, or load them.
+
+    torchvision's builders of detectors fetch a backbone by default, without any argument.
+    """
     if package == "torchvision":
         from torchvision import models
 
-        builders = [models.get_model_builder(name) for name in models.list_models()]
+        builders = [models.get_model_builder(name) for name in models.list_models(module=models)]
     elif package == "timm":
         import timm
 
@@ -89,16 +91,17 @@ def _check_registered(network: str, package: str, factory: Any) -> None:
     else:
         return
     is_network = isinstance(factory, type) and issubclass(factory, nn.Module)
-    if not is_network and not any(factory is builder for builder in builders):
+    is_model = is_network and factory.__module__.startswith(f"{package}.models.")
+    if not is_model and not any(factory is builder for builder in builders):
         raise InputError(
-            f"network {network!r}: is no model of {package}; name one, such as "
+            f"network {network!r}: is no classifier of {package}; name one, such as "
             f"{'resnet18' if package == 'torchvision' else 'timm/resnet18'}"
         )
 
 
 def _check_allowed(network: str, module: str) -> None:
     package = module.partition(".")[0]
-    forbidden = package in sys.stdlib_module_names or package in _dependency_packages()
+    forbidden = is_of_python(package) or package in _dependency_packages()
     if module not in BUILT_IN_NETWORKS and forbidden:
         raise InputError(
             f"network {network!r}: {module!r} is not an allowed source of networks. Name a function of "

@@ -28,6 +28,13 @@ OTHER_KEYS = (
 """Keys that do not describe the network, or that could make the library fetch and run code."""
 
 
+OF_OTHERS = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")
+"""Keys with which a model has another one inside, which the library would look for and fetch."""
+
+TIMM_WRAPPER = "timm_wrapper"
+"""Type of a model of timm inside transformers: its arguments could read any file."""
+
+
 def network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a model's ``config.json`` describes its network, without its classes."""
     return {key: value for key, value in config.items() if key not in (*LABEL_KEYS, *OTHER_KEYS)}
@@ -59,6 +66,11 @@ def build_transformers_network(
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
     )
 
+    if model_type == TIMM_WRAPPER:
+        raise ValueError("a network of timm is named as timm/MODEL")
+    others = [key for key in OF_OTHERS if config.get(key)]
+    if others:
+        raise ValueError(f"{', '.join(others)}: networks that hold other published ones are not built")
     of_type = CLASSIFIERS.get(model_type)
     if of_type is None:
         known = ", ".join(sorted(CLASSIFIERS))

@@ -81,6 +81,10 @@ def check_answer(uri: str, key: str) -> None:
     scheme = uri.partition("://")[0].lower().partition("+")[0]
     if scheme == "sqlite":
         return _check_sqlite_uri(uri, key)
+    try:
+        urlsplit(uri).port  # noqa: B018  # it is computed, and refused, at this point
+    except ValueError as error:
+        raise InputError(f"{key} {uri}: {error}; {ACCEPTED}") from None
     if scheme in ("http", "https"):
         problem = _why_no_server(uri)
     elif DATABASE_PORTS.get(scheme) and _is_reached_at_its_host(uri) and (host := _host(uri)):
@@ -102,6 +106,10 @@ def _check_sqlite_uri(uri: str, key: str) -> None:
     if not database or database == ":memory:":
         return
     path = Path(database).absolute()
+    try:
+        path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{key} {uri}: {error.strerror}; {ACCEPTED}") from None
     check_sqlite_file(path)
     folder = next(parent for parent in path.parents if parent.exists())  # MLflow makes missing folders
     if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -6,6 +6,7 @@ import pytest
 
 from ka_ray.config.factories import is_installed
 from ka_ray.errors import InputError
+from ka_ray.teachers.factories import find_factory
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def make_module(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("package", ["pip", "pytest", "mypy", "huggingface_hub"])
+@pytest.mark.parametrize("package", ["pip", "pytest", "mypy", "huggingface_hub", "test", "os"])
 def test_installed_packages_are_found_out_without_running_them(package):
     before = set(sys.modules)
     assert is_installed(package)
@@ -51,6 +52,15 @@ def test_an_installed_package_needs_consent_wherever_it_is_named(load_config, co
     with pytest.raises(InputError, match=r"trust it, set factories: \[somebodys_nets\]"):
         load_config()
     assert load_config("factories=[somebodys_nets]").factories == ("somebodys_nets",)
+
+
+def test_functions_of_python_itself_need_consent_and_are_refused_all_the_same(load_config, config_tree):
+    config_tree["student"] = {"network": "test.support.os_helper:rmtree", "arguments": {"path": "somewhere"}}
+    with pytest.raises(InputError, match="of the installed package test"):
+        load_config()
+    network = load_config("factories=[test]").student.network
+    with pytest.raises(InputError, match="is not an allowed source of networks"):
+        find_factory(network)
 
 
 def test_a_students_folder_gets_no_consent_by_naming_pip(load_config, config_tree):

@@ -118,6 +118,21 @@ def test_a_damaged_image_is_unreadable(pictures):
     assert unreadable[0].startswith("ImageFolder[1]: cannot identify image file")
 
 
+def test_a_file_that_would_start_a_program_is_unreadable(pictures, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the name of the file says."""
+
+    def fail(*arguments, **options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", fail)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (pictures.folder / "cat" / "01.png").write_bytes(postscript)
+    known, unreadable = list(Image.ID), list[str]()
+    assert len(read(load(make_torchvision(pictures)), unreadable=unreadable)["image_id"]) == 11
+    assert unreadable[0].startswith("ImageFolder[1]: cannot identify image file")
+    assert {*known} <= {*Image.ID}  # as before
+
+
 @pytest.mark.parametrize("name", ["Nothing", "LSUN", "VisionDataset", "wrap_dataset_for_transforms_v2"])
 def test_other_names_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"images\.dataset: .* is not one of torchvision's: .*CIFAR10"):

@@ -27,6 +27,8 @@ def test_samples_are_runs_of_members_with_one_key(pictures, tmp_path):
         ("sub/1.PNG", a),
         ("sub/1.cls", b"dog\n"),
         ("sub/._1.png", b"of macOS"),
+        ("sub/@eaDir/1.png", a),
+        ("./.ipynb_checkpoints/1.png", a),
         ("other/1.jpg", b),
         ("2.txt", b"cat"),
         ("2.x.png", c),
@@ -36,7 +38,10 @@ def test_samples_are_runs_of_members_with_one_key(pictures, tmp_path):
     config = shard(tmp_path / "a.tar", members, label_key="cls")
     source = open_source(config)
     assert [sample[0] for sample in source.chunks[0].payload[1]] == ["sub/1", "other/1", "2"]
-    assert source.note == f"{tmp_path}/a.tar: left out 1 samples without an image"
+    assert source.note == (
+        f"{tmp_path}/a.tar: left out 1 samples without an image; {tmp_path}/a.tar: left out hidden files and "
+        "folders: 1 ._*, 1 .ipynb_checkpoints, 1 @eaDir"
+    )
     columns = read(config)
     assert columns["label"].tolist() == ["dog", "", ""]
     np.testing.assert_array_equal(columns["image"], pictures.pixels()[:3])

@@ -171,6 +171,19 @@ def test_a_damaged_lock_is_named(tmp_path, monkeypatch):
         pass
 
 
+def test_the_empty_lock_of_a_process_that_died_before_it_wrote_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_lock, "WRITING_S", 1)
+    (tmp_path / LOCK).touch()
+    with lock_folder(tmp_path):
+        assert read_json(tmp_path / LOCK)["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / LOCK).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"lock\.json is a link to a file that is not there"):
+        lock_folder(tmp_path).__enter__()
+
+
 def test_an_object_store_is_locked_as_well_as_it_can_be(s3):
     folder = to_path(f"{s3}/run")
     with lock_folder(folder):

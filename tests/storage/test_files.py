@@ -265,3 +265,13 @@ def test_no_file_system_is_imported_before_a_uri_is_used():
     code = "import sys, ka_ray.storage.files; print([m for m in ('fsspec', 's3fs') if m in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"
+
+
+def test_a_pipe_among_files_is_an_error_and_nothing_waits_for_it(tmp_path):
+    (tmp_path / "full").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "pipe")
+    content, pipe, folder = read_files([str(tmp_path / name) for name in ("full", "pipe", "")])
+    assert content == b"abc"
+    assert isinstance(pipe, OSError)
+    assert pipe.errno == errno.EINVAL
+    assert isinstance(folder, OSError)

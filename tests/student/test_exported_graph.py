@@ -1,6 +1,7 @@
 """Test students as graphs of operations: they score as their networks do, and run nothing else."""
 
 import json
+import operator
 import re
 import sys
 from dataclasses import replace
@@ -15,7 +16,8 @@ from ka_ray.errors import InputError
 from ka_ray.storage.uris import to_path
 from ka_ray.student import Student, load_student, save_student
 from ka_ray.student.exported_graph import save_graph
-from ka_ray.student.graph_student import GRAPH, OPERATIONS, GraphStudent, find_operation, load_graph
+from ka_ray.student.graph_operations import OPERATIONS, find_operation
+from ka_ray.student.graph_student import GRAPH, GraphStudent, load_graph
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1, 2), "num_heads": (1, 2, 2)}
@@ -222,6 +224,55 @@ def test_weights_that_do_not_fit_are_a_message_and_read_no_other_memory(foreign)
         load_student(folder)(images)
 
 
+def attend(**sizes):
+    shapes = {"query": (2, 3, 4, 8), "key": (2, 3, 5, 8), "value": (2, 3, 5, 8)} | sizes
+    mask = shapes.pop("mask", None)
+    function = find_operation("scaled_dot_product_attention.default")
+    return function(*map(torch.rand, shapes.values()), *([] if mask is None else [torch.rand(mask)]))
+
+
+def test_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    query, key, value = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 5, 8), torch.rand(2, 3, 5, 8)
+    function = find_operation("scaled_dot_product_attention.default")
+    expected = (query @ key.transpose(-1, -2) * 0.5).softmax(-1) @ value
+    torch.testing.assert_close(function(query, key, value, scale=0.5), expected)
+    assert attend(mask=(4, 5)).shape == (2, 3, 4, 8)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"value": (2, 3, 64, 8)},  # ATen's own operation would read behind the keys
+        {"value": (2, 1, 5, 8)},
+        {"key": (2, 3, 5, 4)},
+        {"key": (1, 3, 5, 8), "value": (1, 3, 5, 8)},
+        {"key": (2, 1, 5, 8), "value": (2, 1, 5, 8)},
+        {"query": (8,)},
+        {"mask": (4, 4)},
+    ],
+)
+def test_attention_whose_inputs_do_not_fit_is_refused(sizes):
+    with pytest.raises((TypeError, RuntimeError)):
+        attend(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("pow", [9, 9**9]),
+        ("pow", [2**63, 2]),
+        ("mul", [[1], 3_000_000_000]),
+        ("mul", ["a", 9]),
+        ("mod", ["%999999999d", 5]),
+    ],
+)
+def test_numbers_stay_numbers_of_a_size(name, arguments):
+    with pytest.raises(TypeError):
+        find_operation(name)(*arguments)
+    assert find_operation(name)(7, 3) == getattr(operator, name)(7, 3)
+
+
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
 def test_a_damaged_graph_is_a_message(foreign, content):
     (foreign[0] / GRAPH).write_bytes(content)
@@ -271,7 +322,7 @@ def test_a_network_that_cannot_be_exported_says_why(tmp_path, make_spec, factory
 
 
 def test_an_operation_outside_of_the_list_is_named(tmp_path, make_spec, factory, monkeypatch):
-    monkeypatch.setattr("ka_ray.student.graph_student.OPERATIONS", OPERATIONS - {"sigmoid"})
+    monkeypatch.setattr("ka_ray.student.graph_operations.OPERATIONS", OPERATIONS - {"sigmoid"})
     student = Student(make_spec("their_networks:build", {"stem": 6}, num_classes=4))
     with pytest.raises(InputError, match=r"operation aten\.sigmoid\.default, which a graph cannot hold"):
         save_graph(student, tmp_path)

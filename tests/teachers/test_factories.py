@@ -1,5 +1,6 @@
 """Test which functions a config may name as a network factory."""
 
+import inspect
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError
@@ -88,17 +89,41 @@ def test_factories_in_allowed_packages_and_in_modules_of_the_user_are_found(monk
         "torchvision.models:get_model",
         "timm.models:load_state_dict",
         "timm.data:create_loader",
+        # These fetch weights of a backbone, or of another network, without being asked to.
+        "torchvision.models.segmentation:fcn_resnet50",
+        "torchvision.models.detection:ssd300_vgg16",
+        "timm.task.distillation:DistillationTeacher",
     ],
 )
-def test_of_torchvision_and_timm_only_models_are_built(name):
-    with pytest.raises(InputError, match=r"is no model of (torchvision|timm)"):
+def test_of_torchvision_and_timm_only_classifiers_are_built(name):
+    with pytest.raises(InputError, match=r"is no classifier of (torchvision|timm)"):
         find_factory(name)
 
 
 def test_models_of_both_libraries_are_found_by_module():
     assert find_factory("torchvision.models:VisionTransformer").__name__ == "VisionTransformer"
     assert find_factory("timm.models.resnet:resnet18").__name__ == "resnet18"
-    assert find_factory("torchvision.models.segmentation:fcn_resnet50").__name__ == "fcn_resnet50"
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_no_classifier_has_pretrained_weights_by_default(library):
+    if library == "torchvision":
+        from torchvision import models
+
+        builders = [models.get_model_builder(name) for name in models.list_models(module=models)]
+    else:
+        import timm
+
+        builders = [timm.model_entrypoint(name) for name in timm.list_models()]
+    fetching = [
+        builder.__name__
+        for builder in builders
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if ("pretrained" in name or "weights" in name)
+        and parameter.default not in (None, False, inspect.Parameter.empty)
+    ]
+    assert len(builders) > 50
+    assert fetching == []
 
 
 METADATA = {

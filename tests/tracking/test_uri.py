@@ -1,5 +1,6 @@
 """Tracking URIs that cannot work, servers that do not answer, and databases that MLflow cannot use."""
 
+import re
 import socket
 import sqlite3
 import subprocess
@@ -97,6 +98,21 @@ def test_a_server_that_is_down_is_named_with_what_to_do(protocol, tmp_path):
     assert f"tracking.uri {uri}: no tracking server answers there: connection refused" in str(error.value)
     assert "tracking.backend=none" in str(error.value)
     check_tracker(TrackingConfig(uri=uri, backend="none"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://h:abc/db",
+        "postgresql://h:99999/db",
+        "postgresql://[::1/db",
+        f"sqlite:////tmp/{'a' * 300}",
+        f"sqlite:////tmp/{'a' * 300}/x.db",
+    ],
+)
+def test_a_uri_that_cannot_be_one_is_named(uri):
+    with pytest.raises(InputError, match=rf"^{KEY} {re.escape(uri)}: "):
+        check_answer(uri, KEY)
 
 
 def test_an_unknown_host_and_a_silent_server_are_named(monkeypatch):

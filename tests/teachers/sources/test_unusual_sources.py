@@ -75,6 +75,19 @@ def test_settings_that_make_transformers_fetch_code_are_left_out():
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"checkpoint_path": "x"}},
+        {"model_type": "vit_hybrid", "use_pretrained_backbone": True, "backbone": "resnet50"},
+        {"model_type": "vit", "backbone": "timm/resnet18"},
+    ],
+)
+def test_networks_of_transformers_that_would_read_others_are_refused(arguments):
+    with pytest.raises(InputError, match=r"named as timm/MODEL|hold other published ones"):
+        build_network("transformers", arguments, 3)
+
+
+@pytest.mark.parametrize(
     ("given", "size", "crop"),
     [
         ({"size": 32}, 32, 32),
