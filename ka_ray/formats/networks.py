@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ka_ray.config import Preprocessing
 from ka_ray.errors import InputError
-from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student import Student
 from ka_ray.student.graph_student import GraphStudent
 from ka_ray.teachers import Preprocess
+from ka_ray.teachers.module_versions import with_versions
 
 
 class _WithoutPreprocessing(nn.Module):

@@ -10,9 +10,9 @@ from torch import nn
 from ka_ray.errors import InputError
 from ka_ray.formats.job import ExportFormat, ExportJob, Predict
 from ka_ray.formats.networks import build_library_network
-from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student import Student, load_student, save_student
 from ka_ray.teachers.checkpoint import save_weights
+from ka_ray.teachers.module_versions import with_versions
 from ka_ray.teachers.outputs import find_scores
 
 FILE = "model.safetensors"

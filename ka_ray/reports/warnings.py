@@ -147,7 +147,7 @@ def warn_of_lost_start(choice: StudentChoice | None) -> Iterator[str]:
     Args:
         choice: The choice between the start and the epochs; None if the last epoch is always kept.
     """
-    if choice is None or choice.best != "start":
+    if choice is None or choice.best != "start" or len(choice.qualities) == 1:
         return
     start, last = choice.qualities["start"].divergence, list(choice.qualities.values())[-1].divergence
     if last > WORSE_THAN_START * start:
@@ -170,11 +170,12 @@ def describe_choice(best: str, qualities: Mapping[str, HeldOutQuality]) -> str:
 
     Example:
         >>> quality = HeldOutQuality(agreement=0.8, divergence=0.3, worst_divergence=0.2, images=100)
-        >>> describe_choice("start", {"start": quality})
+        >>> describe_choice("start", {"start": quality, "epoch 1": quality})
         'Kept is the student of: start. On 100 held-out images it is 0.300 nats from the ensemble.'
     """
     quality = qualities[best]
+    nothing = " Nothing was left to learn." if len(qualities) == 1 else ""
     return (
         f"Kept is the student of: {best}. On {quality.images:,} held-out images it is "
-        f"{quality.divergence:.3f} nats from the ensemble."
+        f"{quality.divergence:.3f} nats from the ensemble.{nothing}"
     )

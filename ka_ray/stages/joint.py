@@ -22,7 +22,7 @@ from ka_ray.numerics.memory_format import move_network
 from ka_ray.numerics.ranks import sum_over_ranks
 from ka_ray.stages.held_out import held_out_batches, joint_rows
 from ka_ray.stages.inputs import StageInputs, history_to_json, load_stage
-from ka_ray.stages.joint_attempts import fit_from_start
+from ka_ray.stages.joint_attempts import fit_from_start, lowers_rate
 from ka_ray.stages.kept import START, KeptStudent
 from ka_ray.stages.layers_learner import half_mse
 from ka_ray.stages.teacher import ClassifierLearner, class_targets
@@ -161,6 +161,8 @@ def learn_jointly(inputs: StageInputs) -> tuple[nn.Module, dict[str, Any]]:
     move_network(learner, inputs.device)
     if kept is not None and not kept.best:
         kept.offer(START, student)
+    if kept is not None and kept.start_is_ensemble and lowers_rate(inputs.config.joint):
+        return student, {"history": [], "choice": kept.to_json()}
     result, history = fit_from_start(inputs, student, learner, batches, kept)
     if kept is not None:
         kept.load_best(result)

@@ -29,6 +29,9 @@ CHOICE = "choice"
 """Key of the file's metadata with the qualities, as JSON."""
 
 
+SAME = 1e-5
+"""Nats: as far as rounding to float16, in which scores are stored, takes a student from its own scores."""
+
 LOST = 2.0
 """Divergence from the ensemble, in units of the start's, above which joint learning has lost what it had.
 
@@ -126,6 +129,11 @@ class KeptStudent:
         self.offer(f"epoch {epoch}", student)
         if averaged is not None:
             self.offer(f"epoch {epoch}, averaged", averaged)
+
+    @property
+    def start_is_ensemble(self) -> bool:
+        """Whether the start gives the ensemble's scores already, so that nothing is left to learn."""
+        return self.best == START and abs(self.qualities[START].divergence) <= SAME
 
     def has_lost_start(self, epoch: int) -> bool:
         """Return whether an epoch has lost what the start had, and none was closer to the ensemble.

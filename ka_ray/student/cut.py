@@ -33,9 +33,9 @@ def cut_into_stages(
 
     Args:
         network: Maps images `[B, 3, H, W]` to scores `[B, K]`.
+        paths: tap -> path, as in ``named_modules()``, of the module whose (last call's) output is the tap.
         num_classes: K. Without taps, a network that torch.fx cannot trace is one stage; it may return
             more than the scores. None: it is refused.
-        paths: tap -> path, as in ``named_modules()``, of the module whose (last call's) output is the tap.
 
     Returns:
         tap -> stage, in the order of the network; each stage has one input and one output.
@@ -54,6 +54,17 @@ def cut_into_stages(
         if paths or num_classes is None:
             raise
         return _as_one_stage(network, num_classes)
+    cuts = _find_cuts(chain, paths)
+    _drop_nothing(network)
+    stages, stage_input = nn.ModuleDict(), chain.image
+    for node in sorted(cuts, key=chain.position.__getitem__):
+        stages[cuts[node]] = chain.build_stage(stage_input, node)
+        stage_input = node
+    stages[SCORES] = chain.build_stage(stage_input, chain.values[-1])
+    return stages
+
+
+def _find_cuts(chain: ValueChain, paths: Mapping[str, str]) -> dict[fx.Node, str]:
     cuts: dict[fx.Node, str] = {}
     for tap, path in paths.items():
         node = chain.find(tap, path)
@@ -63,13 +74,7 @@ def cut_into_stages(
                 f"taps.{tap}: {path!r} returns the same value as taps.{other}, {paths[other]!r}; remove one "
                 "of the two taps"
             )
-    _drop_nothing(network)
-    stages, stage_input = nn.ModuleDict(), chain.image
-    for node in sorted(cuts, key=chain.position.__getitem__):
-        stages[cuts[node]] = chain.build_stage(stage_input, node)
-        stage_input = node
-    stages[SCORES] = chain.build_stage(stage_input, chain.values[-1])
-    return stages
+    return cuts
 
 
 def _as_one_stage(network: nn.Module, num_classes: int) -> nn.ModuleDict:

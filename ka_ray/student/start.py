@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ka_ray.amalgamation import LabelSets
 from ka_ray.errors import InputError
-from ka_ray.numerics.module_versions import with_versions
 from ka_ray.student.spec import StudentSpec
 from ka_ray.teachers import Teacher
+from ka_ray.teachers.module_versions import with_versions
 
 Weights = Mapping[str, Tensor]
 """Name of each weight or buffer of a network -> tensor."""

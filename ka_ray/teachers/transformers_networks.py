@@ -66,11 +66,7 @@ def build_transformers_network(
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
     )
 
-    if model_type == TIMM_WRAPPER:
-        raise ValueError("a network of timm is named as timm/MODEL")
-    others = [key for key in OF_OTHERS if config.get(key)]
-    if others:
-        raise ValueError(f"{', '.join(others)}: networks that hold other published ones are not built")
+    _refuse_others(model_type, config)
     of_type = CLASSIFIERS.get(model_type)
     if of_type is None:
         known = ", ".join(sorted(CLASSIFIERS))
@@ -83,6 +79,15 @@ def build_transformers_network(
     by_type: Any = transformers.AutoModelForImageClassification.from_config
     network: nn.Module = (getattr(transformers, named[0]) if named else by_type)(settings)
     return network
+
+
+def _refuse_others(model_type: str, config: Mapping[str, Any]) -> None:
+    """Refuse models that hold another one, for which the library would read or fetch files."""
+    if model_type == TIMM_WRAPPER:
+        raise ValueError("a network of timm is named as timm/MODEL")
+    others = [key for key in OF_OTHERS if config.get(key)]
+    if others:
+        raise ValueError(f"{', '.join(others)}: networks that hold other published ones are not built")
 
 
 def is_transformers_network(network: nn.Module) -> bool:

@@ -41,8 +41,11 @@ def describe_run(folder):
 
 def test_teachers_with_one_trunk_become_their_ensemble_without_a_step(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(describe_run(tmp_path)))
-    config = ka_ray.Config.load(tmp_path / "run.yaml", [f"output={tmp_path}/run", "joint.epochs=0"])
+    config = ka_ray.Config.load(tmp_path / "run.yaml", [f"output={tmp_path}/run"])
     report = ka_ray.amalgamate(config)
+    assert report.choice is not None
+    assert [*report.choice.qualities] == ["start"]  # joint learning has nothing to learn
+    assert report.warnings == []
     assert (report.method, report.codes, report.layers) == ("start", {}, {})
     assert report.start is not None
     assert (report.start.source, report.start.random) == ("average", [])

@@ -100,6 +100,27 @@ def test_a_rate_at_which_no_epoch_gets_closer_is_lowered_after_the_last_one(make
     assert images == [images[0] // 4 * epoch for epoch in (4, 5, 6)]  # with the three that were given up
 
 
+@pytest.mark.parametrize(("divergence", "steps"), [(-1e-9, 0), (9e-6, 0), (2e-5, 3)])
+def test_a_start_that_is_the_ensemble_is_kept_without_a_step(make_inputs, monkeypatch, divergence, steps):
+    divergences = iter([divergence, 1e-7, 0.5, 0.5])
+    monkeypatch.setattr(kept, "measure_quality", lambda *_: Quality(1.0, next(divergences), 1.0, 10))
+    inputs = make_inputs(START)
+    run_stages(inputs)
+    choice, history = summary_of(inputs)["choice"], summary_of(inputs)["history"]
+    assert len(history) == steps
+    assert choice["best"] == ("epoch 1" if steps else "start")
+    if not steps:
+        start = load_file(stage_summary_path(inputs.folder, "start").with_suffix(".safetensors"))
+        assert all(torch.equal(weights_of(inputs)[key], tensor) for key, tensor in start.items())
+
+
+def test_a_rate_that_the_config_gives_is_used_behind_any_start(make_inputs, monkeypatch):
+    monkeypatch.setattr(kept, "measure_quality", lambda *_: Quality(1.0, 0.0, 1.0, 10))
+    inputs = make_inputs(START, "joint.learning_rate=0.001")
+    run_stages(inputs)
+    assert len(summary_of(inputs)["history"]) == 3
+
+
 def test_a_loss_that_is_not_finite_is_an_attempt_that_lost_the_start(make_inputs, monkeypatch):
     steps, original = [0], JointLearner.forward
 
