@@ -73,6 +73,23 @@ def is_far_under(accuracy: Accuracy) -> bool:
     return accuracy.union < FAR_UNDER * accuracy.ensemble
 
 
+def warn_of_bad_students(accuracies: Mapping[str, Sequence[Accuracy]]) -> Iterator[str]:
+    """Yield a warning for each method of a comparison whose students learned nothing, or too little.
+
+    Args:
+        accuracies: Label of a method -> the accuracies of its students, one for each seed.
+    """
+    for label, of_seeds in accuracies.items():
+        nothing, under = sum(map(learned_nothing, of_seeds)), sum(map(is_far_under, of_seeds))
+        if nothing:
+            yield (
+                f"{label}: {nothing} of {len(of_seeds)} students agree with their teachers no more often "
+                "than one that always gives the same answer."
+            )
+        elif under:
+            yield f"{label}: {under} of {len(of_seeds)} students are far under their teachers' ensemble."
+
+
 def rarely_agrees(accuracy: Accuracy) -> bool:
     """Whether a student without labelled images agrees with its teachers on too few of them."""
     return accuracy.union is None and accuracy.agreement is not None and accuracy.agreement < LOW_AGREEMENT

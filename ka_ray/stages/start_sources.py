@@ -144,7 +144,7 @@ class AlignedAverage(MeasuredSource):
         """
         check_student_network(self.spec, self.teachers)
         first, *others = self.teachers
-        groups, aligned = find_channel_groups(first.network, self.example()), [first]
+        groups, aligned, notes = find_channel_groups(first.network, self.example()), [first], list[str]()
         for other in others:
             pairs = (
                 (first.preprocess(batch[first.name]), other.preprocess(batch[other.name]))
@@ -154,7 +154,12 @@ class AlignedAverage(MeasuredSource):
             network = copy.deepcopy(other.network)
             network.load_state_dict(found.state)
             aligned.append(replace(other, network=network))
-        return build_start(self.spec, [teacher.network.state_dict() for teacher in aligned], aligned)
+            notes.append(
+                f"channels of {other.name} correlate {found.correlation_before:.2f} with those of "
+                f"{first.name}, aligned {found.correlation_after:.2f}"
+            )
+        start = build_start(self.spec, [teacher.network.state_dict() for teacher in aligned], aligned)
+        return replace(start, note="; ".join(notes))
 
 
 def check_same_network(spec: StudentSpec, teachers: Sequence[Teacher]) -> None:

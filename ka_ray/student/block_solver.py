@@ -27,6 +27,7 @@ from ka_ray.numerics.rectified_regression import refine_solution
 from ka_ray.numerics.ridge import RIDGES, LayerSolution, solve
 from ka_ray.numerics.samples import Merge
 from ka_ray.student.activation_range import find_clamp
+from ka_ray.student.code_checks import check_codes
 from ka_ray.student.code_choice import choose_codes
 from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import apply_solution
@@ -141,7 +142,7 @@ def check_solvable(network: nn.Module, teachers: Sequence[Teacher], images: Tens
     """
     student = copy.deepcopy(network).eval().requires_grad_(False)
     with torch.no_grad():
-        return len(StackedNetworks(student, {t.name: t.network for t in teachers}, images).layers)
+        return check_codes(StackedNetworks(student, {t.name: t.network for t in teachers}, images))
 
 
 class _BlockSolver:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ka_ray.errors import InputError
 from ka_ray.numerics.channel_selection import LayerInputStats
 from ka_ray.numerics.positions import sample_positions
 from ka_ray.numerics.samples import CrossMoments, Merge, merged_cross_moments
 from ka_ray.student.channel_codes import ChannelCode, list_codes
+from ka_ray.student.code_checks import refuse_unread
 from ka_ray.student.graph_nodes import is_image
 from ka_ray.student.linear_layers import extract_patches
 from ka_ray.student.lockstep import Lockstep
@@ -139,14 +139,7 @@ def choose_codes(
         principal = group.is_linear and "depthwise" not in group.operations
         found = list_codes(stats, group.width, principal)
         codes[index] = _choose(networks, readers[index], found, codes, merge)
-    written = {networks.group_index(root) for root in networks.sums if root is not networks.output}
-    if unread := sorted(written - codes.keys()):
-        group = networks.groups[unread[0]]
-        reason = "have a fixed order" if group.fixed else "are read by no layer"
-        raise InputError(
-            f"student.start exact: the channels of {group.values[0].name!r} in the student's network "
-            f"{reason}; such networks are not supported"
-        )
+    refuse_unread(networks, codes.keys())
     return codes
 
 

@@ -16,6 +16,8 @@ from ka_ray.reports.accuracy import measure_accuracy
 from ka_ray.reports.comparison import Comparison, make_ensemble_rows, make_row
 from ka_ray.reports.figures import draw_comparison
 from ka_ray.reports.labels import describe_unmatched, match_labels
+from ka_ray.reports.sections import Accuracy
+from ka_ray.reports.warnings import warn_of_bad_students
 from ka_ray.runs.context import Run
 from ka_ray.runs.evaluation import evaluate_students
 from ka_ray.runs.figures import draw_or_notify
@@ -190,6 +192,7 @@ def _publish(
 ) -> Comparison:
     teachers = [teacher.name for teacher in run.config.teachers]
     rows, counts_by_rule, gated = [], dict[str, Counts](), dict[str, Counts]()
+    accuracies = dict[str, list[Accuracy]]()
     for label in dict.fromkeys(one.label for one in method_runs):
         jobs = [one.job for one in method_runs if one.label == label]
         summaries = [stage_summaries(one.config, one.folder) for one in jobs]
@@ -203,8 +206,8 @@ def _publish(
             gated.setdefault(jobs[0].config.scores.gate, counted[0])
         # All students with the same rule have the same ensemble: the counts of any of them show it.
         counts_by_rule.setdefault(jobs[0].plan.label_sets.rule_description, counted[0])
-        for job in jobs:
-            accuracy = measure_accuracy(counts[job.name], teachers)
+        accuracies[label] = [measure_accuracy(one, teachers) for one in counted]
+        for job, accuracy in zip(jobs, accuracies[label], strict=True):
             run.children[job.name].log_metrics(final_metrics(accuracy))
     loaded = TeachersOnDemand(run.config.teachers)
     total = sum(_count_parameters(loaded[i]) for i in range(len(loaded)))
@@ -216,7 +219,7 @@ def _publish(
         seeds=seeds,
         rows=[*make_ensemble_rows(counts_by_rule, teachers, total, gated), *rows],
         shared_seconds=shared,
-        warnings=warnings,
+        warnings=[*warnings, *warn_of_bad_students(accuracies)],
     )
     _write(run, result)
     return result

@@ -7,7 +7,7 @@ import pytest
 
 from ka_ray.reports.choices import StudentChoice
 from ka_ray.reports.sections import Accuracy, CodeQuality, LayerQuality
-from ka_ray.reports.warnings import list_warnings, warn_of_lost_start
+from ka_ray.reports.warnings import list_warnings, warn_of_bad_students, warn_of_lost_start
 
 GOOD: dict[str, Any] = {
     "union": 0.7,
@@ -88,3 +88,21 @@ def test_after_lower_rates_the_advice_is_another_one():
     choice = StudentChoice.model_validate({"best": "start", "qualities": qualities})
     [warning] = warn_of_lost_start(choice)
     assert "as at the rates 0.001 and 0.0003. Give more images, or a still lower joint" in warning
+
+
+def test_a_comparison_names_the_methods_whose_students_are_bad() -> None:
+    good, under, nothing = (
+        Accuracy.model_validate(GOOD | changes) for changes in ({}, {"union": 0.187}, {"agreement": 0.2})
+    )
+    rows = {"start": [good, good], "random": [under, good], "scratch": [nothing, under]}
+    assert [*warn_of_bad_students(rows)] == [
+        "random: 1 of 2 students are far under their teachers' ensemble.",
+        "scratch: 1 of 2 students agree with their teachers no more often than one that always gives the "
+        "same answer.",
+    ]
+
+
+def test_a_choice_without_an_epoch_has_lost_nothing() -> None:
+    quality = {"agreement": 1.0, "divergence": -1e-9, "worst_divergence": 0.0, "images": 10}
+    choice = StudentChoice.model_validate({"best": "start", "qualities": {"start": quality}})
+    assert [*warn_of_lost_start(choice)] == []
