@@ -38,6 +38,10 @@ class FactoriesSection(Section):
         make_modules_importable()
         for key, network in list_networks(self):
             package = network.partition(":")[0].partition(".")[0]
+            if ":" in network and is_of_python(package):
+                raise ValueError(
+                    f"{key}: {network!r} is a function of Python itself, which builds no networks"
+                )
             trusted = (*NETWORK_PACKAGES, *self.factories, "ka_ray")
             if ":" in network and package not in trusted and is_installed(package):
                 raise ValueError(

@@ -54,11 +54,12 @@ def test_an_installed_package_needs_consent_wherever_it_is_named(load_config, co
     assert load_config("factories=[somebodys_nets]").factories == ("somebodys_nets",)
 
 
-def test_functions_of_python_itself_need_consent_and_are_refused_all_the_same(load_config, config_tree):
-    config_tree["student"] = {"network": "test.support.os_helper:rmtree", "arguments": {"path": "somewhere"}}
-    with pytest.raises(InputError, match="of the installed package test"):
-        load_config()
-    network = load_config("factories=[test]").student.network
+@pytest.mark.parametrize("network", ["os:system", "test.support.os_helper:rmtree"])
+def test_functions_of_python_itself_are_refused_whatever_the_config_says(load_config, config_tree, network):
+    config_tree["student"] = {"network": network, "arguments": {"path": "somewhere"}}
+    for overrides in ([], [f"factories=[{network.partition('.')[0].partition(':')[0]}]"]):
+        with pytest.raises(InputError, match="is a function of Python itself"):
+            load_config(*overrides)
     with pytest.raises(InputError, match="is not an allowed source of networks"):
         find_factory(network)
 
