@@ -86,8 +86,12 @@ def _try_first_sample(dataset: Any, config: TorchvisionImages, reader: "Torchvis
 
 def _read_sample(dataset: Any, index: int) -> Any:
     """Read a sample; datasets open files with all of Pillow's formats, of which some run programs."""
-    with known_formats_only():
-        return read_again(lambda: dataset[index])
+
+    def read() -> Any:
+        with known_formats_only():
+            return dataset[index]
+
+    return read_again(read)
 
 
 def _find_targets(dataset: Any) -> list[int] | None:

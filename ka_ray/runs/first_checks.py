@@ -1,6 +1,7 @@
 """What a command checks first: all that takes no time, before networks are read and images are listed."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ka_ray.config import Config, FolderImages, ImagesConfig, MixedImages, TeachConfig
 from ka_ray.errors import InputError
@@ -21,9 +22,17 @@ def check_first(config: Config | TeachConfig) -> None:
     refuse_locked_folder(config.output_dir)
     for images in (config.images, config.evaluation.images):
         for folder in _list_folders(images):
-            if not is_remote(folder.path) and folder.path.is_dir() and not any(folder.path.iterdir()):
+            if _is_empty(folder.path):
                 raise InputError(f"images.path: the folder {folder.path} is empty")
     check_servers(config)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Return whether a local folder holds nothing; one that cannot be read is refused when it is listed."""
+    try:
+        return not is_remote(folder) and folder.is_dir() and not any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _list_folders(images: ImagesConfig | None) -> Iterator[FolderImages]:

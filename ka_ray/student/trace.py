@@ -20,9 +20,9 @@ _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itr
 def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """Trace a network in eval mode, down to modules without children and modules of torch.nn.
 
-    Arguments of ``forward`` that have a default are fixed to it. A module inside the network that torch.fx
-    cannot trace, such as a transformer block that depends on the size of its input, is one step of the graph;
-    the network cannot be cut inside of it.
+    Arguments of ``forward`` behind the first one that have a default are fixed to it. A module inside the
+    network that torch.fx cannot trace, such as a transformer block that depends on the size of its input, is
+    one step of the graph; the network cannot be cut inside of it.
 
     Returns:
         The graph, and module path -> node with the output of the module's last call; None if the module
@@ -31,8 +31,8 @@ def trace_network(network: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     Raises:
         InputError: torch.fx cannot trace the network.
     """
-    arguments = inspect.signature(network.forward).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
+    others = [*inspect.signature(network.forward).parameters.values()][1:]  # the first one is the image
+    defaults = {a.name: a.default for a in others if a.default is not inspect.Parameter.empty}
     opaque = set[nn.Module]()
     with eval_mode(network):
         while True:

@@ -62,3 +62,12 @@ def test_an_output_folder_in_use_is_refused_before_models_are_read(load_config, 
         ka_ray.amalgamate(config)
     with pytest.raises(AssertionError, match="a model was read"):
         ka_ray.amalgamate(config)
+
+
+def test_a_folder_that_cannot_be_read_is_left_to_the_listing(config_tree, load_config, empty, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(empty), "iterdir", refuse)
+    config_tree["images"] = {"source": "folder", "path": str(empty), "labelled": False, "size": 8}
+    check_first(load_config())

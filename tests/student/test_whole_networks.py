@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 
-from ka_ray.config import Decoding, Preprocessing, TeacherConfig
+from ka_ray.config import Config, Decoding, Preprocessing, TeacherConfig
 from ka_ray.errors import InputError
+from ka_ray.runs.setup import plan_run
 from ka_ray.student import Student, StudentSpec, load_student, save_student
 from ka_ray.student.cut import cut_into_stages
 from ka_ray.student.start import build_start, find_head
@@ -126,3 +128,18 @@ def test_networks_with_constants_and_versions_start_from_their_weights(network, 
     with torch.no_grad():
         expected = start.network(student.preprocess(images))
         torch.testing.assert_close(student(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_of_two_of_them_is_planned(merged, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(80):
+        Image.new("RGB", (32, 32), (3 * number, 0, 99)).save(tmp_path / "photos" / f"{number}.png")
+    images = {"source": "folder", "path": str(tmp_path / "photos"), "labelled": False, "size": 32}
+    teachers = [
+        {"name": name, "from": str(tmp_path / name), "classes": list(classes), "preprocessing": {"size": 32}}
+        for name, classes in LABELS.items()
+    ]
+    config = Config.model_validate({"name": "run", "images": images, "teachers": teachers})
+    planned = plan_run(config, [()])
+    assert any("start average: " in note for note in planned.notes)
+    assert (planned.plan.spec.network, dict(planned.plan.spec.paths)) == ("transformers", {})
