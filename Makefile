@@ -35,7 +35,7 @@ test-without-ray: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not chaos"
 
-chaos: $(READY)  ## Kill processes and nodes in every stage; about half an hour.
+chaos: $(READY)  ## Kill processes and nodes in every stage; more than an hour.
 	$(BIN)/python -m pytest -m chaos tests/chaos
 
 bench: $(READY)  ## Measure speed against bare twins, on an idle machine; writes benchmarks/RESULTS.md.
