@@ -63,7 +63,8 @@ def _advice(starts_random: bool) -> str:
 def learned_nothing(accuracy: Accuracy) -> bool:
     """Whether the student agrees with its teachers no more often than one that always answers the same."""
     agreement, constant = accuracy.agreement, accuracy.constant_agreement
-    return agreement is not None and constant is not None and agreement <= constant
+    # All images got one class, and the student follows: then nothing can be said.
+    return agreement is not None and constant is not None and agreement <= constant and agreement < 1
 
 
 def is_far_under(accuracy: Accuracy) -> bool:

@@ -44,6 +44,7 @@ def test_a_good_run_has_no_warning() -> None:
     assert warnings_of({"conv1": (0.04, 0.01)}, {"conv1": 0.2}, {"joint": [2.0, 1.0]}) == []
     assert warnings_of(union=None, ensemble=None, labelled=0) == []
     assert warnings_of(agreement=None, constant_agreement=None, ensemble=None) == []
+    assert warnings_of(agreement=1.0, constant_agreement=1.0) == []  # all images show one class
 
 
 @pytest.mark.parametrize(
