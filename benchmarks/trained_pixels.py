@@ -23,7 +23,7 @@ from ka_ray.config.preprocessing import IMAGENET
 from ka_ray.images import open_source, read_chunk
 from ka_ray.images.split import ImageSet, read_sample, split_images
 from ka_ray.images.views import IMAGE, view_of
-from ka_ray.runs.pixel_checks import MUCH_NEARER, Fit, describe_changes, find_nearest
+from ka_ray.runs.pixel_checks import Fit, describe_changes, find_better
 from ka_ray.teachers import Teacher, load_teacher
 from ka_ray.teachers.trained_pixels import measure_misfit
 
@@ -64,8 +64,8 @@ def measure(section: dict[str, Any], images: ImageSet, testing: ImageSet | None)
         misfit = measure_misfit(teacher.network, teacher.preprocess, torch.from_numpy(sample[IMAGE]))
         assert misfit is not None
         given = Fit(pixels, misfit)
-        best = find_nearest(teacher, given, images)
-        advice = describe_changes(given, best) if best.misfit * MUCH_NEARER <= misfit else ""
+        best = find_better(teacher, given, images)
+        advice = "" if best is None else describe_changes(given, best)
         accuracy = "" if testing is None else f"{measure_accuracy(teacher, testing, pixels):.3f}"
         print(f"| {section['name']} | {name} | {accuracy} | {misfit:.3f} | {advice} |", flush=True)
 
@@ -83,7 +83,7 @@ def main() -> None:
     if not weights.exists():
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_imagenet_weights(weights)
-    if not folder.exists():
+    if arguments.pair == "animals_and_signs" and not folder.exists():
         folder.mkdir()
         save_animals(data, folder)
     described = describe_images(arguments.pair, data, folder)

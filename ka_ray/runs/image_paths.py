@@ -52,7 +52,7 @@ def names_folder(path: Path) -> bool:
 
 
 def _is_pattern(path: Path) -> bool:
-    return not is_remote(path) and glob.has_magic(str(path)) and not os.path.exists(path)  # noqa: PTH110  # no error
+    return not is_remote(path) and glob.has_magic(str(path)) and not os.path.exists(path)  # noqa: PTH110  # raises nothing
 
 
 def _match(pattern: Path) -> list[Path]:

@@ -71,13 +71,11 @@ def find_other_pixels(
         pixels: What the teacher gets of some of them, ``[n, C, H, W]`` uint8.
     """
     misfit = measure_misfit(teacher.network, teacher.preprocess, pixels)
-    if misfit is None or misfit <= FITS or preprocessing.channels != 3:
+    if misfit is None:
         return
-    if not verbosity().quiet:
-        print(f"teacher {teacher.name}: trying other sizes and normalisations", file=sys.stderr, flush=True)
     given = Fit(preprocessing.resolve(images.config.size, images.config.resize), misfit)
-    best = find_nearest(teacher, given, images)
-    if best.misfit * MUCH_NEARER <= misfit:
+    best = find_better(teacher, given, images)
+    if best is not None:
         yield (
             f"teacher {teacher.name}: probably gets other pixels than it was trained on. With "
             f"{describe_changes(given, best)}, the images are {misfit / best.misfit:.1f} times as near to "
@@ -86,8 +84,8 @@ def find_other_pixels(
         )
 
 
-def find_nearest(teacher: Teacher, given: Fit, images: ImageSet) -> Fit:
-    """Try sizes and normalisations in turns, until neither brings a few images nearer to the training.
+def find_better(teacher: Teacher, given: Fit, images: ImageSet) -> Fit | None:
+    """Find pixels that fit a teacher's training much better than what it gets.
 
     Args:
         teacher: The teacher with its weights.
@@ -95,8 +93,18 @@ def find_nearest(teacher: Teacher, given: Fit, images: ImageSet) -> Fit:
         images: The images to choose from.
 
     Returns:
-        The best that was found, or ``given``.
+        The best that was found; None if what it gets fits, or nothing fits much better.
     """
+    if given.misfit <= FITS or given.preprocessing.channels != 3:
+        return None
+    if not verbosity().quiet:
+        print(f"teacher {teacher.name}: trying other sizes and normalisations", file=sys.stderr, flush=True)
+    best = _find_nearest(teacher, given, images)
+    return best if best.misfit * MUCH_NEARER <= given.misfit else None
+
+
+def _find_nearest(teacher: Teacher, given: Fit, images: ImageSet) -> Fit:
+    """Try sizes and normalisations in turns, until neither brings a few images nearer to the training."""
     best, in_vain = given, 0
     for number in range(MAX_TRIES):
         tried = _other_sizes if number % 2 == 0 else _other_normalisations

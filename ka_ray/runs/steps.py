@@ -17,16 +17,22 @@ from ka_ray.runs.output_folder import check_disk
 from ka_ray.runs.precision import choose_precision, count_float32_bytes
 from ka_ray.runs.stored_parts import StoredPart, list_missing_parts
 from ka_ray.stages import list_stages, run_stages
-from ka_ray.stages.inputs import StageInputs, epoch_students_folder, load_stage, stage_summary_path
+from ka_ray.stages.inputs import (
+    StageInputs,
+    epoch_students_folder,
+    load_stage,
+    stage_summary_path,
+)
 from ka_ray.stages.layer_solver import describe_gram_sizes
 from ka_ray.stages.shared_start import copy_start, describe_origin_of_start
+from ka_ray.stages.start import start_student_folder
 from ka_ray.storage.files import exists, format_bytes
 from ka_ray.student import Student, StudentSpec, save_student
-from ka_ray.student import spec as specs
 from ka_ray.student.exported_graph import save_graph
 from ka_ray.student.from_moments import unsupported_reason
 from ka_ray.student.network import find_foreign_function
 from ka_ray.student.plan import Plan
+from ka_ray.student.spec import read_spec as read_student_spec
 from ka_ray.training.fit import Progress, ProgressCallback
 
 
@@ -139,16 +145,17 @@ def refuse_other_function(folder: Path, spec: StudentSpec) -> None:
     But an output folder may come from somebody else.
 
     Args:
-        folder: The folder of a student, which may not exist yet; students of its epochs are below it.
+        folder: The folder of a student, which may not exist yet; those of its start and its epochs are
+            below it.
         spec: The student of the run.
 
     Raises:
         InputError: One of the students names another function.
     """
     own = find_foreign_function(spec)
-    found = [folder / "student.json", *epoch_students_folder(folder).glob("*/student.json")]
-    for path in filter(exists, found):
-        other = find_foreign_function(specs.read_spec(path))
+    folders = [folder, start_student_folder(folder), *epoch_students_folder(folder).glob("*")]
+    for path in filter(exists, (one / "student.json" for one in folders)):
+        other = find_foreign_function(read_student_spec(path))
         if other not in (None, own):
             raise InputError(
                 f"{path}: its network is built by the function {other!r}, which the config of this run does "

@@ -7,6 +7,7 @@ import pytest
 from ka_ray.errors import InputError
 from ka_ray.runs.steps import refuse_other_function
 from ka_ray.stages.inputs import epoch_students_folder
+from ka_ray.stages.start import start_student_folder
 from ka_ray.storage.files import write_json
 from ka_ray.student import Student, StudentSpec, save_student
 
@@ -16,9 +17,10 @@ def spec(make_spec) -> StudentSpec:
     return make_spec("plain", {"conv1": 4}, widths=[4])
 
 
-@pytest.mark.parametrize("place", ["student", "epoch"])
+@pytest.mark.parametrize("place", ["student", "start", "epoch"])
 def test_a_student_of_another_function_is_refused(spec, tmp_path, place):
-    folder = tmp_path if place == "student" else epoch_students_folder(tmp_path) / "003"
+    places = {"student": tmp_path, "start": start_student_folder(tmp_path)}
+    folder = places.get(place, epoch_students_folder(tmp_path) / "003")
     save_student(Student(spec), folder)
     refuse_other_function(tmp_path, spec)
     other = replace(spec, network="pip:main", arguments={})

@@ -100,6 +100,10 @@ def test_it_cannot_be_cut(merged):
             "timm/swin_tiny_patch4_window7_224",
             {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]},
         ),
+        (
+            "timm/swinv2_tiny_window8_256",
+            {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]},
+        ),
         ("timm/beit_base_patch16_224", {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 1}),
         ("timm/eva02_tiny_patch14_224", {"img_size": 28, "depth": 1}),
         ("mnasnet0_5", {}),
